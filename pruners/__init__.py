@@ -1,0 +1,1 @@
+"""Cut trained networks: channel graph, criteria, granularities, plans, surgery. Knows torch and numpy only."""

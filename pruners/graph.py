@@ -1,0 +1,109 @@
+"""The channel graph: which slices of which tensors go together. Names and integers only, so it pickles and is JSON."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Role = Literal["out", "in", "norm", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSlice:
+    """The part of one tensor axis that belongs to a channel group.
+
+    tensor: name in `model.state_dict()`. dim: the axis. role: `out` (rows that produce the channel: conv or linear
+    weight dim 0, its bias), `in` (columns that consume it), `norm` (scale, shift, running statistics), `other`
+    (per-channel parameters that meet it element-wise). index[u]: positions on that axis that go when unit u goes.
+    """
+
+    tensor: str
+    dim: int
+    role: Role
+    index: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelGroup:
+    """Channels that must be pruned together. `units` is how many can go one by one, independently of each other."""
+
+    name: str
+    units: int
+    members: tuple[TensorSlice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """Channels that cannot be pruned, and why. name: the producing module or tensor."""
+
+    name: str
+    channels: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MacOp:
+    """One use of a weight: `positions` output positions (per sample) each multiply the whole weight once."""
+
+    weight: str
+    positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelGraph:
+    """Everything about a network that pruning needs to know. Made once per study by `pruners.trace.trace`.
+
+    shapes: shape of every tensor of the state dict. parameters: the names among them that are trained parameters.
+    ops: where the multiply-accumulates are.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    frozen: tuple[Frozen, ...]
+    ops: tuple[MacOp, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    parameters: tuple[str, ...]
+
+    def group(self, name: str) -> ChannelGroup:
+        """The group called `name`. Raises KeyError."""
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(name)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "groups": [
+                {
+                    "name": g.name,
+                    "units": g.units,
+                    "members": [
+                        {"tensor": m.tensor, "dim": m.dim, "role": m.role, "index": [list(i) for i in m.index]}
+                        for m in g.members
+                    ],
+                }
+                for g in self.groups
+            ],
+            "frozen": [{"name": f.name, "channels": f.channels, "reason": f.reason} for f in self.frozen],
+            "ops": [{"weight": o.weight, "positions": o.positions} for o in self.ops],
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "parameters": list(self.parameters),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ChannelGraph":
+        return cls(
+            groups=tuple(
+                ChannelGroup(
+                    g["name"],
+                    g["units"],
+                    tuple(
+                        TensorSlice(m["tensor"], m["dim"], m["role"], tuple(tuple(i) for i in m["index"]))
+                        for m in g["members"]
+                    ),
+                )
+                for g in data["groups"]
+            ),
+            frozen=tuple(Frozen(**f) for f in data["frozen"]),
+            ops=tuple(MacOp(**o) for o in data["ops"]),
+            shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
+            parameters=tuple(data["parameters"]),
+        )
