@@ -1,0 +1,269 @@
+"""`StudyConfig`: a study file in TOML, checked before anything is spent."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from pruners.errors import PrunefrontError
+from search.measurement import OBJECTIVES
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class ConfigError(PrunefrontError):
+    """The study file asks for something that there is not."""
+
+
+class Section(BaseModel):
+    """Frozen, and closed: an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(Section):
+    """Where the trained network comes from."""
+
+    factory: str
+    """A zoo name (`prunefront list models`) or `module:callable` that returns the nn.Module."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the factory."""
+    weights: Path | None = None
+    """`.safetensors`, or a `.pt`/`.pth` state dict. Without it the network is trained first, see [train]."""
+
+
+class DataSection(Section):
+    """Images and labels. Three disjoint parts: train, validation (what the search sees), test (what it never sees)."""
+
+    source: str = "digits"
+    """`digits`, `parquet`, `folder`, or `module:callable` that returns `pipelines.data.Splits`."""
+    train: Path | None = None
+    test: Path | None = None
+    options: dict[str, Any] = {}
+    """Keyword arguments of a `module:callable` source."""
+    validation: Annotated[int, Field(ge=2)] | None = None
+    """How many training images, the last ones, are set aside for the search. Default: a sixth."""
+    train_limit: Annotated[int, Field(ge=2)] | None = None
+    test_limit: Annotated[int, Field(ge=2)] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    """Per channel, for pixels scaled to [0, 1]. Default: computed from the training part."""
+    augment: Literal["none", "crop", "crop_flip"] = "crop"
+    padding: Annotated[int, Field(ge=0, le=64)] = 1
+    """Pixels of zero padding that the random crop plays in."""
+
+
+class TrainSection(Section):
+    """How the dense network is trained when it comes without weights."""
+
+    epochs: Annotated[int, Field(ge=1)] = 20
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    batch_size: Annotated[int, Field(ge=2)] = 128
+
+
+class PruneSection(Section):
+    """What may be cut."""
+
+    criteria: tuple[str, ...] = ("l1", "taylor", "bn_scale", "geometric_median")
+    max_ratio: Ratio = 0.9
+    """No group loses more than this fraction of its units."""
+    round_to: Annotated[int, Field(ge=1)] = 1
+    """Kept channel counts are multiples of this."""
+    frozen: tuple[str, ...] = ()
+    """Modules that stay as they are."""
+    calibration_images: Annotated[int, Field(ge=1)] = 1024
+    """Training images for criteria that need data, and for re-estimating batch norm statistics."""
+
+
+class Bound(Section):
+    """Bounds on a measured value; a candidate outside is never on the front."""
+
+    low: float | None = None
+    high: float | None = None
+
+
+class SearchSection(Section):
+    """Which candidates are scored."""
+
+    searcher: str = "evolution"
+    candidates: Annotated[int, Field(ge=1)] = 64
+    """How many different architectures are scored without training."""
+    objectives: tuple[str, ...] = ("accuracy", "macs", "size_bytes")
+    """What the searcher is told. All of it is exact for a seed, so that a search can be repeated."""
+    constraints: dict[str, Bound] = {}
+    options: dict[str, Any] = {}
+    """The searcher's own options, e.g. { population = 24 }."""
+    seeds: Annotated[int, Field(ge=1)] | None = None
+    """How many heuristic starting points. Default: a third of the candidates."""
+    validation_limit: Annotated[int, Field(ge=2)] | None = None
+    """Score on this many validation images only."""
+
+    @model_validator(mode="after")
+    def _known_objectives(self) -> Self:
+        exact = [n for n in OBJECTIVES if not n.startswith("latency")]
+        for name in (*self.objectives, *self.constraints):
+            if name not in exact:
+                raise ValueError(
+                    f"{name!r} cannot steer the search; possible: {', '.join(exact)} (latency is measured on the "
+                    "candidates that were fine-tuned, see docs/decisions/0003-two-stages.md)"
+                )
+        if len(set(self.objectives)) != len(self.objectives) or "accuracy" not in self.objectives:
+            raise ValueError("objectives must be different from each other and include 'accuracy'")
+        return self
+
+
+class FinetuneSection(Section):
+    """What happens to the candidates that deserve training."""
+
+    candidates: Annotated[int, Field(ge=0)] = 12
+    """How many of the scored ones are fine-tuned, best first."""
+    epochs: Annotated[int, Field(ge=0)] = 2
+    learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    distill: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Weight of the dense network's soft targets in the loss; 0 = labels only."""
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: whichever trains faster on this machine, measured once per study."""
+
+
+class MeasureSection(Section):
+    """How a network is timed."""
+
+    runtime: str = "onnxruntime"
+    """`prunefront list runtimes`."""
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1)] = 1
+    pairs: Annotated[int, Field(ge=10)] = 100
+    """How many times candidate and dense network are run in turn."""
+    warmup: Annotated[int, Field(ge=0)] = 10
+
+
+class TrackingSection(Section):
+    """Where MLflow records the study."""
+
+    uri: str | None = None
+    """Tracking store. Default: `sqlite:///<folder>/mlflow.db`."""
+    experiment: str = "prunefront"
+
+
+class ArtifactSection(Section):
+    """Where pruned networks are published."""
+
+    uri: str | None = None
+    """A folder or `s3://bucket/prefix`. Default: `<folder>/<name>/artifacts`."""
+    endpoint_url: str | None = None
+    """Of an S3 server that is not AWS. Credentials come from the environment, as boto3 reads them."""
+
+
+class ClusterSection(Section):
+    """How much of the machine or the cluster a study takes."""
+
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Worker processes. Default: one for each CPU that Ray has."""
+    cpus_per_worker: Annotated[int, Field(ge=1)] = 1
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+
+
+class StudyConfig(Section):
+    """One study. Each section goes to the code it concerns; nothing below reads the whole."""
+
+    name: Name
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    folder: Path = Path("studies")
+    """Where the study keeps its state: `<folder>/<name>/`."""
+    model: ModelSection
+    data: DataSection = DataSection()
+    train: TrainSection = TrainSection()
+    prune: PruneSection = PruneSection()
+    search: SearchSection = SearchSection()
+    finetune: FinetuneSection = FinetuneSection()
+    measure: MeasureSection = MeasureSection()
+    tracking: TrackingSection = TrackingSection()
+    artifacts: ArtifactSection = ArtifactSection()
+    cluster: ClusterSection = ClusterSection()
+
+    @property
+    def path(self) -> Path:
+        """The study's own folder."""
+        return self.folder / self.name
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's tracking store, with the default filled in."""
+        return self.tracking.uri or f"sqlite:///{(self.folder / 'mlflow.db').absolute()}"
+
+    @property
+    def artifact_uri(self) -> str:
+        """The artifact store, with the default filled in."""
+        return self.artifacts.uri or str(self.path / "artifacts")
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+def load(path: Path) -> StudyConfig:
+    """Reads and checks a study file. Relative paths in it are relative to the file.
+
+    Raises ConfigError: one line that says where, what was asked, what is possible.
+    """
+    try:
+        data = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"there is no study file {path}; see examples/digits.toml for one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    return parse(data, source=str(path), base=path.parent)
+
+
+def parse(data: Mapping[str, Any], *, source: str, base: Path) -> StudyConfig:
+    """Checks a study given as nested dicts; `base` is what its relative paths are relative to."""
+    try:
+        config = StudyConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {'; '.join(_explain(e, data) for e in error.errors())}") from None
+    return _anchor(config, base)
+
+
+def _anchor(config: StudyConfig, base: Path) -> StudyConfig:
+    def at(path: Path | None) -> Path | None:
+        return None if path is None else (base / path)
+
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"weights": at(config.model.weights)}),
+            "data": config.data.model_copy(
+                update={"train": at(config.data.train), "test": at(config.data.test)}
+            ),
+        }
+    )
+
+
+def _explain(error: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(error["loc"][:-1])
+        asked = str(error["loc"][-1])
+        near = get_close_matches(asked, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"unknown key {where!r}; {hint}known here: {', '.join(known)}"
+    if error["type"] == "missing":
+        return f"{where!r} is missing"
+    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should", "should")
+    return f"{where or 'the study'} = {error['input']!r}: {message}" if where else message
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    """The keys of the section at `location`; annotations are followed from StudyConfig downwards."""
+    section: Any = StudyConfig
+    for part in location:
+        annotation = section.model_fields[part].annotation if part in section.model_fields else section
+        section = Bound if annotation == dict[str, Bound] else annotation
+    return list(section.model_fields)
