@@ -1,0 +1,14 @@
+"""Mean activation (a baseline of Molchanov et al. 2017, 1611.06440)."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from pruners.criteria import criterion
+from pruners.view import UnitView
+
+
+@criterion("activation", needs={"activation"})
+def activation(view: UnitView) -> Float[Tensor, " units"]:
+    """Mean absolute activation that the unit's consumers see on the calibration images."""
+    assert view.activation is not None
+    return view.activation.mean(dim=1)

@@ -1,0 +1,16 @@
+"""FPGM: filters near the geometric median are replaceable (He et al. 2019, 1811.00250)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pruners.criteria import criterion
+from pruners.view import UnitView
+
+
+@criterion("geometric_median", needs={"weight"})
+def geometric_median(view: UnitView) -> Float[Tensor, " units"]:
+    """Sum of Euclidean distances to the group's other units' weights (FPGM, He et al. 2019, eq. 7)."""
+    # distances do not feel the shift; torch.cdist does, as it subtracts squared norms: least about the mean
+    centred = view.weight - view.weight.mean(dim=0)
+    return torch.cdist(centred, centred).sum(dim=1)

@@ -1,0 +1,13 @@
+"""Filter L1 norm (Li et al. 2017, 1608.08710)."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from pruners.criteria import criterion
+from pruners.view import UnitView
+
+
+@criterion("l1", needs={"weight"})
+def l1(view: UnitView) -> Float[Tensor, " units"]:
+    """Sum of absolute weights that produce the unit (Li et al. 2017); compare within a layer only."""
+    return view.weight.abs().sum(dim=1)

@@ -1,0 +1,13 @@
+"""Filter L2 norm, the Euclidean variant of Li et al. (1608.08710)."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from pruners.criteria import criterion
+from pruners.view import UnitView
+
+
+@criterion("l2", needs={"weight"})
+def l2(view: UnitView) -> Float[Tensor, " units"]:
+    """Euclidean norm of the weights that produce the unit; compare within a layer only."""
+    return view.weight.square().sum(dim=1).sqrt()

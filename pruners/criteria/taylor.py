@@ -1,0 +1,17 @@
+"""First-order Taylor criterion at gates (Molchanov et al. 2019, 1906.10771)."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from pruners.criteria import criterion
+from pruners.view import UnitView
+
+
+@criterion("taylor", needs={"gate_gradient"})
+def taylor(view: UnitView) -> Float[Tensor, " units"]:
+    """Squared first-order change in loss if the unit were zero (Molchanov et al. 2019, eq. 8), unit loss².
+
+    The mean over mini-batches is taken of the squares: gradients of opposite sign must not cancel.
+    """
+    assert view.gate_gradient is not None
+    return view.gate_gradient.square().mean(dim=1)

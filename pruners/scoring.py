@@ -1,0 +1,80 @@
+"""Scores of every unit under every criterion, taken once per study on the dense model."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from pruners.criteria import Criterion, criteria
+from pruners.errors import PrunefrontError
+from pruners.granularities import granularities
+from pruners.graph import ChannelGraph, ChannelGroup
+from pruners.plan import Scores
+from pruners.statistics import Batch, Loss, collect, gates
+from pruners.view import MEASURED, UnitView, consumers, producers, scales
+
+
+def facts(group: ChannelGroup, graph: ChannelGraph) -> frozenset[str]:
+    """The `UnitView` fields that make sense for a group."""
+    there = {
+        "weight": producers(group, graph.shapes),
+        "norm_scale": scales(group),
+        "gate_gradient": gates(group, graph)[0],
+        "activation": consumers(group),
+    }
+    return frozenset(name for name, members in there.items() if members)
+
+
+def available(graph: ChannelGraph) -> dict[str, tuple[str, ...]]:
+    """Group name -> names of the criteria that make sense for it, sorted; empty where none does."""
+    return {
+        g.name: tuple(name for name in criteria if criteria[name].needs <= facts(g, graph))
+        for g in graph.groups
+    }
+
+
+def score_all(
+    model: nn.Module,
+    graph: ChannelGraph,
+    criteria_names: Iterable[str],
+    batches: Iterable[Batch] | None = None,
+    loss: Loss = F.cross_entropy,
+    granularity: str = "channel",
+) -> Scores:
+    """criterion -> group -> one float64 score per unit, higher = keep.
+
+    Groups for which a criterion makes no sense are left out. model: dense; it stays as it is.
+    batches: calibration data, read once, and only if a criterion needs it.
+    Raises UnknownName for an unknown criterion or granularity, PrunefrontError for missing data or a score
+    that is not finite.
+    """
+    chosen = {name: criteria[name] for name in criteria_names}
+    units = granularities[granularity]
+    needs = frozenset[str]().union(*(c.needs for c in chosen.values()))
+    hungry = [name for name, c in chosen.items() if c.needs & MEASURED]
+    if hungry and batches is None:
+        without = [name for name in criteria if not criteria[name].needs & MEASURED]
+        raise PrunefrontError(
+            f"criterion {hungry[0]!r} looks at data and no calibration batches were given; "
+            f"give some, or choose among: {', '.join(without)}"
+        )
+    statistics = collect(model, graph, batches or (), needs, loss)
+    tensors = model.state_dict()
+    scores: dict[str, dict[str, NDArray[np.float64]]] = {name: {} for name in chosen}
+    for group in graph.groups:
+        fitting = [c for c in chosen.values() if c.needs <= facts(group, graph)]
+        view = units.view(group, tensors, statistics)
+        for criterion in fitting:
+            scores[criterion.name][group.name] = _score(criterion, view, group)
+    return scores
+
+
+def _score(criterion: Criterion, view: UnitView, group: ChannelGroup) -> NDArray[np.float64]:
+    try:
+        scores = criterion(view)
+    except PrunefrontError as error:
+        raise PrunefrontError(f"group {group.name!r}: {error}") from error
+    result: NDArray[np.float64] = scores.numpy()
+    return result
