@@ -1,0 +1,52 @@
+# prunefront: `make` alone lists what there is.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test quick lint bench clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# What `make setup` last installed for; pyproject.toml newer than this means: install again.
+INSTALLED := $(VENV)/installed
+STUDY ?= examples/digits.toml
+# Extras of pyproject.toml to install; machines of a cluster need none (scripts/setup-host.sh).
+EXTRAS ?= dev
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(INSTALLED)  ## make .venv and install everything into it; does nothing the second time
+
+$(INSTALLED): pyproject.toml scripts/install.sh
+	@scripts/install.sh "$(PYTHON)" "$(VENV)" "$(EXTRAS)"
+	@touch $@
+
+demo: setup  ## search real images for small, fast networks (a few minutes) and print the front
+	@$(BIN)/prunefront search $(STUDY) --fresh
+
+test: services  ## everything that CI runs: lint, types, and the whole test suite
+	@$(MAKE) --no-print-directory lint
+	@PRUNEFRONT_REQUIRE_SERVICES=$${CI:+1} $(BIN)/python -m pytest
+
+quick: setup  ## the fast tests only
+	@$(BIN)/python -m pytest -q -m "not slow and not services"
+
+lint: setup  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: setup  ## what a search costs beside the work itself
+	@for file in benchmarks/*.py; do $(BIN)/python "$$file"; done
+
+clean:  ## remove the environment and every cache; studies stay
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# In CI a service that is missing is installed first, and a test that cannot find it fails instead of being skipped.
+.PHONY: services
+services: setup
+	@if [ -n "$${CI:-}" ]; then scripts/install-test-services.sh; fi

@@ -1,0 +1,49 @@
+"""`ray submit cluster.yaml pipelines/job.py study.toml`: one search on the cluster whose head this runs on.
+
+`ray submit` copies this one file to the head's home folder and runs it there, so it imports nothing of ours before it
+stands in the folder that `ray up` copied the project to. Its arguments are those of `prunefront search`; when one begins
+with a dash, all go after `--`: `ray submit cluster.yaml pipelines/job.py -- study.toml --resume`.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+PROJECT = Path("~/prunefront").expanduser()
+"""Where cluster.yaml's file_mounts put the project; relative paths in the arguments begin here."""
+
+
+def cli_arguments(given: list[str], project: Path) -> list[str]:
+    """The arguments of `prunefront` for a search on the cluster that runs on this machine.
+
+    Raises FileNotFoundError, whose text says what to do, if the project or a study that is asked for is not here.
+    """
+    if not project.is_dir():
+        raise FileNotFoundError(f"{project} is not on this machine; this file is run by `ray submit`, after `ray up`")
+    for argument in given:
+        if argument.endswith(".toml") and not (project / argument).is_file():
+            raise FileNotFoundError(
+                f"{argument} is not on the cluster's head, which has what file_mounts in cluster.yaml name; "
+                f"copy it there: ray rsync-up cluster.yaml {argument} '~/prunefront/{argument}'"
+            )
+    return ["search", *given, "--address", "auto"]
+
+
+def main() -> None:
+    """Runs the search; ends with its exit code, 2 when asked for what is not there."""
+    try:
+        arguments = cli_arguments(sys.argv[1:], PROJECT)
+    except FileNotFoundError as error:
+        sys.stderr.write(f"job.py: {error}\n")
+        sys.exit(2)
+    os.chdir(PROJECT)
+    sys.path[0] = str(PROJECT)  # was the home folder, where anything may lie
+    sys.argv = ["prunefront", *arguments]
+
+    from pipelines.cli import main as prunefront
+
+    prunefront()
+
+
+if __name__ == "__main__":
+    main()
