@@ -1,0 +1,555 @@
+"""Where a study is recorded: MLflow, or memory. The search never waits for it, and never ends because of it."""
+
+import json
+import logging
+import os
+import queue
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from pruners.errors import PrunefrontError
+from search.candidate import Candidate
+from search.measurement import Failure, Measurement, Outcome
+
+if TYPE_CHECKING:
+    from mlflow.entities import Experiment, Metric, Param, RunTag
+    from mlflow.tracking import MlflowClient
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+Row = Mapping[str, Any]
+
+MAX_VALUE = 500  # characters of a param that every MLflow since 1.0 takes; the whole study is in study.json
+MAX_KEY = 250
+MAX_TAG = 5000
+BATCH = 100  # params or tags in one request
+CONNECT_SECONDS = 5.0
+ARTIFACTS = "mlartifacts"
+TABLE = "front_table.json"
+
+log = logging.getLogger(__name__)
+
+
+class TrackingError(PrunefrontError):
+    """The tracking store cannot be used as asked."""
+
+
+class Tracker(Protocol):
+    """Records one study. Only `start` may raise (TrackingError); what fails later is in `errors`."""
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """What could not be recorded so far, one line each."""
+        ...
+
+    def start(self, study: Mapping[str, Any], resume_run_id: str | None = None) -> str:
+        """Opens the study's run, or the given one again, and returns its id. `study` is `StudyConfig.to_json()`."""
+        ...
+
+    def log(
+        self,
+        key: str,
+        params: Mapping[str, Any],
+        outcome: Outcome,
+        artifact_uri: str | None = None,
+        *,
+        stage: str = "score",
+        seconds: float = 0.0,
+    ) -> None:
+        """Records what came of a candidate at a stage; the second call for the same key and stage does nothing."""
+        ...
+
+    def log_progress(self, step: int, hypervolume: float, front_size: int) -> None:
+        """Records the state of the front after `step` candidates."""
+        ...
+
+    def log_front(self, rows: Sequence[Row], files: Sequence[Path] = ()) -> None:
+        """Records the front: its rows, and files (front.png, front.html …) that must stay until `finish`."""
+        ...
+
+    def finish(self, status: Status = "FINISHED") -> tuple[str, ...]:
+        """Writes what is left, closes the run and returns `errors`."""
+        ...
+
+
+def candidate_params(candidate: Candidate) -> dict[str, Any]:
+    """What a candidate asks, as flat params: `ratio/<group>`, and the rest as few columns as it needs.
+
+    A criterion, granularity or word length that all groups share is one param; otherwise one for each group.
+    """
+    choices = candidate.choices
+    params: dict[str, Any] = {"origin": candidate.origin} if candidate.origin else {}
+    for name, values in (
+        ("criterion", {group: c.criterion for group, c in choices.items()}),
+        ("granularity", {group: c.granularity for group, c in choices.items()}),
+        ("bits", {group: c.bits for group, c in choices.items()}),
+    ):
+        if len(set(values.values())) == 1:
+            params[name] = next(iter(values.values()))
+        else:
+            params |= {f"{name}/{group}": value for group, value in values.items()}
+    return params | {f"ratio/{group}": round(c.ratio, 4) for group, c in choices.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What `MemoryTracker` keeps of a candidate at a stage."""
+
+    params: Mapping[str, Any]
+    outcome: Outcome
+    artifact_uri: str | None = None
+
+
+@dataclass
+class MemoryTracker:
+    """A tracker for tests and for studies that shall leave nothing behind."""
+
+    study: Mapping[str, Any] = field(default_factory=dict)
+    records: dict[tuple[str, str], Record] = field(default_factory=dict)
+    progress: list[tuple[int, float, int]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    status: str = "RUNNING"
+    errors: tuple[str, ...] = ()
+
+    def start(self, study: Mapping[str, Any], resume_run_id: str | None = None) -> str:
+        self.study, self.status = study, "RUNNING"
+        return resume_run_id or "memory"
+
+    def log(
+        self,
+        key: str,
+        params: Mapping[str, Any],
+        outcome: Outcome,
+        artifact_uri: str | None = None,
+        *,
+        stage: str = "score",
+        seconds: float = 0.0,
+    ) -> None:
+        self.records.setdefault((key, stage), Record(dict(params), outcome, artifact_uri))
+
+    def log_progress(self, step: int, hypervolume: float, front_size: int) -> None:
+        self.progress.append((step, hypervolume, front_size))
+
+    def log_front(self, rows: Sequence[Row], files: Sequence[Path] = ()) -> None:
+        self.rows, self.files = list(rows), list(files)
+
+    def finish(self, status: Status = "FINISHED") -> tuple[str, ...]:
+        self.status = status
+        return self.errors
+
+
+class MlflowTracker:
+    """A parent run for the study and a child run for each candidate and stage, written by one background thread.
+
+    uri: an MLflow server (`http://…`) or a database that this process writes itself (`sqlite:///…`,
+    `postgresql://…`). folder: where artifacts go when a database has none of its own; an SQLite file has them
+    beside itself. patience: seconds that `finish` waits for a store that does not answer.
+    """
+
+    def __init__(self, uri: str, experiment: str, folder: Path, *, patience: float = 30.0) -> None:
+        self.uri, self.experiment, self.folder, self.patience = uri, experiment, folder, patience
+        self._children: dict[tuple[str, str], str] = {}  # (key, stage) -> run id; the writer's own
+        self._done: set[tuple[str, str]] = set()  # the caller's own
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        return tuple(self._writer.errors)
+
+    def start(self, study: Mapping[str, Any], resume_run_id: str | None = None) -> str:
+        """Raises TrackingError within seconds: store not reachable, address not usable, experiment deleted."""
+        reach(self.uri)
+        # MLflow's own patience (7 retries of 120 s) is for a script that has nothing else to do
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking import MlflowClient
+
+        self._writer = _Writer(self._recover, self.patience)
+        study = json.loads(without_password(json.dumps(study)))
+        try:
+            with _quiet_migrations():
+                self._client = MlflowClient(tracking_uri=self.uri)
+                self._experiment_id = self._open_experiment()
+                self.run_id = self._open_run(study, resume_run_id)
+        except (MlflowException, OSError) as error:
+            raise TrackingError(
+                f"the tracking store {without_password(self.uri)} refused the study: {_line(error)}"
+            ) from error
+        self._writer.start()
+        return self.run_id
+
+    def log(
+        self,
+        key: str,
+        params: Mapping[str, Any],
+        outcome: Outcome,
+        artifact_uri: str | None = None,
+        *,
+        stage: str = "score",
+        seconds: float = 0.0,
+    ) -> None:
+        if (key, stage) in self._done:
+            return
+        self._done.add((key, stage))
+        now, copy = _now(), dict(params)
+        self._writer.put(
+            f"candidate {key} ({stage})",
+            lambda: self._write_child(key, stage, copy, outcome, artifact_uri, now, seconds),
+        )
+
+    def log_progress(self, step: int, hypervolume: float, front_size: int) -> None:
+        from mlflow.entities import Metric
+
+        values = {"hypervolume": hypervolume, "front_size": float(front_size)}
+        metrics = [Metric(name, value, _now(), step) for name, value in values.items()]
+        self._writer.put(f"progress at {step}", lambda: self._client.log_batch(self.run_id, metrics=metrics))
+
+    def log_front(self, rows: Sequence[Row], files: Sequence[Path] = ()) -> None:
+        copies = [dict(row) for row in rows]
+        self._writer.put("the front", lambda: self._write_front(copies, list(files)))
+
+    def finish(self, status: Status = "FINISHED") -> tuple[str, ...]:
+        self._writer.put("the end", lambda: self._client.set_terminated(self.run_id, status))
+        self._writer.close()
+        for error in self.errors:
+            log.warning("not recorded in MLflow: %s", error)
+        return self.errors
+
+    def _open_experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found: Experiment | None = self._client.get_experiment_by_name(self.experiment)
+        if found is None:
+            try:
+                return self._client.create_experiment(self.experiment, artifact_location=self._artifacts())
+            except MlflowException as error:
+                # another study may have made it in the meantime
+                found = self._client.get_experiment_by_name(self.experiment)
+                if found is None:
+                    raise error
+        if found.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"the MLflow experiment {self.experiment!r} is deleted in {without_password(self.uri)}; bring it "
+                f"back with `mlflow experiments restore --experiment-id {found.experiment_id}`, or set another "
+                "`experiment` under [tracking]"
+            )
+        return str(found.experiment_id)
+
+    def _artifacts(self) -> str | None:
+        """A server knows where it keeps artifacts; a database would put them into ./mlruns of whoever writes."""
+        if self.uri.startswith(("http", "databricks")):
+            return None
+        file = sqlite_file(self.uri)
+        return ((file.parent if file else self.folder).absolute() / ARTIFACTS).as_uri()
+
+    def _open_run(self, study: Mapping[str, Any], resume_run_id: str | None) -> str:
+        from mlflow.entities import Param
+        from mlflow.exceptions import MlflowException
+
+        params = flatten(study)
+        if resume_run_id is not None:
+            try:
+                run = self._client.get_run(resume_run_id)
+                self._client.update_run(resume_run_id, status="RUNNING")
+            except MlflowException as error:
+                self._writer.errors.append(
+                    f"run {resume_run_id} is gone, a new one goes on in its place: {_line(error)}"
+                )
+            else:
+                self._done = self._find_children(resume_run_id)
+                # MLflow refuses to change a param, and the study may go on with more candidates than it began with
+                params = {key: value for key, value in params.items() if key not in run.data.params}
+                self._log_batch(resume_run_id, params=[Param(*item) for item in params.items()])
+                return resume_run_id
+        tags = {
+            "prunefront.study": str(study.get("name", "")),
+            "prunefront.seed": str(study.get("seed", "")),
+            "prunefront.version": _version(),
+        }
+        run = self._client.create_run(
+            self._experiment_id, run_name=str(study.get("name", "study")), tags=tags
+        )
+        run_id = str(run.info.run_id)
+        self._log_batch(run_id, params=[Param(*item) for item in params.items()])
+        self._client.log_dict(run_id, dict(study), "study.json")
+        return run_id
+
+    def _find_children(self, parent: str) -> set[tuple[str, str]]:
+        """Learns the run of every child, and returns (key, stage) of the finished ones.
+
+        A child that was cut off in the middle is written again, into the same run.
+        """
+        finished: set[tuple[str, str]] = set()
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment_id],
+                f"tags.`mlflow.parentRunId` = '{parent}'",
+                max_results=1000,
+                page_token=token,
+            )
+            for run in page:
+                name = (run.data.tags.get("prunefront.key", ""), run.data.tags.get("prunefront.stage", ""))
+                self._children[name] = run.info.run_id
+                if run.info.status != "RUNNING":
+                    finished.add(name)
+            token = page.token
+            if not token:
+                return finished
+
+    def _recover(self) -> None:
+        """Before a write is tried again: whether the store answers, and which child the lost answer was about."""
+        reach(self.uri)
+        self._find_children(self.run_id)
+
+    def _write_child(
+        self,
+        key: str,
+        stage: str,
+        params: Mapping[str, Any],
+        outcome: Outcome,
+        artifact_uri: str | None,
+        now: int,
+        seconds: float,
+    ) -> None:
+        from mlflow.entities import Metric, Param
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+        tags = {MLFLOW_PARENT_RUN_ID: self.run_id, "prunefront.key": key, "prunefront.stage": stage}
+        if artifact_uri:
+            tags["prunefront.artifact"] = without_password(artifact_uri)
+        metrics: list[Metric] = []
+        match outcome:
+            case Failure(kind, reason):
+                tags |= {"prunefront.failure": kind, "prunefront.reason": reason[:MAX_TAG]}
+            case Measurement():
+                metrics = [Metric(name, value, now, 0) for name, value in with_bounds(outcome).items()]
+        if (key, stage) not in self._children:
+            name = key if stage == "score" else f"{key} ({stage})"
+            run = self._client.create_run(
+                self._experiment_id, start_time=now - int(1000 * seconds), run_name=name, tags=tags
+            )
+            self._children[key, stage] = run.info.run_id
+        run_id = self._children[key, stage]
+        self._log_batch(run_id, metrics, [Param(*item) for item in flatten(params).items()])
+        status = "FAILED" if isinstance(outcome, Failure) else "FINISHED"
+        self._client.set_terminated(run_id, status, end_time=now)
+
+    def _write_front(self, rows: Sequence[Row], files: Sequence[Path]) -> None:
+        # not client.log_table: it appends to a table that is there, and a resumed study writes its front again
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "front.json").write_text(json.dumps(rows, indent=1))
+            (Path(folder) / TABLE).write_text(json.dumps(_table(rows)))
+            self._client.log_artifacts(self.run_id, folder)
+        for file in files:
+            self._client.log_artifact(self.run_id, str(file))
+        self._client.set_tag(
+            self.run_id, "mlflow.loggedArtifacts", json.dumps([{"path": TABLE, "type": "table"}])
+        )
+
+    def _log_batch(
+        self,
+        run_id: str,
+        metrics: "Sequence[Metric]" = (),
+        params: "Sequence[Param]" = (),
+        tags: "Sequence[RunTag]" = (),
+    ) -> None:
+        self._client.log_batch(run_id, metrics=metrics, params=params[:BATCH], tags=tags)
+        for start in range(BATCH, len(params), BATCH):
+            self._client.log_batch(run_id, params=params[start : start + BATCH])
+
+
+class _Writer:
+    """One daemon thread that carries out writes in order.
+
+    A write that fails while the store answers is recorded in `errors` and left out; while it does not answer, the
+    thread waits and tries again, until `close` has waited `patience` seconds.
+    """
+
+    def __init__(self, recover: Callable[[], None], patience: float, size: int = 4096) -> None:
+        self.errors: list[str] = []
+        self._recover, self._patience = recover, patience
+        self._queue: queue.Queue[tuple[str, Callable[[], Any]] | None] = queue.Queue(size)
+        self._deadline: float | None = None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="prunefront-tracking", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, label: str, write: Callable[[], Any]) -> None:
+        try:
+            self._queue.put_nowait((label, write))
+        except queue.Full:
+            self.errors.append(f"{label}: {self._queue.maxsize} writes are waiting already")
+
+    def close(self) -> None:
+        self._deadline = time.monotonic() + self._patience
+        self._closing.set()
+        try:
+            self._queue.put_nowait(None)
+        except queue.Full:
+            log.debug("the writer ends at its deadline")
+        # one write may be in the middle of MLflow's own timeout; a daemon thread is left to it
+        self._thread.join(self._patience + CONNECT_SECONDS)
+        left = [item[0] for item in self._queue.queue if item is not None]
+        if left:
+            self.errors.append(f"{len(left)} writes were given up, from {left[0]} to {left[-1]}")
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            label, write = item
+            if not self._write(label, write):
+                self.errors.append(f"{label}: given up, the store did not come back")
+                return
+
+    def _write(self, label: str, write: Callable[[], Any]) -> bool:
+        """Whether to go on with the next one."""
+        pause, told = 0.5, False
+        while True:
+            try:
+                write()
+            except Exception as error:  # noqa: BLE001 - whatever a tracking client raises, the search goes on
+                try:
+                    self._recover()
+                except Exception as outage:  # noqa: BLE001 - as above: this decides between waiting and leaving out
+                    if not told:
+                        self.errors.append(f"{label}: waiting for the store: {_line(outage)}")
+                        told = True
+                    if self._out_of_time(pause):
+                        return False
+                    pause = min(2 * pause, 15.0)
+                    continue
+                if not told:
+                    told = True  # it answers: one more try, in case the outage was short
+                    continue
+                self.errors.append(f"{label}: {_line(error)}")
+            return True
+
+    def _out_of_time(self, pause: float) -> bool:
+        if self._deadline is None:
+            self._closing.wait(pause)
+            return False
+        time.sleep(min(pause, 1.0))
+        return time.monotonic() > self._deadline
+
+
+def reach(uri: str) -> None:
+    """Returns when the tracking store answers. Raises TrackingError within seconds otherwise, in one line."""
+    shown = without_password(uri)
+    if uri.startswith(("http://", "https://")):
+        import requests
+
+        try:
+            # whatever it answers, a login page included, somebody is there; what MLflow says comes next
+            requests.get(f"{uri.rstrip('/')}/health", timeout=CONNECT_SECONDS).close()
+        except requests.RequestException as error:
+            raise TrackingError(
+                f"no MLflow server answers at {shown} ({type(error).__name__}): start one with `mlflow server`, "
+                "or leave out `uri` under [tracking] to record into an SQLite file"
+            ) from error
+    elif re.match(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://", uri):
+        _reach_database(uri, shown)
+    elif not uri.startswith("databricks"):
+        raise TrackingError(
+            f"{shown!r} is not a tracking store; possible: http(s)://HOST:PORT of an MLflow server, "
+            "sqlite:///FILE, postgresql://USER:PASSWORD@HOST/DATABASE"
+        )
+
+
+def _reach_database(uri: str, shown: str) -> None:
+    import sqlalchemy
+
+    file = sqlite_file(uri)
+    options = {"connect_timeout": int(CONNECT_SECONDS)} if uri.startswith(("postgresql", "mysql")) else {}
+    try:
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        # MLflow itself would try ten times, for minutes
+        engine = sqlalchemy.create_engine(uri, connect_args=options, poolclass=sqlalchemy.pool.NullPool)
+        sqlalchemy.inspect(engine).get_table_names()
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, OSError) as error:
+        reason = _line(getattr(error, "orig", None) or error)
+        raise TrackingError(
+            f"the tracking database {shown} cannot be opened: {reason}; check `uri` under [tracking]"
+        ) from error
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of an SQLite tracking store; None for every other kind."""
+    match = re.match(r"sqlite(?:\+\w+)?:///(.+)", uri)
+    return Path(match[1].partition("?")[0]) if match else None
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested dicts as MLflow params: `search.candidates` -> "64". What is None is left out, what is long is cut."""
+    flat: dict[str, str] = {}
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        elif value is not None:
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            key = re.sub(r"[^\w./: -]", "_", f"{prefix}{name}")[:MAX_KEY]
+            flat[key] = text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 1]}…"
+    return flat
+
+
+def with_bounds(measurement: Measurement) -> dict[str, float]:
+    """The values, and for each with a known noise the ends of its 95 % interval, `<name>_low` and `<name>_high`."""
+    values = dict(measurement.values)
+    for name, noise in measurement.noise.items():
+        if name in values:
+            values.setdefault(f"{name}_low", values[name] - noise)
+            values.setdefault(f"{name}_high", values[name] + noise)
+    return values
+
+
+def without_password(text: str) -> str:
+    """The text with the password of every address in it replaced by ***."""
+    return re.sub(r"(://[^:/@\s\"]*):[^@/\s\"]+@", r"\1:***@", text)
+
+
+def _table(rows: Sequence[Row]) -> dict[str, Any]:
+    """The rows in the layout that MLflow's UI shows as a table; nested values are left to front.json."""
+    columns = [name for name, value in (rows[0] if rows else {}).items() if not isinstance(value, Mapping)]
+    return {"columns": columns, "data": [[row.get(name) for name in columns] for row in rows]}
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error's text, which is what MLflow and SQLAlchemy say before their details."""
+    text = str(error).strip() or type(error).__name__
+    return without_password(text.splitlines()[0])[:300]
+
+
+def _version() -> str:
+    """Of the installed distribution; a checkout that is run as it lies has none."""
+    try:
+        return version("prunefront")
+    except PackageNotFoundError:
+        return "uninstalled"
+
+
+def _now() -> int:
+    return int(1000 * time.time())
+
+
+@contextmanager
+def _quiet_migrations() -> Iterator[None]:
+    """A fresh database goes through MLflow's whole history of migrations and says so, a line each."""
+    loggers = [logging.getLogger(name) for name in ("alembic", "mlflow.store.db.utils")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
