@@ -1,0 +1,223 @@
+"""The `prunefront` command. Heavy imports wait until a command needs them, so that `--help` is quick."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pruners.errors import PrunefrontError
+
+app = typer.Typer(
+    name="prunefront",
+    help="Bring a trained PyTorch network, get the Pareto front of smaller, faster ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+StudyFile = Annotated[Path, typer.Argument(help="The study file (TOML).", show_default=False)]
+Study = Annotated[str, typer.Argument(help="A study file, a study's name, or its folder.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
+
+LISTS = ("criteria", "granularities", "searchers", "models", "runtimes")
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options of every command; `--debug` is read in `main`, where errors end up."""
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help=" | ".join(LISTS), show_default=False)], as_json: AsJson = False
+) -> None:
+    """What there is to choose from: criteria, granularities, searchers, models, runtimes."""
+    from pipelines.catalogue import catalogue
+
+    entries = catalogue(what)
+    if as_json:
+        print_json([{"name": name, "summary": summary} for name, summary in entries.items()])
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for name, summary in entries.items():
+        table.add_row(f"[bold]{name}[/bold]", summary)
+    Console().print(table)
+
+
+@app.command()
+def inspect(study: StudyFile, as_json: AsJson = False) -> None:
+    """Before anything is spent: what can be pruned, what cannot, and why."""
+    from pipelines.config import load
+    from pipelines.inspection import inspect as look
+    from pipelines.inspection import print_inspection
+
+    found = look(load(study))
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_inspection(found, Console())
+
+
+@app.command()
+def search(
+    study: StudyFile,
+    address: Annotated[
+        str | None,
+        typer.Option(help="A Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Without it, Ray starts on this machine."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the study stopped.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run of this study left.")] = False,
+) -> None:
+    """Search: score many candidates, fine-tune the promising ones, measure, publish, report the front."""
+    from pipelines.config import load
+    from pipelines.progress import Display
+    from pipelines.report import table
+    from pipelines.study import next_steps, run
+
+    console = Console(stderr=False)
+    config = load(study)
+    rows = run(config, display=Display(console), address=address, resume=resume, fresh=fresh)
+    console.print(table(rows))
+    console.print(next_steps(config, study), highlight=False, soft_wrap=True)
+
+
+@app.command()
+def front(study: Study, as_json: AsJson = False) -> None:
+    """The Pareto front as a table; also writes front.html and front.png into the study's folder."""
+    from pipelines.report import table, to_json, write_html, write_png
+    from pipelines.studies import locate, read_front
+
+    folder = locate(study)
+    rows = read_front(folder)
+    write_html(rows, folder / "front.html")
+    write_png(rows, folder / "front.png")
+    if as_json:
+        print_json(to_json(rows))
+        return
+    console = Console()
+    console.print(table(rows))
+    console.print(f"pages: {folder / 'front.html'}  {folder / 'front.png'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def fetch(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A study (file, name or folder), or the URI of an artifact or of an artifact store.",
+            show_default=False,
+        ),
+    ],
+    under: Annotated[
+        list[str] | None,
+        typer.Option(help="A bound, e.g. latency_ms=2 or macs=1e7. May be given several times."),
+    ] = None,
+    best: Annotated[str, typer.Option(help="What to be best at within the bounds.")] = "accuracy",
+    key: Annotated[str | None, typer.Option(help="The key of one row of the front, instead of bounds.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("best"),
+    endpoint_url: Annotated[str | None, typer.Option(help="Of an S3 server that is not AWS.")] = None,
+) -> None:
+    """Fetch the best network of a front within bounds; every file's digest is checked."""
+    from pipelines.studies import fetch_best
+
+    row, folder = fetch_best(source, bounds(under or []), best, key, out, endpoint_url)
+    console = Console()
+    if row is not None:
+        console.print(
+            f"{row.key}: accuracy {row.accuracy:.4f}, {row.latency_ms:.3f} ms ({row.latency_ratio:.2f} of dense), "
+            f"{row.macs:,} MACs, {row.size_bytes:,} bytes",
+            highlight=False,
+        )
+    console.print(f"written to {folder}; check it with: prunefront verify {folder}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A fetched artifact.", show_default=False)],
+    study: Annotated[
+        Path | None,
+        typer.Option(
+            help="The study file, for networks or data that are not built in. An artifact may name a "
+            "`module:callable`, but only one that your own study file names is ever imported."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check an artifact: digests, then the recorded accuracy and outputs, measured again."""
+    from pipelines.studies import verify_folder
+
+    found = verify_folder(folder, study)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        table = Table("check", "recorded", "measured", "", box=None, padding=(0, 2, 0, 0))
+        for item in found.checks:
+            table.add_row(item.name, item.recorded, item.measured, "[green]ok[/]" if item.ok else "[red]differs[/]")
+        Console().print(table)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    study: Annotated[str | None, typer.Argument(help="A study; default: the one searched last.")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+    host: Annotated[str, typer.Option()] = "127.0.0.1",
+) -> None:
+    """The MLflow UI on this study's tracking store."""
+    from pipelines.studies import tracking_uri
+    from pipelines.ui import serve
+
+    serve(tracking_uri(study), port=port, host=host)
+
+
+def bounds(texts: list[str]) -> dict[str, float]:
+    """`["latency_ms=2"]` -> `{"latency_ms": 2.0}`. Raises PrunefrontError for anything else."""
+    parsed = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            parsed[name.strip()] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise PrunefrontError(f"--under takes NAME=NUMBER, such as latency_ms=2; got {text!r}")
+    return parsed
+
+
+def print_json(data: Any) -> None:
+    """The only thing on stdout."""
+    sys.stdout.write(json.dumps(data, indent=1) + "\n")
+
+
+def main() -> None:
+    """Runs the command. A PrunefrontError is one line on stderr and exit code 2; `--debug` shows its traceback."""
+    debug = "--debug" in sys.argv
+    if debug:
+        # accepted anywhere on the line, not only before the command's name
+        sys.argv = [sys.argv[0], *(a for a in sys.argv[1:] if a != "--debug")]
+    try:
+        app()
+    except PrunefrontError as error:
+        if debug:
+            raise
+        Console(stderr=True).print(f"[red]error:[/red] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; go on with: prunefront search STUDY --resume", highlight=False)
+        sys.exit(130)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+if __name__ == "__main__":
+    main()

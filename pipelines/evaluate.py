@@ -1,0 +1,184 @@
+"""A candidate's life on a worker: surgery, recalibration, fine-tuning, measuring, publishing."""
+
+import itertools
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipelines.accuracy import Accuracy, accuracy
+from pipelines.artifacts import Artifact, open_store, publish
+from pipelines.data import Split, batches
+from pipelines.exclusive import exclusive, shared
+from pipelines.latency import Latency, compare, runtimes
+from pipelines.onnx_export import check, export
+from pipelines.train import train
+from pipelines.workbench import Workbench
+from pruners.cost import cost
+from pruners.plan import PruningPlan
+from pruners.recalibrate import recalibrate
+from pruners.surgery import apply
+from search.measurement import Measurement
+
+CHECKED_INPUTS = 4
+"""How many images' outputs are recorded beside a network, for `prunefront verify`."""
+
+
+class Evaluator:
+    """Holds the dense network and the calibration batches; every candidate starts from copies of them."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench
+        self.dense = bench.dense_model()
+        rng = np.random.default_rng([bench.seed, 1])
+        stream = batches(
+            bench.data.train, bench.data.transform, min(128, len(bench.data.train)), augment=rng, shuffle=rng
+        )
+        count = -(-min(bench.calibration_images, len(bench.data.train)) // 128)
+        self._calibration = [images for images, _ in itertools.islice(stream, count)]
+        self._validation = _first(bench.data.validation, bench.validation_limit)
+
+    def prune(self, plan: PruningPlan) -> nn.Module:
+        """The pruned network before any training: cut, then batch norm statistics estimated anew."""
+        model = apply(self.dense, self.bench.graph, plan)
+        with self._precision():
+            recalibrate(model, self._calibration)
+        return model
+
+    def score(self, plan: PruningPlan) -> Measurement:
+        """First score of a candidate, without training: validation accuracy and exact costs."""
+        with shared():
+            return self._measure(self.prune(plan), plan, self._validation)
+
+    def finetune(self, plan: PruningPlan, model: nn.Module, epochs: int) -> Iterator[Measurement]:
+        """Trains `model` in place; one measurement on all validation images after each epoch. Raises Diverged."""
+        recipe = replace(self.bench.recipe, epochs=epochs)
+        teacher = self.dense if recipe.distill > 0 else None
+        for _ in train(model, self.bench.data, recipe, teacher=teacher, yield_point=shared):
+            with shared():
+                yield self._measure(model, plan, self.bench.data.validation)
+
+    def measure(self, model: nn.Module, plan: PruningPlan) -> Measurement:
+        """Accuracy on all validation images, and exact costs."""
+        with shared():
+            return self._measure(model, plan, self.bench.data.validation)
+
+    def publish(
+        self, name: str, model: nn.Module, plan: PruningPlan, measured: Measurement
+    ) -> tuple[Measurement, Artifact]:
+        """Exports, checks, times and stores a finished network; returns the measurement with its latency.
+
+        Raises PrunefrontError where the ONNX network disagrees with torch's, or the store refuses.
+        """
+        with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
+            folder = Path(temporary)
+            model = model.eval().to(memory_format=torch.contiguous_format)
+            example = self._images(2)
+            with shared():
+                export(model, example, folder / "model.onnx")
+                check(model, folder / "model.onnx", [self._images(1), self._images(3)])
+            latency = self._time(model, folder / "model.onnx")
+            measured = Measurement(
+                {
+                    **measured.values,
+                    "latency_ms": latency.ms,
+                    "latency_ratio": latency.ratio,
+                },
+                {**measured.noise, "latency_ratio": (latency.ratio_high - latency.ratio_low) / 2},
+            )
+            save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "weights.safetensors")
+            _write(folder / "plan.json", describe(self.bench, plan, model))
+            _write(
+                folder / "measurement.json",
+                {
+                    "key": name,
+                    "validation": measured.to_json(),
+                    "latency": {n: getattr(latency, n) for n in latency.__slots__},
+                    "environment": environment(self.bench.measure.threads),
+                },
+            )
+            store = open_store(self.bench.artifact_uri, self.bench.artifacts.endpoint_url)
+            return measured, publish(store, folder, name)
+
+    def _time(self, model: nn.Module, onnx: Path) -> Latency:
+        section = self.bench.measure
+        example = self._images(section.batch_size)
+        make = runtimes[section.runtime].make
+        with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
+            dense_onnx = Path(temporary) / "dense.onnx"
+            dense_onnx.write_bytes(self.bench.dense_onnx)
+            dense = make(self.dense, dense_onnx, example, section.threads)
+            candidate = make(model, onnx, example, section.threads)
+            with exclusive():
+                return compare(dense, candidate, pairs=section.pairs, warmup=section.warmup)
+
+    def _images(self, count: int) -> Tensor:
+        validation = self.bench.data.validation
+        chosen = np.arange(count) % len(validation)
+        split = Split(validation.images[chosen], validation.labels[chosen])
+        return next(iter(batches(split, self.bench.data.transform, count)))[0]
+
+    def _measure(self, model: nn.Module, plan: PruningPlan, split: Split) -> Measurement:
+        with self._precision():
+            got: Accuracy = accuracy(model, split, self.bench.data.transform)
+        price = cost(self.bench.graph, plan)
+        return Measurement(
+            {
+                "accuracy": got.value,
+                "macs": float(price.macs),
+                "params": float(price.params),
+                "size_bytes": float(price.size_bytes),
+            },
+            {"accuracy": (got.high - got.low) / 2},
+        )
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.bench.recipe.precision == "bfloat16")
+
+
+def describe(bench: Workbench, plan: PruningPlan, model: nn.Module) -> dict[str, Any]:
+    """The content of plan.json: what the network is and how it came about."""
+    return {
+        **bench.description,
+        "study": bench.study,
+        "classes": bench.classes,
+        "input_shape": list(bench.input_shape),
+        "plan": plan.to_json(),
+        "shapes": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
+    }
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """What a latency depends on besides the network."""
+    return {
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "threads": threads,
+        "measured": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
+    return names[0].partition(":")[2].strip() if names else platform.processor()
+
+
+def _first(split: Split, limit: int | None) -> Split:
+    return split if limit is None else Split(split.images[:limit], split.labels[:limit])
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")

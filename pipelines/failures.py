@@ -1,0 +1,22 @@
+"""One place that turns what went wrong with a candidate into a recorded Failure."""
+
+import torch
+
+from pipelines.train import Diverged
+from pruners.errors import PrunefrontError
+from search.measurement import Failure
+
+
+def failure(error: BaseException) -> Failure:
+    """The Failure that records `error`: its kind and one line of reason."""
+    if isinstance(error, Diverged):
+        kind = "diverged"
+    elif isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        kind = "out_of_memory"
+    elif isinstance(error, PrunefrontError):
+        kind = "refused"
+    else:
+        kind = "error"
+    line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+    name = "" if isinstance(error, PrunefrontError) else f"{type(error).__name__}: "
+    return Failure(kind, f"{name}{line}"[:500])

@@ -1,0 +1,97 @@
+"""A study's memory on disk: what was asked, told and trained, one JSON object a line, and the lock of its one writer."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pruners.errors import PrunefrontError
+
+
+class StudyRunning(PrunefrontError):
+    """Another process works on this study."""
+
+
+class JournalError(PrunefrontError):
+    """The journal of a study cannot be read."""
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Holds the study's lock; the kernel frees it when this process ends, however it ends.
+
+    Raises StudyRunning, which names the process that holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise StudyRunning(
+                f"study {folder.name!r} is already running (process {file.read().strip() or 'unknown'}); wait for "
+                "it, stop it, or give this one another name"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+class Journal:
+    """Append-only. An event is on disk before anything follows from it."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens the journal, and drops a last line that a killed process left half written."""
+        self.path = path
+        self.events = _read(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a")
+
+    def append(self, event: str, **data: Any) -> None:
+        """Writes one event and waits until the disk has it."""
+        record = {"event": event, **data}
+        self._file.write(json.dumps(record, sort_keys=True) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.events.append(record)
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        """All events of one kind, in order."""
+        return [e for e in self.events if e["event"] == event]
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    text = path.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if len(whole) < len(text):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    events: list[dict[str, Any]] = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            raise JournalError(
+                f"{path}, line {number}, is not JSON: the file was changed from outside; start the study afresh "
+                "with --fresh, or restore the file"
+            ) from None
+        if not isinstance(record, dict) or "event" not in record:
+            raise JournalError(f"{path}, line {number}, is no journal event; start the study afresh with --fresh")
+        events.append(record)
+    return events
+
+
+def write_json(path: Path, data: Mapping[str, Any] | list[Any]) -> None:
+    """Replaces `path` in one step, so that a reader or a killed writer never sees half of it."""
+    temporary = path.with_suffix(path.suffix + ".new")
+    temporary.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
+    os.replace(temporary, path)

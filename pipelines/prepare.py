@@ -1,0 +1,139 @@
+"""What is done once per study: data, dense network, channel graph, scores. Every candidate only reads it."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import nn
+
+from pipelines.config import StudyConfig
+from pipelines.data import SearchData, Splits, batches
+from pipelines.data import load as load_data
+from pipelines.journal import write_json
+from pipelines.models import build
+from pipelines.train import Recipe, train
+from pipelines.weights import load_weights
+from pruners.errors import PrunefrontError
+from pruners.graph import ChannelGraph
+from pruners.plan import Scores
+from pruners.scoring import score_all
+from pruners.trace import trace
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The dense network and what is known about it. splits: held by the driver alone, as they hold test images."""
+
+    splits: Splits
+    model: nn.Module
+    graph: ChannelGraph
+    scores: Scores
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return tuple(self.splits.train.images.shape[1:])
+
+
+def prepare(config: StudyConfig, say: Say, *, reuse: bool = False) -> Prepared:
+    """Loads, trains if there are no weights, traces and scores. `reuse`: take what an earlier run of this study kept.
+
+    Raises PrunefrontError for data, weights or a network that cannot be used.
+    """
+    folder = config.path / "prepared"
+    splits = load_data(config.data)
+    shape = tuple(splits.train.images.shape[1:])
+    say(
+        f"data: {len(splits.train):,} training, {len(splits.validation):,} validation and {len(splits.test):,} test "
+        f"images of {' × '.join(map(str, shape))}, {splits.classes} classes"
+    )
+    torch.manual_seed(config.seed)
+    model = build(config.model, classes=splits.classes, input_shape=shape)
+    kept = folder / "dense.safetensors"
+    if reuse and (folder / "graph.json").exists():
+        load_weights(model, kept)
+        graph = ChannelGraph.from_json(json.loads((folder / "graph.json").read_text()))
+        return Prepared(splits, model.eval(), graph, _load_scores(folder / "scores.safetensors"))
+    if config.model.weights is not None:
+        load_weights(model, config.model.weights)
+    else:
+        train_dense(model, splits.for_search(), config, say)
+    model.eval()
+    graph = trace_model(model, config, shape)
+    data = splits.for_search()
+    rng = np.random.default_rng([config.seed, 2])
+    calibration = []
+    for images, labels in batches(data.train, data.transform, 64, augment=rng, shuffle=rng, smallest=2):
+        calibration.append((images, labels))
+        if 64 * len(calibration) >= config.prune.calibration_images:
+            break
+    scores = score_all(model, graph, config.prune.criteria, calibration)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({n: t.detach().contiguous().numpy() for n, t in model.state_dict().items()}, kept)
+    _save_scores(scores, folder / "scores.safetensors")
+    write_json(folder / "graph.json", graph.to_json())  # last: its presence says that the rest is whole
+    return Prepared(splits, model, graph, scores)
+
+
+def trace_model(model: nn.Module, config: StudyConfig, input_shape: tuple[int, ...]) -> ChannelGraph:
+    """The channel graph of the study's network. Raises PrunefrontError when nothing of it can be pruned."""
+    graph = trace(model, torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)), frozen=config.prune.frozen)
+    if not graph.groups:
+        reasons = "; ".join(f"{f.name}: {f.reason}" for f in graph.frozen[:3])
+        raise PrunefrontError(
+            f"nothing in {config.model.factory!r} can be pruned ({reasons or 'it has no convolution or linear layer'}); "
+            "`prunefront inspect` lists every layer's reason"
+        )
+    return graph
+
+
+def train_dense(model: nn.Module, data: SearchData, config: StudyConfig, say: Say) -> None:
+    """Trains a network that came without weights, in place."""
+    section = config.train
+    say(f"no weights given: training {config.model.factory} for {section.epochs} epochs")
+    recipe = Recipe(
+        epochs=section.epochs,
+        learning_rate=section.learning_rate,
+        batch_size=section.batch_size,
+        weight_decay=config.finetune.weight_decay,
+        distill=0.0,
+        temperature=1.0,
+        precision="float32",
+        channels_last=False,
+        seed=config.seed,
+    )
+    seconds = 0.0
+    for report in train(model, data, recipe):
+        seconds += report.seconds
+    say(f"trained in {seconds:.0f} s, last loss {report.loss:.3f}")
+
+
+def _save_scores(scores: Scores, path: Path) -> None:
+    save_file({f"{c}/{g}": np.ascontiguousarray(v) for c, groups in scores.items() for g, v in groups.items()}, path)
+
+
+def _load_scores(path: Path) -> Scores:
+    scores: dict[str, dict[str, np.ndarray]] = {}
+    for name, values in load_file(path).items():
+        criterion, _, group = name.partition("/")
+        scores.setdefault(criterion, {})[group] = values
+    return scores
+
+
+def unchanged(config: StudyConfig, kept: Mapping[str, object]) -> list[str]:
+    """The keys, dotted, in which `config` differs from the one that an earlier run kept; [cluster] may differ."""
+    ours, theirs = _flat(config.to_json()), _flat(kept)
+    return sorted(k for k in ours.keys() | theirs.keys() if not k.startswith("cluster.") and ours.get(k) != theirs.get(k))
+
+
+def _flat(data: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat

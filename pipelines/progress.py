@@ -1,0 +1,52 @@
+"""What a person sees while a study runs: candidates done, front size, hypervolume, time left."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Display:
+    """A live bar for each stage on a terminal; a plain line now and then where output goes to a file or a log."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._label = ""
+        self._total = 0
+        self._printed = -1.0
+
+    def say(self, line: str) -> None:
+        """One line that stays."""
+        self.console.print(line, highlight=False)
+
+    @contextmanager
+    def stage(self, label: str, total: int, done: int = 0) -> Iterator[None]:
+        """Shows a stage of `total` candidates, `done` of which an earlier run had finished."""
+        self._label, self._total, self._printed = label, total, -1.0
+        if not self.console.is_terminal:
+            yield
+            return
+        columns = (
+            TextColumn("{task.description:<12}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            self._progress, self._task = progress, progress.add_task(label, total=total, completed=done, note="")
+            yield
+        self._progress = self._task = None
+
+    def update(self, done: int, note: str) -> None:
+        """`done` candidates of the stage are finished; `note` says how the front stands."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, note=note)
+        elif done == self._total or done / max(self._total, 1) - self._printed >= 0.2:
+            self._printed = done / max(self._total, 1)
+            self.say(f"{self._label}: {done}/{self._total}  {note}")

@@ -1,0 +1,135 @@
+"""The first stage: a searcher asks, warm workers score without training, equal architectures are paid for once."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from pipelines.journal import Journal, JournalError
+from pruners.errors import PrunefrontError
+from pruners.plan import PruningPlan
+from search.candidate import Candidate
+from search.measurement import Failure, Measurement, Outcome, outcome_from_json
+from search.searcher import Searcher
+
+MOST_DUPLICATES = 200
+"""So many proposals in a row that were all known before mean that the space is exhausted."""
+
+HOPELESS = 8
+"""If this many first candidates fail, without one success, it is the study that is wrong and not the candidates."""
+
+
+class Pool(Protocol):
+    """Where plans are scored: Ray actors, or this process in a test."""
+
+    @property
+    def free(self) -> int: ...
+
+    @property
+    def in_flight(self) -> int: ...
+
+    def submit(self, name: str, plan: PruningPlan) -> None: ...
+
+    def next(self, timeout: float) -> tuple[str, Outcome] | None: ...
+
+
+class Screening:
+    """State of the first stage. `outcomes` and `candidates` are by the key of the realised architecture."""
+
+    def __init__(
+        self,
+        searcher: Searcher,
+        plan: Callable[[Candidate], PruningPlan],
+        journal: Journal,
+        on_scored: Callable[[str, Candidate, Outcome], None],
+    ) -> None:
+        """on_scored: called once per architecture, in this process, also for those that the journal remembers."""
+        self.searcher = searcher
+        self.plan = plan
+        self.journal = journal
+        self.on_scored = on_scored
+        self.outcomes: dict[str, Outcome] = {}
+        self.candidates: dict[str, Candidate] = {}
+        self._waiting: dict[str, list[Candidate]] = {}
+        self._unstarted: list[tuple[str, PruningPlan]] = []
+
+    def replay(self) -> int:
+        """Brings the searcher to where the journal ends; returns how many architectures were scored before.
+
+        Raises JournalError if the searcher now proposes something else than it did then.
+        """
+        for event in self.journal.events:
+            if event["event"] == "asked":
+                candidate, then = self.searcher.ask(), Candidate.from_json(event["candidate"])
+                if candidate != then:
+                    raise JournalError(
+                        "the searcher no longer proposes what it proposed before: prunefront, its libraries or the "
+                        "machine changed since; start the study afresh with --fresh"
+                    )
+                self._expect(then, self.plan(then))
+            elif event["event"] == "told":
+                self._settle(event["key"], outcome_from_json(event["outcome"]))
+        self._unstarted = [(key, self.plan(waiting[0])) for key, waiting in self._waiting.items()]
+        return len(self.outcomes)
+
+    def run(self, pool: Pool, budget: int) -> None:
+        """Scores until `budget` different architectures are done, or the searcher has no new one.
+
+        Raises PrunefrontError if every one of the first candidates fails.
+        """
+        duplicates = 0
+        while len(self.outcomes) < budget:
+            while pool.free and self._unstarted:
+                pool.submit(*self._unstarted.pop(0))
+            while pool.free and len(self.outcomes) + len(self._waiting) < budget and duplicates < MOST_DUPLICATES:
+                candidate = self.searcher.ask()
+                if candidate is None:
+                    break
+                self.journal.append("asked", candidate=candidate.to_json())
+                plan = self.plan(candidate)
+                if self._expect(candidate, plan):
+                    pool.submit(plan.key(), plan)
+                    duplicates = 0
+                else:
+                    duplicates += 1
+            if not pool.in_flight:
+                return
+            finished = pool.next(timeout=1.0)
+            if finished is not None:
+                key, outcome = finished
+                self.journal.append("told", key=key, outcome=outcome.to_json())
+                self._settle(key, outcome)
+                self._check_hope()
+
+    def _expect(self, candidate: Candidate, plan: PruningPlan) -> bool:
+        """Whether the candidate's architecture is new and must be scored; a known one is told at once."""
+        key = plan.key()
+        if key in self.outcomes:
+            self.searcher.tell(candidate, self.outcomes[key])
+            return False
+        self._waiting.setdefault(key, []).append(candidate)
+        return len(self._waiting[key]) == 1
+
+    def _settle(self, key: str, outcome: Outcome) -> None:
+        waiting = self._waiting.pop(key)
+        self.outcomes[key] = outcome
+        self.candidates[key] = waiting[0]
+        for candidate in waiting:
+            self.searcher.tell(candidate, outcome)
+        self.on_scored(key, waiting[0], outcome)
+
+    def _check_hope(self) -> None:
+        failures = [o for o in self.outcomes.values() if isinstance(o, Failure)]
+        if len(failures) == len(self.outcomes) >= HOPELESS:
+            raise PrunefrontError(
+                f"the first {len(failures)} candidates all failed, the last one with: {failures[-1].reason}; "
+                "mend that and start the study again"
+            )
+
+    @property
+    def measured(self) -> dict[str, Measurement]:
+        """What was scored, without the failures."""
+        return {key: o for key, o in self.outcomes.items() if isinstance(o, Measurement)}
+
+    @property
+    def failures(self) -> dict[str, Any]:
+        """Key -> Failure."""
+        return {key: o for key, o in self.outcomes.items() if isinstance(o, Failure)}
