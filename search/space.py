@@ -37,6 +37,35 @@ class GroupSpace:
         """The ratio that leaves `keep` units."""
         return 1.0 - keep / self.units
 
+    def nearest(self, keep: float) -> int:
+        """The allowed kept-unit count nearest to `keep`, ties towards keeping more."""
+        return min(self.keeps, key=lambda k: (abs(k - keep), -k))
+
+    def choose(
+        self,
+        keep: int,
+        criterion: str | None = None,
+        granularity: str | None = None,
+        bits: int | None = None,
+        pattern: str | None = None,
+    ) -> GroupChoice:
+        """The choice that keeps `keep` units; what is left out takes the group's first option (bits: 32 if
+        allowed).
+
+        Where nothing goes, criterion, granularity and pattern have no effect and take their first option, so
+        that candidates that ask for the same thing have the same key.
+        """
+        word = bits if bits is not None else (32 if 32 in self.bits else self.bits[0])
+        if keep == self.units:
+            return GroupChoice(self.criteria[0], 0.0, self.granularities[0], word)
+        return GroupChoice(
+            criterion if criterion in self.criteria and criterion else self.criteria[0],
+            self.ratio(keep),
+            granularity if granularity in self.granularities and granularity else self.granularities[0],
+            word,
+            pattern,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SearchSpace:
@@ -53,6 +82,46 @@ class SearchSpace:
         if set(candidate.choices) != {g.name for g in self.groups}:
             return False
         return all(self._allows(g, candidate.choices[g.name]) for g in self.groups)
+
+    def kept_macs(self, keeps: Mapping[str, int]) -> float:
+        """First-order share in [0, 1] of the prunable MACs that these kept-unit counts (by group name) leave.
+
+        A weight between two groups counts in both, so the true share of a plain chain is nearer to the
+        product of its ends; good enough for budgets, not for reports. Without `unit_macs`, the share of
+        units.
+        """
+        weights = {g.name: g.unit_macs for g in self.groups}
+        if not any(weights.values()):
+            weights = {g.name: 1.0 for g in self.groups}
+        whole = sum(weights[g.name] * g.units for g in self.groups)
+        return sum(weights[g.name] * keeps[g.name] for g in self.groups) / whole
+
+    def keeps(self, candidate: Candidate) -> dict[str, int]:
+        """Group name -> kept-unit count that the candidate asks for."""
+        return {g.name: round(g.units * (1.0 - candidate.choices[g.name].ratio)) for g in self.groups}
+
+    def sample(self, rng: np.random.Generator, origin: str = "random") -> Candidate:
+        """A random candidate; every one of the space can come.
+
+        Groups drawn independently would all but never be cut little or much all over (their mean
+        concentrates), so each candidate draws a common level and how far groups may stray from it; likewise
+        half of the candidates rank all groups by one criterion.
+        """
+        level, stray = rng.random(2)
+        names = sorted({c for g in self.groups for c in g.criteria})
+        common = names[rng.integers(len(names))] if rng.random() < 0.5 else None
+        choices = {}
+        for g in self.groups:
+            place = (1.0 - stray) * level + stray * rng.random()
+            keep = g.keeps[min(int(place * len(g.keeps)), len(g.keeps) - 1)]
+            own = g.criteria[rng.integers(len(g.criteria))]
+            choices[g.name] = g.choose(
+                keep,
+                common if common in g.criteria else own,
+                g.granularities[rng.integers(len(g.granularities))],
+                g.bits[rng.integers(len(g.bits))],
+            )
+        return Candidate(choices, origin)
 
     @staticmethod
     def _allows(group: GroupSpace, choice: GroupChoice) -> bool:

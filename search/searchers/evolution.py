@@ -1,0 +1,163 @@
+"""Steady-state NSGA-II (Deb et al. 2002; methods 4.3): one child per ask, so no worker waits for a
+generation.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pruners.choice import GroupChoice
+from search.candidate import Candidate
+from search.dominance import crowding, dominance, preference, ranks
+from search.front import minimised, violation
+from search.measurement import Measurement, Outcome
+from search.searcher import searchers
+from search.searchers.ledger import Ledger
+from search.searchers.options import option, read_options
+from search.space import GroupSpace, Problem
+
+
+@dataclass(frozen=True, slots=True)
+class EvolutionOptions:
+    """population: survivors kept, and outcomes asked for before the first child. mutation_rate: expected
+    number of groups mutated per child (1 = the usual 1/G each). crossover_rate: share of children with two
+    parents. blend: share of those groups whose kept counts are blended (SBX) rather than taken from one
+    parent. eta_crossover, eta_mutation: distribution indices, larger = closer to the parents.
+    """
+
+    population: int = option(24, 4, 10_000)
+    crossover_rate: float = option(0.9, 0.0, 1.0)
+    blend: float = option(0.5, 0.0, 1.0)
+    mutation_rate: float = option(1.0, 0.0, 100.0)
+    eta_crossover: float = option(10.0, 0.0, 1000.0)
+    eta_mutation: float = option(10.0, 0.0, 1000.0)
+
+
+@searchers.register("evolution")
+class Evolution:
+    """Seeds, then random candidates until `population` were asked, then children of the survivors.
+
+    Genome: per group the index of its kept count in `keeps`, criterion, granularity and bits; a seed's
+    explicit pattern is inherited until its group changes. Survivors of a tell: the best `population` by
+    constrained, noise-aware non-dominated rank and then crowding. Failures never become parents.
+    """
+
+    def __init__(self, problem: Problem, *, seed: int, **options: Any) -> None:
+        self.options = read_options(EvolutionOptions, options, "evolution")
+        self._ledger = Ledger(problem, seed)
+        self._groups = {g.name: g for g in problem.space.groups}
+        self._population: list[str] = []
+
+    def ask(self) -> Candidate:
+        return self._ledger.propose(self._draw)
+
+    def tell(self, candidate: Candidate, outcome: Outcome) -> None:
+        if not self._ledger.record(candidate, outcome) or not isinstance(outcome, Measurement):
+            return
+        self._population.append(candidate.key())
+        if len(self._population) > self.options.population:
+            worst = preference(*self._rows())[-1]
+            del self._population[int(worst)]
+
+    def state(self) -> dict[str, Any]:
+        return {**self._ledger.state(), "population": list(self._population)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._ledger.restore(state)
+        self._population = list(state["population"])
+
+    def _rows(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        problem = self._ledger.problem
+        measured = [m for key in self._population if isinstance(m := self._ledger.told[key], Measurement)]
+        rows = [minimised(m, problem.objectives) for m in measured]
+        broken = np.array([violation(m, problem.constraints) for m in measured])
+        return np.stack([v for v, _ in rows]), np.stack([n for _, n in rows]), broken
+
+    def _draw(self, rng: np.random.Generator) -> Candidate:
+        if len(self._ledger.asked) < self.options.population or len(self._population) < 2:
+            return self._ledger.problem.space.sample(rng)
+        values, noise, broken = self._rows()
+        rank = ranks(dominance(values, noise, broken))
+        lonely = crowding(values, rank)
+        mother, father = (self._tournament(rng, rank, lonely) for _ in range(2))
+        if rng.random() >= self.options.crossover_rate:
+            father = mother
+        chance = min(1.0, self.options.mutation_rate / len(self._groups))
+        choices = {}
+        for name, group in self._groups.items():
+            choice = self._cross(rng, group, mother.choices[name], father.choices[name])
+            choices[name] = self._mutate(rng, group, choice, chance)
+        return Candidate(choices, "evolution")
+
+    def _tournament(
+        self, rng: np.random.Generator, rank: np.ndarray[Any, Any], lonely: np.ndarray[Any, Any]
+    ) -> Candidate:
+        a, b = (int(i) for i in rng.choice(len(rank), size=2, replace=False))
+        winner = a if (rank[a], -lonely[a]) <= (rank[b], -lonely[b]) else b
+        return self._ledger.asked[self._population[winner]]
+
+    def _cross(
+        self, rng: np.random.Generator, group: GroupSpace, a: GroupChoice, b: GroupChoice
+    ) -> GroupChoice:
+        """Simulated binary crossover of the kept-count index (Deb & Agrawal 1995), or one parent's whole
+        choice.
+        """
+        first, second = (a, b) if rng.random() < 0.5 else (b, a)
+        if rng.random() >= self.options.blend:
+            return first
+        x, y = _index(group, first), _index(group, second)
+        u, power = rng.random(), 1.0 / (self.options.eta_crossover + 1.0)
+        beta = (2 * u) ** power if u <= 0.5 else (1.0 / (2 * (1 - u))) ** power
+        child = _clip(group, round(0.5 * ((1 + beta) * x + (1 - beta) * y)))
+        return first if child == x else _choose(group, child, first)
+
+    def _mutate(
+        self, rng: np.random.Generator, group: GroupSpace, choice: GroupChoice, chance: float
+    ) -> GroupChoice:
+        """Polynomial mutation of the kept-count index, uniform mutation of each name; every gene on its
+        own.
+        """
+        hits = rng.random(4) < chance
+        if hits[0] and len(group.keeps) > 1:
+            u, power = rng.random(), 1.0 / (self.options.eta_mutation + 1.0)
+            delta = (2 * u) ** power - 1 if u < 0.5 else 1 - (2 * (1 - u)) ** power
+            x, top = _index(group, choice), len(group.keeps) - 1
+            step = round(delta * top) or (
+                1 if delta > 0 else -1
+            )  # on a short grid most steps would round to none
+            if not 0 <= x + step <= top:
+                step = -step
+            choice = _choose(group, _clip(group, x + step), choice)
+        keep = group.keeps[_index(group, choice)]
+        genes: dict[str, Any] = {
+            "criterion": choice.criterion,
+            "granularity": choice.granularity,
+            "bits": choice.bits,
+        }
+        changed = False
+        for hit, (gene, options) in zip(
+            hits[1:],
+            (("criterion", group.criteria), ("granularity", group.granularities), ("bits", group.bits)),
+            strict=True,
+        ):
+            others = [o for o in options if o != genes[gene]]
+            if hit and others:
+                genes[gene] = others[rng.integers(len(others))]
+                changed = True
+        if not changed:
+            return choice
+        return group.choose(keep, **genes)
+
+
+def _index(group: GroupSpace, choice: GroupChoice) -> int:
+    return group.keeps.index(round(group.units * (1.0 - choice.ratio)))
+
+
+def _clip(group: GroupSpace, index: int) -> int:
+    return min(max(index, 0), len(group.keeps) - 1)
+
+
+def _choose(group: GroupSpace, index: int, like: GroupChoice) -> GroupChoice:
+    return group.choose(group.keeps[index], like.criterion, like.granularity, like.bits)

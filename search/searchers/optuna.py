@@ -1,0 +1,232 @@
+"""Optuna's samplers behind ask and tell. Optuna is loaded when a searcher is made, not with this module."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from search.candidate import Candidate
+from search.front import minimised
+from search.measurement import Failure, Outcome
+from search.searcher import searchers
+from search.searchers.ledger import Ledger
+from search.searchers.options import option, read_options
+from search.space import GroupSpace, Problem
+
+if TYPE_CHECKING:
+    import optuna
+
+REPEATS = 3  # sampler draws per ask before a repeated candidate gives way to a random one
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """startup: random outcomes before the model takes over (seeds count)."""
+
+    startup: int = option(10, 1, 10_000)
+
+
+@dataclass(frozen=True, slots=True)
+class GeneticOptions:
+    """population: size of a generation."""
+
+    population: int = option(24, 4, 10_000)
+
+
+def _tpe(seed: int, options: Any) -> "optuna.samplers.BaseSampler":
+    import optuna
+
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=options.startup)
+
+
+def _nsga2(seed: int, options: Any) -> "optuna.samplers.BaseSampler":
+    import optuna
+
+    return optuna.samplers.NSGAIISampler(seed=seed, population_size=options.population)
+
+
+def _nsga3(seed: int, options: Any) -> "optuna.samplers.BaseSampler":
+    import optuna
+
+    return optuna.samplers.NSGAIIISampler(seed=seed, population_size=options.population)
+
+
+def _gp(seed: int, options: Any) -> "optuna.samplers.BaseSampler":
+    import optuna
+
+    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=options.startup)
+
+
+SAMPLERS: Mapping[str, tuple[Callable[[int, Any], Any], type[ModelOptions] | type[GeneticOptions]]] = {
+    "optuna_tpe": (_tpe, ModelOptions),
+    "optuna_nsga2": (_nsga2, GeneticOptions),
+    "optuna_nsga3": (_nsga3, GeneticOptions),
+    "optuna_gp": (_gp, ModelOptions),
+}
+
+
+class OptunaSearcher:
+    """One of Optuna's samplers on an in-memory study of several objectives, constraints included.
+
+    A fresh sampler, seeded from (seed, ask), is made for every ask, so its whole knowledge is the study's
+    trials and the state is JSON. The Gaussian process sampler loads torch and scipy at its first model-based
+    ask, and its ask takes time that grows with the cube of the number of outcomes. Optuna knows no explicit
+    patterns: a seed's pattern is shown to it as its ratio.
+    """
+
+    def __init__(self, name: str, problem: Problem, *, seed: int, **options: Any) -> None:
+        self._make, kind = SAMPLERS[name]
+        self.options: ModelOptions | GeneticOptions = read_options(kind, options, name)
+        self.name = name
+        self._ledger = Ledger(problem, seed)
+        self._groups = {g.name: g for g in problem.space.groups}
+        self._numbers: dict[str, int] = {}  # candidate key -> trial number
+        self._study = self._new_study()
+
+    def ask(self) -> Candidate:
+        seeded = self._ledger.next_seed()
+        if seeded is not None:
+            self._numbers[seeded.key()] = self._trial(self._ledger.asks, 0, seeded)[0]
+            self._ledger.book(seeded)
+            return seeded
+        for attempt in range(REPEATS):
+            number, candidate = self._trial(self._ledger.asks, attempt)
+            if self._ledger.is_new(candidate):
+                self._numbers[candidate.key()] = number
+                self._ledger.book(candidate)
+                return candidate
+            self._finish(number, Failure("repeated", "was proposed before"))
+        candidate = self._ledger.propose(lambda rng: self._ledger.problem.space.sample(rng, self.name))
+        if candidate.key() not in self._numbers:
+            self._numbers[candidate.key()] = self._trial(self._ledger.asks, REPEATS, candidate)[0]
+        return candidate
+
+    def tell(self, candidate: Candidate, outcome: Outcome) -> None:
+        if not self._ledger.record(candidate, outcome):
+            return
+        key = candidate.key()
+        if key not in self._numbers:
+            self._numbers[key] = self._trial(self._ledger.asks, REPEATS, candidate)[0]
+        self._finish(self._numbers[key], outcome)
+
+    def state(self) -> dict[str, Any]:
+        trials = [
+            {
+                "state": int(t.state),
+                "params": t.params,
+                "values": None if t.values is None else list(t.values),
+                "attrs": dict(t.system_attrs),
+            }
+            for t in self._study.get_trials(deepcopy=False)
+        ]
+        attrs = self._study._storage.get_study_system_attrs(self._study._study_id)
+        return {**self._ledger.state(), "numbers": self._numbers, "trials": trials, "study": dict(attrs)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        import optuna
+
+        self._ledger.restore(state)
+        self._numbers = dict(state["numbers"])
+        self._study = self._new_study()
+        distributions = self._distributions()
+        for trial in state["trials"]:
+            self._study.add_trial(
+                optuna.trial.create_trial(
+                    state=optuna.trial.TrialState(trial["state"]),
+                    params=trial["params"],
+                    distributions={name: distributions[name] for name in trial["params"]},
+                    values=trial["values"],
+                    system_attrs=trial["attrs"],
+                )
+            )
+        for name, value in state["study"].items():
+            self._study._storage.set_study_system_attr(self._study._study_id, name, value)
+
+    def _new_study(self) -> "optuna.Study":
+        import optuna
+
+        verbosity = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(
+            optuna.logging.WARNING
+        )  # a new study is announced on the console otherwise
+        try:
+            return optuna.create_study(directions=["minimize"] * len(self._ledger.problem.objectives))
+        finally:
+            optuna.logging.set_verbosity(verbosity)
+
+    def _trial(self, ask: int, attempt: int, fixed: Candidate | None = None) -> tuple[int, Candidate]:
+        """Opens a trial: number and candidate. `fixed` = the sampler is told, not asked."""
+        import optuna
+
+        seed = int(self._ledger.rng(1 + attempt).integers(2**31))
+        if fixed is not None:
+            self._study.enqueue_trial(self._encode(fixed))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # NSGA-III is marked so
+            model = fixed is not None and isinstance(self.options, ModelOptions)
+            # a told trial needs no model, but the genetic samplers must give it its generation
+            self._study.sampler = (
+                optuna.samplers.RandomSampler(seed=seed) if model else self._make(seed, self.options)
+            )
+            trial = self._study.ask(self._distributions())
+        return trial.number, fixed if fixed is not None else self._decode(trial.params)
+
+    def _finish(self, number: int, outcome: Outcome) -> None:
+        import optuna
+
+        if isinstance(outcome, Failure):
+            self._study.tell(number, state=optuna.trial.TrialState.FAIL)
+            return
+        problem = self._ledger.problem
+        trial = self._study.get_trials(deepcopy=False)[number]
+        for place, constraint in enumerate(problem.constraints):
+            optuna.trial.Trial(self._study, trial._trial_id).set_constraint(
+                str(place), constraint.violation(outcome[constraint.name])
+            )
+        values, _ = minimised(outcome, problem.objectives)
+        self._study.tell(number, [float(v) for v in values])
+
+    def _distributions(self) -> dict[str, Any]:
+        from optuna.distributions import CategoricalDistribution, IntDistribution
+
+        table: dict[str, Any] = {}
+        for g in self._groups.values():
+            if len(g.keeps) > 1:
+                table[f"{g.name}:keep"] = IntDistribution(0, len(g.keeps) - 1)
+            for gene, options in _names(g).items():
+                if len(options) > 1:
+                    table[f"{g.name}:{gene}"] = CategoricalDistribution(options)
+        return table
+
+    def _encode(self, candidate: Candidate) -> dict[str, Any]:
+        table = self._distributions()
+        params: dict[str, Any] = {}
+        for name, keep in self._ledger.problem.space.keeps(candidate).items():
+            choice = candidate.choices[name]
+            params[f"{name}:keep"] = self._groups[name].keeps.index(keep)
+            params[f"{name}:criterion"] = choice.criterion
+            params[f"{name}:granularity"] = choice.granularity
+            params[f"{name}:bits"] = choice.bits
+        return {name: value for name, value in params.items() if name in table}
+
+    def _decode(self, params: Mapping[str, Any]) -> Candidate:
+        choices = {}
+        for name, g in self._groups.items():
+            genes = {gene: params.get(f"{name}:{gene}", options[0]) for gene, options in _names(g).items()}
+            choices[name] = g.choose(g.keeps[params.get(f"{name}:keep", -1)], **genes)
+        return Candidate(choices, self.name)
+
+
+def _names(group: GroupSpace) -> dict[str, tuple[Any, ...]]:
+    return {"criterion": group.criteria, "granularity": group.granularities, "bits": group.bits}
+
+
+def _register(name: str) -> None:
+    def make(problem: Problem, *, seed: int, **options: Any) -> OptunaSearcher:
+        return OptunaSearcher(name, problem, seed=seed, **options)
+
+    searchers.register(name)(make)
+
+
+for _name in SAMPLERS:
+    _register(_name)

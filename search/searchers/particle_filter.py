@@ -1,0 +1,451 @@
+"""Asynchronous particle filter over connectivity patterns (Anwar et al.; methods 4.1 and 4.2)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pruners.choice import pattern
+from pruners.errors import PrunefrontError
+from search.candidate import Candidate
+from search.front import violation
+from search.measurement import Measurement, Outcome
+from search.searcher import searchers
+from search.searchers.ledger import Ledger
+from search.searchers.options import option, read_options
+from search.space import GroupSpace, Problem, SearchSpace
+
+Masks = dict[str, NDArray[np.bool_]]
+"""Group name -> which of its units stay."""
+
+HALF_WIDTH = 1.96  # half a 95 % interval in standard errors
+
+
+@dataclass(frozen=True, slots=True)
+class ParticleFilterOptions:
+    """particles: size of the pool, N. generations: outcomes per stage over N. stages: budgets, evenly spaced
+    from kept_first to kept_last (first-order shares of MACs that stay). crossover: share of children with
+    two parents. swap_first, swap_last: share of a group's units swapped, annealed within a stage. shift:
+    share of children that move one step of budget between two groups. spread: temperature τ of the
+    score-guided draws.
+    """
+
+    particles: int = option(16, 4, 10_000)
+    generations: int = option(2, 1, 1000)
+    stages: int = option(5, 1, 100)
+    kept_first: float = option(0.85, 0.01, 1.0)
+    kept_last: float = option(0.25, 0.01, 1.0)
+    crossover: float = option(0.3, 0.0, 1.0)
+    swap_first: float = option(0.10, 0.0, 1.0)
+    swap_last: float = option(0.02, 0.0, 1.0)
+    shift: float = option(0.2, 0.0, 1.0)
+    spread: float = option(0.5, 0.0, 100.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Particle:
+    """A scored pattern. error: 1 - accuracy (plus the violation of constraints). se: its standard error."""
+
+    stage: int
+    error: float
+    se: float
+
+
+@searchers.register("particle_filter")
+class ParticleFilter:
+    """Particles are explicit patterns of kept units, one budget of MACs per stage, weighted by their error.
+
+    A stage's first N proposals are, in stage 0, score-guided (top-k of log(score) + τ·Gumbel, for half),
+    taken from a seed (a quarter) or uniform; later, the shrunk and perturbed survivors of the stage before,
+    drawn by systematic resampling with its best one unperturbed. The others are children of particles drawn
+    by weight exp(-error/T). `advance_stage` comes after generations·N tells, or 2N without a better one.
+
+    Where this departs from methods 4.2, and why:
+    - it never retrains: the caller owns training, the error is that of what the caller measured at the
+    stage's
+      budget, and the validation set is the caller's too;
+    - it knows no clock: nothing is reissued, a tell that never comes is merely missing;
+    - the pools of two stages are kept apart, because errors at different budgets do not compare;
+    - after the last stage it starts over, each stage going on from its own best particles, since a front
+    needs every
+      budget; a stage's parents are then the best N at its budget;
+    - bits and granularity stay at the group's first option.
+
+    Only the first objective that is maximised (accuracy) steers; costs come in through the budgets.
+    """
+
+    def __init__(self, problem: Problem, *, seed: int, **options: Any) -> None:
+        self.options = read_options(ParticleFilterOptions, options, "particle_filter")
+        goals = [o.name for o in problem.objectives if o.direction == "max"]
+        if not goals:
+            raise PrunefrontError(
+                "searcher 'particle_filter' needs an objective to maximise; the study has only "
+                f"{', '.join(o.name for o in problem.objectives)}: add accuracy or take 'evolution'"
+            )
+        self._goal = goals[0]
+        self._ledger = Ledger(problem, seed)
+        self.stage = 0
+        self._told = 0  # tells of this stage
+        self._unchanged = 0  # tells since this stage's best got better
+        self._pool: list[str] = []
+        self._previous: list[str] = []
+        self._parents: list[str] = []  # to be shrunk into this stage, one per ask
+        self._stages: dict[str, int] = {}  # of every proposal, seeds excepted
+        self._archive: dict[str, Particle] = {}
+
+    @property
+    def budget(self) -> float:
+        """Share of first-order MACs that this stage's particles may keep."""
+        return self._budget(self.stage)
+
+    def ask(self) -> Candidate:
+        first = self._ledger.next_seed()
+        candidate = self._ledger.propose(self._draw)
+        if first is None:
+            self._stages.setdefault(candidate.key(), self.stage)
+        return candidate
+
+    def tell(self, candidate: Candidate, outcome: Outcome) -> None:
+        if not self._ledger.record(candidate, outcome):
+            return
+        key = candidate.key()
+        stage = self._stages.get(key)
+        if isinstance(outcome, Measurement) and stage is not None:
+            broken = violation(outcome, self._ledger.problem.constraints)
+            noise = outcome.noise.get(self._goal, 0.0) / HALF_WIDTH
+            self._archive[key] = Particle(stage, 1.0 - outcome[self._goal] + broken, noise)
+        if stage == self.stage:
+            self._insert(key)
+        elif stage == self.stage - 1 and key in self._archive and self._is_late_winner(key):
+            self._parents.append(key)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            **self._ledger.state(),
+            "stage": self.stage,
+            "stage_told": self._told,
+            "unchanged": self._unchanged,
+            "pool": list(self._pool),
+            "previous": list(self._previous),
+            "parents": list(self._parents),
+            "stages": dict(self._stages),
+            "archive": {key: [p.stage, p.error, p.se] for key, p in self._archive.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._ledger.restore(state)
+        self.stage = state["stage"]
+        self._told = state["stage_told"]
+        self._unchanged = state["unchanged"]
+        self._pool = list(state["pool"])
+        self._previous = list(state["previous"])
+        self._parents = list(state["parents"])
+        self._stages = dict(state["stages"])
+        self._archive = {key: Particle(*data) for key, data in state["archive"].items()}
+
+    def advance_stage(self) -> None:
+        """Goes on to the next budget: the present pool's survivors become its first parents."""
+        n = self.options.particles
+        self.stage += 1
+        self._previous, self._told, self._unchanged = self._pool, 0, 0
+        level = [k for k, p in self._archive.items() if self._level(p.stage) == self._level(self.stage)]
+        self._pool = sorted(level, key=lambda k: (self._archive[k].error, k))[:n]
+        self._parents = []
+        if self._previous and not self._pool:
+            u = float(np.random.default_rng([self._ledger.seed, self.stage, 1, 1]).random())
+            drawn = systematic_resample(self._weights(self._previous), n, u)
+            self._parents = [self._best(self._previous), *(self._previous[i] for i in drawn)][:n]
+
+    def _level(self, stage: int) -> int:
+        return stage % self.options.stages
+
+    def _budget(self, stage: int) -> float:
+        o = self.options
+        return float(np.linspace(o.kept_first, o.kept_last, o.stages)[self._level(stage)])
+
+    def _is_late_winner(self, key: str) -> bool:
+        errors = sorted(self._archive[k].error for k in self._previous)
+        return not errors or self._archive[key].error <= errors[max(0, len(errors) // 5 - 1)]
+
+    def _insert(self, key: str) -> None:
+        n = self.options.particles
+        self._told += 1
+        self._unchanged += 1
+        if key in self._archive:
+            before = self._archive[self._best(self._pool)].error if self._pool else np.inf
+            if self._archive[key].error < before:
+                self._unchanged = 0
+            self._pool.append(key)
+            rng = np.random.default_rng([self._ledger.seed, len(self._ledger.told), 2, 2])
+            if len(self._pool) > n:
+                self._delete_one(rng)
+            if self._told % max(1, n // 4) == 0:
+                weights = self._weights(self._pool)
+                if effective_size(weights) < len(weights) / 3:
+                    best = self._best(self._pool)
+                    drawn = systematic_resample(weights, len(weights), float(rng.random()))
+                    pool = [self._pool[i] for i in drawn]
+                    self._pool = pool if best in pool else [best, *pool[1:]]
+        if self._told >= self.options.generations * n or self._unchanged >= 2 * n:
+            self.advance_stage()
+
+    def _delete_one(self, rng: np.random.Generator) -> None:
+        """Drops a particle drawn ∝ 1/max(w, 1/(10N)), never the best."""
+        rate = 1.0 / np.maximum(self._weights(self._pool), 1.0 / (10 * self.options.particles))
+        rate[self._pool.index(self._best(self._pool))] = 0.0
+        del self._pool[int(rng.choice(len(rate), p=rate / rate.sum()))]
+
+    def _best(self, keys: Sequence[str]) -> str:
+        return min(keys, key=lambda k: (self._archive[k].error, k))
+
+    def _weights(self, keys: Sequence[str]) -> NDArray[np.float64]:
+        errors = np.array([self._archive[k].error for k in keys])
+        return tempered_weights(errors, temperature(errors, self._archive[self._best(keys)].se))
+
+    # -- proposals
+    # ---------------------------------------------------------------------------------------------
+
+    def _draw(self, rng: np.random.Generator) -> Candidate:
+        if self._parents:
+            key = self._parents.pop(0)
+            child = self._masks(key, rng)
+            if key != self._best(self._previous):
+                child = self._perturb(child, self._previous, rng)
+        elif len(set(self._pool)) < 2 or (self.stage == 0 and self._told < self.options.particles):
+            child = self._bootstrap(rng)
+        else:
+            child = self._masks(self._pick(self._pool, rng), rng)
+            child = self._perturb(child, self._pool, rng)
+        return self._candidate(self._fit(child, rng))
+
+    def _pick(self, keys: Sequence[str], rng: np.random.Generator) -> str:
+        return keys[int(rng.choice(len(keys), p=self._weights(keys)))]
+
+    def _bootstrap(self, rng: np.random.Generator) -> Masks:
+        space = self._ledger.problem.space
+        kind = rng.random()
+        known = [c for c in self._ledger.problem.seeds if self._resolvable(c)]
+        if kind < 0.25 and known:
+            chosen = known[int(rng.integers(len(known)))]
+            return self._resolve(chosen, rng)
+        keeps = space.keeps(space.sample(rng))
+        masks = {}
+        for g in space.groups:
+            priority = rng.random(g.units) if kind < 0.5 else self._priority(g, rng)
+            masks[g.name] = top(priority, keeps[g.name])
+        return masks
+
+    def _priority(self, group: GroupSpace, rng: np.random.Generator) -> NDArray[np.float64]:
+        """log(score) + τ·Gumbel per unit, of one criterion drawn among those scored; plain noise without a
+        score.
+        """
+        noise = rng.gumbel(size=group.units)
+        scored = [c for c in group.criteria if group.name in self._ledger.problem.scores.get(c, {})]
+        if not scored:
+            return noise
+        score = self._ledger.problem.scores[scored[int(rng.integers(len(scored)))]][group.name]
+        # scores may be negative (a negated statistic) and their scale is arbitrary: as shares of the largest
+        low, high = float(score.min()), float(score.max())
+        share = (score - min(low, 0.0)) / max(high - min(low, 0.0), 1e-300)
+        return np.log(np.maximum(share, 1e-6)) + self.options.spread * noise
+
+    def _perturb(self, child: Masks, mates: Sequence[str], rng: np.random.Generator) -> Masks:
+        space = self._ledger.problem.space
+        if rng.random() < self.options.crossover:
+            mate = self._masks(self._pick(mates, rng), rng)
+            child = {name: mate[name] if rng.random() < 0.5 else mask for name, mask in child.items()}
+        done = min(1.0, self._told / (self.options.generations * self.options.particles))
+        rate = self.options.swap_first + done * (self.options.swap_last - self.options.swap_first)
+        child = swap(child, rate, rng)
+        if rng.random() < self.options.shift:
+            giver, taker = (space.groups[int(i)] for i in rng.permutation(len(space.groups))[[0, -1]])
+            places = {g.name: g.keeps.index(int(child[g.name].sum())) for g in (giver, taker)}
+            if giver is not taker and places[giver.name] > 0 and places[taker.name] < len(taker.keeps) - 1:
+                for g, step in ((giver, -1), (taker, 1)):
+                    keep = g.keeps[places[g.name] + step]
+                    child[g.name] = resize(child[g.name], keep, self._priority(g, rng))
+        return child
+
+    def _fit(self, masks: Masks, rng: np.random.Generator) -> Masks:
+        """The masks at this stage's budget: lowest-scored units (plus noise) go, or highest-scored ones
+        return.
+        """
+        space = self._ledger.problem.space
+        before = {name: int(mask.sum()) for name, mask in masks.items()}
+        keeps = fit_budget(space, before, self.budget, rng)
+        return {
+            g.name: masks[g.name]
+            if keeps[g.name] == before[g.name]
+            else resize(masks[g.name], keeps[g.name], self._priority(g, rng))
+            for g in space.groups
+        }
+
+    def _candidate(self, masks: Masks) -> Candidate:
+        choices = {}
+        for g in self._ledger.problem.space.groups:
+            units = [int(u) for u in np.flatnonzero(masks[g.name])]
+            choices[g.name] = g.choose(len(units), pattern=pattern(units))
+        return Candidate(choices, "particle_filter")
+
+    def _masks(self, key: str, rng: np.random.Generator) -> Masks:
+        return self._resolve(self._ledger.asked[key], rng)
+
+    def _resolvable(self, candidate: Candidate) -> bool:
+        """Whether the pattern that a candidate comes down to is known here."""
+        scores = self._ledger.problem.scores
+        return all(
+            c.keep is not None or c.ratio == 0 or name in scores.get(c.criterion, {})
+            for name, c in candidate.choices.items()
+        )
+
+    def _resolve(self, candidate: Candidate, rng: np.random.Generator) -> Masks:
+        """Which units stay: the explicit pattern, or the best-scored ones as `pruners.plan` takes them."""
+        masks = {}
+        keeps = self._ledger.problem.space.keeps(candidate)
+        for g in self._ledger.problem.space.groups:
+            choice = candidate.choices[g.name]
+            explicit = choice.kept_units()
+            if explicit is not None:
+                masks[g.name] = np.isin(np.arange(g.units), explicit)
+            elif choice.ratio == 0:
+                masks[g.name] = np.ones(g.units, dtype=np.bool_)
+            else:
+                masks[g.name] = top(self._ledger.problem.scores[choice.criterion][g.name], keeps[g.name])
+        return masks
+
+
+def top(priority: NDArray[np.float64], keep: int) -> NDArray[np.bool_]:
+    """Mask [units] of the `keep` highest priorities, ties by index."""
+    mask = np.zeros(len(priority), dtype=np.bool_)
+    mask[np.argsort(-priority, kind="stable")[:keep]] = True
+    return mask
+
+
+def resize(mask: NDArray[np.bool_], keep: int, priority: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """The mask with `keep` units: kept ones of least priority go, or dropped ones of highest priority
+    return.
+    """
+    # whole numbers apart: what stays is decided first by the mask, then by rank
+    rank = np.argsort(np.argsort(priority, kind="stable"), kind="stable").astype(np.float64)
+    return top(rank + len(mask) * mask, keep)
+
+
+def swap(masks: Masks, rate: float, rng: np.random.Generator) -> Masks:
+    """The masks with about `rate` of each group's kept units exchanged for dropped ones, one at least where
+    possible.
+
+    Counts stay as they are.
+    """
+    swapped = {name: mask.copy() for name, mask in masks.items()}
+    room = {name: int(min(mask.sum(), (~mask).sum())) for name, mask in masks.items()}
+    counts = {name: int(rng.binomial(most, rate)) for name, most in room.items()}
+    able = [name for name, most in room.items() if most > 0]
+    if able and not any(counts.values()):
+        counts[able[int(rng.integers(len(able)))]] = 1
+    for name, count in counts.items():
+        if count:
+            out = rng.choice(np.flatnonzero(masks[name]), size=count, replace=False)
+            back = rng.choice(np.flatnonzero(~masks[name]), size=count, replace=False)
+            swapped[name][out] = False
+            swapped[name][back] = True
+    return swapped
+
+
+def fit_budget(
+    space: SearchSpace, keeps: Mapping[str, int], budget: float, rng: np.random.Generator
+) -> dict[str, int]:
+    """Kept counts near the given ones whose first-order MACs are within the budget and cannot grow by any
+    step.
+
+    Hence never above the budget (unless every group is at its least), and less than one step of the cheapest
+    group that can still grow below it. Steps are along each group's `keeps`; which group moves is drawn at
+    random.
+    """
+    fitted = dict(keeps)
+    groups = {g.name: g for g in space.groups}
+    cost = {g.name: g.unit_macs for g in space.groups}
+    if not any(cost.values()):
+        cost = dict.fromkeys(cost, 1.0)
+    # sums of costs are kept here, not shares, so that whole-numbered costs meet a budget exactly
+    limit = budget * sum(cost[name] * g.units for name, g in groups.items()) * (1 + 1e-12)
+    spent = sum(cost[name] * keep for name, keep in fitted.items())
+    place = {name: groups[name].keeps.index(keep) for name, keep in fitted.items()}
+    names = sorted(groups)
+    while spent > limit:
+        able = [n for n in names if place[n] > 0 and cost[n] > 0]
+        if not able:
+            break
+        spent += _step(able[int(rng.integers(len(able)))], -1, groups, cost, place)
+    while True:
+        able = [n for n in names if place[n] + 1 < len(groups[n].keeps)]
+        able = [n for n in able if spent + _price(n, groups, cost, place) <= limit]
+        if not able:
+            return {n: groups[n].keeps[place[n]] for n in groups}
+        spent += _step(able[int(rng.integers(len(able)))], 1, groups, cost, place)
+
+
+def _price(
+    name: str, groups: Mapping[str, GroupSpace], cost: Mapping[str, float], place: Mapping[str, int]
+) -> float:
+    keeps = groups[name].keeps
+    return cost[name] * (keeps[place[name] + 1] - keeps[place[name]])
+
+
+def _step(
+    name: str,
+    step: int,
+    groups: Mapping[str, GroupSpace],
+    cost: Mapping[str, float],
+    place: dict[str, int],
+) -> float:
+    """Moves one group along its `keeps` and returns what that adds to the MACs."""
+    keeps = groups[name].keeps
+    before = keeps[place[name]]
+    place[name] += step
+    return cost[name] * (keeps[place[name]] - before)
+
+
+def tempered_weights(errors: NDArray[np.float64], at: float) -> NDArray[np.float64]:
+    """Weights [n] ∝ exp(-(error - least error)/T), summing to 1. Equal errors give equal weights."""
+    raw = np.exp(-(errors - errors.min()) / max(at, 1e-12))
+    return np.asarray(raw / raw.sum())
+
+
+def effective_size(weights: NDArray[np.float64]) -> float:
+    """ESS = 1/Σ w², between 1 and n."""
+    return float(1.0 / np.square(weights).sum())
+
+
+def temperature(errors: NDArray[np.float64], least: float) -> float:
+    """T at which half of the particles count, ESS(T) = n/2, by bisection; never below `least`, the standard
+    error.
+
+    Differences inside the noise must not steer, and weights ∝ accuracy would be all but flat. ESS grows with
+    T; where even T → 0 leaves more than n/2 (many equal bests), `least` is returned.
+    """
+    goal = len(errors) / 2
+    low = max(least, 1e-12)
+    if effective_size(tempered_weights(errors, low)) >= goal:
+        return low
+    high = max(float(np.ptp(errors)), low)
+    while effective_size(tempered_weights(errors, high)) < goal:
+        high *= 2
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        if effective_size(tempered_weights(errors, middle)) < goal:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def systematic_resample(weights: NDArray[np.float64], n: int, u: float) -> list[int]:
+    """n indices, ascending; index i comes ⌊n·w_i⌋ or ⌈n·w_i⌉ times, n·w_i on average over u uniform in [0,
+    1).
+    """
+    edges = np.cumsum(weights)
+    edges /= edges[-1]
+    places = (u + np.arange(n)) / n
+    return [int(i) for i in np.minimum(np.searchsorted(edges, places, side="right"), len(weights) - 1)]

@@ -1,0 +1,38 @@
+"""Random search: the control that every other searcher has to beat."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from search.candidate import Candidate
+from search.measurement import Outcome
+from search.searcher import searchers
+from search.searchers.ledger import Ledger
+from search.searchers.options import read_options
+from search.space import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class RandomOptions:
+    """Random search has no options."""
+
+
+@searchers.register("random")
+class Random:
+    """Seeds first, then independent draws of `SearchSpace.sample`; learns nothing from tells."""
+
+    def __init__(self, problem: Problem, *, seed: int, **options: Any) -> None:
+        self.options = read_options(RandomOptions, options, "random")
+        self._ledger = Ledger(problem, seed)
+
+    def ask(self) -> Candidate:
+        return self._ledger.propose(self._ledger.problem.space.sample)
+
+    def tell(self, candidate: Candidate, outcome: Outcome) -> None:
+        self._ledger.record(candidate, outcome)
+
+    def state(self) -> dict[str, Any]:
+        return self._ledger.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._ledger.restore(state)
