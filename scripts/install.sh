@@ -23,7 +23,7 @@ pip=("$venv/bin/python" -m pip --quiet)
 # torch goes first and alone: it is the big one, and pip then takes its CPU build (2.13.0+cpu sorts above 2.13.0) wherever
 # its configuration offers one: find-links, a mirror, or PIP_EXTRA_INDEX_URL set to PyTorch's CPU index. Otherwise the
 # default index decides, which on x86 Linux brings CUDA along.
-torch=$(sed -nE 's/^ *"(torch[^"]*)",?$/\1/p' pyproject.toml)
+torch=$(sed -nE 's/^ *"(torch *[<>=~!][^"]*)",?$/\1/p' pyproject.toml)
 [ -n "$torch" ] || fail "pyproject.toml names no torch"
 if ! "$venv/bin/python" -c "import torch" 2>/dev/null; then
     echo "setup: installing $torch"

@@ -1,0 +1,195 @@
+"""cluster.yaml and pipelines/job.py against a real sshd on a second machine (see host.py), as docs/cluster.md has it."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.services.conftest import require
+from tests.services.host import PROGRAMS, Host, host
+
+pytestmark = [pytest.mark.services, pytest.mark.slow]
+
+CHECKOUT = Path(__file__).parents[2]
+STUDY = """\
+name = "{name}"
+folder = "{folder}"
+[model]
+factory = "digits"
+[train]
+epochs = 2
+[prune]
+criteria = ["l1"]
+calibration_images = 128
+[search]
+searcher = "random"
+candidates = 6
+[finetune]
+candidates = 1
+epochs = 1
+[measure]
+pairs = 10
+[cluster]
+workers = 1
+"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster of one machine, and the folder that its user works in."""
+
+    machine: Host
+    project: Path
+    environment: dict[str, str]
+
+    def run(self, *line: str, seconds: float = 180) -> str:
+        """What a command of this virtual environment prints, run in the project. Fails the test if it fails."""
+        done = self.outcome(*line, seconds=seconds)
+        assert done.returncode == 0, f"{' '.join(line)} ended with {done.returncode}:\n{done.stdout}"
+        return done.stdout
+
+    def outcome(self, *line: str, seconds: float = 180) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            line,
+            cwd=self.project,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+
+    def front(self, study: Path) -> dict[str, dict[str, Any]]:
+        """The rows of a study's front.json on that machine, by key; `study` is relative to the home folder there."""
+        rows = json.loads((self.machine.home / study / "front.json").read_text())
+        return {row["key"]: row for row in rows}
+
+
+def copy_project(cluster_file: dict[str, Any], to: Path) -> None:
+    """What a user's clone has of the things that cluster.yaml copies, without the rest of this working tree."""
+    for source in cluster_file["file_mounts"].values():
+        path = CHECKOUT / source
+        if path.is_dir():
+            shutil.copytree(path, to / source, ignore=shutil.ignore_patterns("__pycache__"))
+        elif path.is_file():
+            shutil.copy(path, to / source)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """`ray up` on a fresh machine, with nothing changed in cluster.yaml but its name, address and key."""
+    require(*PROGRAMS)
+    if os.geteuid() != 0:
+        pytest.skip("making a machine out of namespaces needs root")
+    folder = tmp_path_factory.mktemp("cluster")
+    project, home = folder / "project", folder / "home"
+    project.mkdir()
+    home.mkdir()
+    programs = Path(sys.executable).parent
+    # The machine shares this virtual environment and takes the sources from what `ray up` copied there.
+    bashrc = f'export PATH="{programs}:$PATH" PYTHONPATH="$HOME/prunefront"\n'
+    with host(folder / "machine", bashrc=bashrc) as machine:
+        cluster_file = yaml.safe_load((CHECKOUT / "cluster.yaml").read_text())
+        copy_project(cluster_file, project)
+        (project / "study.toml").write_text(STUDY.format(name="submitted", folder="studies"))
+        cluster_file["cluster_name"] = f"test-{os.getpid()}"
+        cluster_file["provider"]["head_ip"] = machine.address
+        cluster_file["auth"]["ssh_private_key"] = str(machine.private_key)
+        (project / "cluster.yaml").write_text(yaml.safe_dump(cluster_file))
+
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        environment = inherited | {
+            "HOME": str(home),
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "RAY_TMPDIR": str(folder),  # where the launcher notes the state of its clusters
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        running = Cluster(machine, project, environment)
+        running.run("ray", "get-auth-token", "--generate")
+        running.run("ray", "up", "-y", "cluster.yaml")
+        yield running
+
+
+def assert_front(rows: dict[str, dict[str, Any]]) -> None:
+    assert "dense" in rows
+    assert len(rows) >= 2
+    for row in rows.values():
+        assert 0 <= row["accuracy"] <= 1
+        assert row["macs"] <= rows["dense"]["macs"]
+
+
+def test_ray_submit_searches_on_the_cluster(cluster: Cluster) -> None:
+    cluster.run("ray", "submit", "cluster.yaml", "pipelines/job.py", "study.toml")
+    assert_front(cluster.front(Path("prunefront/studies/submitted")))
+
+
+def test_ray_submit_of_a_study_that_is_not_there_says_what_to_do(cluster: Cluster) -> None:
+    done = cluster.outcome("ray", "submit", "cluster.yaml", "pipelines/job.py", "other.toml")
+    assert done.returncode != 0
+    assert "ray rsync-up cluster.yaml other.toml" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_ray_job_submit_searches_on_the_cluster(cluster: Cluster) -> None:
+    (cluster.project / "study.toml").write_text(
+        STUDY.format(name="job", folder=cluster.machine.home / "studies")
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = cluster.environment | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
+    }
+    there = Cluster(cluster.machine, cluster.project, environment)
+    tunnel = subprocess.Popen(
+        ["ray", "dashboard", "cluster.yaml", "--port", str(port)],
+        cwd=cluster.project,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_for_port(port, seconds=60)
+        log = there.run(
+            "ray", "job", "submit", "--working-dir", ".", "--", "prunefront", "search", "study.toml"
+        )
+        assert "succeeded" in log
+        assert_front(cluster.front(Path("studies/job")))
+
+        anonymous = Cluster(cluster.machine, cluster.project, environment | {"RAY_AUTH_MODE": "disabled"})
+        assert "401" in anonymous.outcome("ray", "job", "list").stdout
+    finally:
+        os.killpg(tunnel.pid, 15)
+        tunnel.wait()
+
+
+def wait_for_port(port: int, *, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        assert time.monotonic() < deadline, f"nothing listens on port {port} after {seconds} s"
+        time.sleep(0.5)
+
+
+def test_ray_down_leaves_no_ray_process(cluster: Cluster) -> None:
+    """Last in the file: it stops what the others use."""
+    assert "gcs_server" in cluster.machine.ssh("ps -eo args")
+    cluster.run("ray", "down", "-y", "cluster.yaml")
+    assert "gcs_server" not in cluster.machine.ssh("ps -eo args")
