@@ -1,0 +1,223 @@
+"""An `ArtifactStore` in a bucket of AWS S3 or of any server that speaks its protocol."""
+
+import contextlib
+import io
+import os
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3.session
+from boto3.exceptions import RetriesExceededError
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+
+from pipelines.artifacts import ArtifactError, ArtifactNotFound, check_key, check_limit
+from pruners.errors import PrunefrontError
+
+PROBE = "probe"
+PART_BYTES = 8 << 20
+"""Files from this size on are sent and read in parts of this size, several at a time."""
+
+_URI = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(/(?P<prefix>.*))?")
+_ABSENT = {"NoSuchKey", "404", "NotFound"}
+_DENIED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled"}
+_WRONG_KEYS = {"SignatureDoesNotMatch", "InvalidAccessKeyId", "AuthFailure", "UnrecognizedClientException"}
+_EXPIRED = {"ExpiredToken", "InvalidToken", "ExpiredTokenException", "TokenRefreshRequired"}
+_CLOCK = {"RequestTimeTooSkewed", "RequestExpired"}
+_REGION = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+_CHECKSUM = {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
+
+
+class S3Error(PrunefrontError):
+    """A bucket cannot be used; the message says what to do."""
+
+
+class S3Store:
+    """Objects of one bucket, below a prefix.
+
+    Credentials, region and endpoint come from where boto3 takes them (environment, ~/.aws, instance role);
+    `endpoint_url` goes before AWS_ENDPOINT_URL. Digests are not left to the server: Ceph RGW and others
+    accept a wrong checksum header, so `pipelines.artifacts` verifies what it reads. Safe in several threads, not
+    picklable.
+    """
+
+    def __init__(self, uri: str, *, endpoint_url: str | None = None) -> None:
+        match = _URI.fullmatch(uri.rstrip("/"))
+        if match is None:
+            raise S3Error(f"{uri!r} is not an S3 address; it should look like s3://bucket/prefix")
+        self.bucket = match["bucket"]
+        self.prefix = f"{check_key(match['prefix'])}/" if match["prefix"] else ""
+        variables = (
+            "AWS_ENDPOINT_URL_S3",
+            "AWS_ENDPOINT_URL",
+        )  # read here too: they decide how to address buckets
+        endpoint = endpoint_url or next((os.environ[v] for v in variables if os.environ.get(v)), None)
+        with self._clear_errors("use", ""):
+            self._client = _client(endpoint)
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    @property
+    def endpoint(self) -> str:
+        """The address that requests go to."""
+        return str(self._client.meta.endpoint_url)
+
+    def put(self, key: str, file: Path) -> str:
+        with self._clear_errors("write", key), file.open("rb") as stream:
+            self._client.upload_fileobj(stream, self.bucket, self._full(key), Config=_transfer())
+        return f"{self.uri}/{key}"
+
+    def get(self, key: str, file: Path, *, limit: int | None = None) -> None:
+        with self._clear_errors("read", key):
+            head = self._client.head_object(Bucket=self.bucket, Key=self._full(key))
+            check_limit(head["ContentLength"], limit, f"{self.uri}/{key}")
+            meter = _Meter(limit, f"{self.uri}/{key}")
+            with file.open("wb") as stream:
+                self._client.download_fileobj(
+                    self.bucket, self._full(key), stream, Config=_transfer(), Callback=meter
+                )
+
+    def exists(self, key: str) -> bool:
+        try:
+            with self._clear_errors("look for", key):
+                self._client.head_object(Bucket=self.bucket, Key=self._full(key))
+        except ArtifactNotFound:
+            return False
+        return True
+
+    def probe(self) -> None:
+        """Four small requests: write, look at, list, delete. Raises S3Error naming the one refused.
+
+        The write comes first because only it is answered with a reason: a refused HEAD has no body. A store
+        that forbids deleting keeps one ten-byte object called `probe`.
+        """
+        key = self._full(PROBE)
+        with self._clear_errors("write", PROBE):
+            self._client.upload_fileobj(io.BytesIO(b"prunefront"), self.bucket, key, Config=_transfer())
+        self.exists(PROBE)
+        with self._clear_errors("list", ""):
+            self._client.head_bucket(Bucket=self.bucket)
+        with self._clear_errors("delete", PROBE):
+            try:
+                self._client.delete_object(Bucket=self.bucket, Key=key)
+            except ClientError as error:
+                if _code(error) not in _DENIED:
+                    raise
+
+    def _full(self, key: str) -> str:
+        return self.prefix + check_key(key)
+
+    @contextlib.contextmanager
+    def _clear_errors(self, verb: str, key: str) -> Iterator[None]:
+        """Turns what boto3 raises into one line that says what to do."""
+        what = f"cannot {verb} {self.uri}/{key}".rstrip("/")
+        try:
+            yield
+        except ClientError as error:
+            raise self._explain(error, what, key) from None
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            raise S3Error(
+                f"{what}: {_one_line(error).rstrip('.')}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "or AWS_PROFILE"
+            ) from None
+        except ProfileNotFound as error:
+            raise S3Error(f"{what}: {_one_line(error)}; check AWS_PROFILE and ~/.aws/config") from None
+        except (HTTPClientError, ConnectionError) as error:
+            raise S3Error(
+                f"{what}: no answer from {self.endpoint} ({_cause(error)}); check artifacts.endpoint_url or "
+                "AWS_ENDPOINT_URL, and that the server runs"
+            ) from None
+        except (BotoCoreError, RetriesExceededError) as error:
+            raise S3Error(f"{what}: {_one_line(error)}") from None
+        except OSError as error:
+            raise ArtifactError(f"{what}: {error}") from None
+
+    def _explain(self, error: ClientError, what: str, key: str) -> PrunefrontError:
+        code = _code(error)
+        at = f"{what} at {self.endpoint}"
+        if code == "NoSuchBucket" or (code in _ABSENT and not key):
+            return S3Error(f"{at}: there is no bucket {self.bucket!r}; create it or correct artifacts.uri")
+        if code in _ABSENT:
+            return ArtifactNotFound(f"there is no {key} in {self.uri}")
+        if code in _WRONG_KEYS:
+            return S3Error(
+                f"{at}: the server does not accept the credentials ({code}); check AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY"
+            )
+        if code in _EXPIRED:
+            return S3Error(f"{at}: the session token is no longer valid ({code}); log in again")
+        if code in _DENIED:
+            return S3Error(
+                f"{at}: access denied; the credentials need s3:PutObject, s3:GetObject and s3:ListBucket on "
+                f"bucket {self.bucket!r}, see docs/artifacts.md"
+            )
+        if code in _CLOCK:
+            return S3Error(f"{at}: this machine's clock differs too much from the server's; set it right")
+        if code in _REGION:
+            return S3Error(f"{at}: the bucket is in another region; set AWS_REGION to it")
+        if code in _CHECKSUM:
+            return S3Error(f"{at}: the content arrived damaged ({code}); check network and proxy, try again")
+        return S3Error(f"{at}: {_one_line(error)}")
+
+
+class _Meter:
+    """Ends a download that brings more bytes than announced: the size in a HEAD answer is only a promise."""
+
+    def __init__(self, limit: int | None, what: str) -> None:
+        self._limit, self._what = limit, what
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, count: int) -> None:
+        with (
+            self._lock
+        ):  # parts arrive in several threads; a part read again is subtracted by the caller first
+            self._bytes += count
+            check_limit(self._bytes, self._limit, self._what)
+
+
+def _client(endpoint_url: str | None) -> Any:
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": 4},
+        connect_timeout=5,
+        read_timeout=60,
+        # servers other than AWS rarely have a host name per bucket
+        s3={"addressing_style": "path" if endpoint_url else "auto"},
+        # older servers refuse the trailing checksums that boto3 sends by default; we check ours when reading
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    try:
+        return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
+    except ValueError as error:  # what botocore raises for an endpoint that is no URL
+        raise S3Error(f"cannot use S3: {_one_line(error)}; it should look like http://host:9000") from None
+
+
+def _transfer() -> TransferConfig:
+    return TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _cause(error: BotoCoreError) -> str:
+    return type(error.kwargs.get("error") or error).__name__
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
