@@ -1,4 +1,4 @@
-"""Where a study is recorded: MLflow, or memory. The search never waits for it, and never ends because of it."""
+"""Where a study is recorded: MLflow, or memory. The search never waits for it, nor ends because of it."""
 
 import json
 import logging
@@ -21,7 +21,6 @@ from search.measurement import Failure, Measurement, Outcome
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Metric, Param, RunTag
-    from mlflow.tracking import MlflowClient
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 Row = Mapping[str, Any]
@@ -50,7 +49,7 @@ class Tracker(Protocol):
         ...
 
     def start(self, study: Mapping[str, Any], resume_run_id: str | None = None) -> str:
-        """Opens the study's run, or the given one again, and returns its id. `study` is `StudyConfig.to_json()`."""
+        """Opens the study's run, or the given one again; returns its id. `study`: `StudyConfig.to_json()`."""
         ...
 
     def log(
@@ -63,7 +62,7 @@ class Tracker(Protocol):
         stage: str = "score",
         seconds: float = 0.0,
     ) -> None:
-        """Records what came of a candidate at a stage; the second call for the same key and stage does nothing."""
+        """Records what came of a candidate at a stage; a second call for the same two does nothing."""
         ...
 
     def log_progress(self, step: int, hypervolume: float, front_size: int) -> None:
@@ -147,7 +146,7 @@ class MemoryTracker:
 
 
 class MlflowTracker:
-    """A parent run for the study and a child run for each candidate and stage, written by one background thread.
+    """A parent run for the study, a child run for each candidate and stage, written by one background thread.
 
     uri: an MLflow server (`http://…`) or a database that this process writes itself (`sqlite:///…`,
     `postgresql://…`). folder: where artifacts go when a database has none of its own; an SQLite file has them
@@ -164,7 +163,7 @@ class MlflowTracker:
         return tuple(self._writer.errors)
 
     def start(self, study: Mapping[str, Any], resume_run_id: str | None = None) -> str:
-        """Raises TrackingError within seconds: store not reachable, address not usable, experiment deleted."""
+        """Raises TrackingError within seconds: store out of reach, address not usable, experiment deleted."""
         reach(self.uri)
         # MLflow's own patience (7 retries of 120 s) is for a script that has nothing else to do
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -237,14 +236,14 @@ class MlflowTracker:
                     raise error
         if found.lifecycle_stage == "deleted":
             raise TrackingError(
-                f"the MLflow experiment {self.experiment!r} is deleted in {without_password(self.uri)}; bring it "
-                f"back with `mlflow experiments restore --experiment-id {found.experiment_id}`, or set another "
-                "`experiment` under [tracking]"
+                f"the MLflow experiment {self.experiment!r} is deleted in {without_password(self.uri)}; "
+                f"bring it back with `mlflow experiments restore --experiment-id {found.experiment_id}`, or set "
+                "another `experiment` under [tracking]"
             )
         return str(found.experiment_id)
 
     def _artifacts(self) -> str | None:
-        """A server knows where it keeps artifacts; a database would put them into ./mlruns of whoever writes."""
+        """A server knows where it keeps artifacts; a database would put them into the writer's ./mlruns."""
         if self.uri.startswith(("http", "databricks")):
             return None
         file = sqlite_file(self.uri)
@@ -265,7 +264,7 @@ class MlflowTracker:
                 )
             else:
                 self._done = self._find_children(resume_run_id)
-                # MLflow refuses to change a param, and the study may go on with more candidates than it began with
+                # MLflow refuses to change a param, and a study may go on with more candidates than before
                 params = {key: value for key, value in params.items() if key not in run.data.params}
                 self._log_batch(resume_run_id, params=[Param(*item) for item in params.items()])
                 return resume_run_id
@@ -306,7 +305,7 @@ class MlflowTracker:
                 return finished
 
     def _recover(self) -> None:
-        """Before a write is tried again: whether the store answers, and which child the lost answer was about."""
+        """Before a write is tried again: does the store answer, and which run was the lost answer about."""
         reach(self.uri)
         self._find_children(self.run_id)
 
@@ -344,7 +343,7 @@ class MlflowTracker:
         self._client.set_terminated(run_id, status, end_time=now)
 
     def _write_front(self, rows: Sequence[Row], files: Sequence[Path]) -> None:
-        # not client.log_table: it appends to a table that is there, and a resumed study writes its front again
+        # not client.log_table: it appends to what is there, and a resumed study writes its front again
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "front.json").write_text(json.dumps(rows, indent=1))
             (Path(folder) / TABLE).write_text(json.dumps(_table(rows)))
@@ -370,8 +369,8 @@ class MlflowTracker:
 class _Writer:
     """One daemon thread that carries out writes in order.
 
-    A write that fails while the store answers is recorded in `errors` and left out; while it does not answer, the
-    thread waits and tries again, until `close` has waited `patience` seconds.
+    A write that fails while the store answers is recorded in `errors` and left out; while the store does not
+    answer, the thread waits and tries again, until `close` has waited `patience` seconds.
     """
 
     def __init__(self, recover: Callable[[], None], patience: float, size: int = 4096) -> None:
@@ -453,8 +452,8 @@ def reach(uri: str) -> None:
             requests.get(f"{uri.rstrip('/')}/health", timeout=CONNECT_SECONDS).close()
         except requests.RequestException as error:
             raise TrackingError(
-                f"no MLflow server answers at {shown} ({type(error).__name__}): start one with `mlflow server`, "
-                "or leave out `uri` under [tracking] to record into an SQLite file"
+                f"no MLflow server answers at {shown} ({type(error).__name__}): start one with `mlflow "
+                "server`, or leave out `uri` under [tracking] to record into an SQLite file"
             ) from error
     elif re.match(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://", uri):
         _reach_database(uri, shown)
@@ -490,7 +489,7 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested dicts as MLflow params: `search.candidates` -> "64". What is None is left out, what is long is cut."""
+    """Nested dicts as MLflow params: `search.candidates` -> "64". None is left out, what is long is cut."""
     flat: dict[str, str] = {}
     for name, value in data.items():
         if isinstance(value, Mapping):
@@ -503,7 +502,7 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def with_bounds(measurement: Measurement) -> dict[str, float]:
-    """The values, and for each with a known noise the ends of its 95 % interval, `<name>_low` and `<name>_high`."""
+    """The values, and where noise is known the ends of the 95 % interval, `<name>_low`, `<name>_high`."""
     values = dict(measurement.values)
     for name, noise in measurement.noise.items():
         if name in values:
