@@ -1,8 +1,9 @@
 """`ray submit cluster.yaml pipelines/job.py study.toml`: one search on the cluster whose head this runs on.
 
-`ray submit` copies this one file to the head's home folder and runs it there, so it imports nothing of ours before it
-stands in the folder that `ray up` copied the project to. Its arguments are those of `prunefront search`; when one begins
-with a dash, all go after `--`: `ray submit cluster.yaml pipelines/job.py -- study.toml --resume`.
+`ray submit` copies this one file to the head's home folder and runs it there, so it imports nothing of ours
+before it stands in the folder that `ray up` copied the project to. Its arguments are those of `prunefront
+search`; when one begins with a dash, all go after `--`, as in `ray submit cluster.yaml pipelines/job.py --
+study.toml --resume`.
 """
 
 import os
@@ -16,10 +17,12 @@ PROJECT = Path("~/prunefront").expanduser()
 def cli_arguments(given: list[str], project: Path) -> list[str]:
     """The arguments of `prunefront` for a search on the cluster that runs on this machine.
 
-    Raises FileNotFoundError, whose text says what to do, if the project or a study that is asked for is not here.
+    Raises FileNotFoundError, whose text says what to do, if the project or the study is not here.
     """
     if not project.is_dir():
-        raise FileNotFoundError(f"{project} is not on this machine; this file is run by `ray submit`, after `ray up`")
+        raise FileNotFoundError(
+            f"{project} is not on this machine; `ray submit` runs this file, after `ray up`"
+        )
     for argument in given:
         if argument.endswith(".toml") and not (project / argument).is_file():
             raise FileNotFoundError(

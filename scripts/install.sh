@@ -17,7 +17,7 @@ if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -m pip --version >/dev/nu
     echo "setup: making $venv with $("$python" --version)"
     "$python" -m venv --clear "$venv"
 fi
-pip=("$venv/bin/python" -m pip --quiet)
+pip=("$venv/bin/python" -m pip --quiet --quiet) # errors are still shown
 "${pip[@]}" install --upgrade pip
 
 # torch goes first and alone: it is the big one, and pip then takes its CPU build (2.13.0+cpu sorts above 2.13.0) wherever

@@ -1,7 +1,8 @@
-"""A second machine on this one, for tests that cross hosts: namespaces with their own network, processes and home, and sshd.
+"""A second machine on this one, for tests that cross hosts: namespaces with sshd in them.
 
-It is reached over a virtual cable at an address of its own, sees only its own processes (so `ray stop` there stops only
-Ray there), and is gone, with every process in it, when the context ends or the test process dies. Needs root.
+It has an address of its own at the end of a virtual cable, its own home folder, and sees only its own processes,
+so `ray stop` there stops only Ray there. It is gone, with every process in it, when the context ends or the test
+process dies. Needs root.
 """
 
 import os
@@ -87,7 +88,7 @@ def host(folder: Path, *, bashrc: str = "", start_seconds: float = 20.0) -> Iter
         _wait_for_ssh(running, log, time.monotonic() + start_seconds)
         yield running
     finally:
-        machine.kill()  # unshare takes process 1 of the namespace with it, and the kernel all the others and the cable
+        machine.kill()  # and with it process 1 of the namespace, then all the others and the cable
         machine.wait()
         if machine.stdout is not None:
             machine.stdout.close()

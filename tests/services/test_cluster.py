@@ -1,4 +1,4 @@
-"""cluster.yaml and pipelines/job.py against a real sshd on a second machine (see host.py), as docs/cluster.md has it."""
+"""cluster.yaml and pipelines/job.py against a real sshd, by the steps of docs/cluster.md."""
 
 import json
 import os
@@ -53,7 +53,7 @@ class Cluster:
     environment: dict[str, str]
 
     def run(self, *line: str, seconds: float = 180) -> str:
-        """What a command of this virtual environment prints, run in the project. Fails the test if it fails."""
+        """What a command of this environment prints, run in the project. Fails the test if it fails."""
         done = self.outcome(*line, seconds=seconds)
         assert done.returncode == 0, f"{' '.join(line)} ended with {done.returncode}:\n{done.stdout}"
         return done.stdout
@@ -72,13 +72,13 @@ class Cluster:
         )
 
     def front(self, study: Path) -> dict[str, dict[str, Any]]:
-        """The rows of a study's front.json on that machine, by key; `study` is relative to the home folder there."""
+        """A study's front.json on that machine, by key; `study` is relative to the home folder there."""
         rows = json.loads((self.machine.home / study / "front.json").read_text())
         return {row["key"]: row for row in rows}
 
 
 def copy_project(cluster_file: dict[str, Any], to: Path) -> None:
-    """What a user's clone has of the things that cluster.yaml copies, without the rest of this working tree."""
+    """What cluster.yaml copies, as a clone has it, without the rest of this working tree."""
     for source in cluster_file["file_mounts"].values():
         path = CHECKOUT / source
         if path.is_dir():
