@@ -42,7 +42,7 @@ class Criterion:
         scores = self.score(view).to(torch.float64)
         if scores.shape != view.weight.shape[:1]:
             raise ValueError(
-                f"criterion {self.name!r} must give {len(view.weight)} scores, got shape {tuple(scores.shape)}"
+                f"criterion {self.name!r} gave not {len(view.weight)} scores but shape {tuple(scores.shape)}"
             )
         wrong = int((~scores.isfinite()).sum())
         if wrong:
