@@ -1,8 +1,8 @@
 """A second machine on this one, for tests that cross hosts: namespaces with sshd in them.
 
-It has an address of its own at the end of a virtual cable, its own home folder, and sees only its own processes,
-so `ray stop` there stops only Ray there. It is gone, with every process in it, when the context ends or the test
-process dies. Needs root.
+It has an address of its own at the end of a virtual cable, its own home folder, and sees only its own
+processes, so `ray stop` there stops only Ray there. It is gone, with every process in it, when the context
+ends or the test process dies. Needs root.
 """
 
 import os
