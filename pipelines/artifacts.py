@@ -245,7 +245,7 @@ def publish(store: ArtifactStore, folder: Path, name: str) -> Artifact:
     """Copies the files of a pruned network from `folder` into the store, then the manifest (left there too).
 
     Publishing the same content again changes nothing and sends nothing; where the stored manifest is absent
-    or differs, an earlier upload was cut short and all is sent again. Raises ArtifactError for a missing file.
+    or differs, an earlier upload was cut short and all is sent again. Raises ArtifactError without the files.
     """
     if not _NAME.fullmatch(name):
         raise ArtifactError(f"{name!r:.80} cannot name an artifact; possible: letters, digits, '.', '_', '-'")

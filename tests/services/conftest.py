@@ -10,7 +10,7 @@ from tests.services import ceph
 
 
 def require(*programs: str) -> None:
-    """Skips, with the reason, where a program is absent; fails where PRUNEFRONT_REQUIRE_SERVICES=1 (in CI)."""
+    """Skips with the reason where a program is absent; fails where PRUNEFRONT_REQUIRE_SERVICES=1 (in CI)."""
     path = os.pathsep.join(
         (os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin")
     )  # sshd is rarely in PATH
