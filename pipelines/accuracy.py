@@ -1,0 +1,68 @@
+"""How often a network is right, and how well that is known."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import nn
+
+from pipelines.data import Split, Transform, batches
+
+Z95 = 1.959963984540054
+"""Two-sided 95 % quantile of the normal distribution."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """value: share of images classified rightly, 0–1. low, high: 95 % interval. images: how many were asked."""
+
+    value: float
+    low: float
+    high: float
+    images: int
+
+
+def accuracy(
+    model: nn.Module,
+    split: Split,
+    transform: Transform,
+    *,
+    batch_size: int = 256,
+    precision: str = "float32",
+    channels_last: bool = False,
+    yield_point: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Accuracy:
+    """Share of the split's plain (never augmented) images whose largest output is their label.
+
+    precision: "bfloat16" is faster on some machines, but moves single images across the border, and so candidates
+    past each other: for ranking, float32. yield_point: entered around each batch. The model's mode is put back.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    right = torch.zeros((), dtype=torch.int64, device=device)
+    try:
+        for images, labels in batches(
+            split, transform, batch_size, device=device, channels_last=channels_last
+        ):
+            with (
+                yield_point(),
+                torch.inference_mode(),
+                torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
+            ):
+                right += (model(images).argmax(1) == labels).sum()
+    finally:
+        model.train(training)
+    count = int(right)
+    return Accuracy(count / len(split), *wilson(count, len(split)), len(split))
+
+
+def wilson(right: int, images: int) -> tuple[float, float]:
+    """(low, high): 95 % interval of a share of which `right` of `images` is a sample (Wilson 1927, eq. 4)."""
+    share = right / images
+    centre = share + Z95**2 / (2 * images)
+    half = Z95 * sqrt(share * (1 - share) / images + Z95**2 / (4 * images**2))
+    scale = 1 + Z95**2 / images
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)

@@ -1,0 +1,72 @@
+"""From stored images to network input, a whole batch at a time."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipelines.data.splits import Split, Transform
+
+
+def batches(
+    split: Split,
+    transform: Transform,
+    batch_size: int,
+    *,
+    augment: np.random.Generator | None = None,
+    shuffle: np.random.Generator | None = None,
+    device: str | torch.device = "cpu",
+    channels_last: bool = False,
+    smallest: int = 1,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields (images, labels): float32 (b, c, h, w), normalised, and int64 (b,); every image once.
+
+    augment: draws the transform's augmentation; None leaves images plain. shuffle: draws the order; None
+    keeps it. Only these generators decide, so a seed fixes the stream whatever the number of threads or workers.
+    smallest: a last batch smaller than this joins the one before it (batch norm cannot train on one image).
+    """
+    order = np.arange(len(split)) if shuffle is None else shuffle.permutation(len(split))
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    for start, end in _bounds(len(split), batch_size, smallest):
+        rows: np.ndarray | slice = slice(start, end) if shuffle is None else order[start:end]
+        images = normalise(split.images[rows], transform).to(device)
+        if augment is not None:
+            images = augmented(images, transform, augment)
+        labels = torch.tensor(split.labels[rows], device=device)
+        yield images.contiguous(memory_format=memory_format), labels
+
+
+def normalise(images: np.ndarray, transform: Transform) -> Tensor:
+    """Float32 (b, c, h, w) of (b, c, h, w) uint8 or float32 images; never shares memory with them."""
+    # np.array copies: torch must not be handed read-only memory, which is what Ray's object store returns
+    pixels = torch.from_numpy(np.array(images)).float()
+    scale = 255.0 if images.dtype == np.uint8 else 1.0
+    mean = torch.tensor(transform.mean).view(1, -1, 1, 1) * scale
+    factor = 1.0 / (torch.tensor(transform.std).view(1, -1, 1, 1) * scale)
+    return pixels.sub_(mean).mul_(factor)
+
+
+def augmented(images: Tensor, transform: Transform, generator: np.random.Generator) -> Tensor:
+    """Randomly shifted, and for `crop_flip` mirrored, copies of the normalised images (b, c, h, w)."""
+    if transform.augment == "none":
+        return images
+    count, _, height, width = images.shape
+    if transform.padding:
+        p = transform.padding
+        down, right = torch.from_numpy(generator.integers(0, 2 * p + 1, size=(2, count))).to(images.device)
+        # every possible crop as a view (b, c, 2p+1, 2p+1, h, w); indexing copies the one that was drawn
+        windows = F.pad(images, (p, p, p, p)).unfold(2, height, 1).unfold(3, width, 1)
+        images = windows[torch.arange(count, device=images.device), :, down, right]
+    if transform.augment == "crop_flip":
+        flip = torch.from_numpy(generator.random(count) < 0.5).to(images.device)
+        images = torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)
+    return images
+
+
+def _bounds(count: int, batch_size: int, smallest: int) -> list[tuple[int, int]]:
+    starts = list(range(0, count, batch_size))
+    if len(starts) > 1 and count - starts[-1] < smallest:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], count], strict=True))

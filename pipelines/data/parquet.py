@@ -1,0 +1,80 @@
+"""Parquet in the Hugging Face image layout: `img` or `image` = {bytes, path}, and an integer `label`."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.config import DataSection
+from pipelines.data.decode import decode
+from pipelines.data.source import Parts, path_of, validation_count
+from pipelines.data.splits import DataError, Split
+
+IMAGE_COLUMNS = ("img", "image")
+LABEL_COLUMN = "label"
+
+
+def load(section: DataSection) -> Parts:
+    """Train: the first rows of the train file; validation: its last; test: the first rows of the test file.
+
+    Validation rows are set aside before `train_limit` is applied, so that it does not change them. Only rows
+    that are used are decoded. Raises DataError for a missing file or column, other types, undecodable images.
+    """
+    rows = _open(path_of(section, "train", "file"))
+    test = _open(path_of(section, "test", "file"))
+    count = validation_count(len(rows), section.validation)
+    train = rows.slice(0, len(rows) - count).slice(0, section.train_limit)
+    validation = rows.slice(len(rows) - count)
+    return (
+        _decode(train, section.train, 0),
+        _decode(validation, section.train, len(rows) - count),
+        _decode(test.slice(0, section.test_limit), section.test, 0),
+    )
+
+
+def _open(path: Path) -> pa.Table:
+    """Two columns, `image` (binary) and `label`, of a parquet file."""
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            column = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
+            if column is None or LABEL_COLUMN not in schema.names:
+                absent = " or ".join(map(repr, IMAGE_COLUMNS)) if column is None else repr(LABEL_COLUMN)
+                raise DataError(
+                    f"{path} has no column {absent}; its columns: {', '.join(schema.names) or 'none'}"
+                )
+            table = file.read(columns=[column, LABEL_COLUMN])
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} cannot be read as parquet: {' '.join(str(error).split())}") from error
+    if not pa.types.is_integer(table.schema.field(LABEL_COLUMN).type):
+        raise DataError(
+            f"{path}: labels must be integers 0..k-1, got {table.schema.field(LABEL_COLUMN).type}"
+        )
+    if len(table) == 0:
+        raise DataError(f"{path} holds no row")
+    if table[LABEL_COLUMN].null_count:
+        raise DataError(f"{path}: {table[LABEL_COLUMN].null_count} rows have no label")
+    return pa.table({"image": _bytes(table[column], column, path), "label": table[LABEL_COLUMN]})
+
+
+def _bytes(images: pa.ChunkedArray, column: str, path: Path) -> pa.ChunkedArray:
+    if pa.types.is_struct(images.type) and images.type.get_field_index("bytes") >= 0:
+        images = pa.chunked_array(
+            [chunk.field("bytes") for chunk in images.chunks], images.type.field("bytes").type
+        )
+    if not (pa.types.is_binary(images.type) or pa.types.is_large_binary(images.type)):
+        raise DataError(
+            f"{path}: column {column!r} must be {{bytes, path}} or encoded images, got {images.type}"
+        )
+    if images.null_count:
+        raise DataError(
+            f"{path}: {images.null_count} rows have no image bytes, only a path; embed the images"
+        )
+    return images
+
+
+def _decode(table: pa.Table, path: Path | None, first: int) -> Split:
+    names = [f"row {first + i} of {path}" for i in range(len(table))]
+    images = decode(table["image"].to_pylist(), names)
+    return Split(images, table["label"].to_numpy().astype(np.int64))

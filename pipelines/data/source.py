@@ -1,0 +1,40 @@
+"""What a data source hands over, and how validation images are set aside."""
+
+from pathlib import Path
+
+from pipelines.config import DataSection
+from pipelines.data.splits import DataError, Split
+
+Parts = tuple[Split, Split, Split]
+"""train, validation, test."""
+
+
+def validation_count(rows: int, asked: int | None) -> int:
+    """How many of `rows` training images are set aside. Raises DataError when none would be left."""
+    count = max(1, rows // 6) if asked is None else asked
+    if count >= rows:
+        raise DataError(
+            f"data.validation = {count} would take all of the {rows} training images; "
+            f"at most {max(0, rows - 1)} can be set aside"
+        )
+    return count
+
+
+def set_aside(rest: Split, asked: int | None) -> tuple[Split, Split]:
+    """(train, validation): the last `asked` images, by default a sixth, become validation."""
+    count = validation_count(len(rest), asked)
+    return rest[: len(rest) - count], rest[len(rest) - count :]
+
+
+def path_of(section: DataSection, key: str, kind: str) -> Path:
+    """The path under data.`key`, which must exist and be a `kind` ("file" or "folder"). Raises DataError."""
+    path: Path | None = getattr(section, key)
+    if path is None:
+        raise DataError(
+            f"data.source = {section.source!r} needs data.{key}, the {kind} with the {key} images"
+        )
+    if not path.exists():
+        raise DataError(f"data.{key}: there is no {kind} {path}")
+    if path.is_dir() != (kind == "folder"):
+        raise DataError(f"data.{key}: {path} is not a {kind}, which data.source = {section.source!r} needs")
+    return path

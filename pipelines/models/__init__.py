@@ -1,0 +1,71 @@
+"""The zoo, one family a file, and `build`, which also takes a user's own `module:callable`."""
+
+import inspect
+
+import torch
+from torch import nn
+
+from pipelines.config import ModelSection
+from pipelines.imported import call, import_callable, one_line
+from pipelines.models import densenet, digits_cnn, mobilenet, resnet, vgg
+from pipelines.models.registry import models
+from pruners.errors import PrunefrontError
+
+__all__ = ["ModelError", "build", "densenet", "digits_cnn", "mobilenet", "models", "resnet", "vgg"]
+
+
+class ModelError(PrunefrontError):
+    """The model section asks for a network that cannot be made, or that does not fit the data."""
+
+
+def build(
+    section: ModelSection, *, classes: int, input_shape: tuple[int, int, int], seed: int = 0
+) -> nn.Module:
+    """The network of a study, on the CPU in eval mode, its weights drawn with `seed`; weights files are not read.
+
+    input_shape: (c, h, w). A zoo factory is told classes and channels; a user's own is called with the options only.
+    Raises UnknownName, NotImportable or ModelError: also when the network does not map such images to `classes`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _make(section, classes, input_shape[0])
+        model.eval()
+        example = torch.randn(2, *input_shape)
+    try:
+        with torch.no_grad():
+            output = model(example)
+    except Exception as error:
+        raise ModelError(
+            f"model {section.factory!r} cannot take a batch of images {input_shape} (channels, height, width): "
+            f"{type(error).__name__}: {one_line(error)}"
+        ) from error
+    shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if shape != (2, classes):
+        raise ModelError(
+            f"model {section.factory!r} maps 2 images to {shape}; the data has {classes} classes, so (2, {classes}) "
+            "is needed"
+        )
+    return model
+
+
+def _make(section: ModelSection, classes: int, channels: int) -> nn.Module:
+    if ":" in section.factory:
+        function = import_callable(section.factory, key="model.factory")
+        model = call(function, section.options, key="model.factory", spec=section.factory)
+        if not isinstance(model, nn.Module):
+            raise ModelError(
+                f"model.factory = {section.factory!r} returned a {type(model).__name__}, not nn.Module"
+            )
+        return model
+    factory = models[section.factory]
+    options = {"classes": classes, "channels": channels} | section.options
+    known = list(inspect.signature(factory).parameters)
+    for name in options:
+        if name not in known:
+            raise ModelError(f"model {section.factory!r} has no option {name!r}; it has: {', '.join(known)}")
+    try:
+        return factory(**options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"model {section.factory!r} cannot be made with {section.options}: {error}"
+        ) from error
