@@ -21,7 +21,9 @@ app = typer.Typer(
 )
 
 StudyFile = Annotated[Path, typer.Argument(help="The study file (TOML).", show_default=False)]
-Study = Annotated[str, typer.Argument(help="A study file, a study's name, or its folder.", show_default=False)]
+Study = Annotated[
+    str, typer.Argument(help="A study file, a study's name, or its folder.", show_default=False)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 
 LISTS = ("criteria", "granularities", "searchers", "models", "runtimes")
@@ -70,10 +72,14 @@ def search(
     study: StudyFile,
     address: Annotated[
         str | None,
-        typer.Option(help="A Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Without it, Ray starts on this machine."),
+        typer.Option(
+            help="A Ray cluster: auto, HOST:PORT or ray://HOST:PORT. Without it, Ray starts on this machine."
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the study stopped.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run of this study left.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete what an earlier run of this study left.")
+    ] = False,
 ) -> None:
     """Search: score many candidates, fine-tune the promising ones, measure, publish, report the front."""
     from pipelines.config import load
@@ -84,22 +90,22 @@ def search(
     console = Console(stderr=False)
     config = load(study)
     rows = run(config, display=Display(console), address=address, resume=resume, fresh=fresh)
-    console.print(table(rows))
+    console.print(table([row.to_json() for row in rows]))
     console.print(next_steps(config, study), highlight=False, soft_wrap=True)
 
 
 @app.command()
 def front(study: Study, as_json: AsJson = False) -> None:
     """The Pareto front as a table; also writes front.html and front.png into the study's folder."""
-    from pipelines.report import table, to_json, write_html, write_png
+    from pipelines.report import table, write_html, write_png
     from pipelines.studies import locate, read_front
 
     folder = locate(study)
-    rows = read_front(folder)
+    rows = [row.to_json() for row in read_front(folder)]
     write_html(rows, folder / "front.html")
     write_png(rows, folder / "front.png")
     if as_json:
-        print_json(to_json(rows))
+        print_json(rows)
         return
     console = Console()
     console.print(table(rows))
@@ -120,7 +126,9 @@ def fetch(
         typer.Option(help="A bound, e.g. latency_ms=2 or macs=1e7. May be given several times."),
     ] = None,
     best: Annotated[str, typer.Option(help="What to be best at within the bounds.")] = "accuracy",
-    key: Annotated[str | None, typer.Option(help="The key of one row of the front, instead of bounds.")] = None,
+    key: Annotated[
+        str | None, typer.Option(help="The key of one row of the front, instead of bounds.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("best"),
     endpoint_url: Annotated[str | None, typer.Option(help="Of an S3 server that is not AWS.")] = None,
 ) -> None:
@@ -135,7 +143,9 @@ def fetch(
             f"{row.macs:,} MACs, {row.size_bytes:,} bytes",
             highlight=False,
         )
-    console.print(f"written to {folder}; check it with: prunefront verify {folder}", highlight=False, soft_wrap=True)
+    console.print(
+        f"written to {folder}; check it with: prunefront verify {folder}", highlight=False, soft_wrap=True
+    )
 
 
 @app.command()
@@ -159,8 +169,13 @@ def verify(
     else:
         table = Table("check", "recorded", "measured", "", box=None, padding=(0, 2, 0, 0))
         for item in found.checks:
-            table.add_row(item.name, item.recorded, item.measured, "[green]ok[/]" if item.ok else "[red]differs[/]")
-        Console().print(table)
+            table.add_row(
+                item.name, item.recorded, item.measured, "[green]ok[/]" if item.ok else "[red]differs[/]"
+            )
+        console = Console()
+        console.print(table)
+        for reason in found.skipped:
+            console.print(f"not checked: {reason}", highlight=False)
     if not found.ok:
         raise typer.Exit(1)
 
@@ -208,7 +223,9 @@ def main() -> None:
     except PrunefrontError as error:
         if debug:
             raise
-        Console(stderr=True).print(f"[red]error:[/red] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"[red]error:[/red] {_escape(str(error))}", highlight=False, soft_wrap=True
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped; go on with: prunefront search STUDY --resume", highlight=False)

@@ -159,6 +159,8 @@ class ArtifactSection(Section):
     """A folder or `s3://bucket/prefix`. Default: `<folder>/<name>/artifacts`."""
     endpoint_url: str | None = None
     """Of an S3 server that is not AWS. Credentials come from the environment, as boto3 reads them."""
+    shared: bool = False
+    """The folder lies on storage that all machines of the cluster see."""
 
 
 class ClusterSection(Section):

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipelines.accuracy import Accuracy, accuracy
+from pipelines.accuracy import accuracy
 from pipelines.artifacts import Artifact, open_store, publish
 from pipelines.data import Split, batches
 from pipelines.exclusive import exclusive, shared
@@ -30,8 +30,7 @@ from pruners.recalibrate import recalibrate
 from pruners.surgery import apply
 from search.measurement import Measurement
 
-CHECKED_INPUTS = 4
-"""How many images' outputs are recorded beside a network, for `prunefront verify`."""
+CALIBRATION_BATCH = 128
 
 
 class Evaluator:
@@ -40,33 +39,37 @@ class Evaluator:
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench
         self.dense = bench.dense_model()
+        recipe = bench.recipe
         rng = np.random.default_rng([bench.seed, 1])
         stream = batches(
-            bench.data.train, bench.data.transform, min(128, len(bench.data.train)), augment=rng, shuffle=rng
+            bench.data.train,
+            bench.data.transform,
+            CALIBRATION_BATCH,
+            augment=rng,
+            shuffle=rng,
+            device=bench.device,
+            channels_last=recipe.channels_last,
         )
-        count = -(-min(bench.calibration_images, len(bench.data.train)) // 128)
-        self._calibration = [images for images, _ in itertools.islice(stream, count)]
+        # drawn and augmented once: every candidate's statistics come from the same images
+        self._calibration = list(itertools.islice(stream, -(-bench.calibration_images // CALIBRATION_BATCH)))
         self._validation = _first(bench.data.validation, bench.validation_limit)
 
     def prune(self, plan: PruningPlan) -> nn.Module:
         """The pruned network before any training: cut, then batch norm statistics estimated anew."""
-        model = apply(self.dense, self.bench.graph, plan)
-        with self._precision():
-            recalibrate(model, self._calibration)
-        return model
+        with shared():
+            return self._prune(plan)
 
     def score(self, plan: PruningPlan) -> Measurement:
         """First score of a candidate, without training: validation accuracy and exact costs."""
         with shared():
-            return self._measure(self.prune(plan), plan, self._validation)
+            return self._measure(self._prune(plan), plan, self._validation)
 
     def finetune(self, plan: PruningPlan, model: nn.Module, epochs: int) -> Iterator[Measurement]:
         """Trains `model` in place; one measurement on all validation images after each epoch. Raises Diverged."""
         recipe = replace(self.bench.recipe, epochs=epochs)
         teacher = self.dense if recipe.distill > 0 else None
         for _ in train(model, self.bench.data, recipe, teacher=teacher, yield_point=shared):
-            with shared():
-                yield self._measure(model, plan, self.bench.data.validation)
+            yield self.measure(model, plan)
 
     def measure(self, model: nn.Module, plan: PruningPlan) -> Measurement:
         """Accuracy on all validation images, and exact costs."""
@@ -82,11 +85,11 @@ class Evaluator:
         """
         with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
             folder = Path(temporary)
-            model = model.eval().to(memory_format=torch.contiguous_format)
+            model = model.cpu().eval().to(memory_format=torch.contiguous_format)
             example = self._images(2)
             with shared():
                 export(model, example, folder / "model.onnx")
-                check(model, folder / "model.onnx", [self._images(1), self._images(3)])
+                check(model, folder / "model.onnx", self._images(3))
             latency = self._time(model, folder / "model.onnx")
             measured = Measurement(
                 {
@@ -96,7 +99,9 @@ class Evaluator:
                 },
                 {**measured.noise, "latency_ratio": (latency.ratio_high - latency.ratio_low) / 2},
             )
-            save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "weights.safetensors")
+            save_file(
+                {k: v.contiguous() for k, v in model.state_dict().items()}, folder / "weights.safetensors"
+            )
             _write(folder / "plan.json", describe(self.bench, plan, model))
             _write(
                 folder / "measurement.json",
@@ -110,10 +115,19 @@ class Evaluator:
             store = open_store(self.bench.artifact_uri, self.bench.artifacts.endpoint_url)
             return measured, publish(store, folder, name)
 
+    def _prune(self, plan: PruningPlan) -> nn.Module:
+        recipe = self.bench.recipe
+        model = apply(self.dense, self.bench.graph, plan)
+        if recipe.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        with torch.autocast(self.bench.device, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            recalibrate(model, self._calibration)
+        return model
+
     def _time(self, model: nn.Module, onnx: Path) -> Latency:
         section = self.bench.measure
         example = self._images(section.batch_size)
-        make = runtimes[section.runtime].make
+        make = runtimes[section.runtime]
         with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
             dense_onnx = Path(temporary) / "dense.onnx"
             dense_onnx.write_bytes(self.bench.dense_onnx)
@@ -129,8 +143,14 @@ class Evaluator:
         return next(iter(batches(split, self.bench.data.transform, count)))[0]
 
     def _measure(self, model: nn.Module, plan: PruningPlan, split: Split) -> Measurement:
-        with self._precision():
-            got: Accuracy = accuracy(model, split, self.bench.data.transform)
+        recipe = self.bench.recipe
+        got = accuracy(
+            model,
+            split,
+            self.bench.data.transform,
+            precision=recipe.precision,
+            channels_last=recipe.channels_last,
+        )
         price = cost(self.bench.graph, plan)
         return Measurement(
             {
@@ -141,9 +161,6 @@ class Evaluator:
             },
             {"accuracy": (got.high - got.low) / 2},
         )
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.bench.recipe.precision == "bfloat16")
 
 
 def describe(bench: Workbench, plan: PruningPlan, model: nn.Module) -> dict[str, Any]:
@@ -172,7 +189,11 @@ def environment(threads: int) -> dict[str, Any]:
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
+    names = (
+        [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        if cpuinfo.exists()
+        else []
+    )
     return names[0].partition(":")[2].strip() if names else platform.processor()
 
 

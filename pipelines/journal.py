@@ -85,7 +85,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
                 "with --fresh, or restore the file"
             ) from None
         if not isinstance(record, dict) or "event" not in record:
-            raise JournalError(f"{path}, line {number}, is no journal event; start the study afresh with --fresh")
+            raise JournalError(
+                f"{path}, line {number}, is no journal event; start the study afresh with --fresh"
+            )
         events.append(record)
     return events
 

@@ -72,7 +72,9 @@ class ScoringPool:
         except OutOfMemoryError as error:
             return name, self._lost(Failure("out_of_memory", str(error).splitlines()[0]))
         except RayActorError as error:
-            return name, self._lost(Failure("crashed", f"the worker process died: {str(error).splitlines()[0]}"))
+            return name, self._lost(
+                Failure("crashed", f"the worker process died: {str(error).splitlines()[0]}")
+            )
         self.busy_seconds += seconds
         self._free.append(worker)
         return name, outcome
@@ -86,5 +88,3 @@ class ScoringPool:
     def _lost(self, reason: Failure) -> Failure:
         self._free.append(self._make(self._bench_ref, self._threads))
         return reason
-
-

@@ -1,8 +1,8 @@
 """What is done once per study: data, dense network, channel graph, scores. Every candidate only reads it."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,10 @@ from pipelines.data import SearchData, Splits, batches
 from pipelines.data import load as load_data
 from pipelines.journal import write_json
 from pipelines.models import build
-from pipelines.train import Recipe, train
+from pipelines.onnx_export import export
+from pipelines.train import Recipe, faster_precision, train
 from pipelines.weights import load_weights
+from pipelines.workbench import Workbench, arrays
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
 from pruners.plan import Scores
@@ -36,8 +38,10 @@ class Prepared:
     scores: Scores
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        return tuple(self.splits.train.images.shape[1:])
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        _, channels, height, width = self.splits.train.images.shape
+        return channels, height, width
 
 
 def prepare(config: StudyConfig, say: Say, *, reuse: bool = False) -> Prepared:
@@ -47,13 +51,12 @@ def prepare(config: StudyConfig, say: Say, *, reuse: bool = False) -> Prepared:
     """
     folder = config.path / "prepared"
     splits = load_data(config.data)
-    shape = tuple(splits.train.images.shape[1:])
+    shape = splits.train.images.shape[1:]
     say(
         f"data: {len(splits.train):,} training, {len(splits.validation):,} validation and {len(splits.test):,} test "
         f"images of {' × '.join(map(str, shape))}, {splits.classes} classes"
     )
-    torch.manual_seed(config.seed)
-    model = build(config.model, classes=splits.classes, input_shape=shape)
+    model = build(config.model, classes=splits.classes, input_shape=shape, seed=config.seed)
     kept = folder / "dense.safetensors"
     if reuse and (folder / "graph.json").exists():
         load_weights(model, kept)
@@ -80,9 +83,13 @@ def prepare(config: StudyConfig, say: Say, *, reuse: bool = False) -> Prepared:
     return Prepared(splits, model, graph, scores)
 
 
-def trace_model(model: nn.Module, config: StudyConfig, input_shape: tuple[int, ...]) -> ChannelGraph:
+def trace_model(model: nn.Module, config: StudyConfig, input_shape: Sequence[int]) -> ChannelGraph:
     """The channel graph of the study's network. Raises PrunefrontError when nothing of it can be pruned."""
-    graph = trace(model, torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)), frozen=config.prune.frozen)
+    graph = trace(
+        model,
+        torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)),
+        frozen=config.prune.frozen,
+    )
     if not graph.groups:
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in graph.frozen[:3])
         raise PrunefrontError(
@@ -114,7 +121,9 @@ def train_dense(model: nn.Module, data: SearchData, config: StudyConfig, say: Sa
 
 
 def _save_scores(scores: Scores, path: Path) -> None:
-    save_file({f"{c}/{g}": np.ascontiguousarray(v) for c, groups in scores.items() for g, v in groups.items()}, path)
+    save_file(
+        {f"{c}/{g}": np.ascontiguousarray(v) for c, groups in scores.items() for g, v in groups.items()}, path
+    )
 
 
 def _load_scores(path: Path) -> Scores:
@@ -125,10 +134,70 @@ def _load_scores(path: Path) -> Scores:
     return scores
 
 
+def make_bench(config: StudyConfig, prepared: Prepared) -> Workbench:
+    """What every worker gets. Takes seconds: exports the dense network, finds the faster precision."""
+    data = prepared.splits.for_search()
+    device = "cuda" if config.cluster.gpus_per_worker > 0 else "cpu"
+    path = config.path / "prepared" / "dense.onnx"
+    if not path.exists():
+        export(prepared.model, torch.zeros(2, *prepared.input_shape), path)
+    return Workbench(
+        study=config.name,
+        seed=config.seed,
+        model=config.model,
+        classes=prepared.splits.classes,
+        input_shape=prepared.input_shape,
+        weights=arrays(prepared.model),
+        graph=prepared.graph,
+        data=data,
+        calibration_images=config.prune.calibration_images,
+        validation_limit=config.search.validation_limit,
+        recipe=_recipe(config, prepared, data, device),
+        measure=config.measure,
+        dense_onnx=path.read_bytes(),
+        artifact_uri=config.artifact_uri,
+        artifacts=config.artifacts,
+        description={
+            "model": {"factory": config.model.factory, "options": config.model.options},
+            "data": config.data.model_dump(mode="json"),
+        },
+        device=device,
+    )
+
+
+def _recipe(config: StudyConfig, prepared: Prepared, data: SearchData, device: str) -> Recipe:
+    section = config.finetune
+    path = config.path / "prepared" / "precision.json"
+    if section.precision != "auto":
+        precision, channels_last = section.precision, section.precision == "bfloat16"
+    else:
+        if not path.exists():
+            found = faster_precision(prepared.model.to(device), data, batch_size=section.batch_size)
+            prepared.model.cpu()
+            write_json(path, asdict(found))
+        kept = json.loads(path.read_text())
+        precision, channels_last = kept["precision"], kept["channels_last"]
+    return Recipe(
+        epochs=section.epochs,
+        learning_rate=section.learning_rate,
+        batch_size=section.batch_size,
+        weight_decay=section.weight_decay,
+        distill=section.distill,
+        temperature=section.temperature,
+        precision=precision,
+        channels_last=channels_last,
+        seed=config.seed,
+    )
+
+
 def unchanged(config: StudyConfig, kept: Mapping[str, object]) -> list[str]:
     """The keys, dotted, in which `config` differs from the one that an earlier run kept; [cluster] may differ."""
     ours, theirs = _flat(config.to_json()), _flat(kept)
-    return sorted(k for k in ours.keys() | theirs.keys() if not k.startswith("cluster.") and ours.get(k) != theirs.get(k))
+    return sorted(
+        k
+        for k in ours.keys() | theirs.keys()
+        if not k.startswith("cluster.") and ours.get(k) != theirs.get(k)
+    )
 
 
 def _flat(data: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -4,7 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Display:
@@ -39,7 +47,10 @@ class Display:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console) as progress:
-            self._progress, self._task = progress, progress.add_task(label, total=total, completed=done, note="")
+            self._progress, self._task = (
+                progress,
+                progress.add_task(label, total=total, completed=done, note=""),
+            )
             yield
         self._progress = self._task = None
 

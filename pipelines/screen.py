@@ -79,7 +79,11 @@ class Screening:
         while len(self.outcomes) < budget:
             while pool.free and self._unstarted:
                 pool.submit(*self._unstarted.pop(0))
-            while pool.free and len(self.outcomes) + len(self._waiting) < budget and duplicates < MOST_DUPLICATES:
+            while (
+                pool.free
+                and len(self.outcomes) + len(self._waiting) < budget
+                and duplicates < MOST_DUPLICATES
+            ):
                 candidate = self.searcher.ask()
                 if candidate is None:
                     break

@@ -5,23 +5,22 @@ Tune gets only candidates that deserve training; a trial's config is the per-gro
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import ray
 import torch
 from ray import tune
+from ray.tune.result import DONE
 from ray.tune.search import Searcher as TuneSearcher
 
 from pipelines.config import ClusterSection
 from pipelines.evaluate import Evaluator
 from pipelines.failures import failure
-from pipelines.workbench import Workbench
-from pruners.choice import GroupChoice
-from pruners.plan import PruningPlan
+from pruners.plan import DENSE, PruningPlan
 from search.candidate import Candidate
-from search.measurement import Failure, Measurement, Outcome, outcome_from_json
+from search.measurement import Failure, Outcome, outcome_from_json
 
 
 class AskTell(Protocol):
@@ -32,7 +31,28 @@ class AskTell(Protocol):
     def tell(self, candidate: Candidate, outcome: Outcome) -> None: ...
 
 
-OnTold = Callable[[Candidate, Outcome, Mapping[str, Any]], None]
+class Queue:
+    """Named candidates with their plans, handed out in order: the searcher of a stage whose candidates are settled."""
+
+    def __init__(self, jobs: Sequence[tuple[str, Candidate, PruningPlan]]) -> None:
+        self.jobs = {candidate.key() + candidate.origin: (name, plan) for name, candidate, plan in jobs}
+        self._left = [candidate for _, candidate, _ in jobs]
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def job(self, candidate: Candidate) -> tuple[str, PruningPlan]:
+        """The candidate's name and plan."""
+        return self.jobs[candidate.key() + candidate.origin]
+
+    def ask(self) -> Candidate | None:
+        return self._left.pop(0) if self._left else None
+
+    def tell(self, candidate: Candidate, outcome: Outcome) -> None:
+        """Nothing follows from an outcome: the order is settled."""
+
+
+OnTold = Callable[[Candidate, Outcome, dict[str, Any]], None]
 """Called with the candidate, what came of it, and the trial's last result (artifact, epochs, seconds)."""
 
 
@@ -48,7 +68,9 @@ class SearcherAdapter(TuneSearcher):
         self._asked = 0
         self._live: dict[str, Candidate] = {}
 
-    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
+    ) -> bool:
         """The space is our searcher's own; Tune has none to add."""
         return not config
 
@@ -59,7 +81,7 @@ class SearcherAdapter(TuneSearcher):
             return None if waiting else TuneSearcher.FINISHED
         self._asked += 1
         self._live[trial_id] = candidate
-        return to_tune(candidate)
+        return candidate.to_json()
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -82,36 +104,24 @@ class SearcherAdapter(TuneSearcher):
         """See `save`."""
 
 
-def to_tune(candidate: Candidate) -> dict[str, Any]:
-    """The trial config: `origin`, and per group its ratio, criterion and what else was chosen."""
-    return candidate.to_json()
-
-
-def from_tune(config: Mapping[str, Any]) -> Candidate:
-    """Inverse of `to_tune`."""
-    return Candidate(
-        {name: GroupChoice.from_json(choice) for name, choice in config["choices"].items()}, config["origin"]
-    )
-
-
 class FinetuneTrial(tune.Trainable):
     """One candidate: pruned, fine-tuned an epoch a step, measured in the exclusive slot, published.
 
-    The process is reused from trial to trial, so that data, dense network and calibration batches stay warm.
+    The config is the candidate: per channel group its ratio, criterion and what else was chosen. The process is
+    reused from trial to trial, so that data, dense network and calibration batches stay warm.
     """
 
     def setup(
-        self, config: dict[str, Any], bench: Any = None, plans: Any = None, epochs: int = 0, threads: int = 1
+        self, config: dict[str, Any], bench: Any = None, queue: Any = None, epochs: int = 0, threads: int = 1
     ) -> None:
         torch.set_num_threads(threads)
         self._evaluator = Evaluator(ray.get(bench))
-        self._plans: Mapping[str, PruningPlan] = plans
+        self._queue: Queue = queue
         self._epochs = epochs
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._candidate = from_tune(new_config)
-        self._steps = self._run(self._candidate)
+        self._steps = self._run(Candidate.from_json(new_config))
         self._seconds = 0.0
         return True
 
@@ -120,35 +130,27 @@ class FinetuneTrial(tune.Trainable):
         try:
             report = next(self._steps)
         except Exception as error:  # noqa: BLE001 - whatever a candidate raises is recorded, and the search goes on
-            report = {"outcome": json.dumps(failure(error).to_json()), "accuracy": 0.0, tune.result.DONE: True}
+            report = {"outcome": json.dumps(failure(error).to_json()), "accuracy": 0.0, DONE: True}
         self._seconds += time.perf_counter() - start
         return {**report, "busy_seconds": self._seconds}
 
     def _run(self, candidate: Candidate) -> Iterator[dict[str, Any]]:
-        plan = self._plans[candidate.key()]
-        epochs = 0 if candidate.origin == "dense" else self._epochs
-        if candidate.origin == "dense":
-            model = self._evaluator.bench.dense_model()
-        else:
-            model = self._evaluator.prune(plan)
+        name, plan = self._queue.job(candidate)
+        brought = name == DENSE
+        epochs = 0 if brought else self._epochs
+        model = self._evaluator.bench.dense_model() if brought else self._evaluator.prune(plan)
         measured = None
         for measured in self._evaluator.finetune(plan, model, epochs):
             yield {"accuracy": measured["accuracy"]}
         if measured is None:
             measured = self._evaluator.measure(model, plan)
-        yield self._finish(candidate, plan, model, measured, epochs)
-
-    def _finish(
-        self, candidate: Candidate, plan: PruningPlan, model: torch.nn.Module, measured: Measurement, epochs: int
-    ) -> dict[str, Any]:
-        name = trial_name(candidate, plan)
         measured, artifact = self._evaluator.publish(name, model, plan, measured)
-        return {
+        yield {
             "outcome": json.dumps(measured.to_json()),
             "artifact": artifact.uri,
             "accuracy": measured["accuracy"],
             "epochs": epochs,
-            tune.result.DONE: True,
+            DONE: True,
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
@@ -160,41 +162,35 @@ class FinetuneTrial(tune.Trainable):
 
 
 def trial_name(candidate: Candidate, plan: PruningPlan) -> str:
-    """A row's key: the realised architecture, and for the dense network whether it was trained further."""
+    """A network's name: the key of its architecture; for the dense one also whether it was trained further."""
     key = plan.key()
-    return "dense-finetuned" if key == "dense" and candidate.origin != "dense" else key
+    return "dense-finetuned" if key == DENSE and candidate.origin != DENSE else key
 
 
 def finetune_all(
     bench_ref: Any,
-    searcher: AskTell,
-    plans: Mapping[str, PruningPlan],
+    queue: Queue,
     *,
-    budget: int,
     epochs: int,
     workers: int,
     cluster: ClusterSection,
     storage: Path,
-    on_told: OnTold,
+    on_told: Callable[[str, Outcome, dict[str, Any]], None],
 ) -> None:
-    """Runs the trials and returns when all are told. plans: candidate key -> plan."""
+    """Runs one trial for each job of the queue; returns when all are told. on_told: name, outcome, last result."""
     trainable = tune.with_resources(
         tune.with_parameters(
-            FinetuneTrial,
-            bench=bench_ref,
-            plans=dict(plans),
-            epochs=epochs,
-            threads=cluster.cpus_per_worker,
+            FinetuneTrial, bench=bench_ref, queue=queue, epochs=epochs, threads=cluster.cpus_per_worker
         ),
         {"cpu": cluster.cpus_per_worker, "gpu": cluster.gpus_per_worker},
     )
-    tuner = tune.Tuner(
+    adapter = SearcherAdapter(
+        queue, len(queue), lambda c, outcome, result: on_told(queue.job(c)[0], outcome, result)
+    )
+    tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=SearcherAdapter(searcher, budget, on_told),
-            num_samples=budget,
-            max_concurrent_trials=workers,
-            reuse_actors=True,
+            search_alg=adapter, num_samples=len(queue), max_concurrent_trials=workers, reuse_actors=True
         ),
         run_config=tune.RunConfig(
             name="finetune",
@@ -203,5 +199,4 @@ def finetune_all(
             failure_config=tune.FailureConfig(max_failures=1),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
-    )
-    tuner.fit()
+    ).fit()

@@ -23,14 +23,14 @@ class Workbench:
     calibration_images: how many augmented training images re-estimate batch norm statistics.
     validation_limit: how many validation images score a candidate; None = all.
     dense_onnx: the dense network as ONNX, the other half of every timed pair.
-    artifact_uri: where workers publish. description: goes into each artifact's plan.json.
+    device: of training and scoring. artifact_uri: where workers publish. description: goes into each artifact's plan.json.
     """
 
     study: str
     seed: int
     model: ModelSection
     classes: int
-    input_shape: tuple[int, ...]
+    input_shape: tuple[int, int, int]
     weights: Mapping[str, NDArray[np.generic]]
     graph: ChannelGraph
     data: SearchData
@@ -42,12 +42,13 @@ class Workbench:
     artifact_uri: str
     artifacts: ArtifactSection
     description: Mapping[str, object]
+    device: str = "cpu"
 
     def dense_model(self) -> nn.Module:
         """A fresh copy of the dense network in eval mode, with its own memory."""
         model = build(self.model, classes=self.classes, input_shape=self.input_shape)
         model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in self.weights.items()})
-        return model.eval()
+        return model.to(self.device).eval()
 
 
 def arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:

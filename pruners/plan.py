@@ -13,6 +13,9 @@ from pruners.choice import GroupChoice
 from pruners.errors import PrunefrontError, RatioError
 from pruners.graph import ChannelGraph, ChannelGroup
 
+DENSE = "dense"
+"""The key of the architecture from which nothing goes."""
+
 Scores = Mapping[str, Mapping[str, NDArray[np.float64]]]
 """criterion -> group -> one score per unit, higher = keep; taken on the dense model once per study."""
 
@@ -43,10 +46,12 @@ class PruningPlan:
     groups: tuple[GroupPlan, ...]
 
     def key(self) -> str:
-        """Content key of what is *realised*: equal networks have equal keys. `dense` when nothing goes."""
-        cut = {g.name: [list(g.kept), g.choice.granularity, g.choice.bits] for g in self.groups if not g.dense}
+        """Content key of what is *realised*: equal networks have equal keys. `DENSE` when nothing goes."""
+        cut = {
+            g.name: [list(g.kept), g.choice.granularity, g.choice.bits] for g in self.groups if not g.dense
+        }
         if not cut:
-            return "dense"
+            return DENSE
         return hashlib.sha256(json.dumps(cut, sort_keys=True).encode()).hexdigest()[:16]
 
     def achieved(self) -> dict[str, float]:
@@ -78,7 +83,11 @@ class PruningPlan:
         return cls(
             tuple(
                 GroupPlan(
-                    g["name"], GroupChoice.from_json(g["choice"]), g["units"], tuple(g["kept"]), g["requested"]
+                    g["name"],
+                    GroupChoice.from_json(g["choice"]),
+                    g["units"],
+                    tuple(g["kept"]),
+                    g["requested"],
                 )
                 for g in data["groups"]
             )
@@ -136,9 +145,7 @@ def plan(
     return PruningPlan(tuple(_plan_group(g, choices.get(g.name), scores, round_to) for g in graph.groups))
 
 
-def _plan_group(
-    group: ChannelGroup, choice: GroupChoice | None, scores: Scores, round_to: int
-) -> GroupPlan:
+def _plan_group(group: ChannelGroup, choice: GroupChoice | None, scores: Scores, round_to: int) -> GroupPlan:
     if choice is None:
         return GroupPlan(group.name, GroupChoice("none"), group.units, tuple(range(group.units)), 0.0)
     explicit = choice.kept_units()

@@ -1,0 +1,145 @@
+"""The last stage: the front, chosen on validation images, is scored on test images that no step before has seen."""
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from pipelines.accuracy import Accuracy
+from pipelines.artifacts import ArtifactStore, fetch_from, publish
+from pipelines.data import Split, Transform
+from pipelines.report import FrontRow
+from pipelines.verify import CHECKED_INPUTS, onnx_accuracy, onnx_outputs
+from pruners.cost import cost
+from pruners.graph import ChannelGraph
+from pruners.plan import DENSE, PruningPlan
+from search.candidate import Candidate
+from search.dominance import dominance
+from search.front import ParetoFront, minimised
+from search.measurement import OBJECTIVES, Constraint, Measurement
+
+FRONT_OBJECTIVES = tuple(OBJECTIVES[name] for name in ("accuracy", "latency_ratio", "size_bytes"))
+"""What a person chooses by. Latency as a ratio to the dense network's, which is steadier than milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A network after the second stage; `measurement` knows validation images only. artifact: its id in the store."""
+
+    name: str
+    candidate: Candidate
+    plan: PruningPlan
+    measurement: Measurement
+    artifact: str
+    epochs: int
+
+
+def chosen(trained: Iterable[Trained], constraints: Sequence[Constraint]) -> list[Trained]:
+    """The front on validation figures, and the dense network whether it is on it or not."""
+    networks = {t.name: t for t in trained}
+    front = ParetoFront(FRONT_OBJECTIVES, constraints)
+    for name, network in networks.items():
+        front.add(name, network.measurement)
+    return [n for name, n in networks.items() if name in front or name == DENSE]
+
+
+@ray.remote
+def _on_test(
+    onnx: bytes, test: Split, transform: Transform, threads: int
+) -> tuple[Accuracy, list[list[float]]]:
+    first = Split(test.images[:CHECKED_INPUTS], test.labels[:CHECKED_INPUTS])
+    return onnx_accuracy(onnx, test, transform, threads=threads), onnx_outputs(onnx, first, transform)
+
+
+def report(
+    networks: Sequence[Trained],
+    graph: ChannelGraph,
+    test: Split,
+    transform: Transform,
+    store: ArtifactStore,
+    *,
+    threads: int,
+) -> list[FrontRow]:
+    """Scores each network's ONNX file on the test images and publishes it again with that measurement.
+
+    The set of rows is given: nothing is selected by a test figure. A row that turns out dominated on the test figures
+    stays, and says so. Returns the rows, fastest first.
+    """
+    with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
+        folders = {n.name: fetch_from(store, n.artifact, Path(temporary) / n.name) for n in networks}
+        test_ref, transform_ref = ray.put(test), ray.put(transform)
+        pending = {
+            n.name: _on_test.options(num_cpus=threads).remote(
+                (folders[n.name] / "model.onnx").read_bytes(), test_ref, transform_ref, threads
+            )
+            for n in networks
+        }
+        rows, logits = {}, {}
+        for network in networks:
+            accuracy, logits[network.name] = ray.get(pending[network.name])
+            latency = json.loads((folders[network.name] / "measurement.json").read_text())["latency"]
+            rows[network.name] = _row(network, graph, accuracy, latency)
+        marked = _mark(rows)
+        return sorted(
+            (_publish(store, folders[name], row, logits[name]) for name, row in marked.items()),
+            key=lambda row: (row.latency_ms, row.key),
+        )
+
+
+def _row(network: Trained, graph: ChannelGraph, accuracy: Accuracy, latency: Mapping[str, float]) -> FrontRow:
+    price = cost(graph, network.plan)
+    return FrontRow(
+        key=network.name,
+        accuracy=accuracy.value,
+        accuracy_low=accuracy.low,
+        accuracy_high=accuracy.high,
+        images=accuracy.images,
+        latency_ms=latency["ms"],
+        latency_ratio=latency["ratio"],
+        latency_ratio_low=latency["ratio_low"],
+        latency_ratio_high=latency["ratio_high"],
+        dense_latency_ms=latency["dense_ms"],
+        size_bytes=price.size_bytes,
+        macs=price.macs,
+        params=price.params,
+        achieved={name: round(ratio, 6) for name, ratio in network.plan.achieved().items()},
+        validation_accuracy=network.measurement["accuracy"],
+        origin=network.candidate.origin,
+        epochs=network.epochs,
+    )
+
+
+def _mark(rows: Mapping[str, FrontRow]) -> dict[str, FrontRow]:
+    """Says of each row whether another one dominates it on the test figures, beyond their noise."""
+    measurements = [
+        Measurement(
+            {o.name: float(getattr(row, o.name)) for o in FRONT_OBJECTIVES},
+            {
+                "accuracy": (row.accuracy_high - row.accuracy_low) / 2,
+                "latency_ratio": (row.latency_ratio_high - row.latency_ratio_low) / 2,
+            },
+        )
+        for row in rows.values()
+    ]
+    pairs = [minimised(m, FRONT_OBJECTIVES) for m in measurements]
+    beats = dominance(np.stack([v for v, _ in pairs]), np.stack([n for _, n in pairs]))
+    return {
+        name: replace(row, on_test_front=not beats[:, i].any()) for i, (name, row) in enumerate(rows.items())
+    }
+
+
+def _publish(store: ArtifactStore, folder: Path, row: FrontRow, logits: list[list[float]]) -> FrontRow:
+    path = folder / "measurement.json"
+    before: dict[str, Any] = json.loads(path.read_text())
+    after = {
+        **before,
+        **row.to_json(),
+        "outputs": {"inputs": f"test[:{len(logits)}]", "logits": logits},
+    }
+    path.write_text(json.dumps(after, indent=1, sort_keys=True) + "\n")
+    return replace(row, artifact=publish(store, folder, row.key).uri)

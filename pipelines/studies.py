@@ -1,0 +1,135 @@
+"""Finding a study again: its folder, its front, its artifacts, its tracking store."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.artifacts import FRONT, MANIFEST, ArtifactNotFound, fetch, open_store
+from pipelines.artifacts import locate as within
+from pipelines.artifacts import read_front as read_stored_front
+from pipelines.config import StudyConfig, load, parse
+from pipelines.report import FrontRow, read, select
+from pruners.errors import PrunefrontError
+
+if TYPE_CHECKING:
+    from pipelines.verify import Verification
+
+STUDIES = Path("studies")
+
+
+class NoStudy(PrunefrontError):
+    """There is no study where one was asked for."""
+
+
+def locate(study: str) -> Path:
+    """The folder of a study that was searched. study: a study file, a study's folder, or its name.
+
+    Raises NoStudy, which lists the studies that there are.
+    """
+    path = Path(study)
+    if path.suffix == ".toml":
+        folder = load(path).path
+        if not (folder / "study.json").exists():
+            raise NoStudy(f"{study} has not been searched yet; start with: prunefront search {study}")
+        return folder
+    for folder in (path, STUDIES / study):
+        if (folder / "study.json").exists():
+            return folder
+    known = sorted(p.parent.name for p in STUDIES.glob("*/study.json"))
+    raise NoStudy(
+        f"there is no study {study!r}; "
+        + (
+            f"in {STUDIES}/ there are: {', '.join(known)}"
+            if known
+            else "give a study file, a study's folder, or a name below studies/"
+        )
+    )
+
+
+def kept_config(folder: Path) -> StudyConfig:
+    """The configuration that a study was started with."""
+    try:
+        data = json.loads((folder / "study.json").read_text())
+    except (OSError, ValueError) as error:
+        raise NoStudy(f"{folder / 'study.json'} cannot be read: {error}") from None
+    return parse(data, source=str(folder / "study.json"), base=Path())
+
+
+def read_front(folder: Path) -> list[FrontRow]:
+    """The front of a study that has one, fastest first. Raises NoStudy before its search has ended."""
+    path = folder / FRONT
+    if not path.exists():
+        raise NoStudy(
+            f"study {folder.name!r} has no front yet; if it was stopped, go on with: prunefront search STUDY --resume"
+        )
+    try:
+        return read(json.loads(path.read_text()))
+    except ValueError as error:
+        raise NoStudy(f"{path} is not JSON ({error}); a search with --resume writes it again") from None
+
+
+def fetch_best(
+    source: str, under: Mapping[str, float], best: str, key: str | None, out: Path, endpoint_url: str | None
+) -> tuple[FrontRow | None, Path]:
+    """Fetches one network into `out`; returns its row (None for a bare artifact URI) and the folder.
+
+    source: a study, the root of an artifact store that holds a front.json, or the URI of one artifact.
+    """
+    if (Path(source) / MANIFEST).exists():
+        return None, fetch(source, out, endpoint_url)
+    remote = "://" in source or (
+        (Path(source) / FRONT).exists() and not (Path(source) / "study.json").exists()
+    )
+    if remote:
+        store = open_store(source, endpoint_url)
+        try:
+            front = read_stored_front(store)
+        except ArtifactNotFound:
+            return None, fetch(source, out, endpoint_url)
+        row = _chosen(read(front), under, best, key)
+    else:
+        folder = locate(source)
+        config = kept_config(folder)
+        endpoint_url = endpoint_url or config.artifacts.endpoint_url
+        store = open_store(config.artifact_uri, endpoint_url)
+        row = _chosen(read_front(folder), under, best, key)
+    return row, fetch(within(store.uri, row.artifact), out, endpoint_url)
+
+
+def _chosen(rows: list[FrontRow], under: Mapping[str, float], best: str, key: str | None) -> FrontRow:
+    if key is None:
+        return FrontRow.from_json(select([r.to_json() for r in rows], under, best))
+    found = [r for r in rows if r.key.startswith(key)]
+    if len(found) != 1:
+        raise PrunefrontError(
+            f"{len(found)} rows of the front have a key that begins with {key!r}; keys: "
+            f"{', '.join(r.key for r in rows)}"
+        )
+    return found[0]
+
+
+def tracking_uri(study: str | None) -> str:
+    """The tracking store of a study; of the one searched last when none is named."""
+    if study is not None:
+        if study.endswith(".toml"):
+            return load(Path(study)).tracking_uri
+        return kept_config(locate(study)).tracking_uri
+    searched = sorted(STUDIES.glob("*/study.json"), key=lambda p: p.stat().st_mtime)
+    if not searched:
+        raise NoStudy(f"there is no study in {STUDIES.absolute()}; name one, or search first")
+    return kept_config(searched[-1].parent).tracking_uri
+
+
+def verify_folder(folder: Path, study: Path | None) -> "Verification":
+    """Checks a fetched artifact; a study file, if given, is trusted for the network and the data."""
+    from pipelines.data import load as load_data
+    from pipelines.verify import verify
+
+    config = load(study) if study is not None else None
+    return verify(
+        folder,
+        splits=load_data,
+        factory=config.model if config else None,
+        data=config.data if config else None,
+    )

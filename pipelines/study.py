@@ -1,0 +1,334 @@
+"""One study from its file to its front: prepare, screen, fine-tune, report. Everything is wired here."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from pipelines.artifacts import FRONT, ArtifactStore, open_store, put_json
+from pipelines.cluster import Cluster, connected
+from pipelines.config import StudyConfig
+from pipelines.final import Trained, chosen, report
+from pipelines.journal import Journal, lock, write_json
+from pipelines.pool import ScoringPool
+from pipelines.prepare import Prepared, make_bench, prepare, unchanged
+from pipelines.problem import constraints, problem
+from pipelines.progress import Display
+from pipelines.report import FrontRow, write_html, write_png
+from pipelines.screen import Screening
+from pipelines.tracking import MlflowTracker, Tracker, candidate_params
+from pipelines.tune import Queue, finetune_all, trial_name
+from pruners.cost import cost
+from pruners.errors import PrunefrontError
+from pruners.plan import DENSE, PruningPlan, plan
+from search.candidate import Candidate
+from search.front import ParetoFront, reference_point
+from search.measurement import Failure, Measurement, Outcome, outcome_from_json
+from search.promotion import promote
+from search.searchers import searchers
+from search.space import Problem
+
+
+@dataclass
+class Timing:
+    """Where a run's wall time went. seconds: per stage. busy: what workers spent on candidates, all together."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    busy: dict[str, float] = field(default_factory=dict)
+    workers: int = 0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = time.perf_counter() - start
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What the stages of one run share and write to."""
+
+    config: StudyConfig
+    display: Display
+    journal: Journal
+    tracker: Tracker
+    store: ArtifactStore
+    timing: Timing
+
+
+def run(
+    config: StudyConfig,
+    *,
+    display: Display,
+    address: str | None = None,
+    resume: bool = False,
+    fresh: bool = False,
+) -> list[FrontRow]:
+    """Runs a study to its end and returns its front, fastest first; the dense network is always among the rows.
+
+    address: of a Ray cluster; None = this machine. resume: go on where the study stopped. fresh: delete what an
+    earlier run left. Raises PrunefrontError for everything that a person can mend.
+    """
+    with lock(config.path):
+        _open_folder(config, resume=resume, fresh=fresh)
+        store = open_store(config.artifact_uri, config.artifacts.endpoint_url)
+        store.probe()
+        journal = Journal(config.path / "journal.jsonl")
+        tracker = MlflowTracker(config.tracking_uri, config.tracking.experiment, config.folder)
+        earlier = journal.of("tracking")
+        run_id = tracker.start(config.to_json(), resume_run_id=earlier[-1]["run"] if earlier else None)
+        if not earlier:
+            journal.append("tracking", run=run_id)
+        session = Session(config, display, journal, tracker, store, Timing())
+        status: Any = "FAILED"
+        try:
+            rows = _stages(session, address)
+            status = "FINISHED"
+            return rows
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            for error in tracker.finish(status):
+                display.say(f"not recorded in MLflow: {error}")
+            journal.close()
+
+
+def _open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
+    """Makes the study's folder ready. Raises PrunefrontError if an earlier run would be overwritten, or differs."""
+    folder, kept = config.path, config.path / "study.json"
+    if fresh:
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "lock":
+                path.unlink()
+    if not kept.exists():
+        write_json(kept, config.to_json())
+        return
+    if not resume:
+        raise PrunefrontError(
+            f"study {config.name!r} has been searched before ({folder}); --resume goes on with it, --fresh deletes "
+            "it, another `name` keeps both"
+        )
+    if different := unchanged(config, json.loads(kept.read_text())):
+        raise PrunefrontError(
+            f"study {config.name!r} was started with another {', '.join(different)}; set that back, or start afresh "
+            "with --fresh or another `name`"
+        )
+
+
+def _stages(session: Session, address: str | None) -> list[FrontRow]:
+    config, timing = session.config, session.timing
+    with timing.stage("prepare"):
+        prepared = prepare(config, session.display.say, reuse=bool(session.journal.of("asked")))
+        task = problem(prepared.graph, prepared.scores, config.prune, config.search)
+        _say_problem(session, prepared, task)
+        bench = make_bench(config, prepared)
+    with connected(address, config.cluster) as cluster:
+        _check_storage(config, cluster)
+        timing.workers = cluster.workers
+        bench_ref = ray.put(bench)
+        with timing.stage("screen"):
+            screening = _screen(session, prepared, task, bench_ref, cluster)
+        with timing.stage("finetune"):
+            trained = _finetune(session, prepared, screening, bench_ref, cluster)
+        with timing.stage("report"):
+            return _report(session, prepared, trained)
+
+
+def _say_problem(session: Session, prepared: Prepared, task: Problem) -> None:
+    dense = cost(prepared.graph)
+    session.display.say(
+        f"{session.config.model.factory}: {dense.macs:,} MACs, {dense.params:,} parameters; {len(task.space.groups)} "
+        f"channel groups to search, {len(prepared.graph.frozen)} frozen"
+    )
+
+
+def _check_storage(config: StudyConfig, cluster: Cluster) -> None:
+    """Raises PrunefrontError if workers on other machines would publish into their own disks."""
+    if cluster.nodes > 1 and "://" not in config.artifact_uri and not config.artifacts.shared:
+        raise PrunefrontError(
+            f"the cluster has {cluster.nodes} machines, but artifacts go to the folder {config.artifact_uri}; set "
+            "[artifacts] uri = 's3://bucket/prefix', or shared = true if all machines see that folder"
+        )
+
+
+def _screen(
+    session: Session, prepared: Prepared, task: Problem, bench_ref: Any, cluster: Cluster
+) -> Screening:
+    """First stage: many candidates, scored without training."""
+    config, tracker = session.config, session.tracker
+    front = ParetoFront(task.objectives, task.constraints)
+    reference: dict[str, float] = {}
+    done = 0
+
+    def planned(candidate: Candidate) -> PruningPlan:
+        return plan(prepared.graph, candidate.choices, prepared.scores, round_to=config.prune.round_to)
+
+    def on_scored(key: str, candidate: Candidate, outcome: Outcome) -> None:
+        nonlocal done
+        done += 1
+        tracker.log(key, candidate_params(candidate), outcome, stage="score")
+        if isinstance(outcome, Measurement):
+            front.add(key, outcome)
+            if key == DENSE:
+                reference.update(reference_point(task.objectives, outcome))
+        if reference:
+            volume = front.relative_hypervolume(reference)
+            tracker.log_progress(done, volume, len(front))
+            session.display.update(done, f"front {len(front)}  hypervolume {volume:.3f}")
+
+    searcher = searchers[config.search.searcher](task, seed=config.seed, **config.search.options)
+    screening = Screening(searcher, planned, session.journal, on_scored)
+    with session.display.stage("scoring", config.search.candidates, len(screening.journal.of("told"))):
+        screening.replay()
+        if len(screening.outcomes) < config.search.candidates:
+            pool = ScoringPool(bench_ref, cluster.workers, config.cluster)
+            try:
+                screening.run(pool, config.search.candidates)
+            finally:
+                session.timing.busy["screen"] = pool.busy_seconds
+                pool.close()
+    failed = len(screening.failures)
+    if len(screening.outcomes) < config.search.candidates:
+        session.display.say(f"the searcher found only {len(screening.outcomes)} different architectures")
+    if failed:
+        last = list(screening.failures.values())[-1]
+        session.display.say(f"{failed} candidates failed, the last one with: {last.kind}: {last.reason}")
+    return screening
+
+
+def _finetune(
+    session: Session, prepared: Prepared, screening: Screening, bench_ref: Any, cluster: Cluster
+) -> list[Trained]:
+    """Second stage: the promising ones and the dense network, fine-tuned, measured and published by Tune trials."""
+    config, journal = session.config, session.journal
+    if not journal.of("promoted"):
+        keys = promote(
+            {k: m for k, m in screening.measured.items() if k != DENSE},
+            config.finetune.candidates,
+            chance=1.0 / prepared.splits.classes,
+            constraints=constraints(config.search.constraints),
+        )
+        journal.append("promoted", candidates=[screening.candidates[key].to_json() for key in keys])
+    candidates = [Candidate({}, DENSE)]
+    if config.finetune.epochs > 0:
+        # what further training alone gives: pruned networks are compared with it, too
+        candidates.append(Candidate({}, f"{DENSE}, fine-tuned"))
+    candidates += [Candidate.from_json(c) for c in journal.of("promoted")[-1]["candidates"]]
+    plans = {
+        trial_name(c, p): (c, p)
+        for c in candidates
+        for p in [plan(prepared.graph, c.choices, prepared.scores, round_to=config.prune.round_to)]
+    }
+    finished = {e["name"] for e in journal.of("trained")}
+    busy = 0.0
+
+    def on_told(name: str, outcome: Outcome, result: dict[str, Any]) -> None:
+        nonlocal busy
+        busy += float(result.get("busy_seconds", 0.0))
+        artifact = str(result.get("artifact", ""))
+        journal.append(
+            "trained",
+            name=name,
+            outcome=outcome.to_json(),
+            artifact=artifact.rpartition("/")[2],
+            epochs=result.get("epochs", 0),
+        )
+        candidate, _ = plans[name]
+        session.tracker.log(
+            name, candidate_params(candidate), outcome, artifact or None, stage="finetune", seconds=busy
+        )
+        finished.add(name)
+        session.display.update(len(finished), _note(outcome))
+
+    with session.display.stage("fine-tuning", len(plans), len(finished)):
+        left = Queue([(name, c, p) for name, (c, p) in plans.items() if name not in finished])
+        if len(left):
+            finetune_all(
+                bench_ref,
+                left,
+                epochs=config.finetune.epochs,
+                workers=cluster.workers,
+                cluster=config.cluster,
+                storage=config.path / "tune",
+                on_told=on_told,
+            )
+    session.timing.busy["finetune"] = busy
+    return _trained(session, plans)
+
+
+def _note(outcome: Outcome) -> str:
+    if isinstance(outcome, Failure):
+        return f"failed: {outcome.reason[:60]}"
+    return f"last: accuracy {outcome['accuracy']:.3f} at {outcome['latency_ratio']:.2f} of dense's latency"
+
+
+def _trained(session: Session, plans: dict[str, tuple[Candidate, PruningPlan]]) -> list[Trained]:
+    """What the journal knows of the second stage. Raises PrunefrontError if the dense network itself failed."""
+    trained, failures = [], []
+    for event in session.journal.of("trained"):
+        name, outcome = event["name"], outcome_from_json(event["outcome"])
+        if isinstance(outcome, Failure):
+            failures.append((name, outcome))
+            continue
+        candidate, planned = plans[name]
+        trained.append(Trained(name, candidate, planned, outcome, event["artifact"], event["epochs"]))
+    for name, failure in failures:
+        session.display.say(f"{name} failed in fine-tuning: {failure.kind}: {failure.reason}")
+        if name == DENSE:
+            raise PrunefrontError(
+                f"the dense network itself could not be measured and published: {failure.reason}; nothing can be "
+                "compared with it, mend that and start with --fresh"
+            )
+    return trained
+
+
+def _report(session: Session, prepared: Prepared, trained: list[Trained]) -> list[FrontRow]:
+    """Last stage: the front on test images, as files, in MLflow and beside the artifacts."""
+    config, folder = session.config, session.config.path
+    networks = chosen(trained, constraints(config.search.constraints))
+    session.display.say(
+        f"measuring the front's {len(networks)} networks on {len(prepared.splits.test):,} test images"
+    )
+    rows = report(
+        networks,
+        prepared.graph,
+        prepared.splits.test,
+        prepared.splits.transform,
+        session.store,
+        threads=config.cluster.cpus_per_worker,
+    )
+    data = [row.to_json() for row in rows]
+    write_json(folder / FRONT, data)
+    put_json(session.store, FRONT, data)
+    write_html(data, folder / "front.html")
+    write_png(data, folder / "front.png")
+    timing = session.timing
+    write_json(
+        folder / "timing.json", {"seconds": timing.seconds, "busy": timing.busy, "workers": timing.workers}
+    )
+    session.tracker.log_front(data, [folder / "front.html", folder / "front.png", folder / FRONT])
+    return rows
+
+
+def next_steps(config: StudyConfig, study: Path) -> str:
+    """What to type after a search."""
+    return "\n".join(
+        (
+            "next:",
+            f"  prunefront ui {study}",
+            f"  prunefront fetch {study} --under latency_ratio=0.6 --best accuracy -o best/",
+            "  prunefront verify best/",
+            f"pages: {config.path / 'front.html'}  {config.path / 'front.png'}",
+        )
+    )
