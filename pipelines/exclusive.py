@@ -1,0 +1,133 @@
+"""A readers-writer turnstile between the processes of one host: training shares it, timing has it alone.
+
+Two lock files. Everyone passes the *turnstile* first, one by one; then the *room* is entered, by any number
+of sharers or by a single exclusive holder. An exclusive holder keeps the turnstile while it waits for the
+room to empty, so that no new sharer gets in before it (Courtois et al. 1971, the second problem). The
+kernel drops a process's locks when it ends, however it ends, so nothing is left behind by `kill -9`.
+"""
+
+import fcntl
+import os
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pruners.errors import PrunefrontError
+
+_held = threading.local()
+
+
+def default_folder() -> Path:
+    """Where the locks of this user on this host are: below the system's folder for temporary files."""
+    return Path(tempfile.gettempdir()) / f"prunefront-{os.getuid()}"
+
+
+@contextmanager
+def shared(folder: Path | None = None) -> Iterator[None]:
+    """Holds the machine together with other sharers: around one training or scoring step, not a whole epoch.
+
+    folder: where the two lock files are; default `default_folder()`. Takes tens of microseconds when nobody
+    measures. Waits for as long as somebody holds `exclusive` or is waiting for it. Raises RuntimeError
+    inside another turnstile of the same folder and thread, PrunefrontError where the lock files cannot be
+    used.
+    """
+    place = folder or _own_folder()
+    with _not_nested(place):
+        turnstile = _lock(place, "turnstile.lock", fcntl.LOCK_EX)
+        try:
+            room = _lock(place, "room.lock", fcntl.LOCK_SH)
+        finally:
+            _unlock(turnstile)
+        try:
+            yield
+        finally:
+            _unlock(room)
+
+
+@contextmanager
+def exclusive(folder: Path | None = None) -> Iterator[None]:
+    """Holds the machine alone: around a latency measurement.
+
+    Waits until the sharers that are inside have left; later ones queue up behind it, so it cannot starve.
+    folder, errors: as for `shared`. Processes that do not go through the turnstile are not kept out.
+    """
+    place = folder or _own_folder()
+    with _not_nested(place):
+        turnstile = _lock(place, "turnstile.lock", fcntl.LOCK_EX)
+        try:
+            room = _lock(place, "room.lock", fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                _unlock(room)
+        finally:
+            _unlock(turnstile)
+
+
+@contextmanager
+def _not_nested(folder: Path) -> Iterator[None]:
+    # Even shared inside shared would deadlock: an exclusive waiter between the two holds the turnstile.
+    held: set[str] = _held.__dict__.setdefault("folders", set())
+    key = str(folder)
+    if key in held:
+        raise RuntimeError(f"this thread is already inside the turnstile of {folder}; leave it first")
+    held.add(key)
+    try:
+        yield
+    finally:
+        held.remove(key)
+
+
+def _lock(folder: Path, name: str, mode: int) -> int:
+    # A descriptor of its own for every entry: flock belongs to the open file, so threads exclude each
+    # other too.
+    try:
+        file = _open(folder, name)
+    except OSError as error:
+        raise PrunefrontError(
+            f"the lock file {folder / name} cannot be opened ({error.strerror}); "
+            "set TMPDIR to a folder that this user can write to"
+        ) from None
+    try:
+        fcntl.flock(file, mode)
+    except BaseException:  # KeyboardInterrupt while waiting: the descriptor must not stay open
+        os.close(file)
+        raise
+    return file
+
+
+def _open(folder: Path, name: str) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(folder / name, flags, 0o600)
+    except FileNotFoundError:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(folder / name, flags, 0o600)
+
+
+def _own_folder() -> Path:
+    """The default folder, made if need be, and refused when somebody else has taken its name."""
+    folder = default_folder()
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        status = os.lstat(folder)
+        if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
+            raise PrunefrontError(
+                f"{folder} does not belong to this user; remove it or set TMPDIR to another folder"
+            ) from None
+    except OSError as error:
+        raise PrunefrontError(
+            f"the folder {folder} cannot be made ({error.strerror}); "
+            "set TMPDIR to one that this user can write to"
+        ) from None
+    return folder
+
+
+def _unlock(file: int) -> None:
+    # Explicitly, because a forked child may hold a copy of the descriptor, which would keep the lock.
+    fcntl.flock(file, fcntl.LOCK_UN)
+    os.close(file)
