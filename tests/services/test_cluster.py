@@ -25,7 +25,7 @@ STUDY = """\
 name = "{name}"
 folder = "{folder}"
 [model]
-factory = "digits"
+factory = "digits_cnn"
 [train]
 epochs = 2
 [prune]
