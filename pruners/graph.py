@@ -53,7 +53,8 @@ class ChannelGraph:
     """Everything about a network that pruning needs to know. Made once per study by `pruners.trace.trace`.
 
     shapes: shape of every tensor of the state dict. parameters: the names among them that are trained parameters.
-    ops: where the multiply-accumulates are.
+    ops: where the multiply-accumulates are. inexact: names of groups whose cut changes more than masking would, as a
+    layer norm's statistics or attention's scale go with the width.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -61,6 +62,7 @@ class ChannelGraph:
     ops: tuple[MacOp, ...]
     shapes: Mapping[str, tuple[int, ...]]
     parameters: tuple[str, ...]
+    inexact: tuple[str, ...] = ()
 
     def group(self, name: str) -> ChannelGroup:
         """The group called `name`. Raises KeyError."""
@@ -76,7 +78,12 @@ class ChannelGraph:
                     "name": g.name,
                     "units": g.units,
                     "members": [
-                        {"tensor": m.tensor, "dim": m.dim, "role": m.role, "index": [list(i) for i in m.index]}
+                        {
+                            "tensor": m.tensor,
+                            "dim": m.dim,
+                            "role": m.role,
+                            "index": [list(i) for i in m.index],
+                        }
                         for m in g.members
                     ],
                 }
@@ -86,6 +93,7 @@ class ChannelGraph:
             "ops": [{"weight": o.weight, "positions": o.positions} for o in self.ops],
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "parameters": list(self.parameters),
+            "inexact": list(self.inexact),
         }
 
     @classmethod
@@ -106,4 +114,5 @@ class ChannelGraph:
             ops=tuple(MacOp(**o) for o in data["ops"]),
             shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
             parameters=tuple(data["parameters"]),
+            inexact=tuple(data.get("inexact", ())),
         )

@@ -1,0 +1,329 @@
+"""From a module and an example input to its channel graph: `torch.export`, then a walk over the operators on labels."""
+
+import operator
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from pruners import probe
+from pruners.errors import NotTraceable, UnknownName, UnsupportedOp
+from pruners.graph import ChannelGraph, ChannelGroup, Frozen, TensorSlice
+from pruners.labels import IntArray, Labels, Ledger, Stored, blank
+from pruners.rules import RULES, Call, Value, is_tensor
+
+
+def trace(
+    model: nn.Module,
+    example: Tensor | tuple[Any, ...],
+    *,
+    frozen: Sequence[str] = (),
+    verify: bool = True,
+) -> ChannelGraph:
+    """Returns the channel graph of a model in eval mode; the model is left as it was.
+
+    example: one input, or a tuple of positional inputs; axis 0 is the batch. frozen: paths of modules whose channels
+    shall stay; operators without a rule are allowed inside. verify: cut every group once on the example and freeze
+    those whose forward pass does not take it (sizes written into `forward`).
+    Raises NotTraceable where `torch.export` fails, UnsupportedOp for an operator without a channel rule, UnknownName
+    for a frozen path that the model lacks.
+    """
+    _check_frozen(model, frozen)
+    inputs = example if isinstance(example, tuple) else (example,)
+    program = _export(model, inputs)
+    tensors = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    first_names: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        first_names.setdefault(id(tensor), name)
+    own = {name: t for name, t in tensors.items() if first_names[id(t)] == name}
+    ledger = Ledger(_batch(inputs))
+    _walk(program, {name: first_names[id(t)] for name, t in tensors.items()}, ledger, frozen)
+    groups, held = _collect(ledger)
+    graph = ChannelGraph(
+        groups=groups,
+        frozen=held,
+        ops=tuple(ledger.ops),
+        shapes={name: tuple(t.shape) for name, t in own.items()},
+        parameters=tuple(name for name, t in own.items() if isinstance(t, nn.Parameter)),
+        inexact=_inexact(ledger, groups),
+    )
+    return probe.verify(model, graph, inputs) if verify else graph
+
+
+def _check_frozen(model: nn.Module, frozen: Sequence[str]) -> None:
+    known = [name for name, _ in model.named_modules() if name]
+    for name in frozen:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known[:8])} …"
+            raise UnknownName(f"frozen names module {name!r}, which the model does not have; {hint}")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode and plain attention for the time of the export; every module's own training flag comes back."""
+    flags = {module: module.training for module in model.modules()}
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        model.eval()
+        torch.backends.mha.set_fastpath_enabled(False)  # the fused operator hides where the channels go
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for module, flag in flags.items():
+            module.training = flag
+
+
+def _export(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
+    with _evaluating(model):
+        try:
+            return torch.export.export(model, inputs)
+        except Exception as error:  # any model may fail in any way: reported with its cause  # noqa: BLE001
+            text = str(error).strip()
+            line = text.splitlines()[0] if text else type(error).__name__
+            where = _user_frame(error)
+            raise NotTraceable(
+                f"torch.export cannot turn {type(model).__name__} into a graph{where}: "
+                f"{type(error).__name__}: {line}. Change that line, or give an example input that fits"
+            ) from error
+
+
+def _user_frame(error: BaseException) -> str:
+    """` (file.py:12)` of the innermost frame that is neither torch's nor ours; empty where there is none."""
+    found, frame = "", error.__traceback__
+    package = str(Path(torch.__file__).parent)
+    while frame is not None:
+        name = frame.tb_frame.f_code.co_filename
+        if not name.startswith((package, "<")) and name != __file__:
+            found = f" ({Path(name).name}:{frame.tb_lineno})"
+        frame = frame.tb_next
+    return found
+
+
+def _batch(inputs: tuple[Any, ...]) -> int:
+    leaves = torch.utils._pytree.tree_leaves(inputs)
+    return next((int(t.shape[0]) for t in leaves if isinstance(t, Tensor) and t.dim() and t.shape[0]), 1)
+
+
+# ---- the walk ----------------------------------------------------------------------------------------------------
+
+
+def _walk(
+    program: torch.export.ExportedProgram, names: Mapping[str, str], ledger: Ledger, frozen: Sequence[str]
+) -> None:
+    """Runs the exported operators on labels."""
+    signature = program.graph_signature
+    stored_as = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    stored: dict[str, Stored] = {}
+    values: dict[Node, Value] = {}
+
+    def value_of(argument: Any) -> Any:
+        if isinstance(argument, Node):
+            return values[argument]
+        if isinstance(argument, list | tuple):
+            return [value_of(a) for a in argument]
+        return argument
+
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            meta = node.meta.get("val")
+            name = names.get(stored_as.get(node.name, ""))
+            if name is not None:
+                if name not in stored:
+                    stored[name] = ledger.store(name, tuple(meta.shape))
+                values[node] = stored[name]
+            else:  # an input, a constant, or a buffer that is not saved: nothing here can be cut
+                values[node] = blank(meta.shape) if isinstance(meta, Tensor) else meta
+        elif node.op == "call_function":
+            values[node] = _step(node, value_of, ledger, frozen)
+            if _name(node).endswith("_") and isinstance(node.args[0], Node) and is_tensor(values[node]):
+                values[node.args[0]] = values[node]
+        elif node.op == "output":
+            for value in torch.utils._pytree.tree_leaves(value_of(node.args), is_leaf=is_tensor):
+                if is_tensor(value):
+                    for labels in (value,) if isinstance(value, Labels) else value.at:
+                        ledger.freeze(labels.data, "reaches the output")
+
+
+def _name(node: Node) -> str:
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target._schema.name).split("::")[-1]
+    return getattr(target, "__name__", str(target))
+
+
+def _step(node: Node, value_of: Any, ledger: Ledger, frozen: Sequence[str]) -> Value:
+    """The labels of one operator's result."""
+    op = _name(node)
+    op = op if op.startswith("_") and op.endswith("__") else op.rstrip("_")
+    shapes = [
+        tuple(v.shape) for v in torch.utils._pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)
+    ]
+    call = Call(op, _bind(node, value_of), shapes[0] if shapes else ())
+    tensors = call.tensors()
+    held = next((name for name in frozen if _inside(node, name)), None)
+    unlabelled = all(isinstance(t, Labels) and not t.labelled() for t in tensors)
+    if held is None and unlabelled and op not in RULES:
+        return _blanks(node)  # works on inputs and constants only, whatever it does
+    if held is not None:
+        for tensor in tensors:
+            if isinstance(tensor, Labels):
+                ledger.freeze(tensor.data, f"is inside {held}, which is frozen")
+    try:
+        if op not in RULES:
+            raise UnsupportedOp("")
+        result = RULES[op](ledger, call)
+        _check_shapes(result, node)
+    except UnsupportedOp as error:
+        if held is None:
+            raise UnsupportedOp(_refusal(node, str(error))) from None
+        for tensor in tensors:
+            ledger.freeze(ledger.as_data(tensor).data, f"is inside {held}, which is frozen")
+        return _blanks(node)
+    if held is not None:
+        for value in result if isinstance(result, list) else [result]:
+            if isinstance(value, Labels):
+                ledger.freeze(value.data, f"is inside {held}, which is frozen")
+    return result
+
+
+def _bind(node: Node, value_of: Any) -> dict[str, Any]:
+    """Arguments by name, defaults filled in."""
+    if node.target is operator.getitem:
+        return {"a": value_of(node.args[0]), "b": node.args[1]}
+    given = [value_of(a) for a in node.args]
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {str(i): v for i, v in enumerate([*given, *(value_of(v) for v in node.kwargs.values())])}
+    schema = node.target._schema.arguments
+    bound = {a.name: a.default_value for a in schema if a.has_default_value()}
+    named = {a.name: v for a, v in zip(schema, given, strict=False)}
+    named.update({k: value_of(v) for k, v in node.kwargs.items()})
+    return {a.name: named.get(a.name, bound.get(a.name)) for a in schema}
+
+
+def _blanks(node: Node) -> Value:
+    value = node.meta.get("val")
+    if isinstance(value, list | tuple):
+        return [blank(v.shape) if isinstance(v, Tensor) else v for v in value]
+    return blank(value.shape) if isinstance(value, Tensor) else value
+
+
+def _check_shapes(result: Value, node: Node) -> None:
+    """A rule that gets a shape wrong is a bug that must not turn into a wrong cut."""
+    made = [v.shape for v in (result if isinstance(result, list) else [result]) if is_tensor(v)]
+    true = [
+        tuple(v.shape) for v in torch.utils._pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)
+    ]
+    if made and made != true[: len(made)]:
+        raise UnsupportedOp(f"its channel rule expects shape {made[0]} where the network has {true[:1]}")
+
+
+def _modules(node: Node) -> list[str]:
+    """Paths of the modules around an operator, outermost first."""
+    return [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
+
+
+def _inside(node: Node, name: str) -> bool:
+    return any(path == name or path.startswith(f"{name}.") for path in _modules(node))
+
+
+def _refusal(node: Node, detail: str) -> str:
+    full = (
+        str(node.target._schema.name).replace("::", ".") if hasattr(node.target, "_schema") else _name(node)
+    )
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    own = [(f, n) for f, n in frames if "torch/nn/" not in f.replace("\\", "/")] or frames
+    where = f" ({Path(own[-1][0]).name}:{own[-1][1]})" if own else ""
+    what = f"{full} at node {node.name!r}{where} has no channel rule" + (f" here: {detail}" if detail else "")
+    around = _modules(node)
+    instead = "Write it with matmul" if "einsum" in full else "Write it with other operators"
+    freeze = f'freeze it: frozen = ["{around[-1]}"]' if around else "put it into a submodule and freeze that"
+    return f"{what}. {instead}, add a rule in pruners/rules.py, or {freeze}."
+
+
+# ---- from the ledger to groups -----------------------------------------------------------------------------------
+
+
+def _collect(ledger: Ledger) -> tuple[tuple[ChannelGroup, ...], tuple[Frozen, ...]]:
+    """Classes with the same axes become groups; every other produced channel is listed with its reason."""
+    reasons: dict[int, str] = {}
+    for nodes, reason in ledger.frozen:
+        for root in np.unique(ledger.find(nodes)).tolist():
+            reasons.setdefault(root, reason)
+    produced: dict[tuple[str, int], IntArray] = {}
+    order: dict[int, None] = {}
+    sizes = {(name, dim): (first, size) for name, dim, first, size in ledger.axes}
+    for key in ledger.producers:
+        first, size = sizes[key]
+        produced[key] = ledger.find(np.arange(first, first + size))
+        order.update(dict.fromkeys(produced[key].tolist()))
+    classes = {root: {} for root in order if root not in reasons}  # type: dict[int, dict[tuple[str, int], list[int]]]
+    for name, dim, first, size in ledger.axes:
+        for position, root in enumerate(ledger.find(np.arange(first, first + size)).tolist()):
+            if root in classes:
+                classes[root].setdefault((name, dim), []).append(position)
+    alike: dict[tuple[tuple[tuple[str, int], int], ...], list[int]] = {}
+    for root, axes in classes.items():
+        alike.setdefault(tuple((key, len(at)) for key, at in axes.items()), []).append(root)
+    groups: list[ChannelGroup] = []
+    taken: dict[str, int] = {}
+    for signature, roots in alike.items():
+        if len(roots) == 1:
+            reasons[roots[0]] = "goes as a whole or not at all"
+            continue
+        axes = [key for key, _ in signature]
+        first_producer = next(key for key in ledger.producers if key in axes)
+        axes.sort(key=lambda key: (key != first_producer, ledger.roles.get(key, "other") != "out"))
+        name = module_of(first_producer[0])
+        taken[name] = taken.get(name, 0) + 1
+        groups.append(
+            ChannelGroup(
+                name if taken[name] == 1 else f"{name}:{taken[name]}",
+                len(roots),
+                tuple(
+                    TensorSlice(
+                        tensor,
+                        dim,
+                        ledger.roles.get((tensor, dim), "other"),
+                        tuple(tuple(classes[root][tensor, dim]) for root in roots),
+                    )
+                    for tensor, dim in axes
+                ),
+            )
+        )
+    held: dict[tuple[str, str], int] = {}
+    for (tensor, _), roots_of in produced.items():
+        for root in roots_of.tolist():
+            if root in reasons:
+                key = (module_of(tensor), reasons[root])
+                held[key] = held.get(key, 0) + 1
+    return tuple(groups), tuple(Frozen(name, n, reason) for (name, reason), n in held.items())
+
+
+def module_of(tensor: str) -> str:
+    """The path of the module that holds a tensor; the tensor's own name at the root."""
+    return tensor.rpartition(".")[0] or tensor
+
+
+def _inexact(ledger: Ledger, groups: tuple[ChannelGroup, ...]) -> tuple[str, ...]:
+    """Names of the groups that change more than their own channels when they shrink."""
+    if not ledger.inexact:
+        return ()
+    touched = set(np.unique(ledger.find(np.concatenate(ledger.inexact))).tolist())
+    first_node = {(name, dim): first for name, dim, first, _ in ledger.axes}
+    return tuple(
+        g.name
+        for g in groups
+        if any(
+            int(ledger.find(np.array([first_node[m.tensor, m.dim] + index[0]]))[0]) in touched
+            for m in g.members[:1]
+            for index in m.index
+        )
+    )
