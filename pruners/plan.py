@@ -48,7 +48,10 @@ class PruningPlan:
     def key(self) -> str:
         """Content key of what is *realised*: equal networks have equal keys. `DENSE` when nothing goes."""
         cut = {
-            g.name: [list(g.kept), g.choice.granularity, g.choice.bits] for g in self.groups if not g.dense
+            # what a unit is does not matter where every unit stays
+            g.name: [list(g.kept), g.choice.granularity if g.achieved else "channel", g.choice.bits]
+            for g in self.groups
+            if not g.dense
         }
         if not cut:
             return DENSE
@@ -116,7 +119,8 @@ def nearest_keep(group: ChannelGroup, ratio: float, round_to: int = 1) -> int:
     Raises RatioError where the ratio would leave no unit at all (with `round_to`, the nearest multiple above zero
     is taken instead, as its caller asked for rounding).
     """
-    target = group.units * (1.0 - ratio)
+    # 5 · (1 - 0.9) is a little below one half in floating point: without rounding a tie is not seen as one
+    target = round(group.units * (1.0 - ratio), 9)
     if round_to == 1:
         count = int(np.floor(target + 0.5))
         if count < 1:
@@ -160,7 +164,13 @@ def _plan_group(group: ChannelGroup, choice: GroupChoice | None, scores: Scores,
             f"group {group.name!r} asks for criterion {choice.criterion!r}, which was not scored; "
             f"scored: {', '.join(sorted(c for c in scores if group.name in scores[c])) or 'none'}"
         )
-    ranked = np.argsort(-scores[choice.criterion][group.name], kind="stable")  # ties broken by index
+    score = scores[choice.criterion][group.name]
+    if score.shape != (group.units,):
+        raise PrunefrontError(
+            f"the {group.units} units of group {group.name!r} cannot be ranked by {score.size} scores of "
+            f"{choice.criterion!r}: score the model that is to be pruned"
+        )
+    ranked = np.argsort(-score, kind="stable")  # ties broken by index
     kept = tuple(sorted(int(u) for u in ranked[:count]))
     return GroupPlan(group.name, choice, group.units, kept, choice.ratio)
 

@@ -165,7 +165,7 @@ def made(kind: type[nn.Module], seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     model = kind().double().eval()
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d) and module.affine:
             for tensor in (module.weight.data, module.bias.data, module.running_mean):
                 tensor.normal_()
             module.running_var.uniform_(0.5, 2.0)

@@ -326,7 +326,11 @@ def ranks(values) -> np.ndarray:
 
 
 def test_taylor_agrees_with_the_loss_measured_without_each_unit():
-    """Molchanov et al. report more than 93 % correlation with this oracle."""
+    """Spearman's ρ with the mean squared change in loss, both layers ranked together.
+
+    The paper reports 93 %. Over three seeds, 12 or 25 epochs and batches of 50 or 150, this toy had 0.83 to 0.97
+    (l1: -0.6 to -0.4, it even misleads), so the bound lies below that range.
+    """
     digits = load_digits()
     x = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16.0
     y = torch.tensor(digits.target)
@@ -361,5 +365,5 @@ def test_taylor_agrees_with_the_loss_measured_without_each_unit():
         name: np.corrcoef(ranks(np.concatenate([s["1"], s["2"]])), ranks(truth))[0, 1]
         for name, s in scores.items()
     }
-    assert agreement["taylor"] > 0.9
-    assert agreement["taylor"] > max(agreement["l1"], agreement["random"]) + 0.2
+    assert agreement["taylor"] > 0.8
+    assert agreement["taylor"] > max(agreement["l1"], agreement["random"]) + 0.3
