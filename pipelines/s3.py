@@ -81,8 +81,14 @@ class S3Store:
         return f"{self.uri}/{key}"
 
     def get(self, key: str, file: Path, *, limit: int | None = None) -> None:
+        try:
+            with self._clear_errors("read", key):
+                head = self._client.head_object(Bucket=self.bucket, Key=self._full(key))
+        except ArtifactNotFound:
+            with self._clear_errors("read", ""):  # a 404 to HEAD does not say whether the bucket exists
+                self._client.head_bucket(Bucket=self.bucket)
+            raise
         with self._clear_errors("read", key):
-            head = self._client.head_object(Bucket=self.bucket, Key=self._full(key))
             check_limit(head["ContentLength"], limit, f"{self.uri}/{key}")
             meter = _Meter(limit, f"{self.uri}/{key}")
             with file.open("wb") as stream:
@@ -161,8 +167,8 @@ class S3Store:
             return S3Error(f"{at}: the session token is no longer valid ({code}); log in again")
         if code in _DENIED:
             return S3Error(
-                f"{at}: access denied; the credentials need s3:PutObject, s3:GetObject and s3:ListBucket on "
-                f"bucket {self.bucket!r}, see docs/artifacts.md"
+                f"{at}: access denied; check that AWS_SECRET_ACCESS_KEY is right and that the credentials may "
+                f"s3:PutObject, s3:GetObject and s3:ListBucket in bucket {self.bucket!r} (docs/artifacts.md)"
             )
         if code in _CLOCK:
             return S3Error(f"{at}: this machine's clock differs too much from the server's; set it right")

@@ -83,7 +83,7 @@ def verify(
     factory: ModelSection | None = None,
     data: DataSection | None = None,
 ) -> Verification:
-    """Checks a fetched artifact: files, plan against weights, then outputs and accuracy in ONNX and torch.
+    """Checks a fetched artifact: files, plan against weights, then outputs and accuracy again.
 
     splits: loads the data, `pipelines.data.load`. factory, data: sections of a study file that the user trusts;
     they stand in for what the artifact names. A `module:callable` that only the artifact names is never
