@@ -1,0 +1,253 @@
+"""The S3 store against moto's server: what is sent, and one clear line for everything that can be wrong."""
+
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from pipelines.artifacts import (
+    LIMITS,
+    MANIFEST,
+    ArtifactError,
+    ArtifactNotFound,
+    check_digests,
+    fetch,
+    open_store,
+    publish,
+)
+from pipelines.s3 import PART_BYTES, S3Error, S3Store
+from pruners.errors import PrunefrontError
+
+
+SECRET = "never-printed"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    yield f"http://{host}:{port}"
+    moto.stop()
+
+
+@pytest.fixture(autouse=True)
+def environment(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "AWS_PROFILE",
+        "AWS_SESSION_TOKEN",
+        "AWS_ENDPOINT_URL_S3",
+        "AWS_REGION",
+        "AWS_DEFAULT_REGION",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+
+
+@pytest.fixture
+def bucket(environment: None) -> str:
+    """A new bucket's name."""
+    name = f"b-{uuid.uuid4()}"
+    _client().create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    for name in LIMITS:
+        (folder / name).write_bytes(name.encode() * 100)
+    return folder
+
+
+def test_round_trip(bucket: str, made: Path, tmp_path: Path) -> None:
+    store = open_store(f"s3://{bucket}/studies/one/")
+    assert store.uri == f"s3://{bucket}/studies/one"
+    store.probe()
+    artifact = publish(store, made, "dense")
+    assert artifact.uri == f"s3://{bucket}/studies/one/{artifact.id}"
+    assert _keys(bucket) == {f"studies/one/{artifact.id}/{name}" for name in (*LIMITS, MANIFEST)}
+    out = fetch(artifact.uri, tmp_path / "out")
+    assert check_digests(out).id == artifact.id
+    assert all((out / name).read_bytes() == (made / name).read_bytes() for name in LIMITS)
+
+
+def test_a_bucket_without_prefix(bucket: str, made: Path, tmp_path: Path) -> None:
+    artifact = publish(open_store(f"s3://{bucket}"), made, "dense")
+    assert artifact.uri == f"s3://{bucket}/{artifact.id}"
+    fetch(artifact.uri, tmp_path / "out")
+
+
+def test_publishing_twice_sends_nothing(bucket: str, made: Path) -> None:
+    store = open_store(f"s3://{bucket}/p")
+    artifact = publish(store, made, "dense")
+    before = _stored(bucket)
+    assert publish(store, made, "dense") == artifact
+    assert _stored(bucket) == before
+
+
+def test_large_files_travel_in_parts(bucket: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(range(256)) * (PART_BYTES // 256) + b"and a bit")
+    store = S3Store(f"s3://{bucket}/p")
+    store.put("big", file)
+    store.get("big", tmp_path / "back", limit=PART_BYTES + 9)
+    assert (tmp_path / "back").read_bytes() == file.read_bytes()
+    assert _client().head_object(Bucket=bucket, Key="p/big")["ETag"].endswith('-2"')
+    with pytest.raises(ArtifactError, match="at most"):
+        store.get("big", tmp_path / "back", limit=PART_BYTES)
+
+
+def test_a_corrupt_object_is_found(bucket: str, made: Path, tmp_path: Path) -> None:
+    artifact = publish(open_store(f"s3://{bucket}/p"), made, "dense")
+    key = f"p/{artifact.id}/model.onnx"
+    body = (made / "model.onnx").read_bytes()
+    _client().put_object(Bucket=bucket, Key=key, Body=bytes([body[0] ^ 1]) + body[1:])
+    with pytest.raises(ArtifactError, match=r"model\.onnx has sha256"):
+        fetch(artifact.uri, tmp_path / "out")
+    _client().delete_object(Bucket=bucket, Key=key)
+    with pytest.raises(ArtifactError, match=r"there is no .*model\.onnx"):
+        fetch(artifact.uri, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_probe_leaves_nothing(bucket: str) -> None:
+    S3Store(f"s3://{bucket}/p").probe()
+    assert _keys(bucket) == set()
+
+
+def test_the_argument_goes_before_the_environment(
+    bucket: str, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    store = S3Store(f"s3://{bucket}", endpoint_url=server)
+    assert store.endpoint == server
+    store.probe()
+    assert S3Store(f"s3://{bucket}").endpoint == "http://127.0.0.1:9"
+
+
+def test_what_is_not_there(bucket: str, tmp_path: Path) -> None:
+    store = S3Store(f"s3://{bucket}/p")
+    assert not store.exists("a")
+    with pytest.raises(ArtifactNotFound, match=f"there is no a in s3://{bucket}/p"):
+        store.get("a", tmp_path / "out")
+    with pytest.raises(ArtifactNotFound, match="or its upload never finished"):
+        fetch(f"s3://{bucket}/p/dense-0123456789ab", tmp_path / "out")
+
+
+def test_no_such_bucket(made: Path, tmp_path: Path) -> None:
+    store = S3Store("s3://no-such-bucket/p")
+    for call in (
+        store.probe,
+        lambda: publish(store, made, "dense"),
+        lambda: fetch("s3://no-such-bucket/p/dense-0123456789ab", tmp_path / "out"),
+    ):
+        _one_line(call, "there is no bucket 'no-such-bucket'; create it")
+
+
+def test_no_credentials(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    _one_line(lambda: S3Store(f"s3://{bucket}").probe(), "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    _one_line(lambda: S3Store(f"s3://{bucket}").probe(), "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    _one_line(lambda: S3Store(f"s3://{bucket}").probe(), r"\(nobody\).*check AWS_PROFILE")
+
+
+def test_nobody_listens(bucket: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, but not listening
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        _one_line(
+            S3Store(f"s3://{bucket}", endpoint_url=url).probe, f"no answer from {url} .*AWS_ENDPOINT_URL"
+        )
+
+
+def test_an_endpoint_that_is_no_address(bucket: str) -> None:
+    _one_line(
+        lambda: S3Store(f"s3://{bucket}", endpoint_url="localhost"), "should look like http://host:9000"
+    )
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3://UPPER/x", "s3://b", "s3://bucket/../x", "s3://bucket/a//b"])
+def test_an_address_that_is_none(uri: str) -> None:
+    _one_line(lambda: open_store(uri), "s3://bucket/prefix|cannot be a key")
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "message"),
+    [
+        ("AccessDenied", 403, "s3:PutObject, s3:GetObject and s3:ListBucket"),
+        ("InvalidAccessKeyId", 403, "does not accept the credentials"),
+        ("SignatureDoesNotMatch", 403, "does not accept the credentials"),
+        ("ExpiredToken", 400, "log in again"),
+        ("RequestTimeTooSkewed", 403, "clock"),
+        ("AuthorizationHeaderMalformed", 400, "AWS_REGION"),
+        ("BadDigest", 400, "arrived damaged"),
+        ("QuotaExceeded", 403, "QuotaExceeded"),
+    ],
+)
+def test_every_refusal_says_what_to_do(code: str, status: int, message: str) -> None:
+    # what moto never answers, from a server that answers nothing else
+    with _refusing(code, status) as url:
+        store = S3Store("s3://bucket/p", endpoint_url=url)
+        _one_line(store.probe, message)
+
+
+@contextmanager
+def _refusing(code: str, status: int) -> Iterator[str]:
+    """The address of a server that answers every request with one S3 error."""
+    body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing on the terminal."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def _client() -> Any:
+    return boto3.session.Session().client("s3", region_name="us-east-1")
+
+
+def _stored(bucket: str) -> dict[str, object]:
+    found = _client().list_objects_v2(Bucket=bucket).get("Contents", [])
+    return {item["Key"]: item["LastModified"] for item in found}
+
+
+def _keys(bucket: str) -> set[str]:
+    return set(_stored(bucket))
+
+
+def _one_line(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(PrunefrontError, match=message) as caught:
+        call()
+    assert isinstance(caught.value, (S3Error, ArtifactError))
+    assert "\n" not in str(caught.value)
+    assert SECRET not in str(caught.value)

@@ -1,0 +1,145 @@
+"""Artifacts in a real S3 server (Ceph RGW): what it enforces, and what it leaves to us."""
+
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pytest
+
+from pipelines.artifacts import (
+    FRONT,
+    LIMITS,
+    MANIFEST,
+    ArtifactError,
+    ArtifactNotFound,
+    check_digests,
+    fetch,
+    open_store,
+    publish,
+    put_json,
+    read_front,
+)
+from pipelines.s3 import PART_BYTES, S3Error, S3Store
+from tests.services.ceph import S3Server
+
+pytestmark = pytest.mark.services
+
+LARGE = 64 << 20
+
+
+@pytest.fixture(autouse=True)
+def environment(ceph_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ceph_s3.environment().items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def bucket(environment: None) -> str:
+    """A new bucket's name."""
+    name = f"b-{uuid.uuid4()}"
+    _client().create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """Random files, the weights large enough for several parts."""
+    folder = tmp_path / "made"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in LIMITS:
+        (folder / name).write_bytes(rng.bytes(3 * PART_BYTES if name == "weights.safetensors" else 1000))
+    return folder
+
+
+def test_publish_find_and_fetch(bucket: str, made: Path, tmp_path: Path) -> None:
+    store = open_store(f"s3://{bucket}/studies/one")
+    store.probe()
+    artifact = publish(store, made, "dense")
+    put_json(store, FRONT, [{"key": "dense", "artifact": artifact.uri}])
+    listed = _listed(bucket)
+    assert listed == {
+        f"studies/one/{name}" for name in (FRONT, *(f"{artifact.id}/{n}" for n in (*LIMITS, MANIFEST)))
+    }
+    assert publish(store, made, "dense") == artifact
+
+    (row,) = read_front(open_store(f"s3://{bucket}/studies/one/"))
+    out = fetch(row["artifact"], tmp_path / "out")
+    assert check_digests(out).sha256 == artifact.sha256
+    assert all((out / name).read_bytes() == (made / name).read_bytes() for name in LIMITS)
+
+
+def test_64_megabytes_travel_in_parts(bucket: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(np.random.default_rng(1).bytes(LARGE))
+    store = S3Store(f"s3://{bucket}")
+    store.put("large", file)
+    assert _client().head_object(Bucket=bucket, Key="large")["ETag"].endswith(f'-{LARGE // PART_BYTES}"')
+    store.get("large", tmp_path / "back", limit=LARGE)
+    assert (tmp_path / "back").read_bytes() == file.read_bytes()
+    with pytest.raises(ArtifactError, match=f"at most {LARGE - 1}"):
+        store.get("large", tmp_path / "back", limit=LARGE - 1)
+
+
+def test_a_corrupt_object_is_found(bucket: str, made: Path, tmp_path: Path) -> None:
+    artifact = publish(open_store(f"s3://{bucket}/p"), made, "dense")
+    body = (made / "weights.safetensors").read_bytes()
+    _client().put_object(
+        Bucket=bucket, Key=f"p/{artifact.id}/weights.safetensors", Body=bytes([body[0] ^ 1]) + body[1:]
+    )
+    with pytest.raises(ArtifactError, match=r"weights\.safetensors has sha256"):
+        fetch(artifact.uri, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_secret(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(S3Error, match="does not accept the credentials \\(SignatureDoesNotMatch\\)"):
+        S3Store(f"s3://{bucket}").probe()
+    with pytest.raises(S3Error, match="check that AWS_SECRET_ACCESS_KEY is right"):
+        fetch(f"s3://{bucket}/dense-0123456789ab", tmp_path / "out")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    with pytest.raises(S3Error, match="does not accept the credentials \\(InvalidAccessKeyId\\)"):
+        S3Store(f"s3://{bucket}").probe()
+
+
+def test_without_the_right_to_write(bucket: str) -> None:
+    policy = {
+        "Version": "2012-10-17",
+        "Statement": [
+            {
+                "Effect": "Deny",
+                "Principal": "*",
+                "Action": "s3:PutObject",
+                "Resource": f"arn:aws:s3:::{bucket}/*",
+            }
+        ],
+    }
+    _client().put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
+    with pytest.raises(S3Error, match=r"cannot write .*access denied.*s3:PutObject"):
+        S3Store(f"s3://{bucket}/p").probe()
+
+
+def test_what_is_not_there(bucket: str, tmp_path: Path) -> None:
+    with pytest.raises(S3Error, match="there is no bucket 'no-such-bucket'"):
+        S3Store("s3://no-such-bucket").probe()
+    with pytest.raises(S3Error, match="there is no bucket 'no-such-bucket'"):
+        fetch("s3://no-such-bucket/dense-0123456789ab", tmp_path / "out")
+    with pytest.raises(ArtifactNotFound, match="or its upload never finished"):
+        fetch(f"s3://{bucket}/dense-0123456789ab", tmp_path / "out")
+
+
+def test_the_probe_leaves_nothing(bucket: str) -> None:
+    S3Store(f"s3://{bucket}/p").probe()
+    assert _listed(bucket) == set()
+
+
+def _client() -> Any:
+    return boto3.session.Session().client("s3")
+
+
+def _listed(bucket: str) -> set[str]:
+    return {item["Key"] for item in _client().list_objects_v2(Bucket=bucket).get("Contents", [])}
