@@ -1,4 +1,4 @@
-"""From choices and scores to what exactly goes. Pure and without torch, so a driver can plan thousands of candidates."""
+"""From choices and scores to what exactly goes. Pure and without torch: a driver can plan thousands of candidates."""
 
 import hashlib
 import json

@@ -24,6 +24,9 @@ Loss = Callable[[Any, Any], Tensor]
 """Model output and target -> scalar."""
 
 CONVOLUTIONS = frozenset({torch.conv1d, torch.conv2d, torch.conv3d})
+PRODUCTS = frozenset(
+    {F.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm, torch.Tensor.mm}
+)
 TRANSPOSED = frozenset({torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d})
 
 
@@ -118,7 +121,7 @@ def _activation_per_unit(group: ChannelGroup, seen: Mapping[str, Tensor]) -> Flo
     parts = [m for m in consumers(group) if m.tensor in seen]
     if not parts:
         raise PrunefrontError(
-            f"no conv or linear call takes {consumers(group)[0].tensor!r} itself as its weight, so the "
+            f"no conv, linear or matmul call takes {consumers(group)[0].tensor!r} as its weight, so the "
             f"activation of group {group.name!r} is unknown; choose a criterion that does not need it"
         )
     means = []
@@ -128,15 +131,21 @@ def _activation_per_unit(group: ChannelGroup, seen: Mapping[str, Tensor]) -> Flo
     return torch.stack(means).mean(dim=0)
 
 
-class _SeenByWeights(TorchFunctionMode):
-    """Records mean |input| of every conv and linear call by the identity of its weight.
+def _memory(weight: Tensor) -> tuple[int, ...]:
+    """Equal for a weight and its transpose, not for a part or another shape of it."""
+    return (weight.data_ptr(), *sorted(weight.shape))
 
-    Identity finds modules, functional calls and weights used several times; hooks would see modules only.
+
+class _SeenByWeights(TorchFunctionMode):
+    """Records mean |input| of every conv, linear and matmul call by the memory of its weight.
+
+    That finds modules, functional calls, transposed views and weights used several times; hooks would see
+    modules only.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], images: int) -> None:
         super().__init__()
-        self._names = {id(tensor): name for name, tensor in weights.items()}
+        self._names = {_memory(tensor): name for name, tensor in weights.items()}
         self._images = images
         self._calls: dict[str, list[Tensor]] = defaultdict(list)
 
@@ -144,10 +153,14 @@ class _SeenByWeights(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.linear or func in CONVOLUTIONS or func in TRANSPOSED:
+        if func in PRODUCTS or func in CONVOLUTIONS or func in TRANSPOSED:
             x = args[0] if args else kwargs["input"]
-            weight = args[1] if len(args) > 1 else kwargs["weight"]
-            name = self._names.get(id(weight))
+            weight = (
+                args[1]
+                if len(args) > 1
+                else next(kwargs[k] for k in ("weight", "other", "mat2") if k in kwargs)
+            )
+            name = self._names.get(_memory(weight))
             if name is not None:
                 self._calls[name].append(self._per_position(name, x.detach().abs(), weight, func))
         return func(*args, **kwargs)
@@ -161,7 +174,7 @@ class _SeenByWeights(TorchFunctionMode):
                 f"weight {name!r} sees {len(x)} rows for {self._images} images, so its activation cannot be "
                 "told apart by image; choose a criterion that does not need it"
             )
-        if func is F.linear:
+        if func in PRODUCTS:
             means = x.reshape(self._images, -1, x.shape[-1]).mean(dim=1, dtype=torch.float64)
         else:
             split = x.reshape(self._images, -1, x.shape[1], *x.shape[2:]).flatten(3)

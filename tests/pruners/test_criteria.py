@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from pruners.criteria import criteria, criterion
 from pruners.criteria.geometric_median import geometric_median
@@ -18,7 +20,9 @@ from pruners.criteria.random import random
 from pruners.criteria.taylor import taylor
 from pruners.errors import PrunefrontError, UnknownName
 from pruners.scoring import available, score_all
+from pruners.trace import trace
 from pruners.view import FIELDS, MEASURED, UnitView
+from tests.nets import NETS
 from tests.pruners.fixtures import (
     MODELS,
     Functional,
@@ -227,6 +231,24 @@ def test_random_is_uniform_and_knows_nothing():
     assert abs(related) < 4 / 1998**0.5
 
 
+def test_the_guide_adds_a_criterion_that_works(monkeypatch):
+    source = re.search(r"```python\n# pruners/criteria/(\w+)\.py\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    assert source
+    monkeypatch.setattr(criteria, "_entries", dict(criteria._entries))  # what the guide adds goes again
+    exec(compile(source[2], str(GUIDE), "exec"), {"__name__": f"pruners.criteria.{source[1]}"})
+    test_contract.hypothesis.inner_test(source[1], units=8, seed=0, columns=4)
+    model = made(Plain)
+    scores = score_all(model, model.graph(), (source[1],), batches())[source[1]]
+    assert {g: len(s) for g, s in scores.items()} == {"one": 6, "two": 4}
+    asserted = re.search(r"```python\n(def test_.*?)```", GUIDE.read_text(), re.DOTALL)
+    assert asserted
+    scope = {"UnitView": UnitView, "torch": torch, "criteria": criteria}
+    exec(compile(asserted[1], str(GUIDE), "exec"), scope)
+    for name, test in scope.items():
+        if name.startswith("test_"):
+            test()
+
+
 # scoring a whole network
 
 
@@ -293,6 +315,25 @@ def test_a_score_that_is_not_finite_names_criterion_and_group():
     x, y = batches(count=1)[0]
     with pytest.raises(PrunefrontError, match="group 'stream': criterion 'taylor'"):
         score_all(made(Residual), model.graph(), ("taylor",), [(x / 0.0, y)])
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_coupling_pattern_is_scored(name):
+    model, inputs = NETS[name]()
+    graph = trace(model, inputs)
+    again = tuple(x + 0.1 for x in inputs)
+
+    def loss(output, _target):
+        return sum(leaf.square().mean() for leaf in tree_leaves(output))
+
+    scores = score_all(model, graph, criteria, [(inputs, None), (again, None)], loss)
+    offered = available(graph)
+    assert {(g, c) for g in offered for c in offered[g]} == {(g, c) for c in scores for g in scores[c]}
+    for where in graph.groups:
+        assert {"l1", "random", "taylor"} <= set(offered[where.name])
+        for criterion_name in offered[where.name]:
+            assert scores[criterion_name][where.name].shape == (where.units,)
+        assert scores["taylor"][where.name].max() > 0.0  # every group can change the output
 
 
 class Toy(nn.Module):

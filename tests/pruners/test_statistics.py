@@ -162,11 +162,22 @@ def test_no_batch_is_an_error(need):
 def test_a_weight_that_no_call_takes_is_named():
     class Hidden(Functional):
         def forward(self, x):
-            return x.flatten(1)[:, :6] @ self.first.T @ self.second.T
+            return x.flatten(1)[:, :6] @ self.first.T @ (2 * self.second).T
 
     model = made(Hidden)
     with pytest.raises(PrunefrontError, match=r"'second'.*'hidden'"):
         collect(model, model.graph(), batches(), {"activation"})
+
+
+def test_products_with_transposed_weights_are_seen():
+    class Product(Functional):
+        def forward(self, x):
+            return torch.matmul(x.flatten(1)[:, :6] @ self.first.T, self.second.T)
+
+    model, data = made(Product), batches()
+    found = collect(model, model.graph(), data, {"activation"}).activation["hidden"]
+    x = torch.cat([x for x, _ in data]).flatten(1)[:, :6]
+    torch.testing.assert_close(found, (x @ model.first.T).abs().T)
 
 
 def test_several_inputs_and_a_weight_that_is_used_twice():
