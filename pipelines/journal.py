@@ -1,4 +1,4 @@
-"""A study's memory on disk: what was asked, told and trained, one JSON object a line, and the lock of its one writer."""
+"""A study's memory on disk: what was asked, told and trained, one JSON object a line; and its one writer's lock."""
 
 import fcntl
 import json

@@ -25,6 +25,8 @@ class GroupChoice:
     def __post_init__(self) -> None:
         if not 0.0 <= self.ratio < 1.0:
             raise RatioError(f"ratio must be in [0, 1), got {self.ratio}")
+        # six digits tell any two unit counts apart, and survive a round trip through JSON as text
+        object.__setattr__(self, "ratio", round(self.ratio, 6))
         if not 1 <= self.bits <= 32:
             raise RatioError(f"bits must be in [1, 32], got {self.bits}")
 
@@ -37,7 +39,7 @@ class GroupChoice:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict; fields at their default are left out, so equal choices have equal text."""
-        data: dict[str, Any] = {"criterion": self.criterion, "ratio": round(self.ratio, 6)}
+        data: dict[str, Any] = {"criterion": self.criterion, "ratio": self.ratio}
         if self.granularity != "channel":
             data["granularity"] = self.granularity
         if self.bits != 32:
