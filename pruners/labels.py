@@ -264,7 +264,7 @@ class Ledger:
     def meet_labels(self, left: Labels, right: Labels) -> Labels:
         """`meet` of two activations."""
         shape = np.broadcast_shapes(left.shape, right.shape)
-        a, b = lift(left, len(shape)), lift(right, len(shape))
+        a, b = (self.canon(lift(x, len(shape))) for x in (left, right))
         spread_a = any(b.varies(i) and not a.varies(i) for i in range(len(shape)))
         spread_b = any(a.varies(i) and not b.varies(i) for i in range(len(shape)))
         if spread_a and a.labelled():

@@ -13,7 +13,7 @@ from pruners.choice import GroupChoice
 from pruners.graph import ChannelGraph, ChannelGroup, Frozen
 from pruners.plan import GroupPlan, PruningPlan
 
-_TOLERANCE = 1e-7  # relative, in double precision; a wrong channel is off by far more
+_TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3}  # relative; a wrong channel is off by far more
 
 
 def verify(model: nn.Module, graph: ChannelGraph, example: tuple[Any, ...], *, seed: int = 0) -> ChannelGraph:
@@ -46,6 +46,10 @@ def verify(model: nn.Module, graph: ChannelGraph, example: tuple[Any, ...], *, s
     )
 
 
+def _double(value: Any) -> Any:
+    return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
 class _Trial:
     """A copy of the model in double precision, and the cuts that are tried on it."""
 
@@ -53,10 +57,13 @@ class _Trial:
         self, model: nn.Module, graph: ChannelGraph, example: tuple[Any, ...], rng: np.random.Generator
     ) -> None:
         self.graph = graph
-        self.example = _pytree.tree_map(
-            lambda x: x.detach().double() if isinstance(x, Tensor) and x.is_floating_point() else x, example
-        )
+        self.precision, self.example = torch.float64, _pytree.tree_map(_double, example)
         self.model = surgery.apply(model, graph, PruningPlan(())).double().eval()
+        try:
+            self._run(self.model)
+        except RuntimeError:  # a forward with number types written into it runs in its own precision
+            self.precision, self.example = torch.float32, example
+            self.model = surgery.apply(model, graph, PruningPlan(())).eval()
         self.drops = {
             g.name: (rng.permutation(g.units)[:1], rng.permutation(g.units)[: g.units // 2])
             for g in graph.groups
@@ -65,8 +72,8 @@ class _Trial:
         with torch.no_grad():  # scales that start at zero would hide what is behind them
             for parameter in self.model.parameters():
                 if parameter.dim() == 1:
-                    noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                    parameter.add_(noise.to(parameter.device), alpha=0.1)
+                    noise = torch.randn(parameter.shape, generator=generator)
+                    parameter.add_(noise.to(parameter), alpha=0.1)
 
     def failure(self, groups: list[ChannelGroup]) -> str | None:
         """Why these groups cannot be cut together; None if they can."""
@@ -102,7 +109,7 @@ class _Trial:
             if not numbers or not torch.isfinite(true).all():
                 continue
             error_size = float((mine - true).abs().max()) if mine.numel() else 0.0
-            if not error_size <= _TOLERANCE * max(1e-6, float(true.abs().max())):
+            if not error_size <= _TOLERANCE[self.precision] * max(1e-6, float(true.abs().max())):
                 return "forward computes with its size: the cut network differs from the masked one"
         return None
 

@@ -58,7 +58,7 @@ def trace(
 
 
 def _check_frozen(model: nn.Module, frozen: Sequence[str]) -> None:
-    known = [name for name, _ in model.named_modules() if name]
+    known = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     for name in frozen:
         if name not in known:
             near = get_close_matches(name, known, n=1)
@@ -85,7 +85,7 @@ def _export(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedP
     with _evaluating(model):
         try:
             return torch.export.export(model, inputs)
-        except Exception as error:  # any model may fail in any way: reported with its cause  # noqa: BLE001
+        except Exception as error:  # any model may fail in any way: its cause is reported
             text = str(error).strip()
             line = text.splitlines()[0] if text else type(error).__name__
             where = _user_frame(error)
@@ -245,7 +245,7 @@ def _refusal(node: Node, detail: str) -> str:
     around = _modules(node)
     instead = "Write it with matmul" if "einsum" in full else "Write it with other operators"
     freeze = f'freeze it: frozen = ["{around[-1]}"]' if around else "put it into a submodule and freeze that"
-    return f"{what}. {instead}, add a rule in pruners/rules.py, or {freeze}."
+    return f"{what}. {instead}, add a rule in pruners/rules/, or {freeze}."
 
 
 # ---- from the ledger to groups -----------------------------------------------------------------------------------
@@ -264,14 +264,14 @@ def _collect(ledger: Ledger) -> tuple[tuple[ChannelGroup, ...], tuple[Frozen, ..
         first, size = sizes[key]
         produced[key] = ledger.find(np.arange(first, first + size))
         order.update(dict.fromkeys(produced[key].tolist()))
-    classes = {root: {} for root in order if root not in reasons}  # type: dict[int, dict[tuple[str, int], list[int]]]
+    classes: dict[int, dict[tuple[str, int], list[int]]] = {root: {} for root in order if root not in reasons}
     for name, dim, first, size in ledger.axes:
         for position, root in enumerate(ledger.find(np.arange(first, first + size)).tolist()):
             if root in classes:
                 classes[root].setdefault((name, dim), []).append(position)
     alike: dict[tuple[tuple[tuple[str, int], int], ...], list[int]] = {}
-    for root, axes in classes.items():
-        alike.setdefault(tuple((key, len(at)) for key, at in axes.items()), []).append(root)
+    for root, places in classes.items():
+        alike.setdefault(tuple((key, len(at)) for key, at in places.items()), []).append(root)
     groups: list[ChannelGroup] = []
     taken: dict[str, int] = {}
     for signature, roots in alike.items():
@@ -302,8 +302,8 @@ def _collect(ledger: Ledger) -> tuple[tuple[ChannelGroup, ...], tuple[Frozen, ..
     for (tensor, _), roots_of in produced.items():
         for root in roots_of.tolist():
             if root in reasons:
-                key = (module_of(tensor), reasons[root])
-                held[key] = held.get(key, 0) + 1
+                line = (module_of(tensor), reasons[root])
+                held[line] = held.get(line, 0) + 1
     return tuple(groups), tuple(Frozen(name, n, reason) for (name, reason), n in held.items())
 
 

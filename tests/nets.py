@@ -265,11 +265,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, n, _ = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        if self.fused:
-            y = F.scaled_dot_product_attention(q, k, v)
-        else:
-            y = (q @ k.transpose(-2, -1) * 0.4).softmax(-1) @ v
+        y = F.scaled_dot_product_attention(q, k, v) if self.fused else self.plain(q, k, v)
         return self.proj(y.transpose(1, 2).reshape(b, n, -1))
+
+    def plain(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.transpose(-2, -1) * 0.4).softmax(-1) @ v
 
 
 @net((2, 3, 8, 8))
