@@ -237,8 +237,8 @@ class MlflowTracker:
         if found.lifecycle_stage == "deleted":
             raise TrackingError(
                 f"the MLflow experiment {self.experiment!r} is deleted in {without_password(self.uri)}; "
-                f"bring it back with `mlflow experiments restore --experiment-id {found.experiment_id}`, or set "
-                "another `experiment` under [tracking]"
+                f"bring it back with `mlflow experiments restore --experiment-id {found.experiment_id}`, "
+                "or set another `experiment` under [tracking]"
             )
         return str(found.experiment_id)
 
