@@ -61,13 +61,17 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What plan.json and measurement.json say, checked for form. logits: (k, classes)."""
+    """What plan.json and measurement.json say, checked for form. logits: (k, classes), finite.
+
+    plan_key, achieved: as stated. planned_key, planned: the same, worked out from the plan.
+    """
 
     key: str
     model: ModelSection
     data: DataSection
-    plan: PruningPlan
     plan_key: str
+    planned_key: str
+    planned: Mapping[str, float]
     shapes: Mapping[str, tuple[int, ...]]
     accuracy: float
     images: int
@@ -132,14 +136,16 @@ def read_recorded(folder: Path) -> Recorded:
     shapes = plan.get("shapes", dict)
     outputs = _Entries(measured.file, measured.get("outputs", dict), "outputs.")
     achieved = measured.get("achieved", dict)
-    pruning = plan.get("plan", dict)
+    stated = plan.get("plan", dict)
     try:
+        pruning = PruningPlan.from_json(stated)
         return Recorded(
             key=measured.get("key", str),
             model=plan.section("model", ModelSection),
             data=plan.section("data", DataSection),
-            plan=PruningPlan.from_json(pruning),
-            plan_key=str(pruning["key"]),
+            plan_key=str(stated["key"]),
+            planned_key=pruning.key(),
+            planned=pruning.achieved(),
             shapes={str(name): tuple(int(n) for n in shape) for name, shape in shapes.items()},
             accuracy=float(measured.get("accuracy", (int, float))),
             images=measured.get("images", int),
@@ -147,7 +153,8 @@ def read_recorded(folder: Path) -> Recorded:
             achieved={str(name): float(ratio) for name, ratio in achieved.items()},
             logits=_recorded_logits(outputs),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:  # what wrong JSON makes of from_json
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        # what plain code makes of JSON that has the wrong form
         raise ArtifactError(
             f"{folder}: plan.json or measurement.json is not what prunefront writes ({type(error).__name__}: "
             f"{error!s:.120})"
@@ -186,9 +193,10 @@ def _recorded_logits(outputs: _Entries) -> NDArray[np.float64]:
     described = outputs.get("inputs", str)
     logits = np.asarray(outputs.get("logits", list), dtype=np.float64)
     match = re.fullmatch(r"test\[:(\d{1,4})\]", described)
-    if match is None or logits.ndim != 2 or not logits.size or len(logits) != int(match[1]):
+    whole = logits.ndim == 2 and logits.size > 0 and bool(np.isfinite(logits).all())
+    if match is None or not whole or len(logits) != int(match[1]):
         raise ArtifactError(
-            f"{outputs.file}: outputs must hold k rows of logits of 'test[:k]', got shape {logits.shape} of "
+            f"{outputs.file}: outputs must hold k rows of finite logits of 'test[:k]', got {logits.shape} of "
             f"{described!r:.40}"
         )
     return logits
@@ -205,8 +213,9 @@ def _check_files(folder: Path) -> Iterator[Check]:
 
 
 def _check_plan(folder: Path, recorded: Recorded) -> Iterator[Check]:
-    name, key = read_manifest(folder).name, recorded.plan.key()
+    name, planned = read_manifest(folder).name, recorded.planned
     yield Check("key", recorded.key, name, recorded.key == name)
+    key = recorded.planned_key
     yield Check("plan key", recorded.plan_key, key, recorded.plan_key == key)
     stored, shapes = _stored_shapes(folder / "weights.safetensors"), recorded.shapes
     differing = [n for n in sorted(stored.keys() | shapes.keys()) if stored.get(n) != shapes.get(n)]
@@ -215,7 +224,6 @@ def _check_plan(folder: Path, recorded: Recorded) -> Iterator[Check]:
         yield Check("shapes", f"{first} {shapes.get(first)}", f"{first} {stored.get(first)}", False)
     else:
         yield Check("shapes", f"{len(shapes)} tensors", f"{len(stored)} tensors", True)
-    planned = recorded.plan.achieved()
     same = planned.keys() == recorded.achieved.keys() and all(
         abs(ratio - recorded.achieved[group]) < 1e-5 for group, ratio in planned.items()
     )

@@ -26,7 +26,6 @@ from pipelines.artifacts import (
 from pipelines.s3 import PART_BYTES, S3Error, S3Store
 from pruners.errors import PrunefrontError
 
-
 SECRET = "never-printed"
 
 
