@@ -106,6 +106,9 @@ def test_a_network_of_the_zoo_needs_no_trust(tmp_path: Path, splits: Splits) -> 
     assert found.ok, found
     assert found.skipped == ()
     assert found.checks[-1].name == "accuracy (torch)"
+    onnx_file = (folder / "model.onnx").read_bytes()
+    alike = onnx_accuracy(onnx_file, splits.test, splits.transform, threads=1)
+    assert alike == accuracy(model, splits.test, splits.transform)
 
 
 FALSE: dict[str, tuple[str, Callable[[dict[str, Any], dict[str, Any]], object]]] = {
@@ -256,15 +259,6 @@ def test_an_onnx_file_for_other_images(folder: Path, splits: Splits) -> None:
     wide = Splits(test, test, test, Transform((0.5,) * 3, (0.25,) * 3), 3)
     with pytest.raises(PrunefrontError, match="fails on the test images"):
         verify(folder, splits=lambda section: wide)
-
-
-def test_onnx_and_torch_are_scored_alike(tmp_path: Path, splits: Splits) -> None:
-    model = build(ModelSection(factory="digits_cnn"), classes=3, input_shape=splits.input_shape)
-    export(model, torch.zeros(2, *splits.input_shape), tmp_path / "model.onnx")
-    data = (tmp_path / "model.onnx").read_bytes()
-    assert onnx_accuracy(data, splits.test, splits.transform, threads=1) == accuracy(
-        model, splits.test, splits.transform
-    )
 
 
 def _publish(folder: Path, model: nn.Module, factory: str, plan: PruningPlan, splits: Splits) -> Path:
