@@ -16,7 +16,7 @@ Z95 = 1.959963984540054
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """value: share of images classified rightly, 0–1. low, high: 95 % interval. images: how many were asked."""
+    """value: share of images classified rightly, 0–1. low, high: 95 % interval. images: how many."""
 
     value: float
     low: float
@@ -36,8 +36,9 @@ def accuracy(
 ) -> Accuracy:
     """Share of the split's plain (never augmented) images whose largest output is their label.
 
-    precision: "bfloat16" is faster on some machines, but moves single images across the border, and so candidates
-    past each other: for ranking, float32. yield_point: entered around each batch. The model's mode is put back.
+    precision: "bfloat16" is faster on some machines, but moves single images across the border, and so
+    candidates past each other: rank in float32. yield_point: entered around each batch. The model's mode is put
+    back afterwards.
     """
     device = next(model.parameters()).device
     training = model.training
@@ -65,4 +66,7 @@ def wilson(right: int, images: int) -> tuple[float, float]:
     centre = share + Z95**2 / (2 * images)
     half = Z95 * sqrt(share * (1 - share) / images + Z95**2 / (4 * images**2))
     scale = 1 + Z95**2 / images
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+    # the formula gives exactly 0 and 1 at the ends, floating point only nearly
+    low = 0.0 if right == 0 else (centre - half) / scale
+    high = 1.0 if right == images else (centre + half) / scale
+    return low, high

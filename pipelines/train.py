@@ -33,7 +33,8 @@ class Diverged(PrunefrontError):
 class Recipe:
     """How to train. SGD with Nesterov momentum 0.9, learning rate falling to zero as a half cosine.
 
-    learning_rate: its peak. weight_decay: on weights of convolutions and linear layers, not on biases and batch norm.
+    learning_rate: its peak. weight_decay: on weights of convolutions and linear layers only, not on biases and
+    batch norm.
     distill: share of the teacher's soft targets in the loss, 0 = labels only; temperature: how soft.
     warmup: share of all steps in which the learning rate rises linearly to its peak.
     """
@@ -52,7 +53,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class EpochReport:
-    """epoch: from 1. loss: mean over its images. images: seen in it. seconds: spent in steps, waiting left out."""
+    """epoch: from 1. loss: mean over its images. images: seen in it. seconds: in steps, without waiting."""
 
     epoch: int
     loss: float
@@ -70,8 +71,8 @@ def train(
 ) -> Iterator[EpochReport]:
     """Trains the model in place, one epoch for each item taken; between items it is in eval mode.
 
-    Deterministic for a seed, a machine and one thread. teacher: the network whose outputs are distilled; it is left
-    alone. yield_point: entered around each step, so that a measurement can have the machine to itself.
+    Deterministic for a seed, a machine and one thread. teacher: the network whose outputs are distilled; it is
+    left alone. yield_point: entered around each step, so that a measurement can have the machine to itself.
     Raises Diverged at the first loss that is not finite, and PrunefrontError for distillation without a teacher.
     """
     if recipe.distill > 0 and teacher is None:
@@ -166,7 +167,7 @@ def faster_precision(
     rounds: int = 5,
     yield_point: YieldPoint | None = None,
 ) -> PrecisionChoice:
-    """Whichever of float32 and bfloat16 with channels_last trains faster here, from alternating steps on copies.
+    """Whichever of float32 and bfloat16 with channels_last trains faster here, by alternating steps on copies.
 
     The first step of each warms up and does not count. bfloat16 must win by 5 %. The model is left alone.
     """

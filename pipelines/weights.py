@@ -22,9 +22,9 @@ class WeightsError(PrunefrontError):
 def load_weights(model: nn.Module, path: Path) -> None:
     """Copies the weights in a file into the model: every tensor, names and shapes must agree.
 
-    path: `.safetensors`, or `.pt`/`.pth` with a state dict or {"state_dict": ...}. Batch counters of batch norm may
-    be absent (older files). Raises WeightsError, and leaves the model as it was, for a file that does not fit, holds
-    NaN or infinity, or holds more than tensors.
+    path: `.safetensors`, or `.pt`/`.pth` with a state dict or {"state_dict": ...}. Batch norm's batch counters may
+    be absent (older files). Raises WeightsError, and leaves the model as it was, for a file that does not fit,
+    holds NaN or infinity, or holds more than tensors.
     """
     state = _unwrapped(read_tensors(path))
     wanted = model.state_dict()
@@ -33,8 +33,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if absent or extra:
         parts = [f"lacks {_few(absent)}"] * bool(absent) + [f"has {_few(extra)}, unknown here"] * bool(extra)
         raise WeightsError(
-            f"{path} does not fit the network: it {' and '.join(parts)}; the network expects {len(wanted)} tensors: "
-            f"{_few(list(wanted))}"
+            f"{path} does not fit the network: it {' and '.join(parts)}; "
+            f"the network expects {len(wanted)} tensors: {_few(list(wanted))}"
         )
     for name, tensor in state.items():
         if tensor.shape != wanted[name].shape:
@@ -81,8 +81,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         IndexError,
     ) as error:
         raise WeightsError(
-            f"{path} is not a plain state dict, and reading anything else could run code; write it again where it "
-            "was made: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+            f"{path} is not a plain state dict, and reading anything else could run code; "
+            "write it again where it was made: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]

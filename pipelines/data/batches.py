@@ -24,7 +24,7 @@ def batches(
     """Yields (images, labels): float32 (b, c, h, w), normalised, and int64 (b,); every image once.
 
     augment: draws the transform's augmentation; None leaves images plain. shuffle: draws the order; None
-    keeps it. Only these generators decide, so a seed fixes the stream whatever the number of threads or workers.
+    keeps it. Only these generators decide: a seed fixes the stream, whatever the number of threads or workers.
     smallest: a last batch smaller than this joins the one before it (batch norm cannot train on one image).
     """
     order = np.arange(len(split)) if shuffle is None else shuffle.permutation(len(split))

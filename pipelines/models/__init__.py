@@ -21,10 +21,10 @@ class ModelError(PrunefrontError):
 def build(
     section: ModelSection, *, classes: int, input_shape: tuple[int, int, int], seed: int = 0
 ) -> nn.Module:
-    """The network of a study, on the CPU in eval mode, its weights drawn with `seed`; weights files are not read.
+    """The network of a study, on the CPU in eval mode, its weights drawn with `seed`; no weights file is read.
 
-    input_shape: (c, h, w). A zoo factory is told classes and channels; a user's own is called with the options only.
-    Raises UnknownName, NotImportable or ModelError: also when the network does not map such images to `classes`.
+    input_shape: (c, h, w). A zoo factory is told classes and channels; a user's own is called with the options
+    only. Raises UnknownName, NotImportable, or ModelError, also when such images do not become `classes` outputs.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -36,14 +36,14 @@ def build(
             output = model(example)
     except Exception as error:
         raise ModelError(
-            f"model {section.factory!r} cannot take a batch of images {input_shape} (channels, height, width): "
+            f"model {section.factory!r} cannot take images {input_shape} (channels, height, width): "
             f"{type(error).__name__}: {one_line(error)}"
         ) from error
     shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if shape != (2, classes):
         raise ModelError(
-            f"model {section.factory!r} maps 2 images to {shape}; the data has {classes} classes, so (2, {classes}) "
-            "is needed"
+            f"model {section.factory!r} maps 2 images to {shape}; the data has {classes} classes, "
+            f"so (2, {classes}) is needed"
         )
     return model
 
@@ -54,7 +54,7 @@ def _make(section: ModelSection, classes: int, channels: int) -> nn.Module:
         model = call(function, section.options, key="model.factory", spec=section.factory)
         if not isinstance(model, nn.Module):
             raise ModelError(
-                f"model.factory = {section.factory!r} returned a {type(model).__name__}, not nn.Module"
+                f"model.factory = {section.factory!r} returned a {type(model).__name__}, not an nn.Module"
             )
         return model
     factory = models[section.factory]

@@ -40,15 +40,13 @@ class MobileNetV2(nn.Module):
 
     def __init__(self, classes: int, channels: int, reduction: int, dropout: float) -> None:
         super().__init__()
-        # one factor of two after the other is given up, from the image inwards: 32 = the paper, 8 = 32x32 images
-        excess = {32: 0, 16: 1, 8: 2}[reduction]
-        layers: list[nn.Module] = [_conv(channels, 32, 3, stride=1 if excess else 2)]
+        # the paper reduces by 32; smaller images keep their size in the stem, then also in the 24-map blocks
+        layers: list[nn.Module] = [_conv(channels, 32, 3, stride=2 if reduction == 32 else 1)]
         inputs = 32
         for expansion, outputs, repeats, stride in BLOCKS:
-            if stride == 2 and excess == 2 and outputs == 24:
-                stride = 1
+            first = 1 if reduction == 8 and outputs == 24 else stride
             for i in range(repeats):
-                layers.append(InvertedResidual(inputs, outputs, stride if i == 0 else 1, expansion))
+                layers.append(InvertedResidual(inputs, outputs, first if i == 0 else 1, expansion))
                 inputs = outputs
         layers.append(_conv(inputs, LAST_MAPS, 1))
         self.features = nn.Sequential(*layers)

@@ -7,8 +7,9 @@ from pipelines.models.registry import models
 
 
 class BasicBlock(nn.Module):
-    """conv-BN-ReLU-conv-BN plus the shortcut: identity, or where the shape changes every second pixel of the input
-    with zero maps on both sides (option A, no parameters).
+    """conv-BN-ReLU-conv-BN plus the shortcut: identity, or option A where the shape changes.
+
+    Option A, without parameters: every second pixel of the input, and zero maps on both sides.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:

@@ -1,4 +1,4 @@
-"""VGG-16 with batch norm for CIFAR (Simonyan & Zisserman 2014, 1409.1556; one linear layer as in 1708.06519)."""
+"""VGG-16 with batch norm for CIFAR (Simonyan & Zisserman 2014, 1409.1556; linear part as in 1708.06519)."""
 
 from torch import Tensor, nn
 
