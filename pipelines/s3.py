@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import boto3.session
-from boto3.exceptions import RetriesExceededError
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import (
@@ -22,6 +21,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
     ProfileNotFound,
 )
+from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S3ValidationError
 
 from pipelines.artifacts import ArtifactError, ArtifactNotFound, check_key, check_limit
 from pruners.errors import PrunefrontError
@@ -146,7 +146,10 @@ class S3Store:
                 f"{what}: no answer from {self.endpoint} ({_cause(error)}); check artifacts.endpoint_url or "
                 "AWS_ENDPOINT_URL, and that the server runs"
             ) from None
-        except (BotoCoreError, RetriesExceededError) as error:
+        except (RetriesExceededError, S3DownloadFailedError, S3ValidationError) as error:
+            cause = getattr(error, "last_exception", error)
+            raise S3Error(f"{what}: the transfer broke off ({_one_line(cause)}); try again") from None
+        except BotoCoreError as error:
             raise S3Error(f"{what}: {_one_line(error)}") from None
         except OSError as error:
             raise ArtifactError(f"{what}: {error}") from None

@@ -4,7 +4,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -207,18 +207,49 @@ def test_every_refusal_says_what_to_do(code: str, status: int, message: str) -> 
         _one_line(store.probe, message)
 
 
-@contextmanager
-def _refusing(code: str, status: int) -> Iterator[str]:
+def test_a_server_that_sends_more_than_it_announced(tmp_path: Path) -> None:
+    body = bytes(1 << 20)
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        _answer(request, 200, 5 if request.command == "HEAD" else len(body), body)
+
+    with _answering(answer) as url:
+        store = S3Store("s3://bucket/p", endpoint_url=url)
+        _one_line(lambda: store.get("a", tmp_path / "out", limit=5), "where at most 5 are allowed")
+    assert (tmp_path / "out").stat().st_size < len(body)
+
+
+def test_a_server_that_stops_in_the_middle(tmp_path: Path) -> None:
+    with _answering(lambda request: _answer(request, 200, 5, b"abc")) as url:
+        store = S3Store("s3://bucket/p", endpoint_url=url)
+        _one_line(
+            lambda: store.get("a", tmp_path / "out", limit=5),
+            "cannot read s3://bucket/p/a: the transfer broke off",
+        )
+
+
+def _refusing(code: str, status: int) -> AbstractContextManager[str]:
     """The address of a server that answers every request with one S3 error."""
     body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
+    return _answering(lambda request: _answer(request, status, len(body), body))
+
+
+def _answer(request: BaseHTTPRequestHandler, status: int, announced: int, body: bytes) -> None:
+    request.rfile.read(int(request.headers.get("Content-Length", 0)))
+    request.send_response(status)
+    request.send_header("Content-Length", str(announced))
+    request.end_headers()
+    if request.command != "HEAD":
+        request.wfile.write(body)
+    request.close_connection = True
+
+
+@contextmanager
+def _answering(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    """The address of a server that answers as told."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_PUT(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+        do_PUT = do_GET = do_HEAD = lambda self: answer(self)
 
         def log_message(self, *_: object) -> None:
             """Nothing on the terminal."""
@@ -226,9 +257,11 @@ def _refusing(code: str, status: int) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def _client() -> Any:

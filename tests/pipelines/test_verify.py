@@ -22,9 +22,11 @@ from pipelines.data import Split, Splits, Transform
 from pipelines.models import build
 from pipelines.onnx_export import export
 from pipelines.verify import CHECKED_INPUTS, Verification, onnx_accuracy, onnx_outputs, verify
-from pruners.choice import GroupChoice
+from pruners import surgery
+from pruners.choice import GroupChoice, pattern
 from pruners.errors import PrunefrontError
-from pruners.plan import GroupPlan, PruningPlan
+from pruners.plan import GroupPlan, PruningPlan, plan
+from pruners.trace import trace
 
 FACTORY = "net_of_an_artifact:make"
 SOURCE = """
@@ -100,8 +102,12 @@ def test_a_genuine_artifact(folder: Path, splits: Splits, code: Path) -> None:
 
 
 def test_a_network_of_the_zoo_needs_no_trust(tmp_path: Path, splits: Splits) -> None:
-    model = build(ModelSection(factory="digits_cnn"), classes=3, input_shape=splits.input_shape)
-    folder = _publish(tmp_path, model, "digits_cnn", PruningPlan(()), splits)
+    dense = build(ModelSection(factory="digits_cnn"), classes=3, input_shape=splits.input_shape)
+    graph = trace(dense, torch.zeros(2, *splits.input_shape))
+    halves = {g.name: GroupChoice("any", 0.5, keep=pattern([*range(0, g.units, 2)])) for g in graph.groups}
+    cut = plan(graph, halves, {})
+    model = surgery.apply(dense, graph, cut)
+    folder = _publish(tmp_path, model, "digits_cnn", cut, splits)
     found = verify(folder, splits=lambda section: splits)
     assert found.ok, found
     assert found.skipped == ()
