@@ -10,6 +10,7 @@ import tempfile
 import time
 import webbrowser
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from urllib.request import urlopen
@@ -118,13 +119,12 @@ def _claim(host: str, port: int) -> None:
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
+    """Ends the server and its workers, which may outlive it."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        if server.poll() is None:
+        with suppress(ProcessLookupError):  # all of them are gone already
             os.killpg(server.pid, number)
-            try:
-                server.wait(3)
-            except subprocess.TimeoutExpired:
-                continue
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(3)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
