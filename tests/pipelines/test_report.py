@@ -1,0 +1,168 @@
+"""The front as table, page and picture, and the choice of a point against an exhaustive search."""
+
+import json
+import math
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.image import imread
+from rich.console import Console
+
+from pipelines.report import (
+    FrontRow,
+    ReportError,
+    figure,
+    read,
+    select,
+    table,
+    to_json,
+    write_html,
+    write_png,
+)
+from search.measurement import OBJECTIVES
+
+
+def row(key: str, kept: float, accuracy: float, **other: Any) -> dict[str, Any]:
+    return {
+        "key": key,
+        "accuracy": accuracy,
+        "accuracy_low": max(0.0, accuracy - 0.01),
+        "accuracy_high": min(1.0, accuracy + 0.01),
+        "images": 10_000,
+        "latency_ms": 4 * kept,
+        "latency_ratio": kept,
+        "latency_ratio_low": 0.98 * kept,
+        "latency_ratio_high": 1.02 * kept,
+        "dense_latency_ms": 4.0,
+        "size_bytes": int(1_100_000 * kept),
+        "macs": int(41_000_000 * kept),
+        "params": int(270_000 * kept),
+        "achieved": {"layer1.0.conv1": 1 - kept, "a <b> group": 0.5},
+        "artifact": f"artifacts/{key}",
+        **other,
+    }
+
+
+ROWS = [
+    row("dense", 1.0, 0.917),
+    row("0123456789abcdef", 0.25, 0.871),
+    row("fedcba9876543210", 0.5, 0.912),
+    row("00112233445566ff", 0.6, 0.905, on_test_front=False),
+]
+
+kept = st.floats(0.01, 1.0)
+fronts = st.lists(st.tuples(kept, st.floats(0, 1)), min_size=1, max_size=12).map(
+    lambda points: [row(f"k{i}", *point) for i, point in enumerate(points)]
+)
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_the_table_fits_the_terminal(width: int) -> None:
+    out = StringIO()
+    Console(file=out, width=width).print(table(ROWS))
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert "…" not in out.getvalue()
+    assert max(map(len, lines)) <= 80
+    body = [line.split()[0] for line in lines if "±" in line]
+    assert body == ["0123456789", "fedcba9876", "0011223344*", "dense"]
+    first = next(line for line in lines if "0123456789" in line)
+    assert " ".join(first.split()) == "0123456789 87.10 ±1.00 1.000 0.250 ±0.005 10.2 M ÷4 67.5 k 275 kB"
+
+
+def test_json_round_trip() -> None:
+    rows = read(json.loads(to_json(ROWS)))
+    assert rows == read(ROWS)
+    assert [r.latency_ms for r in rows] == sorted(r["latency_ms"] for r in ROWS)
+    assert set(ROWS[0]) <= set(rows[0].to_json())
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (None, "list of at least one row"),
+        ([], "list of at least one row"),
+        ("front", "list of at least one row"),
+        ([3], "row None .*dictionary"),
+        ([{"key": "a1"}], "row 'a1' .*accuracy: Field required"),
+        ([{**ROWS[0], "accuracy": 91.7}], "row 'dense' .*accuracy: .*less than or equal to 1"),
+        ([{**ROWS[0], "accuracy": "0.9"}], "accuracy: .*number"),
+        ([{**ROWS[0], "latency_ms": math.nan}], "latency_ms: .*finite"),
+        ([{**ROWS[0], "macs": -1}], "macs: .*greater than or equal to 0"),
+        ([{**ROWS[0], "achieved": {"conv": "half"}}], "achieved.conv: .*number"),
+        ([ROWS[0], ROWS[0]], "holds dense more than once"),
+    ],
+)
+def test_what_is_no_front_is_refused(data: object, says: str) -> None:
+    with pytest.raises(ReportError, match=says) as caught:
+        read(data)
+    assert "\n" not in str(caught.value)
+
+
+@given(fronts, st.floats(0.01, 5), st.floats(0, 1), st.sampled_from(sorted(OBJECTIVES)))
+def test_select_agrees_with_exhaustive_search(
+    rows: list[dict[str, Any]], latency: float, accuracy: float, best: str
+) -> None:
+    under = {"latency_ms": latency, "accuracy": accuracy}
+    fit = [r for r in rows if r["latency_ms"] <= latency and r["accuracy"] <= accuracy]
+    if not fit:
+        with pytest.raises(ReportError, match="smallest"):
+            select(rows, under, best)
+        return
+    chosen = select(rows, under, best)
+    assert chosen in fit
+    extreme = max if OBJECTIVES[best].direction == "max" else min
+    assert chosen[best] == extreme(r[best] for r in fit)
+
+
+def test_select_says_what_is_possible() -> None:
+    with pytest.raises(ReportError, match=r"smallest latency_ms possible is 1 \(asked: 0.5\)"):
+        select(ROWS, {"latency_ms": 0.5}, "accuracy")
+    with pytest.raises(ReportError, match="did you mean 'latency_ms'"):
+        select(ROWS, {"latncy_ms": 2}, "accuracy")
+    with pytest.raises(ReportError, match=r"did you mean 'accuracy'.*known: accuracy, latency_ms"):
+        select(ROWS, {}, "acuracy")
+
+
+def test_the_page_needs_no_network(tmp_path: Path) -> None:
+    page = tmp_path / "front.html"
+    write_html(ROWS, page, "a <b> & study")
+    text = page.read_text(encoding="utf-8")
+    assert "cdn.plot.ly/plotly" not in text
+    assert "<title>a &lt;b&gt; &amp; study</title>" in text
+    assert all(r["key"] in text for r in ROWS)
+    assert "<b> group" not in text
+
+
+def test_the_figure_shows_every_row_with_its_interval() -> None:
+    drawn = figure(ROWS)
+    points = {
+        (round(x, 6), round(y, 6)): (up, down)
+        for trace in drawn.data
+        if trace.mode == "markers"
+        for x, y, up, down in zip(
+            trace.x, trace.y, trace.error_y.array, trace.error_y.arrayminus, strict=True
+        )
+    }
+    assert set(points) == {(round(r["latency_ms"], 6), round(100 * r["accuracy"], 6)) for r in ROWS}
+    assert all(value == pytest.approx((1.0, 1.0)) for value in points.values())
+    stairs = next(trace for trace in drawn.data if trace.mode == "lines")
+    assert list(stairs.y) == pytest.approx([87.1, 91.2, 91.7])
+
+
+@pytest.mark.parametrize("rows", [ROWS, ROWS[:1], ROWS[1:2]])
+def test_the_picture_is_drawn(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    write_png(rows, tmp_path / "front.png")
+    pixels = imread(tmp_path / "front.png")
+    assert pixels.shape == (720, 1650, 4)
+    assert pixels[..., :3].std() > 0.02
+    write_html(rows, tmp_path / "front.html")
+
+
+def test_rows_from_measurements_may_hold_whole_floats() -> None:
+    assert FrontRow.from_json({**ROWS[0], "macs": 41e6}).macs == 41_000_000
+    with pytest.raises(ReportError, match="macs"):
+        FrontRow.from_json({**ROWS[0], "macs": 1.5})
