@@ -44,7 +44,9 @@ class Separable:
             able = [i for i, g in enumerate(groups) if keeps[i] > g.keeps[0]]
             if not able:
                 return points
-            step = {i: self._loss(i, keeps[i] - 1, right[i]) - self._loss(i, keeps[i], right[i]) for i in able}
+            step = {
+                i: self._loss(i, keeps[i] - 1, right[i]) - self._loss(i, keeps[i], right[i]) for i in able
+            }
             keeps[min(step, key=lambda i: step[i])] -= 1
 
     def _loss(self, i: int, keep: int, criterion: str) -> float:
@@ -71,7 +73,9 @@ def separable(
     weights = np.random.default_rng([seed, 99]).lognormal(sigma=1.2, size=groups)
     ratios = np.linspace(0.2, 0.7, seeds)
     start = [
-        Candidate({g.name: g.choose(g.nearest(g.units * (1 - r)), "l1") for g in space.groups}, f"uniform {r}")
+        Candidate(
+            {g.name: g.choose(g.nearest(g.units * (1 - r)), "l1") for g in space.groups}, f"uniform {r}"
+        )
         for r in ratios
     ]
     problem = Problem(
@@ -85,7 +89,7 @@ def separable(
 
 @dataclass(frozen=True, slots=True)
 class Planted:
-    """A hidden critical set: the error is the share of it that is removed, seen through a validation set of `images`."""
+    """A hidden critical set: the error is the share of it removed, seen through `images` validation images."""
 
     problem: Problem
     critical: dict[str, NDArray[np.bool_]]
@@ -111,7 +115,8 @@ def planted(groups: int = 4, units: int = 16, share: float = 0.25, seed: int = 0
     """A `Planted` problem: `share` of all units, drawn at random, are critical."""
     space = SearchSpace(
         tuple(
-            GroupSpace(f"g{i}", units, tuple(range(1, units + 1)), ("l1",), unit_macs=1.0) for i in range(groups)
+            GroupSpace(f"g{i}", units, tuple(range(1, units + 1)), ("l1",), unit_macs=1.0)
+            for i in range(groups)
         )
     )
     rng = np.random.default_rng([seed, 98])

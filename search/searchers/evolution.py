@@ -21,13 +21,17 @@ from search.space import GroupSpace, Problem
 
 @dataclass(frozen=True, slots=True)
 class EvolutionOptions:
-    """population: survivors kept, and outcomes asked for before the first child. mutation_rate: expected
-    number of groups mutated per child (1 = the usual 1/G each). crossover_rate: share of children with two
-    parents. blend: share of those groups whose kept counts are blended (SBX) rather than taken from one
-    parent. eta_crossover, eta_mutation: distribution indices, larger = closer to the parents.
+    """population: survivors kept. startup: candidates asked (seeds count) before the first child. mutation_rate:
+    expected number of groups whose kept count mutates per child (1 = the usual 1/G each). crossover_rate: share of
+    children with two parents. blend: share of groups whose kept counts are blended (SBX) rather than taken from
+    one parent. eta_crossover, eta_mutation: distribution indices, larger = closer to the parents.
+
+    Both are large next to the few hundred evaluations of a study, and have to be: on the problems of
+    benchmarks/searchers.py a population of 24, or a start from 20, lost to random search at 150 to 300 evaluations.
     """
 
-    population: int = option(24, 4, 10_000)
+    population: int = option(60, 4, 10_000)
+    startup: int = option(60, 2, 10_000)
     crossover_rate: float = option(0.9, 0.0, 1.0)
     blend: float = option(0.5, 0.0, 1.0)
     mutation_rate: float = option(1.0, 0.0, 100.0)
@@ -37,7 +41,7 @@ class EvolutionOptions:
 
 @searchers.register("evolution")
 class Evolution:
-    """Seeds, then random candidates until `population` were asked, then children of the survivors.
+    """Seeds, then random candidates until `startup` were asked, then children of the survivors.
 
     Genome: per group the index of its kept count in `keeps`, criterion, granularity and bits; a seed's
     explicit pattern is inherited until its group changes. Survivors of a tell: the best `population` by
@@ -76,7 +80,7 @@ class Evolution:
         return np.stack([v for v, _ in rows]), np.stack([n for _, n in rows]), broken
 
     def _draw(self, rng: np.random.Generator) -> Candidate:
-        if len(self._ledger.asked) < self.options.population or len(self._population) < 2:
+        if len(self._ledger.asked) < self.options.startup or len(self._population) < 2:
             return self._ledger.problem.space.sample(rng)
         values, noise, broken = self._rows()
         rank = ranks(dominance(values, noise, broken))

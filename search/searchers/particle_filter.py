@@ -94,6 +94,7 @@ class ParticleFilter:
         self._parents: list[str] = []  # to be shrunk into this stage, one per ask
         self._stages: dict[str, int] = {}  # of every proposal, seeds excepted
         self._archive: dict[str, Particle] = {}
+        self._weighed: tuple[tuple[str, ...], NDArray[np.float64]] = ((), np.empty(0))
 
     @property
     def budget(self) -> float:
@@ -201,8 +202,12 @@ class ParticleFilter:
         return min(keys, key=lambda k: (self._archive[k].error, k))
 
     def _weights(self, keys: Sequence[str]) -> NDArray[np.float64]:
-        errors = np.array([self._archive[k].error for k in keys])
-        return tempered_weights(errors, temperature(errors, self._archive[self._best(keys)].se))
+        drawn = tuple(keys)
+        if self._weighed[0] != drawn:  # particles never change, so neither do the weights of the same ones
+            errors = np.array([self._archive[k].error for k in keys])
+            least = self._archive[self._best(keys)].se
+            self._weighed = (drawn, tempered_weights(errors, temperature(errors, least)))
+        return self._weighed[1]
 
     # -- proposals
     # ---------------------------------------------------------------------------------------------

@@ -1,0 +1,253 @@
+"""What every searcher owes its caller, over the whole registry; then whether the good ones beat chance."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pruners.errors import PrunefrontError, UnknownName
+from search.candidate import Candidate
+from search.measurement import Constraint, Failure, Measurement, Outcome
+from search.searcher import Searcher
+from search.searchers import searchers
+from search.space import GroupSpace, Problem, SearchSpace
+from tests.problems import Separable, drive, hypervolume, planted, separable
+
+EXACT = ("random", "evolution", "particle_filter")
+OPTIONS: dict[str, dict[str, Any]] = {
+    # small numbers, so that a short run passes through every branch
+    "evolution": {"population": 6, "startup": 6},
+    "particle_filter": {"particles": 4, "generations": 2, "stages": 3},
+    "optuna_tpe": {"startup": 6},
+    "optuna_nsga2": {"population": 4},
+    "optuna_nsga3": {"population": 4},
+    # a fit of its Gaussian processes takes a second or more: it has a test of its own
+    "optuna_gp": {"startup": 1000},
+}
+TOY = separable(groups=3, units=6, seeds=3, constraints=(Constraint("accuracy", low=0.4),))
+
+
+def make(name: str, problem: Problem = TOY.problem, seed: int = 0) -> Searcher:
+    return searchers[name](problem, seed=seed, **OPTIONS.get(name, {}))
+
+
+def measure(candidate: Candidate) -> Outcome:
+    """The toy's outcome; every seventh key or so cannot be measured."""
+    if int(candidate.key(), 16) % 7 == 0:
+        return Failure("error", "planted")
+    return TOY.measure(candidate)
+
+
+def fuzz(searcher: Searcher, moves: list[int]) -> list[str]:
+    """Keys proposed while asking and telling as `moves` say: ask, tell one in flight, tell again, tell a stranger."""
+    flying: list[Candidate] = []
+    done: list[Candidate] = []
+    keys = []
+    for move in moves:
+        kind, pick = move % 5, move // 5
+        if kind <= 1 or not flying:
+            candidate = searcher.ask()
+            assert candidate is not None
+            assert TOY.problem.space.contains(candidate)
+            flying.append(candidate)
+            keys.append(candidate.key())
+        elif kind <= 3:
+            candidate = flying.pop(pick % len(flying))
+            searcher.tell(candidate, measure(candidate))
+            done.append(candidate)
+        elif done and pick % 2:
+            searcher.tell(done[pick % len(done)], Failure("error", "told twice"))
+        else:
+            stranger = TOY.problem.space.sample(np.random.default_rng(pick))
+            searcher.tell(stranger, measure(stranger))
+    return keys
+
+
+MOVES = st.lists(st.integers(0, 400), min_size=10, max_size=60)
+FUZZ = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.parametrize("name", sorted(searchers))
+class TestContract:
+    @FUZZ
+    @given(moves=MOVES, cut=st.integers(0, 60))
+    def test_same_events_same_proposals_and_a_restore_goes_on(
+        self, name: str, moves: list[int], cut: int
+    ) -> None:
+        whole = fuzz(make(name), moves)
+        assert whole == fuzz(make(name), moves)
+
+        first = make(name)
+        resumed = _Handover(first, name, cut)
+        assert whole == fuzz(resumed, moves)
+
+    def test_seeds_come_first_in_order(self, name: str) -> None:
+        searcher = make(name)
+        assert [searcher.ask() for _ in TOY.problem.seeds] == list(TOY.problem.seeds)
+
+    def test_a_seed_told_before_is_not_asked(self, name: str) -> None:
+        searcher = make(name)
+        searcher.tell(TOY.problem.seeds[0], measure(TOY.problem.seeds[0]))
+        assert searcher.ask() == TOY.problem.seeds[1]
+
+    def test_proposals_differ_and_seeds_matter(self, name: str) -> None:
+        told = drive(make(name), measure, 40, parallel=4)
+        assert len({c.key() for c, _ in told}) == 40
+        other = drive(make(name, seed=1), measure, 40, parallel=4)
+        assert [c.key() for c, _ in told] != [c.key() for c, _ in other]
+
+    def test_only_failures(self, name: str) -> None:
+        told = drive(make(name), lambda c: Failure("diverged", "loss is nan"), 40, parallel=3)
+        assert len({c.key() for c, _ in told}) == 40
+
+    def test_nothing_is_ever_told(self, name: str) -> None:
+        searcher = make(name)
+        assert len({c.key() for _ in range(30) if (c := searcher.ask()) is not None}) == 30
+
+    def test_a_used_up_space_still_answers(self, name: str) -> None:
+        space = SearchSpace((GroupSpace("a", 2, (1, 2), ("l1",)), GroupSpace("b", 3, (3,), ("l1",))))
+        problem = Problem(space, TOY.problem.objectives)
+        told = drive(
+            make(name, problem), lambda c: Measurement({"accuracy": 0.5, "macs": 1.0}), 12, parallel=2
+        )
+        assert all(space.contains(c) for c, _ in told)
+
+    def test_state_is_json(self, name: str) -> None:
+        searcher = make(name)
+        drive(searcher, measure, 12, parallel=2)
+        assert json.loads(json.dumps(searcher.state())) == searcher.state()
+
+    def test_bad_arguments_are_named(self, name: str) -> None:
+        with pytest.raises(PrunefrontError, match=r"has no option 'colour'; .*options: "):
+            searchers[name](TOY.problem, seed=0, colour=3)
+        with pytest.raises(PrunefrontError, match="must be 0 or more, got -1"):
+            searchers[name](TOY.problem, seed=-1)
+        for option in OPTIONS.get(name, {}):
+            with pytest.raises(PrunefrontError, match=rf"'{option}' .* whole number in \[\d+, \d+\], got -5"):
+                searchers[name](TOY.problem, seed=0, **{option: -5})
+
+    def test_a_state_of_another_seed_is_refused(self, name: str) -> None:
+        with pytest.raises(PrunefrontError, match="made with seed 0"):
+            make(name, seed=1).restore(make(name).state())
+
+    def test_a_measurement_without_an_objective_is_refused(self, name: str) -> None:
+        searcher = make(name)
+        candidate = searcher.ask()
+        assert candidate is not None
+        with pytest.raises(PrunefrontError, match="lacks the objective 'macs'"):
+            searcher.tell(candidate, Measurement({"accuracy": 0.5}))
+
+
+class _Handover:
+    """A searcher that is saved to JSON text and taken up by a new one after `cut` calls."""
+
+    def __init__(self, searcher: Searcher, name: str, cut: int) -> None:
+        self.searcher, self.name, self.left = searcher, name, cut
+
+    def _turn(self) -> Searcher:
+        if self.left == 0:
+            text = json.dumps(self.searcher.state())
+            self.searcher = make(self.name)
+            self.searcher.restore(json.loads(text))
+        self.left -= 1
+        return self.searcher
+
+    def ask(self) -> Candidate | None:
+        return self._turn().ask()
+
+    def tell(self, candidate: Candidate, outcome: Outcome) -> None:
+        self._turn().tell(candidate, outcome)
+
+    def state(self) -> dict[str, Any]:
+        return self.searcher.state()
+
+    def restore(self, state: Any) -> None:
+        self.searcher.restore(state)
+
+
+def test_an_unknown_searcher_names_the_nearest() -> None:
+    with pytest.raises(UnknownName, match="did you mean 'evolution'"):
+        searchers["evolutoin"]
+
+
+def test_import_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, search.searchers, search.front, search.heuristics\n"
+        "heavy = {'torch', 'ray', 'mlflow', 'boto3', 'optuna', 'scipy', 'pandas'} & set(sys.modules)\n"
+        "sys.exit(', '.join(sorted(heavy)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_gaussian_process_asks_with_a_model_and_goes_on_after_a_restore() -> None:
+    toy = separable(groups=1, units=8, seeds=3)
+    one = searchers["optuna_gp"](toy.problem, seed=0, startup=3)
+    drive(one, toy.measure, 4)
+    two = searchers["optuna_gp"](toy.problem, seed=0, startup=3)
+    two.restore(json.loads(json.dumps(one.state())))
+    assert one.ask() == two.ask()
+
+
+def test_evolution_beats_random_at_equal_evaluations() -> None:
+    won = 0
+    for seed in range(10):
+        toy = separable(groups=6, seed=seed)
+        evolution, chance = (score(name, toy, seed, 400) for name in ("evolution", "random"))
+        won += evolution > chance
+    assert won >= 9
+
+
+def test_evolution_recovers_a_small_front() -> None:
+    toy = separable(groups=2, units=6)
+    told = drive(searchers["evolution"](toy.problem, seed=0), toy.measure, 90, parallel=4)
+    true = hypervolume(
+        toy, [(toy.problem.space.sample(np.random.default_rng(i)), m) for i, m in numbered(toy)]
+    )
+    assert hypervolume(toy, told) > 0.97 * true
+
+
+def numbered(toy: Separable) -> list[tuple[int, Measurement]]:
+    return list(enumerate(toy.front()))
+
+
+def score(name: str, toy: Separable, seed: int, evaluations: int) -> float:
+    told = drive(searchers[name](toy.problem, seed=seed), toy.measure, evaluations, parallel=4)
+    return hypervolume(toy, told)
+
+
+def test_the_known_front_is_the_front() -> None:
+    """The greedy front of the toy problem against every point of a small space."""
+    toy = separable(groups=2, units=5, least=1)
+    best: dict[float, float] = {}
+    a, b = toy.problem.space.groups
+    for i in a.keeps:
+        for j in b.keeps:
+            for first in a.criteria:
+                for second in b.criteria:
+                    choices = {"g0": a.choose(i, first), "g1": b.choose(j, second)}
+                    m = toy.measure(Candidate(choices))
+                    best[m["macs"]] = max(best.get(m["macs"], 0.0), m["accuracy"])
+    assert {m["macs"]: pytest.approx(m["accuracy"]) for m in toy.front()} == best
+
+
+def test_particle_filter_finds_the_planted_set_and_beats_random_patterns() -> None:
+    found, won = 0, 0
+    for seed in range(10):
+        toy = planted(seed=seed)
+        rng = np.random.default_rng([seed, 5])
+        options = {"stages": 1, "kept_first": 0.5, "generations": 1000}
+        searcher = searchers["particle_filter"](toy.problem, seed=seed, **options)
+        told = drive(searcher, lambda c, toy=toy, rng=rng: toy.measure(c, rng), 400, parallel=4)  # type: ignore[misc]
+        best = max(told, key=lambda pair: pair[1]["accuracy"] if isinstance(pair[1], Measurement) else 0.0)[0]
+        critical = np.concatenate(list(toy.critical.values()))
+        halves = (rng.permutation(critical)[: critical.size // 2].sum() for _ in range(400))
+        found += toy.kept(best) >= 0.95
+        won += toy.kept(best) > max(halves) / critical.sum()
+    assert found >= 9
+    assert won >= 9
