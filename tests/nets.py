@@ -158,13 +158,27 @@ class MobileNet(nn.Module):
         super().__init__()
         self.stem = conv_bn(3, 6)
         self.block1 = nn.Sequential(conv_bn(6, 12, 1), conv_bn(12, 12, groups=12), *conv_bn(12, 6, 1)[:2])
-        self.block2 = nn.Sequential(conv_bn(6, 12, 1), conv_bn(12, 24, 3, 2, 12), *conv_bn(24, 8, 1)[:2])
+        self.block2 = nn.Sequential(conv_bn(6, 12, 1), conv_bn(12, 12, 3, 2, 12), *conv_bn(12, 8, 1)[:2])
         self.fc = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         x = x + self.block1(x)
         return self.fc(self.block2(x).mean((-1, -2)))
+
+
+@net((2, 3, 8, 8))
+class DepthMultiplier(nn.Module):
+    """A depthwise convolution that makes several channels of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 6)
+        self.depthwise = conv_bn(6, 18, groups=6)
+        self.head = nn.Conv2d(18, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.depthwise(self.stem(x))).mean((2, 3))
 
 
 @net((2, 3, 8, 8))

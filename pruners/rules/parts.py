@@ -94,33 +94,42 @@ def _entry(ledger: Ledger, value: Value, axis: int, call: Call) -> Value:
 
 @rule("slice", "narrow")
 def slicing(ledger: Ledger, call: Call) -> Value:
-    """On a channel axis: equal parts and strides tie, other bounds freeze every channel that they count."""
+    """On a channel axis: equal parts and strides tie, other bounds freeze every channel that they count off."""
     axis = call.axis()
     size = call.first.shape[axis]
-    start = int(call.get("start") or 0)
-    step = int(call.get("step", 1) or 1)
+    start, step = int(call.get("start") or 0), int(call.get("step", 1) or 1)
     end = start + int(call["length"]) if call.op == "narrow" else call.get("end")
-    start, stop, _ = slice(start, end, None).indices(size)
+    end = size if end is None else int(end)
+    first, stop, _ = slice(start, end).indices(size)
 
     def take(labels: Labels) -> Labels:
-        width = stop - start
-        if not labels.varies(axis) or (width == size and step == 1):
-            return cut(labels, axis, start, stop, step)
+        if not labels.varies(axis) or (first, stop, step) == (0, size, 1):
+            return cut(labels, axis, first, stop, step)
         if step > 1:
-            if width != size or size % step:
-                return cut(ledger.drop(labels, "is strided over"), axis, start, stop, step)
-            split = labels.data.reshape(
-                (*labels.data.shape[:axis], size // step, step, *labels.data.shape[axis + 1 :])
-            )
-            ledger.tie(squash(split, split.shape), axis + 1)
-            return cut(ledger.canon(labels), axis, start, stop, step)
-        if width and size % width == 0 and start % width == 0:
-            return cut(ledger.tie_parts(labels, axis, size // width), axis, start, stop)
-        counted = start if stop == size else stop  # the bounds still fit if none of these goes
-        ledger.freeze(cut(labels, axis, 0, counted).data, "is sliced at a fixed position")
-        return cut(labels, axis, start, stop)
+            return cut(_tie_strides(ledger, labels, axis, first, stop, step), axis, first, stop, step)
+        width = stop - first
+        if start >= 0 <= end and width and size % width == 0 and first % width == 0:
+            return cut(ledger.tie_parts(labels, axis, size // width), axis, first, stop)
+        for bound in (
+            start,
+            end if end < size else 0,
+        ):  # a bound still fits if none of those that it counts goes
+            counted = cut(labels, axis, 0, bound) if bound >= 0 else cut(labels, axis, size + bound, size)
+            ledger.freeze(counted.data, "is sliced at a fixed position")
+        return cut(labels, axis, first, stop)
 
     return move(call.first, take)
+
+
+def _tie_strides(ledger: Ledger, labels: Labels, axis: int, first: int, stop: int, step: int) -> Labels:
+    """Every `step` neighbours go together, so each stride keeps its phase."""
+    size = labels.shape[axis]
+    if first >= step or stop != size or size % step:
+        return ledger.drop(labels, "is strided over")
+    shape = labels.data.shape
+    split = labels.data.reshape((*shape[:axis], size // step, step, *shape[axis + 1 :]))
+    ledger.tie(squash(split, split.shape), axis + 1)
+    return ledger.canon(labels)
 
 
 @rule("index_select", "index", "gather", "take_along_dim")

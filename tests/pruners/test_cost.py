@@ -1,0 +1,106 @@
+"""Costs from shapes alone equal what the really cut network costs."""
+
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pruners import cost, surgery
+from pruners.graph import ChannelGraph
+from pruners.trace import trace
+from tests.nets import NETS, Block, conv_bn
+from tests.pruners.plans import keeping, plans, traced
+
+PRODUCTS_OF_ACTIVATIONS = {
+    "VisionTransformer",
+    "QkvNoNorm",
+}  # the counter takes attention's own products as well
+
+
+@cache
+def setup(name: str) -> tuple[nn.Module, tuple[Any, ...], ChannelGraph]:
+    model, example = NETS[name]()
+    return model, example, traced(name)
+
+
+def counted_macs(model: nn.Module, example: tuple[Any, ...]) -> int:
+    """Per sample, by torch's own counter (2 FLOPs per multiply-accumulate)."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(*example)
+    return counter.get_total_flops() // 2 // len(example[0])
+
+
+def hooked_macs(model: nn.Module, example: tuple[Any, ...]) -> int:
+    """Per sample, by watching what linear and convolution modules put out."""
+    total = 0
+
+    def watch(module: nn.Module, _: Any, out: Tensor) -> None:
+        nonlocal total
+        total += out.numel() * module.weight[0].numel()
+
+    hooks = [m.register_forward_hook(watch) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    with torch.no_grad():
+        model(*example)
+    for hook in hooks:
+        hook.remove()
+    return total // len(example[0])
+
+
+@pytest.mark.parametrize("name", NETS)
+@settings(max_examples=4, deadline=None)
+@given(data=st.data())
+def test_costs_of_any_plan_are_those_of_the_cut_network(name: str, data: st.DataObject) -> None:
+    model, example, graph = setup(name)
+    plan = data.draw(plans(graph))
+    cut = surgery.apply(model, graph, plan)
+    count = hooked_macs if name in PRODUCTS_OF_ACTIVATIONS else counted_macs
+    assert cost.macs(graph, plan) == count(cut, example)
+    assert cost.params(graph, plan) == sum(p.numel() for p in cut.parameters())
+    unique = {id(t): t for t in cut.state_dict(keep_vars=True).values()}
+    assert cost.size_bytes(graph, plan) == sum(t.nbytes for t in unique.values())
+    assert cost.cost(graph, plan) == cost.Cost(
+        cost.macs(graph, plan), cost.params(graph, plan), cost.size_bytes(graph, plan)
+    )
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_unit_macs_is_what_dropping_one_unit_saves(name: str) -> None:
+    _, _, graph = setup(name)
+    saved = cost.unit_macs(graph)
+    assert list(saved) == [g.name for g in graph.groups]
+    for i, group in enumerate(graph.groups):
+        kept = [range(1 if i == j else 0, g.units) for j, g in enumerate(graph.groups)]
+        assert cost.macs(graph) - cost.macs(graph, keeping(graph, kept)) == saved[group.name]
+
+
+def test_size_is_the_payload_of_a_safetensors_file() -> None:
+    model, _, graph = setup("ResNetOptionA")
+    text = save(model.state_dict())
+    header = 8 + int.from_bytes(text[:8], "little")
+    assert cost.size_bytes(graph) == len(text) - header
+
+
+def test_resnet20_has_its_published_cost() -> None:
+    """40.55 M multiply-accumulates and 0.27 M parameters for CIFAR ResNet-20 (He et al. 2016 count 0.27 M)."""
+
+    class ResNet20(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            widths = [16] * 4 + [32] * 3 + [64] * 3
+            self.stem = conv_bn(3, 16)
+            self.blocks = nn.Sequential(*(Block(a, b, 1 + (a != b), True) for a, b in pairwise(widths)))
+            self.fc = nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.blocks(self.stem(x)).mean((2, 3)))
+
+    graph = trace(ResNet20(), torch.randn(1, 3, 32, 32), verify=False)
+    assert cost.macs(graph) == 40_551_040
+    assert cost.params(graph) == 269_722

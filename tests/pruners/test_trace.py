@@ -1,0 +1,284 @@
+"""What the channel graph says: complete, consistent, plain data; and what is refused, by name."""
+
+import json
+import pickle
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pruners.errors import NotTraceable, UnknownName, UnsupportedOp
+from pruners.graph import ChannelGraph
+from pruners.rules import RULES, rule
+from pruners.trace import trace
+from tests.nets import NETS, conv_bn
+from tests.pruners.plans import traced
+
+
+def reasons(graph: ChannelGraph) -> dict[str, str]:
+    return {f.name: f.reason for f in graph.frozen}
+
+
+def units(graph: ChannelGraph) -> dict[str, int]:
+    return {g.name: g.units for g in graph.groups}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_produced_channel_is_in_a_group_or_frozen_with_a_reason(name: str) -> None:
+    model, graph = NETS[name]()[0], traced(name)
+    counted: Counter[str] = Counter()
+    for group in graph.groups:
+        for m in group.members:
+            if m.role == "out" and len(graph.shapes[m.tensor]) > 1:
+                counted[m.tensor.removesuffix(".weight")] += sum(len(at) for at in m.index)
+    for frozen in graph.frozen:
+        assert frozen.reason
+        counted[frozen.name] += frozen.channels
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Conv1d | nn.Linear) and f"{path}.weight" in graph.shapes:
+            assert counted[path] == module.weight.shape[0], path
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_units_are_disjoint_and_alike(name: str) -> None:
+    graph = traced(name)
+    assert graph.groups
+    assert len({g.name for g in graph.groups}) == len(graph.groups)
+    seen: set[tuple[str, int, int]] = set()
+    for group in graph.groups:
+        assert group.units > 1
+        assert group.members[0].role == "out"
+        for m in group.members:
+            assert len(m.index) == group.units
+            assert len({len(at) for at in m.index}) == 1
+            places = {(m.tensor, m.dim, p) for at in m.index for p in at}
+            assert len(places) == sum(len(at) for at in m.index)
+            assert not places & seen
+            assert all(0 <= p < graph.shapes[m.tensor][m.dim] for _, _, p in places)
+            seen |= places
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_graph_survives_json_and_pickle(name: str) -> None:
+    graph = traced(name)
+    assert ChannelGraph.from_json(json.loads(json.dumps(graph.to_json()))) == graph
+    assert pickle.loads(pickle.dumps(graph)) == graph
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_probe_takes_no_group_from_a_net_that_computes_its_sizes(name: str) -> None:
+    assert trace(*NETS[name](), verify=False) == traced(name)
+
+
+def test_tracing_leaves_the_model_as_it_was() -> None:
+    model, example = NETS["VggBn"]()
+    model.train()
+    model.features[1].eval()
+    flags = [m.training for m in model.modules()]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    trace(model, example)
+    assert [m.training for m in model.modules()] == flags
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_option_a_keeps_what_meets_the_padding() -> None:
+    graph = traced("ResNetOptionA")
+    stream = graph.group("stem.0")
+    assert stream.units == 4
+    first = {m.tensor: m.index[0] for m in stream.members if m.dim == 0 and m.tensor.endswith("conv2.weight")}
+    assert first == {
+        "blocks.0.conv2.weight": (0,),
+        "blocks.1.conv2.weight": (2,),
+        "blocks.2.conv2.weight": (6,),
+        "blocks.3.conv2.weight": (6,),
+    }
+    assert sum(f.channels for f in graph.frozen if f.name == "blocks.2.conv2") == 12
+
+
+def test_expected_couplings() -> None:
+    assert units(traced("Shared")) == {"stem": 8, "left": 6}
+    assert units(traced("Gated")) == {"conv1": 6, "conv2": 8, "conv3": 4}
+    assert units(traced("GroupedConv")) == {"stem.0": 4, "grouped.0": 6}
+    assert units(traced("VisionTransformer")) == {"patch": 12, "attention.qkv": 6, "mlp.0": 10}
+    assert traced("VisionTransformer").inexact == ("patch", "attention.qkv")
+    assert reasons(traced("SqueezeExcite"))["spatial"] == "is broadcast over other channels"
+    assert reasons(traced("Plain"))["fc"] == "reaches the output"
+    columns = next(m for m in traced("VggBn").group("features.2.0").members if m.role == "in")
+    assert columns.index[1] == (4, 5, 6, 7)
+
+
+class Mixing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.mixer = EinsumMixer()
+        self.between, self.last = nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.between(self.mixer(self.first(x)))))
+
+
+class EinsumMixer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("nc,mc->nc", self.inner(x), x)
+
+
+def test_unknown_operator_is_refused_by_name_and_line() -> None:
+    line = EinsumMixer.forward.__code__.co_firstlineno + 1
+    expected = rf"aten\.einsum at node 'einsum' \(test_trace\.py:{line}\) has no channel rule.*frozen = \[\"mixer\"\]"
+    with pytest.raises(UnsupportedOp, match=expected):
+        trace(Mixing(), torch.randn(2, 6))
+
+
+def test_unknown_operator_is_allowed_inside_a_frozen_module() -> None:
+    graph = trace(Mixing(), torch.randn(2, 6), frozen=["mixer"])
+    assert units(graph) == {"between": 8}
+    assert reasons(graph) == {
+        "first": "is inside mixer, which is frozen",
+        "mixer.inner": "is inside mixer, which is frozen",
+        "last": "reaches the output",
+    }
+
+
+def test_frozen_module_is_left_alone() -> None:
+    model, example = NETS["Plain"]()
+    graph = trace(model, example, frozen=["conv2"])
+    assert units(graph) == {}
+    with pytest.raises(UnknownName, match=r"'cnov2'.*did you mean 'conv2'"):
+        trace(model, example, frozen=["cnov2"])
+
+
+def test_model_that_does_not_export_names_the_line() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x) if x.sum() > 0 else self.fc(-x)
+
+    with pytest.raises(NotTraceable, match=r"Branching into a graph \(test_trace\.py:\d+\)"):
+        trace(Branching().train(), torch.randn(2, 3))
+
+
+class FixedView(nn.Module):
+    """Two groups; the second one's width is written into forward."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.stem, self.middle, self.head = conv_bn(3, 8), conv_bn(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.middle(self.stem(x))
+        if self.how == "view":
+            x = x.view(-1, 8, 64).mean(2)
+        elif self.how == "split":
+            x = torch.cat(x.split(4, 1)[::-1], 1).mean((2, 3))
+        elif self.how == "average":
+            x = x.mean((2, 3)) / x.shape[1]
+        elif self.how == "dtype":
+            return self.head(x.to(torch.float32).mean((2, 3)))
+        return self.head(x)
+
+
+@pytest.mark.parametrize(
+    ("how", "why"), [("view", "fixes its size"), ("split", "size"), ("average", "with its size")]
+)
+def test_width_written_into_forward_freezes_that_group_only(how: str, why: str) -> None:
+    graph = trace(FixedView(how).eval(), torch.randn(2, 3, 8, 8))
+    assert units(graph) == {"stem.0": 8}
+    assert why in reasons(graph)["middle.0"]
+
+
+def test_number_type_written_into_forward_freezes_nothing() -> None:
+    assert units(trace(FixedView("dtype").eval(), torch.randn(2, 3, 8, 8))) == {"stem.0": 8, "middle.0": 8}
+
+
+def test_multihead_attention_with_its_checks_is_frozen_and_its_surroundings_are_not() -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Linear(5, 8)
+            self.layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.layer(self.embed(x)).mean(1))
+
+    graph = trace(Encoder().eval(), torch.randn(2, 4, 5))
+    assert units(graph) == {"layer.linear1": 12}
+    assert "forward fixes its size" in reasons(graph)["layer.self_attn"]
+
+
+class Movement(nn.Module):
+    """A channel axis that something happens to, then a reader."""
+
+    def __init__(self, change: Any, width: int) -> None:
+        super().__init__()
+        self.make, self.change, self.read = nn.Conv2d(3, 8, 1), change, nn.Conv2d(width, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(self.change(self.make(x)))
+
+
+@pytest.mark.parametrize(
+    ("change", "width", "left"),
+    [
+        (lambda x: x[:, 2:], 6, 6),
+        (lambda x: x[:, :-3], 5, 5),
+        (lambda x: x[:, -3:], 3, 5),
+        (lambda x: x[:, 1:-1], 6, 6),
+        (lambda x: x[:, :3], 3, 5),
+        (lambda x: x.narrow(1, 2, 3), 3, 3),
+        (lambda x: x[:, ::2], 4, 4),
+        (lambda x: x[:, ::2] - x[:, 1::2], 4, 4),
+        (lambda x: x[:, 1:7:2], 3, 0),
+        (lambda x: x[:, [0, 3]], 2, 0),
+        (lambda x: x.index_select(1, torch.tensor([1, 0])), 2, 0),
+        (lambda x: x.roll(3, 1), 8, 5),
+        (lambda x: x.roll(-3, 1), 8, 5),
+        (lambda x: x.flip(1), 8, 8),
+        (lambda x: x.repeat(1, 2, 1, 1), 16, 8),
+        (lambda x: x.repeat_interleave(2, 1), 16, 8),
+        (lambda x: F.pad(x, (0, 0, 0, 0, 1, 2)), 11, 8),
+        (lambda x: F.pad(x, (1, 1, 0, 0), mode="reflect"), 8, 8),
+        (lambda x: F.pixel_unshuffle(x, 2), 32, 8),
+        (lambda x: F.pixel_shuffle(x, 2), 2, 2),
+        (lambda x: F.channel_shuffle(x, 2), 8, 4),
+        (lambda x: x.softmax(1), 8, 0),
+        (lambda x: x.softmax(2), 8, 8),
+        (lambda x: x.cumsum(3), 8, 8),
+        (lambda x: x - x.mean(1, keepdim=True), 8, 0),
+        (lambda x: x - x.amax((2, 3), keepdim=True), 8, 8),
+        (lambda x: torch.maximum(x, x.var((2, 3), keepdim=True)), 8, 8),
+        (lambda x: torch.where(x > 0, x, -x), 8, 8),
+        (lambda x: x.permute(0, 2, 3, 1).movedim(-1, 1), 8, 8),
+        (lambda x: x.transpose(1, 3).mT.contiguous().transpose(1, 2), 8, 8),
+        (lambda x: x.unflatten(1, (4, -1)).flatten(1, 2), 8, 2),
+        (lambda x: x.unflatten(1, (-1, 4)).flatten(1, 2), 8, 2),
+        (lambda x: torch.cat(x.tensor_split(2, 1)[::-1], 1), 8, 4),
+        (lambda x: torch.cat([x, torch.zeros(2, 3, 8, 8)], 1), 11, 8),
+        (lambda x: torch.cat([x, x[:, :, :2]], 2), 8, 8),
+        (lambda x: torch.stack(x.unbind(2), 2), 8, 8),
+        (lambda x: F.interpolate(F.adaptive_max_pool2d(x, 3), size=(5, 5)), 8, 8),
+        (lambda x: x * torch.arange(8.0).view(1, 8, 1, 1), 8, 0),
+        (lambda x: (x.flatten(2) @ x.flatten(2).transpose(1, 2)).unsqueeze(-1), 8, 0),
+    ],
+)
+def test_how_many_channels_stay_free_after_a_movement(change: Any, width: int, left: int) -> None:
+    graph = trace(Movement(change, width).eval(), torch.randn(2, 3, 8, 8))
+    assert units(graph).get("make", 0) == left
+
+
+def test_a_rule_is_filed_once() -> None:
+    with pytest.raises(ValueError, match="'relu' has two rules"):
+        rule("relu")(RULES["relu"])
