@@ -230,7 +230,7 @@ def _finetune(
         for c in candidates
         for p in [plan(prepared.graph, c.choices, prepared.scores, round_to=config.prune.round_to)]
     }
-    finished = {e["name"] for e in journal.of("trained")}
+    finished = {e["name"] for e in journal.of("trained") if _settled(e)}
     busy = 0.0
 
     def on_told(name: str, outcome: Outcome, result: dict[str, Any]) -> None:
@@ -267,6 +267,13 @@ def _finetune(
     return _trained(session, plans)
 
 
+def _settled(event: dict[str, Any]) -> bool:
+    """Whether an outcome of the second stage stands. A dead worker's candidate, and the dense network, without which
+    there is no front, are tried again when a study is resumed."""
+    outcome = outcome_from_json(event["outcome"])
+    return not (isinstance(outcome, Failure) and (outcome.kind == "crashed" or event["name"] == DENSE))
+
+
 def _note(outcome: Outcome) -> str:
     if isinstance(outcome, Failure):
         return f"failed: {outcome.reason[:60]}"
@@ -276,8 +283,9 @@ def _note(outcome: Outcome) -> str:
 def _trained(session: Session, plans: dict[str, tuple[Candidate, PruningPlan]]) -> list[Trained]:
     """What the journal knows of the second stage. Raises PrunefrontError if the dense network itself failed."""
     trained, failures = [], []
-    for event in session.journal.of("trained"):
-        name, outcome = event["name"], outcome_from_json(event["outcome"])
+    latest = {event["name"]: event for event in session.journal.of("trained")}
+    for name, event in latest.items():
+        outcome = outcome_from_json(event["outcome"])
         if isinstance(outcome, Failure):
             failures.append((name, outcome))
             continue
@@ -288,7 +296,7 @@ def _trained(session: Session, plans: dict[str, tuple[Candidate, PruningPlan]]) 
         if name == DENSE:
             raise PrunefrontError(
                 f"the dense network itself could not be measured and published: {failure.reason}; nothing can be "
-                "compared with it, mend that and start with --fresh"
+                "compared with it; mend that and go on with --resume"
             )
     return trained
 

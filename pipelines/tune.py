@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import ray
 import torch
 from ray import tune
 from ray.tune.result import DONE
@@ -18,6 +17,7 @@ from ray.tune.search import Searcher as TuneSearcher
 from pipelines.config import ClusterSection
 from pipelines.evaluate import Evaluator
 from pipelines.failures import failure
+from pipelines.workbench import Workbench
 from pruners.plan import DENSE, PruningPlan
 from search.candidate import Candidate
 from search.measurement import Failure, Outcome, outcome_from_json
@@ -68,6 +68,11 @@ class SearcherAdapter(TuneSearcher):
         self._asked = 0
         self._live: dict[str, Candidate] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its settings for a restore of its own. The journal is what a study goes on from, so nothing of
+        ours is written there, least of all its open files."""
+        return {"_metric": self._metric, "_mode": self._mode}
+
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
     ) -> bool:
@@ -112,12 +117,22 @@ class FinetuneTrial(tune.Trainable):
     """
 
     def setup(
-        self, config: dict[str, Any], bench: Any = None, queue: Any = None, epochs: int = 0, threads: int = 1
+        self,
+        config: dict[str, Any],
+        bench: Workbench | None = None,
+        queue: Queue | None = None,
+        epochs: int = 0,
+        threads: int = 1,
     ) -> None:
+        assert bench is not None
+        assert queue is not None
         torch.set_num_threads(threads)
-        self._evaluator = Evaluator(ray.get(bench))
-        self._queue: Queue = queue
-        self._epochs = epochs
+        self._queue, self._epochs = queue, epochs
+        self._broken: Failure | None = None
+        try:
+            self._evaluator = Evaluator(bench)
+        except Exception as error:  # noqa: BLE001 - Tune would only say that an actor died; so the reason is recorded
+            self._broken = failure(error)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -127,6 +142,8 @@ class FinetuneTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         start = time.perf_counter()
+        if self._broken is not None:
+            return {"outcome": json.dumps(self._broken.to_json()), "accuracy": 0.0, "busy_seconds": 0.0, DONE: True}
         try:
             report = next(self._steps)
         except Exception as error:  # noqa: BLE001 - whatever a candidate raises is recorded, and the search goes on
@@ -190,7 +207,13 @@ def finetune_all(
     tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=adapter, num_samples=len(queue), max_concurrent_trials=workers, reuse_actors=True
+            search_alg=adapter,
+            num_samples=len(queue),
+            max_concurrent_trials=workers,
+            reuse_actors=True,
+            # the default is a name of all ratios, longer than a file name may be
+            trial_name_creator=lambda trial: queue.job(Candidate.from_json(trial.config))[0],
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=tune.RunConfig(
             name="finetune",
