@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pruners.choice import GroupChoice
 from search.candidate import Candidate
-from search.dominance import crowding, dominance, preference, ranks
+from search.dominance import Floats, crowding, dominance, preference, ranks
 from search.front import minimised, violation
 from search.measurement import Measurement, Outcome
 from search.searcher import searchers
@@ -53,6 +54,12 @@ class Evolution:
         self._ledger = Ledger(problem, seed)
         self._groups = {g.name: g for g in problem.space.groups}
         self._population: list[str] = []
+        self._rows: dict[
+            str, tuple[Floats, Floats, float]
+        ] = {}  # of the population: values, noise, violation
+        self._standing: tuple[NDArray[np.int64], Floats] | None = (
+            None  # rank and crowding, until the next tell
+        )
 
     def ask(self) -> Candidate:
         return self._ledger.propose(self._draw)
@@ -60,31 +67,42 @@ class Evolution:
     def tell(self, candidate: Candidate, outcome: Outcome) -> None:
         if not self._ledger.record(candidate, outcome) or not isinstance(outcome, Measurement):
             return
-        self._population.append(candidate.key())
+        self._add(candidate.key(), outcome)
         if len(self._population) > self.options.population:
-            worst = preference(*self._rows())[-1]
-            del self._population[int(worst)]
+            worst = self._population.pop(int(preference(*self._table())[-1]))
+            del self._rows[worst]
 
     def state(self) -> dict[str, Any]:
         return {**self._ledger.state(), "population": list(self._population)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._ledger.restore(state)
-        self._population = list(state["population"])
+        self._population, self._rows, self._standing = [], {}, None
+        for key in state["population"]:
+            outcome = self._ledger.told[key]
+            if isinstance(outcome, Measurement):
+                self._add(key, outcome)
 
-    def _rows(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    def _add(self, key: str, measurement: Measurement) -> None:
         problem = self._ledger.problem
-        measured = [m for key in self._population if isinstance(m := self._ledger.told[key], Measurement)]
-        rows = [minimised(m, problem.objectives) for m in measured]
-        broken = np.array([violation(m, problem.constraints) for m in measured])
-        return np.stack([v for v, _ in rows]), np.stack([n for _, n in rows]), broken
+        values, noise = minimised(measurement, problem.objectives)
+        self._population.append(key)
+        self._rows[key] = values, noise, violation(measurement, problem.constraints)
+        self._standing = None
+
+    def _table(self) -> tuple[Floats, Floats, Floats]:
+        """Values [n, m], noise [n, m] and violations [n] of the population."""
+        values, noise, broken = zip(*(self._rows[key] for key in self._population), strict=True)
+        return np.stack(values), np.stack(noise), np.array(broken)
 
     def _draw(self, rng: np.random.Generator) -> Candidate:
         if len(self._ledger.asked) < self.options.startup or len(self._population) < 2:
             return self._ledger.problem.space.sample(rng)
-        values, noise, broken = self._rows()
-        rank = ranks(dominance(values, noise, broken))
-        lonely = crowding(values, rank)
+        if self._standing is None:
+            values, noise, broken = self._table()
+            rank = ranks(dominance(values, noise, broken))
+            self._standing = rank, crowding(values, rank)
+        rank, lonely = self._standing
         mother, father = (self._tournament(rng, rank, lonely) for _ in range(2))
         if rng.random() >= self.options.crossover_rate:
             father = mother
@@ -95,9 +113,7 @@ class Evolution:
             choices[name] = self._mutate(rng, group, choice, chance)
         return Candidate(choices, "evolution")
 
-    def _tournament(
-        self, rng: np.random.Generator, rank: np.ndarray[Any, Any], lonely: np.ndarray[Any, Any]
-    ) -> Candidate:
+    def _tournament(self, rng: np.random.Generator, rank: NDArray[np.int64], lonely: Floats) -> Candidate:
         a, b = (int(i) for i in rng.choice(len(rank), size=2, replace=False))
         winner = a if (rank[a], -lonely[a]) <= (rank[b], -lonely[b]) else b
         return self._ledger.asked[self._population[winner]]
