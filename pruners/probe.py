@@ -32,7 +32,7 @@ def verify(model: nn.Module, graph: ChannelGraph, example: tuple[Any, ...], *, s
         found = {g.name: why for g in active if (why := trial.failure([g])) is not None}
         reasons.update(found or trial.first_clash(active))
     held = [
-        Frozen(m.tensor.rpartition(".")[0] or m.tensor, sum(map(len, m.index)), reasons[g.name])
+        Frozen(module_of(m.tensor), sum(map(len, m.index)), reasons[g.name])
         for g in graph.groups
         if g.name in reasons
         for m in g.members
@@ -44,6 +44,11 @@ def verify(model: nn.Module, graph: ChannelGraph, example: tuple[Any, ...], *, s
         frozen=(*graph.frozen, *held),
         inexact=tuple(name for name in graph.inexact if name not in reasons),
     )
+
+
+def module_of(tensor: str) -> str:
+    """The path of the module that holds a tensor; the tensor's own name at the root."""
+    return tensor.rpartition(".")[0] or tensor
 
 
 def _double(value: Any) -> Any:

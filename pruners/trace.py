@@ -2,6 +2,7 @@
 
 import operator
 import re
+import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -87,7 +88,7 @@ def _export(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedP
             return torch.export.export(model, inputs)
         except Exception as error:  # any model may fail in any way: its cause is reported
             text = str(error).strip()
-            line = text.splitlines()[0] if text else type(error).__name__
+            line = text.splitlines()[0].rstrip(".") if text else type(error).__name__
             where = _user_frame(error)
             raise NotTraceable(
                 f"torch.export cannot turn {type(model).__name__} into a graph{where}: "
@@ -96,12 +97,14 @@ def _export(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedP
 
 
 def _user_frame(error: BaseException) -> str:
-    """` (file.py:12)` of the innermost frame that is neither torch's nor ours; empty where there is none."""
+    """` (file.py:12)` of the innermost frame outside torch, Python and this file; empty where there is none."""
     found, frame = "", error.__traceback__
-    package = str(Path(torch.__file__).parent)
+    standard = sysconfig.get_paths()["stdlib"]
+    torch_itself = str(Path(torch.__file__).parent)
     while frame is not None:
         name = frame.tb_frame.f_code.co_filename
-        if not name.startswith((package, "<")) and name != __file__:
+        library = name.startswith(standard) and "site-packages" not in name
+        if not (library or name.startswith((torch_itself, "<")) or name == __file__):
             found = f" ({Path(name).name}:{frame.tb_lineno})"
         frame = frame.tb_next
     return found
@@ -141,6 +144,8 @@ def _walk(
                 values[node] = stored[name]
             else:  # an input, a constant, or a buffer that is not saved: nothing here can be cut
                 values[node] = blank(meta.shape) if isinstance(meta, Tensor) else meta
+        elif node.op == "get_attr":  # the body of a higher-order operator, which has no rule
+            values[node] = None
         elif node.op == "call_function":
             values[node] = _step(node, value_of, ledger, frozen)
             if _name(node).endswith("_") and isinstance(node.args[0], Node) and is_tensor(values[node]):
@@ -281,7 +286,7 @@ def _collect(ledger: Ledger) -> tuple[tuple[ChannelGroup, ...], tuple[Frozen, ..
         axes = [key for key, _ in signature]
         first_producer = next(key for key in ledger.producers if key in axes)
         axes.sort(key=lambda key: (key != first_producer, ledger.roles.get(key, "other") != "out"))
-        name = module_of(first_producer[0])
+        name = probe.module_of(first_producer[0])
         taken[name] = taken.get(name, 0) + 1
         groups.append(
             ChannelGroup(
@@ -302,14 +307,9 @@ def _collect(ledger: Ledger) -> tuple[tuple[ChannelGroup, ...], tuple[Frozen, ..
     for (tensor, _), roots_of in produced.items():
         for root in roots_of.tolist():
             if root in reasons:
-                line = (module_of(tensor), reasons[root])
+                line = (probe.module_of(tensor), reasons[root])
                 held[line] = held.get(line, 0) + 1
     return tuple(groups), tuple(Frozen(name, n, reason) for (name, reason), n in held.items())
-
-
-def module_of(tensor: str) -> str:
-    """The path of the module that holds a tensor; the tensor's own name at the root."""
-    return tensor.rpartition(".")[0] or tensor
 
 
 def _inexact(ledger: Ledger, groups: tuple[ChannelGroup, ...]) -> tuple[str, ...]:
