@@ -1,0 +1,168 @@
+"""The first stage without Ray: nothing is paid for twice, a restart goes on where it was, failures are outcomes."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.journal import Journal, JournalError
+from pipelines.screen import HOPELESS, Screening
+from pruners.errors import PrunefrontError
+from pruners.plan import GroupPlan, PruningPlan
+from search.candidate import Candidate
+from search.measurement import Failure, Outcome
+from search.searchers import searchers
+from tests.problems import Separable, separable
+
+Score = Callable[[Candidate], Outcome]
+
+
+def planned(candidate: Candidate) -> PruningPlan:
+    """Keeps the first units; a criterion makes no difference here, so different candidates are equal networks."""
+    return PruningPlan(
+        tuple(
+            GroupPlan(name, choice, 16, tuple(range(round(16 * (1 - choice.ratio)))), choice.ratio)
+            for name, choice in candidate.choices.items()
+        )
+    )
+
+
+class LocalPool:
+    """Scores in this process; `workers` at a time, finished in random order."""
+
+    def __init__(self, score: Callable[[str], Outcome], workers: int = 3, stop_after: int = 10**9) -> None:
+        self._score, self._workers, self._left = score, workers, stop_after
+        self._running: list[str] = []
+        self._rng = np.random.default_rng(0)
+        self.scored: list[str] = []
+
+    @property
+    def free(self) -> int:
+        return self._workers - len(self._running)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._running)
+
+    def submit(self, name: str, plan: PruningPlan) -> None:
+        assert name == plan.key()
+        self._running.append(name)
+
+    def next(self, timeout: float) -> tuple[str, Outcome] | None:
+        if self._left == 0:
+            raise KilledError
+        self._left -= 1
+        name = self._running.pop(int(self._rng.integers(len(self._running))))
+        self.scored.append(name)
+        return name, self._score(name)
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+Open = Callable[..., tuple[Screening, list[str]]]
+
+
+@pytest.fixture
+def screening() -> Iterator[Open]:
+    """Opens first stages on a folder's journal, which is closed after the test."""
+    journals = []
+
+    def open_stage(folder: Path, problem: Separable, searcher: str = "random") -> tuple[Screening, list[str]]:
+        journals.append(Journal(folder / "journal.jsonl"))
+        seen: list[str] = []
+        made = searchers[searcher](problem.problem, seed=1)
+        return Screening(made, planned, journals[-1], lambda key, candidate, outcome: seen.append(key)), seen
+
+    yield open_stage
+    for journal in journals:
+        journal.close()
+
+
+def outcome_of(problem: Separable, stage: Screening) -> Callable[[str], Outcome]:
+    def score(key: str) -> Outcome:
+        return problem.measure(stage._waiting[key][0])
+
+    return score
+
+
+@pytest.mark.parametrize("searcher", ["random", "evolution", "particle_filter"])
+def test_every_architecture_is_scored_once(screening: Open, tmp_path: Path, searcher: str) -> None:
+    problem = separable(groups=3, seeds=3)
+    stage, seen = screening(tmp_path, problem, searcher)
+    pool = LocalPool(outcome_of(problem, stage))
+    stage.run(pool, 40)
+    assert len(stage.outcomes) == 40
+    assert sorted(pool.scored) == sorted(stage.outcomes) == sorted(seen)
+
+
+def test_an_exhausted_space_ends_the_search(screening: Open, tmp_path: Path) -> None:
+    problem = separable(groups=1, units=16, seeds=0, least=14)
+    stage, _ = screening(tmp_path, problem)
+    stage.run(LocalPool(outcome_of(problem, stage)), 40)
+    assert len(stage.outcomes) == 3
+
+
+@pytest.mark.parametrize("searcher", ["random", "evolution", "particle_filter", "optuna_tpe"])
+@pytest.mark.parametrize("killed_after", [0, 1, 17])
+def test_a_killed_search_goes_on_and_repeats_nothing(
+    screening: Open, tmp_path: Path, searcher: str, killed_after: int
+) -> None:
+    problem = separable(groups=3, seeds=3)
+    first, _ = screening(tmp_path, problem, searcher)
+    pool = LocalPool(outcome_of(problem, first), stop_after=killed_after)
+    with pytest.raises(KilledError):
+        first.run(pool, 25)
+    first.journal.close()
+
+    second, seen = screening(tmp_path, problem, searcher)
+    assert second.replay() == killed_after
+    rest = LocalPool(outcome_of(problem, second))
+    second.run(rest, 25)
+    assert len(second.outcomes) == 25
+    assert not set(pool.scored) & set(rest.scored)
+    assert sorted(seen) == sorted(second.outcomes)
+    second.journal.close()
+
+
+def test_one_worker_and_one_seed_give_the_same_candidates(screening: Open, tmp_path: Path) -> None:
+    problem = separable(groups=3, seeds=3)
+    asked = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        stage, _ = screening(folder, problem, "evolution")
+        stage.run(LocalPool(outcome_of(problem, stage), workers=1), 70)
+        asked.append([e["candidate"] for e in stage.journal.of("asked")])
+    assert asked[0] == asked[1]
+
+
+def test_a_searcher_that_changed_is_noticed(screening: Open, tmp_path: Path) -> None:
+    problem = separable(groups=3, seeds=3)
+    first, _ = screening(tmp_path, problem)
+    first.run(LocalPool(outcome_of(problem, first)), 10)
+    first.journal.close()
+    second, _ = screening(tmp_path, separable(groups=3, seeds=2), "evolution")
+    with pytest.raises(JournalError, match="--fresh"):
+        second.replay()
+
+
+def test_failures_are_outcomes_and_the_search_goes_on(screening: Open, tmp_path: Path) -> None:
+    problem = separable(groups=3, seeds=3)
+    stage, _ = screening(tmp_path, problem, "evolution")
+    measure = outcome_of(problem, stage)
+
+    def every_third_fails(key: str) -> Outcome:
+        return Failure("error", "no luck") if int(key[0], 36) % 3 == 0 else measure(key)
+
+    stage.run(LocalPool(every_third_fails), 40)
+    assert len(stage.outcomes) == 40
+    assert 0 < len(stage.failures) < 40
+    assert len(stage.measured) + len(stage.failures) == 40
+
+
+def test_if_everything_fails_the_reason_is_told_early(screening: Open, tmp_path: Path) -> None:
+    stage, seen = screening(tmp_path, separable(groups=3, seeds=3))
+    with pytest.raises(PrunefrontError, match="the same for all"):
+        stage.run(LocalPool(lambda key: Failure("error", "the same for all")), 100)
+    assert len(seen) == HOPELESS
