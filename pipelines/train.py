@@ -164,7 +164,7 @@ def faster_precision(
     *,
     batch_size: int = 128,
     teacher: nn.Module | None = None,
-    rounds: int = 5,
+    rounds: int = 3,
     yield_point: YieldPoint | None = None,
 ) -> PrecisionChoice:
     """Whichever of float32 and bfloat16 with channels_last trains faster here, by alternating steps on copies.

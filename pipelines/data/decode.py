@@ -15,7 +15,8 @@ from pipelines.data.splits import DataError
 CHUNK = 256
 """Images per task: a task for each costs more than decoding a small image does."""
 
-GREY_MODES = ("1", "L", "LA", "I", "I;16", "F")
+GREY_MODES = ("1", "L", "LA")
+DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 def decode(images: Sequence[bytes | Path], names: Sequence[str]) -> NDArray[np.uint8]:
@@ -48,6 +49,8 @@ def decode(images: Sequence[bytes | Path], names: Sequence[str]) -> NDArray[np.u
 def _decode_one(source: bytes | Path, name: str) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if image.mode in DEEP_MODES:  # pillow would clip them to 255 without a word
+                raise DataError(f"{name} has more than 8 bits per pixel; scale the images to 8 bits first")
             array = np.asarray(image.convert("L" if image.mode in GREY_MODES else "RGB"))
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:  # pillow's, by format
         raise DataError(f"{name} cannot be decoded as an image: {' '.join(str(error).split())}") from error

@@ -1,7 +1,6 @@
 """scikit-learn's handwritten digits (UCI optical recognition of handwritten digits, 1998): no download."""
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from pipelines.config import DataSection
 from pipelines.data.source import Parts, set_aside
@@ -20,6 +19,10 @@ def load(section: DataSection) -> Parts:
             raise DataError(
                 f"data.{key} is a file, but data.source is 'digits'; set source = 'parquet' or 'folder'"
             )
+    from sklearn.datasets import (
+        load_digits,
+    )  # here, not above: search workers import this package but not these data
+
     bunch = load_digits()
     images = np.rint(bunch.images * (255.0 / 16.0)).astype(np.uint8)[:, None]
     order = np.random.default_rng(ORDER_SEED).permutation(len(images))

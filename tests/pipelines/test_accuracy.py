@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from pipelines.weights import load_weights
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
+@settings(deadline=None)
 @given(st.integers(1, 20_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_interval_agrees_with_scipy(counts: tuple[int, int]) -> None:
     right, images = counts
@@ -87,6 +88,9 @@ def test_resnet20_reproduces_its_recorded_accuracy() -> None:
     )
     model = models["resnet20"]()
     load_weights(model, SHARED / "resnet20-cifar10.safetensors")
-    got = accuracy(model, splits.validation, splits.transform)
-    assert got.images == 5000
-    assert got.value == pytest.approx(0.8696, abs=0.0005), "one image of the border may fall either way"
+    # the recorded 86.96 % is what bfloat16 gives; float32, whose answers agree with float64's, gets five more images
+    short = accuracy(model, splits.validation, splits.transform, precision="bfloat16", channels_last=True)
+    assert short.images == 5000
+    assert short.value == pytest.approx(0.8696, abs=0.0005), "a machine's bfloat16 may move two images"
+    exact = accuracy(model, splits.validation, splits.transform)
+    assert exact.value == pytest.approx(0.8706, abs=0.0003), "one image on the border may fall either way"

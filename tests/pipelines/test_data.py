@@ -234,6 +234,10 @@ def test_images_of_two_sizes_and_images_that_are_none(tmp_path: Path) -> None:
     (folder / "class1" / "larger.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"larger\.png cannot be decoded as an image"):
         load(section)
+    deep = Image.fromarray(np.full((8, 8), 40_000, np.uint16))
+    deep.save(folder / "class1" / "larger.png")
+    with pytest.raises(DataError, match="has more than 8 bits per pixel"):
+        load(section)
     (test / "class7").mkdir()
     with pytest.raises(DataError, match=r"class 'class7' of .* is not in"):
         load(section)

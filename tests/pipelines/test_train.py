@@ -184,21 +184,23 @@ def test_distilling_needs_a_teacher() -> None:
 
 def test_every_step_takes_its_turn_and_waiting_does_not_count() -> None:
     log: list[str] = []
-    clock = {"waited": 0.0}
+    waited: list[float] = []
 
     @contextmanager
     def turn() -> Iterator[None]:
         log.append("in")
+        started = time.perf_counter()
         time.sleep(0.05)
-        clock["waited"] += 0.05
+        waited.append(time.perf_counter() - started)
         yield
         log.append("out")
 
+    started = time.perf_counter()
     reports = run(net(), Recipe(epochs=2, learning_rate=0.05, batch_size=16), yield_point=turn)
+    wall = time.perf_counter() - started
     # 33 images by 16: the last single one joins the second step, so two steps in each epoch
     assert log == ["in", "out"] * 4
-    assert sum(r.seconds for r in reports) < clock["waited"] + 0.2
-    assert all(r.seconds < 0.1 for r in reports)
+    assert 0 < sum(r.seconds for r in reports) < wall - sum(waited)
 
 
 def test_read_only_data_trains_without_a_warning_or_a_write() -> None:
