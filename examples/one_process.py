@@ -1,0 +1,38 @@
+"""Prune, measure and print a front in one process: no Ray, no MLflow, no study file. Run: python examples/one_process.py"""
+
+import torch
+
+from pipelines.accuracy import accuracy
+from pipelines.config import DataSection, ModelSection
+from pipelines.data import batches, load
+from pipelines.models import build
+from pipelines.train import Recipe, train
+from pruners.cost import cost
+from pruners.plan import plan
+from pruners.recalibrate import recalibrate
+from pruners.scoring import score_all
+from pruners.surgery import apply
+from pruners.trace import trace
+from search.front import ParetoFront
+from search.heuristics import seed_candidates
+from search.measurement import OBJECTIVES, Measurement
+from search.space import GroupSpace, SearchSpace
+
+splits = load(DataSection(source="digits"))
+data = splits.for_search()
+dense = build(ModelSection(factory="digits_cnn"), classes=splits.classes, input_shape=(1, 8, 8))
+for _ in train(dense, data, Recipe(epochs=6, learning_rate=0.1, batch_size=128)):
+    pass
+graph = trace(dense, torch.randn(2, 1, 8, 8))  # which channels go together
+calibration = list(batches(data.train, data.transform, 128))
+scores = score_all(dense, graph, ("l1", "taylor"), calibration)  # which of them matter
+groups = (GroupSpace(g.name, g.units, tuple(range(4, g.units + 1)), ("l1", "taylor")) for g in graph.groups)
+front = ParetoFront([OBJECTIVES["accuracy"], OBJECTIVES["macs"]])
+for candidate in seed_candidates(SearchSpace(tuple(groups)), scores, limit=24):
+    chosen = plan(graph, candidate.choices, scores)
+    pruned = apply(dense, graph, chosen)  # an ordinary, smaller nn.Module
+    recalibrate(pruned, calibration)
+    right = accuracy(pruned, splits.validation, splits.transform).value
+    front.add(candidate.origin, Measurement({"accuracy": right, "macs": float(cost(graph, chosen).macs)}))
+for name, point in front.members.items():
+    print(f"{point['accuracy']:.3f}  {point['macs'] / 1e6:5.2f} M MACs  {name}")
