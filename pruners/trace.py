@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
+from torch.fx import Graph, GraphModule, Node
 
 from pruners import probe
 from pruners.errors import NotTraceable, UnknownName, UnsupportedOp
@@ -125,7 +125,29 @@ def _walk(
     signature = program.graph_signature
     stored_as = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     stored: dict[str, Stored] = {}
-    values: dict[Node, Value] = {}
+    inputs: list[Value] = []
+    for node in program.graph.find_nodes(op="placeholder"):
+        meta = node.meta.get("val")
+        name = names.get(stored_as.get(node.name, ""))
+        if name is not None:
+            if name not in stored:
+                stored[name] = ledger.store(name, tuple(meta.shape))
+            inputs.append(stored[name])
+        else:  # an input, a constant, or a buffer that is not saved: nothing here can be cut
+            inputs.append(blank(meta.shape) if isinstance(meta, Tensor) else meta)
+    for value in _leaves(_run(program.graph, inputs, ledger, frozen)):
+        if is_tensor(value):
+            for labels in (value,) if isinstance(value, Labels) else value.at:
+                ledger.freeze(labels.data, "reaches the output")
+
+
+def _leaves(value: Value) -> list[Value]:
+    return [leaf for v in value for leaf in _leaves(v)] if isinstance(value, list | tuple) else [value]
+
+
+def _run(graph: Graph, inputs: Sequence[Value], ledger: Ledger, frozen: Sequence[str]) -> Value:
+    """The labels of a graph's outputs."""
+    values: dict[Node, Value] = dict(zip(graph.find_nodes(op="placeholder"), inputs, strict=True))
 
     def value_of(argument: Any) -> Any:
         if isinstance(argument, Node):
@@ -134,27 +156,23 @@ def _walk(
             return [value_of(a) for a in argument]
         return argument
 
-    for node in program.graph.nodes:
-        if node.op == "placeholder":
-            meta = node.meta.get("val")
-            name = names.get(stored_as.get(node.name, ""))
-            if name is not None:
-                if name not in stored:
-                    stored[name] = ledger.store(name, tuple(meta.shape))
-                values[node] = stored[name]
-            else:  # an input, a constant, or a buffer that is not saved: nothing here can be cut
-                values[node] = blank(meta.shape) if isinstance(meta, Tensor) else meta
-        elif node.op == "get_attr":  # the body of a higher-order operator, which has no rule
-            values[node] = None
+    for node in graph.nodes:
+        if node.op == "get_attr":  # the body of a block under no_grad or autocast
+            values[node] = getattr(graph.owning_module, str(node.target))
+        elif node.op == "call_function" and _name(node) in (
+            "wrap_with_set_grad_enabled",
+            "wrap_with_autocast",
+        ):
+            given = [value_of(a) for a in node.args]
+            at = next(i for i, v in enumerate(given) if isinstance(v, GraphModule))
+            values[node] = _run(given[at].graph, given[at + 1 :], ledger, frozen)
         elif node.op == "call_function":
             values[node] = _step(node, value_of, ledger, frozen)
             if _name(node).endswith("_") and isinstance(node.args[0], Node) and is_tensor(values[node]):
                 values[node.args[0]] = values[node]
         elif node.op == "output":
-            for value in torch.utils._pytree.tree_leaves(value_of(node.args), is_leaf=is_tensor):
-                if is_tensor(value):
-                    for labels in (value,) if isinstance(value, Labels) else value.at:
-                        ledger.freeze(labels.data, "reaches the output")
+            return value_of(node.args[0])
+    return None
 
 
 def _name(node: Node) -> str:
@@ -187,6 +205,8 @@ def _step(node: Node, value_of: Any, ledger: Ledger, frozen: Sequence[str]) -> V
         result = RULES[op](ledger, call)
         _check_shapes(result, node)
     except UnsupportedOp as error:
+        if held is None and unlabelled:
+            return _blanks(node)
         if held is None:
             raise UnsupportedOp(_refusal(node, str(error))) from None
         for tensor in tensors:

@@ -449,3 +449,65 @@ class Sequence(nn.Module):
         a, b = x.split(x.shape[1] // 2, 1)
         x = torch.stack([self.pair[0](a), self.pair[1](b)]).amax(0)
         return self.head(x.permute(0, 2, 1)).softmax(1)
+
+
+@net((2, 3, 8, 8))
+class ShuffleNetV2(nn.Module):
+    """Half of the channels pass by, the halves are joined and shuffled, twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 16)
+        self.units = nn.ModuleList(
+            nn.Sequential(conv_bn(8, 6, 1), conv_bn(6, 6, groups=6), conv_bn(6, 8, 1)) for _ in range(2)
+        )
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for unit in self.units:
+            left, right = x.chunk(2, 1)
+            x = torch.cat([left, unit(right)], 1)
+            n, c, h, w = x.shape
+            x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, -1, h, w)
+        return self.head(x.mean((2, 3)))
+
+
+@net((2, 3, 8, 8))
+class ConvNeXt(nn.Module):
+    """Channels last and back, layer norm, a layer scale that starts at almost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm1 = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8)
+        self.depthwise, self.norm2 = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.LayerNorm(8)
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+        self.scale = nn.Parameter(torch.full((8,), 1e-6))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.stem(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        y = self.norm2(self.depthwise(x).permute(0, 2, 3, 1))
+        x = x + (self.scale * self.down(F.gelu(self.up(y)))).permute(0, 3, 1, 2)
+        return self.head(x.mean((-2, -1)))
+
+
+@net((2, 16, 5))
+class WindowAttention(nn.Module):
+    """Attention with a learned position bias looked up in a table; separate q, k, v; a part under no_grad."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, 8)
+        self.q, self.k, self.v = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.table = nn.Parameter(torch.randn(10, 2))
+        self.register_buffer("index", torch.randint(0, 10, (16, 16)))
+        self.proj, self.head = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.embed(x).relu()
+        q, k, v = (f(x).unflatten(-1, (2, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        bias = self.table[self.index.view(-1)].view(16, 16, 2).permute(2, 0, 1)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=0.5)
+        return self.head(self.proj(y.transpose(1, 2).flatten(2))).mean(1)
