@@ -11,6 +11,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,8 @@ def run(name: str, toy: Separable, seed: int, evaluations: int) -> tuple[float, 
     return hypervolume(toy, told), (time.perf_counter() - started) / evaluations
 
 
-def compare(names: list[str], evaluations: int, repeats: int) -> list[dict[str, Any]]:
+def compare(names: list[str], evaluations: int, repeats: int) -> Iterator[dict[str, Any]]:
     """One row per problem and searcher: mean and standard deviation over seeds, and wins against random."""
-    rows = []
     for title, (groups, seeds) in PROBLEMS.items():
         base: list[float] = []
         for name in ["random", *(n for n in names if n != "random")]:
@@ -52,20 +52,17 @@ def compare(names: list[str], evaluations: int, repeats: int) -> list[dict[str, 
             volumes = [volume for volume, _ in done]
             base = base or volumes
             share = np.array(volumes) / np.array(base)
-            rows.append(
-                {
-                    "problem": title,
-                    "searcher": name,
-                    "hypervolume": float(np.mean(volumes)),
-                    "over_random": float(share.mean()),
-                    "over_random_std": float(share.std(ddof=1)) if repeats > 1 else 0.0,
-                    "wins": int((share > 1).sum()),
-                    "repeats": repeats,
-                    "evaluations": evaluations,
-                    "ms_per_evaluation": 1000 * float(np.mean([seconds for _, seconds in done])),
-                }
-            )
-    return rows
+            yield {
+                "problem": title,
+                "searcher": name,
+                "hypervolume": float(np.mean(volumes)),
+                "over_random": float(share.mean()),
+                "over_random_std": float(share.std(ddof=1)) if repeats > 1 else 0.0,
+                "wins": int((share > 1).sum()),
+                "repeats": repeats,
+                "evaluations": evaluations,
+                "ms_per_evaluation": 1000 * float(np.mean([seconds for _, seconds in done])),
+            }
 
 
 def main() -> None:
@@ -82,22 +79,25 @@ def main() -> None:
     versions = {n: importlib.metadata.version(n) for n in ("numpy", "optuna", "moocore")}
     where = {"machine": platform.machine(), "python": platform.python_version(), **versions}
     if args.json:
-        print(json.dumps({"where": where, "in_flight": IN_FLIGHT, "rows": rows}))
+        print(json.dumps({"where": where, "in_flight": IN_FLIGHT, "rows": list(rows)}))
         return
     print(
         ", ".join(f"{k} {v}" for k, v in where.items())
         + f"; {evaluations} evaluations, {IN_FLIGHT} in flight"
     )
-    for title in PROBLEMS:
-        print(
-            f"\n{title}\n  {'searcher':<16}{'hypervolume':>12}{'over random':>18}{'wins':>8}{'ms/evaluation':>15}"
-        )
-        for r in (r for r in rows if r["problem"] == title):
-            share = f"{r['over_random']:.3f} ± {r['over_random_std']:.3f}"
-            wins = f"{r['wins']}/{r['repeats']}"
+    title = ""
+    for r in rows:
+        if r["problem"] != title:
+            title = r["problem"]
             print(
-                f"  {r['searcher']:<16}{r['hypervolume']:>12.4f}{share:>18}{wins:>8}{r['ms_per_evaluation']:>15.1f}"
+                f"\n{title}\n  {'searcher':<16}{'hypervolume':>12}{'over random':>18}{'wins':>8}{'ms/evaluation':>15}"
             )
+        share = f"{r['over_random']:.3f} ± {r['over_random_std']:.3f}"
+        wins = f"{r['wins']}/{r['repeats']}"
+        print(
+            f"  {r['searcher']:<16}{r['hypervolume']:>12.4f}{share:>18}{wins:>8}{r['ms_per_evaluation']:>15.1f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

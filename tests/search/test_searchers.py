@@ -194,6 +194,7 @@ def test_gaussian_process_asks_with_a_model_and_goes_on_after_a_restore() -> Non
     assert one.ask() == two.ask()
 
 
+@pytest.mark.slow
 def test_evolution_beats_random_at_equal_evaluations() -> None:
     won = 0
     for seed in range(10):
@@ -236,6 +237,7 @@ def test_the_known_front_is_the_front() -> None:
     assert {m["macs"]: pytest.approx(m["accuracy"]) for m in toy.front()} == best
 
 
+@pytest.mark.slow
 def test_particle_filter_finds_the_planted_set_and_beats_random_patterns() -> None:
     found, won = 0, 0
     for seed in range(10):
