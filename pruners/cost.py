@@ -51,7 +51,7 @@ def params(graph: ChannelGraph, plan: PruningPlan | None = None) -> int:
 def size_bytes(graph: ChannelGraph, plan: PruningPlan | None = None) -> int:
     """Returns the payload of a safetensors file of the state dict, headers aside.
 
-    4 bytes per element of parameters and buffers; a buffer without axes is a counter (`num_batches_tracked`) of 8.
+    Parameters and buffers in the number types that the traced model had; a tensor under two names counts once.
     """
     return _size_bytes(graph, shapes(graph, plan))
 
@@ -85,5 +85,4 @@ def _params(graph: ChannelGraph, sizes: Shapes) -> int:
 
 
 def _size_bytes(graph: ChannelGraph, sizes: Shapes) -> int:
-    trained = set(graph.parameters)
-    return sum(8 if not s and name not in trained else 4 * prod(s) for name, s in sizes.items())
+    return sum(graph.element_bytes.get(name, 4) * prod(s) for name, s in sizes.items())

@@ -1,7 +1,7 @@
 """The channel graph: which slices of which tensors go together. Names and integers only, so it pickles and is JSON."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Role = Literal["out", "in", "norm", "other"]
@@ -54,7 +54,8 @@ class ChannelGraph:
 
     shapes: shape of every tensor of the state dict. parameters: the names among them that are trained parameters.
     ops: where the multiply-accumulates are. inexact: names of groups whose cut changes more than masking would, as a
-    layer norm's statistics or attention's scale go with the width.
+    layer norm's statistics or attention's scale go with the width. element_bytes: of tensors whose elements do not
+    have 4 bytes.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -63,6 +64,7 @@ class ChannelGraph:
     shapes: Mapping[str, tuple[int, ...]]
     parameters: tuple[str, ...]
     inexact: tuple[str, ...] = ()
+    element_bytes: Mapping[str, int] = field(default_factory=dict)
 
     def group(self, name: str) -> ChannelGroup:
         """The group called `name`. Raises KeyError."""
@@ -94,6 +96,7 @@ class ChannelGraph:
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "parameters": list(self.parameters),
             "inexact": list(self.inexact),
+            "element_bytes": dict(self.element_bytes),
         }
 
     @classmethod
@@ -115,4 +118,5 @@ class ChannelGraph:
             shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
             parameters=tuple(data["parameters"]),
             inexact=tuple(data.get("inexact", ())),
+            element_bytes=dict(data.get("element_bytes", {})),
         )

@@ -54,6 +54,7 @@ def trace(
         shapes={name: tuple(t.shape) for name, t in own.items()},
         parameters=tuple(name for name, t in own.items() if isinstance(t, nn.Parameter)),
         inexact=_inexact(ledger, groups),
+        element_bytes={name: t.element_size() for name, t in own.items() if t.element_size() != 4},
     )
     return probe.verify(model, graph, inputs) if verify else graph
 

@@ -18,11 +18,8 @@ from pruners.trace import trace
 from tests.nets import NETS, Block, conv_bn
 from tests.pruners.plans import keeping, plans, traced
 
-PRODUCTS_OF_ACTIVATIONS = {
-    "VisionTransformer",
-    "QkvNoNorm",
-    "WindowAttention",
-}  # the counter takes attention's own products as well
+# torch's counter takes attention's own products as well
+PRODUCTS_OF_ACTIVATIONS = {"VisionTransformer", "QkvNoNorm", "WindowAttention"}
 
 
 @cache
