@@ -46,7 +46,7 @@ class DataSection(Section):
     options: dict[str, Any] = {}
     """Keyword arguments of a `module:callable` source."""
     validation: Annotated[int, Field(ge=2)] | None = None
-    """How many training images, the last ones, are set aside for the search. Default: a sixth."""
+    """How many training images, the last ones, are set aside for the search. Default: a sixth (digits: 300)."""
     train_limit: Annotated[int, Field(ge=2)] | None = None
     test_limit: Annotated[int, Field(ge=2)] | None = None
     mean: tuple[float, ...] | None = None
@@ -60,7 +60,7 @@ class DataSection(Section):
 class TrainSection(Section):
     """How the dense network is trained when it comes without weights."""
 
-    epochs: Annotated[int, Field(ge=1)] = 20
+    epochs: Annotated[int, Field(ge=1)] = 10
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
     batch_size: Annotated[int, Field(ge=2)] = 128
 

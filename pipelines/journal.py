@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pruners.errors import PrunefrontError
 
@@ -66,6 +66,12 @@ class Journal:
     def close(self) -> None:
         self._file.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 def _read(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
@@ -94,6 +100,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 def write_json(path: Path, data: Mapping[str, Any] | list[Any]) -> None:
     """Replaces `path` in one step, so that a reader or a killed writer never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(path.suffix + ".new")
     temporary.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
     os.replace(temporary, path)

@@ -113,6 +113,7 @@ def train_dense(model: nn.Module, data: SearchData, config: StudyConfig, say: Sa
         precision="float32",
         channels_last=False,
         seed=config.seed,
+        warmup=0.2,
     )
     seconds = 0.0
     for report in train(model, data, recipe):
@@ -172,7 +173,12 @@ def _recipe(config: StudyConfig, prepared: Prepared, data: SearchData, device: s
         precision, channels_last = section.precision, section.precision == "bfloat16"
     else:
         if not path.exists():
-            found = faster_precision(prepared.model.to(device), data, batch_size=section.batch_size)
+            found = faster_precision(
+                prepared.model.to(device),
+                data,
+                batch_size=section.batch_size,
+                teacher=prepared.model if section.distill > 0 else None,
+            )
             prepared.model.cpu()
             write_json(path, asdict(found))
         kept = json.loads(path.read_text())

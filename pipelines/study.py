@@ -21,10 +21,12 @@ from pipelines.prepare import Prepared, make_bench, prepare, unchanged
 from pipelines.problem import constraints, problem
 from pipelines.progress import Display
 from pipelines.report import FrontRow, write_html, write_png
+from pipelines.runtimes import runtimes
 from pipelines.screen import Screening
-from pipelines.tracking import MlflowTracker, Tracker, candidate_params
+from pipelines.tracking import MlflowTracker, Status, Tracker, candidate_params
 from pipelines.tune import Queue, finetune_all, trial_name
 from pruners.cost import cost
+from pruners.criteria import criteria
 from pruners.errors import PrunefrontError
 from pruners.plan import DENSE, PruningPlan, plan
 from search.candidate import Candidate
@@ -77,53 +79,68 @@ def run(
     address: of a Ray cluster; None = this machine. resume: go on where the study stopped. fresh: delete what an
     earlier run left. Raises PrunefrontError for everything that a person can mend.
     """
+    _check_names(config)
     with lock(config.path):
         _open_folder(config, resume=resume, fresh=fresh)
         store = open_store(config.artifact_uri, config.artifacts.endpoint_url)
         store.probe()
-        journal = Journal(config.path / "journal.jsonl")
-        tracker = MlflowTracker(config.tracking_uri, config.tracking.experiment, config.folder)
-        earlier = journal.of("tracking")
-        run_id = tracker.start(config.to_json(), resume_run_id=earlier[-1]["run"] if earlier else None)
-        if not earlier:
-            journal.append("tracking", run=run_id)
-        session = Session(config, display, journal, tracker, store, Timing())
-        status: Any = "FAILED"
-        try:
-            rows = _stages(session, address)
-            status = "FINISHED"
-            return rows
-        except KeyboardInterrupt:
-            status = "KILLED"
-            raise
-        finally:
-            for error in tracker.finish(status):
-                display.say(f"not recorded in MLflow: {error}")
-            journal.close()
+        with Journal(config.path / "journal.jsonl") as journal:
+            tracker = MlflowTracker(config.tracking_uri, config.tracking.experiment, config.folder)
+            earlier = journal.of("tracking")
+            run_id = tracker.start(config.to_json(), resume_run_id=earlier[-1]["run"] if earlier else None)
+            if not earlier:
+                journal.append("tracking", run=run_id)
+            session = Session(config, display, journal, tracker, store, Timing())
+            status: Status = "FAILED"
+            try:
+                rows = _stages(session, address)
+                status = "FINISHED"
+                return rows
+            except KeyboardInterrupt:
+                status = "KILLED"
+                raise
+            finally:
+                for error in tracker.finish(status):
+                    display.say(f"not recorded in MLflow: {error}")
+
+
+def _check_names(config: StudyConfig) -> None:
+    """Raises PrunefrontError for a name that no registry holds, and for a runtime that this machine lacks, before
+    anything is spent."""
+    for name in config.prune.criteria:
+        criteria[name]
+    searchers[config.search.searcher]
+    runtime = runtimes[config.measure.runtime]
+    if missing := runtime.missing():
+        raise PrunefrontError(
+            f"measure.runtime = {runtime.name!r} cannot be used here: {missing}; `prunefront list runtimes` says "
+            "which can"
+        )
 
 
 def _open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
     """Makes the study's folder ready. Raises PrunefrontError if an earlier run would be overwritten, or differs."""
     folder, kept = config.path, config.path / "study.json"
-    if fresh:
-        for path in folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif path.name != "lock":
-                path.unlink()
-    if not kept.exists():
-        write_json(kept, config.to_json())
+    with Journal(folder / "journal.jsonl") as journal:
+        begun = bool(journal.of("asked"))
+    if begun and not fresh:
+        if not resume:
+            raise PrunefrontError(
+                f"study {config.name!r} has been searched before ({folder}); --resume goes on with it, --fresh "
+                "deletes it, another `name` keeps both"
+            )
+        if different := unchanged(config, json.loads(kept.read_text())):
+            raise PrunefrontError(
+                f"study {config.name!r} was started with another {', '.join(different)}; set that back, or start "
+                "afresh with --fresh or another `name`"
+            )
         return
-    if not resume:
-        raise PrunefrontError(
-            f"study {config.name!r} has been searched before ({folder}); --resume goes on with it, --fresh deletes "
-            "it, another `name` keeps both"
-        )
-    if different := unchanged(config, json.loads(kept.read_text())):
-        raise PrunefrontError(
-            f"study {config.name!r} was started with another {', '.join(different)}; set that back, or start afresh "
-            "with --fresh or another `name`"
-        )
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "lock":
+            path.unlink()
+    write_json(kept, config.to_json())
 
 
 def _stages(session: Session, address: str | None) -> list[FrontRow]:
