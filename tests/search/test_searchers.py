@@ -185,6 +185,7 @@ def test_import_loads_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_gaussian_process_asks_with_a_model_and_goes_on_after_a_restore() -> None:
     toy = separable(groups=1, units=8, seeds=3)
     one = searchers["optuna_gp"](toy.problem, seed=0, startup=3)
