@@ -519,7 +519,13 @@ def without_password(text: str) -> str:
 def _table(rows: Sequence[Row]) -> dict[str, Any]:
     """The rows in the layout that MLflow's UI shows as a table; nested values are left to front.json."""
     columns = [name for name, value in (rows[0] if rows else {}).items() if not isinstance(value, Mapping)]
-    return {"columns": columns, "data": [[row.get(name) for name in columns] for row in rows]}
+    data = [[_rounded(row.get(name)) for name in columns] for row in rows]
+    return {"columns": columns, "data": data}
+
+
+def _rounded(value: object) -> object:
+    """Six significant digits: the UI shows every one that there is."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _line(error: BaseException) -> str:
