@@ -1,11 +1,13 @@
 """From a module and an example input to its channel graph: `torch.export`, then a walk over the operators on labels."""
 
+import logging
 import operator
 import re
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from difflib import get_close_matches
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _export(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
-    with _evaluating(model):
+    with _evaluating(model), _quiet():
         try:
             return torch.export.export(model, inputs)
         except Exception as error:  # any model may fail in any way: its cause is reported
@@ -95,6 +97,19 @@ def _export(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedP
                 f"torch.export cannot turn {type(model).__name__} into a graph{where}: "
                 f"{type(error).__name__}: {line}. Change that line, or give an example input that fits"
             ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what torch prints and logs about an export that fails: the error says it in one line."""
+    shapes = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = shapes.level
+    shapes.setLevel(logging.CRITICAL)
+    try:
+        with redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+            yield
+    finally:
+        shapes.setLevel(level)
 
 
 def _user_frame(error: BaseException) -> str:
