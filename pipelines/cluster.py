@@ -29,6 +29,8 @@ def connected(address: str | None, section: ClusterSection) -> Iterator[Cluster]
     # Tune's CSV, JSON and TensorBoard files cost the driver two thirds of its time and nobody reads them
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # its banner and its result table, which our own display replaces
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     import ray
 
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}

@@ -1,0 +1,187 @@
+"""What a search costs beside the work itself.
+
+share:  part of the search's wall time, times workers, that workers spend on pruning, training and measuring. The clock
+        runs from the first question to the searcher until the last trial is told, start of worker processes included.
+score:  time of one first score (surgery, batch norm statistics, validation) over its bare forward passes, the same
+        network and the same images, run in turn; median of per-pair ratios.
+
+    python benchmarks/search_overhead.py [--quick] [--json]
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from pipelines.config import ModelSection, parse
+from pipelines.data import SearchData, Split, Transform
+from pipelines.evaluate import Evaluator
+from pipelines.models import build
+from pipelines.progress import Display
+from pipelines.study import run
+from pipelines.train import Recipe
+from pipelines.workbench import Workbench, arrays
+from pruners.choice import GroupChoice
+from pruners.plan import plan
+from pruners.scoring import score_all
+from pruners.trace import trace
+
+STUDY: dict[str, Any] = {
+    "name": "overhead",
+    "model": {"factory": "digits_cnn"},
+    "data": {"source": "digits"},
+    "train": {"epochs": 2},
+    "search": {"candidates": 96},
+    "finetune": {"candidates": 14, "epochs": 10},
+    "cluster": {"workers": 2},
+}
+QUICK: dict[str, Any] = {
+    "model": {"factory": "digits_cnn", "options": {"width": 16}},
+    "train": {"epochs": 1},
+    "search": {"candidates": 24},
+    "finetune": {"candidates": 2, "epochs": 1},
+    "measure": {"pairs": 20},
+}
+
+
+def share(quick: bool) -> dict[str, Any]:
+    """Runs a study and reads what it noted about its time."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = STUDY | {"folder": folder} | (QUICK if quick else {})
+        config = parse(settings, source="benchmark", base=Path())
+        run(config, display=Display(Console(stderr=True)))
+        timing = json.loads((config.path / "timing.json").read_text())
+    stages = ("screen", "finetune")
+    return {
+        "workers": timing["workers"],
+        "seconds": {name: round(timing["seconds"][name], 1) for name in stages},
+        "busy_seconds": {name: round(timing["busy"][name], 1) for name in stages},
+        "share_by_stage": {
+            name: round(timing["busy"][name] / timing["seconds"][name] / timing["workers"], 3)
+            for name in stages
+        },
+        "share": round(
+            sum(timing["busy"][n] for n in stages)
+            / sum(timing["seconds"][n] for n in stages)
+            / timing["workers"],
+            3,
+        ),
+    }
+
+
+def bench(images: int) -> Workbench:
+    """A ResNet-20 on random images: costs do not depend on what is in them."""
+    model = build(ModelSection(factory="resnet20"), classes=10, input_shape=(3, 32, 32))
+    rng = np.random.default_rng(0)
+
+    def split(count: int) -> Split:
+        return Split(
+            rng.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8),
+            rng.integers(0, 10, count, dtype=np.int64),
+        )
+
+    transform = Transform((0.5,) * 3, (0.25,) * 3, "crop_flip", 4)
+    return Workbench(
+        study="bench",
+        seed=0,
+        model=ModelSection(factory="resnet20"),
+        classes=10,
+        input_shape=(3, 32, 32),
+        weights=arrays(model),
+        graph=trace(model, torch.randn(2, 3, 32, 32)),
+        data=SearchData(split(1024), split(images), transform, 10),
+        calibration_images=1024,
+        validation_limit=None,
+        recipe=Recipe(epochs=1, learning_rate=0.01, batch_size=128),
+        measure=parse(STUDY, source="benchmark", base=Path()).measure,
+        dense_onnx=b"",
+        artifact_uri="",
+        artifacts=parse(STUDY, source="benchmark", base=Path()).artifacts,
+        description={},
+    )
+
+
+def score(quick: bool) -> dict[str, Any]:
+    """Times first scores against bare forward passes over the same batches."""
+    images, pairs = (512, 4) if quick else (2048, 12)
+    evaluator = Evaluator(bench(images))
+    made, graph = evaluator.bench, evaluator.bench.graph
+    scores = score_all(evaluator.dense, graph, ("l1",))
+    chosen = plan(graph, {g.name: GroupChoice("l1", 0.5) for g in graph.groups}, scores)
+    network = evaluator.prune(chosen)
+    calibration = [inputs for inputs, _ in evaluator._calibration]
+    validation = torch.randn(images, 3, 32, 32).split(256)
+
+    def bare() -> None:
+        network.train()
+        with torch.no_grad():
+            for batch in calibration:
+                network(batch)
+        network.eval()
+        with torch.inference_mode():
+            for batch in validation:
+                network(batch)
+
+    def timed(call: Any) -> float:
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    ratios, scoring = [], []
+    for pair in range(pairs + 1):
+        order = [lambda: evaluator.score(chosen), bare]
+        times = [timed(call) for call in (order if pair % 2 else order[::-1])]
+        mine, theirs = times if pair % 2 else times[::-1]
+        if pair:  # the first pair warms up
+            ratios.append(mine / theirs)
+            scoring.append(mine)
+    return {
+        "network": "resnet20 at ratio 0.5",
+        "images": {"calibration": made.calibration_images, "validation": images},
+        "pairs": pairs,
+        "seconds": round(statistics.median(scoring), 3),
+        "over_bare_forwards": round(statistics.median(ratios), 3),
+        "from": round(min(ratios), 3),
+        "to": round(max(ratios), 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="less than a minute; figures are rough")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    result = {
+        "machine": f"{platform.machine()}, {platform.system()}",
+        "versions": {name: version(name) for name in ("torch", "ray", "prunefront")},
+        "score": score(arguments.quick),
+        "search": share(arguments.quick),
+    }
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    scored, search = result["score"], result["search"]
+    print(
+        f"score:  {scored['over_bare_forwards']}x its bare forward passes ({scored['from']}-{scored['to']}, "
+        f"{scored['pairs']} pairs, {scored['seconds']} s each)"
+    )
+    print(
+        f"share:  {search['share']:.0%} of {search['workers']} workers' time "
+        + ", ".join(f"{n} {s:.0%} of {search['seconds'][n]} s" for n, s in search["share_by_stage"].items())
+    )
+
+
+if __name__ == "__main__":
+    main()
