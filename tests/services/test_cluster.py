@@ -165,14 +165,13 @@ def test_ray_job_submit_searches_on_the_cluster(cluster: Cluster) -> None:
     )
     try:
         wait_for_port(port, seconds=60)
-        log = there.run(
-            "ray", "job", "submit", "--working-dir", ".", "--", "prunefront", "search", "study.toml"
-        )
+        search = ("prunefront", "search", "study.toml", "--address", "auto")
+        log = there.run("ray", "job", "submit", "--working-dir", ".", "--", *search)
         assert "succeeded" in log
         assert_front(cluster.front(Path("studies/job")))
 
         anonymous = Cluster(cluster.machine, cluster.project, environment | {"RAY_AUTH_MODE": "disabled"})
-        assert "401" in anonymous.outcome("ray", "job", "list").stdout
+        assert "Unauthorized" in anonymous.outcome("ray", "job", "list").stdout
     finally:
         os.killpg(tunnel.pid, 15)
         tunnel.wait()
