@@ -29,7 +29,7 @@ demo: setup  ## search real images for small, fast networks (a few minutes) and 
 
 test: services  ## everything that CI runs: lint, types, and the whole test suite
 	@$(MAKE) --no-print-directory lint
-	@PRUNEFRONT_REQUIRE_SERVICES=$${CI:+1} $(BIN)/python -m pytest
+	@PRUNEFRONT_REQUIRE_SERVICES=$${PRUNEFRONT_REQUIRE_SERVICES:-$${CI:+1}} $(BIN)/python -m pytest
 
 quick: setup  ## the fast tests only
 	@$(BIN)/python -m pytest -q -m "not slow and not services"
@@ -40,7 +40,7 @@ lint: setup  ## ruff and mypy
 	@$(BIN)/mypy
 
 bench: setup  ## what a search costs beside the work itself
-	@for file in benchmarks/*.py; do $(BIN)/python "$$file"; done
+	@$(BIN)/python benchmarks/search_overhead.py
 
 clean:  ## remove the environment and every cache; studies stay
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build

@@ -31,4 +31,4 @@ if ! "$venv/bin/python" -c "import torch" 2>/dev/null; then
 fi
 echo "setup: installing prunefront"
 "${pip[@]}" install --editable ".${extras:+[$extras]}"
-echo "setup: done; try: make demo"
+echo "setup: done"
