@@ -31,6 +31,8 @@ def connected(address: str | None, section: ClusterSection) -> Iterator[Cluster]
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # its banner and its result table, which our own display replaces
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # a user's `module:callable` is imported from the folder that the search was started in
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     import ray
 
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}

@@ -203,7 +203,9 @@ class StudyConfig(Section):
     @property
     def artifact_uri(self) -> str:
         """The artifact store, with the default filled in."""
-        return self.artifacts.uri or str(self.path / "artifacts")
+        uri = self.artifacts.uri or str(self.path / "artifacts")
+        # workers have other current folders
+        return uri if "://" in uri else str(Path(uri).expanduser().absolute())
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")

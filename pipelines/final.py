@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,8 @@ def _mark(rows: Mapping[str, FrontRow]) -> dict[str, FrontRow]:
     pairs = [minimised(m, FRONT_OBJECTIVES) for m in measurements]
     beats = dominance(np.stack([v for v, _ in pairs]), np.stack([n for _, n in pairs]))
     return {
-        name: replace(row, on_test_front=not beats[:, i].any()) for i, (name, row) in enumerate(rows.items())
+        name: row.model_copy(update={"on_test_front": not bool(beats[:, i].any())})
+        for i, (name, row) in enumerate(rows.items())
     }
 
 
@@ -142,4 +143,4 @@ def _publish(store: ArtifactStore, folder: Path, row: FrontRow, logits: list[lis
         "outputs": {"inputs": f"test[:{len(logits)}]", "logits": logits},
     }
     path.write_text(json.dumps(after, indent=1, sort_keys=True) + "\n")
-    return replace(row, artifact=publish(store, folder, row.key).uri)
+    return row.model_copy(update={"artifact": publish(store, folder, row.key).uri})

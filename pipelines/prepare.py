@@ -93,8 +93,7 @@ def trace_model(model: nn.Module, config: StudyConfig, input_shape: Sequence[int
     if not graph.groups:
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in graph.frozen[:3])
         raise PrunefrontError(
-            f"nothing in {config.model.factory!r} can be pruned ({reasons or 'it has no convolution or linear layer'}); "
-            "`prunefront inspect` lists every layer's reason"
+            f"nothing in {config.model.factory!r} can be pruned: {reasons or 'it has no convolution or linear layer'}"
         )
     return graph
 

@@ -28,12 +28,12 @@ class Display:
 
     def say(self, line: str) -> None:
         """One line that stays."""
-        self.console.print(line, highlight=False)
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, label: str, total: int, done: int = 0) -> Iterator[None]:
         """Shows a stage of `total` candidates, `done` of which an earlier run had finished."""
-        self._label, self._total, self._printed = label, total, -1.0
+        self._label, self._total, self._printed = label, total, (done / total if done else -1.0)
         if not self.console.is_terminal:
             yield
             return

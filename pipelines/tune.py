@@ -143,7 +143,12 @@ class FinetuneTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         start = time.perf_counter()
         if self._broken is not None:
-            return {"outcome": json.dumps(self._broken.to_json()), "accuracy": 0.0, "busy_seconds": 0.0, DONE: True}
+            return {
+                "outcome": json.dumps(self._broken.to_json()),
+                "accuracy": 0.0,
+                "busy_seconds": 0.0,
+                DONE: True,
+            }
         try:
             report = next(self._steps)
         except Exception as error:  # noqa: BLE001 - whatever a candidate raises is recorded, and the search goes on

@@ -23,7 +23,7 @@ class Workbench:
     calibration_images: how many augmented training images re-estimate batch norm statistics.
     validation_limit: how many validation images score a candidate; None = all.
     dense_onnx: the dense network as ONNX, the other half of every timed pair.
-    device: of training and scoring. artifact_uri: where workers publish. description: goes into each artifact's plan.json.
+    device: of training and scoring. artifact_uri: where workers publish. description: goes into every plan.json.
     """
 
     study: str

@@ -1,0 +1,234 @@
+"""Whole studies on real Ray with real images: the path from a study file to a fetched and verified network."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from search.measurement import Measurement, outcome_from_json
+
+pytestmark = pytest.mark.slow
+
+PROGRAM = str(Path(sys.executable).with_name("prunefront"))
+
+STUDY = """
+name = "small"
+[model]
+factory = "digits_cnn"
+options = { width = 8 }
+[train]
+epochs = 3
+[search]
+searcher = "evolution"
+candidates = 12
+[finetune]
+candidates = 4
+epochs = 1
+precision = "float32"
+[measure]
+pairs = 30
+[cluster]
+workers = 2
+"""
+
+FIELDS = {
+    "key", "accuracy", "accuracy_low", "accuracy_high", "latency_ms", "latency_ratio", "size_bytes", "macs",
+    "params", "achieved", "artifact",
+}  # fmt: skip
+
+
+def prunefront(*arguments: str, folder: Path, code: int = 0) -> str:
+    """Runs the program as a person would, and returns its stdout."""
+    done = subprocess.run([PROGRAM, *arguments], cwd=folder, capture_output=True, text=True, timeout=400)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def events(folder: Path, name: str, kind: str) -> list[dict[str, Any]]:
+    lines = (folder / "studies" / name / "journal.jsonl").read_text().splitlines()
+    return [e for e in map(json.loads, lines) if e["event"] == kind]
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a small study was searched to its end."""
+    folder = tmp_path_factory.mktemp("searched")
+    (folder / "s.toml").write_text(STUDY)
+    out = prunefront("search", "s.toml", folder=folder)
+    for line in ("prunefront ui s.toml", "prunefront fetch s.toml", "prunefront verify best/"):
+        assert line in out
+    return folder
+
+
+def test_the_front_as_json(searched: Path) -> None:
+    rows = json.loads(prunefront("front", "s.toml", "--json", folder=searched))
+    assert all(set(row) >= FIELDS for row in rows)
+    dense = next(row for row in rows if row["key"] == "dense")
+    assert set(dense["achieved"].values()) == {0.0}
+    assert len(rows) > 2
+    for row in rows:
+        assert row["macs"] <= dense["macs"]
+        assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
+        assert row["images"] == 400
+    pages = searched / "studies" / "small"
+    assert (pages / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert "plotly" in (pages / "front.html").read_text()
+
+
+def test_candidates_were_scored_once_and_told_with_their_noise(searched: Path) -> None:
+    told = events(searched, "small", "told")
+    assert len(told) == len({e["key"] for e in told}) == 12
+    for event in told:
+        outcome = outcome_from_json(event["outcome"])
+        assert isinstance(outcome, Measurement)
+        assert set(outcome.values) == {"accuracy", "macs", "params", "size_bytes"}
+        assert outcome.noise["accuracy"] > 0
+
+
+def test_a_point_is_fetched_and_verified(searched: Path) -> None:
+    rows = json.loads(prunefront("front", "small", "--json", folder=searched))
+    bound = sorted(row["macs"] for row in rows)[1]
+    prunefront(
+        "fetch", "small", "--under", f"macs={bound}", "--best", "accuracy", "-o", "best", folder=searched
+    )
+    found = json.loads(prunefront("verify", "best/", "--json", folder=searched))
+    assert found["ok"]
+    names = {check["name"] for check in found["checks"]}
+    assert {"accuracy (onnx)", "accuracy (torch)", "outputs (onnx)", "digest of weights.safetensors"} <= names
+
+
+def test_a_changed_weight_is_noticed(searched: Path) -> None:
+    prunefront("fetch", "small", "--key", "dense", "-o", "changed", folder=searched)
+    weights = searched / "changed" / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    assert "differs" in prunefront("verify", "changed", folder=searched, code=1)
+
+
+def test_bounds_that_nothing_meets_say_what_is_possible(searched: Path) -> None:
+    done = subprocess.run(
+        [PROGRAM, "fetch", "small", "--under", "macs=1"], cwd=searched, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "macs" in done.stderr
+
+
+def test_mlflow_holds_the_study_its_candidates_and_its_front(searched: Path) -> None:
+    client = MlflowClient(f"sqlite:///{searched}/studies/mlflow.db")
+    experiment = client.get_experiment_by_name("prunefront")
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    assert len(parents) == 1
+    assert parents[0].info.status == "FINISHED"
+    children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
+    trained = events(searched, "small", "trained")
+    assert len(children) == 12 + len(trained)
+    files = {f.path for f in client.list_artifacts(parents[0].info.run_id)}
+    assert {"front.html", "front.png", "front.json"} <= files
+    volumes = client.get_metric_history(parents[0].info.run_id, "hypervolume")
+    assert [m.value for m in sorted(volumes, key=lambda m: m.step)] == sorted(m.value for m in volumes)
+
+
+def test_no_search_step_holds_a_test_image(searched: Path) -> None:
+    """What workers receive is `SearchData`, which has no such part."""
+    from pipelines.config import DataSection
+    from pipelines.data import load
+
+    data = load(DataSection()).for_search()
+    assert not hasattr(data, "test")
+
+
+def test_a_second_search_does_not_overwrite_the_first(searched: Path) -> None:
+    done = subprocess.run([PROGRAM, "search", "s.toml"], cwd=searched, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--resume" in done.stderr
+
+
+def test_a_killed_search_is_resumed_and_repeats_nothing(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(STUDY)
+    first = subprocess.Popen(
+        [PROGRAM, "search", "s.toml"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    journal = tmp_path / "studies" / "small" / "journal.jsonl"
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and first.poll() is None:
+        if journal.exists() and journal.read_text().count('"told"') >= 4:
+            break
+        time.sleep(0.05)
+    assert first.poll() is None, "the search ended before it could be killed"
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    before = events(tmp_path, "small", "told")
+    prunefront("search", "s.toml", "--resume", folder=tmp_path)
+    told = events(tmp_path, "small", "told")
+    assert told[: len(before)] == before
+    assert len(told) == 12
+    assert set(Counter(e["key"] for e in told).values()) == {1}
+
+
+def test_one_worker_and_one_seed_give_the_same_candidates(tmp_path: Path) -> None:
+    asked = []
+    for name in ("a", "b"):
+        text = STUDY.replace('"small"', f'"{name}"').replace("workers = 2", "workers = 1")
+        (tmp_path / "s.toml").write_text(
+            text.replace("candidates = 4\nepochs = 1", "candidates = 0\nepochs = 0")
+        )
+        prunefront("search", "s.toml", folder=tmp_path)
+        told = events(tmp_path, name, "told")
+        asked.append([e["candidate"] for e in events(tmp_path, name, "asked")])
+        asked.append([(e["key"], e["outcome"]) for e in told])
+    assert asked[0] == asked[2]
+    assert asked[1] == asked[3]
+
+
+UNLUCKY = """
+import os
+import torch
+from torch import nn
+
+class Unlucky(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        self.linear = nn.Linear(8, 10)
+
+    def forward(self, x):
+        if self.conv.out_channels == 2:
+            raise RuntimeError("two is an unlucky number")
+        if self.conv.out_channels == 3:
+            os._exit(3)
+        x = torch.relu(self.bn(self.conv(x)))
+        if self.conv.out_channels == 5 and torch.is_grad_enabled():
+            x = x / 0.0
+        return self.linear(x.mean((2, 3)))
+"""
+
+
+def test_candidates_that_raise_die_or_diverge_are_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "unlucky.py").write_text(UNLUCKY)
+    (tmp_path / "s.toml").write_text(
+        'name = "u"\n[model]\nfactory = "unlucky:Unlucky"\n[train]\nepochs = 1\n'
+        '[prune]\ncriteria = ["l1"]\n[search]\nsearcher = "random"\ncandidates = 8\n'
+        '[finetune]\ncandidates = 8\nepochs = 1\nprecision = "float32"\n[measure]\npairs = 10\n'
+    )
+    out = prunefront("search", "s.toml", folder=tmp_path)
+    told = {e["key"]: e["outcome"] for e in events(tmp_path, "u", "told")}
+    kinds = {o["failure"]: o["reason"] for o in told.values() if "failure" in o}
+    assert "two is an unlucky number" in kinds["error"]
+    assert "died" in kinds["crashed"]
+    trained = {e["name"]: e["outcome"] for e in events(tmp_path, "u", "trained")}
+    assert [o["failure"] for o in trained.values() if "failure" in o] == ["diverged"]
+    assert "unlucky" in out
+    rows = json.loads(prunefront("front", "u", "--json", folder=tmp_path))
+    assert {"dense"} < {row["key"] for row in rows}
