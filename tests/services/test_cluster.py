@@ -92,7 +92,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """`ray up` on a fresh machine, with nothing changed in cluster.yaml but its name, address and key."""
     require(*PROGRAMS)
     if os.geteuid() != 0 and os.environ.get("PRUNEFRONT_REQUIRE_SERVICES") != "1":
-        pytest.skip("making a machine out of namespaces needs root")  # where it is required, the attempt fails
+        pytest.skip("needs root to make a machine out of namespaces")  # where required, the attempt fails
     folder = tmp_path_factory.mktemp("cluster")
     project, home = folder / "project", folder / "home"
     project.mkdir()
