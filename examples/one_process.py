@@ -1,4 +1,4 @@
-"""Prune, measure and print a front in one process: no Ray, no MLflow, no study file. Run: python examples/one_process.py"""
+"""Prune, measure and print a front in one process, without Ray or MLflow. Run: python examples/one_process.py"""
 
 import torch
 

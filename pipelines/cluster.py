@@ -23,8 +23,8 @@ class Cluster:
 def connected(address: str | None, section: ClusterSection) -> Iterator[Cluster]:
     """Ray for the length of a study; what was started here is ended here.
 
-    address: None starts Ray on this machine alone. Raises PrunefrontError when a cluster does not answer, or has no
-    room for one worker.
+    address: None means RAY_ADDRESS, which Ray sets within a submitted job, else Ray on this machine alone. Raises
+    PrunefrontError when a cluster does not answer, or has no room for one worker.
     """
     # Tune's CSV, JSON and TensorBoard files cost the driver two thirds of its time and nobody reads them
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -35,6 +35,7 @@ def connected(address: str | None, section: ClusterSection) -> Iterator[Cluster]
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     import ray
 
+    address = address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         options |= {"address": "local", "include_dashboard": False}

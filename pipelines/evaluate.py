@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipelines.accuracy import accuracy
@@ -23,6 +22,7 @@ from pipelines.exclusive import exclusive, shared
 from pipelines.latency import Latency, compare, runtimes
 from pipelines.onnx_export import check, export
 from pipelines.train import train
+from pipelines.weights import save_weights
 from pipelines.workbench import Workbench
 from pruners.cost import cost
 from pruners.plan import PruningPlan
@@ -79,7 +79,7 @@ class Evaluator:
     def publish(
         self, name: str, model: nn.Module, plan: PruningPlan, measured: Measurement
     ) -> tuple[Measurement, Artifact]:
-        """Exports, checks, times and stores a finished network; returns the measurement with its latency.
+        """Exports, checks, times and stores a finished network; returns the measurement with latency and file size.
 
         Raises PrunefrontError where the ONNX network disagrees with torch's, or the store refuses.
         """
@@ -91,16 +91,16 @@ class Evaluator:
                 export(model, example, folder / "model.onnx")
                 check(model, folder / "model.onnx", self._images(3))
             latency = self._time(model, folder / "model.onnx")
+            weights = folder / "weights.safetensors"
+            save_weights(model, weights)
             measured = Measurement(
                 {
                     **measured.values,
+                    "size_bytes": float(weights.stat().st_size),
                     "latency_ms": latency.ms,
                     "latency_ratio": latency.ratio,
                 },
                 {**measured.noise, "latency_ratio": (latency.ratio_high - latency.ratio_low) / 2},
-            )
-            save_file(
-                {k: v.contiguous() for k, v in model.state_dict().items()}, folder / "weights.safetensors"
             )
             _write(folder / "plan.json", describe(self.bench, plan, model))
             _write(

@@ -104,7 +104,7 @@ def _row(network: Trained, graph: ChannelGraph, accuracy: Accuracy, latency: Map
         latency_ratio_low=latency["ratio_low"],
         latency_ratio_high=latency["ratio_high"],
         dense_latency_ms=latency["dense_ms"],
-        size_bytes=price.size_bytes,
+        size_bytes=int(network.measurement["size_bytes"]),
         macs=price.macs,
         params=price.params,
         achieved={name: round(ratio, 6) for name, ratio in network.plan.achieved().items()},

@@ -20,10 +20,16 @@ class ScoringWorker:
 
     def __init__(self, bench: Workbench, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._evaluator = Evaluator(bench)
+        self._broken: Failure | None = None
+        try:
+            self._evaluator = Evaluator(bench)
+        except Exception as error:  # noqa: BLE001 - Ray would only say that an actor died; so the reason is recorded
+            self._broken = failure(error)
 
     def score(self, plan: PruningPlan) -> tuple[Outcome, float]:
         """The outcome and how many seconds it took. What goes wrong with a candidate is an outcome, too."""
+        if self._broken is not None:
+            return self._broken, 0.0
         start = time.perf_counter()
         try:
             outcome: Outcome = self._evaluator.score(plan)

@@ -17,7 +17,7 @@ from pipelines.journal import write_json
 from pipelines.models import build
 from pipelines.onnx_export import export
 from pipelines.train import Recipe, faster_precision, train
-from pipelines.weights import load_weights
+from pipelines.weights import load_weights, save_weights
 from pipelines.workbench import Workbench, arrays
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
@@ -77,7 +77,7 @@ def prepare(config: StudyConfig, say: Say, *, reuse: bool = False) -> Prepared:
             break
     scores = score_all(model, graph, config.prune.criteria, calibration)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({n: t.detach().contiguous().numpy() for n, t in model.state_dict().items()}, kept)
+    save_weights(model, kept)
     _save_scores(scores, folder / "scores.safetensors")
     write_json(folder / "graph.json", graph.to_json())  # last: its presence says that the rest is whole
     return Prepared(splits, model, graph, scores)

@@ -228,7 +228,12 @@ class MlflowTracker:
         found: Experiment | None = self._client.get_experiment_by_name(self.experiment)
         if found is None:
             try:
-                return self._client.create_experiment(self.experiment, artifact_location=self._artifacts())
+                return self._client.create_experiment(
+                    self.experiment,
+                    artifact_location=self._artifacts(),
+                    # without it the UI opens on its page for language models
+                    tags={"mlflow.experimentKind": "custom_model_development"},
+                )
             except MlflowException as error:
                 # another study may have made it in the meantime
                 found = self._client.get_experiment_by_name(self.experiment)

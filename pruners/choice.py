@@ -1,5 +1,6 @@
 """What a candidate asks for one channel group. Plain data: names and numbers, no torch."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ class GroupChoice:
         object.__setattr__(self, "ratio", round(self.ratio, 6))
         if not 1 <= self.bits <= 32:
             raise RatioError(f"bits must be in [1, 32], got {self.bits}")
+        if self.keep is not None and not re.fullmatch("[0-9a-f]+", self.keep):
+            raise RatioError(f"a pattern is a hexadecimal bit mask such as 'f3', got {self.keep!r:.40}")
 
     def kept_units(self) -> tuple[int, ...] | None:
         """Unit indices of the explicit pattern, ascending; None when the criterion decides."""

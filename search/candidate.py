@@ -11,7 +11,7 @@ from pruners.choice import GroupChoice
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Group name -> GroupChoice, sorted by name. `origin` says who proposed it and takes no part in equality of keys."""
+    """Group name -> GroupChoice, sorted by name. `origin` says who proposed it and is no part of the key."""
 
     choices: Mapping[str, GroupChoice]
     origin: str = ""

@@ -13,7 +13,7 @@ class Searcher(Protocol):
     """Proposes candidates. Tells may come in any order, late, twice or never; failures are outcomes too."""
 
     def ask(self) -> Candidate | None:
-        """The next candidate to try; None = nothing to propose before the next tell. Every proposal lies in the space."""
+        """The next candidate to try, always of the space; None = nothing to propose before the next tell."""
         ...
 
     def tell(self, candidate: Candidate, outcome: Outcome) -> None:
