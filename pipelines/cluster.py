@@ -13,10 +13,14 @@ from pruners.errors import PrunefrontError
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What there is to work with. workers: processes that the study will use. nodes: machines that are alive."""
+    """What there is to work with. workers: processes that the study will use. nodes: machines that are alive.
+
+    remote: the study itself runs outside the cluster, through ray://.
+    """
 
     workers: int
     nodes: int
+    remote: bool
 
 
 @contextmanager
@@ -52,12 +56,12 @@ def connected(address: str | None, section: ClusterSection) -> Iterator[Cluster]
             "cluster.yaml`, or leave --address out to use this machine"
         ) from error
     try:
-        yield _room(section)
+        yield _room(section, remote=(address or "").startswith("ray://"))
     finally:
         ray.shutdown()
 
 
-def _room(section: ClusterSection) -> Cluster:
+def _room(section: ClusterSection, *, remote: bool) -> Cluster:
     import ray
 
     resources = ray.cluster_resources()
@@ -70,4 +74,4 @@ def _room(section: ClusterSection) -> Cluster:
             f"{section.cpus_per_worker} and {gpus:g}; lower [cluster] cpus_per_worker or gpus_per_worker"
         )
     nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    return Cluster(min(section.workers or room, room), nodes)
+    return Cluster(min(section.workers or room, room), nodes, remote)

@@ -24,7 +24,7 @@ from pipelines.report import FrontRow, write_html, write_png
 from pipelines.runtimes import runtimes
 from pipelines.screen import Screening
 from pipelines.tracking import MlflowTracker, Status, Tracker, candidate_params
-from pipelines.tune import Queue, finetune_all, trial_name
+from pipelines.tune import Queue, Trials, finetune_all, trial_name
 from pruners.cost import cost
 from pruners.criteria import criteria
 from pruners.errors import PrunefrontError
@@ -172,9 +172,13 @@ def _say_problem(session: Session, prepared: Prepared, task: Problem) -> None:
 
 def _check_storage(config: StudyConfig, cluster: Cluster) -> None:
     """Raises PrunefrontError if workers on other machines would publish into their own disks."""
-    if cluster.nodes > 1 and "://" not in config.artifact_uri and not config.artifacts.shared:
+    if (
+        (cluster.nodes > 1 or cluster.remote)
+        and "://" not in config.artifact_uri
+        and not config.artifacts.shared
+    ):
         raise PrunefrontError(
-            f"the cluster has {cluster.nodes} machines, but artifacts go to the folder {config.artifact_uri}; set "
+            f"workers may run on another machine, but artifacts go to the folder {config.artifact_uri}; set "
             "[artifacts] uri = 's3://bucket/prefix', or shared = true if all machines see that folder"
         )
 
@@ -250,7 +254,7 @@ def _finetune(
     finished = {e["name"] for e in journal.of("trained") if _settled(e)}
     busy = 0.0
 
-    def on_told(name: str, outcome: Outcome, result: dict[str, Any]) -> None:
+    def on_trained(name: str, outcome: Outcome, result: dict[str, Any]) -> None:
         nonlocal busy
         busy += float(result.get("busy_seconds", 0.0))
         artifact = str(result.get("artifact", ""))
@@ -271,15 +275,8 @@ def _finetune(
     with session.display.stage("fine-tuning", len(plans), len(finished)):
         left = Queue([(name, c, p) for name, (c, p) in plans.items() if name not in finished])
         if len(left):
-            finetune_all(
-                bench_ref,
-                left,
-                epochs=config.finetune.epochs,
-                workers=cluster.workers,
-                cluster=config.cluster,
-                storage=config.path / "tune",
-                on_told=on_told,
-            )
+            trials = Trials(config.finetune.epochs, cluster.workers, config.cluster, config.path / "tune")
+            finetune_all(bench_ref, left, trials, on_trained)
     session.timing.busy["finetune"] = busy
     return _trained(session, plans)
 

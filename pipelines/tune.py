@@ -4,15 +4,20 @@ Tune gets only candidates that deserve training; a trial's config is the per-gro
 """
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import ray
+import ray.util.client
 import torch
 from ray import tune
 from ray.tune.result import DONE
 from ray.tune.search import Searcher as TuneSearcher
+from ray.util.queue import Queue as EventQueue
 
 from pipelines.config import ClusterSection
 from pipelines.evaluate import Evaluator
@@ -189,32 +194,68 @@ def trial_name(candidate: Candidate, plan: PruningPlan) -> str:
     return "dense-finetuned" if key == DENSE and candidate.origin != DENSE else key
 
 
-def finetune_all(
-    bench_ref: Any,
-    queue: Queue,
-    *,
-    epochs: int,
-    workers: int,
-    cluster: ClusterSection,
-    storage: Path,
-    on_told: Callable[[str, Outcome, dict[str, Any]], None],
-) -> None:
-    """Runs one trial for each job of the queue; returns when all are told. on_told: name, outcome, last result."""
+OnTrained = Callable[[str, Outcome, dict[str, Any]], None]
+"""Called with a network's name, what came of it, and its trial's last result (artifact, epochs, busy_seconds)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """How trials are run. workers: at a time, at most. storage: Tune's own folder, on the machine that runs Tune."""
+
+    epochs: int
+    workers: int
+    cluster: ClusterSection
+    storage: Path
+
+
+def finetune_all(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained) -> None:
+    """Runs one trial for each job of the queue; returns when the outcome of each was handed to `on_trained`."""
+    if not ray.util.client.ray.is_connected():
+        _fit(bench_ref, queue, trials, on_trained)
+        return
+    # through ray:// Tune itself runs on the cluster, so what it tells comes back through a queue
+    events = EventQueue(actor_options={"num_cpus": 0})
+    done = _fit_on_cluster.remote([bench_ref], queue, trials, events)
+    try:
+        finished: list[Any] = []
+        while not finished:
+            finished, _ = ray.wait([done], timeout=0.5)
+            for event in events.get_nowait_batch(events.qsize()):
+                on_trained(*event)
+        ray.get(done)
+    finally:
+        events.shutdown(force=True)
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _fit_on_cluster(bench_refs: list[Any], queue: Queue, trials: Trials, events: EventQueue) -> None:
+    with tempfile.TemporaryDirectory(prefix="prunefront-tune-") as storage:
+        _fit(bench_refs[0], queue, replace(trials, storage=Path(storage)), lambda *event: events.put(event))
+
+
+def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained) -> None:
+    cluster = trials.cluster
     trainable = tune.with_resources(
         tune.with_parameters(
-            FinetuneTrial, bench=bench_ref, queue=queue, epochs=epochs, threads=cluster.cpus_per_worker
+            FinetuneTrial,
+            bench=bench_ref,
+            queue=queue,
+            epochs=trials.epochs,
+            threads=cluster.cpus_per_worker,
         ),
         {"cpu": cluster.cpus_per_worker, "gpu": cluster.gpus_per_worker},
     )
     adapter = SearcherAdapter(
-        queue, len(queue), lambda c, outcome, result: on_told(queue.job(c)[0], outcome, result)
+        queue,
+        len(queue),
+        lambda candidate, outcome, result: on_trained(queue.job(candidate)[0], outcome, result),
     )
     tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=adapter,
             num_samples=len(queue),
-            max_concurrent_trials=workers,
+            max_concurrent_trials=trials.workers,
             reuse_actors=True,
             # the default is a name of all ratios, longer than a file name may be
             trial_name_creator=lambda trial: queue.job(Candidate.from_json(trial.config))[0],
@@ -222,7 +263,7 @@ def finetune_all(
         ),
         run_config=tune.RunConfig(
             name="finetune",
-            storage_path=str(storage.absolute()),
+            storage_path=str(trials.storage.absolute()),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=1),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),

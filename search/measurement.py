@@ -71,7 +71,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a candidate could not be measured. kind: `diverged`, `out_of_memory`, `crashed`, `error` …; reason: a line."""
+    """Why there is no measurement. kind: `diverged`, `out_of_memory`, `crashed`, `error` …; reason: one line."""
 
     kind: str
     reason: str
