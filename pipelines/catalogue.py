@@ -6,7 +6,7 @@ from pruners.errors import UnknownName
 
 
 def catalogue(what: str) -> dict[str, str]:
-    """Name -> one line of summary, for one of: criteria, granularities, searchers, models, runtimes.
+    """Name -> one line of summary, for one of: criteria, granularities, searchers, models, runtimes, settings.
 
     Raises UnknownName.
     """
@@ -16,6 +16,7 @@ def catalogue(what: str) -> dict[str, str]:
         "searchers": _searchers,
         "models": _models,
         "runtimes": _runtimes,
+        "settings": _all_settings,
     }
     if what not in kinds:
         raise UnknownName(f"there is no list of {what!r}; there are: {', '.join(kinds)}")
@@ -23,6 +24,12 @@ def catalogue(what: str) -> dict[str, str]:
 
 
 # each list imports only what it lists
+
+
+def _all_settings() -> dict[str, str]:
+    from pipelines.config import settings
+
+    return settings()
 
 
 def _criteria() -> dict[str, str]:

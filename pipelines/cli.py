@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pruners.errors import PrunefrontError
 
@@ -26,7 +27,7 @@ Study = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 
-LISTS = ("criteria", "granularities", "searchers", "models", "runtimes")
+LISTS = ("criteria", "granularities", "searchers", "models", "runtimes", "settings")
 
 
 @app.callback()
@@ -40,7 +41,7 @@ def _options(
 def list_(
     what: Annotated[str, typer.Argument(help=" | ".join(LISTS), show_default=False)], as_json: AsJson = False
 ) -> None:
-    """What there is to choose from: criteria, granularities, searchers, models, runtimes."""
+    """What there is to choose from; `settings` are the keys of a study file."""
     from pipelines.catalogue import catalogue
 
     entries = catalogue(what)
@@ -49,7 +50,7 @@ def list_(
         return
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for name, summary in entries.items():
-        table.add_row(f"[bold]{name}[/bold]", summary)
+        table.add_row(Text(name, style="bold"), Text(summary))
     Console().print(table)
 
 
@@ -169,9 +170,9 @@ def verify(
     else:
         table = Table("check", "recorded", "measured", "", box=None, padding=(0, 2, 0, 0))
         for item in found.checks:
-            table.add_row(
-                item.name, item.recorded, item.measured, "[green]ok[/]" if item.ok else "[red]differs[/]"
-            )
+            mark = Text("ok", style="green") if item.ok else Text("differs", style="red")
+            # what an artifact says of itself is text, not markup
+            table.add_row(item.name, Text(item.recorded), Text(item.measured), mark)
         console = Console()
         console.print(table)
         for reason in found.skipped:

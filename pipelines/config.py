@@ -1,5 +1,6 @@
 """`StudyConfig`: a study file in TOML, checked before anything is spent."""
 
+import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -22,7 +23,7 @@ class ConfigError(PrunefrontError):
 class Section(BaseModel):
     """Frozen, and closed: an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class ModelSection(Section):
@@ -42,17 +43,23 @@ class DataSection(Section):
     source: str = "digits"
     """`digits`, `parquet`, `folder`, or `module:callable` that returns `pipelines.data.Splits`."""
     train: Path | None = None
+    """Training images: a parquet file, or a folder with one folder for each class."""
     test: Path | None = None
+    """Held-out images in the same form; no search step sees them."""
     options: dict[str, Any] = {}
     """Keyword arguments of a `module:callable` source."""
     validation: Annotated[int, Field(ge=2)] | None = None
     """How many training images, the last ones, are set aside for the search. Default: a sixth (digits: 300)."""
     train_limit: Annotated[int, Field(ge=2)] | None = None
+    """Use only the first so many training images."""
     test_limit: Annotated[int, Field(ge=2)] | None = None
+    """Use only the first so many test images."""
     mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
     """Per channel, for pixels scaled to [0, 1]. Default: computed from the training part."""
+    std: tuple[float, ...] | None = None
+    """As `mean`."""
     augment: Literal["none", "crop", "crop_flip"] = "crop"
+    """What training images go through: random shifts, and for `crop_flip` mirroring."""
     padding: Annotated[int, Field(ge=0, le=64)] = 1
     """Pixels of zero padding that the random crop plays in."""
 
@@ -61,14 +68,18 @@ class TrainSection(Section):
     """How the dense network is trained when it comes without weights."""
 
     epochs: Annotated[int, Field(ge=1)] = 10
+    """Passes over the training images."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    """Its peak; a fifth of the steps rises to it, the rest falls to zero as a half cosine."""
     batch_size: Annotated[int, Field(ge=2)] = 128
+    """Images per step."""
 
 
 class PruneSection(Section):
     """What may be cut."""
 
     criteria: tuple[str, ...] = ("l1", "taylor", "bn_scale", "geometric_median")
+    """What may rank the units of a group: `prunefront list criteria`."""
     max_ratio: Ratio = 0.9
     """No group loses more than this fraction of its units."""
     round_to: Annotated[int, Field(ge=1)] = 1
@@ -83,18 +94,22 @@ class Bound(Section):
     """Bounds on a measured value; a candidate outside is never on the front."""
 
     low: float | None = None
+    """Smallest feasible value."""
     high: float | None = None
+    """Largest feasible value."""
 
 
 class SearchSection(Section):
     """Which candidates are scored."""
 
     searcher: str = "evolution"
+    """`prunefront list searchers`."""
     candidates: Annotated[int, Field(ge=1)] = 64
     """How many different architectures are scored without training."""
     objectives: tuple[str, ...] = ("accuracy", "macs", "size_bytes")
     """What the searcher is told. All of it is exact for a seed, so that a search can be repeated."""
     constraints: dict[str, Bound] = {}
+    """Bounds by measured name, e.g. { macs = { high = 1e7 } }."""
     options: dict[str, Any] = {}
     """The searcher's own options, e.g. { population = 24 }."""
     seeds: Annotated[int, Field(ge=1)] | None = None
@@ -122,12 +137,17 @@ class FinetuneSection(Section):
     candidates: Annotated[int, Field(ge=0)] = 12
     """How many of the scored ones are fine-tuned, best first."""
     epochs: Annotated[int, Field(ge=0)] = 2
+    """Passes over the training images, for each candidate; 0 = no training."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    """At the first step; it falls to zero as a half cosine."""
     batch_size: Annotated[int, Field(ge=2)] = 128
+    """Images per step."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    """On weights of convolutions and linear layers."""
     distill: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Weight of the dense network's soft targets in the loss; 0 = labels only."""
     temperature: Annotated[float, Field(gt=0)] = 2.0
+    """How soft the soft targets are."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: whichever trains faster on this machine, measured once per study."""
 
@@ -138,10 +158,13 @@ class MeasureSection(Section):
     runtime: str = "onnxruntime"
     """`prunefront list runtimes`."""
     batch_size: Annotated[int, Field(ge=1)] = 1
+    """Images per timed forward."""
     threads: Annotated[int, Field(ge=1)] = 1
+    """CPU threads of a timed forward."""
     pairs: Annotated[int, Field(ge=10)] = 100
     """How many times candidate and dense network are run in turn."""
     warmup: Annotated[int, Field(ge=0)] = 10
+    """Untimed forwards of each before."""
 
 
 class TrackingSection(Section):
@@ -150,6 +173,7 @@ class TrackingSection(Section):
     uri: str | None = None
     """Tracking store. Default: `sqlite:///<folder>/mlflow.db`."""
     experiment: str = "prunefront"
+    """MLflow's name for a collection of studies."""
 
 
 class ArtifactSection(Section):
@@ -169,14 +193,18 @@ class ClusterSection(Section):
     workers: Annotated[int, Field(ge=1)] | None = None
     """Worker processes. Default: one for each CPU that Ray has."""
     cpus_per_worker: Annotated[int, Field(ge=1)] = 1
+    """CPUs and threads of each worker."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs of each worker; above 0, scoring and training run there."""
 
 
 class StudyConfig(Section):
     """One study. Each section goes to the code it concerns; nothing below reads the whole."""
 
     name: Name
+    """Of the study, and of its folder and its MLflow run."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Everything that is drawn follows from it."""
     folder: Path = Path("studies")
     """Where the study keeps its state: `<folder>/<name>/`."""
     model: ModelSection
@@ -209,6 +237,22 @@ class StudyConfig(Section):
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
+
+
+def settings() -> dict[str, str]:
+    """Every key of a study file, dotted -> its default and what it means; for `prunefront list settings`."""
+    return _settings(StudyConfig, "")
+
+
+def _settings(section: type[BaseModel], prefix: str) -> dict[str, str]:
+    lines: dict[str, str] = {}
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            lines |= _settings(field.annotation, f"{prefix}{name}.")
+            continue
+        default = "required" if field.is_required() else json.dumps(field.default, default=str)
+        lines[f"{prefix}{name}"] = f"{field.description} [{default}]".removesuffix(" [null]")
+    return lines
 
 
 def load(path: Path) -> StudyConfig:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import ConfigError, StudyConfig, load, parse
+from pipelines.config import ConfigError, StudyConfig, load, parse, settings
 
 BASE = {"name": "s", "model": {"factory": "digits_cnn"}}
 
@@ -86,3 +86,9 @@ def test_the_examples_are_valid() -> None:
     studies = sorted(Path(__file__).parents[2].glob("examples/*.toml"))
     assert studies
     assert all(isinstance(load(study), StudyConfig) for study in studies)
+
+
+def test_every_setting_is_described() -> None:
+    described = settings()
+    assert "finetune.distill" in described
+    assert not [name for name, text in described.items() if "None" in text]
