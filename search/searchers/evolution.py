@@ -42,7 +42,7 @@ class EvolutionOptions:
 
 @searchers.register("evolution")
 class Evolution:
-    """Seeds, then random candidates until `startup` were asked, then children of the survivors.
+    """Steady-state NSGA-II: seeds, random candidates until `startup` were asked, then children of the survivors.
 
     Genome: per group the index of its kept count in `keeps`, criterion, granularity and bits; a seed's
     explicit pattern is inherited until its group changes. Survivors of a tell: the best `population` by

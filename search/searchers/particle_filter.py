@@ -55,7 +55,7 @@ class Particle:
 
 @searchers.register("particle_filter")
 class ParticleFilter:
-    """Particles are explicit patterns of kept units, one budget of MACs per stage, weighted by their error.
+    """Asynchronous particle filter: patterns of kept units, one budget of MACs a stage, weighted by their error.
 
     A stage's first N proposals are, in stage 0, score-guided (top-k of log(score) + τ·Gumbel, for half),
     taken from a seed (a quarter) or uniform; later, the shrunk and perturbed survivors of the stage before,

@@ -19,7 +19,7 @@ class RandomOptions:
 
 @searchers.register("random")
 class Random:
-    """Seeds first, then independent draws of `SearchSpace.sample`; learns nothing from tells."""
+    """Seeds, then independent draws of the space; learns nothing: the control."""
 
     def __init__(self, problem: Problem, *, seed: int, **options: Any) -> None:
         self.options = read_options(RandomOptions, options, "random")
