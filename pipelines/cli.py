@@ -103,8 +103,8 @@ def front(study: Study, as_json: AsJson = False) -> None:
 
     folder = locate(study)
     rows = [row.to_json() for row in read_front(folder)]
-    write_html(rows, folder / "front.html")
-    write_png(rows, folder / "front.png")
+    write_html(rows, folder / "front.html", folder.name)
+    write_png(rows, folder / "front.png", folder.name)
     if as_json:
         print_json(rows)
         return

@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import ray
 
 from pipelines.artifacts import FRONT, ArtifactStore, open_store, put_json
-from pipelines.cluster import Cluster, connected
+from pipelines.cluster import Cluster, connected, named
 from pipelines.config import StudyConfig
 from pipelines.final import Trained, chosen, report
 from pipelines.journal import Journal, lock, write_json
@@ -81,9 +81,9 @@ def run(
     """
     _check_names(config)
     with lock(config.path):
-        _open_folder(config, resume=resume, fresh=fresh)
         store = open_store(config.artifact_uri, config.artifacts.endpoint_url)
-        store.probe()
+        store.probe()  # before anything of an earlier run is deleted
+        _open_folder(config, resume=resume, fresh=fresh)
         with Journal(config.path / "journal.jsonl") as journal:
             tracker = MlflowTracker(config.tracking_uri, config.tracking.experiment, config.folder)
             earlier = journal.of("tracking")
@@ -145,13 +145,15 @@ def _open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
 
 def _stages(session: Session, address: str | None) -> list[FrontRow]:
     config, timing = session.config, session.timing
-    with timing.stage("prepare"):
-        prepared = prepare(config, session.display.say, reuse=bool(session.journal.of("asked")))
-        task = problem(prepared.graph, prepared.scores, config.prune, config.search)
-        _say_problem(session, prepared, task)
-        bench = make_bench(config, prepared)
-    with connected(address, config.cluster) as cluster:
-        _check_storage(config, cluster)
+    with ExitStack() as stack:
+        # a cluster that cannot be used is said before anything is spent; here Ray starts when there is work for it
+        cluster = _join(stack, config, address) if named(address) else None
+        with timing.stage("prepare"):
+            prepared = prepare(config, session.display.say, reuse=bool(session.journal.of("asked")))
+            task = problem(prepared.graph, prepared.scores, config.prune, config.search)
+            _say_problem(session, prepared, task)
+            bench = make_bench(config, prepared)
+        cluster = cluster or _join(stack, config, address)
         timing.workers = cluster.workers
         bench_ref = ray.put(bench)
         with timing.stage("screen"):
@@ -160,6 +162,13 @@ def _stages(session: Session, address: str | None) -> list[FrontRow]:
             trained = _finetune(session, prepared, screening, bench_ref, cluster)
         with timing.stage("report"):
             return _report(session, prepared, trained)
+
+
+def _join(stack: ExitStack, config: StudyConfig, address: str | None) -> Cluster:
+    """Ray until the end of `stack`. Raises PrunefrontError if the study cannot run there."""
+    cluster = stack.enter_context(connected(address, config.cluster))
+    _check_storage(config, cluster)
+    return cluster
 
 
 def _say_problem(session: Session, prepared: Prepared, task: Problem) -> None:
@@ -333,8 +342,8 @@ def _report(session: Session, prepared: Prepared, trained: list[Trained]) -> lis
     data = [row.to_json() for row in rows]
     write_json(folder / FRONT, data)
     put_json(session.store, FRONT, data)
-    write_html(data, folder / "front.html")
-    write_png(data, folder / "front.png")
+    write_html(data, folder / "front.html", config.name)
+    write_png(data, folder / "front.png", config.name)
     timing = session.timing
     write_json(
         folder / "timing.json", {"seconds": timing.seconds, "busy": timing.busy, "workers": timing.workers}
