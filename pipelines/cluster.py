@@ -1,14 +1,24 @@
 """Starting Ray on this machine, or joining a cluster."""
 
+import json
 import logging
 import os
+import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from pipelines.config import ClusterSection
 from pruners.errors import PrunefrontError
+
+ANSWER_SECONDS = 5.0
+"""How long a machine may take to accept a connection."""
+
+CLIENT_PORT = 10001
+"""Where Ray listens for ray:// unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +37,15 @@ class Cluster:
 def connected(address: str | None, section: ClusterSection) -> Iterator[Cluster]:
     """Ray for the length of a study; what was started here is ended here.
 
-    address: None means RAY_ADDRESS, which Ray sets within a submitted job, else Ray on this machine alone. Raises
-    PrunefrontError when a cluster does not answer, or has no room for one worker.
+    address: as for `named`. Raises PrunefrontError within seconds when no cluster answers there, or has no room for
+    one worker.
     """
-    # Tune's CSV, JSON and TensorBoard files cost the driver two thirds of its time and nobody reads them
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    set_up_tune()
+    # Ray's warning that it leaves GPUs visible to workers that asked for none
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # its banner and its result table, which our own display replaces
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # a user's `module:callable` is imported from the folder that the search was started in
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     import ray
 
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = named(address)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         options |= {"address": "local", "include_dashboard": False}
@@ -47,18 +53,84 @@ def connected(address: str | None, section: ClusterSection) -> Iterator[Cluster]
             options["num_cpus"] = max(section.workers * section.cpus_per_worker, 1)
     else:
         options["address"] = address
+        if _remote(address) and "RAY_RUNTIME_ENV" in os.environ:
+            # Ray 2.60 documents the variable and does not read it for ray://
+            options["runtime_env"] = _runtime_env(os.environ["RAY_RUNTIME_ENV"])
     try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        if address is not None:
+            _reach(address)
+        with warnings.catch_warnings():
+            # what it says is in the error, too
+            warnings.filterwarnings("ignore", "Ray Client connection timed out")
+            ray.init(**options)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        if address is None:
+            raise PrunefrontError(f"Ray could not be started on this machine: {_why(error)}") from error
         raise PrunefrontError(
-            f"no Ray cluster at --address {address}: {line}; start one with `ray start --head` or `ray up "
+            f"no Ray cluster at --address {address}: {_why(error)}; start one with `ray start --head` or `ray up "
             "cluster.yaml`, or leave --address out to use this machine"
         ) from error
     try:
-        yield _room(section, remote=(address or "").startswith("ray://"))
+        yield _room(section, remote=address is not None and _remote(address))
     finally:
         ray.shutdown()
+
+
+def named(address: str | None) -> str | None:
+    """The cluster to join: the given one, else RAY_ADDRESS, which Ray sets within a submitted job. None: here."""
+    return address or os.environ.get("RAY_ADDRESS") or None
+
+
+def set_up_tune() -> None:
+    """What Tune reads from the environment of the process that it runs in; settings of the user's own stay."""
+    # its CSV, JSON and TensorBoard files cost the driver two thirds of its time and nobody reads them
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    # its banner and its result table, which our own display replaces
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # it would take Ctrl-C for "report what there is", and the front of half a study would look like a whole one
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    # a user's `module:callable` is imported from the folder that the search was started in
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+
+
+def _remote(address: str) -> bool:
+    return address.startswith("ray://")
+
+
+def _runtime_env(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise PrunefrontError(
+            f"""RAY_RUNTIME_ENV = {text!r} is not a JSON object such as '{{"working_dir": "."}}'"""
+        )
+    return found
+
+
+def _reach(address: str) -> None:
+    """Returns when somebody listens at HOST:PORT or ray://HOST[:PORT]; other addresses are Ray's matter.
+
+    Raises OSError within seconds: Ray itself would go on asking for half a minute. Raises ValueError for a port that
+    is none.
+    """
+    parts = urlsplit(address if _remote(address) else f"//{address}")
+    port = parts.port or (CLIENT_PORT if _remote(address) else None)
+    if parts.hostname and port:
+        socket.create_connection((parts.hostname, port), timeout=ANSWER_SECONDS).close()
+
+
+def _why(error: Exception) -> str:
+    """One line, without a full stop."""
+    text = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
+    if text == "ray client connection timeout":
+        # all that Ray says when the port is another service's, and when the token is missing or wrong
+        return (
+            f"something listens there, but does not take this client; ray:// is port {CLIENT_PORT} of the head unless "
+            "set otherwise, and a cluster that was started with a token needs RAY_AUTH_MODE=token and ~/.ray/auth_token"
+        )
+    return text.splitlines()[0].rstrip(".")
 
 
 def _room(section: ClusterSection, *, remote: bool) -> Cluster:

@@ -19,6 +19,7 @@ from ray.tune.result import DONE
 from ray.tune.search import Searcher as TuneSearcher
 from ray.util.queue import Queue as EventQueue
 
+from pipelines.cluster import set_up_tune
 from pipelines.config import ClusterSection
 from pipelines.evaluate import Evaluator
 from pipelines.failures import failure
@@ -229,6 +230,7 @@ def finetune_all(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTra
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _fit_on_cluster(bench_refs: list[Any], queue: Queue, trials: Trials, events: EventQueue) -> None:
+    set_up_tune()
     with tempfile.TemporaryDirectory(prefix="prunefront-tune-") as storage:
         _fit(bench_refs[0], queue, replace(trials, storage=Path(storage)), lambda *event: events.put(event))
 
