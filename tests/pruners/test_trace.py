@@ -282,3 +282,99 @@ def test_how_many_channels_stay_free_after_a_movement(change: Any, width: int, l
 def test_a_rule_is_filed_once() -> None:
     with pytest.raises(ValueError, match="'relu' has two rules"):
         rule("relu")(RULES["relu"])
+
+
+def unshuffled(x: Tensor) -> Tensor:
+    """The number of channels per part is computed, not the number of parts: right in the export, wrong after a cut."""
+    b, c, h, w = x.shape
+    return x.view(b, c // 2, 2, h, w).transpose(1, 2).reshape(b, c, h, w)
+
+
+class Normed(Movement):
+    """A norm before something happens to the channel axis."""
+
+    def __init__(self, norm: nn.Module, change: Any) -> None:
+        super().__init__(change, 8)
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(self.change(self.norm(self.make(x))))
+
+
+NORMS = [lambda: nn.GroupNorm(1, 8), lambda: nn.LayerNorm((8, 8, 8)), nn.Identity]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        unshuffled,
+        lambda x: x / x.shape[1],
+        lambda x: torch.cat([x[:, 4:], x[:, :4]], 1),
+        lambda x: x.roll(11, 1),
+    ],
+)
+def test_a_wrong_channel_is_found_behind_a_norm_too(norm: Any, change: Any) -> None:
+    graph = trace(Normed(norm(), change).eval(), torch.randn(2, 3, 8, 8))
+    assert "make" in reasons(graph)
+    assert units(graph) == {}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_groups_behind_a_norm_stay_free_where_nothing_is_wrong(norm: Any) -> None:
+    model = Normed(norm(), lambda x: F.channel_shuffle(x, 2))
+    assert units(trace(model.eval(), torch.randn(2, 3, 8, 8))) == {"make": 4}
+
+
+@pytest.mark.parametrize(
+    ("behind", "why"),
+    [
+        (
+            lambda x: x / x.abs().sum((2, 3), keepdim=True),
+            "computes with its size",
+        ),  # 0/0 for a masked channel
+        (lambda x: (x - 1e9).log(), "not a number"),
+    ],
+)
+def test_a_wrong_channel_does_not_hide(behind: Any, why: str) -> None:
+    model = Movement(lambda x: behind(unshuffled(x)), 8)
+    nn.init.zeros_(model.make.bias)
+    assert why in reasons(trace(model.eval(), torch.randn(2, 3, 8, 8)))["make"]
+
+
+def test_a_wrong_channel_does_not_hide_behind_weights_that_start_at_zero() -> None:
+    model = Movement(unshuffled, 8)
+    nn.init.zeros_(model.read.weight)
+    assert "make" in reasons(trace(model.eval(), torch.randn(2, 3, 8, 8)))
+
+
+class Careful(nn.Module):
+    """What a forward may do beside computing: work in place, insist on a number type, mark places as infinite."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.make, self.read = how, nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "in place":
+            x.sub_(0.5).mul_(2.0)
+        if self.how == "insists" and x.dtype != torch.float32:
+            raise TypeError("float32, please")
+        out = self.read(F.relu(self.make(x)))
+        return out.masked_fill(x[:, :1] > 0.5, -torch.inf) if self.how == "infinite" else out
+
+
+@pytest.mark.parametrize(
+    ("how", "dtype"),
+    [
+        ("in place", torch.float32),
+        ("in place", torch.float64),
+        ("insists", torch.float32),
+        ("infinite", torch.float32),
+    ],
+)
+def test_what_a_forward_may_do_freezes_nothing(how: str, dtype: torch.dtype) -> None:
+    example = torch.randn(2, 3, 8, 8, dtype=dtype)
+    before = example.clone()
+    assert units(trace(Careful(how).to(dtype).eval(), example)) == {"make": 8}
+    assert torch.equal(example, before)
