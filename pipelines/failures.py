@@ -2,9 +2,13 @@
 
 import torch
 
+from pipelines.artifacts import ArtifactError
 from pipelines.train import Diverged
 from pruners.errors import PrunefrontError
 from search.measurement import Failure
+
+PASSING = ("crashed", "out_of_memory", "storage")
+"""Kinds of failure that may be gone at another time: they say more of the machine than of the candidate."""
 
 
 def failure(error: BaseException) -> Failure:
@@ -13,6 +17,8 @@ def failure(error: BaseException) -> Failure:
         kind = "diverged"
     elif isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         kind = "out_of_memory"
+    elif isinstance(error, ArtifactError | OSError):
+        kind = "storage"
     elif isinstance(error, PrunefrontError):
         kind = "refused"
     else:

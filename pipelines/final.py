@@ -5,23 +5,26 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
+from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from pipelines.accuracy import Accuracy
 from pipelines.artifacts import ArtifactStore, fetch_from, publish
 from pipelines.data import Split, Transform
+from pipelines.failures import failure
 from pipelines.report import FrontRow
 from pipelines.verify import CHECKED_INPUTS, onnx_accuracy, onnx_outputs
 from pruners.cost import cost
+from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
 from pruners.plan import DENSE, PruningPlan
 from search.candidate import Candidate
 from search.dominance import dominance
 from search.front import ParetoFront, minimised
-from search.measurement import OBJECTIVES, Constraint, Measurement
+from search.measurement import OBJECTIVES, Constraint, Failure, Measurement
 
 FRONT_OBJECTIVES = tuple(OBJECTIVES[name] for name in ("accuracy", "latency_ratio", "size_bytes"))
 """What a person chooses by. Latency as a ratio to the dense network's, which is steadier than milliseconds."""
@@ -51,9 +54,12 @@ def chosen(trained: Iterable[Trained], constraints: Sequence[Constraint]) -> lis
 @ray.remote
 def _on_test(
     onnx: bytes, test: Split, transform: Transform, threads: int
-) -> tuple[Accuracy, list[list[float]]]:
+) -> tuple[Accuracy, list[list[float]]] | Failure:
     first = Split(test.images[:CHECKED_INPUTS], test.labels[:CHECKED_INPUTS])
-    return onnx_accuracy(onnx, test, transform, threads=threads), onnx_outputs(onnx, first, transform)
+    try:
+        return onnx_accuracy(onnx, test, transform, threads=threads), onnx_outputs(onnx, first, transform)
+    except Exception as error:  # noqa: BLE001 - one network's failure is recorded, the others are reported
+        return failure(error)
 
 
 def report(
@@ -64,31 +70,53 @@ def report(
     store: ArtifactStore,
     *,
     threads: int,
-) -> list[FrontRow]:
+) -> tuple[list[FrontRow], dict[str, Failure]]:
     """Scores each network's ONNX file on the test images and publishes it again with that measurement.
 
     The set of rows is given: nothing is selected by a test figure. A row that turns out dominated on the test figures
-    stays, and says so. Returns the rows, fastest first.
+    stays, and says so. Returns the rows, fastest first, and by name the networks that could not be fetched, run or
+    published.
     """
     with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
-        folders = {n.name: fetch_from(store, n.artifact, Path(temporary) / n.name) for n in networks}
+        folders: dict[str, Path] = {}
+        failures: dict[str, Failure] = {}
+        for network in networks:
+            try:
+                folders[network.name] = fetch_from(store, network.artifact, Path(temporary) / network.name)
+            except PrunefrontError as error:
+                failures[network.name] = failure(error)
         test_ref, transform_ref = ray.put(test), ray.put(transform)
         pending = {
-            n.name: _on_test.options(num_cpus=threads).remote(
-                (folders[n.name] / "model.onnx").read_bytes(), test_ref, transform_ref, threads
+            name: _on_test.options(num_cpus=threads).remote(
+                (folder / "model.onnx").read_bytes(), test_ref, transform_ref, threads
             )
-            for n in networks
+            for name, folder in folders.items()
         }
         rows, logits = {}, {}
         for network in networks:
-            accuracy, logits[network.name] = ray.get(pending[network.name])
+            if network.name not in pending:
+                continue
+            tested = _result(pending[network.name])
+            if isinstance(tested, Failure):
+                failures[network.name] = tested
+                continue
+            accuracy, logits[network.name] = tested
             latency = json.loads((folders[network.name] / "measurement.json").read_text())["latency"]
             rows[network.name] = _row(network, graph, accuracy, latency)
-        marked = _mark(rows)
-        return sorted(
-            (_publish(store, folders[name], row, logits[name]) for name, row in marked.items()),
-            key=lambda row: (row.latency_ms, row.key),
-        )
+        published = []
+        for name, row in _mark(rows).items():
+            try:
+                published.append(_publish(store, folders[name], row, logits[name]))
+            except PrunefrontError as error:
+                failures[name] = failure(error)
+        return sorted(published, key=lambda row: (row.latency_ms, row.key)), failures
+
+
+def _result(pending: Any) -> tuple[Accuracy, list[list[float]]] | Failure:
+    try:
+        return cast(tuple[Accuracy, list[list[float]]] | Failure, ray.get(pending))
+    except (OutOfMemoryError, WorkerCrashedError) as error:
+        return Failure("crashed", f"the worker process died: {str(error).splitlines()[0]}")
 
 
 def _row(network: Trained, graph: ChannelGraph, accuracy: Accuracy, latency: Mapping[str, float]) -> FrontRow:
@@ -116,6 +144,8 @@ def _row(network: Trained, graph: ChannelGraph, accuracy: Accuracy, latency: Map
 
 def _mark(rows: Mapping[str, FrontRow]) -> dict[str, FrontRow]:
     """Says of each row whether another one dominates it on the test figures, beyond their noise."""
+    if not rows:
+        return {}
     measurements = [
         Measurement(
             {o.name: float(getattr(row, o.name)) for o in FRONT_OBJECTIVES},

@@ -5,11 +5,12 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.config import StudyConfig
 from pipelines.data import load
 from pipelines.models import build
-from pipelines.prepare import trace_model
+from pipelines.prepare import check_names, trace_model
 from pipelines.weights import load_weights
 from pruners.cost import cost
 from pruners.graph import ChannelGraph
@@ -54,6 +55,7 @@ def inspect(config: StudyConfig) -> Inspection:
 
     Raises PrunefrontError for all that would stop a search before its first candidate.
     """
+    check_names(config)
     splits = load(config.data)
     shape = splits.train.images.shape[1:]
     model = build(config.model, classes=splits.classes, input_shape=shape, seed=config.seed)
@@ -75,10 +77,11 @@ def print_inspection(found: Inspection, console: Console) -> None:
         keeps = group["keeps"]
         spread = f"{keeps[0]}–{keeps[-1]}" if len(keeps) > 1 else "all"
         shown = ", ".join(sorted({m.rpartition(".")[0] for m in group["members"]}))
-        table.add_row(group["name"], str(group["units"]), spread, shown, ", ".join(group["criteria"]))
+        cells = (group["name"], str(group["units"]), spread, shown, ", ".join(group["criteria"]))
+        table.add_row(*map(Text, cells))
     console.print(table)
     if data["frozen"]:
         table = Table("frozen", "channels", "why", box=None, padding=(0, 2, 0, 0))
         for frozen in data["frozen"]:
-            table.add_row(frozen["name"], str(frozen["channels"]), frozen["reason"])
+            table.add_row(*map(Text, (frozen["name"], str(frozen["channels"]), frozen["reason"])))
         console.print(table)

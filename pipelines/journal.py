@@ -15,6 +15,10 @@ class StudyRunning(PrunefrontError):
     """Another process works on this study."""
 
 
+class StudyFolderError(PrunefrontError):
+    """A study cannot keep its state where it should."""
+
+
 class JournalError(PrunefrontError):
     """The journal of a study cannot be read."""
 
@@ -23,10 +27,17 @@ class JournalError(PrunefrontError):
 def lock(folder: Path) -> Iterator[None]:
     """Holds the study's lock; the kernel frees it when this process ends, however it ends.
 
-    Raises StudyRunning, which names the process that holds it.
+    Raises StudyRunning, which names the process that holds it; StudyFolderError if nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a+") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / "lock").open("a+")
+    except OSError as error:
+        raise StudyFolderError(
+            f"the study's folder {folder} cannot be written: {error.strerror}; check its permissions, or set another "
+            "`folder` in the study file"
+        ) from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

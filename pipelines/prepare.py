@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,22 @@ from pipelines.data import load as load_data
 from pipelines.journal import write_json
 from pipelines.models import build
 from pipelines.onnx_export import export
+from pipelines.runtimes import runtimes
 from pipelines.train import Recipe, faster_precision, train
 from pipelines.weights import load_weights, save_weights
 from pipelines.workbench import Workbench, arrays
+from pruners.criteria import criteria
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
 from pruners.plan import Scores
 from pruners.scoring import score_all
 from pruners.trace import trace
+from search.searchers import searchers
 
 Say = Callable[[str], None]
+
+SAY_SECONDS = 20.0
+"""While a dense network is trained, a line at least this far apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +51,24 @@ class Prepared:
         return channels, height, width
 
 
-def prepare(config: StudyConfig, say: Say, *, reuse: bool = False) -> Prepared:
-    """Loads, trains if there are no weights, traces and scores. `reuse`: take what an earlier run of this study kept.
+def check_names(config: StudyConfig) -> None:
+    """Raises PrunefrontError for a name that no registry holds, and for a runtime that this machine lacks, before
+    anything is spent."""
+    for name in config.prune.criteria:
+        criteria[name]
+    searchers[config.search.searcher]
+    runtime = runtimes[config.measure.runtime]
+    if missing := runtime.missing():
+        raise PrunefrontError(
+            f"measure.runtime = {runtime.name!r} cannot be used here: {missing}; `prunefront list runtimes` says "
+            "which can"
+        )
 
-    Raises PrunefrontError for data, weights or a network that cannot be used.
+
+def prepare(config: StudyConfig, say: Say) -> Prepared:
+    """Loads, trains if there are no weights, traces and scores; or takes what an earlier run of this study kept.
+
+    Raises PrunefrontError for data, weights or a network that cannot be used, and for data that changed since.
     """
     folder = config.path / "prepared"
     splits = load_data(config.data)
@@ -58,7 +79,8 @@ def prepare(config: StudyConfig, say: Say, *, reuse: bool = False) -> Prepared:
     )
     model = build(config.model, classes=splits.classes, input_shape=shape, seed=config.seed)
     kept = folder / "dense.safetensors"
-    if reuse and (folder / "graph.json").exists():
+    if (folder / "graph.json").exists():
+        _check_same_data(splits, folder / "data.json", config.name)
         load_weights(model, kept)
         graph = ChannelGraph.from_json(json.loads((folder / "graph.json").read_text()))
         return Prepared(splits, model.eval(), graph, _load_scores(folder / "scores.safetensors"))
@@ -79,8 +101,31 @@ def prepare(config: StudyConfig, say: Say, *, reuse: bool = False) -> Prepared:
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(model, kept)
     _save_scores(scores, folder / "scores.safetensors")
+    write_json(folder / "data.json", fingerprint(splits))
     write_json(folder / "graph.json", graph.to_json())  # last: its presence says that the rest is whole
     return Prepared(splits, model, graph, scores)
+
+
+def fingerprint(splits: Splits) -> dict[str, str]:
+    """Part -> a digest of its images and labels."""
+    parts = {"training": splits.train, "validation": splits.validation, "test": splits.test}
+    digests = {}
+    for name, part in parts.items():
+        digest = blake2b(repr((part.images.shape, part.images.dtype.str)).encode(), digest_size=16)
+        digest.update(np.ascontiguousarray(part.images))
+        digest.update(np.ascontiguousarray(part.labels))
+        digests[name] = digest.hexdigest()
+    return digests
+
+
+def _check_same_data(splits: Splits, kept: Path, study: str) -> None:
+    """Candidates that were scored on different images cannot be compared."""
+    then = json.loads(kept.read_text())
+    if changed := [name for name, digest in fingerprint(splits).items() if then[name] != digest]:
+        raise PrunefrontError(
+            f"the {' and '.join(changed)} images are no longer those that study {study!r} was started with; put them "
+            "back, or start afresh with --fresh or another `name`"
+        )
 
 
 def trace_model(model: nn.Module, config: StudyConfig, input_shape: Sequence[int]) -> ChannelGraph:
@@ -114,9 +159,12 @@ def train_dense(model: nn.Module, data: SearchData, config: StudyConfig, say: Sa
         seed=config.seed,
         warmup=0.2,
     )
-    seconds = 0.0
+    seconds = told = 0.0
     for report in train(model, data, recipe):
         seconds += report.seconds
+        if seconds - told > SAY_SECONDS and report.epoch < section.epochs:
+            told = seconds
+            say(f"epoch {report.epoch} of {section.epochs}: loss {report.loss:.3f}, {seconds:.0f} s")
     say(f"trained in {seconds:.0f} s, last loss {report.loss:.3f}")
 
 

@@ -1,6 +1,8 @@
 """One study from its file to its front: prepare, screen, fine-tune, report. Everything is wired here."""
 
 import json
+import math
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -10,23 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.tune import TuneError
 
 from pipelines.artifacts import FRONT, ArtifactStore, open_store, put_json
 from pipelines.cluster import Cluster, connected, named
 from pipelines.config import StudyConfig
+from pipelines.failures import PASSING
 from pipelines.final import Trained, chosen, report
 from pipelines.journal import Journal, lock, write_json
 from pipelines.pool import ScoringPool
-from pipelines.prepare import Prepared, make_bench, prepare, unchanged
+from pipelines.prepare import Prepared, check_names, make_bench, prepare, unchanged
 from pipelines.problem import constraints, problem
 from pipelines.progress import Display
 from pipelines.report import FrontRow, write_html, write_png
-from pipelines.runtimes import runtimes
 from pipelines.screen import Screening
 from pipelines.tracking import MlflowTracker, Status, Tracker, candidate_params
 from pipelines.tune import Queue, Trials, finetune_all, trial_name
 from pruners.cost import cost
-from pruners.criteria import criteria
 from pruners.errors import PrunefrontError
 from pruners.plan import DENSE, PruningPlan, plan
 from search.candidate import Candidate
@@ -35,6 +38,19 @@ from search.measurement import Failure, Measurement, Outcome, outcome_from_json
 from search.promotion import promote
 from search.searchers import searchers
 from search.space import Problem
+
+OURS = (
+    "journal.jsonl",  # first: without it, nothing that is left counts
+    "study.json",
+    "prepared",
+    "tune",
+    "artifacts",
+    FRONT,
+    "front.html",
+    "front.png",
+    "timing.json",
+)
+"""What a study keeps in its folder, beside the lock; nothing else there is ever deleted."""
 
 
 @dataclass
@@ -79,7 +95,11 @@ def run(
     address: of a Ray cluster; None = this machine. resume: go on where the study stopped. fresh: delete what an
     earlier run left. Raises PrunefrontError for everything that a person can mend.
     """
-    _check_names(config)
+    if resume and fresh:
+        raise PrunefrontError(
+            "--resume goes on with what is there and --fresh deletes it; give one of the two"
+        )
+    check_names(config)
     with lock(config.path):
         store = open_store(config.artifact_uri, config.artifacts.endpoint_url)
         store.probe()  # before anything of an earlier run is deleted
@@ -96,50 +116,60 @@ def run(
                 rows = _stages(session, address)
                 status = "FINISHED"
                 return rows
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM into the second
                 status = "KILLED"
                 raise
+            except (RayError, TuneError) as error:
+                cause = error.cause if isinstance(error, RayTaskError) else error
+                line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+                raise PrunefrontError(
+                    f"Ray failed: {line}; what was done is kept, go on with --resume"
+                ) from error
             finally:
                 for error in tracker.finish(status):
                     display.say(f"not recorded in MLflow: {error}")
 
 
-def _check_names(config: StudyConfig) -> None:
-    """Raises PrunefrontError for a name that no registry holds, and for a runtime that this machine lacks, before
-    anything is spent."""
-    for name in config.prune.criteria:
-        criteria[name]
-    searchers[config.search.searcher]
-    runtime = runtimes[config.measure.runtime]
-    if missing := runtime.missing():
-        raise PrunefrontError(
-            f"measure.runtime = {runtime.name!r} cannot be used here: {missing}; `prunefront list runtimes` says "
-            "which can"
-        )
-
-
 def _open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
-    """Makes the study's folder ready. Raises PrunefrontError if an earlier run would be overwritten, or differs."""
+    """Makes the study's folder ready: as an earlier run left it to go on, else empty of what is ours.
+
+    Raises PrunefrontError if an earlier run would be overwritten, cannot be gone on with, or differs.
+    """
     folder, kept = config.path, config.path / "study.json"
-    with Journal(folder / "journal.jsonl") as journal:
-        begun = bool(journal.of("asked"))
-    if begun and not fresh:
-        if not resume:
+    names = (path.name.removesuffix(".new") for path in folder.iterdir())  # `write_json` may have been killed
+    foreign = sorted(name for name in names if name not in (*OURS, "lock"))
+    if foreign and not kept.exists():
+        raise PrunefrontError(
+            f"{folder} holds {', '.join(foreign[:3])} and no study; give the study another `name` or `folder`"
+        )
+    if not fresh:
+        with Journal(folder / "journal.jsonl") as journal:
+            begun = bool(journal.of("asked"))
+        prepared = (folder / "prepared" / "graph.json").exists()
+        if begun and not resume:
             raise PrunefrontError(
                 f"study {config.name!r} has been searched before ({folder}); --resume goes on with it, --fresh "
                 "deletes it, another `name` keeps both"
             )
-        if different := unchanged(config, json.loads(kept.read_text())):
+        different = unchanged(config, json.loads(kept.read_text())) if kept.exists() else []
+        if begun and different:
             raise PrunefrontError(
                 f"study {config.name!r} was started with another {', '.join(different)}; set that back, or start "
                 "afresh with --fresh or another `name`"
             )
-        return
-    for path in folder.iterdir():
-        if path.is_dir():
+        if begun and not (prepared and kept.exists()):
+            raise PrunefrontError(
+                f"study {config.name!r} cannot go on: {folder / 'prepared' if kept.exists() else kept} is gone; put "
+                "it back, or start afresh with --fresh"
+            )
+        if begun or (resume and prepared and not different):
+            return
+    for name in OURS:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name != "lock":
-            path.unlink()
+        else:
+            path.unlink(missing_ok=True)
     write_json(kept, config.to_json())
 
 
@@ -149,7 +179,7 @@ def _stages(session: Session, address: str | None) -> list[FrontRow]:
         # a cluster that cannot be used is said before anything is spent; here Ray starts when there is work for it
         cluster = _join(stack, config, address) if named(address) else None
         with timing.stage("prepare"):
-            prepared = prepare(config, session.display.say, reuse=bool(session.journal.of("asked")))
+            prepared = prepare(config, session.display.say)
             task = problem(prepared.graph, prepared.scores, config.prune, config.search)
             _say_problem(session, prepared, task)
             bench = make_bench(config, prepared)
@@ -161,7 +191,12 @@ def _stages(session: Session, address: str | None) -> list[FrontRow]:
         with timing.stage("finetune"):
             trained = _finetune(session, prepared, screening, bench_ref, cluster)
         with timing.stage("report"):
-            return _report(session, prepared, trained)
+            rows = _report(session, prepared, trained)
+    write_json(
+        config.path / "timing.json",
+        {"seconds": timing.seconds, "busy": timing.busy, "workers": timing.workers},
+    )
+    return rows
 
 
 def _join(stack: ExitStack, config: StudyConfig, address: str | None) -> Cluster:
@@ -221,7 +256,7 @@ def _screen(
     screening = Screening(searcher, planned, session.journal, on_scored)
     with session.display.stage("scoring", config.search.candidates, len(screening.journal.of("told"))):
         screening.replay()
-        if len(screening.outcomes) < config.search.candidates:
+        if len(screening.outcomes) < config.search.candidates and not session.journal.of("promoted"):
             pool = ScoringPool(bench_ref, cluster.workers, config.cluster)
             try:
                 screening.run(pool, config.search.candidates)
@@ -265,7 +300,8 @@ def _finetune(
 
     def on_trained(name: str, outcome: Outcome, result: dict[str, Any]) -> None:
         nonlocal busy
-        busy += float(result.get("busy_seconds", 0.0))
+        seconds = float(result.get("busy_seconds", 0.0))
+        busy += seconds
         artifact = str(result.get("artifact", ""))
         journal.append(
             "trained",
@@ -276,7 +312,7 @@ def _finetune(
         )
         candidate, _ = plans[name]
         session.tracker.log(
-            name, candidate_params(candidate), outcome, artifact or None, stage="finetune", seconds=busy
+            name, candidate_params(candidate), outcome, artifact or None, stage="finetune", seconds=seconds
         )
         finished.add(name)
         session.display.update(len(finished), _note(outcome))
@@ -287,20 +323,24 @@ def _finetune(
             trials = Trials(config.finetune.epochs, cluster.workers, config.cluster, config.path / "tune")
             finetune_all(bench_ref, left, trials, on_trained)
     session.timing.busy["finetune"] = busy
+    if unfinished := len(plans.keys() - finished):
+        raise PrunefrontError(
+            f"Ray Tune ended with {unfinished} of {len(plans)} networks not fine-tuned; go on with --resume"
+        )
     return _trained(session, plans)
 
 
 def _settled(event: dict[str, Any]) -> bool:
-    """Whether an outcome of the second stage stands. A dead worker's candidate, and the dense network, without which
-    there is no front, are tried again when a study is resumed."""
+    """Whether an outcome of the second stage stands. What failed by the machine or the store, and the dense network,
+    without which there is no front, are tried again when a study is resumed."""
     outcome = outcome_from_json(event["outcome"])
-    return not (isinstance(outcome, Failure) and (outcome.kind == "crashed" or event["name"] == DENSE))
+    return not (isinstance(outcome, Failure) and (outcome.kind in PASSING or event["name"] == DENSE))
 
 
 def _note(outcome: Outcome) -> str:
     if isinstance(outcome, Failure):
         return f"failed: {outcome.reason[:60]}"
-    return f"last: accuracy {outcome['accuracy']:.3f} at {outcome['latency_ratio']:.2f} of dense's latency"
+    return f"accuracy {outcome['accuracy']:.3f}, {outcome['latency_ratio']:.2f} × dense"
 
 
 def _trained(session: Session, plans: dict[str, tuple[Candidate, PruningPlan]]) -> list[Trained]:
@@ -316,12 +356,16 @@ def _trained(session: Session, plans: dict[str, tuple[Candidate, PruningPlan]]) 
         trained.append(Trained(name, candidate, planned, outcome, event["artifact"], event["epochs"]))
     for name, failure in failures:
         session.display.say(f"{name} failed in fine-tuning: {failure.kind}: {failure.reason}")
-        if name == DENSE:
-            raise PrunefrontError(
-                f"the dense network itself could not be measured and published: {failure.reason}; nothing can be "
-                "compared with it; mend that and go on with --resume"
-            )
+        _need_dense(name, failure)
     return trained
+
+
+def _need_dense(name: str, failure: Failure) -> None:
+    if name == DENSE:
+        raise PrunefrontError(
+            f"the dense network itself could not be measured and published: {failure.reason}; nothing can be "
+            "compared with it; mend that and go on with --resume"
+        )
 
 
 def _report(session: Session, prepared: Prepared, trained: list[Trained]) -> list[FrontRow]:
@@ -331,7 +375,7 @@ def _report(session: Session, prepared: Prepared, trained: list[Trained]) -> lis
     session.display.say(
         f"measuring the front's {len(networks)} networks on {len(prepared.splits.test):,} test images"
     )
-    rows = report(
+    rows, failures = report(
         networks,
         prepared.graph,
         prepared.splits.test,
@@ -339,26 +383,30 @@ def _report(session: Session, prepared: Prepared, trained: list[Trained]) -> lis
         session.store,
         threads=config.cluster.cpus_per_worker,
     )
+    for name, failure in failures.items():
+        session.journal.append("unreported", name=name, outcome=failure.to_json())
+        session.tracker.log(name, {}, failure, stage="test")
+        session.display.say(f"{name} is left out of the front: {failure.kind}: {failure.reason}")
+        _need_dense(name, failure)
     data = [row.to_json() for row in rows]
     write_json(folder / FRONT, data)
     put_json(session.store, FRONT, data)
     write_html(data, folder / "front.html", config.name)
     write_png(data, folder / "front.png", config.name)
-    timing = session.timing
-    write_json(
-        folder / "timing.json", {"seconds": timing.seconds, "busy": timing.busy, "workers": timing.workers}
-    )
     session.tracker.log_front(data, [folder / "front.html", folder / "front.png", folder / FRONT])
     return rows
 
 
-def next_steps(config: StudyConfig, study: Path) -> str:
-    """What to type after a search."""
+def next_steps(config: StudyConfig, study: Path, rows: list[FrontRow]) -> str:
+    """What to type after a search; the bound is one that the front can meet."""
+    fastest = min(row.latency_ratio for row in rows)
+    bound = max(0.6, math.ceil(100 * fastest) / 100)
+    file = shlex.quote(str(study))
     return "\n".join(
         (
             "next:",
-            f"  prunefront ui {study}",
-            f"  prunefront fetch {study} --under latency_ratio=0.6 --best accuracy -o best/",
+            f"  prunefront ui {file}",
+            f"  prunefront fetch {file} --under latency_ratio={bound:g} --best accuracy -o best/",
             "  prunefront verify best/",
             f"pages: {config.path / 'front.html'}  {config.path / 'front.png'}",
         )
