@@ -1,9 +1,10 @@
 """The `prunefront` command. Heavy imports wait until a command needs them, so that `--help` is quick."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -88,11 +89,16 @@ def search(
     from pipelines.report import table
     from pipelines.study import next_steps, run
 
-    console = Console(stderr=False)
+    console = Console()
     config = load(study)
-    rows = run(config, display=Display(console), address=address, resume=resume, fresh=fresh)
+    try:
+        rows = run(config, display=Display(console), address=address, resume=resume, fresh=fresh)
+    except KeyboardInterrupt:
+        said = f"stopped; go on with: prunefront search {shlex.quote(str(study))} --resume"
+        Console(stderr=True).print(said, highlight=False, soft_wrap=True, markup=False)
+        raise typer.Exit(130) from None
     console.print(table([row.to_json() for row in rows]))
-    console.print(next_steps(config, study), highlight=False, soft_wrap=True)
+    console.print(next_steps(config, study, rows), highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -103,14 +109,17 @@ def front(study: Study, as_json: AsJson = False) -> None:
 
     folder = locate(study)
     rows = [row.to_json() for row in read_front(folder)]
-    write_html(rows, folder / "front.html", folder.name)
-    write_png(rows, folder / "front.png", folder.name)
+    pages = f"pages: {folder / 'front.html'}  {folder / 'front.png'}"
+    try:
+        write_html(rows, folder / "front.html", folder.name)
+        write_png(rows, folder / "front.png", folder.name)
+    except OSError as error:  # somebody else's study can be read all the same
+        pages = f"no pages were written: {error.filename}: {error.strerror}"
     if as_json:
         print_json(rows)
-        return
-    console = Console()
-    console.print(table(rows))
-    console.print(f"pages: {folder / 'front.html'}  {folder / 'front.png'}", highlight=False, soft_wrap=True)
+    else:
+        Console().print(table(rows))
+    Console(stderr=as_json).print(pages, highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -124,7 +133,7 @@ def fetch(
     ],
     under: Annotated[
         list[str] | None,
-        typer.Option(help="A bound, e.g. latency_ms=2 or macs=1e7. May be given several times."),
+        typer.Option(help="An upper bound, e.g. latency_ms=2 or macs=1e7. May be given several times."),
     ] = None,
     best: Annotated[str, typer.Option(help="What to be best at within the bounds.")] = "accuracy",
     key: Annotated[
@@ -145,7 +154,10 @@ def fetch(
             highlight=False,
         )
     console.print(
-        f"written to {folder}; check it with: prunefront verify {folder}", highlight=False, soft_wrap=True
+        f"written to {folder}; check it with: prunefront verify {shlex.quote(str(out))}",
+        highlight=False,
+        soft_wrap=True,
+        markup=False,
     )
 
 
@@ -176,7 +188,7 @@ def verify(
         console = Console()
         console.print(table)
         for reason in found.skipped:
-            console.print(f"not checked: {reason}", highlight=False)
+            console.print(f"not checked: {reason}", highlight=False, soft_wrap=True, markup=False)
     if not found.ok:
         raise typer.Exit(1)
 
@@ -184,14 +196,17 @@ def verify(
 @app.command()
 def ui(
     study: Annotated[str | None, typer.Argument(help="A study; default: the one searched last.")] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
-    host: Annotated[str, typer.Option()] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where the pages are served.")] = 5000,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
 ) -> None:
     """The MLflow UI on this study's tracking store."""
     from pipelines.studies import tracking_uri
     from pipelines.ui import serve
 
-    serve(tracking_uri(study), port=port, host=host)
+    def say(line: str) -> None:
+        Console().print(line, highlight=False, soft_wrap=True, markup=False)
+
+    serve(tracking_uri(study), port=port, host=host, say=say)
 
 
 def bounds(texts: list[str]) -> dict[str, float]:
@@ -214,7 +229,8 @@ def print_json(data: Any) -> None:
 
 
 def main() -> None:
-    """Runs the command. A PrunefrontError is one line on stderr and exit code 2; `--debug` shows its traceback."""
+    """Runs the command. A PrunefrontError, or what the system refuses, is one line on stderr and exit code 2;
+    `--debug` shows its traceback."""
     debug = "--debug" in sys.argv
     if debug:
         # accepted anywhere on the line, not only before the command's name
@@ -224,17 +240,17 @@ def main() -> None:
     except PrunefrontError as error:
         if debug:
             raise
-        Console(stderr=True).print(
-            f"[red]error:[/red] {_escape(str(error))}", highlight=False, soft_wrap=True
-        )
-        sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; go on with: prunefront search STUDY --resume", highlight=False)
-        sys.exit(130)
+        _fail(str(error))
+    except OSError as error:
+        if debug:
+            raise
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        _fail(f"{what}; check path, permissions and free space (a stopped search goes on with --resume)")
 
 
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
+def _fail(line: str) -> NoReturn:
+    Console(stderr=True).print(Text.assemble(("error:", "red"), " ", line), highlight=False, soft_wrap=True)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 
 class Display:
@@ -28,7 +29,8 @@ class Display:
 
     def say(self, line: str) -> None:
         """One line that stays."""
-        self.console.print(line, highlight=False, soft_wrap=True)
+        # a failure's reason is text, whatever brackets it holds
+        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     @contextmanager
     def stage(self, label: str, total: int, done: int = 0) -> Iterator[None]:
@@ -39,9 +41,11 @@ class Display:
             return
         columns = (
             TextColumn("{task.description:<12}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=24 if self.console.width >= 100 else 10),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn(
+                "{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
+            ),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),

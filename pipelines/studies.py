@@ -74,10 +74,11 @@ def fetch_best(
 ) -> tuple[FrontRow | None, Path]:
     """Fetches one network into `out`; returns its row (None for a bare artifact URI) and the folder.
 
-    source: a study, the root of an artifact store that holds a front.json, or the URI of one artifact.
+    source: a study, the root of an artifact store that holds a front.json, or the URI of one artifact. Raises
+    PrunefrontError when there is none, and for bounds or a key where one artifact was named.
     """
     if (Path(source) / MANIFEST).exists():
-        return None, fetch(source, out, endpoint_url)
+        return None, _fetch_one(source, under, key, out, endpoint_url)
     remote = "://" in source or (
         (Path(source) / FRONT).exists() and not (Path(source) / "study.json").exists()
     )
@@ -86,7 +87,7 @@ def fetch_best(
         try:
             front = read_stored_front(store)
         except ArtifactNotFound:
-            return None, fetch(source, out, endpoint_url)
+            return None, _fetch_one(source, under, key, out, endpoint_url)
         row = _chosen(read(front), under, best, key)
     else:
         folder = locate(source)
@@ -97,10 +98,22 @@ def fetch_best(
     return row, fetch(within(store.uri, row.artifact), out, endpoint_url)
 
 
+def _fetch_one(
+    source: str, under: Mapping[str, float], key: str | None, out: Path, endpoint_url: str | None
+) -> Path:
+    if under or key is not None:
+        raise PrunefrontError(
+            f"{source} is not a front, so --under and --key have nothing to choose from; leave them out, or name a "
+            "study or the root of an artifact store"
+        )
+    return fetch(source, out, endpoint_url)
+
+
 def _chosen(rows: list[FrontRow], under: Mapping[str, float], best: str, key: str | None) -> FrontRow:
     if key is None:
         return FrontRow.from_json(select([r.to_json() for r in rows], under, best))
-    found = [r for r in rows if r.key.startswith(key)]
+    # `dense` names the dense network, although `dense-finetuned` begins like it
+    found = [r for r in rows if r.key == key] or [r for r in rows if r.key.startswith(key)]
     if len(found) != 1:
         raise PrunefrontError(
             f"{len(found)} rows of the front have a key that begins with {key!r}; keys: "
