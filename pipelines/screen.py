@@ -125,7 +125,7 @@ class Screening:
         if len(failures) == len(self.outcomes) >= HOPELESS:
             raise PrunefrontError(
                 f"the first {len(failures)} candidates all failed, the last one with: {failures[-1].reason}; "
-                "mend that and start the study again"
+                "mend that and start the study afresh with --fresh"
             )
 
     @property

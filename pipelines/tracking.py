@@ -157,6 +157,7 @@ class MlflowTracker:
         self.uri, self.experiment, self.folder, self.patience = uri, experiment, folder, patience
         self._children: dict[tuple[str, str], str] = {}  # (key, stage) -> run id; the writer's own
         self._done: set[tuple[str, str]] = set()  # the caller's own
+        self._last_step = -1  # of progress that an earlier run of the study recorded
 
     @property
     def errors(self) -> tuple[str, ...]:
@@ -207,6 +208,8 @@ class MlflowTracker:
     def log_progress(self, step: int, hypervolume: float, front_size: int) -> None:
         from mlflow.entities import Metric
 
+        if step <= self._last_step:
+            return
         values = {"hypervolume": hypervolume, "front_size": float(front_size)}
         metrics = [Metric(name, value, _now(), step) for name, value in values.items()]
         self._writer.put(f"progress at {step}", lambda: self._client.log_batch(self.run_id, metrics=metrics))
@@ -218,8 +221,6 @@ class MlflowTracker:
     def finish(self, status: Status = "FINISHED") -> tuple[str, ...]:
         self._writer.put("the end", lambda: self._client.set_terminated(self.run_id, status))
         self._writer.close()
-        for error in self.errors:
-            log.warning("not recorded in MLflow: %s", error)
         return self.errors
 
     def _open_experiment(self) -> str:
@@ -269,7 +270,9 @@ class MlflowTracker:
                 )
             else:
                 self._done = self._find_children(resume_run_id)
-                # MLflow refuses to change a param, and a study may go on with more candidates than before
+                history = self._client.get_metric_history(resume_run_id, "front_size")
+                self._last_step = max((metric.step for metric in history), default=-1)
+                # MLflow refuses to change a param, and a study may go on with another [cluster] than before
                 params = {key: value for key, value in params.items() if key not in run.data.params}
                 self._log_batch(resume_run_id, params=[Param(*item) for item in params.items()])
                 return resume_run_id
