@@ -127,6 +127,9 @@ def roll(ledger: Ledger, call: Call) -> Value:
             axis, size = dim % rank, labels.shape[dim % rank]
             if not labels.varies(axis):
                 continue
+            if abs(shift) >= size:  # what is left of it after whole turns depends on the width
+                labels = ledger.drop(labels, "is rolled by more than a whole turn")
+                continue
             wraps = slice(size - shift % size, size) if shift > 0 else slice(0, -shift % size)
             ledger.freeze(
                 cut(labels, axis, wraps.start, wraps.stop).data, "wraps around in a roll of fixed amount"

@@ -136,6 +136,8 @@ def _tie_strides(ledger: Ledger, labels: Labels, axis: int, first: int, stop: in
 def indexing(ledger: Ledger, call: Call) -> Value:
     """Index numbers stay what they are, so an indexed channel axis is frozen; other axes keep the labels."""
     x = ledger.as_data(call.first)
+    for index in call.tensors()[1:]:
+        ledger.freeze(ledger.as_data(index).data, f"{call.op} looks up one entry per channel")
     if call.op in ("index_select", "gather", "take_along_dim"):
         axis = call.axis()
         if x.varies(axis):

@@ -129,6 +129,7 @@ def embedding(ledger: Ledger, call: Call) -> Value:
     if not isinstance(table, Stored):
         return _without_weight(ledger, call)
     ledger.freeze(weight_nodes(table, 0), "is an index into a table")
+    ledger.freeze(ledger.as_data(call["indices"]).data, "looks up one row of a table per channel")
     columns = weight_nodes(table, 1)
     ledger.claim(columns, "out", producer=True)
     return along(columns, len(call.shape) - 1, call.shape)
@@ -189,11 +190,21 @@ def _swap_last(labels: Labels) -> Labels:
     return Labels(np.swapaxes(labels.data, -1, -2), (*labels.shape[:-2], labels.shape[-1], labels.shape[-2]))
 
 
+def _repeat_heads(labels: Labels, heads: int) -> Labels:
+    axis = len(labels.shape) - 3
+    times = heads // labels.shape[axis] if labels.varies(axis) else 1
+    return Labels(
+        np.repeat(labels.data, times, axis), (*labels.shape[:axis], heads, *labels.shape[axis + 1 :])
+    )
+
+
 @rule("scaled_dot_product_attention")
 def attention(ledger: Ledger, call: Call) -> Value:
     """softmax(q kᵀ · scale) v; without an explicit scale it follows the head's width, so removing is not masking."""
     q, k, v = (ledger.as_data(call[name]) for name in ("query", "key", "value"))
     last = len(q.shape) - 1
+    if call.get("enable_gqa"):  # each head of k and v serves several neighbouring ones of q
+        k, v = (_repeat_heads(x, q.shape[last - 2]) for x in (k, v))
     if call.get("scale") is None and q.varies(last):
         ledger.inexact.append(q.data.reshape(-1))
     scores: Value = matrix_product(ledger, q, _swap_last(k))

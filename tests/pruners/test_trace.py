@@ -246,6 +246,7 @@ class Movement(nn.Module):
         (lambda x: x.index_select(1, torch.tensor([1, 0])), 2, 0),
         (lambda x: x.roll(3, 1), 8, 5),
         (lambda x: x.roll(-3, 1), 8, 5),
+        (lambda x: x.roll(11, 1), 8, 0),
         (lambda x: x.flip(1), 8, 8),
         (lambda x: x.repeat(1, 2, 1, 1), 16, 8),
         (lambda x: x.repeat_interleave(2, 1), 16, 8),
@@ -277,6 +278,49 @@ class Movement(nn.Module):
 def test_how_many_channels_stay_free_after_a_movement(change: Any, width: int, left: int) -> None:
     graph = trace(Movement(change, width).eval(), torch.randn(2, 3, 8, 8))
     assert units(graph).get("make", 0) == left
+
+
+class LookUp(nn.Module):
+    """One entry of a table for every channel."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.make, self.head = how, nn.Conv2d(3, 8, 1), nn.Linear(4, 2)
+        self.table = nn.Embedding(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        brightest = self.make(x).flatten(2).argmax(2)
+        found = self.table(brightest) if self.how == "embedding" else self.table.weight[brightest]
+        return self.head(found.mean(1))
+
+
+@pytest.mark.parametrize("how", ["embedding", "index"])
+def test_channels_that_look_up_a_table_stay(how: str) -> None:
+    graph = trace(LookUp(how).eval(), torch.randn(2, 3, 8, 8), verify=False)
+    assert "make" not in units(graph)
+    assert "looks up" in reasons(graph)["make"]
+
+
+class GroupedQueries(nn.Module):
+    """Four heads of q share two of k and v."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = nn.Linear(6, 16), nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q = self.q(x).view(b, n, 4, -1).transpose(1, 2)
+        k, v = (make(x).view(b, n, 2, -1).transpose(1, 2) for make in (self.k, self.v))
+        mixed = F.scaled_dot_product_attention(q, k, v, scale=0.3, enable_gqa=True)
+        return self.o(mixed.transpose(1, 2).flatten(2))
+
+
+def test_grouped_queries_go_with_the_keys_that_they_meet() -> None:
+    graph = trace(GroupedQueries().eval(), torch.randn(2, 5, 6))
+    assert units(graph) == {"q": 4, "v": 4}
+    sizes = {m.tensor: len(m.index[0]) for g in graph.groups for m in g.members}
+    assert (sizes["q.weight"], sizes["k.weight"], sizes["v.weight"], sizes["o.weight"]) == (4, 2, 2, 4)
 
 
 def test_a_rule_is_filed_once() -> None:
