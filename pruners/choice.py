@@ -24,10 +24,11 @@ class GroupChoice:
     keep: str | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.ratio < 1.0:
+        # six digits tell any two unit counts apart, and survive a round trip through JSON as text; + 0.0: no "-0.0"
+        ratio = round(self.ratio, 6) + 0.0
+        if not 0.0 <= ratio < 1.0:
             raise RatioError(f"ratio must be in [0, 1), got {self.ratio}")
-        # six digits tell any two unit counts apart, and survive a round trip through JSON as text
-        object.__setattr__(self, "ratio", round(self.ratio, 6))
+        object.__setattr__(self, "ratio", ratio)
         if not 1 <= self.bits <= 32:
             raise RatioError(f"bits must be in [1, 32], got {self.bits}")
         if self.keep is not None and not re.fullmatch("[0-9a-f]+", self.keep):
