@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from search.front import violation
 from search.measurement import Constraint, Measurement
 
 
@@ -23,12 +24,12 @@ def promote(
     never come (accuracy may still rise with training, so its bound is not applied here).
 
     scored: key -> measurement with `accuracy` and `cost`. Deterministic: ties fall to the lower cost, then the key.
+    Raises PrunefrontError where a bounded value was not measured.
     """
-    feasible = {
-        key: m
-        for key, m in scored.items()
-        if all(c.violation(m[c.name]) == 0.0 for c in constraints if c.name != "accuracy")
-    }
+    if count < 1:
+        return []
+    exact = [c for c in constraints if c.name != "accuracy"]
+    feasible = {key: m for key, m in scored.items() if violation(m, exact) == 0.0}
     able = [k for k, m in feasible.items() if m["accuracy"] - m.noise.get("accuracy", 0.0) > chance]
     hopeless = sorted(set(feasible) - set(able), key=lambda k: (-feasible[k][cost], k))
     return [*_spread(able, feasible, count, cost), *hopeless][:count]
@@ -36,7 +37,7 @@ def promote(
 
 def _spread(keys: Sequence[str], scored: Mapping[str, Measurement], count: int, cost: str) -> list[str]:
     """Round by round, the best remaining candidate of each part of the cost axis."""
-    if not keys or count < 1:
+    if not keys:
         return []
     costs = np.log([max(scored[k][cost], 1.0) for k in keys])
     width = (costs.max() - costs.min()) / count or 1.0

@@ -75,7 +75,7 @@ class SearchSpace:
 
     def dense(self) -> Candidate:
         """The candidate that drops nothing."""
-        return Candidate({g.name: GroupChoice(g.criteria[0], 0.0) for g in self.groups}, "dense")
+        return Candidate({g.name: g.choose(g.units) for g in self.groups}, "dense")
 
     def contains(self, candidate: Candidate) -> bool:
         """Whether the candidate chooses an allowed option in every group and names no other group."""

@@ -216,8 +216,10 @@ class ParticleFilter:
         if self._parents:
             key = self._parents.pop(0)
             child = self._masks(key, rng)
-            if key != self._best(self._previous):
-                child = self._perturb(child, self._previous, rng)
+            # a late winner may be the first of its stage that could be measured at all
+            mates = self._previous or [key]
+            if key != self._best(mates):
+                child = self._perturb(child, mates, rng)
         elif len(set(self._pool)) < 2 or (self.stage == 0 and self._told < self.options.particles):
             child = self._bootstrap(rng)
         else:

@@ -20,6 +20,12 @@ SCORES = {
 }
 
 
+def test_dense_lies_in_every_space() -> None:
+    space = SearchSpace((GroupSpace("a", 4, (2, 4), ("l1",), granularities=("block",), bits=(4, 8)),))
+    assert space.contains(space.dense())
+    assert space.keeps(space.dense()) == {"a": 4}
+
+
 def test_seeds_start_dense_lie_in_the_space_and_differ() -> None:
     seeds = seed_candidates(SPACE, SCORES, limit=100)
     assert seeds[0] == SPACE.dense()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pruners.errors import PrunefrontError
-from search.measurement import OBJECTIVES, Measurement
+from search.measurement import OBJECTIVES, Failure, Measurement
 from search.searchers.particle_filter import (
     ParticleFilter,
     effective_size,
@@ -157,6 +157,17 @@ def test_a_stale_tell_is_kept_in_the_archive_and_steers_only_if_it_is_good() -> 
     searcher.tell(good, Measurement({"accuracy": 0.9, "macs": 1.0}))
     assert searcher.state()["parents"] == [*parents, good.key()]
     assert {good.key(), bad.key()} <= set(searcher.state()["archive"])
+
+
+def test_a_late_winner_after_a_stage_of_failures_is_taken_up() -> None:
+    toy = planted()
+    searcher = ParticleFilter(toy.problem, seed=0, particles=4, generations=1, stages=4)
+    late, *rest = (searcher.ask() for _ in range(5))
+    for candidate in rest:
+        searcher.tell(candidate, Failure("error", "planted"))
+    assert searcher.stage == 1
+    searcher.tell(late, Measurement({"accuracy": 0.9, "macs": 1.0}))
+    assert toy.problem.space.contains(searcher.ask())
 
 
 def test_scores_guide_the_first_patterns() -> None:

@@ -1,8 +1,10 @@
 """Which scored candidates are trained: spread over costs, best of their cost, never outside a constraint."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pruners.errors import PrunefrontError
 from search.measurement import Constraint, Measurement
 from search.promotion import promote
 
@@ -18,10 +20,10 @@ POINTS = st.dictionaries(
 )
 
 
-@given(POINTS, st.integers(0, 40))
+@given(POINTS, st.integers(-3, 40))
 def test_as_many_as_asked_for_and_each_once(points: dict[str, Measurement], count: int) -> None:
     keys = promote(points, count)
-    assert len(keys) == len(set(keys)) == min(count, len(points))
+    assert len(keys) == len(set(keys)) == min(max(count, 0), len(points))
     assert set(keys) <= set(points)
     assert keys == promote(dict(reversed(points.items())), count)
 
@@ -63,3 +65,8 @@ def test_a_constraint_on_an_exact_value_excludes_and_one_on_accuracy_waits_for_t
     points = {"big": scored(0.9, 100), "small": scored(0.5, 10)}
     assert promote(points, 2, constraints=[Constraint("macs", high=50)]) == ["small"]
     assert set(promote(points, 2, constraints=[Constraint("accuracy", low=0.8)])) == {"big", "small"}
+
+
+def test_a_bounded_value_that_was_not_measured_is_named() -> None:
+    with pytest.raises(PrunefrontError, match="lacks 'latency_ms', which a constraint bounds"):
+        promote({"a": scored(0.9, 100)}, 1, constraints=[Constraint("latency_ms", high=3)])
