@@ -1,0 +1,197 @@
+"""A whole study whose networks go to a real S3 server (Ceph RGW) and whose record goes to a real MLflow server."""
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from mlflow.tracking import MlflowClient
+
+from tests.services.ceph import S3Server
+from tests.services.test_mlflow_server import free_port, mlflow_server
+
+pytestmark = [pytest.mark.services, pytest.mark.slow]
+
+PROGRAM = str(Path(sys.executable).with_name("prunefront"))
+CANDIDATES = 8
+STUDY = """\
+name = "remote"
+[model]
+factory = "digits_cnn"
+options = {{ width = 8 }}
+[train]
+epochs = 2
+[search]
+searcher = "random"
+candidates = {candidates}
+[finetune]
+candidates = 2
+epochs = 1
+precision = "float32"
+[measure]
+pairs = 10
+[cluster]
+workers = 2
+[artifacts]
+uri = "{artifacts}"
+endpoint_url = "{endpoint}"
+[tracking]
+uri = "{tracking}"
+experiment = "services"
+"""
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A study that was searched in `folder`, and where its results went."""
+
+    folder: Path
+    artifacts: str
+    tracking: str
+    s3: S3Server
+    rows: list[dict[str, Any]]
+
+
+def environment(s3: S3Server, **changed: str) -> dict[str, str]:
+    """Credentials only: the study file, or an option, names the server."""
+    keys = {k: v for k, v in s3.environment().items() if k != "AWS_ENDPOINT_URL"}
+    return {k: v for k, v in os.environ.items() if not k.startswith("AWS_")} | keys | changed
+
+
+def outcome(
+    *arguments: str, folder: Path, env: dict[str, str], seconds: float = 100
+) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [PROGRAM, *arguments],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
+def prunefront(*arguments: str, folder: Path, env: dict[str, str]) -> str:
+    """Runs the program as a person would, and returns its stdout."""
+    done = outcome(*arguments, folder=folder, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def bucket(ceph_s3: S3Server) -> str:
+    name = f"studies-{uuid.uuid4()}"
+    client = boto3.session.Session().client(
+        "s3",
+        endpoint_url=ceph_s3.endpoint,
+        aws_access_key_id=ceph_s3.access_key,
+        aws_secret_access_key=ceph_s3.secret_key,
+        region_name="us-east-1",
+    )
+    client.create_bucket(Bucket=name)
+    client.close()
+    return name
+
+
+@pytest.fixture(scope="module")
+def searched(ceph_s3: S3Server, bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searched]:
+    folder, server = tmp_path_factory.mktemp("searched"), tmp_path_factory.mktemp("mlflow")
+    with mlflow_server(server, free_port()) as tracking:
+        artifacts = f"s3://{bucket}/studies/remote"
+        (folder / "s.toml").write_text(
+            STUDY.format(
+                candidates=CANDIDATES, artifacts=artifacts, endpoint=ceph_s3.endpoint, tracking=tracking
+            )
+        )
+        env = environment(ceph_s3)
+        prunefront("search", "s.toml", folder=folder, env=env)
+        rows = json.loads(prunefront("front", "remote", "--json", folder=folder, env=env))
+        yield Searched(folder, artifacts, tracking, ceph_s3, rows)
+
+
+def test_every_point_of_the_front_lies_in_the_bucket(searched: Searched) -> None:
+    assert len(searched.rows) >= 2
+    for row in searched.rows:
+        assert row["artifact"].startswith(f"{searched.artifacts}/{row['key']}-")
+    assert not (searched.folder / "studies/remote/artifacts").exists()
+
+
+def test_a_point_is_fetched_and_verified_on_another_machine(searched: Searched, tmp_path: Path) -> None:
+    """Nothing is there but the address of the bucket: neither study file nor study."""
+    bound = sorted(row["macs"] for row in searched.rows)[-2]
+    expected = max(row["accuracy"] for row in searched.rows if row["macs"] <= bound)
+    env = environment(searched.s3)
+    wanted = ("--under", f"macs={bound}", "--best", "accuracy", "-o", "best/")
+    prunefront(
+        "fetch", searched.artifacts, *wanted, "--endpoint-url", searched.s3.endpoint, folder=tmp_path, env=env
+    )
+    assert json.loads((tmp_path / "best/measurement.json").read_text())["accuracy"] == expected
+    found = json.loads(prunefront("verify", "best/", "--json", folder=tmp_path, env=env))
+    assert found["ok"]
+    assert {"accuracy (onnx)", "accuracy (torch)", "outputs (onnx)"} <= {c["name"] for c in found["checks"]}
+
+
+def test_the_study_file_is_address_enough(searched: Searched) -> None:
+    env = environment(searched.s3)
+    prunefront("fetch", "s.toml", "--key", "dense", "-o", "dense/", folder=searched.folder, env=env)
+    assert json.loads((searched.folder / "dense/plan.json").read_text())["model"]["options"]["width"] == 8
+
+
+def test_the_mlflow_server_holds_the_study_and_its_candidates(searched: Searched, tmp_path: Path) -> None:
+    client = MlflowClient(searched.tracking)
+    experiment = client.get_experiment_by_name("services")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = (r for r in runs if "mlflow.parentRunId" not in r.data.tags)
+    assert (parent.info.run_name, parent.info.status) == ("remote", "FINISHED")
+    stages: dict[str, list[Any]] = {"score": [], "finetune": []}
+    for run in runs:
+        if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id:
+            stages[run.data.tags["prunefront.stage"]].append(run)
+    assert len(stages["score"]) == CANDIDATES
+    assert len(stages["finetune"]) == 4  # two candidates, the dense network, and that fine-tuned as well
+    for run in stages["finetune"]:
+        assert run.data.tags["prunefront.artifact"].startswith(f"{searched.artifacts}/")
+    files = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"front.html", "front.png", "front.json", "study.json"} <= files
+    front = Path(client.download_artifacts(parent.info.run_id, "front.json", str(tmp_path)))
+    assert json.loads(front.read_text()) == searched.rows
+
+
+@pytest.mark.parametrize(
+    ("changed", "there", "says"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, True, "does not accept the credentials"),
+        ({}, False, "there is no bucket 'no-such-bucket'"),
+    ],
+    ids=["wrong secret", "no bucket"],
+)
+def test_a_bucket_that_cannot_be_used_ends_a_search_before_anything_is_spent(
+    searched: Searched, changed: dict[str, str], there: bool, says: str
+) -> None:
+    """Also before --fresh deletes what was found earlier."""
+    text = (searched.folder / "s.toml").read_text()
+    if not there:
+        text = text.replace(searched.artifacts, "s3://no-such-bucket/p")
+    (searched.folder / "wrong.toml").write_text(text)
+    done = outcome(
+        "search",
+        "wrong.toml",
+        "--fresh",
+        folder=searched.folder,
+        env=environment(searched.s3, **changed),
+        seconds=60,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert says in line
+    assert json.loads((searched.folder / "studies/remote/front.json").read_text()) == searched.rows
