@@ -26,7 +26,7 @@ def graph_of(*groups: ChannelGroup) -> ChannelGraph:
 
 
 units = st.integers(1, 300)
-ratios = st.floats(0.0, 1.0, exclude_max=True)
+ratios = st.floats(0.0, 0.999999).map(lambda r: round(r, 6))  # as a choice holds them
 
 
 @given(units=units, ratio=ratios, seed=st.integers(0, 99))
@@ -37,10 +37,10 @@ def test_said_equals_done_within_one_unit_or_it_raises(units, ratio, seed):
             0
         ]
     except RatioError:
-        assert units * (1.0 - round(ratio, 6)) < 0.5 + 1e-6  # only where nothing would stay
+        assert units * (1.0 - ratio) < 0.5  # only where nothing would stay
         return
     assert abs(done.achieved - ratio) <= 0.5 / units + 1e-6
-    assert done.requested == round(ratio, 6)
+    assert done.requested == ratio
     assert list(done.kept) == sorted(set(done.kept))
     assert 0 <= min(done.kept) <= max(done.kept) < units
     dropped = sorted(set(range(units)) - set(done.kept))
@@ -101,7 +101,7 @@ def test_a_choice_survives_json(ratio):
 
 
 def test_a_ratio_that_its_six_digits_make_one_is_refused():
-    with pytest.raises(RatioError, match="got 0.9999999"):
+    with pytest.raises(RatioError, match=r"got 0\.9999999"):
         GroupChoice("l1", 0.9999999)
 
 
