@@ -118,7 +118,10 @@ def _first_names(model: nn.Module) -> dict[str, str]:
 
 
 def _rebuilt(model: nn.Module, function: Any) -> nn.Module:
-    """A deep copy of the module in which each stored tensor is `function(name, tensor)`; shared ones stay shared."""
+    """A deep copy of the module in which each stored tensor is `function(name, tensor)`; shared ones stay shared.
+
+    Raises PrunefrontError for a module that torch cannot copy.
+    """
     memo: dict[int, Any] = {}
     keep = model.state_dict(keep_vars=True)
     with torch.no_grad():
@@ -131,7 +134,13 @@ def _rebuilt(model: nn.Module, function: Any) -> nn.Module:
             memo[id(tensor)] = made
         for tensor in chain(_other_buffers(model, memo)):
             memo[id(tensor)] = tensor.detach().clone()
-    return copy.deepcopy(model, memo)
+    try:
+        return copy.deepcopy(model, memo)
+    except RuntimeError as error:  # torch refuses tensors with a history
+        raise PrunefrontError(
+            f"{type(model).__name__} cannot be copied, as it holds a tensor that was computed with gradients: take it "
+            "off the module first (torch.nn.utils.remove_weight_norm, for one), or make it a parameter or buffer"
+        ) from error
 
 
 def _other_buffers(model: nn.Module, memo: Mapping[int, Any]) -> Iterator[Tensor]:
@@ -147,6 +156,8 @@ def _sync(model: nn.Module) -> None:
 
 def _sync_one(module: nn.Module) -> None:
     weight = getattr(module, "weight", None)
+    if weight is None:  # a batch norm without scale still knows its width
+        weight = getattr(module, "running_mean", None)
     if not isinstance(weight, Tensor):
         return
     shape = weight.shape

@@ -140,3 +140,17 @@ def test_a_plan_of_another_network_is_refused() -> None:
     stray = PruningPlan((GroupPlan("fc1", thinned(other).groups[0].choice, 9, (0,), 0.9),))
     with pytest.raises(PrunefrontError, match="'fc1', which this graph does not have"):
         surgery.apply(model, graph, stray)
+
+
+def test_a_batch_norm_without_scale_knows_its_new_width() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8, affine=False), nn.Conv2d(8, 2, 1)).eval()
+    graph = trace(net, torch.randn(2, 3, 4, 4))
+    assert surgery.apply(net, graph, keeping(graph, [[0, 2, 5]]))[1].num_features == 3
+
+
+def test_a_module_that_cannot_be_copied_says_what_to_do() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)).eval()
+    graph = trace(net, torch.randn(2, 3, 4, 4))
+    net[0].scale = net[0].weight * 2
+    with pytest.raises(PrunefrontError, match="remove_weight_norm"):
+        surgery.apply(net, graph, keeping(graph, [[0]]))
