@@ -66,7 +66,7 @@ def environment(s3: S3Server, **changed: str) -> dict[str, str]:
 
 
 def outcome(
-    *arguments: str, folder: Path, env: dict[str, str], seconds: float = 100
+    *arguments: str, folder: Path, env: dict[str, str], seconds: float = 240
 ) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [PROGRAM, *arguments],
@@ -140,6 +140,7 @@ def test_a_point_is_fetched_and_verified_on_another_machine(searched: Searched, 
 
 
 def test_the_study_file_is_address_enough(searched: Searched) -> None:
+    """And `dense` means that row, though another one is called `dense-finetuned`."""
     env = environment(searched.s3)
     prunefront("fetch", "s.toml", "--key", "dense", "-o", "dense/", folder=searched.folder, env=env)
     assert json.loads((searched.folder / "dense/plan.json").read_text())["model"]["options"]["width"] == 8
@@ -188,7 +189,7 @@ def test_a_bucket_that_cannot_be_used_ends_a_search_before_anything_is_spent(
         "--fresh",
         folder=searched.folder,
         env=environment(searched.s3, **changed),
-        seconds=60,
+        seconds=110,
     )
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stdout == ""
