@@ -143,15 +143,19 @@ def fetch(
     endpoint_url: Annotated[str | None, typer.Option(help="Of an S3 server that is not AWS.")] = None,
 ) -> None:
     """Fetch the best network of a front within bounds; every file's digest is checked."""
+    from pipelines.report import DENSE
     from pipelines.studies import fetch_best
 
     row, folder = fetch_best(source, bounds(under or []), best, key, out, endpoint_url)
     console = Console()
     if row is not None:
+        # timed against itself, the dense network's ratio is nothing but noise
+        ratio = "" if row.key == DENSE else f" ({row.latency_ratio:.2f} of dense)"
         console.print(
-            f"{row.key}: accuracy {row.accuracy:.4f}, {row.latency_ms:.3f} ms ({row.latency_ratio:.2f} of dense), "
-            f"{row.macs:,} MACs, {row.size_bytes:,} bytes",
+            f"{row.key}: accuracy {row.accuracy:.4f}, {row.latency_ms:.3f} ms{ratio}, {row.macs:,} MACs, "
+            f"{row.size_bytes:,} bytes",
             highlight=False,
+            soft_wrap=True,
         )
     console.print(
         f"written to {folder}; check it with: prunefront verify {shlex.quote(str(out))}",
