@@ -176,7 +176,7 @@ def table(rows: Sequence[Row], title: str | None = None) -> "Table":
 
     front = read(rows)
     dense = next((row for row in front if row.key == DENSE), None)
-    behind = any(not row.on_test_front for row in front)
+    behind = any(not row.on_test_front for row in front if row.key != DENSE)
     drawn = Table(
         box=SIMPLE_HEAD,
         title=title,
