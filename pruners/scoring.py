@@ -45,8 +45,8 @@ def score_all(
 ) -> Scores:
     """criterion -> group -> one float64 score per unit, higher = keep.
 
-    Groups for which a criterion makes no sense are left out. model: dense; it stays as it is.
-    batches: calibration data, read once, and only if a criterion needs it.
+    Groups for which a criterion makes no sense, or which no gradient reaches where it needs one, are left out.
+    model: dense; it stays as it is. batches: calibration data, read once, and only if a criterion needs it.
     Raises UnknownName for an unknown criterion or granularity, PrunefrontError for missing data or a score
     that is not finite.
     """
@@ -64,8 +64,8 @@ def score_all(
     tensors = model.state_dict()
     scores: dict[str, dict[str, NDArray[np.float64]]] = {name: {} for name in chosen}
     for group in graph.groups:
-        fitting = [c for c in chosen.values() if c.needs <= facts(group, graph)]
         view = units.view(group, tensors, statistics)
+        fitting = [c for c in chosen.values() if c.needs <= facts(group, graph) & view.held()]
         for criterion in fitting:
             scores[criterion.name][group.name] = _score(criterion, view, group)
     return scores

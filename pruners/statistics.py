@@ -62,8 +62,8 @@ def collect(
     """Statistics of the dense model in eval mode over the batches, read once; the model stays as it is.
 
     needs: names of `UnitView` fields; those that need no data are ignored. Gate gradients carry the loss's
-    own scale, so batches should be of one size. Memory: one number per unit and batch (gate_gradient) or
-    image (activation). Raises PrunefrontError when there is no batch, or an activation cannot be seen.
+    own scale, so batches should be of one size; a group that no gradient reaches has none. Memory: one number per
+    unit and batch (gate_gradient) or image (activation). Raises PrunefrontError when there is no batch, or an activation cannot be seen.
 
     Gate gradient (Taylor-FO-BN, Molchanov et al. 2019, 1906.10771): a gate z ≡ 1 on y = γx̂ + β has
     ∂L/∂z = Σ (∂L/∂y) y = γ ∂L/∂γ + β ∂L/∂β, so parameter gradients are enough; without a norm the same
@@ -81,6 +81,7 @@ def collect(
     watching = {m.tensor: tensors[m.tensor] for g in watched for m in consumers(g)}
     gradients: dict[str, list[Tensor]] = defaultdict(list)
     activations: dict[str, list[Tensor]] = defaultdict(list)
+    reached: set[str] = set()
     for inputs, target in batches:
         arguments = inputs if isinstance(inputs, tuple) else (inputs,)
         seen = _SeenByWeights(watching, len(arguments[0]))
@@ -90,6 +91,7 @@ def collect(
             if gated:
                 slopes = torch.autograd.grad(loss(output, target), parameters, allow_unused=True)
                 work = dict(zip(names, map(_work, parameters, slopes), strict=True))
+                reached |= {name for name, slope in zip(names, slopes, strict=True) if slope is not None}
                 for name, (members, count) in gated.items():
                     total = torch.stack([_work_per_unit(work[m.tensor], m) for m in members]).sum(dim=0)
                     gradients[name].append(total / count)
@@ -101,7 +103,12 @@ def collect(
             "there is no calibration batch: criteria that look at data need one, give at least one"
         )
     return Statistics(
-        {name: torch.stack(columns, dim=1) for name, columns in gradients.items()},
+        {
+            name: torch.stack(columns, dim=1)
+            for name, columns in gradients.items()
+            # a zero where no gradient flows (a forward under no_grad) would rank units by their index
+            if any(m.tensor in reached for m in gated[name][0])
+        },
         {name: torch.cat(columns, dim=1) for name, columns in activations.items()},
     )
 

@@ -328,12 +328,15 @@ def test_every_coupling_pattern_is_scored(name):
 
     scores = score_all(model, graph, criteria, [(inputs, None), (again, None)], loss)
     offered = available(graph)
-    assert {(g, c) for g in offered for c in offered[g]} == {(g, c) for c in scores for g in scores[c]}
+    left_out = {(g, c) for g in offered for c in offered[g]} - {(g, c) for c in scores for g in scores[c]}
+    # its forward is under no_grad there: a gate gradient of zero would say nothing, so there is none
+    assert left_out == ({("embed", "taylor")} if name == "WindowAttention" else set())
     for where in graph.groups:
         assert {"l1", "random", "taylor"} <= set(offered[where.name])
-        for criterion_name in offered[where.name]:
+        for criterion_name in {c for c in offered[where.name] if (where.name, c) not in left_out}:
             assert scores[criterion_name][where.name].shape == (where.units,)
-        assert scores["taylor"][where.name].max() > 0.0  # every group can change the output
+        if (where.name, "taylor") not in left_out:
+            assert scores["taylor"][where.name].max() > 0.0  # every group can change the output
 
 
 class Toy(nn.Module):
