@@ -63,7 +63,8 @@ def collect(
 
     needs: names of `UnitView` fields; those that need no data are ignored. Gate gradients carry the loss's
     own scale, so batches should be of one size; a group that no gradient reaches has none. Memory: one number per
-    unit and batch (gate_gradient) or image (activation). Raises PrunefrontError when there is no batch, or an activation cannot be seen.
+    unit and batch (gate_gradient) or image (activation). Raises PrunefrontError when there is no batch, or an
+    activation cannot be seen.
 
     Gate gradient (Taylor-FO-BN, Molchanov et al. 2019, 1906.10771): a gate z ≡ 1 on y = γx̂ + β has
     ∂L/∂z = Σ (∂L/∂y) y = γ ∂L/∂γ + β ∂L/∂β, so parameter gradients are enough; without a norm the same
