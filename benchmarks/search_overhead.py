@@ -47,8 +47,8 @@ STUDY: dict[str, Any] = {
 QUICK: dict[str, Any] = {
     "model": {"factory": "digits_cnn", "options": {"width": 16}},
     "train": {"epochs": 1},
-    "search": {"candidates": 24},
-    "finetune": {"candidates": 2, "epochs": 1},
+    "search": {"candidates": 12},
+    "finetune": {"candidates": 1, "epochs": 1},
     "measure": {"pairs": 20},
 }
 
@@ -112,7 +112,7 @@ def bench(images: int) -> Workbench:
 
 def score(quick: bool) -> dict[str, Any]:
     """Times first scores against bare forward passes over the same batches."""
-    images, pairs = (512, 4) if quick else (2048, 12)
+    images, pairs = (256, 3) if quick else (2048, 12)
     evaluator = Evaluator(bench(images))
     made, graph = evaluator.bench, evaluator.bench.graph
     scores = score_all(evaluator.dense, graph, ("l1",))
