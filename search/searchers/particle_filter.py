@@ -439,8 +439,8 @@ def temperature(errors: NDArray[np.float64], least: float) -> float:
     high = max(float(np.ptp(errors)), low)
     while effective_size(tempered_weights(errors, high)) < goal:
         high *= 2
-    for _ in range(30):
-        middle = 0.5 * (low + high)
+    for _ in range(60):
+        middle = float(np.sqrt(low * high))  # errors may differ by any power of ten
         if effective_size(tempered_weights(errors, middle)) < goal:
             low = middle
         else:

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pruners.errors import PrunefrontError
@@ -43,6 +43,7 @@ def test_resampling_is_unbiased(w: np.ndarray, n: int) -> None:
     assert mean == pytest.approx(n * w, abs=2e-3)
 
 
+@example(np.array([0.0, 0.0, 0.0, 0.25, 0.25, 0.4375, 6e-08]), 0.0)
 @given(errors, st.sampled_from([0.0, 0.01, 0.3]))
 def test_temperature_makes_half_of_the_particles_count(e: np.ndarray, se: float) -> None:
     t = temperature(e, se)
