@@ -39,16 +39,16 @@ STUDY: dict[str, Any] = {
     "name": "overhead",
     "model": {"factory": "digits_cnn"},
     "data": {"source": "digits"},
-    "train": {"epochs": 2},
+    "dense": {"epochs": 2},
     "search": {"candidates": 96},
-    "finetune": {"candidates": 14, "epochs": 10},
+    "training": {"candidates": 14, "epochs": 10},
     "cluster": {"workers": 2},
 }
 QUICK: dict[str, Any] = {
     "model": {"factory": "digits_cnn", "options": {"width": 16}},
-    "train": {"epochs": 1},
+    "dense": {"epochs": 1},
     "search": {"candidates": 12},
-    "finetune": {"candidates": 1, "epochs": 1},
+    "training": {"candidates": 1, "epochs": 1},
     "measure": {"pairs": 20},
 }
 

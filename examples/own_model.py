@@ -60,9 +60,9 @@ STUDY = {
     "name": "own-model",
     "model": {"factory": "own_model:Network", "options": {"width": 32}},
     "data": {"source": "own_model:odd_or_even", "augment": "crop"},
-    "train": {"epochs": 8},
+    "dense": {"epochs": 8},
     "search": {"searcher": "random", "candidates": 16},
-    "finetune": {"candidates": 4, "epochs": 2},
+    "training": {"candidates": 4, "epochs": 2},
     "measure": {"pairs": 50},
 }
 

@@ -34,7 +34,7 @@ class ModelSection(Section):
     options: dict[str, Any] = {}
     """Keyword arguments of the factory."""
     weights: Path | None = None
-    """`.safetensors`, or a `.pt`/`.pth` state dict. Without it the network is trained first, see [train]."""
+    """`.safetensors`, or a `.pt`/`.pth` state dict. Without it the network is trained first, see [dense]."""
 
 
 class DataSection(Section):
@@ -64,7 +64,7 @@ class DataSection(Section):
     """Pixels of zero padding that the random crop plays in."""
 
 
-class TrainSection(Section):
+class DenseSection(Section):
     """How the dense network is trained when it comes without weights."""
 
     epochs: Annotated[int, Field(ge=1)] = 10
@@ -75,7 +75,7 @@ class TrainSection(Section):
     """Images per step."""
 
 
-class PruneSection(Section):
+class SpaceSection(Section):
     """What may be cut."""
 
     criteria: tuple[str, ...] = ("l1", "taylor", "bn_scale", "geometric_median")
@@ -131,7 +131,7 @@ class SearchSection(Section):
         return self
 
 
-class FinetuneSection(Section):
+class TrainingSection(Section):
     """What happens to the candidates that deserve training."""
 
     candidates: Annotated[int, Field(ge=0)] = 12
@@ -209,10 +209,10 @@ class StudyConfig(Section):
     """Where the study keeps its state: `<folder>/<name>/`."""
     model: ModelSection
     data: DataSection = DataSection()
-    train: TrainSection = TrainSection()
-    prune: PruneSection = PruneSection()
+    dense: DenseSection = DenseSection()
+    space: SpaceSection = SpaceSection()
     search: SearchSection = SearchSection()
-    finetune: FinetuneSection = FinetuneSection()
+    training: TrainingSection = TrainingSection()
     measure: MeasureSection = MeasureSection()
     tracking: TrackingSection = TrackingSection()
     artifacts: ArtifactSection = ArtifactSection()

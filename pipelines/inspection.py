@@ -29,15 +29,15 @@ class Inspection:
         """groups (name, units, members, keeps, criteria), frozen (name, channels, reason), macs, params, size_bytes."""
         price = cost(self.graph)
         scorable = available(self.graph)
-        prune = self.config.prune
+        space = self.config.space
         return {
             "groups": [
                 {
                     "name": g.name,
                     "units": g.units,
                     "members": [f"{m.tensor}[{m.dim}]" for m in g.members],
-                    "keeps": list(keep_counts(g, prune.max_ratio, prune.round_to)),
-                    "criteria": [c for c in prune.criteria if c in scorable[g.name]],
+                    "keeps": list(keep_counts(g, space.max_ratio, space.round_to)),
+                    "criteria": [c for c in space.criteria if c in scorable[g.name]],
                 }
                 for g in self.graph.groups
             ],

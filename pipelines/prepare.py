@@ -54,7 +54,7 @@ class Prepared:
 def check_names(config: StudyConfig) -> None:
     """Raises PrunefrontError for a name that no registry holds, and for a runtime that this machine lacks, before
     anything is spent."""
-    for name in config.prune.criteria:
+    for name in config.space.criteria:
         criteria[name]
     searchers[config.search.searcher]
     runtime = runtimes[config.measure.runtime]
@@ -95,9 +95,9 @@ def prepare(config: StudyConfig, say: Say) -> Prepared:
     calibration = []
     for images, labels in batches(data.train, data.transform, 64, augment=rng, shuffle=rng, smallest=2):
         calibration.append((images, labels))
-        if 64 * len(calibration) >= config.prune.calibration_images:
+        if 64 * len(calibration) >= config.space.calibration_images:
             break
-    scores = score_all(model, graph, config.prune.criteria, calibration)
+    scores = score_all(model, graph, config.space.criteria, calibration)
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(model, kept)
     _save_scores(scores, folder / "scores.safetensors")
@@ -133,7 +133,7 @@ def trace_model(model: nn.Module, config: StudyConfig, input_shape: Sequence[int
     graph = trace(
         model,
         torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)),
-        frozen=config.prune.frozen,
+        frozen=config.space.frozen,
     )
     if not graph.groups:
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in graph.frozen[:3])
@@ -145,13 +145,13 @@ def trace_model(model: nn.Module, config: StudyConfig, input_shape: Sequence[int
 
 def train_dense(model: nn.Module, data: SearchData, config: StudyConfig, say: Say) -> None:
     """Trains a network that came without weights, in place."""
-    section = config.train
+    section = config.dense
     say(f"no weights given: training {config.model.factory} for {section.epochs} epochs")
     recipe = Recipe(
         epochs=section.epochs,
         learning_rate=section.learning_rate,
         batch_size=section.batch_size,
-        weight_decay=config.finetune.weight_decay,
+        weight_decay=config.training.weight_decay,
         distill=0.0,
         temperature=1.0,
         precision="float32",
@@ -198,7 +198,7 @@ def make_bench(config: StudyConfig, prepared: Prepared) -> Workbench:
         weights=arrays(prepared.model),
         graph=prepared.graph,
         data=data,
-        calibration_images=config.prune.calibration_images,
+        calibration_images=config.space.calibration_images,
         validation_limit=config.search.validation_limit,
         recipe=_recipe(config, prepared, data, device),
         measure=config.measure,
@@ -214,7 +214,7 @@ def make_bench(config: StudyConfig, prepared: Prepared) -> Workbench:
 
 
 def _recipe(config: StudyConfig, prepared: Prepared, data: SearchData, device: str) -> Recipe:
-    section = config.finetune
+    section = config.training
     path = config.path / "prepared" / "precision.json"
     if section.precision != "auto":
         precision, channels_last = section.precision, section.precision == "bfloat16"

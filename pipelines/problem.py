@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from pipelines.config import Bound, PruneSection, SearchSection
+from pipelines.config import Bound, SpaceSection, SearchSection
 from pruners.cost import Cost, cost, unit_macs
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
@@ -12,19 +12,19 @@ from search.measurement import OBJECTIVES, Constraint
 from search.space import GroupSpace, Problem, SearchSpace
 
 
-def search_space(graph: ChannelGraph, scores: Scores, prune: PruneSection) -> SearchSpace:
+def search_space(graph: ChannelGraph, scores: Scores, section: SpaceSection) -> SearchSpace:
     """Per group: the kept counts, and the criteria that make sense there. Raises PrunefrontError if nothing can go."""
     macs = unit_macs(graph)
     groups = []
     for group in graph.groups:
-        keeps = keep_counts(group, prune.max_ratio, prune.round_to)
-        criteria = tuple(c for c in prune.criteria if group.name in scores.get(c, {}))
+        keeps = keep_counts(group, section.max_ratio, section.round_to)
+        criteria = tuple(c for c in section.criteria if group.name in scores.get(c, {}))
         if len(keeps) > 1 and criteria:
             groups.append(GroupSpace(group.name, group.units, keeps, criteria, unit_macs=macs[group.name]))
     if not groups:
         raise PrunefrontError(
             f"nothing can be pruned: {len(graph.groups)} channel groups, none with a smaller width under "
-            f"max_ratio = {prune.max_ratio}, round_to = {prune.round_to} and criteria = {list(prune.criteria)}; "
+            f"max_ratio = {section.max_ratio}, round_to = {section.round_to} and criteria = {list(section.criteria)}; "
             "`prunefront inspect` says what is frozen and why"
         )
     return SearchSpace(tuple(groups))
@@ -42,9 +42,9 @@ def constraints(bounds: Mapping[str, Bound]) -> tuple[Constraint, ...]:
     )
 
 
-def problem(graph: ChannelGraph, scores: Scores, prune: PruneSection, search: SearchSection) -> Problem:
+def problem(graph: ChannelGraph, scores: Scores, section: SpaceSection, search: SearchSection) -> Problem:
     """Everything that a searcher may know."""
-    space = search_space(graph, scores, prune)
+    space = search_space(graph, scores, section)
     limit = search.seeds or max(2, search.candidates // 3)
     return Problem(
         space=space,

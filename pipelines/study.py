@@ -180,7 +180,7 @@ def _stages(session: Session, address: str | None) -> list[FrontRow]:
         cluster = _join(stack, config, address) if named(address) else None
         with timing.stage("prepare"):
             prepared = prepare(config, session.display.say)
-            task = problem(prepared.graph, prepared.scores, config.prune, config.search)
+            task = problem(prepared.graph, prepared.scores, config.space, config.search)
             _say_problem(session, prepared, task)
             bench = make_bench(config, prepared)
         cluster = cluster or _join(stack, config, address)
@@ -237,7 +237,7 @@ def _screen(
     done = 0
 
     def planned(candidate: Candidate) -> PruningPlan:
-        return plan(prepared.graph, candidate.choices, prepared.scores, round_to=config.prune.round_to)
+        return plan(prepared.graph, candidate.choices, prepared.scores, round_to=config.space.round_to)
 
     def on_scored(key: str, candidate: Candidate, outcome: Outcome) -> None:
         nonlocal done
@@ -280,20 +280,20 @@ def _finetune(
     if not journal.of("promoted"):
         keys = promote(
             {k: m for k, m in screening.measured.items() if k != DENSE},
-            config.finetune.candidates,
+            config.training.candidates,
             chance=1.0 / prepared.splits.classes,
             constraints=constraints(config.search.constraints),
         )
         journal.append("promoted", candidates=[screening.candidates[key].to_json() for key in keys])
     candidates = [Candidate({}, DENSE)]
-    if config.finetune.epochs > 0:
+    if config.training.epochs > 0:
         # what further training alone gives: pruned networks are compared with it, too
         candidates.append(Candidate({}, f"{DENSE}, fine-tuned"))
     candidates += [Candidate.from_json(c) for c in journal.of("promoted")[-1]["candidates"]]
     plans = {
         trial_name(c, p): (c, p)
         for c in candidates
-        for p in [plan(prepared.graph, c.choices, prepared.scores, round_to=config.prune.round_to)]
+        for p in [plan(prepared.graph, c.choices, prepared.scores, round_to=config.space.round_to)]
     }
     finished = {e["name"] for e in journal.of("trained") if _settled(e)}
     busy = 0.0
@@ -320,7 +320,7 @@ def _finetune(
     with session.display.stage("fine-tuning", len(plans), len(finished)):
         left = Queue([(name, c, p) for name, (c, p) in plans.items() if name not in finished])
         if len(left):
-            trials = Trials(config.finetune.epochs, cluster.workers, config.cluster, config.path / "tune")
+            trials = Trials(config.training.epochs, cluster.workers, config.cluster, config.path / "tune")
             finetune_all(bench_ref, left, trials, on_trained)
     session.timing.busy["finetune"] = busy
     if unfinished := len(plans.keys() - finished):

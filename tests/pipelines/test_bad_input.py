@@ -79,7 +79,7 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     return run
 
 
-STUDY = 'name = "s"\n[model]\nfactory = "digits_cnn"\noptions = { width = 4 }\n[train]\nepochs = 1\n'
+STUDY = 'name = "s"\n[model]\nfactory = "digits_cnn"\noptions = { width = 4 }\n[dense]\nepochs = 1\n'
 
 
 def test_an_unknown_key(refused: Run) -> None:
@@ -103,22 +103,22 @@ def test_a_network_that_cannot_be_used(refused: Run, factory: str, said: str) ->
 
 def test_weights_that_do_not_fit(refused: Run, tmp_path: Path) -> None:
     save_file({"linear.weight": np.zeros((3, 3), np.float32)}, tmp_path / "w.safetensors")
-    study = STUDY.replace("[train]", 'weights = "w.safetensors"\n[train]')
+    study = STUDY.replace("[dense]", 'weights = "w.safetensors"\n[dense]')
     assert "w.safetensors" in refused(study, command="inspect")
 
 
 def test_weights_that_are_a_pickle_of_something_else(refused: Run, tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_bytes(b"\x80\x02cos\nsystem\n.")
-    study = STUDY.replace("[train]", 'weights = "w.pt"\n[train]')
+    study = STUDY.replace("[dense]", 'weights = "w.pt"\n[dense]')
     assert "w.pt" in refused(study, command="inspect")
 
 
 def test_a_ratio_out_of_range(refused: Run) -> None:
-    assert "less than 1" in refused(STUDY + "[prune]\nmax_ratio = 1.5\n")
+    assert "less than 1" in refused(STUDY + "[space]\nmax_ratio = 1.5\n")
 
 
 def test_an_unknown_criterion(refused: Run) -> None:
-    assert "did you mean 'taylor'" in refused(STUDY + '[prune]\ncriteria = ["tailor"]\n')
+    assert "did you mean 'taylor'" in refused(STUDY + '[space]\ncriteria = ["tailor"]\n')
 
 
 def test_an_unknown_searcher_and_an_unknown_option_of_one(refused: Run) -> None:
@@ -131,7 +131,7 @@ def test_an_unknown_runtime_and_one_that_is_not_here(refused: Run) -> None:
 
 
 def test_nothing_that_may_be_pruned(refused: Run) -> None:
-    said = refused(STUDY + "[prune]\nmax_ratio = 0.0\n")
+    said = refused(STUDY + "[space]\nmax_ratio = 0.0\n")
     assert "nothing can be pruned" in said
 
 
@@ -180,7 +180,7 @@ def test_a_study_that_was_searched_before_or_with_other_settings(refused: Run, t
     with Journal(folder / "journal.jsonl") as journal:
         journal.append("asked", candidate={})
     assert "--resume" in refused(STUDY)
-    assert "finetune.epochs" in refused(STUDY + "[finetune]\nepochs = 7\n", "--resume")
+    assert "training.epochs" in refused(STUDY + "[training]\nepochs = 7\n", "--resume")
 
 
 @pytest.mark.parametrize(

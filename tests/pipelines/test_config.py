@@ -31,7 +31,7 @@ def test_an_unknown_key_names_the_nearest_and_all_known_ones() -> None:
 
 
 def test_an_unknown_section() -> None:
-    assert "did you mean 'finetune'" in refusal(finetunes={})
+    assert "did you mean 'training'" in refusal(trainings={})
 
 
 def test_an_unknown_key_below_a_name_of_the_users_own() -> None:
@@ -42,9 +42,9 @@ def test_an_unknown_key_below_a_name_of_the_users_own() -> None:
     ("section", "values", "said"),
     [
         ("search", {"candidates": 0}, "greater than or equal to 1"),
-        ("prune", {"max_ratio": 1.0}, "less than 1"),
-        ("prune", {"round_to": "eight"}, "integer"),
-        ("finetune", {"precision": "fp8"}, "'auto', 'float32' or 'bfloat16'"),
+        ("space", {"max_ratio": 1.0}, "less than 1"),
+        ("space", {"round_to": "eight"}, "integer"),
+        ("training", {"precision": "fp8"}, "'auto', 'float32' or 'bfloat16'"),
         ("data", {"validation": 1}, "greater than or equal to 2"),
         ("search", {"objectives": ["accuracy", "latency_ms"]}, "latency is measured"),
         ("search", {"objectives": ["macs"]}, "include 'accuracy'"),
@@ -90,5 +90,5 @@ def test_the_examples_are_valid() -> None:
 
 def test_every_setting_is_described() -> None:
     described = settings()
-    assert "finetune.distill" in described
+    assert "training.distill" in described
     assert not [name for name, text in described.items() if "None" in text]

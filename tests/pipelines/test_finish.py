@@ -40,8 +40,8 @@ PROGRAM = str(Path(sys.executable).with_name("prunefront"))
 SMALL: dict[str, Any] = {
     "name": "small",
     "model": {"factory": "digits_cnn", "options": {"width": 4}},
-    "train": {"epochs": 1},
-    "prune": {"criteria": ["l1"]},
+    "dense": {"epochs": 1},
+    "space": {"criteria": ["l1"]},
 }
 
 
@@ -88,7 +88,7 @@ def test_what_was_prepared_is_kept_for_a_study_that_had_not_asked_yet(tmp_path: 
     assert not any("training" in line for line in lines if not line.startswith("data:"))
     assert all(np.array_equal(before[name], after[name]) for name in before)
     # with other settings it is worth nothing
-    _open_folder(study(tmp_path, train={"epochs": 2}), resume=True, fresh=False)
+    _open_folder(study(tmp_path, dense={"epochs": 2}), resume=True, fresh=False)
     assert not (config.path / "prepared").exists()
 
 
@@ -111,7 +111,7 @@ def test_data_that_changed_since_are_refused(tmp_path: Path) -> None:
                 pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
                 Image.fromarray(pixels).save(tmp_path / part / label / f"{number}.png")
     data = {"source": "folder", "train": "train", "test": "test"}
-    config = study(tmp_path, data=data, train={"epochs": 1, "batch_size": 8})
+    config = study(tmp_path, data=data, dense={"epochs": 1, "batch_size": 8})
     prepare(config, silent)
     prepare(config, silent)
     changed = tmp_path / "test" / "b" / "0.png"
@@ -204,7 +204,7 @@ def test_more_that_is_refused(
     text = 'name = "s"\n{}[model]\nfactory = "digits_cnn"\n{}'
     (tmp_path / "s.toml").write_text(text.format("", ""))
     (tmp_path / "blocked.toml").write_text(text.format('folder = "s.toml"\n', ""))
-    (tmp_path / "criterion.toml").write_text(text.format("", '[prune]\ncriteria = ["tailor"]\n'))
+    (tmp_path / "criterion.toml").write_text(text.format("", '[space]\ncriteria = ["tailor"]\n'))
     (tmp_path / "artifact").mkdir()
     (tmp_path / "artifact" / "manifest.json").write_text("{}")
     monkeypatch.setattr(sys, "argv", ["prunefront", *arguments])
@@ -233,12 +233,12 @@ name = "small"
 [model]
 factory = "digits_cnn"
 options = { width = 8 }
-[train]
+[dense]
 epochs = 2
 [search]
 searcher = "random"
 candidates = 6
-[finetune]
+[training]
 candidates = 4
 epochs = 2
 precision = "float32"

@@ -24,12 +24,12 @@ name = "small"
 [model]
 factory = "digits_cnn"
 options = { width = 8 }
-[train]
+[dense]
 epochs = 3
 [search]
 searcher = "evolution"
 candidates = 12
-[finetune]
+[training]
 candidates = 4
 epochs = 1
 precision = "float32"
@@ -218,9 +218,9 @@ class Unlucky(nn.Module):
 def test_candidates_that_raise_die_or_diverge_are_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
     (tmp_path / "unlucky.py").write_text(UNLUCKY)
     (tmp_path / "s.toml").write_text(
-        'name = "u"\n[model]\nfactory = "unlucky:Unlucky"\n[train]\nepochs = 1\n'
-        '[prune]\ncriteria = ["l1"]\n[search]\nsearcher = "random"\ncandidates = 8\n'
-        '[finetune]\ncandidates = 8\nepochs = 1\nprecision = "float32"\n[measure]\npairs = 10\n'
+        'name = "u"\n[model]\nfactory = "unlucky:Unlucky"\n[dense]\nepochs = 1\n'
+        '[space]\ncriteria = ["l1"]\n[search]\nsearcher = "random"\ncandidates = 8\n'
+        '[training]\ncandidates = 8\nepochs = 1\nprecision = "float32"\n[measure]\npairs = 10\n'
     )
     out = prunefront("search", "s.toml", folder=tmp_path)
     told = {e["key"]: e["outcome"] for e in events(tmp_path, "u", "told")}

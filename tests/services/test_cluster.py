@@ -26,15 +26,15 @@ name = "{name}"
 folder = "{folder}"
 [model]
 factory = "digits_cnn"
-[train]
+[dense]
 epochs = 2
-[prune]
+[space]
 criteria = ["l1"]
 calibration_images = 128
 [search]
 searcher = "random"
 candidates = 6
-[finetune]
+[training]
 candidates = 1
 epochs = 1
 [measure]

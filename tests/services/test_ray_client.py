@@ -27,15 +27,15 @@ STUDY = """\
 name = "outside"
 [model]
 factory = "mine:Mine"
-[train]
+[dense]
 epochs = 1
-[prune]
+[space]
 criteria = ["l1"]
 calibration_images = 128
 [search]
 searcher = "random"
 candidates = 6
-[finetune]
+[training]
 candidates = 2
 epochs = 1
 precision = "float32"

@@ -26,12 +26,12 @@ name = "remote"
 [model]
 factory = "digits_cnn"
 options = {{ width = 8 }}
-[train]
+[dense]
 epochs = 2
 [search]
 searcher = "random"
 candidates = {candidates}
-[finetune]
+[training]
 candidates = 2
 epochs = 1
 precision = "float32"
