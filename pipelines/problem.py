@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from pipelines.config import Bound, SpaceSection, SearchSection
+from pipelines.config import Bound, SearchSection, SpaceSection
 from pruners.cost import Cost, cost, unit_macs
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
