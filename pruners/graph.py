@@ -54,7 +54,8 @@ class ChannelGraph:
 
     shapes: shape of every tensor of the state dict. parameters: the names among them that are trained parameters.
     ops: where the multiply-accumulates are. inexact: names of groups whose cut changes more than masking would, as a
-    layer norm's statistics or attention's scale go with the width. element_bytes: of tensors whose elements do not
+    layer norm's statistics or attention's scale go with the width. rectified: names of groups whose channels go through
+    a ReLU. element_bytes: of tensors whose elements do not
     have 4 bytes.
     """
 
@@ -64,6 +65,7 @@ class ChannelGraph:
     shapes: Mapping[str, tuple[int, ...]]
     parameters: tuple[str, ...]
     inexact: tuple[str, ...] = ()
+    rectified: tuple[str, ...] = ()
     element_bytes: Mapping[str, int] = field(default_factory=dict)
 
     def group(self, name: str) -> ChannelGroup:
@@ -96,6 +98,7 @@ class ChannelGraph:
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "parameters": list(self.parameters),
             "inexact": list(self.inexact),
+            "rectified": list(self.rectified),
             "element_bytes": dict(self.element_bytes),
         }
 
@@ -118,5 +121,6 @@ class ChannelGraph:
             shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
             parameters=tuple(data["parameters"]),
             inexact=tuple(data.get("inexact", ())),
+            rectified=tuple(data.get("rectified", ())),
             element_bytes=dict(data.get("element_bytes", {})),
         )

@@ -143,6 +143,7 @@ class Ledger:
         self.producers: dict[tuple[str, int], None] = {}  # ordered as the forward pass meets them
         self.frozen: list[tuple[IntArray, str]] = []
         self.inexact: list[IntArray] = []
+        self.rectified: list[IntArray] = []
         self.ops: list[MacOp] = []
         self._parent: IntArray = np.zeros(1, np.int64)
         self._starts: list[int] = []

@@ -51,6 +51,7 @@ def verify(model: nn.Module, graph: ChannelGraph, example: tuple[Any, ...], *, s
         groups=tuple(g for g in graph.groups if g.name not in reasons),
         frozen=(*graph.frozen, *held),
         inexact=tuple(name for name in graph.inexact if name not in reasons),
+        rectified=tuple(name for name in graph.rectified if name not in reasons),
     )
 
 

@@ -1,36 +1,49 @@
 """Scores of every unit under every criterion, taken once per study on the dense model."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
+from pruners.applies import no_consumer, no_norm, no_producer
 from pruners.criteria import Criterion, criteria
 from pruners.errors import PrunefrontError
 from pruners.granularities import granularities
 from pruners.graph import ChannelGraph, ChannelGroup
 from pruners.plan import Scores
-from pruners.statistics import Batch, Loss, collect, gates
-from pruners.view import MEASURED, UnitView, consumers, producers, scales
+from pruners.statistics import Batch, Loss, Statistics, WhyNot, collect, gathered_by
+from pruners.view import MEASURED, UnitView
+
+Gather = Callable[[nn.Module, ChannelGraph, Iterable[Batch], AbstractSet[str], Loss], Statistics]
+"""What `pruners.statistics.collect` does, wherever it is done."""
 
 
-def facts(group: ChannelGroup, graph: ChannelGraph) -> frozenset[str]:
-    """The `UnitView` fields that make sense for a group."""
-    there = {
-        "weight": producers(group, graph.shapes),
-        "norm_scale": scales(group),
-        "gate_gradient": gates(group, graph)[0],
-        "activation": consumers(group),
-    }
-    return frozenset(name for name, members in there.items() if members)
+def why_not(criterion: Criterion, group: ChannelGroup, graph: ChannelGraph) -> str | None:
+    """Why a criterion makes no sense for a group, in words that follow the group's name; None where it does."""
+    for need in sorted(criterion.needs):
+        gathered = gathered_by(need)
+        reason = (gathered.fields if gathered else _FROM_WEIGHTS)[need](group, graph)
+        if reason is not None:
+            return reason
+    return criterion.why_not(group, graph) if criterion.why_not else None
+
+
+_FROM_WEIGHTS: Mapping[str, WhyNot] = {
+    "weight": no_producer,
+    "outgoing": no_consumer,
+    "norm_scale": no_norm,
+    "norm_shift": no_norm,
+    "norm_variance": no_norm,
+}
 
 
 def available(graph: ChannelGraph) -> dict[str, tuple[str, ...]]:
     """Group name -> names of the criteria that make sense for it, sorted; empty where none does."""
     return {
-        g.name: tuple(name for name in criteria if criteria[name].needs <= facts(g, graph))
+        g.name: tuple(name for name in criteria if why_not(criteria[name], g, graph) is None)
         for g in graph.groups
     }
 
@@ -42,13 +55,14 @@ def score_all(
     batches: Iterable[Batch] | None = None,
     loss: Loss = F.cross_entropy,
     granularity: str = "channel",
+    collect: Gather = collect,
 ) -> Scores:
     """criterion -> group -> one float64 score per unit, higher = keep.
 
     Groups for which a criterion makes no sense, or which no gradient reaches where it needs one, are left out.
-    model: dense; it stays as it is. batches: calibration data, read once, and only if a criterion needs it.
-    Raises UnknownName for an unknown criterion or granularity, PrunefrontError for missing data or a score
-    that is not finite.
+    model: dense; it stays as it is. batches: calibration data, read once, and only if a criterion needs it. collect:
+    how statistics are gathered, here or on other machines. Raises UnknownName for an unknown criterion or granularity,
+    PrunefrontError for missing data or a score that is not finite.
     """
     chosen = {name: criteria[name] for name in criteria_names}
     units = granularities[granularity]
@@ -65,7 +79,7 @@ def score_all(
     scores: dict[str, dict[str, NDArray[np.float64]]] = {name: {} for name in chosen}
     for group in graph.groups:
         view = units.view(group, tensors, statistics)
-        fitting = [c for c in chosen.values() if c.needs <= facts(group, graph) & view.held()]
+        fitting = [c for c in chosen.values() if c.needs <= view.held() and why_not(c, group, graph) is None]
         for criterion in fitting:
             scores[criterion.name][group.name] = _score(criterion, view, group)
     return scores

@@ -55,7 +55,8 @@ def trace(
         ops=tuple(ledger.ops),
         shapes={name: tuple(t.shape) for name, t in own.items()},
         parameters=tuple(name for name, t in own.items() if isinstance(t, nn.Parameter)),
-        inexact=_inexact(ledger, groups),
+        inexact=_touched(ledger, groups, ledger.inexact),
+        rectified=_touched(ledger, groups, ledger.rectified),
         element_bytes={name: t.element_size() for name, t in own.items() if t.element_size() != 4},
     )
     return probe.verify(model, graph, inputs) if verify else graph
@@ -348,11 +349,11 @@ def _collect(ledger: Ledger) -> tuple[tuple[ChannelGroup, ...], tuple[Frozen, ..
     return tuple(groups), tuple(Frozen(name, n, reason) for (name, reason), n in held.items())
 
 
-def _inexact(ledger: Ledger, groups: tuple[ChannelGroup, ...]) -> tuple[str, ...]:
-    """Names of the groups that change more than their own channels when they shrink."""
-    if not ledger.inexact:
+def _touched(ledger: Ledger, groups: tuple[ChannelGroup, ...], noted: list[IntArray]) -> tuple[str, ...]:
+    """Names of the groups that hold one of the noted labels."""
+    if not noted:
         return ()
-    touched = set(np.unique(ledger.find(np.concatenate(ledger.inexact))).tolist())
+    touched = set(np.unique(ledger.find(np.concatenate(noted))).tolist())
     first_node = {(name, dim): first for name, dim, first, _ in ledger.axes}
     return tuple(
         g.name

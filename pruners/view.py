@@ -8,29 +8,81 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from pruners.graph import ChannelGroup, TensorSlice
+from pruners.graph import ChannelGraph, ChannelGroup, TensorSlice
 
 SCALE_NAMES = frozenset({"weight", "gamma", "scale"})
 """Last name component of a norm's scale γ; torch's own norms all say `weight`."""
+
+SHIFT_NAMES = frozenset({"bias", "beta", "shift"})
+"""The same of its shift β."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnitView:
     """The facts about one channel group, one row per unit, float64 on the CPU.
 
-    weight: every weight that *produces* the unit, several producers side by side; k = 0 where nothing does.
-    Biases and the consumers' columns are left out, so that the L1 norm of a row is Li et al.'s filter norm
-    (1608.08710).
-    gate_gradient: ∂L_b/∂z at a gate z ≡ 1 on the unit, one column per calibration mini-batch b.
-    activation: mean |x| over space of what the unit's consumers see, one column per image.
-    norm_scale: |γ|, summed over the group's norms.
-    A field that makes no sense for the group, or was not gathered, is None.
+    A field that makes no sense for the group, or was not gathered, is None. ∂L is that of the mean loss over a
+    mini-batch, ∂ℓ that of one image's own loss.
+
+    Read from the weights:
+
+    weight: every weight that *produces* the unit, several producers side by side; k = 0 where nothing does. Biases
+    and the consumers' columns are left out, so that the L1 norm of a row is Li et al.'s filter norm (1608.08710).
+    outgoing: every weight that *reads* the unit, several consumers side by side.
+    norm_scale: |γ|, summed over the group's norms. norm_shift: Σβ, norm_variance: Σγ² over them.
+
+    Measured, one column per calibration mini-batch b:
+
+    gate_gradient: ∂L_b/∂z at a gate z ≡ 1 on the unit, over the number of gates that share the group.
+    member_gradient: Σ over the gates of |∂L_b/∂z|. gate_curvature: Σ_j ∂²L_b/∂z_i∂z_j over all gates j.
+    weight_work: Σ w·∂L_b/∂w over the producing weights; weight_work_abs: Σ |w·∂L_b/∂w|; weight_work_square:
+    Σ (w·∂L_b/∂w)².
+    structure_gradient: θᵀg, θ the producing weights and biases; structure_curvature: θᵀH·θ_struc (SOSP).
+
+    Measured, one column per image:
+
+    activation: mean |x| over space of what the unit's consumers see; activation_signed: mean x;
+    activation_square: mean x²; zeros: share of x that is exactly zero.
+    feature_taylor: mean over space of x·∂ℓ/∂x. nuclear_drop: fall of the maps' nuclear norm without the unit's.
+    logit_work: Σ over space of y·√p_k·∂(logit_k − Σ p·logit)/∂y of the producers' outputs y, one column per image
+    and class k, so that rows' products are Gauss–Newton curvatures.
+
+    Measured, otherwise:
+
+    contribution: the unit's part in sampled outputs of its consumers, one column per sample.
+    connection: strength of the unit's connection to each output of its consumers (NNrelief).
+    loss_change: change of the loss when the unit is masked. radius_drop: fall of Σ log spectral radius without it.
+    response: importance propagated back from the classifier's inputs (NISP). sosp_order: its turn, in [0, 1), when
+    all structures are removed greedily. selection_order: its turn, in [0, 1), when channels are added greedily (DCP).
     """
 
     weight: Float[Tensor, "units k"]
-    gate_gradient: Float[Tensor, "units batches"] | None = None
-    activation: Float[Tensor, "units samples"] | None = None
+    outgoing: Float[Tensor, "units k"] | None = None
     norm_scale: Float[Tensor, " units"] | None = None
+    norm_shift: Float[Tensor, " units"] | None = None
+    norm_variance: Float[Tensor, " units"] | None = None
+    gate_gradient: Float[Tensor, "units batches"] | None = None
+    member_gradient: Float[Tensor, "units batches"] | None = None
+    gate_curvature: Float[Tensor, "units batches"] | None = None
+    weight_work: Float[Tensor, "units batches"] | None = None
+    weight_work_abs: Float[Tensor, "units batches"] | None = None
+    weight_work_square: Float[Tensor, "units batches"] | None = None
+    structure_gradient: Float[Tensor, "units batches"] | None = None
+    structure_curvature: Float[Tensor, "units batches"] | None = None
+    activation: Float[Tensor, "units images"] | None = None
+    activation_signed: Float[Tensor, "units images"] | None = None
+    activation_square: Float[Tensor, "units images"] | None = None
+    zeros: Float[Tensor, "units images"] | None = None
+    feature_taylor: Float[Tensor, "units images"] | None = None
+    nuclear_drop: Float[Tensor, "units images"] | None = None
+    logit_work: Float[Tensor, "units columns"] | None = None
+    contribution: Float[Tensor, "units samples"] | None = None
+    connection: Float[Tensor, "units outputs"] | None = None
+    loss_change: Float[Tensor, " units"] | None = None
+    radius_drop: Float[Tensor, " units"] | None = None
+    response: Float[Tensor, " units"] | None = None
+    sosp_order: Float[Tensor, " units"] | None = None
+    selection_order: Float[Tensor, " units"] | None = None
 
     def held(self) -> frozenset[str]:
         """Names of the fields that say something."""
@@ -41,8 +93,11 @@ class UnitView:
 FIELDS = frozenset(f.name for f in fields(UnitView))
 """Everything that a criterion may name in its `needs`."""
 
-MEASURED = frozenset({"gate_gradient", "activation"})
-"""Fields that take calibration batches to fill; the others are read from the weights."""
+READ = frozenset({"weight", "outgoing", "norm_scale", "norm_shift", "norm_variance"})
+"""Fields that are read from the weights."""
+
+MEASURED = FIELDS - READ
+"""Fields that take calibration batches to fill."""
 
 
 def producers(group: ChannelGroup, shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSlice, ...]:
@@ -55,9 +110,28 @@ def scales(group: ChannelGroup) -> tuple[TensorSlice, ...]:
     return tuple(m for m in group.members if m.role == "norm" and m.tensor.rpartition(".")[2] in SCALE_NAMES)
 
 
+def shifts(group: ChannelGroup) -> tuple[TensorSlice, ...]:
+    """The shift β of every norm in the group that has one."""
+    return tuple(m for m in group.members if m.role == "norm" and m.tensor.rpartition(".")[2] in SHIFT_NAMES)
+
+
 def consumers(group: ChannelGroup) -> tuple[TensorSlice, ...]:
     """The weights whose columns read the group's channels."""
     return tuple(m for m in group.members if m.role == "in")
+
+
+def gates(group: ChannelGroup, graph: ChannelGraph) -> tuple[tuple[TensorSlice, ...], int]:
+    """The parameters whose p · ∂L/∂p sum to the gradients of the group's gates, and how many gates.
+
+    A gate sits after every norm of the group, else after every conv or linear that produces it. Without
+    trained parameters there is none.
+    """
+    trained = set(graph.parameters)
+    for role, gated in (("norm", scales(group)), ("out", producers(group, graph.shapes))):
+        count = sum(m.tensor in trained for m in gated)
+        if count:
+            return tuple(m for m in group.members if m.role == role and m.tensor in trained), count
+    return (), 0
 
 
 def rows(tensor: Tensor, part: TensorSlice) -> Float[Tensor, "units k"]:

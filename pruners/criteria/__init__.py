@@ -5,6 +5,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Set
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -12,20 +13,37 @@ from torch import Tensor
 
 from pruners.errors import PrunefrontError
 from pruners.registry import Registry
+from pruners.statistics import WhyNot
 from pruners.view import FIELDS, UnitView
 
 Score = Callable[[UnitView], Float[Tensor, " units"]]
 """One score per unit, higher = keep. Pure: neither the view nor any global state changes."""
 
 
+Repair = Literal["none", "rescale", "refit"]
+"""What a criterion does to the weights that read a group once its units are gone, see `pruners.repair`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """A scoring function. needs: the `UnitView` fields that it reads. summary: one line, for lists."""
+    """A scoring function, and what there is to know about it before it is used.
+
+    needs: the `UnitView` fields that it reads. why_not: for groups to which it does not apply although the fields do.
+    comparable: whether scores of different groups may be ranked together. repair: what follows the cut.
+    unit: what the paper removes. choose: when, in a few words. paper: authors, year and arXiv number.
+    summary: one line, for lists.
+    """
 
     name: str
     needs: frozenset[str]
     score: Score
     summary: str
+    unit: str = "filter"
+    choose: str = ""
+    paper: str = ""
+    comparable: bool = False
+    repair: Repair = "none"
+    why_not: WhyNot | None = None
 
     def __call__(self, view: UnitView) -> Float[Tensor, " units"]:
         """Finite float64 scores, one per unit, higher = keep.
@@ -56,10 +74,20 @@ class Criterion:
 criteria: Registry[Criterion] = Registry("criterion")
 
 
-def criterion(name: str, *, needs: Set[str]) -> Callable[[Score], Criterion]:
+def criterion(
+    name: str,
+    *,
+    needs: Set[str],
+    choose: str = "",
+    paper: str = "",
+    unit: str = "filter",
+    comparable: bool = False,
+    repair: Repair = "none",
+    why_not: WhyNot | None = None,
+) -> Callable[[Score], Criterion]:
     """Decorator that registers a scoring function; its docstring's first line becomes the summary.
 
-    needs: the `UnitView` fields that it reads; only these are gathered.
+    needs: the `UnitView` fields that it reads; only these are gathered. The rest: as in `Criterion`.
     Raises ValueError for a name already taken, a need that is no field, or a function without a docstring.
     """
     unknown = sorted(set(needs) - FIELDS)
@@ -70,7 +98,10 @@ def criterion(name: str, *, needs: Set[str]) -> Callable[[Score], Criterion]:
         summary = (inspect.getdoc(score) or "").partition("\n")[0]
         if not summary:
             raise ValueError(f"criterion {name!r} has no docstring to describe it")
-        return criteria.register(name)(Criterion(name, frozenset(needs), score, summary))
+        entry = Criterion(
+            name, frozenset(needs), score, summary, unit, choose, paper, comparable, repair, why_not
+        )
+        return criteria.register(name)(entry)
 
     return file
 

@@ -7,7 +7,13 @@ from pruners.criteria import criterion
 from pruners.view import UnitView
 
 
-@criterion("activation", needs={"activation"})
+@criterion(
+    "activation",
+    needs={"activation"},
+    choose="a baseline that needs images but no labels",
+    paper="Molchanov et al. 2017, 1611.06440",
+    unit="feature map",
+)
 def activation(view: UnitView) -> Float[Tensor, " units"]:
     """Mean absolute activation that the unit's consumers see on the calibration images."""
     assert view.activation is not None

@@ -7,7 +7,14 @@ from pruners.criteria import criterion
 from pruners.view import UnitView
 
 
-@criterion("bn_scale", needs={"norm_scale"})
+@criterion(
+    "bn_scale",
+    needs={"norm_scale"},
+    choose="after training with an L1 penalty on γ (procedure network_slimming)",
+    paper="Liu et al. 2017, 1708.06519",
+    unit="channel",
+    comparable=True,
+)
 def bn_scale(view: UnitView) -> Float[Tensor, " units"]:
     """|γ| of the unit's norms, summed (Network Slimming, Liu et al. 2017).
 

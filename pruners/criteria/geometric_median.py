@@ -8,7 +8,12 @@ from pruners.criteria import criterion
 from pruners.view import UnitView
 
 
-@criterion("geometric_median", needs={"weight"})
+@criterion(
+    "geometric_median",
+    needs={"weight"},
+    choose="layers whose filters are alike in norm",
+    paper="He et al. 2019, 1811.00250",
+)
 def geometric_median(view: UnitView) -> Float[Tensor, " units"]:
     """Sum of Euclidean distances to the group's other units' weights (FPGM, He et al. 2019, eq. 7)."""
     # distances do not feel the shift; torch.cdist does, as it subtracts squared norms: least about the mean

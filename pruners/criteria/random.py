@@ -12,7 +12,13 @@ from pruners.view import UnitView
 SEED = b"prunefront"
 
 
-@criterion("random", needs={"weight"})
+@criterion(
+    "random",
+    needs={"weight"},
+    choose="never, but to know what the others are worth",
+    paper="control",
+    unit="any",
+)
 def random(view: UnitView) -> Float[Tensor, " units"]:
     """Uniform in [0, 1) from a hash of the unit's weights: the same network always gives the same order."""
     digests = [

@@ -7,7 +7,14 @@ from pruners.criteria import criterion
 from pruners.view import UnitView
 
 
-@criterion("taylor", needs={"gate_gradient"})
+@criterion(
+    "taylor",
+    needs={"gate_gradient"},
+    choose="the default where labels are at hand: cheap, and comparable across layers",
+    paper="Molchanov et al. 2019, 1906.10771",
+    unit="gate",
+    comparable=True,
+)
 def taylor(view: UnitView) -> Float[Tensor, " units"]:
     """Squared first-order change in loss if the unit were zero (Molchanov et al. 2019, eq. 8), unit loss².
 

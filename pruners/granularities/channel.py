@@ -8,7 +8,7 @@ from torch import Tensor
 from pruners.granularities import granularities
 from pruners.graph import ChannelGroup
 from pruners.statistics import Statistics
-from pruners.view import UnitView, per_unit, producers, rows, scales
+from pruners.view import MEASURED, UnitView, consumers, per_unit, producers, rows, scales, shifts
 
 
 class Channel:
@@ -19,16 +19,24 @@ class Channel:
         dense = {
             m.tensor: tensors[m.tensor].detach().to("cpu", torch.float64)
             for m in group.members
-            if m.role in ("out", "norm")
+            if m.role in ("out", "norm", "in")
         }
         made_by = [rows(dense[m.tensor], m) for m in producers(group, {n: t.shape for n, t in dense.items()})]
-        scaled_by = [per_unit(dense[m.tensor].abs(), m) for m in scales(group)]
+        read_by = [rows(dense[m.tensor], m) for m in consumers(group)]
+        scaled_by = [(dense[m.tensor], m) for m in scales(group)]
+        shifted_by = [(dense[m.tensor], m) for m in shifts(group)]
         return UnitView(
             weight=torch.cat(made_by, dim=1) if made_by else torch.zeros(group.units, 0, dtype=torch.float64),
-            gate_gradient=statistics.gate_gradient.get(group.name),
-            activation=statistics.activation.get(group.name),
-            norm_scale=torch.stack(scaled_by).sum(dim=0) if scaled_by else None,
+            outgoing=torch.cat(read_by, dim=1) if read_by else None,
+            norm_scale=_sum([per_unit(t.abs(), m) for t, m in scaled_by]),
+            norm_shift=_sum([per_unit(t, m) for t, m in shifted_by]) if scaled_by else None,
+            norm_variance=_sum([per_unit(t.square(), m) for t, m in scaled_by]),
+            **{name: statistics.get(name, group.name) for name in MEASURED},
         )
+
+
+def _sum(parts: list[Tensor]) -> Tensor | None:
+    return torch.stack(parts).sum(dim=0) if parts else None
 
 
 granularities.register("channel")(Channel())

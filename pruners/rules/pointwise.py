@@ -2,10 +2,8 @@
 
 import operator
 
-from pruners.labels import (
-    Ledger,
-)
-from pruners.rules.call import Call, Value, rule
+from pruners.labels import Labels, Ledger
+from pruners.rules.call import Call, Value, is_tensor, rule
 
 UNARY = (
     "relu relu6 sigmoid tanh gelu silu hardswish hardsigmoid hardtanh leaky_relu elu selu celu softplus softsign mish "
@@ -27,7 +25,17 @@ def pointwise(ledger: Ledger, call: Call) -> Value:
     result = tensors[0]
     for other in tensors[1:]:
         result = ledger.meet(result, other)
+    if _rectifies(call) and isinstance(result, Labels):
+        ledger.rectified.append(result.data.reshape(-1))
     return result
+
+
+def _rectifies(call: Call) -> bool:
+    """Whether every input below zero becomes exactly zero."""
+    if call.op in ("relu", "relu6"):
+        return True
+    low = {"hardtanh": "min_val", "clamp": "min", "clamp_min": "min", "clip": "min"}.get(call.op)
+    return low is not None and not is_tensor(call.get(low)) and call.get(low) == 0
 
 
 @rule("getitem")

@@ -266,7 +266,8 @@ def test_ctrl_c_while_fine_tuning_ends_nothing_early_and_a_lost_network_costs_on
 ) -> None:
     (tmp_path / "s.toml").write_text(STUDY)
     first = subprocess.Popen(
-        [PROGRAM, "search", "s.toml"],
+        # a test run that was started in the background ignores Ctrl-C, and so would what it starts
+        ["env", "--default-signal=INT", PROGRAM, "search", "s.toml"],
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -51,27 +51,27 @@ def explicit(model: nn.Module, names: list[str], data) -> dict[str, torch.Tensor
 
 def test_gate_gradient_of_a_norm_is_that_of_an_explicit_gate():
     model, data = made(Plain), batches()
-    found = collect(model, model.graph(), data, {"gate_gradient"}).gate_gradient["one"]
+    found = collect(model, model.graph(), data, {"gate_gradient"}).values["gate_gradient"]["one"]
     torch.testing.assert_close(found, explicit(model, ["bn1"], data)["bn1"])
     assert found.shape == (6, 3)
 
 
 def test_gate_gradient_without_norm_is_that_of_a_gate_behind_the_conv_and_its_bias():
     model, data = made(Plain), batches()
-    found = collect(model, model.graph(), data, {"gate_gradient"}).gate_gradient["two"]
+    found = collect(model, model.graph(), data, {"gate_gradient"}).values["gate_gradient"]["two"]
     torch.testing.assert_close(found, explicit(model, ["conv2"], data)["conv2"])
 
 
 def test_gates_that_share_a_stream_are_summed_and_divided_by_their_number():
     model, data = made(Residual), batches()
-    found = collect(model, model.graph(), data, {"gate_gradient"}).gate_gradient["stream"]
+    found = collect(model, model.graph(), data, {"gate_gradient"}).values["gate_gradient"]["stream"]
     each = explicit(model, ["bn0", "bn2"], data)
     torch.testing.assert_close(found, (each["bn0"] + each["bn2"]) / 2)
 
 
 def test_gate_gradient_of_tied_channels_is_that_of_one_gate_on_both():
     model, data = made(Grouped), batches()
-    found = collect(model, model.graph(), data, {"gate_gradient"}).gate_gradient
+    found = collect(model, model.graph(), data, {"gate_gradient"}).values["gate_gradient"]
     each = explicit(model, ["conv1", "conv2"], data)
     torch.testing.assert_close(found["one"], each["conv1"][:4] + each["conv1"][4:])
     torch.testing.assert_close(found["two"], each["conv2"][:2] + each["conv2"][2:])
@@ -90,20 +90,20 @@ def inputs_of(model: nn.Module, name: str, data) -> torch.Tensor:
 def test_activation_is_what_the_consumers_see_image_by_image():
     data = batches()
     plain, residual, grouped = made(Plain), made(Residual), made(Grouped)
-    found = collect(plain, plain.graph(), data, {"activation"}).activation
+    found = collect(plain, plain.graph(), data, {"activation"}).values["activation"]
     torch.testing.assert_close(found["one"], inputs_of(plain, "conv2", data).mean((2, 3)).T)
     torch.testing.assert_close(found["two"], inputs_of(plain, "fc", data).unflatten(1, (4, 4)).mean(2).T)
-    found = collect(residual, residual.graph(), data, {"activation"}).activation
+    found = collect(residual, residual.graph(), data, {"activation"}).values["activation"]
     both = inputs_of(residual, "conv1", data).mean((2, 3)) + inputs_of(residual, "fc", data)
     torch.testing.assert_close(found["stream"], both.T / 2)
-    found = collect(grouped, grouped.graph(), data, {"activation"}).activation
+    found = collect(grouped, grouped.graph(), data, {"activation"}).values["activation"]
     tied = inputs_of(grouped, "conv2", data).mean((2, 3))
     torch.testing.assert_close(found["one"], (tied[:, :4] + tied[:, 4:]).T / 2)
 
 
 def test_activation_of_functional_calls_is_found_by_the_weight():
     model, data = made(Functional), batches()
-    found = collect(model, model.graph(), data, {"activation"}).activation["hidden"]
+    found = collect(model, model.graph(), data, {"activation"}).values["activation"]["hidden"]
     x = torch.cat([x for x, _ in data])
     tokens = x.flatten(2).unflatten(2, (-1, 2)).transpose(1, 2).flatten(2)
     torch.testing.assert_close(found, F.linear(tokens, model.first, model.shift).abs().mean(1).T)
@@ -113,8 +113,8 @@ def test_activation_of_functional_calls_is_found_by_the_weight():
 def test_streamed_activations_equal_those_of_one_big_batch(kind):
     model, data = made(kind), batches(count=4)
     whole = [(torch.cat([x for x, _ in data]), torch.cat([y for _, y in data]))]
-    streamed = collect(model, model.graph(), iter(data), {"activation"}).activation
-    at_once = collect(model, model.graph(), whole, {"activation"}).activation
+    streamed = collect(model, model.graph(), iter(data), {"activation"}).values["activation"]
+    at_once = collect(model, model.graph(), whole, {"activation"}).values["activation"]
     assert streamed.keys() == at_once.keys() == {g.name for g in model.graph().groups}
     for name in streamed:
         torch.testing.assert_close(streamed[name], at_once[name])
@@ -138,18 +138,23 @@ def test_the_model_stays_as_it_is(kind):
     assert torch.equal(rest[0].grad, torch.full_like(rest[0], 3.0))
     assert all(m.training for m in model.modules())
     reference = collect(made(kind), model.graph(), data, MEASURED)  # eval mode, everything trainable
-    for name in found.gate_gradient:
-        torch.testing.assert_close(found.gate_gradient[name], reference.gate_gradient[name])
+    for name in found.values["gate_gradient"]:
+        torch.testing.assert_close(
+            found.values["gate_gradient"][name], reference.values["gate_gradient"][name]
+        )
 
 
 def test_only_what_is_needed_is_gathered_and_it_pickles():
     model = made(Plain)
     assert collect(model, model.graph(), batches(), {"weight", "norm_scale"}) == Statistics()
     only = collect(model, model.graph(), batches(), {"activation"})
-    assert not only.gate_gradient
-    assert set(only.activation) == {"one", "two"}
+    assert not only.values["gate_gradient"]
+    assert set(only.values["activation"]) == {"one", "two"}
     again = pickle.loads(pickle.dumps(only))
-    assert all(torch.equal(again.activation[g], only.activation[g]) for g in only.activation)
+    assert all(
+        torch.equal(again.values["activation"][g], only.values["activation"][g])
+        for g in only.values["activation"]
+    )
 
 
 @pytest.mark.parametrize("need", sorted(MEASURED))
@@ -175,7 +180,7 @@ def test_products_with_transposed_weights_are_seen():
             return torch.matmul(x.flatten(1)[:, :6] @ self.first.T, self.second.T)
 
     model, data = made(Product), batches()
-    found = collect(model, model.graph(), data, {"activation"}).activation["hidden"]
+    found = collect(model, model.graph(), data, {"activation"}).values["activation"]["hidden"]
     x = torch.cat([x for x, _ in data]).flatten(1)[:, :6]
     torch.testing.assert_close(found, (x @ model.first.T).abs().T)
 
@@ -203,8 +208,8 @@ def test_several_inputs_and_a_weight_that_is_used_twice():
     data = [((a, b), torch.zeros(6, dtype=torch.int64))]
     found = collect(model, graph, data, MEASURED)
     expected = (model.make(a).abs() + model.make(b).abs()).T / 2
-    torch.testing.assert_close(found.activation["hidden"], expected.detach())
+    torch.testing.assert_close(found.values["activation"]["hidden"], expected.detach())
     gate = torch.ones(4, dtype=torch.float64, requires_grad=True)
     output = model.read(model.make(a) * gate) + model.read(model.make(b) * gate)
     slope = torch.autograd.grad(F.cross_entropy(output, data[0][1]), gate)[0]
-    torch.testing.assert_close(found.gate_gradient["hidden"][:, 0], slope)
+    torch.testing.assert_close(found.values["gate_gradient"]["hidden"][:, 0], slope)

@@ -84,7 +84,11 @@ def address(study: tuple[str, str, str]) -> Iterator[str]:
     code = "import sys; from pipelines.ui import serve; serve(sys.argv[1], int(sys.argv[2]))"
     root = Path(__file__).parents[2]
     process = subprocess.Popen(
-        [sys.executable, "-u", "-c", code, study[0], str(port)], cwd=root, stdout=subprocess.PIPE, text=True
+        # a test run that was started in the background ignores Ctrl-C, and so would what it starts
+        ["env", "--default-signal=INT", sys.executable, "-u", "-c", code, study[0], str(port)],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     said = process.stdout.readline()

@@ -1,0 +1,232 @@
+"""What calibration batches say about a dense model's units: once per study, and only what is needed.
+
+Each module here is one pass over the data that fills one or several fields; it is found by itself. A study's needs are
+cut into `Task`s that may run anywhere, in any order: merged they give the same numbers.
+"""
+
+import copy
+import importlib
+import inspect
+import itertools
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pruners.errors import PrunefrontError
+from pruners.graph import ChannelGraph, ChannelGroup
+from pruners.registry import Registry
+
+Inputs = Tensor | tuple[Tensor, ...]
+Batch = tuple[Inputs, Any]
+"""Inputs (a tuple where the model takes several) and the loss's target, on the model's device."""
+
+Loss = Callable[[Any, Any], Tensor]
+"""Model output and target -> scalar, the mean over the batch."""
+
+Values = Mapping[str, Mapping[str, Tensor]]
+"""field -> group name -> float64 on the CPU."""
+
+WhyNot = Callable[[ChannelGroup, ChannelGraph], str | None]
+"""Why a field makes no sense for a group, in words that follow the group's name; None where it does."""
+
+Split = Literal["batches", "groups", "whole"]
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What was gathered. A group that a field does not apply to, or that no gradient reaches, has no entry."""
+
+    values: Values = field(default_factory=dict)
+
+    def get(self, name: str, group: str) -> Tensor | None:
+        """The field's tensor for a group, or None."""
+        return self.values.get(name, {}).get(group)
+
+
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """What a statistic is asked: about which groups of which network, and with which data.
+
+    model: a private copy in eval mode whose parameters take no gradient; it may be changed. batches: at least one,
+    all but the last of one size. fields: those that are wanted; at least one of them applies to each group. seed: of
+    everything that is drawn.
+    """
+
+    model: nn.Module
+    graph: ChannelGraph
+    groups: tuple[ChannelGroup, ...]
+    batches: Sequence[Batch]
+    fields: frozenset[str]
+    loss: Loss = F.cross_entropy
+    seed: int = 0
+
+
+Collect = Callable[[Inquiry], Values]
+"""Values of the wanted fields; deterministic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """One pass over calibration data.
+
+    fields: what it fills, and to which groups that does not apply. split: along what the work may be divided:
+    `batches` (a field's tensor is [units, columns] and parts are put side by side), `groups`, or not at all.
+    images: no more than so many are looked at, None = all. cost: in words, for lists. summary: one line.
+    """
+
+    name: str
+    fields: Mapping[str, WhyNot]
+    collect: Collect
+    split: Split
+    images: int | None
+    cost: str
+    summary: str
+
+
+statistics: Registry[Statistic] = Registry("statistic")
+
+
+def statistic(
+    name: str,
+    *,
+    fields: Mapping[str, WhyNot],
+    cost: str,
+    split: Split = "batches",
+    images: int | None = None,
+) -> Callable[[Collect], Statistic]:
+    """Decorator that registers a pass; the first line of its docstring becomes the summary.
+
+    Raises ValueError for a name or a field already taken, or a function without a docstring.
+    """
+    for other in map(statistics.__getitem__, statistics):
+        if both := fields.keys() & other.fields:
+            raise ValueError(f"{min(both)!r} is gathered by {other.name!r} already")
+
+    def file(collect: Collect) -> Statistic:
+        summary = (inspect.getdoc(collect) or "").partition("\n")[0]
+        if not summary:
+            raise ValueError(f"statistic {name!r} has no docstring to describe it")
+        return statistics.register(name)(Statistic(name, fields, collect, split, images, cost, summary))
+
+    return file
+
+
+def gathered_by(name: str) -> Statistic | None:
+    """The statistic that fills a field; None for one that is read from the weights."""
+    return next((s for s in map(statistics.__getitem__, statistics) if name in s.fields), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A part of the work, small enough to send: names and numbers. first, last: the range of batches."""
+
+    statistic: str
+    fields: frozenset[str]
+    groups: tuple[str, ...]
+    first: int
+    last: int
+
+
+def tasks(graph: ChannelGraph, needs: Set[str], batches: Sequence[Batch], parts: int = 1) -> list[Task]:
+    """What must be done to know the fields in `needs`; those that need no data are ignored.
+
+    parts: into how many tasks a statistic that can be divided is. The values do not depend on it.
+    """
+    found = []
+    for entry in map(statistics.__getitem__, statistics):
+        wanted = frozenset(needs & entry.fields.keys())
+        groups = tuple(
+            g.name for g in graph.groups if any(entry.fields[name](g, graph) is None for name in wanted)
+        )
+        if not wanted or not groups:
+            continue
+        count = _enough(batches, entry.images)
+        if entry.split == "batches":
+            bounds = [count * i // parts for i in range(parts + 1)]
+            found += [Task(entry.name, wanted, groups, a, b) for a, b in itertools.pairwise(bounds) if b > a]
+        elif entry.split == "groups":
+            found += [
+                Task(entry.name, wanted, mine, 0, count) for i in range(parts) if (mine := groups[i::parts])
+            ]
+        else:
+            found.append(Task(entry.name, wanted, groups, 0, count))
+    return found
+
+
+def run(
+    task: Task, model: nn.Module, graph: ChannelGraph, batches: Sequence[Batch], loss: Loss = F.cross_entropy
+) -> Values:
+    """Does one task; the model stays as it is. Raises PrunefrontError where something cannot be seen."""
+    dense = copy.deepcopy(model).eval().requires_grad_(False)
+    return statistics[task.statistic].collect(
+        Inquiry(
+            model=dense,
+            graph=graph,
+            groups=tuple(graph.group(name) for name in task.groups),
+            batches=batches[task.first : task.last],
+            fields=task.fields,
+            loss=loss,
+        )
+    )
+
+
+def merge(results: Iterable[tuple[Task, Values]]) -> Statistics:
+    """Puts the results of all tasks together, in the order of their batches."""
+    parts: dict[str, dict[str, list[Tensor]]] = {}
+    for _, values in sorted(results, key=lambda pair: pair[0].first):
+        for name, groups in values.items():
+            for group, tensor in groups.items():
+                parts.setdefault(name, {}).setdefault(group, []).append(tensor)
+    return Statistics(
+        {
+            name: {g: t[0] if len(t) == 1 else torch.cat(t, dim=1) for g, t in groups.items()}
+            for name, groups in parts.items()
+        }
+    )
+
+
+def collect(
+    model: nn.Module,
+    graph: ChannelGraph,
+    batches: Iterable[Batch],
+    needs: Set[str],
+    loss: Loss = F.cross_entropy,
+) -> Statistics:
+    """Everything that `needs` names, gathered here and now; the model stays as it is.
+
+    needs: names of fields; those that need no data are ignored, and without any that do, no batch is read. Batches
+    should be of one size: gradients carry the loss's own scale. Raises PrunefrontError when there is no batch.
+    """
+    if not any(gathered_by(name) for name in needs):
+        return Statistics()
+    held = list(batches)
+    if not held:
+        raise PrunefrontError(
+            "there is no calibration batch: criteria that look at data need one, give at least one"
+        )
+    return merge((task, run(task, model, graph, held, loss)) for task in tasks(graph, needs, held))
+
+
+def images(batch: Batch) -> int:
+    """How many images a batch holds."""
+    inputs = batch[0][0] if isinstance(batch[0], tuple) else batch[0]
+    return len(inputs)
+
+
+def _enough(batches: Sequence[Batch], limit: int | None) -> int:
+    """How many batches hold `limit` images; all, if there are not so many."""
+    seen = 0
+    for number, batch in enumerate(batches):
+        if limit is not None and seen >= limit:
+            return number
+        seen += images(batch)
+    return len(batches)
+
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
