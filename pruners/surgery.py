@@ -2,15 +2,18 @@
 
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pruners.cost import shapes
 from pruners.errors import PrunefrontError
-from pruners.graph import ChannelGraph
+from pruners.graph import ChannelGraph, ChannelGroup, TensorSlice
 from pruners.plan import PruningPlan
 
 Removed = dict[str, dict[int, list[int]]]
@@ -45,17 +48,56 @@ def apply(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module
     graph: of this model. plan: made for this graph. Group-free weights are copied as they are.
     """
     going = removed(graph, plan)
-
-    def smaller(name: str, tensor: Tensor) -> Tensor:
-        for dim, positions in going.get(name, {}).items():
-            keep = np.ones(tensor.shape[dim], dtype=bool)
-            keep[positions] = False
-            tensor = tensor.index_select(dim, torch.from_numpy(np.flatnonzero(keep)).to(tensor.device))
-        return tensor if name in going else tensor.clone()
-
-    cut = _rebuilt(model, smaller)
+    cut = _rebuilt(
+        model, lambda name, tensor: _smaller(tensor, going[name]) if name in going else tensor.clone()
+    )
     _sync(cut)
     return cut
+
+
+def taken(graph: ChannelGraph, plan: PruningPlan, name: str, tensor: Tensor) -> Tensor:
+    """Returns what the plan leaves of a tensor that has the dense shape of the state dict's `name`, as a copy."""
+    return _smaller(tensor, removed(graph, plan).get(name, {})).clone()
+
+
+def _smaller(tensor: Tensor, going: Mapping[int, list[int]]) -> Tensor:
+    for dim, positions in going.items():
+        keep = torch.from_numpy(np.flatnonzero(_stays(tensor.shape[dim], positions)))
+        tensor = tensor.index_select(dim, keep.to(tensor.device))
+    return tensor
+
+
+def _stays(size: int, positions: list[int]) -> NDArray[np.bool_]:
+    """By position on an axis."""
+    stays = np.ones(size, dtype=bool)
+    stays[positions] = False
+    return stays
+
+
+def reduced(graph: ChannelGraph, plan: PruningPlan) -> ChannelGraph:
+    """Returns the channel graph of `apply(model, graph, plan)`: fewer units, and positions counted anew."""
+    going, sizes, kept = removed(graph, plan), shapes(graph, plan), plan.kept()
+    places = {
+        (name, dim): np.cumsum(_stays(graph.shapes[name][dim], positions)) - 1
+        for name, axes in going.items()
+        for dim, positions in axes.items()
+    }
+
+    def moved(member: TensorSlice, units: tuple[int, ...]) -> TensorSlice:
+        place = places.get((member.tensor, member.dim))
+        index = tuple(
+            member.index[u] if place is None else tuple(int(place[p]) for p in member.index[u]) for u in units
+        )
+        return replace(member, index=index)
+
+    return replace(
+        graph,
+        groups=tuple(
+            ChannelGroup(g.name, len(kept[g.name]), tuple(moved(m, kept[g.name]) for m in g.members))
+            for g in graph.groups
+        ),
+        shapes=sizes,
+    )
 
 
 def mask(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from pruners import surgery
+from pruners.cost import cost
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
 from pruners.plan import GroupPlan, PruningPlan
@@ -98,6 +99,26 @@ def test_module_attributes_follow_the_weights(name: str) -> None:
             assert module.weight.shape[:2] == shape
         elif isinstance(module, nn.BatchNorm2d):
             assert module.num_features == len(module.weight) == len(module.running_mean)
+
+
+@pytest.mark.parametrize("name", NETS)
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_cutting_in_two_steps_is_cutting_once(name: str, data: st.DataObject) -> None:
+    """The graph of what is left is right: a second cut by it leaves what one cut of both would leave."""
+    model, _, graph = setup(name)
+    first = data.draw(plans(graph))
+    half, rest = surgery.apply(model, graph, first), surgery.reduced(graph, first)
+    assert rest.shapes == {n: tuple(t.shape) for n, t in half.state_dict().items() if n in graph.shapes}
+    assert cost(rest) == cost(graph, first)
+    second = data.draw(plans(rest))
+    both = [[p.kept[u] for u in q.kept] for p, q in zip(first.groups, second.groups, strict=True)]
+    once = surgery.apply(model, graph, keeping(graph, both)).state_dict()
+    for tensor, value in surgery.apply(half, rest, second).state_dict().items():
+        assert torch.equal(value, once[tensor]), tensor
+    for tensor in graph.shapes:  # what an optimiser remembers of a tensor is cut as the tensor is
+        dense = model.state_dict()[tensor]
+        assert torch.equal(surgery.taken(graph, first, tensor, dense), half.state_dict()[tensor])
 
 
 def test_a_pruned_network_can_be_traced_and_pruned_again() -> None:

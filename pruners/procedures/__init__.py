@@ -1,0 +1,118 @@
+"""Training procedures: how a network gets from dense to its plan. Modules here are found by themselves.
+
+A procedure is a generator: it changes the network (`run.cut`), yields a `Phase` of training, and goes on when that is
+over. All of them run in the same loop (`pruners.procedures.loop`) and spend the same number of steps.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from pruners.errors import PrunefrontError
+from pruners.procedures.run import Run
+from pruners.registry import Registry
+
+
+class Hook:
+    """What happens inside a step, in this order. A procedure overrides what it needs."""
+
+    def install(self, run: Run) -> None:
+        """Before the forward pass: puts the weights that count (masked, say) in the place of the trained ones."""
+
+    def restore(self, run: Run) -> None:
+        """After the backward pass: puts the trained weights back."""
+
+    def gradients(self, run: Run) -> bool:
+        """Changes gradients, or learns from them. False: the optimiser does not step this time."""
+        return True
+
+    def stepped(self, run: Run) -> None:
+        """After the optimiser's step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of training between two changes of the network.
+
+    steps: mini-batches. rate: factor of the learning rate at a share in [0, 1] of the phase; None = the recipe's own
+    schedule over the whole run. hooks: in the order in which they are called. trains: whether the parameter of this
+    name is trained; None = all are.
+    """
+
+    steps: int
+    rate: Callable[[float], float] | None = None
+    hooks: tuple[Hook, ...] = ()
+    trains: Callable[[str, Tensor], bool] | None = None
+
+
+Phases = Callable[..., Iterator[Phase]]
+"""(run, **options) -> phases, whose steps add up to `run.steps`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Procedure:
+    """A training procedure. options: name -> default, as the function's signature has them.
+
+    choose: when, in a few words. paper: authors, year and arXiv number. summary: one line, for lists.
+    """
+
+    name: str
+    phases: Phases
+    summary: str
+    choose: str
+    paper: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, run: Run, **options: Any) -> Iterator[Phase]:
+        """Starts the procedure. Raises PrunefrontError for an option that it does not have."""
+        self.check(options)
+        return self.phases(run, **options)
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Raises PrunefrontError for an option that there is not, or of another kind than its default."""
+        unknown = sorted(options.keys() - self.options.keys())
+        if unknown:
+            raise PrunefrontError(
+                f"procedure {self.name!r} has no option {unknown[0]!r}; "
+                f"it has: {', '.join(f'{k} = {v!r}' for k, v in self.options.items()) or 'none'}"
+            )
+        for name, value in options.items():
+            default = self.options[name]
+            alike = isinstance(value, type(default)) and not isinstance(value, bool)
+            whole = isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool)
+            if not (alike or whole or (isinstance(default, bool) and isinstance(value, bool))):
+                raise PrunefrontError(
+                    f"option {name!r} of procedure {self.name!r} is {value!r}; give a {type(default).__name__} "
+                    f"such as {default!r}"
+                )
+
+
+procedures: Registry[Procedure] = Registry("procedure")
+
+
+def procedure(name: str, *, choose: str = "", paper: str = "") -> Callable[[Phases], Procedure]:
+    """Decorator that registers a procedure; its keyword arguments are its options, each with a default.
+
+    Raises ValueError for a name already taken, an option without default, or a function without a docstring.
+    """
+
+    def file(phases: Phases) -> Procedure:
+        summary = (inspect.getdoc(phases) or "").partition("\n")[0]
+        if not summary:
+            raise ValueError(f"procedure {name!r} has no docstring to describe it")
+        _, *others = inspect.signature(phases).parameters.values()
+        if bare := [p.name for p in others if p.default is p.empty]:
+            raise ValueError(f"option {bare[0]!r} of procedure {name!r} has no default")
+        options = {p.name: p.default for p in others}
+        return procedures.register(name)(Procedure(name, phases, summary, choose, paper, options))
+
+    return file
+
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -1,0 +1,127 @@
+"""The one training loop. What differs between procedures is in their phases and hooks."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+from torch import nn
+
+from pruners.errors import PrunefrontError
+from pruners.procedures import Hook, Phase
+from pruners.procedures.run import Run
+from pruners.statistics import Batch, images
+
+Backward = Callable[[nn.Module, Batch, int], float]
+"""Fills the parameters' gradients from a batch, and returns its loss. The number is the step's, from 0."""
+
+
+class Diverged(PrunefrontError):
+    """The training loss is no longer a finite number."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochReport:
+    """epoch: from 1. loss: mean over its images. images: seen in it. seconds: in steps, without waiting."""
+
+    epoch: int
+    loss: float
+    images: int
+    seconds: float
+
+
+def fit(
+    run: Run,
+    phases: Iterator[Phase],
+    stream: Iterator[Batch],
+    backward: Backward,
+    *,
+    learning_rate: float,
+    schedule: Callable[[float], float],
+    around: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Iterator[EpochReport]:
+    """Goes through the phases, a step for each batch of the stream; yields at the end of each epoch of steps.
+
+    schedule: factor of the learning rate at a share in [0, 1] of the run, where a phase has none of its own. around:
+    entered for each step. Between items the network is in eval mode and holds the weights that count.
+    Raises Diverged at the first loss that is not finite, ValueError for phases that do not spend exactly the steps.
+    """
+    total, seen, seconds = 0.0, 0, 0.0
+    for phase in phases:
+        if phase.steps > run.left:
+            raise ValueError(f"a phase of {phase.steps} steps is planned where {run.left} are left")
+        with _training(run, phase):
+            for number in range(phase.steps):
+                batch = next(stream)
+                with around():
+                    started = time.perf_counter()
+                    factor = schedule(run.done) if phase.rate is None else phase.rate(number / phase.steps)
+                    for group in run.optimizer.param_groups:
+                        group["lr"] = learning_rate * factor
+                    loss = step(run, phase.hooks, batch, backward)
+                    if not math.isfinite(loss):
+                        epoch, place = divmod(run.step, run.per_epoch)
+                        raise Diverged(
+                            f"the loss is {loss} in epoch {epoch + 1}, step {place + 1} of {run.per_epoch}; "
+                            f"a learning rate below {learning_rate:g} may help"
+                        )
+                    run.step += 1
+                    total, seen = total + loss * images(batch), seen + images(batch)
+                    seconds += time.perf_counter() - started
+                if run.step % run.per_epoch == 0 and run.step < run.steps:
+                    with effective(run, phase.hooks):
+                        yield EpochReport(run.step // run.per_epoch, total / seen, seen, seconds)
+                    total, seen, seconds = 0.0, 0, 0.0
+    if run.left:
+        raise ValueError(f"the phases are over with {run.left} of {run.steps} steps left")
+    if run.steps:
+        run.model.eval()
+        yield EpochReport(-(-run.step // run.per_epoch), total / seen, seen, seconds)
+
+
+def step(run: Run, hooks: tuple[Hook, ...], batch: Batch, backward: Backward) -> float:
+    """One step with its hooks; the loss. Nothing is updated when the loss is not finite."""
+    for hook in hooks:
+        hook.install(run)
+    run.optimizer.zero_grad()
+    loss = backward(run.model, batch, run.step)
+    for hook in reversed(hooks):
+        hook.restore(run)
+    if math.isfinite(loss):
+        if all([hook.gradients(run) for hook in hooks]):  # a list: every hook is asked
+            run.optimizer.step()
+        for hook in hooks:
+            hook.stepped(run)
+    return loss
+
+
+@contextmanager
+def effective(run: Run, hooks: tuple[Hook, ...]) -> Iterator[None]:
+    """The network in eval mode with the weights that count, as the forward pass sees them."""
+    for hook in hooks:
+        hook.install(run)
+    run.model.eval()
+    try:
+        yield
+    finally:
+        run.model.train()
+        for hook in reversed(hooks):
+            hook.restore(run)
+
+
+@contextmanager
+def _training(run: Run, phase: Phase) -> Iterator[None]:
+    """Train mode; parameters that the phase leaves alone take no gradient."""
+    model = run.model
+    flags = {p: p.requires_grad for p in model.parameters()}
+    if phase.trains is not None:
+        for name, p in model.named_parameters():
+            p.requires_grad_(p.requires_grad and phase.trains(name, p))
+    model.train()
+    try:
+        yield
+    finally:
+        for p, flag in flags.items():
+            p.requires_grad_(flag)
+        model.eval()

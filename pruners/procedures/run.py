@@ -1,0 +1,192 @@
+"""A network on its way to a plan: what a training procedure holds and changes."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pruners.criteria import criteria
+from pruners.errors import PrunefrontError
+from pruners.graph import ChannelGraph
+from pruners.plan import GroupPlan, PruningPlan, Scores
+from pruners.recalibrate import recalibrate
+from pruners.repair import repair
+from pruners.scoring import score_all
+from pruners.statistics import Batch, Loss
+from pruners.surgery import apply, reduced, taken
+
+UnitScores = Mapping[str, NDArray[np.float64]]
+"""Group -> one score per unit that is still there, higher = keep."""
+
+
+class Run:
+    """State of one procedure: the network as it is now, how far it is, and what it may use.
+
+    model, graph: of now; `cut` replaces both. goal: the plan to arrive at; its counts bind, its units are a proposal
+    made on the dense network. kept: by group, the units that are still there, in the dense numbering. steps: mini-
+    batches that there are to spend, per_epoch of them in a pass over the data; step: how many were.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        goal: PruningPlan,
+        *,
+        steps: int,
+        per_epoch: int,
+        optimizer: Callable[[nn.Module], Optimizer],
+        calibration: Sequence[Batch] = (),
+        loss: Loss = F.cross_entropy,
+        seed: int = 0,
+    ) -> None:
+        """model: dense, and changed in place until the first cut. optimizer: made anew for each network; momenta of what
+        stays are carried over. calibration: batches through the training augmentation, for scores and batch norm."""
+        self.model, self.graph, self.goal = model, graph, goal
+        self.steps, self.per_epoch, self.step = steps, per_epoch, 0
+        self.calibration, self.loss = calibration, loss
+        self.rng = np.random.default_rng([seed, 3])
+        self.kept: dict[str, tuple[int, ...]] = {g.name: tuple(range(g.units)) for g in graph.groups}
+        self._make_optimizer = optimizer
+        self.optimizer = optimizer(model)
+
+    @property
+    def done(self) -> float:
+        """Share of the steps that were taken."""
+        return self.step / self.steps if self.steps else 1.0
+
+    @property
+    def left(self) -> int:
+        """Steps that are left."""
+        return self.steps - self.step
+
+    def wanted(self) -> dict[str, int]:
+        """Group -> how many units shall stay in the end."""
+        return {g.name: len(g.kept) for g in self.goal.groups}
+
+    def counts(self) -> dict[str, int]:
+        """Group -> how many units there are now."""
+        return {name: len(units) for name, units in self.kept.items()}
+
+    def plan(self) -> PruningPlan:
+        """What has gone so far, as a plan for the dense network."""
+        return PruningPlan(
+            tuple(
+                GroupPlan(g.name, g.choice, g.units, self.kept[g.name], g.requested) for g in self.goal.groups
+            )
+        )
+
+    def scores(self, name: str | None = None) -> UnitScores:
+        """Every group's units under a criterion, or by default under the one that its choice names, as of now.
+
+        Groups that lose nothing more are left out. Raises PrunefrontError where the criterion does not fit a group.
+        """
+        wanted, counts = self.wanted(), self.counts()
+        losing = {g.name: g.choice.criterion for g in self.goal.groups if wanted[g.name] < counts[g.name]}
+        names = {group: name or own for group, own in losing.items()}
+        model = self.model.eval()
+        found: Scores = score_all(
+            model, self.graph, sorted(set(names.values())), self.calibration or None, self.loss
+        )
+        for group, criterion in names.items():
+            if group not in found[criterion]:
+                raise PrunefrontError(
+                    f"criterion {criterion!r} cannot rank group {group!r}, which this procedure must score again"
+                )
+        return {group: found[criterion][group] for group, criterion in names.items()}
+
+    def weakest(
+        self, counts: Mapping[str, int], scores: UnitScores | None = None
+    ) -> dict[str, tuple[int, ...]]:
+        """The units, in the dense numbering, that stay if every group is to keep `counts` of those that it has.
+
+        scores: of the units that are there; None = those of the goal, as long as it decides. An explicit pattern of the
+        goal outweighs scores.
+        """
+        stay = {}
+        for group in self.goal.groups:
+            here = self.kept[group.name]
+            count = min(counts.get(group.name, len(here)), len(here))
+            proposed = set(group.kept)
+            if count == len(here):
+                stay[group.name] = here
+                continue
+            pattern = proposed if group.choice.keep is not None or scores is None else set()
+            value = np.zeros(len(here)) if scores is None else scores[group.name]
+            if scores is None and count != len(group.kept):
+                raise ValueError(f"the goal does not say which {count} units of {group.name!r} stay")
+            order = sorted(range(len(here)), key=lambda u: (here[u] not in pattern, -value[u], u))
+            stay[group.name] = tuple(sorted(here[u] for u in order[:count]))
+        return stay
+
+    def cut(
+        self,
+        counts: Mapping[str, int] | None = None,
+        scores: UnitScores | None = None,
+        *,
+        statistics: bool = True,
+    ) -> None:
+        """Takes the weakest units out of the network; by default all that the goal does not keep.
+
+        statistics: estimate batch norms anew; a procedure that cuts often and trains on at once saves it.
+        """
+        stay = self.weakest(self.wanted() if counts is None else counts, scores)
+        if stay == self.kept:
+            return
+        plan = self._relative(stay)
+        before, graph, old = self.model, self.graph, self.optimizer
+        after = apply(before, graph, plan)
+        kinds = {
+            g.name: kind
+            for g in plan.groups
+            if g.achieved and g.choice.criterion in criteria
+            for kind in [criteria[g.choice.criterion].repair]
+            if kind != "none"
+        }
+        if kinds:
+            repair(before, after, graph, plan, self.calibration, kinds)
+        self.model, self.graph, self.kept = after, reduced(graph, plan), stay
+        self.optimizer = self._make_optimizer(after)
+        carry(old, self.optimizer, before, after, graph, plan)
+        if statistics and self.calibration:
+            recalibrate(after, self.calibration)
+
+    def _relative(self, stay: Mapping[str, tuple[int, ...]]) -> PruningPlan:
+        """The plan for the network of now that leaves the units `stay`."""
+        groups = []
+        for group in self.goal.groups:
+            here = self.kept[group.name]
+            place = {unit: number for number, unit in enumerate(here)}
+            kept = tuple(place[unit] for unit in stay[group.name])
+            groups.append(GroupPlan(group.name, group.choice, len(here), kept, 1.0 - len(kept) / len(here)))
+        return PruningPlan(tuple(groups))
+
+
+def carry(
+    old: Optimizer,
+    new: Optimizer,
+    before: nn.Module,
+    after: nn.Module,
+    graph: ChannelGraph,
+    plan: PruningPlan,
+) -> None:
+    """Hands each parameter's optimiser state on to what is left of it. Tensors of another shape start afresh."""
+    parameters, successors = dict(before.named_parameters()), dict(after.named_parameters())
+    for name, parameter in parameters.items():
+        state = old.state.get(parameter)
+        if not state:
+            continue
+        new.state[successors[name]] = {
+            key: taken(graph, plan, name, value)
+            if isinstance(value, Tensor) and value.shape == parameter.shape
+            else value
+            for key, value in state.items()
+        }
+
+
+def named(parameters: Iterable[tuple[str, Tensor]], ndim: int = 2) -> dict[str, Tensor]:
+    """The parameters with at least `ndim` axes: by default the weights, without biases and norms."""
+    return {name: p for name, p in parameters if p.ndim >= ndim}
