@@ -1,5 +1,6 @@
 """What a network costs before and after a plan, from shapes alone: no torch, microseconds per candidate."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -20,13 +21,15 @@ class Cost:
 
 def shapes(graph: ChannelGraph, plan: PruningPlan | None = None) -> Shapes:
     """Returns the shape of every tensor after the plan (dense without one)."""
+    return shapes_of(graph, {} if plan is None else {g.name: len(g.kept) for g in plan.groups})
+
+
+def shapes_of(graph: ChannelGraph, counts: Mapping[str, int]) -> Shapes:
+    """Returns the shape of every tensor where so many units of each group stay; groups left out stay dense."""
     sizes = dict(graph.shapes)
-    if plan is None:
-        return sizes
-    kept = {g.name: len(g.kept) for g in plan.groups}
     cut: dict[str, list[int]] = {}
     for group in graph.groups:
-        gone = group.units - kept.get(group.name, group.units)
+        gone = group.units - counts.get(group.name, group.units)
         if gone:
             for m in group.members:  # every unit takes equally many positions, and no two the same
                 cut.setdefault(m.tensor, list(sizes[m.tensor]))[m.dim] -= gone * len(m.index[0])
@@ -41,6 +44,11 @@ def macs(graph: ChannelGraph, plan: PruningPlan | None = None) -> int:
     activations are not counted (one multiply-accumulate is two FLOPs).
     """
     return _macs(graph, shapes(graph, plan))
+
+
+def macs_of(graph: ChannelGraph, counts: Mapping[str, int]) -> int:
+    """Returns `macs` where so many units of each group stay, whichever they are; groups left out stay dense."""
+    return _macs(graph, shapes_of(graph, counts))
 
 
 def params(graph: ChannelGraph, plan: PruningPlan | None = None) -> int:

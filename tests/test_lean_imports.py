@@ -19,7 +19,14 @@ HEAVY = {
     "sklearn",
     "matplotlib",
 }
-LIGHT = ("search.searchers", "search.space", "search.measurement", "pruners.plan", "pruners.graph")
+LIGHT = (
+    "search.searchers",
+    "search.space",
+    "search.measurement",
+    "pruners.plan",
+    "pruners.graph",
+    "pruners.allocators",
+)
 
 
 def loaded(module: str) -> set[str]:

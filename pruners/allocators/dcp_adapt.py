@@ -1,0 +1,58 @@
+"""DCP-Adapt: as many channels as still help (Zhuang et al. 2018, 1810.11809)."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pruners.allocators import Counts, Terms, allocator, at_least, fit
+
+EPSILON = 0.01
+HITS = 2
+
+
+@allocator(
+    "dcp_adapt",
+    needs={"selection_loss"},
+    choose="with criterion dcp, whose selection gives the curves; without a budget it finds one itself",
+    paper="Zhuang et al. 2018, 1810.11809",
+)
+def dcp_adapt(terms: Terms) -> Counts:
+    """Keeps adding a group's channels until another one hardly lowers the selection's loss.
+
+    Where all MACs may stay, the stop rule's own ε decides; else ε is solved for the budget (own). The smallest allowed
+    count that is not below the rule's is taken. Groups without a curve stay dense.
+    """
+    curves = {name: losses for name, losses in terms.facts["selection_loss"].items() if name in terms.keeps}
+    for name, losses in curves.items():
+        if losses.shape != (terms.keeps[name][-1] + 1,):
+            raise ValueError(
+                f"selection_loss of group {name!r} must hold the loss with 0 to {terms.keeps[name][-1]} units, "
+                f"got shape {losses.shape}"
+            )
+
+    def counts(epsilon: float) -> Counts:
+        return {name: at_least(terms.keeps[name], stop(losses, epsilon)) for name, losses in curves.items()}
+
+    if terms.kept_macs == 1.0:
+        return {**terms.dense(), **counts(EPSILON)}
+    most = max((float(_changes(losses).max()) for losses in curves.values()), default=0.0)
+    return fit(terms, lambda cut: counts(cut * most) if cut > 0.0 else {})
+
+
+def stop(losses: NDArray[np.float64], epsilon: float = EPSILON, hits: int = HITS) -> int:
+    """After how many added channels to stop: at the first t with |L(t-1) - L(t)| / L(0) ≤ ε, `hits` times in a row.
+
+    losses: L(0), L(1), … L(n) of the greedy selection with so many channels. All n where that never happens. Zhuang et
+    al. stop at the first hit (hits = 1); the second is an addition (own).
+    """
+    row = 0
+    for count, change in enumerate(_changes(losses), start=1):
+        row = row + 1 if change <= epsilon else 0
+        if row == hits:
+            return count
+    return len(losses) - 1
+
+
+def _changes(losses: NDArray[np.float64]) -> NDArray[np.float64]:
+    """|L(t-1) - L(t)| / L(0) for t = 1 … n; zeros where L(0) is zero, as nothing is to be gained there."""
+    changes: NDArray[np.float64] = np.abs(np.diff(losses))
+    return changes / losses[0] if losses[0] > 0 else np.zeros_like(changes)

@@ -1,0 +1,20 @@
+"""The same ratio everywhere: a width multiplier."""
+
+from pruners.allocators import Counts, Terms, allocator, fit, nearest
+
+
+@allocator(
+    "uniform",
+    choose="the control of every allocator; hard to beat where widths were well chosen",
+    paper="control",
+)
+def uniform(terms: Terms) -> Counts:
+    """Drops the same ratio of every group.
+
+    Up to the allowed counts: each group keeps the one that is nearest to its share.
+    """
+
+    def family(cut: float) -> Counts:
+        return {name: nearest(keeps, keeps[-1] * (1.0 - cut)) for name, keeps in terms.keeps.items()}
+
+    return fit(terms, family)
