@@ -3,8 +3,8 @@
 import torch
 
 from pipelines.artifacts import ArtifactError
-from pipelines.train import Diverged
 from pruners.errors import PrunefrontError
+from pruners.procedures.loop import Diverged
 from search.measurement import Failure
 
 PASSING = ("crashed", "out_of_memory", "storage")

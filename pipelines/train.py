@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import median
@@ -16,6 +16,12 @@ from torch import Tensor, nn
 
 from pipelines.data import SearchData, batches
 from pruners.errors import PrunefrontError
+from pruners.graph import ChannelGraph
+from pruners.plan import PruningPlan
+from pruners.procedures import Phase
+from pruners.procedures.loop import EpochReport, fit
+from pruners.procedures.run import Run
+from pruners.statistics import Batch
 
 Precision = Literal["float32", "bfloat16"]
 YieldPoint = Callable[[], AbstractContextManager[object]]
@@ -23,10 +29,6 @@ YieldPoint = Callable[[], AbstractContextManager[object]]
 MOMENTUM = 0.9
 GAIN_NEEDED = 1.05
 """bfloat16 loses digits, so it must be at least this much faster to be chosen."""
-
-
-class Diverged(PrunefrontError):
-    """The training loss is no longer a finite number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +53,8 @@ class Recipe:
     warmup: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class EpochReport:
-    """epoch: from 1. loss: mean over its images. images: seen in it. seconds: in steps, without waiting."""
-
-    epoch: int
-    loss: float
-    images: int
-    seconds: float
+NO_GRAPH = ChannelGraph((), (), (), {}, ())
+"""Of a network that is trained and not cut."""
 
 
 def train(
@@ -75,50 +71,92 @@ def train(
     left alone. yield_point: entered around each step, so that a measurement can have the machine to itself.
     Raises Diverged at the first loss that is not finite, and PrunefrontError for distillation without a teacher.
     """
+    run = begin(model, NO_GRAPH, PruningPlan(()), data, recipe)
+    return carry_out(run, [Phase(run.steps)], data, recipe, teacher=teacher, yield_point=yield_point)
+
+
+def begin(
+    model: nn.Module,
+    graph: ChannelGraph,
+    goal: PruningPlan,
+    data: SearchData,
+    recipe: Recipe,
+    calibration: Sequence[Batch] = (),
+) -> Run:
+    """What a training procedure starts from. model: dense, changed in place until the first cut."""
+    per_epoch = _steps(len(data.train), recipe.batch_size)
+
+    def optimizer(network: nn.Module) -> torch.optim.SGD:
+        network.to(memory_format=_memory_format(recipe))  # a cut may have undone it
+        return _sgd(network, recipe)
+
+    return Run(
+        model,
+        graph,
+        goal,
+        steps=recipe.epochs * per_epoch,
+        per_epoch=per_epoch,
+        optimizer=optimizer,
+        calibration=calibration,
+        seed=recipe.seed,
+    )
+
+
+def carry_out(
+    run: Run,
+    phases: Iterable[Phase],
+    data: SearchData,
+    recipe: Recipe,
+    *,
+    teacher: nn.Module | None = None,
+    yield_point: YieldPoint | None = None,
+) -> Iterator[EpochReport]:
+    """Goes through a procedure's phases on the data; `run.model` is the network in the end. As `train` else."""
     if recipe.distill > 0 and teacher is None:
         raise PrunefrontError(f"distill = {recipe.distill} needs a teacher; give one, or set distill = 0")
-    pause = yield_point or nullcontext
-    device = next(model.parameters()).device
-    memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    model.to(memory_format=memory_format)
-    teacher = _frozen_copy(teacher).to(memory_format=memory_format) if recipe.distill > 0 else None
-    optimizer = _sgd(model, recipe)
-    per_epoch = _steps(len(data.train), recipe.batch_size)
-    generator = np.random.default_rng(recipe.seed)
+    frozen = None
+    if teacher is not None and recipe.distill > 0:
+        frozen = _frozen_copy(teacher).to(memory_format=_memory_format(recipe))
+    device = next(run.model.parameters()).device
+
+    def backward(model: nn.Module, batch: Batch, step: int) -> float:
+        images, labels = batch
+        assert isinstance(images, Tensor)
+        return _backward(model, frozen, images, labels, recipe, run.per_epoch + step)
+
     try:
-        for epoch in range(1, recipe.epochs + 1):
-            model.train()
-            total, images_seen, seconds = 0.0, 0, 0.0
-            stream = batches(
-                data.train,
-                data.transform,
-                recipe.batch_size,
-                augment=generator,
-                shuffle=generator,
-                device=device,
-                channels_last=recipe.channels_last,
-                smallest=2,
-            )
-            for step, (images, labels) in enumerate(stream):
-                with pause():
-                    started = time.perf_counter()
-                    done = ((epoch - 1) * per_epoch + step) / (recipe.epochs * per_epoch)
-                    for group in optimizer.param_groups:
-                        group["lr"] = recipe.learning_rate * schedule(done, recipe.warmup)
-                    loss = _step(model, teacher, optimizer, images, labels, recipe, epoch * per_epoch + step)
-                    if not math.isfinite(loss):
-                        raise Diverged(
-                            f"the loss is {loss} in epoch {epoch}, step {step + 1} of {per_epoch}; "
-                            f"a learning rate below {recipe.learning_rate:g} may help"
-                        )
-                    total += loss * len(labels)
-                    images_seen += len(labels)
-                    seconds += time.perf_counter() - started
-            model.eval()
-            yield EpochReport(epoch, total / images_seen, images_seen, seconds)
+        yield from fit(
+            run,
+            iter(phases),
+            _stream(data, recipe, device),
+            backward,
+            learning_rate=recipe.learning_rate,
+            schedule=lambda done: schedule(done, recipe.warmup),
+            around=yield_point or nullcontext,
+        )
     finally:
-        model.eval()
-        model.to(memory_format=torch.contiguous_format)
+        run.model.eval()
+        run.model.to(memory_format=torch.contiguous_format)
+
+
+def _stream(data: SearchData, recipe: Recipe, device: torch.device) -> Iterator[Batch]:
+    """Training batches without end, every image once in each pass."""
+    generator = np.random.default_rng(recipe.seed)
+    while True:
+        yield from batches(
+            data.train,
+            data.transform,
+            recipe.batch_size,
+            augment=generator,
+            shuffle=generator,
+            device=device,
+            channels_last=recipe.channels_last,
+            smallest=2,
+        )
+
+
+def _memory_format(recipe: Recipe) -> torch.memory_format:
+    return torch.channels_last if recipe.channels_last else torch.contiguous_format
 
 
 def schedule(done: float, warmup: float) -> float:
@@ -196,7 +234,7 @@ def _stepper(
     batch_size: int,
     precision: Precision,
     channels_last: bool,
-) -> Callable[[], float]:
+) -> Callable[[], None]:
     """One real training step of a copy of the model, always on the same batch."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     student = copy.deepcopy(model).to(memory_format=memory_format).train()
@@ -214,7 +252,7 @@ def _stepper(
     images, labels = next(
         batches(data.train, data.transform, batch_size, device=device, channels_last=channels_last)
     )
-    return lambda: _step(student, frozen, optimizer, images, labels, recipe, 0)
+    return lambda: _step(student, frozen, optimizer, images, labels, recipe)
 
 
 def _step(
@@ -224,9 +262,16 @@ def _step(
     images: Tensor,
     labels: Tensor,
     recipe: Recipe,
-    number: int,
+) -> None:
+    optimizer.zero_grad()
+    _backward(model, teacher, images, labels, recipe, 0)
+    optimizer.step()
+
+
+def _backward(
+    model: nn.Module, teacher: nn.Module | None, images: Tensor, labels: Tensor, recipe: Recipe, number: int
 ) -> float:
-    """Forward, backward, update; the loss. Not updated when the loss is not finite."""
+    """Forward and, where the loss is finite, backward; the loss."""
     autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
     # dropout draws from torch's global generator: seeded for the step, and put back
     with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
@@ -240,9 +285,7 @@ def _step(
         loss = distillation_loss(outputs.float(), targets, labels, recipe.distill, recipe.temperature)
     value = loss.item()
     if math.isfinite(value):
-        optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
     return value
 
 

@@ -89,7 +89,8 @@ def step(run: Run, hooks: tuple[Hook, ...], batch: Batch, backward: Backward) ->
     for hook in reversed(hooks):
         hook.restore(run)
     if math.isfinite(loss):
-        if all([hook.gradients(run) for hook in hooks]):  # a list: every hook is asked
+        answers = [hook.gradients(run) for hook in hooks]  # every hook is asked
+        if all(answers):
             run.optimizer.step()
         for hook in hooks:
             hook.stepped(run)

@@ -8,15 +8,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pruners.criteria import criteria
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
 from pruners.plan import GroupPlan, PruningPlan, Scores
-from pruners.recalibrate import recalibrate
-from pruners.repair import repair
+from pruners.prune import prune
 from pruners.scoring import score_all
 from pruners.statistics import Batch, Loss
-from pruners.surgery import apply, reduced, taken
+from pruners.surgery import reduced, taken
 
 UnitScores = Mapping[str, NDArray[np.float64]]
 """Group -> one score per unit that is still there, higher = keep."""
@@ -43,8 +41,9 @@ class Run:
         loss: Loss = F.cross_entropy,
         seed: int = 0,
     ) -> None:
-        """model: dense, and changed in place until the first cut. optimizer: made anew for each network; momenta of what
-        stays are carried over. calibration: batches through the training augmentation, for scores and batch norm."""
+        """model: dense, and changed in place until the first cut. optimizer: made anew for each network; momenta of
+        what stays are carried over. calibration: batches through the training augmentation, for scores and batch norm.
+        """
         self.model, self.graph, self.goal = model, graph, goal
         self.steps, self.per_epoch, self.step = steps, per_epoch, 0
         self.calibration, self.loss = calibration, loss
@@ -138,21 +137,10 @@ class Run:
             return
         plan = self._relative(stay)
         before, graph, old = self.model, self.graph, self.optimizer
-        after = apply(before, graph, plan)
-        kinds = {
-            g.name: kind
-            for g in plan.groups
-            if g.achieved and g.choice.criterion in criteria
-            for kind in [criteria[g.choice.criterion].repair]
-            if kind != "none"
-        }
-        if kinds:
-            repair(before, after, graph, plan, self.calibration, kinds)
+        after = prune(before, graph, plan, self.calibration, statistics=statistics)
         self.model, self.graph, self.kept = after, reduced(graph, plan), stay
         self.optimizer = self._make_optimizer(after)
         carry(old, self.optimizer, before, after, graph, plan)
-        if statistics and self.calibration:
-            recalibrate(after, self.calibration)
 
     def _relative(self, stay: Mapping[str, tuple[int, ...]]) -> PruningPlan:
         """The plan for the network of now that leaves the units `stay`."""

@@ -17,8 +17,6 @@ from pipelines.config import DataSection
 from pipelines.data import SearchData, Split, Transform, load
 from pipelines.models import models
 from pipelines.train import (
-    Diverged,
-    EpochReport,
     Recipe,
     distillation_loss,
     faster_precision,
@@ -26,6 +24,7 @@ from pipelines.train import (
     train,
 )
 from pruners.errors import PrunefrontError
+from pruners.procedures.loop import Diverged, EpochReport
 
 
 @pytest.fixture(autouse=True)
