@@ -1,0 +1,170 @@
+"""Convolutions that training keeps near low rank (Guo et al. 2022, 2204.05566)."""
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pruners.errors import PrunefrontError
+from pruners.graph import ChannelGraph, TensorSlice
+from pruners.masks import owner, weights
+from pruners.procedures import Hook, Phase, procedure
+from pruners.procedures.masking import settle
+from pruners.procedures.run import Run
+
+LOG = logging.getLogger(__name__)
+EPSILON = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A convolution to project. rank: its largest. norm: prefix of its own norm's tensors; None = not known."""
+
+    weight: str
+    rank: int
+    norm: str | None
+
+
+def transferred(matrix: Tensor, rank: int) -> Tensor:
+    """The matrix of this rank that is nearest in shape: its smaller singular values' energy goes to the larger ones.
+
+    s_{≤r} ← s_{≤r} · √(Σ s² / Σ_{≤r} s²), so that the Frobenius norm stays.
+    """
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    head = s[:rank]
+    energy = head.square().sum()
+    if energy > 0:
+        head = head * (s.square().sum() / energy).sqrt()
+    low: Tensor = (u[:, :rank] * head) @ v[:rank]
+    return low
+
+
+def projected(weight: Tensor, rank: int, scale: Tensor | None = None) -> Tensor:
+    """The weight [C_out, C_in, …] at a rank, with the energy moved in the space of the norm's output.
+
+    scale: a = γ / √(σ² + ε) of the norm that follows, [C_out]; None = ones. Rows are scaled by a before and by
+    a / (a² + 1e-5) after, which leaves the rank.
+    """
+    a = torch.ones(len(weight)) if scale is None else scale
+    a = a.to(weight.device, torch.float64)[:, None]
+    low = transferred(a * weight.detach().double().flatten(1), rank)
+    back = torch.ones_like(a) if scale is None else a / (a.square() + EPSILON)
+    return (back * low).reshape(weight.shape).to(weight.dtype)
+
+
+def factorised(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Weights [r, C_in, …] and [C_out, r, 1, …] of two convolutions that do what one of this rank does.
+
+    The first takes the stride, padding and dilation, the second is 1 × 1 and takes the bias; each has √s.
+    """
+    u, s, v = torch.linalg.svd(weight.detach().double().flatten(1), full_matrices=False)
+    root = s[:rank].sqrt()
+    first = (root[:, None] * v[:rank]).reshape(rank, *weight.shape[1:])
+    second = (u[:, :rank] * root).reshape(len(weight), rank, *[1] * (weight.ndim - 2))
+    return first.to(weight.dtype), second.to(weight.dtype)
+
+
+def own_norm(model: nn.Module, graph: ChannelGraph, weight: str) -> str | None:
+    """The prefix of the batch norm that alone follows the convolution alone; None where the graph does not tell.
+
+    It must be the only norm of a group in which the weight is the only producer, on the same positions, and hold
+    running statistics.
+    """
+    for group in graph.groups:
+        made = [m for m in group.members if m.role == "out" and len(graph.shapes[m.tensor]) > 1]
+        if not any(m.tensor == weight for m in made):
+            continue
+        norms = {m.tensor.rpartition(".")[0] for m in group.members if m.role == "norm"}
+        if len(made) > 1 or len(norms) != 1:
+            return None
+        prefix = norms.pop()
+        parts = [m for m in group.members if m.tensor.rpartition(".")[0] == prefix and m.role == "norm"]
+        lined_up = all(_lines_up(made[0], part, graph) for part in parts)
+        return prefix if lined_up and _scale(model, prefix) is not None else None
+    return None
+
+
+def _lines_up(made: TensorSlice, norm: TensorSlice, graph: ChannelGraph) -> bool:
+    return (
+        made.index == norm.index
+        and graph.shapes[made.tensor][made.dim] == graph.shapes[norm.tensor][norm.dim]
+    )
+
+
+def _scale(model: nn.Module, prefix: str) -> Tensor | None:
+    """a = γ / √(σ² + ε) of a batch norm; None for any other module."""
+    norm = model.get_submodule(prefix)
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_var is None:
+        return None
+    a = (norm.running_var + norm.eps).rsqrt()
+    return a * norm.weight if norm.affine else a
+
+
+def parts(model: nn.Module, graph: ChannelGraph, ratio: float) -> list[Part]:
+    """The convolutions to project, rank r = ⌊n (1 − ratio)⌋ with n = min(C_out, C_in · k²).
+
+    Own: only where two convolutions are cheaper than the one, r < C_out C_in k² / (C_out + C_in k²), and r ≥ 1. Grouped
+    and transposed convolutions, and those without a module, are left as they are.
+    """
+    found = []
+    for name, weight in weights(model, graph).items():
+        module = owner(model, name)
+        plain = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups == 1
+        if not plain or module.weight is not weight:
+            continue
+        high, wide = weight.flatten(1).shape
+        rank = math.floor(min(high, wide) * (1.0 - ratio) + 1e-9)
+        if rank >= 1 and rank * (high + wide) < high * wide:
+            found.append(Part(name, rank, own_norm(model, graph, name)))
+    return found
+
+
+@torch.no_grad()
+def project(model: nn.Module, parts: list[Part]) -> None:
+    """Brings the convolutions to their ranks, in place."""
+    tensors = dict(model.named_parameters())
+    for part in parts:
+        weight = tensors[part.weight]
+        scale = None if part.norm is None else _scale(model, part.norm)
+        weight.copy_(projected(weight, part.rank, scale))
+
+
+class Project(Hook):
+    """Projects at the end of every epoch."""
+
+    def __init__(self, parts: list[Part]) -> None:
+        self.parts = parts
+
+    def stepped(self, run: Run) -> None:
+        if (run.step + 1) % run.per_epoch == 0:
+            project(run.model, self.parts)
+
+
+@procedure(
+    "lrpet",
+    choose="low rank instead of, or on top of, fewer channels",
+    paper="Guo et al. 2022, 2204.05566",
+)
+def lrpet(run: Run, ratio: float = 0.5) -> Iterator[Phase]:
+    """Cuts to the plan, then projects each convolution to a low rank at the end of every epoch of training.
+
+    ratio: p of r = ⌊n (1 − p)⌋, n = min(C_out, C_in · k²). The projection is made on diag(a) · W with a = γ / √(σ² + ε)
+    of the convolution's own norm. Own: where the channel graph does not say which norm that is, as on a residual
+    stream that several convolutions write, a ≡ 1, and the log says so. The weights keep their shape: `factorised` gives
+    the two smaller convolutions.
+    """
+    if not 0.0 <= ratio < 1.0:
+        raise PrunefrontError(f"option 'ratio' of procedure 'lrpet' must be in [0, 1), not {ratio}")
+    run.cut()
+    found = parts(run.model, run.graph, ratio)
+    if not found:
+        LOG.warning("no convolution is cheaper as two at ratio %s: lrpet projects nothing", ratio)
+    lone = [part.weight for part in found if part.norm is None]
+    if lone:
+        LOG.info("lrpet projects without batch norm, which the graph does not pair: %s", ", ".join(lone))
+    yield Phase(run.left, hooks=(Project(found),))
+    project(run.model, found)
+    settle(run)

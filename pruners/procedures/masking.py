@@ -1,0 +1,68 @@
+"""Hooks of the procedures that mask single weights."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pruners.masks import Masks, Tensors
+from pruners.procedures import Hook
+from pruners.procedures.run import Run
+from pruners.recalibrate import recalibrate
+
+
+class Masked(Hook):
+    """Keeps masked weights at exactly zero, whatever momentum and weight decay want: gradients are masked too."""
+
+    def __init__(self, weights: dict[str, nn.Parameter], masks: Masks) -> None:
+        """The weights are masked at once. masks: may be replaced, element by element, while this is in use."""
+        self.weights, self.masks = weights, masks
+        self._clear()
+
+    def gradients(self, run: Run) -> bool:
+        for name, weight in self.weights.items():
+            if weight.grad is not None:
+                weight.grad.mul_(self.masks[name])
+        return True
+
+    def stepped(self, run: Run) -> None:
+        self._clear()
+
+    @torch.no_grad()
+    def _clear(self) -> None:
+        for name, weight in self.weights.items():
+            weight.masked_fill_(~self.masks[name], 0.0)  # a product would leave -0.0, and nan of an infinity
+
+
+class StraightThrough(Hook):
+    """The network computes with `effective(name, weight)`; the gradient there is taken for the weight's own."""
+
+    def __init__(self, weights: dict[str, nn.Parameter], effective: Callable[[str, Tensor], Tensor]) -> None:
+        self.weights, self.effective = weights, effective
+        self._trained: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def install(self, run: Run) -> None:
+        """Also the way to make the effective weights the network's own, for good."""
+        for name, weight in self.weights.items():
+            self._trained[name] = weight.detach().clone()
+            weight.copy_(self.effective(name, weight))
+
+    @torch.no_grad()
+    def restore(self, run: Run) -> None:
+        for name, weight in self.weights.items():
+            weight.copy_(self._trained[name])
+
+
+def settle(run: Run) -> None:
+    """Batch-norm statistics for weights that were changed and are not trained on; without calibration, as they are."""
+    if run.calibration:
+        recalibrate(run.model, run.calibration)
+
+
+def gradients_of(weights: Tensors) -> dict[str, Tensor]:
+    """Name -> ∂L/∂w of the last backward pass, zero where the loss does not depend on w."""
+    return {
+        name: torch.zeros_like(w) if w.grad is None else w.grad.detach().clone()
+        for name, w in weights.items()
+    }

@@ -1,0 +1,51 @@
+"""Which weights the loss depends on, asked once before training (Lee et al. 2019, 1810.02340)."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pruners.errors import PrunefrontError
+from pruners.masks import Tensors, keep_largest, weights
+from pruners.procedures import Phase, procedure
+from pruners.procedures.masking import Masked, gradients_of, settle
+from pruners.procedures.run import Run
+from pruners.statistics import images
+
+
+def connection_sensitivity(weights: Tensors, gradients: Tensors) -> dict[str, Tensor]:
+    """|w ∂L/∂w| / Σ |w ∂L/∂w|, the sum over all weights: |∂L/∂c| for masks c ≡ 1 on the weights."""
+    work = {name: (w.detach() * gradients[name]).abs() for name, w in weights.items()}
+    total = sum(float(t.sum(dtype=torch.float64)) for t in work.values())
+    return {name: t / total if total else t for name, t in work.items()}
+
+
+@procedure(
+    "snip",
+    choose="single weights, when the mask shall cost one look at the data",
+    paper="Lee et al. 2019, 1810.02340",
+)
+def snip(run: Run, density: float = 0.5) -> Iterator[Phase]:
+    """Cuts to the plan, keeps the weights whose masks move the loss most, then trains them.
+
+    density: share of the weights that are not zero. The gradient is that of the mean loss over all calibration images,
+    in eval mode, at the weights that training starts from; own: these are the trained ones of the cut network, where
+    the paper looks at an initialisation. Beyond 99 % zeros whole layers may go. Zeros are stored as they are.
+    Raises PrunefrontError without calibration batches.
+    """
+    if not run.calibration:
+        raise PrunefrontError(
+            "procedure 'snip' looks at data and no calibration batches were given; give some"
+        )
+    run.cut()
+    held = weights(run.model, run.graph)
+    model = run.model.eval()
+    model.zero_grad()
+    for inputs, target in run.calibration:
+        output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+        (run.loss(output, target) * images((inputs, target))).backward()  # type: ignore[no-untyped-call]
+    masks = keep_largest(connection_sensitivity(held, gradients_of(held)), density)
+    model.zero_grad()
+    hook = Masked(held, masks)
+    settle(run)
+    yield Phase(run.left, hooks=(hook,))
