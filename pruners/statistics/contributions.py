@@ -1,0 +1,189 @@
+"""Each unit's part in sampled outputs of the layers that read it (ThiNet; channel pruning by LASSO)."""
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pruners import applies
+from pruners.errors import PrunefrontError
+from pruners.graph import ChannelGraph, ChannelGroup
+from pruners.statistics import Inquiry, Values, statistic
+from pruners.view import consumers, per_unit
+from pruners.watch import CONVOLUTIONS, Product, Watch
+
+POSITIONS = 10
+"""Sampled output positions per image and call, as in both papers."""
+
+
+def transposed(group: ChannelGroup, graph: ChannelGraph) -> str | None:
+    """Where a transposed convolution reads the channels: its outputs have no patch of inputs of one fixed size."""
+    wrong = [m.tensor for m in consumers(group) if m.dim == 0 and len(graph.shapes[m.tensor]) > 2]
+    return f"is read by the transposed convolution {wrong[0]!r}" if wrong else None
+
+
+def not_interior(group: ChannelGroup, graph: ChannelGraph) -> str | None:
+    """Where the channels are no single layer's, or are read in patches of no fixed size."""
+    return applies.residual(group, graph) or transposed(group, graph)
+
+
+@statistic(
+    "contributions",
+    fields={"contribution": not_interior},
+    cost="one forward pass over at most 1000 images",
+    images=1000,
+)
+def contributions(inquiry: Inquiry) -> Values:
+    """Every unit's part in sampled outputs of its consumers, bias left out.
+
+    Columns: image by image, for each call of each consumer `POSITIONS` pairs of an output position and an output
+    channel j (Luo et al. 2017, 1707.06342, sec. 3.2). Entry: Σ W[j, c, taps] · patch over the unit's positions c on
+    the weight's consuming axis. Over all units (and positions that belong to no unit) a column sums to the
+    consumer's output without bias. Pairs are drawn, with repetition, from (seed, bytes of the image, weight's name,
+    number of the call): they do not depend on how images fall into batches. Raises PrunefrontError where no call
+    takes a consumer's weight.
+    """
+    tensors = inquiry.model.state_dict(keep_vars=True)
+    watching = {m.tensor: tensors[m.tensor] for g in inquiry.groups for m in consumers(g)}
+    columns: dict[str, list[Tensor]] = defaultdict(list)
+    for inputs, _ in inquiry.batches:
+        arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+        digests = image_digests(arguments)
+        parts: dict[str, list[Tensor]] = defaultdict(list)
+
+        def see(
+            product: Product,
+            y: Tensor,
+            digests: Sequence[int] = digests,
+            parts: dict[str, list[Tensor]] = parts,
+        ) -> None:
+            key = (inquiry.seed, product.name, len(parts[product.name]))
+            parts[product.name].append(_sampled(product, y, digests, key))
+
+        with torch.no_grad(), Watch(watching, on_output=see):
+            inquiry.model(*arguments)
+        for group in inquiry.groups:
+            read = [per_unit(call, m) for m in consumers(group) for call in parts[m.tensor]]
+            if not read:
+                raise PrunefrontError(
+                    f"no conv, linear or matmul call takes {consumers(group)[0].tensor!r} as its weight, so the "
+                    f"contributions of group {group.name!r} are unknown; choose a criterion that does not need them"
+                )
+            columns[group.name].append(torch.cat(read, dim=2).flatten(1))
+    return {"contribution": {name: torch.cat(parts, dim=1) for name, parts in columns.items()}}
+
+
+def _sampled(
+    product: Product, y: Tensor, digests: Sequence[int], key: tuple[int, str, int]
+) -> Float[Tensor, "positions images samples"]:
+    """The part of every position of the weight's consuming axis in the sampled outputs, float64 on the CPU."""
+    images, count, weight = len(digests), sites(product, y, len(digests)), matrix(product)
+    drawn = [_generator(digest, key) for digest in digests]
+    site = torch.from_numpy(np.stack([g.integers(count, size=POSITIONS) for g in drawn])).to(y.device)
+    channel = torch.from_numpy(np.stack([g.integers(len(weight), size=POSITIONS) for g in drawn])).to(
+        y.device
+    )
+    image = torch.arange(images, device=y.device).repeat_interleave(POSITIONS)
+    seen = patches(product, y, images, image, site.flatten())
+    j = channel.flatten()
+    own = seen[torch.arange(len(j), device=y.device), j * seen.shape[1] // len(weight)]  # of j's conv group
+    parts = (own.double() * weight[j].double()).sum(dim=2)
+    return parts.reshape(images, POSITIONS, -1).permute(2, 0, 1).cpu()
+
+
+def image_digests(arguments: Sequence[Tensor]) -> list[int]:
+    """A number for each image that depends on its bytes alone, over all of the model's inputs."""
+    held = [tensor.detach().cpu().contiguous() for tensor in arguments]
+    found = []
+    for i in range(len(held[0])):
+        digest = hashlib.blake2b(digest_size=8)
+        for tensor in held:
+            digest.update(tensor[i].reshape(-1).view(torch.uint8).numpy().tobytes())
+        found.append(int.from_bytes(digest.digest(), "big"))
+    return found
+
+
+def chosen_sites(
+    digests: Sequence[int], count: int, key: tuple[int, str, int]
+) -> Int[Tensor, "images chosen"]:
+    """`POSITIONS` different ones of `count` output positions for each image; all of them where there are no more."""
+    if count <= POSITIONS:
+        return torch.arange(count).expand(len(digests), count)
+    drawn = [_generator(digest, key).choice(count, POSITIONS, replace=False) for digest in digests]
+    return torch.from_numpy(np.stack(drawn))
+
+
+def _generator(digest: int, key: tuple[int, str, int]) -> np.random.Generator:
+    seed, name, call = key
+    where = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+    return np.random.default_rng([seed, digest, where, call])
+
+
+def matrix(product: Product) -> Float[Tensor, "outputs inputs taps"]:
+    """The weight of a conv (of one conv group's inputs), linear or matmul, as its outputs see it."""
+    if product.func in CONVOLUTIONS:
+        return product.weight.flatten(2)
+    return (product.weight if product.func is F.linear else product.weight.T).unsqueeze(2)
+
+
+def sites(product: Product, y: Tensor, images: int) -> int:
+    """How many output positions of a conv, linear or matmul each image has; y: its output.
+
+    Raises PrunefrontError where the rows of y cannot be told apart by image.
+    """
+    return product.outputs(y, images).shape[2]
+
+
+def patches(
+    product: Product, y: Tensor, images: int, image: Int[Tensor, " rows"], site: Int[Tensor, " rows"]
+) -> Float[Tensor, "rows convgroups inputs taps"]:
+    """What an output at a position of an image is made of: output j = Σ matrix[j] · patch of j's conv group.
+
+    y: the product's output. site: in [0, `sites`), where an image's own calls come one after the other.
+    """
+    if product.func not in CONVOLUTIONS:
+        x = product.x.reshape(images, -1, product.x.shape[-1])
+        return x[image, site][:, None, :, None]
+    space = y.shape[2:]
+    per_row = math.prod(space)
+    row = image * (len(y) // images) + torch.div(site, per_row, rounding_mode="floor")
+    kernel = product.weight.shape[2:]
+    rank = len(kernel)
+    stride, dilation = (_each(product.options.get(name, 1), rank) for name in ("stride", "dilation"))
+    padded = F.pad(product.x, _padding(product.options.get("padding", 0), kernel, dilation))
+    steps = [1] * rank  # in the flattened padded input, of one step along each axis
+    for axis in range(rank - 2, -1, -1):
+        steps[axis] = steps[axis + 1] * padded.shape[axis + 3]
+    outputs = torch.unravel_index(site % per_row, space)
+    corner = sum((o * (s * step) for o, s, step in zip(outputs, stride, steps, strict=True)), 0 * site)
+    taps = torch.zeros(1, dtype=torch.int64, device=site.device)
+    for size, spread, step in zip(kernel, dilation, steps, strict=True):
+        along = torch.arange(size, device=site.device) * (spread * step)
+        taps = (taps[:, None] + along).flatten()
+    found = padded.flatten(2)[row[:, None], :, corner[:, None] + taps]  # [rows, taps, channels]
+    return found.transpose(1, 2).reshape(len(found), -1, product.weight.shape[1], found.shape[1])
+
+
+def _each(option: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    """A conv option for every axis."""
+    given = (option,) if isinstance(option, int) else tuple(option)
+    return given * rank if len(given) == 1 else given
+
+
+def _padding(option: str | int | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    """What `F.pad` takes, last axis first; `same` puts an odd zero behind, as torch does."""
+    if option == "valid":
+        pairs = [(0, 0) for _ in kernel]
+    elif option == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        pairs = [(t // 2, t - t // 2) for t in total]
+    else:
+        assert not isinstance(option, str)
+        pairs = [(p, p) for p in _each(option, len(kernel))]
+    return [size for pair in reversed(pairs) for size in pair]
