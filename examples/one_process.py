@@ -6,6 +6,7 @@ from pipelines.accuracy import accuracy
 from pipelines.config import DataSection, ModelSection
 from pipelines.data import batches, load
 from pipelines.models import build
+from pipelines.problem import lanes
 from pipelines.train import Recipe, train
 from pruners.cost import cost
 from pruners.plan import plan
@@ -28,7 +29,8 @@ calibration = list(batches(data.train, data.transform, 128))
 scores = score_all(dense, graph, ("l1", "taylor"), calibration)  # which of them matter
 groups = (GroupSpace(g.name, g.units, tuple(range(4, g.units + 1)), ("l1", "taylor")) for g in graph.groups)
 front = ParetoFront([OBJECTIVES["accuracy"], OBJECTIVES["macs"]])
-for candidate in seed_candidates(SearchSpace(tuple(groups)), scores, limit=24):
+space = SearchSpace(tuple(groups))
+for candidate in seed_candidates(space, lanes(graph, scores, space), limit=24):
     chosen = plan(graph, candidate.choices, scores)
     pruned = apply(dense, graph, chosen)  # an ordinary, smaller nn.Module
     recalibrate(pruned, calibration)

@@ -1,15 +1,29 @@
 """From a channel graph and its scores to the problem that a searcher is given."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from pipelines.config import Bound, SearchSection, SpaceSection
+from pruners.allocators import OutOfReach, PerGroup, Terms
+from pruners.allocators import allocators as registry
 from pruners.cost import Cost, cost, unit_macs
+from pruners.criteria import criteria
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
 from pruners.plan import Scores, keep_counts
-from search.heuristics import seed_candidates
+from search.heuristics import Proposal, seed_candidates
 from search.measurement import OBJECTIVES, Constraint
 from search.space import GroupSpace, Problem, SearchSpace
+
+ALLOCATORS = ("uniform", "global_threshold")
+"""Those that need no measurement beside the scores."""
+
+KEPT_MACS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+
+CONTROLS = frozenset({"random"})
+"""Criteria that rank nothing: no starting point is spent on them where there is another one."""
+
+NO_FACTS: Mapping[str, PerGroup] = {}
 
 
 def search_space(graph: ChannelGraph, scores: Scores, section: SpaceSection) -> SearchSpace:
@@ -42,17 +56,75 @@ def constraints(bounds: Mapping[str, Bound]) -> tuple[Constraint, ...]:
     )
 
 
-def problem(graph: ChannelGraph, scores: Scores, section: SpaceSection, search: SearchSection) -> Problem:
-    """Everything that a searcher may know."""
+def problem(
+    graph: ChannelGraph,
+    scores: Scores,
+    section: SpaceSection,
+    search: SearchSection,
+    *,
+    allocators: Sequence[str] = ALLOCATORS,
+    facts: Mapping[str, PerGroup] = NO_FACTS,
+    comparable: Mapping[str, bool] | None = None,
+    seed: int = 0,
+) -> Problem:
+    """Everything that a searcher may know. allocators, facts, comparable, seed: as in `lanes`."""
     space = search_space(graph, scores, section)
+    proposals = lanes(
+        graph, scores, space, allocators=allocators, facts=facts, comparable=comparable, seed=seed
+    )
     limit = search.seeds or max(2, search.candidates // 3)
     return Problem(
         space=space,
         objectives=tuple(OBJECTIVES[name] for name in search.objectives),
         constraints=constraints(search.constraints),
-        seeds=seed_candidates(space, scores, limit=limit),
+        seeds=seed_candidates(space, proposals, limit=limit),
         scores=scores,
     )
+
+
+def lanes(
+    graph: ChannelGraph,
+    scores: Scores,
+    space: SearchSpace,
+    *,
+    allocators: Sequence[str] = ALLOCATORS,
+    kept_macs: Sequence[float] = KEPT_MACS,
+    facts: Mapping[str, PerGroup] = NO_FACTS,
+    comparable: Mapping[str, bool] | None = None,
+    seed: int = 0,
+) -> list[list[Proposal]]:
+    """Starting points for `search.heuristics.seed_candidates`: one lane per criterion and allocator, smallest first.
+
+    kept_macs: the shares of the dense network's MACs for which each allocator is asked; below what it can reach, its
+    smallest network is proposed once. facts: what was measured for allocators, field -> group -> array. comparable:
+    criterion -> whether its scores may be ranked across groups, where the registry is not to be asked. seed: of an
+    allocator that draws. Raises UnknownName for an unknown allocator, PrunefrontError where one lacks what it needs.
+    """
+    keeps = {g.name: g.keeps for g in space.groups}
+    names = list(dict.fromkeys(c for g in space.groups for c in g.criteria))
+    found = []
+    for criterion in [c for c in names if c not in CONTROLS] or names:
+        known = scores.get(criterion, {})
+        ranked = {g.name: known[g.name] for g in space.groups if criterion in g.criteria and g.name in known}
+        across = criteria[criterion].comparable if comparable is None else comparable[criterion]
+        for name in allocators:
+            lane: list[Proposal] = []
+            for share in sorted(kept_macs):
+                proposal = _proposal(name, criterion, Terms(graph, share, keeps, ranked, across, facts, seed))
+                if proposal not in lane:
+                    lane.append(proposal)
+            found.append(lane)
+    return found
+
+
+def _proposal(name: str, criterion: str, terms: Terms) -> Proposal:
+    """What an allocator gives for the budget; if that is out of its reach, its smallest network."""
+    try:
+        counts = registry[name](terms)
+    except OutOfReach as error:
+        terms = replace(terms, kept_macs=error.least)
+        counts = registry[name](terms)
+    return Proposal(f"{name} {criterion} {terms.kept_macs:.3g}", counts, criterion)
 
 
 def dense_cost(graph: ChannelGraph) -> Cost:

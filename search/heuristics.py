@@ -1,107 +1,54 @@
 """Where every search starts: what a practitioner would try by hand."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pruners.choice import GroupChoice
 from search.candidate import Candidate
-from search.space import GroupSpace, SearchSpace
+from search.space import SearchSpace
 
-Scores = Mapping[str, Mapping[str, NDArray[np.float64]]]
 
-RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-KEPT_MACS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """How many units each group keeps (one that is left out stays dense), and what ranks them. origin: who says so."""
 
-COMPARABLE = frozenset({"taylor", "bn_scale"})
-"""Criteria whose raw scores rank units across groups: a change of the loss (Molchanov et al. 2019) and, by
-its authors' rule, the scale of a batch norm (Network Slimming). A norm grows with the size of its filter, so
-the scores of all others are divided by their group's mean before groups are compared."""
-
-CONTROLS = frozenset({"random"})
-"""Criteria that rank nothing: no seed is spent on them where there is another one."""
+    origin: str
+    keeps: Mapping[str, int]
+    criterion: str
 
 
 def seed_candidates(
-    space: SearchSpace,
-    scores: Scores,
-    *,
-    limit: int = 20,
-    ratios: Sequence[float] = RATIOS,
-    kept_macs: Sequence[float] = KEPT_MACS,
+    space: SearchSpace, lanes: Iterable[Sequence[Proposal]] = (), *, limit: int = 20
 ) -> tuple[Candidate, ...]:
     """At most `limit` different candidates of the space, dense first; the same arguments give the same ones.
 
-    For every criterion that a group of the space has: the same ratio in all groups, for each of `ratios`;
-    and, where `scores` (criterion -> group -> one per unit, higher = keep) has it, one threshold over all
-    groups, for each of `kept_macs`, the first-order share of MACs that stays. Kept counts are snapped onto
-    each group's `keeps`. The order takes criteria in turn and jumps over costs, so a prefix already spreads
-    over both.
+    lanes: proposals of one kind each (an allocator with a criterion, say), ordered by cost. The order takes lanes in
+    turn and jumps over costs, so a prefix already spreads over both. Raises ValueError for a proposal that keeps a
+    number of units that its group's `keeps` does not allow.
     """
     if limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
-    names = list(dict.fromkeys(c for g in space.groups for c in g.criteria))
-    criteria = [c for c in names if c not in CONTROLS] or names
-    lanes = []
-    for criterion in criteria:
-        if criterion in scores:
-            lanes.append([threshold(space, scores, criterion, kept) for kept in sorted(kept_macs)])
-        lanes.append([uniform(space, criterion, ratio) for ratio in sorted(ratios)])
     seeds: dict[str, Candidate] = {}
-    for candidate in (space.dense(), *_interleave(lanes)):
+    for candidate in (space.dense(), *(proposed(space, p) for p in _interleave(list(lanes)))):
         if len(seeds) == limit:
             break
         seeds.setdefault(candidate.key(), candidate)
     return tuple(seeds.values())
 
 
-def uniform(space: SearchSpace, criterion: str, ratio: float) -> Candidate:
-    """The candidate that drops the same ratio everywhere; a group without the criterion uses its first
-    one.
-    """
-    choices = {g.name: g.choose(g.nearest(g.units * (1.0 - ratio)), criterion) for g in space.groups}
-    return Candidate(choices, f"uniform {criterion} {ratio:g}")
+def proposed(space: SearchSpace, proposal: Proposal) -> Candidate:
+    """The candidate of a proposal; a group without its criterion uses its own first one."""
+    choices = {}
+    for g in space.groups:
+        keep = proposal.keeps.get(g.name, g.units)
+        if keep not in g.keeps:
+            raise ValueError(
+                f"{proposal.origin!r} keeps {keep} units of group {g.name!r}; possible: {', '.join(map(str, g.keeps))}"
+            )
+        choices[g.name] = g.choose(keep, proposal.criterion)
+    return Candidate(choices, proposal.origin)
 
 
-def threshold(space: SearchSpace, scores: Scores, criterion: str, kept_macs: float) -> Candidate:
-    """The candidate that drops the lowest-scored units of all groups until `kept_macs` of the MACs stay.
-
-    Groups without a score for the criterion stay dense. No group goes below its smallest allowed count, so a
-    target may be missed; snapping onto `keeps` moves the rest by at most half a step per group.
-    """
-    scored = [g for g in space.groups if criterion in g.criteria and g.name in scores[criterion]]
-    queue = sorted(
-        (float(value), place, unit)
-        for place, group in enumerate(scored)
-        for unit, value in enumerate(comparable(criterion, scores[criterion][group.name]))
-    )
-    keeps = {g.name: g.units for g in space.groups}
-    for _, place, _ in queue:
-        if space.kept_macs(keeps) <= kept_macs:
-            break
-        group = scored[place]
-        if keeps[group.name] > group.keeps[0]:
-            keeps[group.name] -= 1
-    return Candidate(
-        {g.name: _snap(g, keeps[g.name], criterion) for g in space.groups},
-        f"threshold {criterion} {kept_macs:g}",
-    )
-
-
-def comparable(criterion: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The scores of one group [units] in a form that may be compared with those of other groups; see
-    COMPARABLE.
-    """
-    mean = float(np.mean(values))
-    return values if criterion in COMPARABLE or mean == 0 else values / abs(mean)
-
-
-def _snap(group: GroupSpace, keep: int, criterion: str) -> GroupChoice:
-    return group.choose(group.nearest(keep), criterion)
-
-
-def _interleave(lanes: Sequence[Sequence[Candidate]]) -> Iterable[Candidate]:
+def _interleave(lanes: Sequence[Sequence[Proposal]]) -> Iterable[Proposal]:
     """One of each lane in turn, each lane in an order that halves the remaining gaps and starts elsewhere."""
     for turn in range(max((len(lane) for lane in lanes), default=0)):
         for number, lane in enumerate(lanes):

@@ -172,8 +172,8 @@ def fit(terms: Terms, family: Family) -> Counts:
     if not fits(small):
         least = macs_of(terms.graph, small) / dense
         raise OutOfReach(
-            f"{terms.kept_macs:.4g} of the dense network's MACs are too few: with the smallest widths allowed "
-            f"{least:.4g} stay; ask for that share or more, or allow smaller widths",
+            f"{terms.kept_macs:.4g} of the dense network's MACs are too few: {least:.4g} stay in the smallest network "
+            "within reach here; ask for that share or more, or allow smaller widths",
             least,
         )
     low, high = 0.0, 1.0

@@ -34,7 +34,10 @@ def dcp_adapt(terms: Terms) -> Counts:
 
     if terms.kept_macs == 1.0:
         return {**terms.dense(), **counts(EPSILON)}
-    most = max((float(_changes(losses).max()) for losses in curves.values()), default=0.0)
+    steps = [float(np.abs(np.diff(losses)).max() / losses[0]) for losses in curves.values() if losses[0] > 0]
+    most = max(steps, default=0.0) * (
+        1.0 + 1e-9
+    )  # even the largest step is a hit there, whatever the rounding
     return fit(terms, lambda cut: counts(cut * most) if cut > 0.0 else {})
 
 
@@ -45,14 +48,8 @@ def stop(losses: NDArray[np.float64], epsilon: float = EPSILON, hits: int = HITS
     al. stop at the first hit (hits = 1); the second is an addition (own).
     """
     row = 0
-    for count, change in enumerate(_changes(losses), start=1):
-        row = row + 1 if change <= epsilon else 0
+    for count, change in enumerate(np.abs(np.diff(losses)), start=1):
+        row = row + 1 if change <= epsilon * losses[0] else 0
         if row == hits:
             return count
     return len(losses) - 1
-
-
-def _changes(losses: NDArray[np.float64]) -> NDArray[np.float64]:
-    """|L(t-1) - L(t)| / L(0) for t = 1 … n; zeros where L(0) is zero, as nothing is to be gained there."""
-    changes: NDArray[np.float64] = np.abs(np.diff(losses))
-    return changes / losses[0] if losses[0] > 0 else np.zeros_like(changes)

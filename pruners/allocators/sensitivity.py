@@ -1,5 +1,6 @@
 """Ratios of equal harm, read off curves of single groups (Li et al. 2017, 1608.08710)."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -25,7 +26,7 @@ def sensitivity(terms: Terms) -> Counts:
     stay dense.
     """
     curves = terms.facts["sensitivity"]
-    inverse = {name: ratio_at(curves[name]) for name in terms.keeps if name in curves}
+    inverse = {name: ratio_at(curves[name], terms.keeps[name][-1]) for name in terms.keeps if name in curves}
     most = max((worst for _, worst in inverse.values()), default=0.0)
 
     def family(cut: float) -> Counts:
@@ -40,15 +41,20 @@ def sensitivity(terms: Terms) -> Counts:
     return fit(terms, family)
 
 
-def ratio_at(rises: NDArray[np.float64]) -> tuple[Callable[[float], float], float]:
+def cuts(units: int) -> tuple[int, ...]:
+    """How many of a group's units go at each of `RATIOS`: the nearest number but not all, ties towards keeping more."""
+    return tuple(units - max(1, math.floor(units * (1.0 - ratio) + 0.5 + 1e-9)) for ratio in RATIOS)
+
+
+def ratio_at(rises: NDArray[np.float64], units: int) -> tuple[Callable[[float], float], float]:
     """(rise of the loss -> the largest ratio that costs no more, rise at which everything is gone).
 
-    rises: [ratios], measured at `RATIOS`. Between them, and from (0, 0), the curve is straight; beyond the last it goes
-    on as in its last stretch. A fall is taken for noise: the curve is the running maximum.
+    rises: [ratios], measured with `cuts(units)` units gone. Between these, and from (0, 0), the curve is straight;
+    beyond the last it goes on as in its last stretch. A fall is taken for noise: the curve is the running maximum.
     """
-    height = np.maximum.accumulate(np.concatenate([[0.0], rises]))
-    width = np.array([0.0, *RATIOS])
-    slope = (height[-1] - height[-2]) / (width[-1] - width[-2])
+    width, first = np.unique([0.0, *(gone / units for gone in cuts(units))], return_index=True)
+    height = np.maximum.accumulate(np.concatenate([[0.0], rises])[first])
+    slope = float((height[-1] - height[-2]) / (width[-1] - width[-2])) if len(width) > 1 else 0.0
     height, width = np.append(height, height[-1] + slope * (1.0 - width[-1])), np.append(width, 1.0)
 
     def ratio(rise: float) -> float:

@@ -1,0 +1,86 @@
+"""What cutting a group alone costs (Li et al. 2017, 1608.08710): the curves of allocator `sensitivity`."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pruners.allocators.sensitivity import RATIOS, cuts
+from pruners.applies import no_producer
+from pruners.errors import PrunefrontError
+from pruners.graph import ChannelGroup
+from pruners.statistics import Inquiry, Values, images, statistic
+from pruners.view import producers, rows
+
+IMAGES = 512
+
+
+@statistic(
+    "sensitivity",
+    fields={"sensitivity": no_producer},
+    cost=f"{len(RATIOS)} forward passes per group, over {IMAGES} images",
+    split="groups",
+    images=IMAGES,
+)
+def sensitivity(inquiry: Inquiry) -> Values:
+    """Rise of the loss when a group alone loses its units of lowest L2 norm, without retraining, at each ratio.
+
+    [ratios], in the order of `pruners.allocators.sensitivity.RATIOS`; no field of a `UnitView`. Li et al. draw accuracy
+    and rank by L1. How many units go is `cuts` there. Units go by masking: all that belongs to them is set to zero.
+    Raises PrunefrontError where a loss is not finite.
+    """
+    tensors = inquiry.model.state_dict(keep_vars=True)
+    with torch.no_grad():
+        dense = _loss(inquiry)
+        return {
+            "sensitivity": {
+                g.name: torch.tensor(
+                    [loss - dense for loss in _losses(inquiry, g, tensors)], dtype=torch.float64
+                )
+                for g in inquiry.groups
+            }
+        }
+
+
+def _losses(inquiry: Inquiry, group: ChannelGroup, tensors: dict[str, Tensor]) -> Iterable[float]:
+    """The loss at each ratio; the model is as before at the end."""
+    order = torch.argsort(_norms(inquiry, group, tensors), stable=True).tolist()
+    kept = {m.tensor: tensors[m.tensor].clone() for m in group.members}
+    losses = []
+    for gone in cuts(group.units):  # ascending: what is gone stays gone
+        _zero(group, tensors, order[:gone])
+        losses.append(_loss(inquiry))
+    for name, tensor in kept.items():
+        tensors[name].copy_(tensor)
+    return losses
+
+
+def _norms(inquiry: Inquiry, group: ChannelGroup, tensors: dict[str, Tensor]) -> Float[Tensor, " units"]:
+    made_by = [
+        rows(tensors[m.tensor].to("cpu", torch.float64), m) for m in producers(group, inquiry.graph.shapes)
+    ]
+    return torch.cat(made_by, dim=1).square().sum(dim=1).sqrt()
+
+
+def _zero(group: ChannelGroup, tensors: dict[str, Tensor], units: Sequence[int]) -> None:
+    for m in group.members:
+        tensor = tensors[m.tensor]
+        positions = [p for u in units for p in m.index[u]]
+        tensor.index_fill_(m.dim, torch.tensor(positions, dtype=torch.long, device=tensor.device), 0)
+
+
+def _loss(inquiry: Inquiry) -> float:
+    """Mean over all images."""
+    total, seen = 0.0, 0
+    for batch in inquiry.batches:
+        inputs, target = batch
+        output = inquiry.model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
+        total += float(inquiry.loss(output, target)) * images(batch)
+        seen += images(batch)
+    if not torch.tensor(total).isfinite():
+        raise PrunefrontError(
+            "the loss of the network, or of it without some units, is not finite, so there is no sensitivity; "
+            "check that the dense model's weights, and its loss on the calibration batches, are finite"
+        )
+    return total / seen
