@@ -1,0 +1,214 @@
+"""Spectral radii of Kronecker-factored Fisher blocks, and how they fall without a unit (after 2111.08577)."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from pruners.applies import no_producer
+from pruners.graph import ChannelGraph, ChannelGroup, TensorSlice
+from pruners.statistics import Inquiry, Values, statistic
+from pruners.statistics.logits import Outputs, check_seen, drawn, logits_of
+from pruners.view import consumers, owners, producers
+from pruners.watch import CONVOLUTIONS, Product, Watch
+
+LARGEST = 4608
+"""Rows of a factor: 512 channels × 9 places of a kernel, 170 MB."""
+
+ELEMENTS = 2**27
+"""Numbers held in factors at a time, 1 GiB; layers beyond that take another pass over the data."""
+
+ITERATIONS = 100
+"""Steps of a power iteration."""
+
+FLOOR = 1e-12
+"""A radius does not count as having fallen further than to this fraction of itself."""
+
+Factor = Float[Tensor, "blocks n n"]
+
+
+def no_radius(group: ChannelGroup, graph: ChannelGraph) -> str | None:
+    """Where nothing produces the group, or a layer's factor would be too large."""
+    for part in (*producers(group, graph.shapes), *consumers(group)):
+        for side in (_inputs(graph.shapes[part.tensor]), graph.shapes[part.tensor][0]):
+            if side > LARGEST:
+                return f"has a layer, {part.tensor!r}, with a factor of {side} rows, too large: at most {LARGEST}"
+    return no_producer(group, graph)
+
+
+@dataclass(slots=True)
+class Factors:
+    """Sums for one layer, float64 on the CPU. inputs: A, if some group is read by it. outputs: G, if it makes one."""
+
+    inputs: Factor | None = None
+    outputs: Factor | None = None
+
+
+@statistic(
+    "kfac",
+    fields={"radius_drop": no_radius},
+    cost="one forward and one backward pass on 512 images, and a power iteration for each unit and layer",
+    split="whole",
+    images=512,
+)
+def kfac(inquiry: Inquiry) -> Values:
+    """Fall of Σ log ρ over the layers that make or read a unit, when it goes.
+
+    The Fisher block of layer l is taken as A ⊗ G: A = E[ā āᵀ] of its inputs (with a 1 where it has a bias; of a
+    convolution over patches), G = E[δ δᵀ] of the gradients of log p at its outputs, over images and places, with one
+    label per image drawn from the model. ρ_l = λmax(A) · λmax(G); a unit takes rows and columns from G of the layers
+    that make it and from A of those that read it, all places of the kernel of its channel (the rule is own, after
+    Ebrahimi & Klabjan 2021, 2111.08577). In a grouped convolution A and G have a block for each conv group, of which
+    the largest λmax counts, so that ρ_l is an upper bound; a transposed one is taken over channels without patches.
+    λmax after a deletion is the Rayleigh quotient of 100 steps of power iteration that start from the whole matrix's
+    eigenvector, a lower bound. Where a layer's λmax is zero nothing falls; no fall is larger than log 1e12.
+    Raises PrunefrontError where the output is not one row of logits per image.
+    """
+    shapes = inquiry.graph.shapes
+    made = {g.name: producers(g, shapes) for g in inquiry.groups}
+    read = {g.name: consumers(g) for g in inquiry.groups}
+    drops = {g.name: torch.zeros(g.units, dtype=torch.float64) for g in inquiry.groups}
+    makers = {m.tensor for parts in made.values() for m in parts}
+    readers = {m.tensor for parts in read.values() for m in parts}
+    for layers in _portions(sorted(makers | readers), shapes):
+        factors = _factors(inquiry, layers, makers, readers)
+        for parts in (made, read):
+            here = {name: [m for m in members if m.tensor in layers] for name, members in parts.items()}
+            check_seen(inquiry.groups, here, set(factors))
+        for group in inquiry.groups:
+            for part in made[group.name]:
+                if part.tensor in factors and (g := factors[part.tensor].outputs) is not None:
+                    drops[group.name] += _falls(g, part, 1)
+            for part in read[group.name]:
+                if part.tensor in factors and (a := factors[part.tensor].inputs) is not None:
+                    drops[group.name] += _falls(a, part, _places(shapes[part.tensor], part))
+    return {"radius_drop": drops}
+
+
+def falls(factor: Factor, rows: Bool[Tensor, "units blocks n"]) -> Float[Tensor, " units"]:
+    """log λmax of a symmetric block-diagonal matrix ≥ 0, minus that without each unit's rows and columns; ≥ 0."""
+    noise = torch.randn(factor.shape[:2], generator=torch.Generator().manual_seed(0), dtype=factor.dtype)
+    radius, top = _power(factor, noise[None])
+    before = radius.max()
+    if not before > 0.0:
+        return torch.zeros(len(rows), dtype=factor.dtype)
+    # a unit may hold all of the top eigenvector: noise lets the iteration find what comes next
+    start = (top + 1e-3 * noise).expand(len(rows), -1, -1)
+    after = _power(factor, start, ~rows)[0].amax(dim=1)
+    return -(after / before).clamp(min=FLOOR, max=1.0).log()
+
+
+def _power(
+    factor: Factor, start: Float[Tensor, "units blocks n"], kept: Bool[Tensor, "units blocks n"] | None = None
+) -> tuple[Float[Tensor, "units blocks"], Float[Tensor, "units blocks n"]]:
+    """λmax and eigenvector of each block, on the kept rows and columns only, by power iteration from `start`."""
+    vector = start.permute(1, 2, 0)  # blocks, n, units: one product of matrices per step
+    among = None if kept is None else kept.permute(1, 2, 0)
+    radius = vector.new_zeros(vector.shape[0], vector.shape[2])
+    for _ in range(ITERATIONS):
+        if among is not None:
+            vector = vector * among
+        length = vector.norm(dim=1, keepdim=True)
+        vector = vector / length.where(length > 0.0, 1.0)
+        image = factor @ vector
+        radius = (vector * image).sum(dim=1)
+        unit, vector = vector, image
+    return radius.T, unit.permute(2, 0, 1)
+
+
+def _falls(factor: Factor, part: TensorSlice, places: int) -> Float[Tensor, " units"]:
+    """places: rows of the factor for each position of the slice's axis, side by side in one block."""
+    blocks, n, _ = factor.shape
+    rows = torch.zeros(len(part.index), blocks * n, dtype=torch.bool)
+    position, unit = owners(part)
+    if part.role == "in":  # position i is channel i of every conv group
+        inside = (position[:, None] * places + torch.arange(places)).flatten()
+        rows.view(-1, blocks, n)[unit.repeat_interleave(places), :, inside] = True
+    else:
+        rows[unit, position] = True
+    return falls(factor, rows.view(-1, blocks, n))
+
+
+def _places(shape: tuple[int, ...], part: TensorSlice) -> int:
+    """Rows of A for one input channel: places of the kernel, in any convolution but a transposed one (dim 0)."""
+    return math.prod(shape[2:]) if part.dim == 1 else 1
+
+
+def _inputs(shape: tuple[int, ...]) -> int:
+    return math.prod(shape[1:])
+
+
+def _portions(layers: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[set[str]]:
+    """Layers, so many at a time that their factors fit."""
+    portion: set[str] = set()
+    held = 0
+    for name in layers:
+        size = _inputs(shapes[name]) ** 2 + shapes[name][0] ** 2
+        if portion and held + size > ELEMENTS:
+            yield portion
+            portion, held = set(), 0
+        portion.add(name)
+        held += size
+    if portion:
+        yield portion
+
+
+def _factors(inquiry: Inquiry, layers: set[str], makers: set[str], readers: set[str]) -> dict[str, Factors]:
+    """Sums over all images and places of ā āᵀ and δ δᵀ, for the layers that were called."""
+    tensors = inquiry.model.state_dict(keep_vars=True)
+    found: dict[str, Factors] = {}
+    for inputs, _ in inquiry.batches:
+        arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+        n = len(arguments[0])
+        outputs = Outputs()
+        with torch.enable_grad():
+            with Watch({name: tensors[name] for name in layers}, on_output=outputs):
+                result = inquiry.model(*arguments)
+            scores = logits_of(result, n)
+            # log p of a drawn label: its gradient at the logits is e_k - p
+            likelihood = (scores * drawn(scores.detach(), inputs, inquiry.seed, 1)[0]).sum()
+        for (product, _), slope in zip(outputs.calls, outputs.slopes(likelihood), strict=True):
+            layer = found.setdefault(product.name, Factors())
+            if product.name in readers:
+                layer.inputs = _plus(layer.inputs, _patches(product, n))
+            if product.name in makers and slope is not None:
+                layer.outputs = _plus(
+                    layer.outputs, _blocks(product.outputs(slope, n), _conv_groups(product))
+                )
+    return found
+
+
+def _plus(total: Factor | None, rows: Float[Tensor, "blocks n samples"]) -> Factor:
+    gram = torch.stack([(block @ block.T) for block in rows]).to("cpu", torch.float64)
+    return gram if total is None else total + gram
+
+
+def _conv_groups(product: Product) -> int:
+    return int(product.options.get("groups", 1)) if product.func in CONVOLUTIONS else 1
+
+
+def _blocks(values: Float[Tensor, "images n space"], groups: int) -> Float[Tensor, "blocks n samples"]:
+    images, n, space = values.shape
+    return values.reshape(images, groups, n // groups, space).permute(1, 2, 0, 3).flatten(2)
+
+
+@torch.no_grad()
+def _patches(product: Product, images: int) -> Float[Tensor, "blocks n samples"]:
+    """What the weight's flattened rows are multiplied with, and a 1 where there is a bias."""
+    x = product.x.detach()
+    if product.func in CONVOLUTIONS:
+        kernel = product.weight.shape[2:]
+        # each place of the kernel picks its pixel, for each channel alone: unfolding in any number of dimensions
+        picks = torch.eye(math.prod(kernel), dtype=x.dtype, device=x.device).view(-1, 1, *kernel)
+        channels = x.shape[-len(kernel) - 1]
+        options = {k: v for k, v in product.options.items() if k in ("stride", "padding", "dilation")}
+        picked = product.func(x, picks.repeat(channels, *[1] * (picks.ndim - 1)), groups=channels, **options)
+        rows = _blocks(picked.reshape(images, channels * math.prod(kernel), -1), _conv_groups(product))
+    else:
+        rows = _blocks(product.inputs(images), 1)
+    if product.options.get("bias") is not None:
+        rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
+    return rows

@@ -1,0 +1,183 @@
+"""What each unit does to the logits of each image: the factors of the Gauss–Newton matrix between units."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pruners.applies import no_producer
+from pruners.errors import PrunefrontError
+from pruners.graph import ChannelGraph, ChannelGroup, TensorSlice
+from pruners.statistics import Inputs, Inquiry, Values, statistic
+from pruners.view import per_unit, producers
+from pruners.watch import Product, Watch
+
+MOST_CLASSES = 32
+"""Up to so many classes the Gauss–Newton matrix is exact; above, classes are drawn."""
+
+DRAWN = 16
+"""Classes drawn per image where there are more."""
+
+
+class Outputs:
+    """Remembers what watched products put out, so that gradients can be asked for there.
+
+    What follows gets a copy: an operator that writes in place changes neither the values nor the place.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Product, Tensor]] = []
+
+    def __call__(self, product: Product, y: Tensor) -> Tensor:
+        if not y.requires_grad:
+            y.requires_grad_()
+        self.calls.append((product, y))
+        return y.clone()
+
+    def slopes(self, objective: Tensor) -> Sequence[Tensor | None]:
+        """∂objective/∂y of each call; None where it does not depend on it. Can be asked again."""
+        outputs = [y for _, y in self.calls]
+        if not objective.requires_grad or not outputs:
+            return [None] * len(outputs)
+        return torch.autograd.grad(objective, outputs, retain_graph=True, allow_unused=True)
+
+    def work(self, objective: Tensor, images: int) -> Mapping[str, Float[Tensor, "positions images"]]:
+        """Weight name -> Σ over space and calls of y · ∂objective/∂y, float64 on the CPU; only those reached."""
+        total: dict[str, Tensor] = {}
+        for (product, y), slope in zip(self.calls, self.slopes(objective), strict=True):
+            if slope is None:
+                continue
+            each = product.outputs(y.detach(), images) * product.outputs(slope, images)
+            sums = each.sum(dim=2, dtype=torch.float64).T.cpu()
+            total[product.name] = total[product.name] + sums if product.name in total else sums
+        return total
+
+
+@statistic(
+    "logits",
+    fields={"logit_work": no_producer},
+    cost="one forward pass and one backward per class (16 for more than 32 classes), on 256 images",
+    images=256,
+)
+def logits(inquiry: Inquiry) -> Values:
+    """Factors of the Gauss–Newton matrix: each unit's work on each class's logit, image by image.
+
+    Scaling the weights and bias that produce y by 1 + t changes a logit by t · Σ y ∂logit/∂y, so that with
+    f_k = √p_k Σ y ∂(logit_k - Σ_j p_j logit_j)/∂y the matrix Q = (1/N) Σ_n Σ_k f fᵀ is that of SOSP-I (Nonnenmacher et
+    al. 2021, 2110.11395): Σ_k p_k (e_k - p)(e_k - p)ᵀ = diag(p) - ppᵀ. Above 32 classes, 16 classes per image are
+    drawn from p with f = Σ y ∂(logit_k - Σ_j p_j logit_j)/∂y / √16, whose mean is the same matrix (own); the draw
+    depends on the image and the seed only. A bias that is added apart from its product is not part of y.
+    Raises PrunefrontError where the output is not one row of logits per image.
+    """
+    return {"logit_work": unit_work(inquiry)[0]}
+
+
+def unit_work(inquiry: Inquiry) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Group -> logit_work [units, images·classes], and group -> θᵀg [units] of the mean loss over the same images.
+
+    A group that no gradient reaches has no entry.
+    """
+    made = {g.name: producers(g, inquiry.graph.shapes) for g in inquiry.groups}
+    tensors = inquiry.model.state_dict(keep_vars=True)
+    watching = {m.tensor: tensors[m.tensor] for members in made.values() for m in members}
+    columns: dict[str, list[Tensor]] = {name: [] for name in made}
+    slope = {g.name: torch.zeros(g.units, dtype=torch.float64) for g in inquiry.groups}
+    seen = 0
+    for inputs, target in inquiry.batches:
+        arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+        n = len(arguments[0])
+        outputs = Outputs()
+        with torch.enable_grad():
+            with Watch(watching, on_output=outputs):
+                result = inquiry.model(*arguments)
+            scores = logits_of(result, n)
+            objective = inquiry.loss(result, target)
+            along = [(scores * d).sum() for d in directions(scores.detach(), inputs, inquiry.seed)]
+        check_seen(inquiry.groups, made, {p.name for p, _ in outputs.calls})
+        by_class = [outputs.work(a, n) for a in along]
+        by_loss = outputs.work(objective, n)
+        for name, members in made.items():
+            reached = [m for m in members if m.tensor in by_class[0]]
+            if not reached:
+                continue
+            work = [torch.stack([per_unit(w[m.tensor], m) for m in reached]).sum(0) for w in by_class]
+            columns[name].append(torch.stack(work, dim=2).flatten(1))
+            for part in (m for m in reached if m.tensor in by_loss):
+                slope[name] += n * per_unit(by_loss[part.tensor], part).sum(dim=1)
+        seen += n
+    work_of = {name: torch.cat(found, dim=1) for name, found in columns.items() if found}
+    return work_of, {name: slope[name] / seen for name in work_of}
+
+
+def logits_of(output: Any, images: int) -> Float[Tensor, "images classes"]:
+    """The model's output, if it is one row of logits per image. Raises PrunefrontError otherwise."""
+    if isinstance(output, Tensor) and output.ndim == 2 and len(output) == images:
+        return output
+    what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+    raise PrunefrontError(
+        f"this criterion takes a classifier that gives one row of logits per image, here ({images}, classes), and "
+        f"the model gives {what}: choose one that looks at the loss only, such as 'taylor'"
+    )
+
+
+def directions(
+    scores: Float[Tensor, "images classes"], inputs: Inputs, seed: int
+) -> Float[Tensor, "columns images classes"]:
+    """Vectors r with Σ r rᵀ = diag(p) - ppᵀ for each image, exactly up to `MOST_CLASSES`, in the mean above."""
+    p = scores.to(torch.float64).softmax(dim=1)
+    classes = p.shape[1]
+    if classes > MOST_CLASSES:
+        return drawn(scores, inputs, seed, DRAWN) / DRAWN**0.5
+    each = torch.eye(classes, dtype=p.dtype, device=p.device)[:, None, :] - p
+    rows: Tensor = p.T[:, :, None].sqrt() * each
+    return rows.to(scores.dtype)
+
+
+def drawn(
+    scores: Float[Tensor, "images classes"], inputs: Inputs, seed: int, count: int
+) -> Float[Tensor, "columns images classes"]:
+    """e_k - p = ∂ log p_k/∂logits for `count` classes k per image, drawn from p.
+
+    The generator is seeded by the image itself, so that the draw depends neither on its batch nor on its place.
+    """
+    p = scores.to(torch.float64).softmax(dim=1)
+    uniform = torch.stack([_uniform(parts, seed, count) for parts in _by_image(inputs)]).to(p.device)
+    chosen = torch.searchsorted(p.cumsum(dim=1), uniform).clamp(max=p.shape[1] - 1)  # [images, columns]
+    rows: Tensor = torch.nn.functional.one_hot(chosen.T, p.shape[1]) - p
+    return rows.to(scores.dtype)
+
+
+def check_seen(
+    groups: Iterable[ChannelGroup], made: Mapping[str, Sequence[TensorSlice]], seen: set[str]
+) -> None:
+    """Raises PrunefrontError for a group with a weight that no product took."""
+    for group in groups:
+        for part in made[group.name]:
+            if part.tensor not in seen:
+                raise PrunefrontError(
+                    f"no conv, linear or matmul call takes {part.tensor!r} as its weight, so what it does in group "
+                    f"{group.name!r} is unknown; choose a criterion that does not need it"
+                )
+
+
+def no_more_than(most: int, group: ChannelGroup, graph: ChannelGraph) -> str | None:
+    """Where nothing produces the group, or the network has more than so many units in all."""
+    total = sum(g.units for g in graph.groups)
+    if total > most:
+        return f"is part of a network of {total} units, and all pairs of them are looked at: at most {most} can be"
+    return no_producer(group, graph)
+
+
+def _by_image(inputs: Inputs) -> Iterable[tuple[Tensor, ...]]:
+    return zip(*(inputs if isinstance(inputs, tuple) else (inputs,)), strict=True)
+
+
+def _uniform(image: tuple[Tensor, ...], seed: int, count: int) -> Float[Tensor, " count"]:
+    digest = hashlib.blake2b(str(seed).encode(), digest_size=7)
+    for part in image:
+        digest.update(part.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().tobytes())
+    generator = torch.Generator().manual_seed(int.from_bytes(digest.digest(), "big"))
+    return torch.rand(count, generator=generator, dtype=torch.float64)

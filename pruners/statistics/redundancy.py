@@ -1,0 +1,114 @@
+"""How many directions a layer's gradients span (after Zhou et al. 2022, 2206.03596)."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pruners.errors import PrunefrontError
+from pruners.graph import ChannelGraph, ChannelGroup, TensorSlice
+from pruners.statistics import Batch, Inquiry, Values, images, statistic
+from pruners.view import producers, rows
+
+MINI_BATCHES = 32
+"""At least so many gradients are taken where there are as many images."""
+
+LARGEST = 32
+"""Images in a mini-batch, at most."""
+
+
+def no_weight(group: ChannelGroup, graph: ChannelGraph) -> str | None:
+    """Where no trained conv or linear weight makes the channels."""
+    return None if _trained(group, graph) else "has no trained conv or linear layer that produces it"
+
+
+@statistic(
+    "redundancy",
+    fields={"gradient_gram": no_weight},
+    cost="one forward and one backward pass on 1024 images",
+    split="whole",
+    images=1024,
+)
+def redundancy(inquiry: Inquiry) -> Values:
+    """Gram matrices [units, units] of the units' gradients over single mini-batches, for an allocator.
+
+    G Gᵀ/T (definition own): row j of G is the gradient of unit j's producing weights, biases left out, over T
+    mini-batches, those of several producers side by side. Batches are cut into mini-batches of at most 32 images, fewer
+    where T would otherwise stay below 32. A group that no gradient reaches gets no entry.
+    """
+    made = {g.name: _trained(g, inquiry.graph) for g in inquiry.groups}
+    tensors = inquiry.model.state_dict(keep_vars=True)
+    names = sorted({m.tensor for members in made.values() for m in members})
+    parameters = [tensors[name].requires_grad_() for name in names]
+    grams: dict[str, Tensor] = {}
+    count = 0
+    for inputs, target in mini_batches(inquiry.batches):
+        with torch.enable_grad():
+            value = inquiry.loss(inquiry.model(*inputs), target)
+            slopes = torch.autograd.grad(value, parameters, allow_unused=True)
+        slope = {n: s.to("cpu", torch.float64) for n, s in zip(names, slopes, strict=True) if s is not None}
+        for name, members in made.items():
+            for part in (m for m in members if m.tensor in slope):
+                row = rows(slope[part.tensor], part)
+                grams[name] = grams[name] + row @ row.T if name in grams else row @ row.T
+        count += 1
+    return {"gradient_gram": {name: gram / count for name, gram in grams.items()}}
+
+
+def energy_rank(gram: Float[Tensor, "units units"], epsilon: float = 1e-2) -> int:
+    """The least r with Σ_{i≤r} s_i² ≥ (1 - ε) Σ s_i², s_i² the Gram matrix's eigenvalues; 0 for a zero matrix.
+
+    Raises ValueError for an epsilon outside [0, 1).
+    """
+    if not 0.0 <= epsilon < 1.0:
+        raise ValueError(f"epsilon must be in [0, 1), got {epsilon}")
+    energy = torch.linalg.eigvalsh(gram).clamp(min=0.0).flip(0)
+    total = energy.sum()
+    if not total > 0.0:
+        return 0
+    within = energy.cumsum(0) < (1.0 - epsilon) * total
+    return min(len(energy), int(within.sum()) + 1)
+
+
+def max_ratio(gram: Float[Tensor, "units units"], epsilon: float = 1e-2, least: float = 0.1) -> float:
+    """The largest fraction of units to drop, min(1 - r/C, 1 - w/C): r the energy rank, w = max(1, ⌊least·C⌋).
+
+    After Zhou et al. 2022 (2206.03596), whose theorem and constants are not re-checked: own.
+    """
+    units = len(gram)
+    kept = max(energy_rank(gram, epsilon), 1, math.floor(least * units))
+    return 1.0 - kept / units
+
+
+def mini_batches(batches: Sequence[Batch]) -> Iterator[tuple[tuple[Tensor, ...], Any]]:
+    """The batches cut into pieces, so that there are 32 of them where there are as many images."""
+    size = max(1, min(LARGEST, sum(map(images, batches)) // MINI_BATCHES))
+    for inputs, target in batches:
+        arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+        n = len(arguments[0])
+        for start in range(0, n, size):
+            piece = slice(start, start + size)
+            yield tuple(a[piece] for a in arguments), _cut(target, piece, n)
+
+
+def _cut(target: Any, piece: slice, n: int) -> Any:
+    """The part of a target that belongs to some of its images; numbers and None belong to all."""
+    if isinstance(target, Tensor) and target.ndim and len(target) == n:
+        return target[piece]
+    if isinstance(target, tuple | list):
+        return type(target)(_cut(t, piece, n) for t in target)
+    if isinstance(target, dict):
+        return {key: _cut(t, piece, n) for key, t in target.items()}
+    if target is None or isinstance(target, int | float):
+        return target
+    raise PrunefrontError(
+        f"a target of type {type(target).__name__} cannot be cut into one for each of {n} images: give a tensor whose "
+        "first axis is the images, or a tuple, list or dict of such tensors"
+    )
+
+
+def _trained(group: ChannelGroup, graph: ChannelGraph) -> tuple[TensorSlice, ...]:
+    return tuple(m for m in producers(group, graph.shapes) if m.tensor in graph.parameters)
