@@ -25,7 +25,8 @@ def mask_gradient(gradient: Tensor, weight: Tensor, axis: int) -> Tensor:
     """
     raw = gradient * weight.detach()
     others = tuple(dim for dim in range(raw.ndim) if dim != axis)
-    return raw / (torch.linalg.vector_norm(raw, dim=others, keepdim=True) + TINY)
+    length: Tensor = torch.linalg.vector_norm(raw, dim=others, keepdim=True)
+    return raw / (length + TINY)
 
 
 class Learn(Hook):

@@ -1,0 +1,13 @@
+"""Do the kept units' first weights matter? (Frankle and Carbin 2019, 1803.03635)"""
+
+from pruners.controls import Rival, Subject, control
+
+
+@control(
+    "lottery_ticket",
+    choose="whether the kept units were lucky from the start; needs the initial weights",
+    paper="Frankle and Carbin 2019, 1803.03635",
+)
+def lottery_ticket(subject: Subject) -> Rival:
+    """The same units with the dense network's initial weights, trained for as many epochs as it was."""
+    return Rival(subject.plan, "initial", subject.dense_epochs)

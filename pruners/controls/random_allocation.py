@@ -1,0 +1,49 @@
+"""Is the allocation worth anything? Random ratios at equal MACs, with the same criterion."""
+
+from collections import Counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pruners.allocators import Terms, allocators
+from pruners.controls import Rival, Subject, control, keeping
+from pruners.errors import PrunefrontError
+
+
+@control(
+    "random_allocation",
+    choose="whether it matters how many units go from which group, at equal MACs",
+    paper="control; He et al. 2018, 1802.03494",
+)
+def random_allocation(subject: Subject) -> Rival:
+    """Random ratios at equal MACs; the units by each group's own criterion, cut from the trained network.
+
+    A group that the plan leaves alone, or whose units are an explicit pattern, is ranked by its choice's criterion if
+    that was scored, else by the one that most groups of the plan have, else by the first one that was. Groups without a
+    score stay dense. Raises PrunefrontError where there are no scores.
+    """
+    ranks = _ranks(subject)
+    if not ranks:
+        raise PrunefrontError(
+            "control 'random_allocation' ranks units and was given no scores; give the study's"
+        )
+    keeps = {name: counts for name, counts in subject.keeps().items() if name in ranks}
+    terms = Terms(subject.graph, 1.0 / subject.macs_ratio(), keeps, seed=subject.seed)
+    kept = {
+        name: tuple(sorted(np.argsort(-ranks[name], kind="stable")[:count].tolist()))
+        for name, count in allocators["random"](terms).items()
+    }
+    return Rival(keeping(subject.plan, kept), "dense", subject.epochs)
+
+
+def _ranks(subject: Subject) -> dict[str, NDArray[np.float64]]:
+    """Group -> scores of the criterion that ranks it."""
+    plan, scores = subject.plan, subject.scores
+    usual = Counter(g.choice.criterion for g in plan.groups if g.choice.criterion in scores)
+    found = {}
+    for group in plan.groups:
+        names = [group.choice.criterion, *(name for name, _ in usual.most_common()), *sorted(scores)]
+        held = [scores[name][group.name] for name in names if group.name in scores.get(name, {})]
+        if held:
+            found[group.name] = held[0]
+    return found
