@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pruners.criteria import criteria
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
 from pruners.plan import GroupPlan, PruningPlan, Scores
 from pruners.prune import prune
-from pruners.scoring import score_all
+from pruners.scoring import score_all, why_not
 from pruners.statistics import Batch, Loss
 from pruners.surgery import reduced, taken
 
@@ -78,24 +79,38 @@ class Run:
             )
         )
 
-    def scores(self, name: str | None = None) -> UnitScores:
-        """Every group's units under a criterion, or by default under the one that its choice names, as of now.
+    def scores(self, names: str | Mapping[str, str] | None = None) -> UnitScores:
+        """Units, as of now, of every group that is to lose any more.
 
-        Groups that lose nothing more are left out. Raises PrunefrontError where the criterion does not fit a group.
+        names: one criterion for all, or group -> criterion; a group that it leaves out has that of its own choice.
+        Raises PrunefrontError where the criterion does not fit a group, unless an explicit pattern decides there.
         """
         wanted, counts = self.wanted(), self.counts()
-        losing = {g.name: g.choice.criterion for g in self.goal.groups if wanted[g.name] < counts[g.name]}
-        names = {group: name or own for group, own in losing.items()}
-        model = self.model.eval()
+        chosen, explicit = {}, set()
+        for g in self.goal.groups:
+            if wanted[g.name] == counts[g.name]:
+                continue
+            own = g.choice.criterion
+            name = names if isinstance(names, str) else (names or {}).get(g.name, own)
+            if g.choice.keep is not None:
+                explicit.add(g.name)
+                if name not in criteria:
+                    continue
+            chosen[g.name] = name
         found: Scores = score_all(
-            model, self.graph, sorted(set(names.values())), self.calibration or None, self.loss
+            self.model, self.graph, sorted(set(chosen.values())), self.calibration or None, self.loss
         )
-        for group, criterion in names.items():
-            if group not in found[criterion]:
+        for group, criterion in chosen.items():
+            if group not in found[criterion] and group not in explicit:
                 raise PrunefrontError(
                     f"criterion {criterion!r} cannot rank group {group!r}, which this procedure must score again"
                 )
-        return {group: found[criterion][group] for group, criterion in names.items()}
+        return {group: found[name][group] for group, name in chosen.items() if group in found[name]}
+
+    def fitting(self, criterion: str) -> dict[str, str]:
+        """The groups for which a criterion makes sense, each with its name, as `scores` takes them."""
+        entry = criteria[criterion]
+        return {g.name: criterion for g in self.graph.groups if why_not(entry, g, self.graph) is None}
 
     def weakest(
         self, counts: Mapping[str, int], scores: UnitScores | None = None
@@ -114,12 +129,31 @@ class Run:
                 stay[group.name] = here
                 continue
             pattern = proposed if group.choice.keep is not None or scores is None else set()
-            value = np.zeros(len(here)) if scores is None else scores[group.name]
             if scores is None and count != len(group.kept):
                 raise ValueError(f"the goal does not say which {count} units of {group.name!r} stay")
+            if scores is None or (pattern and group.name not in scores):
+                value = np.zeros(len(here))
+            else:
+                value = scores[group.name]
             order = sorted(range(len(here)), key=lambda u: (here[u] not in pattern, -value[u], u))
             stay[group.name] = tuple(sorted(here[u] for u in order[:count]))
         return stay
+
+    def fewer(self, number: int, scores: UnitScores) -> dict[str, int]:
+        """Counts, as `cut` takes them, without the `number` weakest units of all groups together.
+
+        No group falls below the goal's count, so at most as many go as are left to. scores: comparable between groups.
+        """
+        stay, counts = self.weakest(self.wanted(), scores), self.counts()
+        going = sorted(
+            (float(value), name, unit)
+            for name, values in scores.items()
+            for unit, value in zip(self.kept[name], values, strict=True)
+            if unit not in set(stay[name])
+        )
+        for _, name, _ in going[:number]:
+            counts[name] -= 1
+        return counts
 
     def cut(
         self,
