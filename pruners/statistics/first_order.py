@@ -121,6 +121,7 @@ def first_order(inquiry: Inquiry) -> Values:
         with torch.set_grad_enabled(gradients.wanted or features.sloped):
             with Watch(features.watched, features.start(len(arguments[0]))):
                 output = inquiry.model(*arguments)
+            features.check()
             if gradients.wanted or features.sloped:
                 gradients.take(inquiry.loss(output, target), features.leaves)
         features.finish()
@@ -272,6 +273,18 @@ class _Features:
         alias.register_hook(note)  # type: ignore[no-untyped-call]
         return alias
 
+    def check(self) -> None:
+        """Raises PrunefrontError for a group that no call was seen to read in this mini-batch."""
+        for name, groups in self._asked.items():
+            for group in groups:
+                missed = [m.tensor for m in consumers(group) if m.tensor not in self._calls]
+                # a mean lacks little without one of its consumers, a sum is wrong
+                if len(missed) == len(consumers(group)) or (missed and name == "feature_taylor"):
+                    raise PrunefrontError(
+                        f"no conv, linear or matmul call takes {missed[0]!r} as its weight, so the {name} "
+                        f"of group {group.name!r} is unknown; choose a criterion that does not need it"
+                    )
+
     def finish(self) -> None:
         """Ends a mini-batch."""
         for tensor, calls in self._calls.items():
@@ -286,13 +299,6 @@ class _Features:
         for name, groups in self._asked.items():
             for group in groups:
                 parts = [m for m in consumers(group) if (name, m.tensor) in columns]
-                missed = [m.tensor for m in consumers(group) if (name, m.tensor) not in columns]
-                # a mean lacks little without one of its consumers, a sum is wrong
-                if not parts or (missed and name == "feature_taylor"):
-                    raise PrunefrontError(
-                        f"no conv, linear or matmul call takes {missed[0]!r} as its weight, so the {name} "
-                        f"of group {group.name!r} is unknown; choose a criterion that does not need it"
-                    )
                 each = torch.stack([_mean_per_unit(columns[name, m.tensor], m) for m in parts])
                 if name != "feature_taylor":
                     found[name][group.name] = each.mean(dim=0)

@@ -57,7 +57,34 @@ def test_a_row_is_the_filter_that_produces_the_unit_without_bias_and_consumers()
     assert torch.equal(view(model, "two").weight, model.conv2.weight.detach().flatten(1))
     assert torch.equal(view(model, "one").norm_scale, model.bn1.weight.detach().abs())
     assert view(model, "two").norm_scale is None
-    assert view(model, "one").held() == {"weight", "norm_scale"}
+    read = {"weight", "outgoing", "norm_scale", "norm_shift", "norm_variance"}
+    assert view(model, "one").held() == read
+    assert view(model, "two").held() == {"weight", "outgoing"}
+
+
+def test_outgoing_is_every_weight_that_reads_the_unit():
+    model = made(Plain)
+    readers = model.conv2.weight.detach().transpose(0, 1).flatten(1)
+    assert torch.equal(view(model, "one").outgoing, readers)
+    columns = model.fc.weight.detach().T.unflatten(0, (4, 4)).flatten(1)  # four columns per channel
+    assert torch.equal(view(model, "two").outgoing, columns)
+    stream = made(Residual)
+    both = [stream.conv1.weight.detach().transpose(0, 1).flatten(1), stream.fc.weight.detach().T]
+    assert torch.equal(view(stream, "stream").outgoing, torch.cat(both, dim=1))
+    # channels u and u + 4 meet column u, each in its own conv group
+    tied = made(Grouped)
+    assert torch.equal(view(tied, "one").outgoing, tied.conv2.weight.detach().transpose(0, 1).flatten(1))
+
+
+def test_moments_of_norms_add_up_as_independent_branches_do():
+    model = made(Residual)
+    stream = view(model, "stream")
+    torch.testing.assert_close(stream.norm_shift, (model.bn0.bias + model.bn2.bias).detach())
+    variance = (model.bn0.weight.square() + model.bn2.weight.square()).detach()
+    torch.testing.assert_close(stream.norm_variance, variance)
+    one = view(model, "inner")
+    assert torch.equal(one.norm_shift, model.bn1.bias.detach())  # with its sign
+    torch.testing.assert_close(one.norm_variance, one.norm_scale.square())
 
 
 def test_producers_of_a_stream_lie_side_by_side_and_its_scales_add_up():
@@ -103,6 +130,8 @@ def test_any_axis_and_any_number_of_positions():
     by_channel = model.up.weight.detach().transpose(0, 1).flatten(1)
     assert torch.equal(up.weight, torch.cat([by_channel, model.depth.weight.detach().flatten(1)], dim=1))
     assert up.norm_scale is None  # this norm has no scale
+    assert up.norm_shift is None
+    assert up.norm_variance is None
     w = model.fc.weight.detach()
     zeros = torch.zeros(2, dtype=torch.float64)
     expected = torch.stack([torch.cat([w[0], w[3]]), torch.cat([w[1], zeros]), torch.cat([w[2], zeros])])
