@@ -1,71 +1,193 @@
-"""What `prunefront list` prints: everything a study file can name."""
+"""What `prunefront list` prints, and the tables of docs/methods.md: everything a study file can name."""
 
 import inspect
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from pruners.errors import UnknownName
 
+Entry = Mapping[str, Any]
+"""name and summary, and for methods: needs, cost, choose, paper and what else there is to know."""
 
-def catalogue(what: str) -> dict[str, str]:
-    """Name -> one line of summary, for one of: criteria, granularities, searchers, models, runtimes, settings.
+METHODS = ("criteria", "procedures", "allocators", "controls")
+"""What docs/methods.md has a table of."""
 
-    Raises UnknownName.
-    """
-    kinds = {
-        "criteria": _criteria,
-        "granularities": _granularities,
-        "searchers": _searchers,
-        "models": _models,
-        "runtimes": _runtimes,
-        "settings": _all_settings,
-    }
-    if what not in kinds:
-        raise UnknownName(f"there is no list of {what!r}; there are: {', '.join(kinds)}")
-    return kinds[what]()
+
+def catalogue(what: str) -> list[Entry]:
+    """The entries of one list, sorted by name. Raises UnknownName for a list that there is not."""
+    if what not in LISTS:
+        raise UnknownName(f"there is no list of {what!r}; there are: {', '.join(LISTS)}")
+    return LISTS[what]()
 
 
 # each list imports only what it lists
 
 
-def _all_settings() -> dict[str, str]:
-    from pipelines.config import settings
-
-    return settings()
-
-
-def _criteria() -> dict[str, str]:
+def _criteria() -> list[Entry]:
     from pruners.criteria import criteria
+    from pruners.statistics import gathered_by
 
-    return {name: criteria[name].summary for name in criteria}
+    def entry(name: str) -> Entry:
+        c = criteria[name]
+        gathered = {s.name: s for need in sorted(c.needs) if (s := gathered_by(need))}
+        takes = [s.takes for s in gathered.values()] or ["weights"]
+        return {
+            "name": name,
+            "summary": c.summary,
+            "unit": c.unit,
+            "needs": sorted(set(takes)),
+            "fields": sorted(c.needs),
+            "cost": "; ".join(s.cost for s in gathered.values()) or "nothing",
+            "comparable": c.comparable,
+            "repair": c.repair,
+            "choose": c.choose,
+            "paper": c.paper,
+        }
+
+    return [entry(name) for name in criteria]
 
 
-def _granularities() -> dict[str, str]:
+def _procedures() -> list[Entry]:
+    from pruners.procedures import procedures
+
+    return [
+        {
+            "name": name,
+            "summary": p.summary,
+            "options": dict(p.options),
+            "cost": "the steps of training.epochs",
+            "choose": p.choose,
+            "paper": p.paper,
+        }
+        for name in procedures
+        for p in [procedures[name]]
+    ]
+
+
+def _allocators() -> list[Entry]:
+    from pruners.allocators import allocators
+    from pruners.statistics import gathered_by
+
+    def entry(name: str) -> Entry:
+        a = allocators[name]
+        gathered = [s for need in sorted(a.needs) if (s := gathered_by(need))]
+        return {
+            "name": name,
+            "summary": a.summary,
+            "needs": sorted(a.needs),
+            "cost": "; ".join(s.cost for s in gathered) or "nothing",
+            "choose": a.choose,
+            "paper": a.paper,
+        }
+
+    return [entry(name) for name in allocators]
+
+
+def _controls() -> list[Entry]:
+    from pruners.controls import controls
+
+    return [
+        {"name": name, "summary": c.summary, "choose": c.choose, "paper": c.paper}
+        for name in controls
+        for c in [controls[name]]
+    ]
+
+
+def _granularities() -> list[Entry]:
     from pruners.granularities import granularities
 
-    return {name: _first_line(granularities[name]) for name in granularities}
+    return [{"name": name, "summary": _first_line(granularities[name])} for name in granularities]
 
 
-def _searchers() -> dict[str, str]:
+def _searchers() -> list[Entry]:
     from search.searchers import searchers
 
-    return {name: _first_line(searchers[name]) for name in searchers}
+    return [{"name": name, "summary": _first_line(searchers[name])} for name in searchers]
 
 
-def _models() -> dict[str, str]:
+def _models() -> list[Entry]:
     from pipelines.models import models
 
-    return {name: _first_line(models[name]) for name in models}
+    return [{"name": name, "summary": _first_line(models[name])} for name in models]
 
 
-def _runtimes() -> dict[str, str]:
+def _runtimes() -> list[Entry]:
     from pipelines.runtimes import runtimes
 
-    lines = {}
+    entries = []
     for name in runtimes:
         missing = runtimes[name].missing()
-        lines[name] = runtimes[name].summary + (f" [not on this machine: {missing}]" if missing else "")
-    return lines
+        absent = f" [not on this machine: {missing}]" if missing else ""
+        entries.append({"name": name, "summary": runtimes[name].summary + absent})
+    return entries
+
+
+def _settings() -> list[Entry]:
+    from pipelines.config import settings
+
+    return [{"name": name, "summary": line} for name, line in settings().items()]
+
+
+LISTS: Mapping[str, Callable[[], list[Entry]]] = {
+    "criteria": _criteria,
+    "procedures": _procedures,
+    "allocators": _allocators,
+    "controls": _controls,
+    "granularities": _granularities,
+    "searchers": _searchers,
+    "models": _models,
+    "runtimes": _runtimes,
+    "settings": _settings,
+}
 
 
 def _first_line(entry: object) -> str:
     text = inspect.getdoc(entry) or ""
     return text.splitlines()[0] if text else ""
+
+
+COLUMNS = {
+    "name": "method",
+    "summary": "what it does",
+    "unit": "unit",
+    "needs": "needs",
+    "options": "options",
+    "cost": "cost",
+    "choose": "when to choose it",
+    "paper": "paper",
+}
+
+
+def methods_table(what: str) -> str:
+    """The table of one of METHODS, in Markdown."""
+    entries = catalogue(what)
+    columns = [key for key in COLUMNS if key in entries[0]]
+    lines = [[COLUMNS[key] for key in columns], ["---"] * len(columns)]
+    lines += [[_cell(key, entry[key]) for key in columns] for entry in entries]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cell(key: str, value: Any) -> str:
+    if key == "name":
+        return f"`{value}`"
+    if isinstance(value, Mapping):
+        return ", ".join(f"`{k} = {v!r}`" for k, v in value.items()) or "none"
+    text = ", ".join(value) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+    return text.replace("|", "\\|")
+
+
+def with_tables(page: str) -> str:
+    """A page of which every part between `<!-- table: WHAT -->` and `<!-- end -->` is what the registry says."""
+
+    def table(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{methods_table(match[2])}\n{match[3]}"
+
+    return re.sub(r"(<!-- table: (\w+) -->).*?(<!-- end -->)", table, page, flags=re.DOTALL)
+
+
+if __name__ == "__main__":  # make docs
+    for name in sys.argv[1:]:
+        Path(name).write_text(with_tables(Path(name).read_text()))

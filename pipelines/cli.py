@@ -28,7 +28,17 @@ Study = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
 
-LISTS = ("criteria", "granularities", "searchers", "models", "runtimes", "settings")
+LISTS = (
+    "criteria",
+    "procedures",
+    "allocators",
+    "controls",
+    "granularities",
+    "searchers",
+    "models",
+    "runtimes",
+    "settings",
+)
 
 
 @app.callback()
@@ -47,11 +57,11 @@ def list_(
 
     entries = catalogue(what)
     if as_json:
-        print_json([{"name": name, "summary": summary} for name, summary in entries.items()])
+        print_json(entries)
         return
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    for name, summary in entries.items():
-        table.add_row(Text(name, style="bold"), Text(summary))
+    for entry in entries:
+        table.add_row(Text(entry["name"], style="bold"), Text(entry["summary"]))
     Console().print(table)
 
 
@@ -86,7 +96,6 @@ def search(
     """Search: score many candidates, fine-tune the promising ones, measure, publish, report the front."""
     from pipelines.config import load
     from pipelines.progress import Display
-    from pipelines.report import table
     from pipelines.study import next_steps, run
 
     console = Console()
@@ -97,14 +106,14 @@ def search(
         said = f"stopped; go on with: prunefront search {shlex.quote(str(study))} --resume"
         Console(stderr=True).print(said, highlight=False, soft_wrap=True, markup=False)
         raise typer.Exit(130) from None
-    console.print(table([row.to_json() for row in rows]))
+    print_front([row.to_json() for row in rows], console)
     console.print(next_steps(config, study, rows), highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
 def front(study: Study, as_json: AsJson = False) -> None:
     """The Pareto front as a table; also writes front.html and front.png into the study's folder."""
-    from pipelines.report import table, write_html, write_png
+    from pipelines.report import write_html, write_png
     from pipelines.studies import locate, read_front
 
     folder = locate(study)
@@ -118,7 +127,7 @@ def front(study: Study, as_json: AsJson = False) -> None:
     if as_json:
         print_json(rows)
     else:
-        Console().print(table(rows))
+        print_front(rows, Console())
     Console(stderr=as_json).print(pages, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -225,6 +234,15 @@ def bounds(texts: list[str]) -> dict[str, float]:
         if not equals:
             raise PrunefrontError(f"--under takes NAME=NUMBER, such as latency_ms=2; got {text!r}")
     return parsed
+
+
+def print_front(rows: list[dict[str, Any]], console: Console) -> None:
+    """The front for people, and below it what it is compared with."""
+    from pipelines.report import controls_table, table
+
+    console.print(table(rows))
+    if (controls := controls_table(rows)) is not None:
+        console.print(controls)
 
 
 def print_json(data: Any) -> None:

@@ -35,6 +35,8 @@ class ModelSection(Section):
     """Keyword arguments of the factory."""
     weights: Path | None = None
     """`.safetensors`, or a `.pt`/`.pth` state dict. Without it the network is trained first, see [dense]."""
+    initial: Path | None = None
+    """Its weights before it was trained, for the control `lottery_ticket`; known where the study trains it."""
 
 
 class DataSection(Section):
@@ -79,7 +81,11 @@ class SpaceSection(Section):
     """What may be cut."""
 
     criteria: tuple[str, ...] = ("l1", "taylor", "bn_scale", "geometric_median")
-    """What may rank the units of a group: `prunefront list criteria`."""
+    """What may rank the units of a group (`prunefront list criteria`); where one does not fit, it is left out."""
+    per_group: dict[str, tuple[str, ...]] = {}
+    """Other criteria for single groups, e.g. { "layer1.0.conv1" = ["chip"] }; `prunefront inspect` names the groups."""
+    bound: Literal["none", "redundancy"] = "none"
+    """`redundancy`: no group loses more than its gradients say is redundant (methods: `prunefront list allocators`)."""
     max_ratio: Ratio = 0.9
     """No group loses more than this fraction of its units."""
     round_to: Annotated[int, Field(ge=1)] = 1
@@ -112,8 +118,10 @@ class SearchSection(Section):
     """Bounds by measured name, e.g. { macs = { high = 1e7 } }."""
     options: dict[str, Any] = {}
     """The searcher's own options, e.g. { population = 24 }."""
+    allocators: Annotated[tuple[str, ...], Field(min_length=1)] = ("uniform", "global_threshold")
+    """What shares the MACs out among the groups for the starting points: `prunefront list allocators`."""
     seeds: Annotated[int, Field(ge=1)] | None = None
-    """How many heuristic starting points. Default: a third of the candidates."""
+    """How many starting points, by allocators. Default: a third of the candidates."""
     validation_limit: Annotated[int, Field(ge=2)] | None = None
     """Score on this many validation images only."""
 
@@ -138,6 +146,10 @@ class TrainingSection(Section):
     """How many of the scored ones are fine-tuned, best first."""
     epochs: Annotated[int, Field(ge=0)] = 2
     """Passes over the training images, for each candidate; 0 = no training."""
+    procedure: str = "one_shot"
+    """How a candidate gets from the dense network to its own: `prunefront list procedures`."""
+    options: dict[str, Any] = {}
+    """The procedure's own options, e.g. { rounds = 5 }."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.02
     """At the first step; it falls to zero as a half cosine."""
     batch_size: Annotated[int, Field(ge=2)] = 128
@@ -203,6 +215,10 @@ class StudyConfig(Section):
 
     name: Name
     """Of the study, and of its folder and its MLflow run."""
+    controls: tuple[str, ...] = ()
+    """What the front's networks are compared with: `prunefront list controls`."""
+    controlled: Annotated[int, Field(ge=1)] = 2
+    """How many networks of the front each control is made for, spread over their MACs."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Everything that is drawn follows from it."""
     folder: Path = Path("studies")
@@ -286,7 +302,9 @@ def _anchor(config: StudyConfig, base: Path) -> StudyConfig:
 
     return config.model_copy(
         update={
-            "model": config.model.model_copy(update={"weights": at(config.model.weights)}),
+            "model": config.model.model_copy(
+                update={"weights": at(config.model.weights), "initial": at(config.model.initial)}
+            ),
             "data": config.data.model_copy(
                 update={"train": at(config.data.train), "test": at(config.data.test)}
             ),

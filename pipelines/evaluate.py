@@ -5,7 +5,7 @@ import json
 import platform
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,23 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from pruners.fresh import fresh
 from torch import Tensor, nn
 
-from pipelines.accuracy import accuracy
+from pipelines.accuracy import Accuracy, accuracy
 from pipelines.artifacts import Artifact, open_store, publish
 from pipelines.data import Split, batches
 from pipelines.exclusive import exclusive, shared
 from pipelines.latency import Latency, compare, runtimes
 from pipelines.onnx_export import check, export
-from pipelines.train import train
+from pipelines.train import Recipe, begin, carry_out, train
 from pipelines.weights import save_weights
-from pipelines.workbench import Workbench
+from pipelines.workbench import Job, Workbench
 from pruners.cost import cost
-from pruners.plan import PruningPlan
+from pruners.plan import DENSE, PruningPlan
+from pruners.procedures import procedures
+from pruners.procedures.loop import EpochReport
+from pruners.prune import prune
 from pruners.recalibrate import recalibrate
 from pruners.surgery import apply
 from search.measurement import Measurement
@@ -55,7 +59,7 @@ class Evaluator:
         self._validation = _first(bench.data.validation, bench.validation_limit)
 
     def prune(self, plan: PruningPlan) -> nn.Module:
-        """The pruned network before any training: cut, then batch norm statistics estimated anew."""
+        """The pruned network before any training: cut, repaired, its batch norm statistics estimated anew."""
         with shared():
             return self._prune(plan)
 
@@ -64,17 +68,60 @@ class Evaluator:
         with shared():
             return self._measure(self._prune(plan), plan, self._validation)
 
-    def finetune(self, plan: PruningPlan, model: nn.Module, epochs: int) -> Iterator[Measurement]:
-        """Trains `model` in place; one measurement on all validation images after each epoch. Raises Diverged."""
-        recipe = replace(self.bench.recipe, epochs=epochs)
+    def train(self, job: Job) -> Generator[float, None, tuple[nn.Module, PruningPlan]]:
+        """Makes a job's network; the validation accuracy after each epoch but the last. Raises Diverged.
+
+        Returns the network and the plan that it follows: a procedure may have chosen other units than the job did.
+        """
+        if job.start != "dense":
+            return (yield from self._from_scratch(job))
+        bench = self.bench
+        recipe = replace(bench.recipe, epochs=job.epochs)
+        with shared():
+            run = begin(bench.dense_model(), bench.graph, job.plan, bench.data, recipe, self._calibration)
+        # a network from which nothing goes is the control of further training, and nothing else
+        procedure, options = ("one_shot", {}) if job.plan.key() == DENSE else (bench.procedure, bench.options)
+        phases = procedures[procedure](run, **options)
         teacher = self.dense if recipe.distill > 0 else None
-        for _ in train(model, self.bench.data, recipe, teacher=teacher, yield_point=shared):
-            yield self.measure(model, plan)
+        epochs = carry_out(run, phases, bench.data, recipe, teacher=teacher, yield_point=shared)
+        yield from self._accuracies(epochs, lambda: run.model, recipe)
+        return run.model, run.plan()
+
+    def _from_scratch(self, job: Job) -> Generator[float, None, tuple[nn.Module, PruningPlan]]:
+        bench = self.bench
+        recipe = replace(bench.scratch, epochs=job.epochs)
+        with shared():
+            whole = bench.untrained(job.start, seed=bench.seed + 1)
+            cut = fresh if job.start == "fresh" else apply
+            model = cut(whole, bench.graph, job.plan)
+        epochs = train(model, bench.data, recipe, yield_point=shared)
+        yield from self._accuracies(epochs, lambda: model, recipe)
+        return model, job.plan
+
+    def _accuracies(
+        self, epochs: Iterator[EpochReport], model: Callable[[], nn.Module], recipe: Recipe
+    ) -> Iterator[float]:
+        """Between epochs, of the network as it is then."""
+        for report in epochs:
+            if report.epoch < recipe.epochs:
+                with shared():
+                    got = self._accuracy(model(), self.bench.data.validation)
+                yield got.value
 
     def measure(self, model: nn.Module, plan: PruningPlan) -> Measurement:
         """Accuracy on all validation images, and exact costs."""
         with shared():
             return self._measure(model, plan, self.bench.data.validation)
+
+    def _accuracy(self, model: nn.Module, split: Split) -> Accuracy:
+        recipe = self.bench.recipe
+        return accuracy(
+            model,
+            split,
+            self.bench.data.transform,
+            precision=recipe.precision,
+            channels_last=recipe.channels_last,
+        )
 
     def publish(
         self, name: str, model: nn.Module, plan: PruningPlan, measured: Measurement
@@ -117,7 +164,7 @@ class Evaluator:
 
     def _prune(self, plan: PruningPlan) -> nn.Module:
         recipe = self.bench.recipe
-        model = apply(self.dense, self.bench.graph, plan)
+        model = prune(self.dense, self.bench.graph, plan, self._calibration, statistics=False)
         if recipe.channels_last:
             model = model.to(memory_format=torch.channels_last)
         with torch.autocast(self.bench.device, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
@@ -144,14 +191,7 @@ class Evaluator:
         return next(iter(batches(split, self.bench.data.transform, count)))[0]
 
     def _measure(self, model: nn.Module, plan: PruningPlan, split: Split) -> Measurement:
-        recipe = self.bench.recipe
-        got = accuracy(
-            model,
-            split,
-            self.bench.data.transform,
-            precision=recipe.precision,
-            channels_last=recipe.channels_last,
-        )
+        got = self._accuracy(model, split)
         price = cost(self.bench.graph, plan)
         return Measurement(
             {

@@ -17,11 +17,11 @@ from pipelines.data import Split, Transform
 from pipelines.failures import failure
 from pipelines.report import FrontRow
 from pipelines.verify import CHECKED_INPUTS, onnx_accuracy, onnx_outputs
+from pipelines.workbench import Job
 from pruners.cost import cost
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
-from pruners.plan import DENSE, PruningPlan
-from search.candidate import Candidate
+from pruners.plan import DENSE
 from search.dominance import dominance
 from search.front import ParetoFront, minimised
 from search.measurement import OBJECTIVES, Constraint, Failure, Measurement
@@ -32,14 +32,17 @@ FRONT_OBJECTIVES = tuple(OBJECTIVES[name] for name in ("accuracy", "latency_rati
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A network after the second stage; `measurement` knows validation images only. artifact: its id in the store."""
+    """A network that was made; `measurement` knows validation images only. artifact: its id in the store."""
 
-    name: str
-    candidate: Candidate
-    plan: PruningPlan
+    job: Job
     measurement: Measurement
     artifact: str
     epochs: int
+
+    @property
+    def name(self) -> str:
+        """The network's name: the key of its architecture, or what it is of another network."""
+        return self.job.name
 
 
 def chosen(trained: Iterable[Trained], constraints: Sequence[Constraint]) -> list[Trained]:
@@ -120,7 +123,7 @@ def _result(pending: Any) -> tuple[Accuracy, list[list[float]]] | Failure:
 
 
 def _row(network: Trained, graph: ChannelGraph, accuracy: Accuracy, latency: Mapping[str, float]) -> FrontRow:
-    price = cost(graph, network.plan)
+    price = cost(graph, network.job.plan)
     return FrontRow(
         key=network.name,
         accuracy=accuracy.value,
@@ -135,9 +138,11 @@ def _row(network: Trained, graph: ChannelGraph, accuracy: Accuracy, latency: Map
         size_bytes=int(network.measurement["size_bytes"]),
         macs=price.macs,
         params=price.params,
-        achieved={name: round(ratio, 6) for name, ratio in network.plan.achieved().items()},
+        achieved={name: round(ratio, 6) for name, ratio in network.job.plan.achieved().items()},
         validation_accuracy=network.measurement["accuracy"],
-        origin=network.candidate.origin,
+        origin=network.job.candidate.origin,
+        control=network.job.control,
+        of=network.job.of,
         epochs=network.epochs,
     )
 

@@ -1,5 +1,6 @@
 """`prunefront inspect`: what of a network can be pruned, what cannot and why, before anything is spent."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,13 @@ from rich.text import Text
 from pipelines.config import StudyConfig
 from pipelines.data import load
 from pipelines.models import build
-from pipelines.prepare import check_names, trace_model
+from pipelines.prepare import check_names, check_per_group, trace_model
 from pipelines.weights import load_weights
 from pruners.cost import cost
-from pruners.graph import ChannelGraph
+from pruners.criteria import criteria
+from pruners.graph import ChannelGraph, ChannelGroup
 from pruners.plan import keep_counts
-from pruners.scoring import available
+from pruners.scoring import why_not
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +28,9 @@ class Inspection:
     graph: ChannelGraph
 
     def to_json(self) -> dict[str, Any]:
-        """groups (name, units, members, keeps, criteria), frozen (name, channels, reason), macs, params, size_bytes."""
+        """groups (name, units, members, keeps, criteria, left_out), frozen (name, channels, reason), macs, params,
+        size_bytes. left_out: criterion -> why it does not fit the group."""
         price = cost(self.graph)
-        scorable = available(self.graph)
         space = self.config.space
         return {
             "groups": [
@@ -37,9 +39,12 @@ class Inspection:
                     "units": g.units,
                     "members": [f"{m.tensor}[{m.dim}]" for m in g.members],
                     "keeps": list(keep_counts(g, space.max_ratio, space.round_to)),
-                    "criteria": [c for c in space.criteria if c in scorable[g.name]],
+                    "criteria": [c for c in asked if c not in reasons],
+                    "left_out": reasons,
                 }
                 for g in self.graph.groups
+                for asked in [space.per_group.get(g.name, space.criteria)]
+                for reasons in [_left_out(asked, g, self.graph)]
             ],
             "frozen": [
                 {"name": f.name, "channels": f.channels, "reason": f.reason} for f in self.graph.frozen
@@ -48,6 +53,12 @@ class Inspection:
             "params": price.params,
             "size_bytes": price.size_bytes,
         }
+
+
+def _left_out(asked: Sequence[str], group: ChannelGroup, graph: ChannelGraph) -> dict[str, str]:
+    """Criterion -> why it does not fit the group."""
+    found = {name: why_not(criteria[name], group, graph) for name in asked}
+    return {name: reason for name, reason in found.items() if reason is not None}
 
 
 def inspect(config: StudyConfig) -> Inspection:
@@ -61,7 +72,9 @@ def inspect(config: StudyConfig) -> Inspection:
     model = build(config.model, classes=splits.classes, input_shape=shape, seed=config.seed)
     if config.model.weights is not None:
         load_weights(model, config.model.weights)
-    return Inspection(config, trace_model(model, config, shape))
+    graph = trace_model(model, config, shape)
+    check_per_group(config.space.per_group, graph)
+    return Inspection(config, graph)
 
 
 def print_inspection(found: Inspection, console: Console) -> None:
@@ -80,6 +93,15 @@ def print_inspection(found: Inspection, console: Console) -> None:
         cells = (group["name"], str(group["units"]), spread, shown, ", ".join(group["criteria"]))
         table.add_row(*map(Text, cells))
     console.print(table)
+    absent: dict[tuple[str, str], list[str]] = {}
+    for group in data["groups"]:
+        for name, reason in group["left_out"].items():
+            absent.setdefault((name, reason), []).append(group["name"])
+    if absent:
+        table = Table("left out", "of", "which", box=None, padding=(0, 2, 0, 0))
+        for (name, reason), groups in absent.items():
+            table.add_row(*map(Text, (name, ", ".join(groups), reason)))
+        console.print(table)
     if data["frozen"]:
         table = Table("frozen", "channels", "why", box=None, padding=(0, 2, 0, 0))
         for frozen in data["frozen"]:

@@ -1,13 +1,19 @@
 """What is done once per study: data, dense network, channel graph, scores. Every candidate only reads it."""
 
+import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from hashlib import blake2b
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from pruners.controls import controls
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
@@ -21,11 +27,14 @@ from pipelines.runtimes import runtimes
 from pipelines.train import Recipe, faster_precision, train
 from pipelines.weights import load_weights, save_weights
 from pipelines.workbench import Workbench, arrays
+from pruners.allocators import SCORES, allocators
 from pruners.criteria import criteria
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
 from pruners.plan import Scores
-from pruners.scoring import score_all
+from pruners.procedures import procedures
+from pruners.scoring import available, needs_of, rank, why_not
+from pruners.statistics import Batch, Statistics, gathered_by
 from pruners.trace import trace
 from search.searchers import searchers
 
@@ -36,13 +45,16 @@ SAY_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """The dense network and what is known about it. splits: held by the driver alone, as they hold test images."""
+class Network:
+    """The dense network and what it was trained on. splits: held by the driver alone, as they hold test images.
+
+    initial: the weights before training, where they are known.
+    """
 
     splits: Splits
     model: nn.Module
     graph: ChannelGraph
-    scores: Scores
+    initial: Mapping[str, NDArray[np.generic]] | None
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -51,12 +63,34 @@ class Prepared:
         return channels, height, width
 
 
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """What calibration images say about the dense network. facts: field -> group -> array, what allocators read."""
+
+    scores: Scores
+    facts: Mapping[str, Mapping[str, NDArray[np.float64]]]
+
+
+Gather = Callable[[ChannelGraph, Sequence[Batch], Set[str]], Statistics]
+"""Graph, calibration batches, needs -> statistics, wherever they are gathered."""
+
+
 def check_names(config: StudyConfig) -> None:
     """Raises PrunefrontError for a name that no registry holds, and for a runtime that this machine lacks, before
     anything is spent."""
-    for name in config.space.criteria:
+    for name in (*config.space.criteria, *chain.from_iterable(config.space.per_group.values())):
         criteria[name]
+    for name in config.search.allocators:
+        allocators[name]
+    for name in config.controls:
+        controls[name]
+    procedures[config.training.procedure].check(config.training.options)
     searchers[config.search.searcher]
+    if "lottery_ticket" in config.controls and config.model.weights and not config.model.initial:
+        raise PrunefrontError(
+            "the control 'lottery_ticket' starts from the weights before training, which are not known, as the network "
+            "comes trained: give them as model.initial, or leave model.weights out so that the study trains it"
+        )
     runtime = runtimes[config.measure.runtime]
     if missing := runtime.missing():
         raise PrunefrontError(
@@ -65,8 +99,8 @@ def check_names(config: StudyConfig) -> None:
         )
 
 
-def prepare(config: StudyConfig, say: Say) -> Prepared:
-    """Loads, trains if there are no weights, traces and scores; or takes what an earlier run of this study kept.
+def dense_network(config: StudyConfig, say: Say) -> Network:
+    """Loads, trains if there are no weights, and traces; or takes what an earlier run of this study kept.
 
     Raises PrunefrontError for data, weights or a network that cannot be used, and for data that changed since.
     """
@@ -78,32 +112,92 @@ def prepare(config: StudyConfig, say: Say) -> Prepared:
         f"images of {' × '.join(map(str, shape))}, {splits.classes} classes"
     )
     model = build(config.model, classes=splits.classes, input_shape=shape, seed=config.seed)
-    kept = folder / "dense.safetensors"
+    kept, before = folder / "dense.safetensors", folder / "initial.safetensors"
     if (folder / "graph.json").exists():
         _check_same_data(splits, folder / "data.json", config.name)
+        initial = _initial(model, before)
         load_weights(model, kept)
         graph = ChannelGraph.from_json(json.loads((folder / "graph.json").read_text()))
-        return Prepared(splits, model.eval(), graph, _load_scores(folder / "scores.safetensors"))
-    if config.model.weights is not None:
-        load_weights(model, config.model.weights)
-    else:
-        train_dense(model, splits.for_search(), config, say)
-    model.eval()
-    graph = trace_model(model, config, shape)
-    data = splits.for_search()
-    rng = np.random.default_rng([config.seed, 2])
-    calibration = []
-    for images, labels in batches(data.train, data.transform, 64, augment=rng, shuffle=rng, smallest=2):
-        calibration.append((images, labels))
-        if 64 * len(calibration) >= config.space.calibration_images:
-            break
-    scores = score_all(model, graph, config.space.criteria, calibration)
+        return Network(splits, model.eval(), graph, initial)
     folder.mkdir(parents=True, exist_ok=True)
+    if config.model.weights is not None:
+        if config.model.initial is not None:
+            load_weights(model, config.model.initial)
+            save_weights(model, before)
+        load_weights(model, config.model.weights)
+        graph = trace_model(model.eval(), config, shape)
+    else:
+        save_weights(model, before)
+        trace_model(model, config, shape)  # what cannot be traced is said before hours of training
+        train_dense(model, splits.for_search(), config, say)
+        graph = trace_model(model.eval(), config, shape)
+    check_per_group(config.space.per_group, graph)
     save_weights(model, kept)
-    _save_scores(scores, folder / "scores.safetensors")
     write_json(folder / "data.json", fingerprint(splits))
     write_json(folder / "graph.json", graph.to_json())  # last: its presence says that the rest is whole
-    return Prepared(splits, model, graph, scores)
+    return Network(splits, model.eval(), graph, _initial(copy.deepcopy(model), before))
+
+
+def _initial(model: nn.Module, path: Path) -> Mapping[str, NDArray[np.generic]] | None:
+    if not path.exists():
+        return None
+    load_weights(model, path)
+    return arrays(model)
+
+
+def check_per_group(per_group: Mapping[str, Sequence[str]], graph: ChannelGraph) -> None:
+    """Raises PrunefrontError for a group that there is not, and for a criterion that does not fit its group."""
+    names = [g.name for g in graph.groups]
+    for name, asked in per_group.items():
+        if name not in names:
+            near = get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise PrunefrontError(
+                f"space.per_group names group {name!r}, which the network does not have; {hint}there are: "
+                f"{', '.join(names)}"
+            )
+        for criterion in asked:
+            if reason := why_not(criteria[criterion], graph.group(name), graph):
+                raise PrunefrontError(
+                    f"criterion {criterion!r} does not apply to group {name!r}, as that {reason}; "
+                    f"these do: {', '.join(available(graph)[name])}"
+                )
+
+
+def know(config: StudyConfig, network: Network, gather: Gather, say: Say) -> Knowledge:
+    """Scores, and what allocators read, from one pass over calibration images; or what an earlier run kept."""
+    folder = config.path / "prepared"
+    kept, facts = folder / "scores.safetensors", folder / "facts.safetensors"
+    if kept.exists():
+        return Knowledge(_load_nested(kept), _load_nested(facts))
+    names = dict.fromkeys((*config.space.criteria, *chain.from_iterable(config.space.per_group.values())))
+    wanted = frozenset(chain.from_iterable(allocators[a].needs for a in config.search.allocators)) - {SCORES}
+    if config.space.bound == "redundancy":
+        wanted |= {"gradient_gram"}
+    needs = needs_of(names) | wanted
+    statistics = Statistics()
+    if any(gathered_by(need) for need in needs):
+        started = time.perf_counter()
+        statistics = gather(network.graph, calibration(config, network.splits.for_search()), needs)
+        say(
+            f"{len(names)} criteria: what they look at was gathered on {config.space.calibration_images:,} images in "
+            f"{time.perf_counter() - started:.1f} s"
+        )
+    scores = rank(network.model, network.graph, names, statistics)
+    for name, groups in scores.items():
+        if not groups:
+            say(f"criterion {name!r} fits no channel group; `prunefront inspect` says why")
+    found = {f: {g: t.numpy() for g, t in statistics.values.get(f, {}).items()} for f in sorted(wanted)}
+    _save_nested(found, facts)
+    _save_nested(scores, kept)  # last: its presence says that both are whole
+    return Knowledge(scores, found)
+
+
+def calibration(config: StudyConfig, data: SearchData) -> list[Batch]:
+    """Augmented training images in batches of 64, the same ones for every criterion."""
+    rng = np.random.default_rng([config.seed, 2])
+    stream = batches(data.train, data.transform, 64, augment=rng, shuffle=rng, smallest=2)
+    return list(islice(stream, -(-config.space.calibration_images // 64)))
 
 
 def fingerprint(splits: Splits) -> dict[str, str]:
@@ -147,18 +241,7 @@ def train_dense(model: nn.Module, data: SearchData, config: StudyConfig, say: Sa
     """Trains a network that came without weights, in place."""
     section = config.dense
     say(f"no weights given: training {config.model.factory} for {section.epochs} epochs")
-    recipe = Recipe(
-        epochs=section.epochs,
-        learning_rate=section.learning_rate,
-        batch_size=section.batch_size,
-        weight_decay=config.training.weight_decay,
-        distill=0.0,
-        temperature=1.0,
-        precision="float32",
-        channels_last=False,
-        seed=config.seed,
-        warmup=0.2,
-    )
+    recipe = dense_recipe(config)
     seconds = told = 0.0
     for report in train(model, data, recipe):
         seconds += report.seconds
@@ -168,39 +251,58 @@ def train_dense(model: nn.Module, data: SearchData, config: StudyConfig, say: Sa
     say(f"trained in {seconds:.0f} s, last loss {report.loss:.3f}")
 
 
-def _save_scores(scores: Scores, path: Path) -> None:
-    save_file(
-        {f"{c}/{g}": np.ascontiguousarray(v) for c, groups in scores.items() for g, v in groups.items()}, path
+def dense_recipe(config: StudyConfig) -> Recipe:
+    """How a network is trained that starts from random weights."""
+    section = config.dense
+    return Recipe(
+        epochs=section.epochs,
+        learning_rate=section.learning_rate,
+        batch_size=section.batch_size,
+        weight_decay=config.training.weight_decay,
+        seed=config.seed,
+        warmup=0.2,
     )
 
 
-def _load_scores(path: Path) -> Scores:
-    scores: dict[str, dict[str, np.ndarray]] = {}
+def _save_nested(arrays: Mapping[str, Mapping[str, NDArray[np.float64]]], path: Path) -> None:
+    """Writes name -> group -> array in one go: a file that is there is whole."""
+    flat = {f"{n}/{g}": np.ascontiguousarray(v) for n, groups in arrays.items() for g, v in groups.items()}
+    new = path.with_suffix(".new")
+    save_file(flat, new)
+    new.replace(path)
+
+
+def _load_nested(path: Path) -> dict[str, dict[str, NDArray[np.float64]]]:
+    nested: dict[str, dict[str, NDArray[np.float64]]] = {}
     for name, values in load_file(path).items():
-        criterion, _, group = name.partition("/")
-        scores.setdefault(criterion, {})[group] = values
-    return scores
+        first, _, group = name.partition("/")
+        nested.setdefault(first, {})[group] = values
+    return nested
 
 
-def make_bench(config: StudyConfig, prepared: Prepared) -> Workbench:
+def make_bench(config: StudyConfig, network: Network) -> Workbench:
     """What every worker gets. Takes seconds: exports the dense network, finds the faster precision."""
-    data = prepared.splits.for_search()
+    data = network.splits.for_search()
     device = "cuda" if config.cluster.gpus_per_worker > 0 else "cpu"
     path = config.path / "prepared" / "dense.onnx"
     if not path.exists():
-        export(prepared.model, torch.zeros(2, *prepared.input_shape), path)
+        export(network.model, torch.zeros(2, *network.input_shape), path)
     return Workbench(
         study=config.name,
         seed=config.seed,
         model=config.model,
-        classes=prepared.splits.classes,
-        input_shape=prepared.input_shape,
-        weights=arrays(prepared.model),
-        graph=prepared.graph,
+        classes=network.splits.classes,
+        input_shape=network.input_shape,
+        weights=arrays(network.model),
+        graph=network.graph,
         data=data,
         calibration_images=config.space.calibration_images,
         validation_limit=config.search.validation_limit,
-        recipe=_recipe(config, prepared, data, device),
+        recipe=_recipe(config, network, data, device),
+        scratch=dense_recipe(config),
+        initial=network.initial,
+        procedure=config.training.procedure,
+        options=config.training.options,
         measure=config.measure,
         dense_onnx=path.read_bytes(),
         artifact_uri=config.artifact_uri,
@@ -213,7 +315,7 @@ def make_bench(config: StudyConfig, prepared: Prepared) -> Workbench:
     )
 
 
-def _recipe(config: StudyConfig, prepared: Prepared, data: SearchData, device: str) -> Recipe:
+def _recipe(config: StudyConfig, network: Network, data: SearchData, device: str) -> Recipe:
     section = config.training
     path = config.path / "prepared" / "precision.json"
     if section.precision != "auto":
@@ -221,12 +323,12 @@ def _recipe(config: StudyConfig, prepared: Prepared, data: SearchData, device: s
     else:
         if not path.exists():
             found = faster_precision(
-                prepared.model.to(device),
+                network.model.to(device),
                 data,
                 batch_size=section.batch_size,
-                teacher=prepared.model if section.distill > 0 else None,
+                teacher=network.model if section.distill > 0 else None,
             )
-            prepared.model.cpu()
+            network.model.cpu()
             write_json(path, asdict(found))
         kept = json.loads(path.read_text())
         precision, channels_last = kept["precision"], kept["channels_last"]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pipelines.config import Bound, SearchSection, SpaceSection
 from pruners.allocators import OutOfReach, PerGroup, Terms
 from pruners.allocators import allocators as registry
+from pruners.allocators.redundancy import upper_bounds
 from pruners.cost import Cost, cost, unit_macs
 from pruners.criteria import criteria
 from pruners.errors import PrunefrontError
@@ -26,20 +27,29 @@ CONTROLS = frozenset({"random"})
 NO_FACTS: Mapping[str, PerGroup] = {}
 
 
-def search_space(graph: ChannelGraph, scores: Scores, section: SpaceSection) -> SearchSpace:
-    """Per group: the kept counts, and the criteria that make sense there. Raises PrunefrontError if nothing can go."""
+def search_space(
+    graph: ChannelGraph, scores: Scores, section: SpaceSection, facts: Mapping[str, PerGroup] = NO_FACTS
+) -> SearchSpace:
+    """Per group: the kept counts, and the criteria that make sense there. Raises PrunefrontError if nothing can go.
+
+    facts: holds `gradient_gram` where the section's bound is `redundancy`.
+    """
     macs = unit_macs(graph)
+    bounds = {}
+    if section.bound == "redundancy":
+        bounds = upper_bounds(graph, facts["gradient_gram"], section.max_ratio)
     groups = []
     for group in graph.groups:
-        keeps = keep_counts(group, section.max_ratio, section.round_to)
-        criteria = tuple(c for c in section.criteria if group.name in scores.get(c, {}))
+        keeps = keep_counts(group, bounds.get(group.name, section.max_ratio), section.round_to)
+        asked = section.per_group.get(group.name, section.criteria)
+        criteria = tuple(c for c in asked if group.name in scores.get(c, {}))
         if len(keeps) > 1 and criteria:
             groups.append(GroupSpace(group.name, group.units, keeps, criteria, unit_macs=macs[group.name]))
     if not groups:
         raise PrunefrontError(
             f"nothing can be pruned: {len(graph.groups)} channel groups, none with a smaller width under "
-            f"max_ratio = {section.max_ratio}, round_to = {section.round_to} and criteria = {list(section.criteria)}; "
-            "`prunefront inspect` says what is frozen and why"
+            f"max_ratio = {section.max_ratio}, round_to = {section.round_to}, bound = {section.bound!r} and criteria = "
+            f"{list(section.criteria)}; `prunefront inspect` says what is frozen and what fits where"
         )
     return SearchSpace(tuple(groups))
 
@@ -61,17 +71,13 @@ def problem(
     scores: Scores,
     section: SpaceSection,
     search: SearchSection,
-    *,
-    allocators: Sequence[str] = ALLOCATORS,
     facts: Mapping[str, PerGroup] = NO_FACTS,
-    comparable: Mapping[str, bool] | None = None,
+    *,
     seed: int = 0,
 ) -> Problem:
-    """Everything that a searcher may know. allocators, facts, comparable, seed: as in `lanes`."""
-    space = search_space(graph, scores, section)
-    proposals = lanes(
-        graph, scores, space, allocators=allocators, facts=facts, comparable=comparable, seed=seed
-    )
+    """Everything that a searcher may know. facts, seed: as in `lanes`."""
+    space = search_space(graph, scores, section, facts)
+    proposals = lanes(graph, scores, space, allocators=search.allocators, facts=facts, seed=seed)
     limit = search.seeds or max(2, search.candidates // 3)
     return Problem(
         space=space,

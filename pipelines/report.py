@@ -24,7 +24,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0, strict=False)]  # 1e6 is a count too
 
 DENSE = "dense"
-BLUE, ORANGE, GREY = "#1f5fa8", "#d95f02", "#6b7280"
+BLUE, ORANGE, GREY, PURPLE = "#1f5fa8", "#d95f02", "#6b7280", "#7b3294"
 
 
 class ReportError(PrunefrontError):
@@ -32,7 +32,10 @@ class ReportError(PrunefrontError):
 
 
 class FrontRow(BaseModel):
-    """One network of the front: accuracies as fractions, 95 % intervals, latencies on the study's runtime."""
+    """One network of the front: accuracies as fractions, 95 % intervals, latencies on the study's runtime.
+
+    control: what it is for the network whose key is `of`; "" = it was found by the search.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
@@ -55,6 +58,8 @@ class FrontRow(BaseModel):
     origin: str = ""
     epochs: Count = 0
     on_test_front: bool = True
+    control: str = ""
+    of: str = ""
 
     @classmethod
     def from_json(cls, data: object) -> "FrontRow":
@@ -139,7 +144,7 @@ def _cells(row: FrontRow, dense: FrontRow | None) -> tuple[str, ...]:
     half = 50 * (row.accuracy_high - row.accuracy_low)
     spread = (row.latency_ratio_high - row.latency_ratio_low) / 2
     return (
-        row.key,
+        f"{row.control} of {row.of}" if row.control else row.key,
         f"{100 * row.accuracy:.2f} ±{half:.2f}",
         f"{row.latency_ms:.3f}",
         "1" if row.key == DENSE else f"{row.latency_ratio:.3f} ±{spread:.3f}",
@@ -166,7 +171,7 @@ def _bytes(value: float) -> str:
 
 
 def table(rows: Sequence[Row], title: str | None = None) -> "Table":
-    """The front, fastest first, for a terminal of 80 columns or more; ± is half a 95 % interval.
+    """The front without its controls, fastest first, for a terminal of 80 columns or more; ± is half a 95 % interval.
 
     The dense network is bold; a point that the test images put behind another one is dim and marked with *.
     """
@@ -174,7 +179,7 @@ def table(rows: Sequence[Row], title: str | None = None) -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
-    front = read(rows)
+    front = [row for row in read(rows) if not row.control]
     dense = next((row for row in front if row.key == DENSE), None)
     behind = any(not row.on_test_front for row in front if row.key != DENSE)
     drawn = Table(
@@ -195,12 +200,39 @@ def table(rows: Sequence[Row], title: str | None = None) -> "Table":
     return drawn
 
 
+def controls_table(rows: Sequence[Row]) -> "Table | None":
+    """Each control beside the network that it is compared with; None where the study had none."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    front = {row.key: row for row in read(rows)}
+    found = [row for row in front.values() if row.control]
+    if not found:
+        return None
+    drawn = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title="controls", title_justify="left")
+    for header in ("control", "of", "accuracy %", "points over it", "ms", "MACs", "epochs"):
+        drawn.add_column(header, justify="left" if header in ("control", "of") else "right", no_wrap=True)
+    for row in sorted(found, key=lambda r: (r.of, -r.accuracy)):
+        half = 50 * (row.accuracy_high - row.accuracy_low)
+        gain = f"{100 * (row.accuracy - front[row.of].accuracy):+.2f}" if row.of in front else "?"
+        drawn.add_row(
+            row.control,
+            row.of[:10],
+            f"{100 * row.accuracy:.2f} ±{half:.2f}",
+            gain,
+            f"{row.latency_ms:.3f}",
+            _count(row.macs),
+            str(row.epochs),
+        )
+    return drawn
+
+
 def figure(rows: Sequence[Row]) -> "Figure":
     """The front as an interactive figure: accuracy over latency, intervals as bars, bigger for more params."""
     import plotly.graph_objects as go
 
     front = read(rows)
-    pruned = [row for row in front if row.key != DENSE]
+    pruned = [row for row in front if row.key != DENSE and not row.control]
     steps = [row for row in pruned if row.on_test_front]
     biggest = max(row.params for row in front)
     drawn = go.Figure()
@@ -217,6 +249,7 @@ def figure(rows: Sequence[Row]) -> "Figure":
         ("on the front", steps, BLUE, "circle"),
         ("behind it on the test images", [r for r in pruned if not r.on_test_front], GREY, "circle-open"),
         ("dense network", [r for r in front if r.key == DENSE], ORANGE, "diamond"),
+        ("control", [r for r in front if r.control], PURPLE, "triangle-up-open"),
     ):
         if not members:
             continue
@@ -279,6 +312,8 @@ def _stairs(front: Sequence[FrontRow]) -> list[tuple[float, float]]:
     """
     best: list[tuple[float, float]] = []
     for row in front:
+        if row.control:
+            continue
         if not best or 100 * row.accuracy > best[-1][1]:
             best.append((row.latency_ms, 100 * row.accuracy))
     return best
@@ -295,7 +330,7 @@ def _hover(row: FrontRow) -> str:
     )
     more = f"<br>   … and {len(row.achieved) - 24} more groups" if len(row.achieved) > 24 else ""
     return (
-        f"<b>{html.escape(row.key)}</b>"
+        f"<b>{html.escape(f'{row.control} of {row.of}' if row.control else row.key)}</b>"
         f"<br>accuracy {100 * row.accuracy:.2f} % "
         f"({100 * row.accuracy_low:.2f} to {100 * row.accuracy_high:.2f})"
         f"<br>latency {row.latency_ms:.3f} ms, {row.latency_ratio:.3f} × dense"
@@ -422,6 +457,8 @@ def _look(row: FrontRow) -> tuple[str, str, str, str]:
     """Colour, marker, fill, and the name in the legend."""
     if row.key == DENSE:
         return ORANGE, "D", ORANGE, "dense network"
+    if row.control:
+        return PURPLE, "^", "white", "control"
     if row.on_test_front:
         return BLUE, "o", BLUE, "on the front"
     return GREY, "o", "white", "behind it on the test images"

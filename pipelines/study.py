@@ -5,7 +5,7 @@ import math
 import shlex
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,20 +18,33 @@ from ray.tune import TuneError
 from pipelines.artifacts import FRONT, ArtifactStore, open_store, put_json
 from pipelines.cluster import Cluster, connected, named
 from pipelines.config import StudyConfig
+from pipelines.controls import control_job, spread
 from pipelines.failures import PASSING
 from pipelines.final import Trained, chosen, report
+from pipelines.gather import gather
 from pipelines.journal import Journal, lock, write_json
 from pipelines.pool import ScoringPool
-from pipelines.prepare import Prepared, check_names, make_bench, prepare, unchanged
+from pipelines.prepare import (
+    Gather,
+    Network,
+    check_names,
+    dense_network,
+    know,
+    make_bench,
+    unchanged,
+)
 from pipelines.problem import constraints, problem
 from pipelines.progress import Display
 from pipelines.report import FrontRow, write_html, write_png
 from pipelines.screen import Screening
 from pipelines.tracking import MlflowTracker, Status, Tracker, candidate_params
-from pipelines.tune import Queue, Trials, finetune_all, trial_name
+from pipelines.tune import Queue, Trials, finetune_all
+from pipelines.workbench import Job, Workbench
 from pruners.cost import cost
 from pruners.errors import PrunefrontError
-from pruners.plan import DENSE, PruningPlan, plan
+from pruners.graph import ChannelGraph
+from pruners.plan import DENSE, PruningPlan, Scores, plan
+from pruners.statistics import Batch, Statistics
 from search.candidate import Candidate
 from search.front import ParetoFront, reference_point
 from search.measurement import Failure, Measurement, Outcome, outcome_from_json
@@ -179,19 +192,31 @@ def _stages(session: Session, address: str | None) -> list[FrontRow]:
         # a cluster that cannot be used is said before anything is spent; here Ray starts when there is work for it
         cluster = _join(stack, config, address) if named(address) else None
         with timing.stage("prepare"):
-            prepared = prepare(config, session.display.say)
-            task = problem(prepared.graph, prepared.scores, config.space, config.search)
-            _say_problem(session, prepared, task)
-            bench = make_bench(config, prepared)
+            network = dense_network(config, session.display.say)
+            bench = make_bench(config, network)
         cluster = cluster or _join(stack, config, address)
         timing.workers = cluster.workers
+        with timing.stage("score"):
+            knowledge = know(config, network, _gather(bench, cluster, config), session.display.say)
+            task = problem(
+                network.graph,
+                knowledge.scores,
+                config.space,
+                config.search,
+                knowledge.facts,
+                seed=config.seed,
+            )
+            _say_problem(session, network, task)
         bench_ref = ray.put(bench)
         with timing.stage("screen"):
-            screening = _screen(session, prepared, task, bench_ref, cluster)
+            screening = _screen(session, network, knowledge.scores, task, bench_ref, cluster)
         with timing.stage("finetune"):
-            trained = _finetune(session, prepared, screening, bench_ref, cluster)
+            trained = _finetune(session, network, knowledge.scores, screening, bench_ref, cluster)
+        front = chosen(trained, constraints(config.search.constraints))
+        with timing.stage("control"):
+            front += _control(session, network, knowledge.scores, front, bench_ref, cluster)
         with timing.stage("report"):
-            rows = _report(session, prepared, trained)
+            rows = _report(session, network, front)
     write_json(
         config.path / "timing.json",
         {"seconds": timing.seconds, "busy": timing.busy, "workers": timing.workers},
@@ -206,11 +231,30 @@ def _join(stack: ExitStack, config: StudyConfig, address: str | None) -> Cluster
     return cluster
 
 
-def _say_problem(session: Session, prepared: Prepared, task: Problem) -> None:
-    dense = cost(prepared.graph)
+def _gather(bench: Workbench, cluster: Cluster, config: StudyConfig) -> Gather:
+    """Statistics by the study's workers."""
+
+    def gathered(graph: ChannelGraph, batches: Sequence[Batch], needs: Set[str]) -> Statistics:
+        return gather(
+            bench.model,
+            bench.classes,
+            bench.input_shape,
+            bench.weights,
+            graph,
+            batches,
+            needs,
+            workers=cluster.workers,
+            cluster=config.cluster,
+        )
+
+    return gathered
+
+
+def _say_problem(session: Session, network: Network, task: Problem) -> None:
+    dense = cost(network.graph)
     session.display.say(
         f"{session.config.model.factory}: {dense.macs:,} MACs, {dense.params:,} parameters; {len(task.space.groups)} "
-        f"channel groups to search, {len(prepared.graph.frozen)} frozen"
+        f"channel groups to search, {len(network.graph.frozen)} frozen"
     )
 
 
@@ -228,7 +272,7 @@ def _check_storage(config: StudyConfig, cluster: Cluster) -> None:
 
 
 def _screen(
-    session: Session, prepared: Prepared, task: Problem, bench_ref: Any, cluster: Cluster
+    session: Session, network: Network, scores: Scores, task: Problem, bench_ref: Any, cluster: Cluster
 ) -> Screening:
     """First stage: many candidates, scored without training."""
     config, tracker = session.config, session.tracker
@@ -237,7 +281,7 @@ def _screen(
     done = 0
 
     def planned(candidate: Candidate) -> PruningPlan:
-        return plan(prepared.graph, candidate.choices, prepared.scores, round_to=config.space.round_to)
+        return plan(network.graph, candidate.choices, scores, round_to=config.space.round_to)
 
     def on_scored(key: str, candidate: Candidate, outcome: Outcome) -> None:
         nonlocal done
@@ -273,7 +317,12 @@ def _screen(
 
 
 def _finetune(
-    session: Session, prepared: Prepared, screening: Screening, bench_ref: Any, cluster: Cluster
+    session: Session,
+    network: Network,
+    scores: Scores,
+    screening: Screening,
+    bench_ref: Any,
+    cluster: Cluster,
 ) -> list[Trained]:
     """Second stage: the promising ones and the dense network, fine-tuned, measured and published by Tune trials."""
     config, journal = session.config, session.journal
@@ -281,21 +330,60 @@ def _finetune(
         keys = promote(
             {k: m for k, m in screening.measured.items() if k != DENSE},
             config.training.candidates,
-            chance=1.0 / prepared.splits.classes,
+            chance=1.0 / network.splits.classes,
             constraints=constraints(config.search.constraints),
         )
         journal.append("promoted", candidates=[screening.candidates[key].to_json() for key in keys])
-    candidates = [Candidate({}, DENSE)]
+
+    def planned(candidate: Candidate) -> PruningPlan:
+        return plan(network.graph, candidate.choices, scores, round_to=config.space.round_to)
+
+    nothing = planned(Candidate({}))
+    jobs = [Job(DENSE, Candidate({}, DENSE), nothing, epochs=0)]
     if config.training.epochs > 0:
         # what further training alone gives: pruned networks are compared with it, too
-        candidates.append(Candidate({}, f"{DENSE}, fine-tuned"))
-    candidates += [Candidate.from_json(c) for c in journal.of("promoted")[-1]["candidates"]]
-    plans = {
-        trial_name(c, p): (c, p)
-        for c in candidates
-        for p in [plan(prepared.graph, c.choices, prepared.scores, round_to=config.space.round_to)]
-    }
-    finished = {e["name"] for e in journal.of("trained") if _settled(e)}
+        jobs.append(
+            Job(f"{DENSE}-finetuned", Candidate({}, f"{DENSE}, fine-tuned"), nothing, config.training.epochs)
+        )
+    for data in journal.of("promoted")[-1]["candidates"]:
+        candidate = Candidate.from_json(data)
+        aim = planned(candidate)
+        jobs.append(Job(aim.key(), candidate, aim, config.training.epochs))
+    return _make(session, jobs, bench_ref, cluster, stage="finetune")
+
+
+def _control(
+    session: Session,
+    network: Network,
+    scores: Scores,
+    front: Sequence[Trained],
+    bench_ref: Any,
+    cluster: Cluster,
+) -> list[Trained]:
+    """What the study file asks to compare some of the front's networks with, made as they were or from scratch."""
+    config, journal = session.config, session.journal
+    if not config.controls:
+        return []
+    if not journal.of("controlled"):
+        names = [t.name for t in spread(front, config.controlled, network.graph)]
+        journal.append("controlled", names=names)
+    found = {t.name: t for t in front}
+    subjects = [found[name] for name in journal.of("controlled")[-1]["names"]]
+    jobs = [
+        control_job(name, subject, network.graph, scores, config)
+        for name in config.controls
+        for subject in subjects
+    ]
+    return _make(session, jobs, bench_ref, cluster, stage="control")
+
+
+def _make(
+    session: Session, jobs: Sequence[Job], bench_ref: Any, cluster: Cluster, *, stage: str
+) -> list[Trained]:
+    """Makes the networks that an earlier run did not, each in a Tune trial; returns all that succeeded."""
+    config, journal = session.config, session.journal
+    named = {job.name: job for job in jobs}
+    finished = {e["name"] for e in journal.of("trained") if e["name"] in named and _settled(e)}
     busy = 0.0
 
     def on_trained(name: str, outcome: Outcome, result: dict[str, Any]) -> None:
@@ -310,24 +398,29 @@ def _finetune(
             artifact=artifact.rpartition("/")[2],
             epochs=result.get("epochs", 0),
         )
-        candidate, _ = plans[name]
         session.tracker.log(
-            name, candidate_params(candidate), outcome, artifact or None, stage="finetune", seconds=seconds
+            name,
+            candidate_params(named[name].candidate),
+            outcome,
+            artifact or None,
+            stage=stage,
+            seconds=seconds,
         )
         finished.add(name)
         session.display.update(len(finished), _note(outcome))
 
-    with session.display.stage("fine-tuning", len(plans), len(finished)):
-        left = Queue([(name, c, p) for name, (c, p) in plans.items() if name not in finished])
+    label = {"finetune": "fine-tuning", "control": "controls"}[stage]
+    with session.display.stage(label, len(named), len(finished)):
+        left = Queue([job for name, job in named.items() if name not in finished])
         if len(left):
-            trials = Trials(config.training.epochs, cluster.workers, config.cluster, config.path / "tune")
+            trials = Trials(cluster.workers, config.cluster, config.path / "tune", stage)
             finetune_all(bench_ref, left, trials, on_trained)
-    session.timing.busy["finetune"] = busy
-    if unfinished := len(plans.keys() - finished):
+    session.timing.busy[stage] = busy
+    if unfinished := len(named.keys() - finished):
         raise PrunefrontError(
-            f"Ray Tune ended with {unfinished} of {len(plans)} networks not fine-tuned; go on with --resume"
+            f"Ray Tune ended with {unfinished} of {len(named)} networks not trained; go on with --resume"
         )
-    return _trained(session, plans)
+    return _trained(session, named)
 
 
 def _settled(event: dict[str, Any]) -> bool:
@@ -343,19 +436,19 @@ def _note(outcome: Outcome) -> str:
     return f"accuracy {outcome['accuracy']:.3f}, {outcome['latency_ratio']:.2f} × dense"
 
 
-def _trained(session: Session, plans: dict[str, tuple[Candidate, PruningPlan]]) -> list[Trained]:
-    """What the journal knows of the second stage. Raises PrunefrontError if the dense network itself failed."""
+def _trained(session: Session, jobs: Mapping[str, Job]) -> list[Trained]:
+    """What the journal knows of these jobs. Raises PrunefrontError if the dense network itself failed."""
     trained, failures = [], []
     latest = {event["name"]: event for event in session.journal.of("trained")}
-    for name, event in latest.items():
+    for name, job in jobs.items():
+        event = latest[name]
         outcome = outcome_from_json(event["outcome"])
         if isinstance(outcome, Failure):
             failures.append((name, outcome))
             continue
-        candidate, planned = plans[name]
-        trained.append(Trained(name, candidate, planned, outcome, event["artifact"], event["epochs"]))
+        trained.append(Trained(job, outcome, event["artifact"], event["epochs"]))
     for name, failure in failures:
-        session.display.say(f"{name} failed in fine-tuning: {failure.kind}: {failure.reason}")
+        session.display.say(f"{name} failed in training: {failure.kind}: {failure.reason}")
         _need_dense(name, failure)
     return trained
 
@@ -368,18 +461,16 @@ def _need_dense(name: str, failure: Failure) -> None:
         )
 
 
-def _report(session: Session, prepared: Prepared, trained: list[Trained]) -> list[FrontRow]:
+def _report(session: Session, network: Network, front: list[Trained]) -> list[FrontRow]:
     """Last stage: the front on test images, as files, in MLflow and beside the artifacts."""
     config, folder = session.config, session.config.path
-    networks = chosen(trained, constraints(config.search.constraints))
-    session.display.say(
-        f"measuring the front's {len(networks)} networks on {len(prepared.splits.test):,} test images"
-    )
+    splits = network.splits
+    session.display.say(f"measuring {len(front)} networks on {len(splits.test):,} test images")
     rows, failures = report(
-        networks,
-        prepared.graph,
-        prepared.splits.test,
-        prepared.splits.transform,
+        front,
+        network.graph,
+        splits.test,
+        splits.transform,
         session.store,
         threads=config.cluster.cpus_per_worker,
     )

@@ -23,8 +23,8 @@ from pipelines.cluster import set_up_tune
 from pipelines.config import ClusterSection
 from pipelines.evaluate import Evaluator
 from pipelines.failures import failure
-from pipelines.workbench import Workbench
-from pruners.plan import DENSE, PruningPlan
+from pipelines.workbench import Job, Workbench
+from pruners.plan import DENSE
 from search.candidate import Candidate
 from search.measurement import Failure, Outcome, outcome_from_json
 
@@ -38,24 +38,28 @@ class AskTell(Protocol):
 
 
 class Queue:
-    """Named candidates with their plans, handed out in order: the searcher of a stage whose candidates are settled."""
+    """Jobs handed out in order: the searcher of a stage whose candidates are settled."""
 
-    def __init__(self, jobs: Sequence[tuple[str, Candidate, PruningPlan]]) -> None:
-        self.jobs = {candidate.key() + candidate.origin: (name, plan) for name, candidate, plan in jobs}
-        self._left = [candidate for _, candidate, _ in jobs]
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.jobs = {_identity(job.candidate): job for job in jobs}
+        self._left = [job.candidate for job in jobs]
 
     def __len__(self) -> int:
         return len(self.jobs)
 
-    def job(self, candidate: Candidate) -> tuple[str, PruningPlan]:
-        """The candidate's name and plan."""
-        return self.jobs[candidate.key() + candidate.origin]
+    def job(self, candidate: Candidate) -> Job:
+        """The job that makes the candidate."""
+        return self.jobs[_identity(candidate)]
 
     def ask(self) -> Candidate | None:
         return self._left.pop(0) if self._left else None
 
     def tell(self, candidate: Candidate, outcome: Outcome) -> None:
         """Nothing follows from an outcome: the order is settled."""
+
+
+def _identity(candidate: Candidate) -> str:
+    return candidate.key() + candidate.origin
 
 
 OnTold = Callable[[Candidate, Outcome, dict[str, Any]], None]
@@ -127,13 +131,12 @@ class FinetuneTrial(tune.Trainable):
         config: dict[str, Any],
         bench: Workbench | None = None,
         queue: Queue | None = None,
-        epochs: int = 0,
         threads: int = 1,
     ) -> None:
         assert bench is not None
         assert queue is not None
         torch.set_num_threads(threads)
-        self._queue, self._epochs = queue, epochs
+        self._queue = queue
         self._broken: Failure | None = None
         try:
             self._evaluator = Evaluator(bench)
@@ -163,21 +166,24 @@ class FinetuneTrial(tune.Trainable):
         return {**report, "busy_seconds": self._seconds}
 
     def _run(self, candidate: Candidate) -> Iterator[dict[str, Any]]:
-        name, plan = self._queue.job(candidate)
-        brought = name == DENSE
-        epochs = 0 if brought else self._epochs
-        model = self._evaluator.bench.dense_model() if brought else self._evaluator.prune(plan)
-        measured = None
-        for measured in self._evaluator.finetune(plan, model, epochs):
-            yield {"accuracy": measured["accuracy"]}
-        if measured is None:
-            measured = self._evaluator.measure(model, plan)
-        measured, artifact = self._evaluator.publish(name, model, plan, measured)
+        job = self._queue.job(candidate)
+        if job.name == DENSE:  # as it was brought
+            model, plan = self._evaluator.bench.dense_model(), job.plan
+        else:
+            epochs = self._evaluator.train(job)
+            while True:
+                try:
+                    yield {"accuracy": next(epochs)}
+                except StopIteration as made:
+                    model, plan = made.value
+                    break
+        measured = self._evaluator.measure(model, plan)
+        measured, artifact = self._evaluator.publish(job.name, model, plan, measured)
         yield {
             "outcome": json.dumps(measured.to_json()),
             "artifact": artifact.uri,
             "accuracy": measured["accuracy"],
-            "epochs": epochs,
+            "epochs": job.epochs,
             DONE: True,
         }
 
@@ -189,24 +195,19 @@ class FinetuneTrial(tune.Trainable):
         """See `save_checkpoint`."""
 
 
-def trial_name(candidate: Candidate, plan: PruningPlan) -> str:
-    """A network's name: the key of its architecture; for the dense one also whether it was trained further."""
-    key = plan.key()
-    return "dense-finetuned" if key == DENSE and candidate.origin != DENSE else key
-
-
 OnTrained = Callable[[str, Outcome, dict[str, Any]], None]
 """Called with a network's name, what came of it, and its trial's last result (artifact, epochs, busy_seconds)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trials:
-    """How trials are run. workers: at a time, at most. storage: Tune's own folder, on the machine that runs Tune."""
+    """How trials are run. workers: at a time, at most. storage: Tune's own folder, on the machine that runs Tune;
+    name: of the stage, and of its folder in there."""
 
-    epochs: int
     workers: int
     cluster: ClusterSection
     storage: Path
+    name: str = "finetune"
 
 
 def finetune_all(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained) -> None:
@@ -242,7 +243,6 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained) ->
             FinetuneTrial,
             bench=bench_ref,
             queue=queue,
-            epochs=trials.epochs,
             threads=cluster.cpus_per_worker,
         ),
         {"cpu": cluster.cpus_per_worker, "gpu": cluster.gpus_per_worker},
@@ -250,7 +250,7 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained) ->
     adapter = SearcherAdapter(
         queue,
         len(queue),
-        lambda candidate, outcome, result: on_trained(queue.job(candidate)[0], outcome, result),
+        lambda candidate, outcome, result: on_trained(queue.job(candidate).name, outcome, result),
     )
     tune.Tuner(
         trainable,
@@ -260,11 +260,11 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained) ->
             max_concurrent_trials=trials.workers,
             reuse_actors=True,
             # the default is a name of all ratios, longer than a file name may be
-            trial_name_creator=lambda trial: queue.job(Candidate.from_json(trial.config))[0],
+            trial_name_creator=lambda trial: queue.job(Candidate.from_json(trial.config)).name,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=tune.RunConfig(
-            name="finetune",
+            name=trials.name,
             storage_path=str(trials.storage.absolute()),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=1),

@@ -12,7 +12,28 @@ from pipelines.config import ArtifactSection, MeasureSection, ModelSection
 from pipelines.data import SearchData
 from pipelines.models import build
 from pipelines.train import Recipe
+from pruners.controls import Start
+from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
+from pruners.plan import PruningPlan
+from search.candidate import Candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One network to be made, measured and published.
+
+    start: what it is cut from, see `pruners.controls.Rival`. control: which control it is, and `of` which network; "" =
+    it was found by the search.
+    """
+
+    name: str
+    candidate: Candidate
+    plan: PruningPlan
+    epochs: int
+    start: Start = "dense"
+    control: str = ""
+    of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +44,8 @@ class Workbench:
     calibration_images: how many augmented training images re-estimate batch norm statistics.
     validation_limit: how many validation images score a candidate; None = all.
     dense_onnx: the dense network as ONNX, the other half of every timed pair.
+    recipe, procedure, options: how a candidate is trained. scratch: how a network is that starts without training.
+    initial: the weights before the dense training, where they are known.
     device: of training and scoring. artifact_uri: where workers publish. description: goes into every plan.json.
     """
 
@@ -37,6 +60,10 @@ class Workbench:
     calibration_images: int
     validation_limit: int | None
     recipe: Recipe
+    scratch: Recipe
+    initial: Mapping[str, NDArray[np.generic]] | None
+    procedure: str
+    options: Mapping[str, object]
     measure: MeasureSection
     dense_onnx: bytes
     artifact_uri: str
@@ -46,8 +73,22 @@ class Workbench:
 
     def dense_model(self) -> nn.Module:
         """A fresh copy of the dense network in eval mode, with its own memory."""
+        return self._holding(self.weights)
+
+    def untrained(self, start: Start, seed: int) -> nn.Module:
+        """A dense-sized network before any training: newly drawn by its factory, or the one that was trained."""
+        if start == "initial":
+            if self.initial is None:
+                raise PrunefrontError(
+                    "the weights before training are not known: give model.initial, or let the study train"
+                )
+            return self._holding(self.initial)
+        model = build(self.model, classes=self.classes, input_shape=self.input_shape, seed=seed)
+        return model.to(self.device).eval()
+
+    def _holding(self, weights: Mapping[str, NDArray[np.generic]]) -> nn.Module:
         model = build(self.model, classes=self.classes, input_shape=self.input_shape)
-        model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in self.weights.items()})
+        model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
         return model.to(self.device).eval()
 
 

@@ -1,7 +1,6 @@
 """Scores of every unit under every criterion, taken once per study on the dense model."""
 
-from collections.abc import Callable, Iterable, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch.nn.functional as F
@@ -16,9 +15,6 @@ from pruners.graph import ChannelGraph, ChannelGroup
 from pruners.plan import Scores
 from pruners.statistics import Batch, Loss, Statistics, WhyNot, collect, gathered_by
 from pruners.view import MEASURED, UnitView
-
-Gather = Callable[[nn.Module, ChannelGraph, Iterable[Batch], AbstractSet[str], Loss], Statistics]
-"""What `pruners.statistics.collect` does, wherever it is done."""
 
 
 def why_not(criterion: Criterion, group: ChannelGroup, graph: ChannelGraph) -> str | None:
@@ -55,26 +51,42 @@ def score_all(
     batches: Iterable[Batch] | None = None,
     loss: Loss = F.cross_entropy,
     granularity: str = "channel",
-    collect: Gather = collect,
 ) -> Scores:
     """criterion -> group -> one float64 score per unit, higher = keep.
 
     Groups for which a criterion makes no sense, or which no gradient reaches where it needs one, are left out.
-    model: dense; it stays as it is. batches: calibration data, read once, and only if a criterion needs it. collect:
-    how statistics are gathered, here or on other machines. Raises UnknownName for an unknown criterion or granularity,
-    PrunefrontError for missing data or a score that is not finite.
+    model: dense; it stays as it is. batches: calibration data, read once, and only if a criterion needs it.
+    Raises UnknownName for an unknown criterion or granularity, PrunefrontError for missing data or a score that is not
+    finite.
     """
-    chosen = {name: criteria[name] for name in criteria_names}
-    units = granularities[granularity]
-    needs = frozenset[str]().union(*(c.needs for c in chosen.values()))
-    hungry = [name for name, c in chosen.items() if c.needs & MEASURED]
+    names = tuple(criteria_names)
+    granularities[granularity]  # before anything is spent
+    needs = needs_of(names)
+    hungry = [name for name in names if criteria[name].needs & MEASURED]
     if hungry and batches is None:
         without = [name for name in criteria if not criteria[name].needs & MEASURED]
         raise PrunefrontError(
             f"criterion {hungry[0]!r} looks at data and no calibration batches were given; "
             f"give some, or choose among: {', '.join(without)}"
         )
-    statistics = collect(model, graph, batches or (), needs, loss)
+    return rank(model, graph, names, collect(model, graph, batches or (), needs, loss), granularity)
+
+
+def needs_of(criteria_names: Iterable[str]) -> frozenset[str]:
+    """The `UnitView` fields that any of the criteria reads. Raises UnknownName."""
+    return frozenset[str]().union(*(criteria[name].needs for name in criteria_names))
+
+
+def rank(
+    model: nn.Module,
+    graph: ChannelGraph,
+    criteria_names: Iterable[str],
+    statistics: Statistics,
+    granularity: str = "channel",
+) -> Scores:
+    """As `score_all`, from statistics that were gathered before."""
+    chosen = {name: criteria[name] for name in criteria_names}
+    units = granularities[granularity]
     tensors = model.state_dict()
     scores: dict[str, dict[str, NDArray[np.float64]]] = {name: {} for name in chosen}
     for group in graph.groups:

@@ -48,7 +48,11 @@ def fit(
     Raises Diverged at the first loss that is not finite, ValueError for phases that do not spend exactly the steps.
     """
     total, seen, seconds = 0.0, 0, 0.0
-    for phase in phases:
+    while True:
+        with around():  # what a procedure does between its phases is work as well
+            phase = next(phases, None)
+        if phase is None:
+            break
         if phase.steps > run.left:
             raise ValueError(f"a phase of {phase.steps} steps is planned where {run.left} are left")
         with _training(run, phase):

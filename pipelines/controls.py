@@ -1,0 +1,48 @@
+"""The controls that a study asks for: which of the front's networks get one, and how it is made."""
+
+from collections.abc import Sequence
+
+from pipelines.config import StudyConfig
+from pipelines.final import Trained
+from pipelines.workbench import Job
+from pruners.controls import Subject, controls
+from pruners.cost import macs
+from pruners.graph import ChannelGraph
+from pruners.plan import DENSE, Scores
+from search.candidate import Candidate
+
+
+def spread(front: Sequence[Trained], count: int, graph: ChannelGraph) -> list[Trained]:
+    """At most `count` of the pruned networks, evenly over the front in the order of their MACs."""
+    pruned = [t for t in front if t.job.plan.key() != DENSE]
+    pruned.sort(key=lambda t: (macs(graph, t.job.plan), t.name))
+    if count >= len(pruned):
+        return pruned
+    # the middles of equal parts: one network is that in the middle, not the smallest
+    return [pruned[(2 * i + 1) * len(pruned) // (2 * count)] for i in range(count)]
+
+
+def control_job(name: str, subject: Trained, graph: ChannelGraph, scores: Scores, config: StudyConfig) -> Job:
+    """How the control called `name` of a network is made. Raises PrunefrontError where there is none."""
+    rival = controls[name](
+        Subject(
+            plan=subject.job.plan,
+            graph=graph,
+            scores=scores,
+            epochs=subject.job.epochs,
+            dense_epochs=config.dense.epochs,
+            round_to=config.space.round_to,
+            seed=config.seed,
+        )
+    )
+    key = f"{name}-{subject.name}"
+    choices = {g.name: g.choice for g in rival.plan.groups if g.achieved}
+    return Job(
+        name=key,
+        candidate=Candidate(choices, key),
+        plan=rival.plan,
+        epochs=rival.epochs,
+        start=rival.start,
+        control=name,
+        of=subject.name,
+    )
