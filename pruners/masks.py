@@ -64,20 +64,43 @@ def count(density: float, total: int) -> int:
     return math.ceil(Fraction(str(density)) * total)
 
 
+FLOOR = 0.1
+"""Own: the share of its fair part that procedures leave to every layer. A ranking of all weights together can otherwise
+empty one, and the network is dead."""
+
+
 def keep_largest(
-    scores: Tensors, density: float, *, globally: bool = True, ties: Tensors | None = None
+    scores: Tensors,
+    density: float,
+    *,
+    globally: bool = True,
+    ties: Tensors | None = None,
+    floor: float = 0.0,
 ) -> Masks:
     """Keeps ⌈density · n⌉ elements of the highest score, of all tensors together or of each.
 
-    ties: which of equal scores are higher; what is equal still is decided by the index, the lower stays. Raises
-    PrunefrontError for a density outside of (0, 1].
+    ties: which of equal scores are higher; what is equal still is decided by the index, the lower stays. floor: of all
+    together, each tensor keeps its highest ⌈floor · density · its size⌉, whatever the others hold. Raises
+    PrunefrontError for a density outside of (0, 1], or too low for the floor.
     """
     second = scores if ties is None else ties
     if not globally:
         return {name: largest(t, count(density, t.numel()), ties=second[name]) for name, t in scores.items()}
     flat = torch.cat([t.detach().flatten() for t in scores.values()])
-    other = torch.cat([second[name].detach().flatten() for name in scores])
-    stays = largest(flat, count(density, flat.numel()), ties=other)
+    total = count(density, flat.numel())
+    stays = torch.cat(
+        [
+            largest(t, math.ceil(floor * density * t.numel()), ties=second[name]).flatten()
+            for name, t in scores.items()
+        ]
+    )
+    rest = total - int(stays.sum())
+    if rest < 0:
+        raise PrunefrontError(
+            f"density {density} leaves {total} weights to {len(scores)} layers, which is too few; ask for a higher one"
+        )
+    order = _descending(flat, torch.cat([second[name].detach().flatten() for name in scores]))
+    stays[order[~stays[order]][:rest]] = True
     parts = torch.split_with_sizes(stays, [t.numel() for t in scores.values()])
     return {name: part.reshape(t.shape) for (name, t), part in zip(scores.items(), parts, strict=True)}
 
@@ -85,14 +108,16 @@ def keep_largest(
 def largest(scores: Tensor, count: int, *, ties: Tensor | None = None) -> Tensor:
     """Bool of the scores' shape, True at exactly `count` of the highest; ties as in `keep_largest`."""
     flat = scores.detach().flatten()
-    if ties is None:
-        order = flat.sort(descending=True, stable=True).indices
-    else:
-        order = ties.detach().flatten().sort(descending=True, stable=True).indices
-        order = order[flat[order].sort(descending=True, stable=True).indices]
+    order = _descending(flat, flat if ties is None else ties.detach().flatten())
     stays = torch.zeros_like(flat, dtype=torch.bool)
     stays[order[:count]] = True
     return stays.reshape(scores.shape)
+
+
+def _descending(first: Tensor, second: Tensor) -> Tensor:
+    """Indices by falling `first`, then falling `second`, then rising index."""
+    order = second.sort(descending=True, stable=True).indices
+    return order[first[order].sort(descending=True, stable=True).indices]
 
 
 def relative(weights: Tensors) -> Masks:

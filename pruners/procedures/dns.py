@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pruners.errors import PrunefrontError
-from pruners.masks import Masks, Tensors, count, keep_largest, relative, weights
+from pruners.masks import FLOOR, Masks, Tensors, count, keep_largest, relative, weights
 from pruners.procedures import Hook, Phase, procedure
 from pruners.procedures.masking import Masked, StraightThrough, settle
 from pruners.procedures.run import Run
@@ -70,7 +70,8 @@ def dns(
     probability (1 + γ · step / end)^-power. density: share of the weights that are not zero in the end. Own: end is the
     share `stop` of the steps and gamma is γ over all of it, 1.4 as in the authors' 1e-4 · 14,000; the thresholds follow
     from the density (see `thresholds`), and at the end the masks are brought to it exactly: masked weights go first,
-    then small |w| / σ. The rest of the steps trains what is left. Zeros are stored as they are.
+    then small |w| / σ, and no layer is emptied (see `FLOOR`). The rest of the steps trains what is left. Zeros are
+    stored as they are.
     """
     if not 0.0 <= stop <= 1.0:
         raise PrunefrontError(
@@ -88,7 +89,9 @@ def dns(
             Surgery(held, masks, limits, gamma / max(end, 1), power),
         ),
     )
-    final = keep_largest({name: m.double() for name, m in masks.items()}, density, ties=relative(held))
+    final = keep_largest(
+        {name: m.double() for name, m in masks.items()}, density, ties=relative(held), floor=FLOOR
+    )
     hook = Masked(held, final)
     if not run.left:
         settle(run)

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from pruners.masks import owner, weights
 from pruners.procedures import Hook, Phase, procedure
 from pruners.procedures.masking import settle
 from pruners.procedures.run import Run
+from pruners.statistics import Inputs
 
 LOG = logging.getLogger(__name__)
 EPSILON = 1e-5
@@ -67,24 +68,68 @@ def factorised(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return first.to(weight.dtype), second.to(weight.dtype)
 
 
-def own_norm(model: nn.Module, graph: ChannelGraph, weight: str) -> str | None:
-    """The prefix of the batch norm that alone follows the convolution alone; None where the graph does not tell.
+def own_norm(
+    model: nn.Module, graph: ChannelGraph, weight: str, seen: Mapping[str, str] | None = None
+) -> str | None:
+    """The prefix of the batch norm that follows a convolution; None where nothing tells which that is.
 
-    It must be the only norm of a group in which the weight is the only producer, on the same positions, and hold
-    running statistics.
+    It is in the weight's channel group, on the same positions, and holds running statistics. Where other weights
+    produce the group too, or it has other norms, as on a residual stream, `seen` decides: see `followers`.
     """
     for group in graph.groups:
-        made = [m for m in group.members if m.role == "out" and len(graph.shapes[m.tensor]) > 1]
-        if not any(m.tensor == weight for m in made):
+        made = {m.tensor: m for m in group.members if m.role == "out" and len(graph.shapes[m.tensor]) > 1}
+        if weight not in made:
             continue
-        norms = {m.tensor.rpartition(".")[0] for m in group.members if m.role == "norm"}
-        if len(made) > 1 or len(norms) != 1:
-            return None
-        prefix = norms.pop()
-        parts = [m for m in group.members if m.tensor.rpartition(".")[0] == prefix and m.role == "norm"]
-        lined_up = all(_lines_up(made[0], part, graph) for part in parts)
-        return prefix if lined_up and _scale(model, prefix) is not None else None
+        parts: dict[str, list[TensorSlice]] = {}
+        for member in group.members:
+            if member.role == "norm":
+                parts.setdefault(member.tensor.rpartition(".")[0], []).append(member)
+        fitting = {
+            prefix
+            for prefix, held in parts.items()
+            if all(_lines_up(made[weight], part, graph) for part in held)
+            and _scale(model, prefix) is not None
+        }
+        if len(made) == 1 and len(parts) == 1:
+            return next(iter(fitting), None)
+        prefix = (seen or {}).get(weight)
+        return prefix if prefix in fitting else None
     return None
+
+
+@torch.no_grad()
+def followers(model: nn.Module, inputs: Inputs) -> dict[str, str]:
+    """Weight of a convolution -> prefix of the only batch norm whose input is, itself, the convolution's output.
+
+    Seen in one forward pass in eval mode; the model stays as it is.
+    """
+    made: list[tuple[Tensor, str]] = []  # holds the tensors, so that no other takes the place of one
+    read: dict[str, set[str]] = {}
+
+    def after(name: str) -> Callable[..., None]:
+        return lambda module, args, output: made.append((output, f"{name}.weight"))
+
+    def before(name: str) -> Callable[..., None]:
+        def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            for output, weight in made:
+                if args and args[0] is output:
+                    read.setdefault(weight, set()).add(name)
+
+        return look
+
+    hooks = [
+        module.register_forward_hook(after(name))
+        if isinstance(module, nn.modules.conv._ConvNd)
+        else module.register_forward_pre_hook(before(name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.conv._ConvNd | nn.modules.batchnorm._BatchNorm)
+    ]
+    try:
+        model.eval()(*inputs) if isinstance(inputs, tuple) else model.eval()(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {weight: next(iter(norms)) for weight, norms in read.items() if len(norms) == 1}
 
 
 def _lines_up(made: TensorSlice, norm: TensorSlice, graph: ChannelGraph) -> bool:
@@ -103,11 +148,14 @@ def _scale(model: nn.Module, prefix: str) -> Tensor | None:
     return a * norm.weight if norm.affine else a
 
 
-def parts(model: nn.Module, graph: ChannelGraph, ratio: float) -> list[Part]:
+def parts(
+    model: nn.Module, graph: ChannelGraph, ratio: float, seen: Mapping[str, str] | None = None
+) -> list[Part]:
     """The convolutions to project, rank r = ⌊n (1 − ratio)⌋ with n = min(C_out, C_in · k²).
 
-    Own: only where two convolutions are cheaper than the one, r < C_out C_in k² / (C_out + C_in k²), and r ≥ 1. Grouped
-    and transposed convolutions, and those without a module, are left as they are.
+    seen: what `followers` found. Own: only where two convolutions are cheaper than the one,
+    r < C_out C_in k² / (C_out + C_in k²), and r ≥ 1. Grouped and transposed convolutions, and those without a module,
+    are left as they are.
     """
     found = []
     for name, weight in weights(model, graph).items():
@@ -118,7 +166,7 @@ def parts(model: nn.Module, graph: ChannelGraph, ratio: float) -> list[Part]:
         high, wide = weight.flatten(1).shape
         rank = math.floor(min(high, wide) * (1.0 - ratio) + 1e-9)
         if rank >= 1 and rank * (high + wide) < high * wide:
-            found.append(Part(name, rank, own_norm(model, graph, name)))
+            found.append(Part(name, rank, own_norm(model, graph, name, seen)))
     return found
 
 
@@ -152,19 +200,20 @@ def lrpet(run: Run, ratio: float = 0.5) -> Iterator[Phase]:
     """Cuts to the plan, then projects each convolution to a low rank at the end of every epoch of training.
 
     ratio: p of r = ⌊n (1 − p)⌋, n = min(C_out, C_in · k²). The projection is made on diag(a) · W with a = γ / √(σ² + ε)
-    of the convolution's own norm. Own: where the channel graph does not say which norm that is, as on a residual
-    stream that several convolutions write, a ≡ 1, and the log says so. The weights keep their shape: `factorised` gives
-    the two smaller convolutions.
+    of the convolution's own norm. Own: on a residual stream that several convolutions write, a forward pass of a
+    calibration batch shows which norm is whose; where nothing does, a ≡ 1, and the log says so. The weights keep their
+    shape: `factorised` gives the two smaller convolutions.
     """
     if not 0.0 <= ratio < 1.0:
         raise PrunefrontError(f"option 'ratio' of procedure 'lrpet' must be in [0, 1), not {ratio}")
     run.cut()
-    found = parts(run.model, run.graph, ratio)
+    seen = followers(run.model, run.calibration[0][0]) if run.calibration else None
+    found = parts(run.model, run.graph, ratio, seen)
     if not found:
         LOG.warning("no convolution is cheaper as two at ratio %s: lrpet projects nothing", ratio)
     lone = [part.weight for part in found if part.norm is None]
     if lone:
-        LOG.info("lrpet projects without batch norm, which the graph does not pair: %s", ", ".join(lone))
+        LOG.info("lrpet projects these without a batch norm of their own: %s", ", ".join(lone))
     yield Phase(run.left, hooks=(Project(found),))
     project(run.model, found)
     settle(run)

@@ -3,14 +3,16 @@
 from collections.abc import Callable, Iterator, Mapping
 
 from pruners.errors import PrunefrontError
-from pruners.masks import Masks, Tensors, keep_largest, relative, weights
+from pruners.masks import FLOOR, Masks, Tensors, keep_largest, relative, weights
 from pruners.procedures import Phase, procedure
 from pruners.procedures.masking import Masked, settle
 from pruners.procedures.run import Run
 
 THRESHOLDS: Mapping[str, Callable[[Tensors, float], Masks]] = {
-    "std": lambda held, density: keep_largest(relative(held), density),
-    "network": lambda held, density: keep_largest({n: w.detach().abs() for n, w in held.items()}, density),
+    "std": lambda held, density: keep_largest(relative(held), density, floor=FLOOR),
+    "network": lambda held, density: keep_largest(
+        {n: w.detach().abs() for n, w in held.items()}, density, floor=FLOOR
+    ),
     "layer": lambda held, density: keep_largest(
         {n: w.detach().abs() for n, w in held.items()}, density, globally=False
     ),
@@ -30,7 +32,8 @@ def magnitude(run: Run, density: float = 0.5, rounds: int = 3, threshold: str = 
     density: share of the weights that are not zero in the end. threshold: what small means, see `THRESHOLDS`. Trains
     once without masks, then after each of the `rounds`, at densities density^(t/rounds), for equally many steps; the
     recipe's own learning rate and L2 penalty go on (own: the paper's retraining is 10 to 100 times slower than its
-    training, which a recipe for trained networks has done already). Zeros are stored as they are.
+    training, which a recipe for trained networks has done already). No layer is emptied, see `FLOOR`. Zeros are
+    stored as they are.
     """
     if threshold not in THRESHOLDS:
         raise PrunefrontError(

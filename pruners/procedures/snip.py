@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pruners.errors import PrunefrontError
-from pruners.masks import Tensors, keep_largest, weights
+from pruners.masks import FLOOR, Tensors, keep_largest, weights
 from pruners.procedures import Phase, procedure
 from pruners.procedures.masking import Masked, gradients_of, settle
 from pruners.procedures.run import Run
@@ -30,7 +30,7 @@ def snip(run: Run, density: float = 0.5) -> Iterator[Phase]:
 
     density: share of the weights that are not zero. The gradient is that of the mean loss over all calibration images,
     in eval mode, at the weights that training starts from; own: these are the trained ones of the cut network, where
-    the paper looks at an initialisation. Beyond 99 % zeros whole layers may go. Zeros are stored as they are.
+    the paper looks at an initialisation; and no layer is emptied, see `FLOOR`. Zeros are stored as they are.
     Raises PrunefrontError without calibration batches.
     """
     if not run.calibration:
@@ -44,7 +44,7 @@ def snip(run: Run, density: float = 0.5) -> Iterator[Phase]:
     for inputs, target in run.calibration:
         output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
         (run.loss(output, target) * images((inputs, target))).backward()  # type: ignore[no-untyped-call]
-    masks = keep_largest(connection_sensitivity(held, gradients_of(held)), density)
+    masks = keep_largest(connection_sensitivity(held, gradients_of(held)), density, floor=FLOOR)
     model.zero_grad()
     hook = Masked(held, masks)
     settle(run)
