@@ -18,7 +18,8 @@ from pruners.view import UnitView
 def taylor(view: UnitView) -> Float[Tensor, " units"]:
     """Squared first-order change in loss if the unit were zero (Molchanov et al. 2019, eq. 8), unit loss².
 
-    The mean over mini-batches is taken of the squares: gradients of opposite sign must not cancel.
+    The mean over mini-batches is taken of the squares: gradients of opposite sign must not cancel. What torch-pruning
+    calls Taylor has no gates: it is Σ |w·∂L/∂w| over weights, here `snip`.
     """
     assert view.gate_gradient is not None
     return view.gate_gradient.square().mean(dim=1)
