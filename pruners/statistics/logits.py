@@ -1,6 +1,7 @@
 """What each unit does to the logits of each image: the factors of the Gauss–Newton matrix between units."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -130,7 +131,7 @@ def directions(
     p = scores.to(torch.float64).softmax(dim=1)
     classes = p.shape[1]
     if classes > MOST_CLASSES:
-        return drawn(scores, inputs, seed, DRAWN) / DRAWN**0.5
+        return drawn(scores, inputs, seed, DRAWN) / math.sqrt(DRAWN)
     each = torch.eye(classes, dtype=p.dtype, device=p.device)[:, None, :] - p
     rows: Tensor = p.T[:, :, None].sqrt() * each
     return rows.to(scores.dtype)

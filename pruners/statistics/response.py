@@ -72,15 +72,17 @@ def response(inquiry: Inquiry) -> Values:
     the final responses gets no entry.
     Raises PrunefrontError for an operator without such a rule (softmax, a sigmoid gate, a layer norm …).
     """
+    made = {g.name: producers(g, inquiry.graph.shapes) for g in inquiry.groups}
+    makers = {m.tensor for members in made.values() for m in members}
     tensors = inquiry.model.state_dict(keep_vars=True)
-    weights = {name: t for name, t in tensors.items() if t.is_floating_point() and t.ndim > 1}
+    # a tensor with two names goes by the one that the graph uses, as the last to be named
+    names = sorted(tensors, key=lambda name: name in makers)
+    weights = {n: tensors[n] for n in names if tensors[n].is_floating_point() and tensors[n].ndim > 1}
     last, features = _final_responses(inquiry, weights)
     scores = infinite_selection(features)
 
     absolute = inquiry.model.double()
     tensors = absolute.state_dict(keep_vars=True)
-    made = {g.name: producers(g, inquiry.graph.shapes) for g in inquiry.groups}
-    makers = {m.tensor for members in made.values() for m in members}
     inputs = inquiry.batches[0][0]
     ones = [
         torch.ones_like(x[:1], dtype=torch.float64).requires_grad_().clone()
