@@ -1,0 +1,439 @@
+"""Every criterion and every structured procedure against the truth: ResNet-20 on real CIFAR-10, no search.
+
+rank:   Spearman's ρ of a criterion's scores with the true change of the loss when a unit is masked, on images that no
+        criterion saw; the mean over the inner groups, and over the units of all groups together.
+seconds: what the criterion's statistics take on one core, alone.
+cut:    accuracy with 10, 30 and 50 % of the units of each inner group gone and batch norms estimated anew.
+train:  the same at 50 % after two passes over a part of the training images.
+procedure: every structured procedure with taylor, to 50 %, on the same images.
+
+    python benchmarks/criteria.py [--quick] [--json] [--seeds 3] [--workers 2] [--keep FOLDER] [--write docs]
+
+Without --quick it takes hours of one core; what is finished is kept in FOLDER and not done again. --write makes
+criteria.md and criteria.png of what is there. --quick: a small network on handwritten digits, one seed.
+"""
+
+import argparse
+import copy
+import json
+import os
+import platform
+import statistics as stats
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+from torch import nn
+
+from pipelines.accuracy import accuracy
+from pipelines.config import DataSection, ModelSection
+from pipelines.data import SearchData, batches, load
+from pipelines.models import build
+from pipelines.train import Recipe, begin, carry_out, train
+from pipelines.weights import load_weights
+from pruners.choice import GroupChoice
+from pruners.criteria import criteria
+from pruners.errors import PrunefrontError
+from pruners.graph import ChannelGraph
+from pruners.plan import PruningPlan, plan
+from pruners.procedures import procedures
+from pruners.prune import prune
+from pruners.scoring import available, rank
+from pruners.statistics import Batch, collect
+from pruners.trace import trace
+from pruners.view import producers
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+RATIOS = (0.1, 0.3, 0.5)
+STRUCTURED = (
+    "one_shot",
+    "iterative",
+    "cubic_ramp",
+    "tick_only",
+    "tick_tock",
+    "soft_filter",
+    "gdp",
+    "network_slimming",
+    "group_lasso",
+    "spectral_radius",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is done. train: images of a pass, passes: how many. batch: images per step."""
+
+    calibration: int = 1024
+    validation: int = 2000
+    train: int = 5000
+    passes: int = 2
+    batch: int = 128
+    learning_rate: float = 0.02
+
+
+FULL, QUICK = Scale(), Scale(calibration=128, validation=300, train=512, passes=1, batch=64)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """The dense network, its graph, and the images; everything is float32 on one core."""
+
+    model: nn.Module
+    graph: ChannelGraph
+    data: SearchData
+    scale: Scale
+
+    def calibration(self, seed: int) -> list[Batch]:
+        """Augmented training images, other ones for each seed."""
+        rng = np.random.default_rng([seed, 2])
+        stream = batches(self.data.train, self.data.transform, 64, augment=rng, shuffle=rng)
+        return list(islice(stream, self.scale.calibration // 64))
+
+    def held_out(self) -> list[Batch]:
+        """Plain validation images, on which the truth is measured."""
+        count = min(512, self.scale.validation)
+        return list(batches(self.data.validation[:count], self.data.transform, 128))
+
+    def inner(self) -> list[str]:
+        """Groups that one layer makes and that every criterion fits; the same for all, so that they compare."""
+        return [g.name for g in self.graph.groups if len(producers(g, self.graph.shapes)) == 1]
+
+    def right(self, model: nn.Module) -> float:
+        """Accuracy on validation images."""
+        return accuracy(model, self.data.validation[: self.scale.validation], self.data.transform).value
+
+
+@cache
+def bench(quick: bool) -> Bench:
+    """Made once in each process."""
+    torch.set_num_threads(1)
+    if quick:
+        data = load(DataSection()).for_search()
+        model = build(
+            ModelSection(factory="digits_cnn", options={"width": 8}), classes=10, input_shape=(1, 8, 8)
+        )
+        for _ in train(model, data, Recipe(epochs=8, learning_rate=0.1, batch_size=64, warmup=0.2)):
+            continue
+        return Bench(model.eval(), trace(model, torch.zeros(2, 1, 8, 8)), data, QUICK)
+    section = DataSection(
+        source="parquet",
+        train=SHARED / "cifar10-train.parquet",
+        test=SHARED / "cifar10-test.parquet",
+        validation=5000,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        augment="crop_flip",
+        padding=4,
+    )
+    model = build(ModelSection(factory="resnet20"), classes=10, input_shape=(3, 32, 32))
+    load_weights(model, SHARED / "resnet20-cifar10.safetensors")
+    return Bench(model.eval(), trace(model, torch.zeros(2, 3, 32, 32)), load(section).for_search(), FULL)
+
+
+Scores = Mapping[str, NDArray[np.float64]]
+"""Group -> score per unit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One thing to measure. kind: truth, rank, cut, train or procedure. method: criterion or procedure."""
+
+    kind: str
+    method: str
+    seed: int
+    ratio: float = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.method}-{self.seed}-{self.ratio:g}"
+
+
+def measure(job: Job, quick: bool, folder: Path) -> dict[str, Any]:
+    """Does one job; the result is plain numbers. Scores are kept for the jobs that need them."""
+    here = bench(quick)
+    return KINDS[job.kind](here, job, folder)
+
+
+def _scores(here: Bench, method: str, seed: int, folder: Path) -> tuple[Scores, float]:
+    """A criterion's scores, from the folder if they were computed before, and the seconds that took."""
+    path = folder / f"scores-{method}-{seed}.npz"
+    if not path.exists():
+        started = time.perf_counter()
+        calibration = here.calibration(seed)
+        found = collect(here.model, here.graph, calibration, criteria[method].needs)
+        scores = rank(here.model, here.graph, [method], found)[method]
+        new = path.with_name(f"new-{os.getpid()}.npz")
+        np.savez(new, **scores, seconds=np.array(time.perf_counter() - started))
+        new.replace(path)
+    with np.load(path) as kept:
+        return {name: kept[name] for name in kept.files if name != "seconds"}, float(kept["seconds"])
+
+
+def _truth(here: Bench, job: Job, folder: Path) -> dict[str, Any]:
+    path = folder / "truth.npz"
+    found = collect(here.model, here.graph, here.held_out(), {"loss_change"}).values["loss_change"]
+    np.savez(path, **{name: tensor.numpy() for name, tensor in found.items()})
+    return {"units": sum(len(t) for t in found.values())}
+
+
+def _rank(here: Bench, job: Job, folder: Path) -> dict[str, Any]:
+    scores, seconds = _scores(here, job.method, job.seed, folder)
+    with np.load(folder / "truth.npz") as kept:
+        truth = {name: np.abs(kept[name]) for name in kept.files}
+    inside = [_spearman(scores[g], truth[g]) for g in here.inner() if g in scores]
+    names = [g for g in here.inner() if g in scores]
+    every = _spearman(np.concatenate([scores[g] for g in names]), np.concatenate([truth[g] for g in names]))
+    return {"within": float(np.mean(inside)), "across": every, "seconds": seconds}
+
+
+def _spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """0 where one of them is constant, which says nothing."""
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return 0.0
+    return float(spearmanr(one, other).statistic)
+
+
+def _goal(here: Bench, job: Job, method: str, folder: Path) -> PruningPlan:
+    scores, _ = _scores(here, method, job.seed, folder)
+    choices = {g: GroupChoice(method, job.ratio) for g in here.inner() if g in scores}
+    return plan(here.graph, choices, {method: scores})
+
+
+def _cut(here: Bench, job: Job, folder: Path) -> dict[str, Any]:
+    aim = _goal(here, job, job.method, folder)
+    return {"accuracy": here.right(prune(here.model, here.graph, aim, here.calibration(job.seed)))}
+
+
+def _train(here: Bench, job: Job, folder: Path) -> dict[str, Any]:
+    return _trained(here, job, _goal(here, job, job.method, folder), "one_shot")
+
+
+def _procedure(here: Bench, job: Job, folder: Path) -> dict[str, Any]:
+    return _trained(here, job, _goal(here, job, "taylor", folder), job.method)
+
+
+def _trained(here: Bench, job: Job, aim: PruningPlan, procedure: str) -> dict[str, Any]:
+    scale = here.scale
+    data = replace(here.data, train=here.data.train[: scale.train])
+    recipe = Recipe(scale.passes, scale.learning_rate, scale.batch, seed=job.seed)
+    model = build_copy(here)
+    run = begin(model, here.graph, aim, data, recipe, here.calibration(job.seed))
+    started = time.perf_counter()
+    for _ in carry_out(run, procedures[procedure](run), data, recipe):
+        continue
+    seconds = time.perf_counter() - started
+    return {"accuracy": here.right(run.model), "seconds": seconds}
+
+
+def build_copy(here: Bench) -> nn.Module:
+    """The dense network with its own memory."""
+    return copy.deepcopy(here.model)
+
+
+KINDS: dict[str, Callable[[Bench, Job, Path], dict[str, Any]]] = {
+    "truth": _truth,
+    "rank": _rank,
+    "cut": _cut,
+    "train": _train,
+    "procedure": _procedure,
+}
+
+
+def fitting(here: Bench) -> list[str]:
+    """Criteria that fit every inner group."""
+    fits = available(here.graph)
+    return [name for name in criteria if all(name in fits[g] for g in here.inner())]
+
+
+def jobs(here: Bench, seeds: int, quick: bool) -> Iterator[list[Job]]:
+    """Rounds of jobs; each needs what the ones before left in the folder."""
+    names = fitting(here)
+    yield [Job("truth", "", 0)]
+    slow_first = sorted(names, key=lambda n: n not in ("dcp", "oracle", "spectral_radius", "sosp_i", "chip"))
+    yield [Job("rank", name, seed) for seed in range(seeds) for name in slow_first]
+    ratios = RATIOS[-1:] if quick else RATIOS
+    yield [Job("cut", name, seed, r) for seed in range(seeds) for name in names for r in ratios]
+    trained = ["taylor", "random"] if quick else names
+    ways = ["one_shot", "tick_tock"] if quick else STRUCTURED
+    for seed in range(seeds):
+        yield [
+            *(Job("procedure", way, seed, 0.5) for way in ways),
+            *(Job("train", name, seed, 0.5) for name in trained),
+        ]
+
+
+def run(quick: bool, seeds: int, workers: int, folder: Path) -> dict[str, Any]:
+    """All jobs that the folder does not hold yet; the results by job name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "results.jsonl"
+    done = _done(log)
+    with ProcessPoolExecutor(workers) as pool:
+        for batch in jobs(bench(quick), seeds, quick):
+            pending = {job: pool.submit(_safely, job, quick, folder) for job in batch if job.name not in done}
+            for job, future in pending.items():
+                result = future.result()
+                done[job.name] = {**asdict(job), **result}
+                with log.open("a") as file:
+                    file.write(json.dumps(done[job.name]) + "\n")
+                print(f"{job.name}: {result}", file=sys.stderr)
+    return summary(list(done.values()), quick)
+
+
+def _safely(job: Job, quick: bool, folder: Path) -> dict[str, Any]:
+    try:
+        return measure(job, quick, folder)
+    except PrunefrontError as error:
+        return {"error": str(error)}
+
+
+def _done(log: Path) -> dict[str, dict[str, Any]]:
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return {Job(r["kind"], r["method"], r["seed"], r["ratio"]).name: r for r in lines if "error" not in r}
+
+
+def summary(results: Sequence[Mapping[str, Any]], quick: bool) -> dict[str, Any]:
+    """[mean, std, n] over seeds, by method."""
+
+    def over(kind: str, method: str, key: str, ratio: float = 0.0) -> list[float] | None:
+        found = [
+            r[key]
+            for r in results
+            if (r["kind"], r["method"], r["ratio"]) == (kind, method, ratio) and key in r
+        ]
+        return (
+            [stats.fmean(found), stats.stdev(found) if len(found) > 1 else 0.0, len(found)] if found else None
+        )
+
+    names = sorted({r["method"] for r in results if r["kind"] == "rank"})
+    ways = sorted({r["method"] for r in results if r["kind"] == "procedure"})
+    return {
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "python": platform.python_version(),
+            "torch": version("torch"),
+        },
+        "network": "digits_cnn, width 8, on digits" if quick else "ResNet-20 on CIFAR-10",
+        "criteria": {
+            name: {
+                "within": over("rank", name, "within"),
+                "across": over("rank", name, "across"),
+                "seconds": over("rank", name, "seconds"),
+                **{f"cut_{int(100 * r)}": over("cut", name, "accuracy", r) for r in RATIOS},
+                "train_50": over("train", name, "accuracy", 0.5),
+            }
+            for name in names
+        },
+        "procedures": {
+            name: {
+                "accuracy": over("procedure", name, "accuracy", 0.5),
+                "seconds": over("procedure", name, "seconds", 0.5),
+            }
+            for name in ways
+        },
+        "errors": sorted({f"{r['method']}: {r['error']}" for r in results if "error" in r}),
+    }
+
+
+def _cell(value: Sequence[float] | None, scale: float, digits: int) -> str:
+    if value is None:
+        return "–"
+    mean, std, n = value
+    return f"{scale * mean:.{digits}f}" + (f" ± {scale * std:.{digits}f}" if n > 1 else "")
+
+
+def tables(found: Mapping[str, Any]) -> tuple[str, str]:
+    """Criteria, best first at 50 % gone; and procedures, in Markdown."""
+    head = "| criterion | ρ within | ρ across | seconds | 10 % gone | 30 % | 50 % | 50 %, trained |"
+    lines = [head, "|---" * 8 + "|"]
+    order = sorted(found["criteria"].items(), key=lambda kv: -(kv[1]["cut_50"] or [0.0])[0])
+    for name, row in order:
+        cells = [_cell(row["within"], 1, 2), _cell(row["across"], 1, 2), _cell(row["seconds"], 1, 1)]
+        cells += [_cell(row[f"cut_{r}"], 100, 1) for r in (10, 30, 50)] + [_cell(row["train_50"], 100, 1)]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    ways = ["| procedure | accuracy % | seconds |", "|---|---|---|"]
+    for name, row in sorted(found["procedures"].items(), key=lambda kv: -(kv[1]["accuracy"] or [0.0])[0]):
+        ways.append(f"| `{name}` | {_cell(row['accuracy'], 100, 1)} | {_cell(row['seconds'], 1, 0)} |")
+    return "\n".join(lines), "\n".join(ways)
+
+
+def draw(found: Mapping[str, Any], path: Path) -> None:
+    """Criteria as rows: correlation, accuracy after the cut, after training, seconds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = sorted(found["criteria"].items(), key=lambda kv: (kv[1]["cut_50"] or [0.0])[0])
+    places = range(len(rows))
+    canvas = Figure(figsize=(11, 0.27 * len(rows) + 1.4), dpi=130, layout="constrained")
+    FigureCanvasAgg(canvas)
+    panels = canvas.subplots(1, 3, sharey=True, width_ratios=(1, 1.4, 0.8))
+    series: list[tuple[int, str, float, str, str, str]] = [
+        (0, "within", 1, "#1f5fa8", "o", "within a layer"),
+        (0, "across", 1, "#9ca3af", "s", "across layers"),
+        (1, "cut_10", 100, "#a6cee3", "o", "10 % gone"),
+        (1, "cut_30", 100, "#1f78b4", "o", "30 % gone"),
+        (1, "cut_50", 100, "#08306b", "o", "50 % gone"),
+        (1, "train_50", 100, "#d95f02", "D", "50 %, trained on"),
+        (2, "seconds", 1, "#4b5563", "o", "seconds"),
+    ]
+    for panel, key, scale, colour, marker, label in series:
+        known = [(at, row[key]) for at, (_, row) in zip(places, rows, strict=True) if row[key] is not None]
+        panels[panel].errorbar(
+            [scale * value[0] for _, value in known],
+            [at for at, _ in known],
+            xerr=[scale * value[1] for _, value in known],
+            fmt=marker,
+            color=colour,
+            markersize=4.5,
+            elinewidth=1,
+            label=label,
+        )
+    panels[0].set_yticks(list(places), [name for name, _ in rows], fontsize=8)
+    panels[0].set_xlabel("Spearman's ρ with the true change of the loss")
+    panels[1].set_xlabel("validation accuracy [%]")
+    panels[2].set_xlabel("seconds on one core")
+    panels[2].set_xscale("log")
+    for axes in panels:
+        axes.grid(color="#e5e7eb", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[:2]:
+        axes.legend(frameon=False, fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    canvas.savefig(path, metadata={"Software": "prunefront"})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a small network on digits, under a minute")
+    parser.add_argument("--json", action="store_true", help="one object on stdout")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--keep", type=Path, help="the folder with what was measured so far")
+    parser.add_argument("--write", type=Path, help="a folder for criteria.md's tables and criteria.png")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
+        folder = given.keep or Path(temporary)
+        found = run(given.quick, 1 if given.quick else given.seeds, given.workers, folder)
+    if given.write:
+        draw(found, given.write / "criteria.png")
+        (given.write / "criteria.json").write_text(json.dumps(found, indent=1) + "\n")
+    if given.json:
+        print(json.dumps(found, indent=1))
+    else:
+        print("\n\n".join(tables(found)))
+
+
+if __name__ == "__main__":
+    main()
