@@ -33,12 +33,12 @@ def _criteria() -> list[Entry]:
     def entry(name: str) -> Entry:
         c = criteria[name]
         gathered = {s.name: s for need in sorted(c.needs) if (s := gathered_by(need))}
-        takes = [s.takes for s in gathered.values()] or ["weights"]
+        takes = {s.takes[need] if (s := gathered_by(need)) else "weights" for need in c.needs}
         return {
             "name": name,
             "summary": c.summary,
             "unit": c.unit,
-            "needs": sorted(set(takes)),
+            "needs": sorted(takes),
             "fields": sorted(c.needs),
             "cost": "; ".join(s.cost for s in gathered.values()) or "nothing",
             "comparable": c.comparable,

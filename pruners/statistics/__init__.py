@@ -36,6 +36,10 @@ WhyNot = Callable[[ChannelGroup, ChannelGraph], str | None]
 
 Split = Literal["batches", "groups", "whole"]
 
+Takes = Literal["forward", "gradients", "HVP", "JVP", "reconstruction", "masking"]
+"""What a field costs in kind: passes forward, and back; products of a vector with the Hessian or the Jacobian; layers
+fitted anew; a forward pass for each unit or ratio that is masked."""
+
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
@@ -76,6 +80,7 @@ class Statistic:
 
     fields: what it fills, and to which groups that does not apply. split: along what the work may be divided:
     `batches` (a field's tensor is [units, columns] and parts are put side by side), `groups`, or not at all.
+    takes: field -> what it costs in kind.
     images: no more than so many are looked at, None = all. cost: in words, for lists. summary: one line.
     """
 
@@ -85,6 +90,7 @@ class Statistic:
     split: Split
     images: int | None
     cost: str
+    takes: Mapping[str, Takes]
     summary: str
 
 
@@ -95,12 +101,14 @@ def statistic(
     name: str,
     *,
     fields: Mapping[str, WhyNot],
+    takes: Takes | Mapping[str, Takes],
     cost: str,
     split: Split = "batches",
     images: int | None = None,
 ) -> Callable[[Collect], Statistic]:
     """Decorator that registers a pass; the first line of its docstring becomes the summary.
 
+    takes: of all fields, or field by field. The rest: as in `Statistic`.
     Raises ValueError for a name or a field already taken, or a function without a docstring.
     """
     for other in map(statistics.__getitem__, statistics):
@@ -111,7 +119,8 @@ def statistic(
         summary = (inspect.getdoc(collect) or "").partition("\n")[0]
         if not summary:
             raise ValueError(f"statistic {name!r} has no docstring to describe it")
-        return statistics.register(name)(Statistic(name, fields, collect, split, images, cost, summary))
+        kinds = dict.fromkeys(fields, takes) if isinstance(takes, str) else takes
+        return statistics.register(name)(Statistic(name, fields, collect, split, images, cost, kinds, summary))
 
     return file
 

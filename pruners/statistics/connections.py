@@ -27,6 +27,7 @@ def not_connected(group: ChannelGroup, graph: ChannelGraph) -> str | None:
 @statistic(
     "connections",
     fields={"connection": not_connected},
+    takes="forward",
     cost="one forward pass over at most 1000 images",
     split="whole",
     images=1000,

@@ -36,6 +36,7 @@ def not_interior(group: ChannelGroup, graph: ChannelGraph) -> str | None:
 @statistic(
     "contributions",
     fields={"contribution": not_interior},
+    takes="reconstruction",
     cost="one forward pass over at most 1000 images",
     images=1000,
 )

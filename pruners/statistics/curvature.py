@@ -35,6 +35,7 @@ def structure(group: ChannelGroup, graph: ChannelGraph) -> tuple[TensorSlice, ..
         "structure_gradient": no_structure,
         "structure_curvature": no_structure,
     },
+    takes="HVP",
     cost="two forward and backward passes and as much again for each of the two curvatures, on 512 images",
     images=512,
 )

@@ -21,6 +21,7 @@ ELEMENTS = 2**24
 @statistic(
     "feature_maps",
     fields={"nuclear_drop": residual},
+    takes="forward",
     cost="an eigenvalue problem per unit and image, at most 128: the dearest of those without gradients",
     images=128,
 )

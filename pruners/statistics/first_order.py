@@ -91,6 +91,10 @@ class _Calls:
 @statistic(
     "first_order",
     fields=_FIELDS,
+    takes={
+        name: "forward" if name == "zeros" or name.startswith("activation") else "gradients"
+        for name in _FIELDS
+    },
     cost="one forward pass, and one backward where a gradient is wanted",
 )
 def first_order(inquiry: Inquiry) -> Values:

@@ -50,6 +50,7 @@ class Factors:
 @statistic(
     "kfac",
     fields={"radius_drop": no_radius},
+    takes="gradients",
     cost="one forward and one backward pass on 512 images, and a power iteration for each unit and layer",
     split="whole",
     images=512,

@@ -60,6 +60,7 @@ class Outputs:
 @statistic(
     "logits",
     fields={"logit_work": no_producer},
+    takes="JVP",
     cost="one forward pass and one backward per class (16 for more than 32 classes), on 256 images",
     images=256,
 )

@@ -28,6 +28,7 @@ def no_weight(group: ChannelGroup, graph: ChannelGraph) -> str | None:
 @statistic(
     "redundancy",
     fields={"gradient_gram": no_weight},
+    takes="gradients",
     cost="one forward and one backward pass on 1024 images",
     split="whole",
     images=1024,

@@ -18,6 +18,7 @@ def always(group: ChannelGroup, graph: ChannelGraph) -> str | None:
 @statistic(
     "removal",
     fields={"loss_change": always},
+    takes="masking",
     cost="a forward pass over 512 images for every single unit: by far the slowest",
     split="groups",
     images=512,

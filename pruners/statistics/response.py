@@ -56,6 +56,7 @@ PASSIVE = _names("__get__ size dim numel stride storage_offset is_contiguous __l
 @statistic(
     "response",
     fields={"response": no_producer},
+    takes="forward",
     cost="one forward pass on 1000 images, and time in the cube of the classifier's inputs",
     split="whole",
     images=1000,

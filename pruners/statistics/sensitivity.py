@@ -19,6 +19,7 @@ IMAGES = 512
 @statistic(
     "sensitivity",
     fields={"sensitivity": no_producer},
+    takes="masking",
     cost=f"{len(RATIOS)} forward passes per group, over {IMAGES} images",
     split="groups",
     images=IMAGES,

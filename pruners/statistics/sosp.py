@@ -17,6 +17,7 @@ MOST_UNITS = 5000
 @statistic(
     "sosp_order",
     fields={"sosp_order": partial(no_more_than, MOST_UNITS)},
+    takes="JVP",
     cost="one forward pass and one backward per class, on 256 images, then time in the square of all units",
     split="whole",
     images=256,
