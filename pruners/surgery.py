@@ -1,6 +1,7 @@
 """Cutting a network: a new, smaller, ordinary module from a plan; the same by zeroing; the same from stored weights."""
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
@@ -51,7 +52,7 @@ def apply(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module
     cut = _rebuilt(
         model, lambda name, tensor: _smaller(tensor, going[name]) if name in going else tensor.clone()
     )
-    _sync(cut)
+    _sync(cut, going)
     return cut
 
 
@@ -137,7 +138,7 @@ def load(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
             "load them into the network they were cut from"
         )
     loaded = _rebuilt(model, lambda name, tensor: given[name].to(tensor.device).clone())
-    _sync(loaded)
+    _sync(loaded, {})
     return loaded
 
 
@@ -190,13 +191,15 @@ def _other_buffers(model: nn.Module, memo: Mapping[int, Any]) -> Iterator[Tensor
     return (b for b in model.buffers() if id(b) not in memo)
 
 
-def _sync(model: nn.Module) -> None:
-    """Brings sizes that modules keep as attributes in line with the shapes of their weights."""
-    for module in model.modules():
-        _sync_one(module)
+def _sync(model: nn.Module, going: Removed) -> None:
+    """Brings sizes that modules keep as attributes in line with the shapes of their weights. going: what was cut."""
+    names = _first_names(model)
+    for path, module in model.named_modules():
+        weight = names.get(f"{path}.weight".lstrip("."), "")
+        _sync_one(module, going.get(weight, {}).get(0, []))
 
 
-def _sync_one(module: nn.Module) -> None:
+def _sync_one(module: nn.Module, rows: list[int]) -> None:
     weight = getattr(module, "weight", None)
     if weight is None:  # a batch norm without scale still knows its width
         weight = getattr(module, "running_mean", None)
@@ -204,7 +207,7 @@ def _sync_one(module: nn.Module) -> None:
         return
     shape = weight.shape
     if isinstance(module, nn.modules.conv._ConvNd):
-        _sync_conv(module, shape)
+        _sync_conv(module, shape, rows)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
@@ -221,8 +224,8 @@ def _sync_one(module: nn.Module) -> None:
         module.num_embeddings, module.embedding_dim = shape
 
 
-def _sync_conv(module: nn.modules.conv._ConvNd, shape: torch.Size) -> None:
-    depthwise = module.groups > 1 and module.in_channels == module.groups
+def _sync_conv(module: nn.modules.conv._ConvNd, shape: torch.Size, rows: list[int]) -> None:
+    depthwise = module.groups > 1 and module.in_channels == module.groups and _whole(module, rows)
     if module.transposed:
         if depthwise:
             module.groups = shape[0]
@@ -231,3 +234,12 @@ def _sync_conv(module: nn.modules.conv._ConvNd, shape: torch.Size) -> None:
         if depthwise:
             module.groups = shape[0] * module.groups // module.out_channels
         module.in_channels, module.out_channels = shape[1] * module.groups, shape[0]
+
+
+def _whole(module: nn.modules.conv._ConvNd, rows: list[int]) -> bool:
+    """Whether the rows that went were all rows of their conv groups.
+
+    If not, the conv groups stay: an earlier cut has left a grouped convolution one input channel in each.
+    """
+    each = module.out_channels // module.groups
+    return all(count == each for count in Counter(row // each for row in rows).values())

@@ -11,10 +11,12 @@ from pruners.choice import GroupChoice, pattern
 from pruners.errors import PrunefrontError
 from pruners.procedures import Hook, Phase
 from pruners.procedures.loop import Diverged
-from pruners.procedures.run import carry
+from pruners.procedures.run import Run, carry
 from pruners.surgery import apply, taken
+from tests.nets import NETS
 from tests.pruners.fixtures import Grouped, Plain, Residual, made
-from tests.pruners.training import RATE, backward, data, goal_of, no_slope, start, tensors, trained
+from tests.pruners.plans import keeping, traced
+from tests.pruners.training import RATE, backward, data, goal_of, no_slope, sgd, start, tensors, trained
 
 
 def all_scores(run, seed=0):
@@ -39,6 +41,23 @@ def test_cuts_add_up_to_one_plan_for_the_dense_network(kind):
     assert at_once.keys() == now.keys()
     assert all(torch.equal(at_once[name], now[name]) for name in now)
     assert dict(run.graph.shapes) == {name: tuple(t.shape) for name, t in now.items()}
+
+
+@pytest.mark.parametrize("net", sorted(NETS))
+def test_every_coupling_pattern_can_be_cut_again_and_again(net):
+    graph = traced(net)
+    dense, inputs = NETS[net]()
+    goal = keeping(graph, [[g.units - 1] for g in graph.groups])
+    run = Run(dense, graph, goal, steps=0, per_epoch=1, optimizer=sgd)
+    for left in (2, 1):
+        for group in graph.groups:  # one group after the other, then the same again
+            run.cut({group.name: max(1, round(group.units / 2)) if left == 2 else 1}, all_scores(run, left))
+            assert dict(run.graph.shapes) == {
+                name: tuple(t.shape) for name, t in run.model.state_dict().items() if name in graph.shapes
+            }
+            run.model(*inputs)
+    by_steps, at_once = run.model(*inputs), apply(dense, graph, run.plan())(*inputs)
+    torch.testing.assert_close(by_steps, at_once)
 
 
 def test_a_cut_without_counts_and_scores_carries_out_the_goal():
