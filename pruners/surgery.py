@@ -56,9 +56,9 @@ def apply(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module
     return cut
 
 
-def taken(graph: ChannelGraph, plan: PruningPlan, name: str, tensor: Tensor) -> Tensor:
-    """Returns what the plan leaves of a tensor that has the dense shape of the state dict's `name`, as a copy."""
-    return _smaller(tensor, removed(graph, plan).get(name, {})).clone()
+def taken(going: Removed, name: str, tensor: Tensor) -> Tensor:
+    """Returns what is left of a tensor that has the dense shape of the state dict's `name`, as a copy."""
+    return _smaller(tensor, going.get(name, {})).clone()
 
 
 def _smaller(tensor: Tensor, going: Mapping[int, list[int]]) -> Tensor:

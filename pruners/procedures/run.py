@@ -15,7 +15,7 @@ from pruners.plan import GroupPlan, PruningPlan, Scores
 from pruners.prune import prune
 from pruners.scoring import score_all, why_not
 from pruners.statistics import Batch, Loss
-from pruners.surgery import reduced, taken
+from pruners.surgery import reduced, removed, taken
 
 UnitScores = Mapping[str, NDArray[np.float64]]
 """Group -> one score per unit that is still there, higher = keep."""
@@ -196,13 +196,14 @@ def carry(
     plan: PruningPlan,
 ) -> None:
     """Hands each parameter's optimiser state on to what is left of it. Tensors of another shape start afresh."""
+    going = removed(graph, plan)
     parameters, successors = dict(before.named_parameters()), dict(after.named_parameters())
     for name, parameter in parameters.items():
         state = old.state.get(parameter)
         if not state:
             continue
         new.state[successors[name]] = {
-            key: taken(graph, plan, name, value)
+            key: taken(going, name, value)
             if isinstance(value, Tensor) and value.shape == parameter.shape
             else value
             for key, value in state.items()

@@ -29,7 +29,11 @@ class SoftFilters(Hook):
         stay = run.weakest(run.wanted(), self.scores)
         for name, filters in self.groups.items():
             kept = set(stay[name])
-            filters.silence(torch.tensor([u for u, unit in enumerate(run.kept[name]) if unit not in kept]))
+            filters.silence(
+                torch.tensor(
+                    [u for u, unit in enumerate(run.kept[name]) if unit not in kept], dtype=torch.int64
+                )
+            )
 
 
 class _Filters:
