@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from pruners.errors import PrunefrontError
-from pruners.statistics import Statistics, collect, statistics
+from pruners.statistics import Statistics, collect, merge, run, statistics, tasks
 from pruners.statistics.first_order import first_order, separate_gates
 from pruners.trace import trace
-from pruners.view import MEASURED, gates
+from pruners.view import FIELDS, gates
 from tests.nets import NETS
 from tests.pruners.fixtures import (
     MODELS,
@@ -349,28 +349,63 @@ def test_a_map_that_is_changed_in_place_after_it_was_read_is_named():
         collect(model, model.graph(), batches(), {"feature_taylor"})
 
 
+def outcome(model: nn.Module, graph, data, needs):
+    """What is found, or why nothing is."""
+    try:
+        return dict(collect(model, graph, data, needs).values)
+    except PrunefrontError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", statistics)
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_model_stays_as_it_is(kind):
+def test_the_model_stays_as_it_is_and_the_callers_mode_does_not_matter(kind, name):
     model, data = made(kind), batches()
+    graph, fields = rectified(model), frozenset(statistics[name].fields)
     model.train()
     frozen, *rest = model.parameters()
     frozen.requires_grad_(False)
     rest[0].grad = torch.full_like(rest[0], 3.0)
     before = copy.deepcopy(model)
-    with torch.no_grad():  # whatever the caller's mode
-        found = collect(model, model.graph(), data, MEASURED)
-    for (name, now), then in zip(model.state_dict().items(), before.state_dict().values(), strict=True):
-        assert torch.equal(now, then), name
+    torch.manual_seed(7)
+    drawn = torch.get_rng_state()
+    with torch.no_grad():
+        found = outcome(model, graph, data, fields)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    for (tensor, now), then in zip(model.state_dict().items(), before.state_dict().values(), strict=True):
+        assert torch.equal(now, then), tensor
     for now, then in zip(model.parameters(), before.parameters(), strict=True):
         assert now.requires_grad == then.requires_grad
     assert [p.grad is not None for p in model.parameters()].count(True) == 1
     assert torch.equal(rest[0].grad, torch.full_like(rest[0], 3.0))
     assert all(m.training for m in model.modules())
-    reference = collect(made(kind), model.graph(), data, MEASURED)  # eval mode, everything trainable
-    for name in found.values["gate_gradient"]:
-        torch.testing.assert_close(
-            found.values["gate_gradient"][name], reference.values["gate_gradient"][name]
-        )
+    torch.testing.assert_close(
+        found, outcome(made(kind), graph, data, fields)
+    )  # eval mode, everything trainable
+
+
+@pytest.mark.parametrize("name", statistics)
+@pytest.mark.parametrize("kind", MODELS)
+def test_values_keep_the_contract_however_the_work_is_divided(kind, name):
+    """float64 on the CPU without gradient and finite, a view's fields with one row per unit; the same from one task or
+    from several.
+    """
+    model, data = made(kind), batches(count=4)
+    graph, fields = rectified(model), frozenset(statistics[name].fields)
+    found = outcome(model, graph, data, fields)
+    if isinstance(found, str):
+        return
+    assert found.keys() <= fields
+    for field, groups in found.items():
+        for where, tensor in groups.items():
+            assert tensor.dtype == torch.float64
+            assert tensor.device.type == "cpu"
+            assert not tensor.requires_grad
+            assert field not in FIELDS or len(tensor) == graph.group(where).units
+            assert tensor.isfinite().all()
+    for parts in (2, 3):
+        divided = merge((task, run(task, model, graph, data)) for task in tasks(graph, fields, data, parts))
+        torch.testing.assert_close(dict(divided.values), found)
 
 
 def test_only_what_is_needed_is_gathered_and_it_pickles():
