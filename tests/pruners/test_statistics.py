@@ -379,9 +379,11 @@ def test_the_model_stays_as_it_is_and_the_callers_mode_does_not_matter(kind, nam
     assert [p.grad is not None for p in model.parameters()].count(True) == 1
     assert torch.equal(rest[0].grad, torch.full_like(rest[0], 3.0))
     assert all(m.training for m in model.modules())
-    torch.testing.assert_close(
-        found, outcome(made(kind), graph, data, fields)
-    )  # eval mode, everything trainable
+    usual = outcome(made(kind), graph, data, fields)  # eval mode, everything trainable, gradients on
+    if isinstance(found, str) or isinstance(usual, str):
+        assert found == usual
+    else:
+        torch.testing.assert_close(found, usual)
 
 
 @pytest.mark.parametrize("name", statistics)
