@@ -120,7 +120,12 @@ def _descending(first: Tensor, second: Tensor) -> Tensor:
     return order[first[order].sort(descending=True, stable=True).indices]
 
 
-def relative(weights: Tensors) -> Masks:
+def sizes(weights: Tensors) -> dict[str, Tensor]:
+    """|w|."""
+    return {name: w.detach().abs() for name, w in weights.items()}
+
+
+def relative(weights: Tensors) -> dict[str, Tensor]:
     """|w| / σ, σ the standard deviation in its tensor: a threshold on it is Han et al.'s q · σ (1506.02626)."""
     return {name: w.detach().abs() / _spread(w) for name, w in weights.items()}
 
@@ -151,6 +156,12 @@ def erdos_renyi_kernel(shapes: Mapping[str, tuple[int, ...]], density: float) ->
         if not over:
             return {name: found.get(name, 1.0) for name in shapes}
         full |= over
+
+
+def erk_counts(weights: Tensors, density: float) -> dict[str, int]:
+    """Name -> how many elements stay at this density of all, shared out by Erdős–Rényi-kernel."""
+    shapes = {name: tuple(w.shape) for name, w in weights.items()}
+    return counts(shapes, erdos_renyi_kernel(shapes, density))
 
 
 def counts(shapes: Mapping[str, tuple[int, ...]], densities: Mapping[str, float]) -> dict[str, int]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pruners.errors import PrunefrontError
-from pruners.masks import FLOOR, Masks, Tensors, count, keep_largest, relative, weights
+from pruners.masks import FLOOR, Masks, Tensors, erk_counts, keep_largest, sizes, weights
 from pruners.procedures import Hook, Phase, procedure
 from pruners.procedures.masking import Masked, StraightThrough, settle
 from pruners.procedures.run import Run
@@ -19,22 +19,15 @@ LOW, HIGH = 0.9, 1.1
 def thresholds(weights: Tensors, density: float) -> dict[str, Tensor]:
     """Name -> t = max(μ + c · σ, 0), μ and σ of |w| in the layer.
 
-    Own: one c for all layers, such that ⌈density · n⌉ weights exceed their threshold; the paper sets it by hand.
+    Own: c of each layer is such that the layer's part of the density, by Erdős–Rényi-kernel, exceeds t; the paper sets
+    it by hand. So t is the largest |w| of those that are to go, and 0 where none is.
     """
-    moments = {
-        name: (w.detach().abs().mean(), w.detach().abs().std(correction=0)) for name, w in weights.items()
-    }
-    place = torch.cat(
-        [
-            ((w.detach().abs() - moments[name][0]) / moments[name][1].clamp(min=1e-30)).flatten()
-            for name, w in weights.items()
-        ]
-    )
-    gone = place.numel() - count(density, place.numel())
-    if not gone:
-        return {name: torch.zeros_like(mean) for name, (mean, _) in moments.items()}
-    c = place.kthvalue(gone).values
-    return {name: (mean + c * spread).clamp(min=0) for name, (mean, spread) in moments.items()}
+    limits = {}
+    for name, stay in erk_counts(weights, density).items():
+        size = weights[name].detach().abs().flatten()
+        gone = size.numel() - stay
+        limits[name] = size.kthvalue(gone).values if gone else size.new_zeros(())
+    return limits
 
 
 def surgery(weight: Tensor, mask: Tensor, threshold: Tensor) -> Tensor:
@@ -70,7 +63,7 @@ def dns(
     probability (1 + γ · step / end)^-power. density: share of the weights that are not zero in the end. Own: end is the
     share `stop` of the steps and gamma is γ over all of it, 1.4 as in the authors' 1e-4 · 14,000; the thresholds follow
     from the density (see `thresholds`), and at the end the masks are brought to it exactly: masked weights go first,
-    then small |w| / σ, and no layer is emptied (see `FLOOR`). The rest of the steps trains what is left. Zeros are
+    then small |w| / t, and no layer is emptied (see `FLOOR`). The rest of the steps trains what is left. Zeros are
     stored as they are.
     """
     if not 0.0 <= stop <= 1.0:
@@ -89,9 +82,8 @@ def dns(
             Surgery(held, masks, limits, gamma / max(end, 1), power),
         ),
     )
-    final = keep_largest(
-        {name: m.double() for name, m in masks.items()}, density, ties=relative(held), floor=FLOOR
-    )
+    margin = {name: w / limits[name].clamp(min=1e-12) for name, w in sizes(held).items()}
+    final = keep_largest({name: m.double() for name, m in masks.items()}, density, ties=margin, floor=FLOOR)
     hook = Masked(held, final)
     if not run.left:
         settle(run)

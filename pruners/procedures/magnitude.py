@@ -3,22 +3,21 @@
 from collections.abc import Callable, Iterator, Mapping
 
 from pruners.errors import PrunefrontError
-from pruners.masks import FLOOR, Masks, Tensors, keep_largest, relative, weights
+from pruners.masks import FLOOR, Masks, Tensors, erk_counts, keep_largest, largest, relative, sizes, weights
 from pruners.procedures import Phase, procedure
 from pruners.procedures.masking import Masked, settle
 from pruners.procedures.run import Run
 
 THRESHOLDS: Mapping[str, Callable[[Tensors, float], Masks]] = {
+    "network": lambda held, density: keep_largest(sizes(held), density, floor=FLOOR),
     "std": lambda held, density: keep_largest(relative(held), density, floor=FLOOR),
-    "network": lambda held, density: keep_largest(
-        {n: w.detach().abs() for n, w in held.items()}, density, floor=FLOOR
-    ),
-    "layer": lambda held, density: keep_largest(
-        {n: w.detach().abs() for n, w in held.items()}, density, globally=False
-    ),
+    "erk": lambda held, density: {
+        name: largest(held[name].detach().abs(), count) for name, count in erk_counts(held, density).items()
+    },
 }
-"""Name -> the masks of a density. std: |w| < q · σ of the layer with one q, the paper's; network: |w| below one
-quantile; layer: below each layer's own."""
+"""Name -> the masks of a density. network: |w| below one quantile of all; std: |w| < q · σ of the layer, the paper's,
+with one q for all layers, which leaves them about equally dense; erk: |w| below each layer's own quantile, small layers
+denser."""
 
 
 @procedure(
@@ -26,7 +25,7 @@ quantile; layer: below each layer's own."""
     choose="single weights: simple, and strong with a few rounds; zeros save storage, not time",
     paper="Han et al. 2015, 1506.02626",
 )
-def magnitude(run: Run, density: float = 0.5, rounds: int = 3, threshold: str = "std") -> Iterator[Phase]:
+def magnitude(run: Run, density: float = 0.5, rounds: int = 3, threshold: str = "network") -> Iterator[Phase]:
     """Cuts to the plan, then drops small weights in rounds of retraining.
 
     density: share of the weights that are not zero in the end. threshold: what small means, see `THRESHOLDS`. Trains

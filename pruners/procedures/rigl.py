@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pruners.errors import PrunefrontError
-from pruners.masks import Masks, counts, erdos_renyi_kernel, largest, weights
+from pruners.masks import Masks, erk_counts, largest, weights
 from pruners.procedures import Phase, procedure
 from pruners.procedures.masking import Masked, gradients_of, settle
 from pruners.procedures.run import Run
@@ -77,8 +77,7 @@ def rigl(
         )
     run.cut()
     held = weights(run.model, run.graph)
-    shapes = {name: tuple(w.shape) for name, w in held.items()}
-    stay = counts(shapes, erdos_renyi_kernel(shapes, density))
+    stay = erk_counts(held, density)
     masks = {name: largest(w.detach().abs(), stay[name]) for name, w in held.items()}
     end = math.floor(stop * run.left)
     hook = Rewire(held, masks, max(2, min(interval, end // UPDATES)), max(end, 1), alpha)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pruners.errors import PrunefrontError
-from pruners.masks import FLOOR, Tensors, keep_largest, output_axis, relative, weights
+from pruners.masks import FLOOR, Tensors, keep_largest, output_axis, sizes, weights
 from pruners.procedures import Hook, Phase, procedure
 from pruners.procedures.masking import Masked, StraightThrough, gradients_of, settle
 from pruners.procedures.run import Run
@@ -64,7 +64,7 @@ def scl(run: Run, density: float = 0.5, penalty: float = 0.02) -> Iterator[Phase
     Minimises L + λ · #active with an identity straight-through estimator, the loss's part normalised per output
     channel. density: share of the weights that are not zero in the end. penalty: λ, the only knob. Own: masks learn in
     the first two thirds of the steps, at the rate at which a weight that the loss ignores crosses 0 half-way; then the
-    density's share of the highest m is kept and trained on (of equal m, the larger |w| / σ; no layer is emptied, see
+    density's share of the highest m is kept and trained on (of equal m, the larger |w|; no layer is emptied, see
     `FLOOR`). Zeros are stored as they are.
     """
     if penalty <= 0:
@@ -82,7 +82,7 @@ def scl(run: Run, density: float = 0.5, penalty: float = 0.02) -> Iterator[Phase
             Learn(held, variables, axes, rate, penalty),
         ),
     )
-    hook = Masked(held, keep_largest(variables, density, ties=relative(held), floor=FLOOR))
+    hook = Masked(held, keep_largest(variables, density, ties=sizes(held), floor=FLOOR))
     if not run.left:
         settle(run)
     yield Phase(run.left, hooks=(hook,))
