@@ -10,7 +10,7 @@ from pruners.view import UnitView
 @criterion(
     "taylor_second_order",
     needs={"gate_gradient", "gate_curvature"},
-    choose="where gradients nearly vanish and many units go at once; about five times the cost of taylor",
+    choose="where gradients nearly vanish and many units go at once; per image about four times the cost of taylor",
     paper="Molchanov et al. 2019, 1906.10771",
     unit="gate",
     comparable=True,

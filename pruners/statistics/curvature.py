@@ -36,7 +36,7 @@ def structure(group: ChannelGroup, graph: ChannelGraph) -> tuple[TensorSlice, ..
         "structure_curvature": no_structure,
     },
     takes="HVP",
-    cost="two forward and backward passes and as much again for each of the two curvatures, on 512 images",
+    cost="forward, backward and one Hessian-vector product for each curvature, on 512 images (ResNet-20: 5 to 12 s)",
     images=512,
 )
 def curvature(inquiry: Inquiry) -> Values:

@@ -54,7 +54,7 @@ class Factors:
     "kfac",
     fields={"radius_drop": no_radius},
     takes="gradients",
-    cost="one forward and one backward pass on 512 images, and a Lanczos iteration for each unit and layer",
+    cost="forward and backward on 512 images, and a Lanczos iteration per unit and layer (ResNet-20: 10 s)",
     split="whole",
     images=512,
 )

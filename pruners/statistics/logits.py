@@ -61,7 +61,7 @@ class Outputs:
     "logits",
     fields={"logit_work": no_producer},
     takes="JVP",
-    cost="one forward pass and one backward per class (16 for more than 32 classes), on 256 images",
+    cost="one forward pass and one backward per class (16 above 32 classes), on 256 images (ResNet-20: 6 s)",
     images=256,
 )
 def logits(inquiry: Inquiry) -> Values:

@@ -29,7 +29,7 @@ def no_weight(group: ChannelGroup, graph: ChannelGraph) -> str | None:
     "redundancy",
     fields={"gradient_gram": no_weight},
     takes="gradients",
-    cost="one forward and one backward pass on 1024 images",
+    cost="one forward and one backward pass on 1024 images (ResNet-20: 4 s)",
     split="whole",
     images=1024,
 )

@@ -19,7 +19,7 @@ def always(group: ChannelGroup, graph: ChannelGraph) -> str | None:
     "removal",
     fields={"loss_change": always},
     takes="masking",
-    cost="a forward pass over 512 images for every single unit: by far the slowest",
+    cost="a forward pass over 512 images for every single unit: by far the slowest (ResNet-20: 0.6 s a unit)",
     split="groups",
     images=512,
 )

@@ -20,6 +20,7 @@ from pruners.watch import CONVOLUTIONS, PRODUCTS, TRANSPOSED, Product, Watch
 ALPHA = 0.5
 """Weight of spread against uncorrelatedness in Inf-FS (own: the paper's value is not re-checked)."""
 
+
 def _names(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
@@ -46,7 +47,9 @@ IDENTITY = _names(
 SUMS = _names("add add_ __add__ __radd__ __iadd__ sub sub_ __sub__ __rsub__ __isub__ rsub")
 """Where branches meet; a constant is a bias."""
 
-SCALES = _names("mul mul_ multiply __mul__ __rmul__ __imul__ div div_ divide true_divide __truediv__ __itruediv__")
+SCALES = _names(
+    "mul mul_ multiply __mul__ __rmul__ __imul__ div div_ divide true_divide __truediv__ __itruediv__"
+)
 """A path times a constant."""
 
 PASSIVE = _names("__get__ size dim numel stride storage_offset is_contiguous __len__ data_ptr")
@@ -57,7 +60,7 @@ PASSIVE = _names("__get__ size dim numel stride storage_offset is_contiguous __l
     "response",
     fields={"response": no_producer},
     takes="forward",
-    cost="one forward pass on 1000 images, and time in the cube of the classifier's inputs",
+    cost="one forward pass on 1000 images, time in the cube of the classifier's inputs (ResNet-20: 1.5 s)",
     split="whole",
     images=1000,
 )
