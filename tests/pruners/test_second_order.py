@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import pytest
@@ -607,3 +608,51 @@ def test_spectral_radius_takes_candidates_by_their_radius_and_the_rest_by_taylor
     scores = spectral_radius(view)
     assert scores.argsort(stable=True).tolist() == [2, 0, 1, *range(3, 21)]  # a tenth of 21: the three least
     torch.testing.assert_close(scores[3:], change[3:])
+
+
+# all of them
+
+
+FIELDS = (
+    "gate_curvature",
+    "structure_gradient",
+    "structure_curvature",
+    "logit_work",
+    "sosp_order",
+    "radius_drop",
+    "response",
+    "loss_change",
+    "gradient_gram",
+)
+
+
+def reordered(model, order):
+    """Plain with the channels of its first layer in another order: the same function."""
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for tensor in (moved.conv1.weight, *(t for t in moved.bn1.state_dict().values() if t.ndim)):
+            tensor.copy_(tensor[order])
+        moved.conv2.weight.copy_(moved.conv2.weight[:, order])
+    return moved
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_units_in_another_order_have_the_same_values_in_that_order(field):
+    """SOSP's order too, as no two of these units cost the same: ties would go by index."""
+    model, data, order = made(Plain), batches(), torch.tensor([3, 0, 5, 1, 4, 2])
+    found = gathered(model, data, field)[0]
+    moved = gathered(reordered(model, order), data, field)[0]
+    expected = found["one"][order]
+    torch.testing.assert_close(moved["one"], expected[:, order] if field == "gradient_gram" else expected)
+    torch.testing.assert_close(moved["two"], found["two"])
+
+
+@pytest.mark.parametrize("field", sorted(set(FIELDS) - {"sosp_order"}))
+def test_twins_have_equal_values(field):
+    model, data = made(Plain), batches()
+    with torch.no_grad():
+        for tensor in (model.conv1.weight, *(t for t in model.bn1.state_dict().values() if t.ndim)):
+            tensor[3] = tensor[0]
+        model.conv2.weight[:, 3] = model.conv2.weight[:, 0]
+    found = gathered(model, data, field)[0]["one"]
+    torch.testing.assert_close(found[3], found[0])
