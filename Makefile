@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lint bench clean
+.PHONY: help setup demo test quick lint bench docs clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -42,6 +42,9 @@ lint: setup  ## ruff and mypy
 
 bench: setup  ## what a search costs beside the work itself
 	@$(BIN)/python benchmarks/search_overhead.py
+
+docs: setup  ## the tables of docs/methods.md, written anew from the registries
+	@$(BIN)/python -m pipelines.catalogue docs/methods.md
 
 clean:  ## remove the environment and every cache; studies stay
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build

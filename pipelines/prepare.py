@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pruners.controls import controls
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
@@ -23,11 +22,13 @@ from pipelines.data import load as load_data
 from pipelines.journal import write_json
 from pipelines.models import build
 from pipelines.onnx_export import export
+from pipelines.problem import check_space
 from pipelines.runtimes import runtimes
 from pipelines.train import Recipe, faster_precision, train
 from pipelines.weights import load_weights, save_weights
 from pipelines.workbench import Workbench, arrays
 from pruners.allocators import SCORES, allocators
+from pruners.controls import controls
 from pruners.criteria import criteria
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
@@ -132,6 +133,7 @@ def dense_network(config: StudyConfig, say: Say) -> Network:
         train_dense(model, splits.for_search(), config, say)
         graph = trace_model(model.eval(), config, shape)
     check_per_group(config.space.per_group, graph)
+    check_space(graph, config.space)
     save_weights(model, kept)
     write_json(folder / "data.json", fingerprint(splits))
     write_json(folder / "graph.json", graph.to_json())  # last: its presence says that the rest is whole

@@ -12,6 +12,7 @@ from pruners.criteria import criteria
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
 from pruners.plan import Scores, keep_counts
+from pruners.scoring import why_not
 from search.heuristics import Proposal, seed_candidates
 from search.measurement import OBJECTIVES, Constraint
 from search.space import GroupSpace, Problem, SearchSpace
@@ -42,16 +43,30 @@ def search_space(
     for group in graph.groups:
         keeps = keep_counts(group, bounds.get(group.name, section.max_ratio), section.round_to)
         asked = section.per_group.get(group.name, section.criteria)
-        criteria = tuple(c for c in asked if group.name in scores.get(c, {}))
-        if len(keeps) > 1 and criteria:
-            groups.append(GroupSpace(group.name, group.units, keeps, criteria, unit_macs=macs[group.name]))
+        scored = tuple(c for c in asked if group.name in scores.get(c, {}))
+        if len(keeps) > 1 and scored:
+            groups.append(GroupSpace(group.name, group.units, keeps, scored, unit_macs=macs[group.name]))
     if not groups:
-        raise PrunefrontError(
-            f"nothing can be pruned: {len(graph.groups)} channel groups, none with a smaller width under "
-            f"max_ratio = {section.max_ratio}, round_to = {section.round_to}, bound = {section.bound!r} and criteria = "
-            f"{list(section.criteria)}; `prunefront inspect` says what is frozen and what fits where"
-        )
+        raise _nothing(graph, section)
     return SearchSpace(tuple(groups))
+
+
+def check_space(graph: ChannelGraph, section: SpaceSection) -> None:
+    """Raises PrunefrontError where nothing can go, whatever the scores will be: before anything is spent on them."""
+    for group in graph.groups:
+        asked = section.per_group.get(group.name, section.criteria)
+        fitting = any(why_not(criteria[name], group, graph) is None for name in asked)
+        if fitting and len(keep_counts(group, section.max_ratio, section.round_to)) > 1:
+            return
+    raise _nothing(graph, section)
+
+
+def _nothing(graph: ChannelGraph, section: SpaceSection) -> PrunefrontError:
+    return PrunefrontError(
+        f"nothing can be pruned: {len(graph.groups)} channel groups, none with a smaller width under "
+        f"max_ratio = {section.max_ratio}, round_to = {section.round_to}, bound = {section.bound!r} and criteria = "
+        f"{list(section.criteria)}; `prunefront inspect` says what is frozen and what fits where"
+    )
 
 
 def constraints(bounds: Mapping[str, Bound]) -> tuple[Constraint, ...]:

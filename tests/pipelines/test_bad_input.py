@@ -11,8 +11,10 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from pipelines.cli import main
-from pipelines.config import load
+from pipelines.config import ModelSection, load
 from pipelines.journal import Journal, lock, write_json
+from pipelines.models import build
+from pipelines.weights import save_weights
 
 MODULE = """
 import torch
@@ -119,6 +121,44 @@ def test_a_ratio_out_of_range(refused: Run) -> None:
 
 def test_an_unknown_criterion(refused: Run) -> None:
     assert "did you mean 'taylor'" in refused(STUDY + '[space]\ncriteria = ["tailor"]\n')
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[training]\nprocedure = "ticktock"\n', "did you mean 'tick_tock'"),
+        (
+            "[training]\noptions = { rounds = 3 }\n",
+            "procedure 'one_shot' has no option 'rounds'; it has: none",
+        ),
+        (
+            '[training]\nprocedure = "iterative"\noptions = { rounds = "three" }\n',
+            "option 'rounds' of procedure 'iterative' is 'three'; give a int such as 5",
+        ),
+        ('[search]\nallocators = ["erc"]\n', "did you mean 'erk'"),
+        ("[search]\nallocators = []\n", "at least 1 item"),
+        ('[space]\nbound = "tight"\n', "'none' or 'redundancy'"),
+        ('[space]\nper_group = { "stage1.conv9" = ["l1"] }\n', "did you mean 'stage1.conv"),
+        ('[space]\nper_group = { "stage1.conv1" = ["tailor"] }\n', "did you mean 'taylor'"),
+    ],
+)
+def test_methods_that_there_are_not(refused: Run, text: str, said: str) -> None:
+    assert said in refused(STUDY + text, command="inspect")
+
+
+def test_an_unknown_control_and_one_that_cannot_be_made(refused: Run, tmp_path: Path) -> None:
+    assert "did you mean 'scratch_b'" in refused('controls = ["scratchb"]\n' + STUDY, command="inspect")
+    model = build(ModelSection(factory="digits_cnn", options={"width": 4}), classes=10, input_shape=(1, 8, 8))
+    save_weights(model, tmp_path / "w.safetensors")
+    study = 'controls = ["lottery_ticket"]\n' + STUDY.replace("[dense]", 'weights = "w.safetensors"\n[dense]')
+    assert "give them as model.initial" in refused(study, command="inspect")
+
+
+def test_a_criterion_that_does_not_fit_its_group(refused: Run) -> None:
+    study = 'name = "s"\n[model]\nfactory = "resnet20"\n[space]\nper_group = { "conv1" = ["chip"] }\n'
+    said = refused(study, command="inspect")
+    assert "criterion 'chip' does not apply to group 'conv1', as that is a stream that" in said
+    assert "these do: activation, " in said
 
 
 def test_an_unknown_searcher_and_an_unknown_option_of_one(refused: Run) -> None:

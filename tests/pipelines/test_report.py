@@ -15,6 +15,7 @@ from rich.console import Console
 from pipelines.report import (
     FrontRow,
     ReportError,
+    controls_table,
     figure,
     read,
     select,
@@ -166,3 +167,25 @@ def test_rows_from_measurements_may_hold_whole_floats() -> None:
     assert FrontRow.from_json({**ROWS[0], "macs": 41e6}).macs == 41_000_000
     with pytest.raises(ReportError, match="macs"):
         FrontRow.from_json({**ROWS[0], "macs": 1.5})
+
+
+def test_controls_stand_beside_the_network_that_they_are_compared_with() -> None:
+    rival = row(
+        "scratch_e-fedcba9876543210", 0.5, 0.902, control="scratch_e", of="fedcba9876543210", epochs=30
+    )
+    rows = [*ROWS, rival]
+    assert controls_table(ROWS) is None
+    drawn = controls_table(rows)
+    assert drawn is not None
+    console = Console(file=StringIO(), width=80)
+    console.print(drawn)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    line = next(line for line in text.splitlines() if "scratch_e" in line)
+    assert line.split() == ["scratch_e", "fedcba9876", "90.20", "±1.00", "-1.00", "2.000", "20.5", "M", "30"]
+    names = {trace.name for trace in figure(rows).data}
+    assert "control" in names
+    assert "control" not in {trace.name for trace in figure(ROWS).data}
+    console = Console(file=StringIO(), width=80)
+    console.print(table(rows))
+    assert "scratch_e" not in console.file.getvalue()  # type: ignore[attr-defined]
+    assert read(rows)[0].control == ""

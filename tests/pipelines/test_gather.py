@@ -1,0 +1,44 @@
+"""Statistics by real Ray workers are those of this process."""
+
+import pytest
+import ray
+import torch
+
+from pipelines.cluster import connected
+from pipelines.config import ClusterSection, ModelSection
+from pipelines.gather import gather
+from pipelines.models import build
+from pipelines.workbench import arrays
+from pruners.statistics import collect
+from pruners.trace import trace
+
+pytestmark = pytest.mark.slow
+
+NEEDS = {"gate_gradient", "activation", "contribution", "loss_change", "gradient_gram", "weight"}
+
+
+def test_workers_gather_what_one_process_gathers() -> None:
+    section, shape = ModelSection(factory="digits_cnn", options={"width": 4}), (1, 8, 8)
+    model = build(section, classes=10, input_shape=shape).eval()
+    graph = trace(model, torch.zeros(2, *shape))
+    draw = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randn(32, *shape, generator=draw), torch.randint(10, (32,), generator=draw)) for _ in range(5)
+    ]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the workers
+    alone = collect(model, graph, batches, NEEDS).values
+    torch.set_num_threads(threads)
+    cluster = ClusterSection(workers=2)
+    with connected(None, cluster):
+        for workers in (1, 2):
+            found = gather(
+                section, 10, shape, arrays(model), graph, batches, NEEDS, workers=workers, cluster=cluster
+            ).values
+            assert found.keys() == alone.keys() == NEEDS - {"weight"}
+            for name, groups in alone.items():
+                assert found[name].keys() == groups.keys()
+                assert all(torch.equal(found[name][g], groups[g]) for g in groups), name
+        wrong = [(x[:, :0], y) for x, y in batches]
+        with pytest.raises(ray.exceptions.RayTaskError, match="expected input"):
+            gather(section, 10, shape, arrays(model), graph, wrong, NEEDS, workers=2, cluster=cluster)
