@@ -213,7 +213,6 @@ def _blocks(values: Float[Tensor, "images n space"], groups: int) -> Float[Tenso
     return values.reshape(images, groups, n // groups, space).permute(1, 2, 0, 3).flatten(2)
 
 
-@torch.no_grad()
 def _patches(product: Product, images: int) -> Float[Tensor, "blocks n samples"]:
     """What the weight's flattened rows are multiplied with, and a 1 where there is a bias."""
     x = product.x.detach()
@@ -226,7 +225,7 @@ def _patches(product: Product, images: int) -> Float[Tensor, "blocks n samples"]
         picked = product.func(x, picks.repeat(channels, *[1] * (picks.ndim - 1)), groups=channels, **options)
         rows = _blocks(picked.reshape(images, channels * math.prod(kernel), -1), _conv_groups(product))
     else:
-        rows = _blocks(product.inputs(images), 1)
+        rows = _blocks(product.inputs(images).detach(), 1)
     if product.options.get("bias") is not None:
         rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
     return rows

@@ -504,7 +504,7 @@ class TwoLayers(nn.Module):
         )
 
 
-def labels_drawn(model, data, monkeypatch):
+def labels_drawn(monkeypatch):
     """Labels fixed to the first class, so that gradients can be had by hand."""
 
     def first(scores, inputs, seed, count):
@@ -517,7 +517,7 @@ def labels_drawn(model, data, monkeypatch):
 
 def test_radius_drop_of_an_mlp_is_that_of_its_factors(monkeypatch):
     model, data = made(TwoLayers), batches(6)
-    labels_drawn(model, data, monkeypatch)
+    labels_drawn(monkeypatch)
     found = gathered(model, data, "radius_drop")[0]["hidden"]
     x = torch.cat([x for x, _ in data]).flatten(1)[:, :6]
     before = F.linear(x, model.one.weight, model.one.bias).detach().requires_grad_()
@@ -554,7 +554,7 @@ class Strided(nn.Module):
 def test_radius_drop_of_a_convolution_takes_all_places_of_the_kernel(groups, monkeypatch):
     torch.manual_seed(0)
     model, data = Strided(groups).double().eval(), batches(6)
-    labels_drawn(model, data, monkeypatch)
+    labels_drawn(monkeypatch)
     found = gathered(model, data, "radius_drop")[0]["x"]
     x = torch.cat([x for x, _ in data])
     made_ = model.one(x).detach().requires_grad_()
@@ -656,3 +656,18 @@ def test_twins_have_equal_values(field):
         model.conv2.weight[:, 3] = model.conv2.weight[:, 0]
     found = gathered(model, data, field)[0]["one"]
     torch.testing.assert_close(found[3], found[0])
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("field", FIELDS)
+def test_values_of_a_network_in_single_precision_are_plain_doubles(kind, field, monkeypatch):
+    model, data = made(kind).float(), [(x.float(), y) for x, y in batches()]
+    labels_drawn(monkeypatch)  # a draw goes by the image's bytes, which are others here
+    found = gathered(model, data, field)[0]
+    exact = gathered(made(kind), batches(), field)[0]
+    assert found.keys() == exact.keys()
+    for name, values in found.items():
+        assert values.dtype == torch.float64
+        assert not values.requires_grad
+        if field != "sosp_order":  # units that do nothing tie
+            torch.testing.assert_close(values, exact[name], rtol=1e-3, atol=1e-4)
