@@ -40,12 +40,13 @@ class Phase:
     """A stretch of training between two changes of the network.
 
     steps: mini-batches. rate: factor of the learning rate at a share in [0, 1] of the phase; None = the recipe's own
-    schedule over the whole run. hooks: in the order in which they are called. trains: whether the parameter of this
-    name is trained; None = all are.
+    schedule. restart: whether that goes over this phase alone, and not over the whole run. hooks: in the order in which
+    they are called. trains: whether the parameter of this name is trained; None = all are.
     """
 
     steps: int
     rate: Callable[[float], float] | None = None
+    restart: bool = False
     hooks: tuple[Hook, ...] = ()
     trains: Callable[[str, Tensor], bool] | None = None
 

@@ -98,14 +98,15 @@ class DynamicMasks(Hook):
 def gdp(run: Run, dynamic: float = 0.5, every: int = 16) -> Iterator[Phase]:
     """Masks the weakest units, ranks all anew every few steps, then cuts by the last ranking and trains on.
 
-    dynamic: share of the steps with masks. every: steps between rankings. The gradient is that of the masked network
+    dynamic: share of the steps with masks; both parts have the recipe's whole schedule (own). every: steps between
+    rankings. The gradient is that of the masked network
     and moves all trained weights, masked ones included; what lies before a masked norm gets next to none, as the mask
     sits after the norm (in front of it, scores of a batch norm's filters are noise). How many units are masked is the
     goal's count of each group at all times; own, as the paper ranks all groups together.
     """
     check("gdp", shares={"dynamic": dynamic}, counts={"every": every})
     hook = DynamicMasks(run, every)
-    yield Phase(int(run.left * dynamic), hooks=(hook,))
+    yield Phase(int(run.left * dynamic), restart=True, hooks=(hook,))
     hook.rank(run)
     run.cut(scores=hook.scores)
-    yield Phase(run.left)
+    yield Phase(run.left, restart=True)

@@ -16,8 +16,8 @@ def iterative(run: Run, rounds: int = 5) -> Iterator[Phase]:
     """Cuts in rounds at a geometric pace, each with scores of the network of now, and trains after each.
 
     After round t of k a group has its dense count times (goal / dense)^(t/k), rounded. The steps are shared out evenly;
-    where there are fewer steps than rounds, there are as many rounds as steps. The learning rate is the recipe's, over
-    the whole run (own).
+    where there are fewer steps than rounds, there are as many rounds as steps. Each round has the recipe's whole
+    schedule of the learning rate (own choice: late rounds could not recover at the end of a single one).
     """
     check("iterative", counts={"rounds": rounds})
     start, goal = run.counts(), run.wanted()
@@ -26,4 +26,4 @@ def iterative(run: Run, rounds: int = 5) -> Iterator[Phase]:
         counts = {name: geometric(start[name], goal[name], number / rounds) for name in goal}
         if counts != run.counts():
             run.cut(counts, run.scores())
-        yield Phase(steps)
+        yield Phase(steps, restart=True)

@@ -60,7 +60,10 @@ def fit(
                 batch = next(stream)
                 with around():
                     started = time.perf_counter()
-                    factor = schedule(run.done) if phase.rate is None else phase.rate(number / phase.steps)
+                    share = number / phase.steps
+                    factor = (
+                        phase.rate(share) if phase.rate else schedule(share if phase.restart else run.done)
+                    )
                     for group in run.optimizer.param_groups:
                         group["lr"] = learning_rate * factor
                     loss = step(run, phase.hooks, batch, backward)

@@ -9,7 +9,10 @@ from pruners.graph import ChannelGroup
 from pruners.procedures import Hook, Phase, procedure
 from pruners.procedures.run import Run, UnitScores
 from pruners.procedures.slices import WHISPER, Slice, losing, slices
-from pruners.view import MEASURED, shifts
+from pruners.view import MEASURED, scales, shifts
+
+FAINT = 3e-3
+"""The most that a silenced unit's scale γ is left with: about √ε of torch's batch norms."""
 
 
 class SoftFilters(Hook):
@@ -47,7 +50,9 @@ class _Filters:
         self.weights: list[Slice] = [s for s in slices(run, made) if s.tensor.ndim > 1]
         self.shifts = [s for s in slices(run, made) if s.tensor.ndim == 1] + list(slices(run, shifts(group)))
         self.means = slices(run, means)
+        self.scales = slices(run, scales(group))
 
+    @torch.no_grad()
     def silence(self, units: torch.Tensor) -> None:
         for part in self.weights:
             part.fill(units, 0.0)
@@ -55,6 +60,9 @@ class _Filters:
             part.fill(units, WHISPER)
         for part in self.means:
             part.fill(units, 0.0)
+        for part in self.scales:
+            places = part.index[units.to(part.index.device)].flatten()
+            part.tensor[places] = part.tensor[places].clamp(-FAINT, FAINT)
 
 
 def chosen(run: Run, criterion: str) -> dict[str, str]:
@@ -80,9 +88,10 @@ def soft_filter(run: Run, criterion: str = "") -> Iterator[Phase]:
     criterion: of the zeroing; by default each group's own if it needs no data, else `l2`, the paper's.
     What zeroing means (own): producing weights and biases, the norms' shifts β and running means become zero, so that
     the unit is silent in train and eval mode; the authors zero the convolution alone, which leaves a constant of β.
-    The scale γ stays: with both it and the weights at zero, neither would have a gradient. Shifts are not 0 but
-    `WHISPER`, for a ReLU to let the gradient through; where a unit has neither norm nor bias, it comes back by momentum
-    only. Reports are of the zeroed network. With fewer steps than an epoch, there is one zeroing, after the last.
+    The scale |γ| becomes `FAINT` at most: a batch norm would bring the smallest filter back at full strength in one
+    step; were γ zero as well, neither it nor the weights would have a gradient. Shifts are not 0 but `WHISPER`, for a
+    ReLU to let the gradient through; where a unit has neither norm nor bias, it comes back by momentum only. Reports
+    are of the zeroed network. With fewer steps than an epoch, there is one zeroing, after the last.
     """
     hook = SoftFilters(run, criterion)
     yield Phase(run.left, hooks=(hook,))

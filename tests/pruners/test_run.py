@@ -257,16 +257,16 @@ def test_reports_come_with_every_epoch_of_steps_and_between_them_the_network_hol
     assert seen == [(1, 30, 1.0, 2.0), (2, 30, 1.0, 1.0), (3, 12, 1.0, 1.0)]
 
 
-def test_a_phase_has_its_own_rate_or_the_recipes():
-    run, rates = start(steps=6), []
+def test_a_phase_has_its_own_rate_or_the_recipes_over_the_run_or_over_itself():
+    run, rates = start(steps=8), []
 
     def note(model, batch, number):
         rates.append(run.optimizer.param_groups[0]["lr"] / RATE)
         return no_slope(model, batch, number)
 
-    phases = iter([Phase(4, rate=lambda share: 10 + share), Phase(2)])
+    phases = iter([Phase(4, rate=lambda share: 10 + share), Phase(2), Phase(2, restart=True)])
     list(trained(run, phases, note, schedule=lambda done: 1 - done))
-    assert rates == pytest.approx([10, 10.25, 10.5, 10.75, 1 - 4 / 6, 1 - 5 / 6])
+    assert rates == pytest.approx([10, 10.25, 10.5, 10.75, 1 - 4 / 8, 1 - 5 / 8, 1.0, 0.5])
 
 
 def test_a_phase_trains_what_it_names_and_then_all_is_trained_again():

@@ -21,7 +21,7 @@ from pruners.procedures.loop import fit
 from pruners.procedures.run import Run
 from pruners.procedures.schedules import cubic, falling, geometric, split, triangular
 from pruners.procedures.slices import WHISPER, Slice
-from pruners.procedures.soft_filter import SoftFilters
+from pruners.procedures.soft_filter import FAINT, SoftFilters
 from pruners.procedures.tick_tock import GateScores
 from pruners.surgery import apply
 from tests.nets import NETS
@@ -207,6 +207,14 @@ def test_iterative_counts_are_geometric_and_each_round_trains():
         assert all(set(after[name]) <= set(before[name]) for name in before)
 
 
+def test_each_round_has_the_recipes_whole_schedule():
+    run = start(steps=6)
+    log = Log(run)
+    phases = log.through(procedures["iterative"](run, rounds=2))
+    list(trained(run, phases, log.backward, schedule=lambda done: 1 - done))
+    assert log.rates == [pytest.approx([1, 2 / 3, 1 / 3])] * 2
+
+
 def test_iterative_ranks_the_network_of_now():
     run = start(steps=4)
 
@@ -222,8 +230,8 @@ def test_iterative_ranks_the_network_of_now():
 
 def test_one_round_equals_one_shot():
     once, rounds = start(), start()
-    list(trained(once, procedures["one_shot"](once)))
-    list(trained(rounds, procedures["iterative"](rounds, rounds=1)))
+    list(trained(once, procedures["one_shot"](once), schedule=lambda done: 1 - done))
+    list(trained(rounds, procedures["iterative"](rounds, rounds=1), schedule=lambda done: 1 - done))
     assert once.kept == rounds.kept
     assert all(torch.equal(t, rounds.model.state_dict()[n]) for n, t in once.model.state_dict().items())
 
@@ -442,6 +450,16 @@ def test_a_zeroed_unit_receives_gradient_without_momentum(kind):
     run.model.train()
     backward(run.model, data()[0], 0)
     assert (weight.grad[zero].flatten(1).abs().amax(1) > 0.0).all()
+
+
+def test_a_zeroed_units_scale_is_faint_and_the_others_are_not_touched():
+    """With its scale, a batch norm would bring the smallest filter back at full strength."""
+    run = start(steps=4, per_epoch=1)
+    before = tensors(run.model)["bn1.weight"]
+    SoftFilters(run, "l2").stepped(run)
+    gone, after = sorted(silent(run.model, "inner")), run.model.bn1.weight.detach()
+    torch.testing.assert_close(after[gone], FAINT * before[gone].sign())
+    assert set((after == before).nonzero().flatten().tolist()) == set(range(6)) - set(gone)
 
 
 def test_a_zeroed_unit_may_return():
