@@ -1,7 +1,8 @@
 """Importance from what a batch norm says of its output's distribution (Oh et al. 2021, 2112.01155).
 
 A channel after batch norm is close to N(β, γ²). Where the norms of several branches are added, β and γ² are summed as
-if the branches were independent. Our own scores from the paper's idea.
+if the branches were independent. Our own scores from the paper's idea. They are activations, so they rank the units of
+one group; over groups they say no more than the scale of a layer.
 """
 
 import torch
@@ -62,7 +63,6 @@ def _moments(view: UnitView) -> tuple[Tensor, Tensor]:
     choose="no data at hand, and running statistics that fit the network",
     paper=PAPER,
     unit="channel",
-    comparable=True,
     why_not=no_rectified_batch_norm,
 )
 def bn_mean(view: UnitView) -> Float[Tensor, " units"]:
@@ -76,7 +76,6 @@ def bn_mean(view: UnitView) -> Float[Tensor, " units"]:
     choose="as bn_mean, with more weight on rare strong activations",
     paper=PAPER,
     unit="channel",
-    comparable=True,
     why_not=no_rectified_batch_norm,
 )
 def bn_energy(view: UnitView) -> Float[Tensor, " units"]:
@@ -90,7 +89,6 @@ def bn_energy(view: UnitView) -> Float[Tensor, " units"]:
     choose="the first choice without data in networks with batch norm: sees also who reads the channel",
     paper=PAPER,
     unit="channel",
-    comparable=True,
     why_not=no_rectified_batch_norm,
 )
 def bn_flow(view: UnitView) -> Float[Tensor, " units"]:
