@@ -48,8 +48,9 @@ def group_lasso(run: Run, sparse: float = 0.5, strength: float = 5e-4) -> Iterat
     """Trains with a group lasso on filters, cuts those of smallest norm to the goal's counts, trains on.
 
     L += strength · Σ_G √|G| ‖W_G‖₂ over the units of the groups that lose any, as a proximal step (own choice).
-    sparse: share of the steps before the cut (own); both parts have the recipe's whole schedule. Who goes: criterion `l2`; the group's own where
-    nothing produces it. A filter before a batch norm has its scale for free, so the pull says less there.
+    sparse: share of the steps before the cut (own); both parts have the recipe's whole schedule. Who goes: criterion
+    `l2`; the group's own where nothing produces it. A filter before a batch norm has its scale for free, so the pull
+    says less there.
     """
     check("group_lasso", shares={"sparse": sparse})
     check_strength("group_lasso", strength)

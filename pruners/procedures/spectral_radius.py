@@ -12,7 +12,7 @@ from pruners.procedures.schedules import check, geometric, split
     choose="flat minima: many small cuts during training, each by the curvature of now",
     paper="Ebrahimi & Klabjan 2021, 2111.08577",
 )
-def spectral_radius(run: Run, rounds: int = 10, end: float = 0.75) -> Iterator[Phase]:
+def spectral_radius(run: Run, rounds: int = 10, end: float = 0.5) -> Iterator[Phase]:
     """Every few steps of training takes the units whose removal flattens the loss most, until the goal is reached.
 
     The project's rule (own; the paper trains from scratch and its exact algorithm is not re-checked): in each of the
