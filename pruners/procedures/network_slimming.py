@@ -35,8 +35,8 @@ def network_slimming(run: Run, sparse: float = 0.5, strength: float = 1e-4) -> I
 
     sparse: share of the steps before the cut (own: the authors train 160 epochs for each); both parts have the recipe's
     whole schedule, as theirs. strength: 1e-4 for VGG, 1e-5 for ResNet and DenseNet in the authors' code.
-    Who goes: criterion `bn_scale`; where there is no norm, the group's own. Own: counts are the goal's; the authors' one
-    threshold for the network can delete a layer.
+    Who goes: criterion `bn_scale`; where there is no norm, the group's own. Own: counts are the goal's; the authors'
+    one threshold for the network can delete a layer.
     """
     check("network_slimming", shares={"sparse": sparse})
     check_strength("network_slimming", strength)
