@@ -1,11 +1,9 @@
 """How many directions a layer's gradients span (after Zhou et al. 2022, 2206.03596)."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from pruners.errors import PrunefrontError
@@ -57,31 +55,6 @@ def redundancy(inquiry: Inquiry) -> Values:
                 grams[name] = grams[name] + row @ row.T if name in grams else row @ row.T
         count += 1
     return {"gradient_gram": {name: gram / count for name, gram in grams.items()}}
-
-
-def energy_rank(gram: Float[Tensor, "units units"], epsilon: float = 1e-2) -> int:
-    """The least r with Σ_{i≤r} s_i² ≥ (1 - ε) Σ s_i², s_i² the Gram matrix's eigenvalues; 0 for a zero matrix.
-
-    Raises ValueError for an epsilon outside [0, 1).
-    """
-    if not 0.0 <= epsilon < 1.0:
-        raise ValueError(f"epsilon must be in [0, 1), got {epsilon}")
-    energy = torch.linalg.eigvalsh(gram).clamp(min=0.0).flip(0)
-    total = energy.sum()
-    if not total > 0.0:
-        return 0
-    within = energy.cumsum(0) < (1.0 - epsilon) * total
-    return min(len(energy), int(within.sum()) + 1)
-
-
-def max_ratio(gram: Float[Tensor, "units units"], epsilon: float = 1e-2, least: float = 0.1) -> float:
-    """The largest fraction of units to drop, min(1 - r/C, 1 - w/C): r the energy rank, w = max(1, ⌊least·C⌋).
-
-    After Zhou et al. 2022 (2206.03596), whose theorem and constants are not re-checked: own.
-    """
-    units = len(gram)
-    kept = max(energy_rank(gram, epsilon), 1, math.floor(least * units))
-    return 1.0 - kept / units
 
 
 def mini_batches(batches: Sequence[Batch]) -> Iterator[tuple[tuple[Tensor, ...], Any]]:

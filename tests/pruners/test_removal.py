@@ -1,14 +1,13 @@
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pruners.allocators.redundancy import energy_rank, max_ratio
 from pruners.criteria.oracle import oracle
 from pruners.errors import PrunefrontError
 from pruners.statistics import collect, merge, run, tasks
-from pruners.statistics.redundancy import energy_rank, max_ratio, mini_batches
+from pruners.statistics.redundancy import mini_batches
 from pruners.surgery import mask
 from pruners.view import UnitView
 from tests.nets import NETS
@@ -174,13 +173,13 @@ def twins(model, *units):
 
 def test_filters_that_differ_have_full_rank_and_twins_take_one_each_from_it():
     data = batches(32, images=4)
-    full = gram_of(made(Wide), data, "filters")
+    full = gram_of(made(Wide), data, "filters").numpy()
     assert energy_rank(full) == 8
-    assert max_ratio(full) == 0.0
+    assert max_ratio(full, least=1) == 0.0
     for units in ((5,), (5, 7), (1, 2, 3)):
-        gram = gram_of(twins(made(Wide), *units), data, "filters")
+        gram = gram_of(twins(made(Wide), *units), data, "filters").numpy()
         assert energy_rank(gram, 1e-9) == 8 - len(units)
-        assert max_ratio(gram, 1e-9) == pytest.approx(len(units) / 8)
+        assert max_ratio(gram, 1, 1e-9) == pytest.approx(len(units) / 8)
 
 
 def test_a_filter_that_nothing_reads_has_a_row_of_zeros():
@@ -189,23 +188,4 @@ def test_a_filter_that_nothing_reads_has_a_row_of_zeros():
         model.read.weight[:, 8:12] = 0.0
     gram = gram_of(model, batches(32), "filters")
     assert torch.equal(gram[2], torch.zeros(8, dtype=torch.float64))
-    assert energy_rank(gram, 1e-9) == 7
-
-
-def test_rank_does_not_depend_on_the_order_of_units():
-    gram = gram_of(made(Wide), batches(32), "filters")
-    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
-    for epsilon in (0.0, 0.01, 0.1, 0.5):
-        assert energy_rank(gram[order][:, order], epsilon) == energy_rank(gram, epsilon)
-
-
-def test_energy_rank_is_the_least_that_holds_the_energy():
-    gram = torch.diag(torch.tensor([1.0, 90.0, 9.0]).double())
-    assert [energy_rank(gram, e) for e in (0.0, 0.005, 0.05, 0.2)] == [3, 3, 2, 1]
-    assert energy_rank(torch.zeros(3, 3)) == 0
-    assert max_ratio(torch.zeros(30, 30), least=0.1) == pytest.approx(0.9)
-    assert max_ratio(torch.zeros(3, 3)) == pytest.approx(2 / 3)
-    assert max_ratio(gram, 0.2) == pytest.approx(2 / 3)
-    assert math.isclose(max_ratio(torch.eye(20).double()), 0.0)
-    with pytest.raises(ValueError, match=r"epsilon must be in \[0, 1\), got 1.0"):
-        energy_rank(gram, 1.0)
+    assert energy_rank(gram.numpy(), 1e-9) == 7
