@@ -199,9 +199,10 @@ def _final_responses(
         n = len(arguments[0])
         if not found:  # which product it is, with one image
             outputs = Outputs()
-            with torch.enable_grad(), Watch(weights, on_output=outputs):
-                result = inquiry.model(*(a[:1] for a in arguments))
-            slopes = outputs.slopes(logits_of(result, 1).sum())
+            with torch.enable_grad():
+                with Watch(weights, on_output=outputs):
+                    result = inquiry.model(*(a[:1] for a in arguments))
+                slopes = outputs.slopes(logits_of(result, 1).sum())
             reached = [i for i, slope in enumerate(slopes) if slope is not None]
             if not reached:
                 raise PrunefrontError(
