@@ -368,6 +368,14 @@ def tables(found: Mapping[str, Any]) -> tuple[str, str]:
     return "\n".join(lines), "\n".join(ways)
 
 
+def into(page: str, found: Mapping[str, Any]) -> str:
+    """The page with the tables of now between its marks."""
+    for name, table in zip(("criteria", "procedures"), tables(found), strict=True):
+        head, mark, rest = page.partition(f"<!-- results: {name} -->\n")
+        page = head + mark + table + "\n" + rest[rest.index("<!-- end -->") :]
+    return page
+
+
 def draw(found: Mapping[str, Any], path: Path) -> None:
     """Criteria as rows: correlation, accuracy after the cut, after training, seconds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -421,14 +429,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--keep", type=Path, help="the folder with what was measured so far")
-    parser.add_argument("--write", type=Path, help="a folder for criteria.md's tables and criteria.png")
+    parser.add_argument(
+        "--write", type=Path, help="the folder whose criteria.md and criteria.png are written anew"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
         folder = given.keep or Path(temporary)
         found = run(given.quick, 1 if given.quick else given.seeds, given.workers, folder)
     if given.write:
         draw(found, given.write / "criteria.png")
-        (given.write / "criteria.json").write_text(json.dumps(found, indent=1) + "\n")
+        page = given.write / "criteria.md"
+        page.write_text(into(page.read_text(), found))
     if given.json:
         print(json.dumps(found, indent=1))
     else:

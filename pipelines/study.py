@@ -65,6 +65,12 @@ OURS = (
 )
 """What a study keeps in its folder, beside the lock; nothing else there is ever deleted."""
 
+NETWORK_KEYS = ("model.", "data.", "dense.", "seed", "space.frozen", "training.weight_decay")
+"""What the dense network and its channel graph follow from."""
+
+NETWORK_FILES = ("dense.safetensors", "initial.safetensors", "dense.onnx", "data.json", "graph.json")
+"""Where they are kept: hours of training are not repeated because a criterion was misspelt."""
+
 
 @dataclass
 class Timing:
@@ -144,7 +150,8 @@ def run(
 
 
 def _open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
-    """Makes the study's folder ready: as an earlier run left it to go on, else empty of what is ours.
+    """Makes the study's folder ready: as an earlier run left it to go on, else empty of what is ours, but for the dense
+    network of a run that had not begun to search.
 
     Raises PrunefrontError if an earlier run would be overwritten, cannot be gone on with, or differs.
     """
@@ -155,6 +162,7 @@ def _open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
         raise PrunefrontError(
             f"{folder} holds {', '.join(foreign[:3])} and no study; give the study another `name` or `folder`"
         )
+    different, prepared = [], False
     if not fresh:
         with Journal(folder / "journal.jsonl") as journal:
             begun = bool(journal.of("asked"))
@@ -177,9 +185,14 @@ def _open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
             )
         if begun or (resume and prepared and not different):
             return
+    keep_network = not fresh and prepared and not any(key.startswith(NETWORK_KEYS) for key in different)
     for name in OURS:
         path = folder / name
-        if path.is_dir() and not path.is_symlink():
+        if name == "prepared" and keep_network:
+            for file in path.iterdir():
+                if file.name not in NETWORK_FILES:
+                    file.unlink()
+        elif path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)

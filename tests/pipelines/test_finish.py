@@ -22,7 +22,7 @@ from pipelines.cli import main
 from pipelines.config import StudyConfig, parse
 from pipelines.failures import failure
 from pipelines.journal import Journal
-from pipelines.prepare import prepare
+from pipelines.prepare import dense_network
 from pipelines.progress import Display
 from pipelines.report import FrontRow, select
 from pipelines.studies import _chosen
@@ -79,15 +79,21 @@ def test_what_was_prepared_is_kept_for_a_study_that_had_not_asked_yet(tmp_path: 
     config = study(tmp_path)
     config.path.mkdir()
     _open_folder(config, resume=False, fresh=False)
-    prepare(config, silent)
+    dense_network(config, silent)
     before = load_file(config.path / "prepared" / "dense.safetensors")
     lines: list[str] = []
     _open_folder(config, resume=True, fresh=False)
-    prepare(config, lines.append)
+    dense_network(config, lines.append)
     after = load_file(config.path / "prepared" / "dense.safetensors")
     assert not any("training" in line for line in lines if not line.startswith("data:"))
     assert all(np.array_equal(before[name], after[name]) for name in before)
-    # with other settings it is worth nothing
+    # another criterion needs other scores, and no other network
+    (config.path / "prepared" / "scores.safetensors").write_bytes(b"")
+    for resume in (True, False):
+        _open_folder(study(tmp_path, space={"criteria": ["l2"]}), resume=resume, fresh=False)
+        kept = sorted(p.name for p in (config.path / "prepared").iterdir())
+        assert kept == ["data.json", "dense.safetensors", "graph.json", "initial.safetensors"]
+    # with other training it is worth nothing
     _open_folder(study(tmp_path, dense={"epochs": 2}), resume=True, fresh=False)
     assert not (config.path / "prepared").exists()
 
@@ -112,12 +118,12 @@ def test_data_that_changed_since_are_refused(tmp_path: Path) -> None:
                 Image.fromarray(pixels).save(tmp_path / part / label / f"{number}.png")
     data = {"source": "folder", "train": "train", "test": "test"}
     config = study(tmp_path, data=data, dense={"epochs": 1, "batch_size": 8})
-    prepare(config, silent)
-    prepare(config, silent)
+    dense_network(config, silent)
+    dense_network(config, silent)
     changed = tmp_path / "test" / "b" / "0.png"
     Image.fromarray(255 - np.asarray(Image.open(changed))).save(changed)
     with pytest.raises(PrunefrontError, match="the test images are no longer those"):
-        prepare(config, silent)
+        dense_network(config, silent)
 
 
 def test_the_machines_failures_are_told_from_the_candidates(tmp_path: Path) -> None:
