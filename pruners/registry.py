@@ -1,5 +1,6 @@
 """A named collection filled at import and then only read."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from typing import Generic, TypeVar
@@ -43,3 +44,11 @@ class Registry(Generic[T]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def summary_of(entry: object, kind: str, name: str) -> str:
+    """The first line of a docstring, for lists. Raises ValueError where there is none."""
+    summary = (inspect.getdoc(entry) or "").partition("\n")[0]
+    if not summary:
+        raise ValueError(f"{kind} {name!r} has no docstring to describe it")
+    return summary

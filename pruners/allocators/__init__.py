@@ -4,7 +4,6 @@ Which units these are is the criterion's matter. Nothing here imports torch, so 
 """
 
 import importlib
-import inspect
 import pkgutil
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Set
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from pruners.cost import macs_of
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
-from pruners.registry import Registry
+from pruners.registry import Registry, summary_of
 
 Counts = dict[str, int]
 """Group name -> how many of its units stay."""
@@ -136,9 +135,7 @@ def allocator(
     """
 
     def file(allocate: Allocate) -> Allocator:
-        summary = (inspect.getdoc(allocate) or "").partition("\n")[0]
-        if not summary:
-            raise ValueError(f"allocator {name!r} has no docstring to describe it")
+        summary = summary_of(allocate, "allocator", name)
         return allocators.register(name)(Allocator(name, frozenset(needs), allocate, summary, choose, paper))
 
     return file

@@ -5,7 +5,6 @@ Nothing here imports torch, so that a driver can ask for rivals at once.
 """
 
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from pruners.cost import macs
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
 from pruners.plan import GroupPlan, PruningPlan, Scores, keep_counts
-from pruners.registry import Registry
+from pruners.registry import Registry, summary_of
 
 Start = Literal["dense", "fresh", "initial"]
 
@@ -93,9 +92,7 @@ def control(name: str, *, choose: str = "", paper: str = "") -> Callable[[Choose
     """
 
     def file(rival: Choose) -> Control:
-        summary = (inspect.getdoc(rival) or "").partition("\n")[0]
-        if not summary:
-            raise ValueError(f"control {name!r} has no docstring to describe it")
+        summary = summary_of(rival, "control", name)
         return controls.register(name)(Control(name, rival, summary, choose, paper))
 
     return file

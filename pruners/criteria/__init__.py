@@ -1,7 +1,6 @@
 """Criteria: how much each unit matters. Modules here are found by themselves; see docs/add-a-criterion.md."""
 
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Callable, Set
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from pruners.errors import PrunefrontError
-from pruners.registry import Registry
+from pruners.registry import Registry, summary_of
 from pruners.statistics import WhyNot
 from pruners.view import FIELDS, UnitView
 
@@ -95,9 +94,7 @@ def criterion(
         raise ValueError(f"criterion {name!r} needs {unknown[0]!r}; a view has: {', '.join(sorted(FIELDS))}")
 
     def file(score: Score) -> Criterion:
-        summary = (inspect.getdoc(score) or "").partition("\n")[0]
-        if not summary:
-            raise ValueError(f"criterion {name!r} has no docstring to describe it")
+        summary = summary_of(score, "criterion", name)
         entry = Criterion(
             name, frozenset(needs), score, summary, unit, choose, paper, comparable, repair, why_not
         )

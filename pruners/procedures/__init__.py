@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pruners.errors import PrunefrontError
 from pruners.procedures.run import Run
-from pruners.registry import Registry
+from pruners.registry import Registry, summary_of
 
 
 class Hook:
@@ -103,9 +103,7 @@ def procedure(name: str, *, choose: str = "", paper: str = "") -> Callable[[Phas
     """
 
     def file(phases: Phases) -> Procedure:
-        summary = (inspect.getdoc(phases) or "").partition("\n")[0]
-        if not summary:
-            raise ValueError(f"procedure {name!r} has no docstring to describe it")
+        summary = summary_of(phases, "procedure", name)
         _, *others = inspect.signature(phases).parameters.values()
         if bare := [p.name for p in others if p.default is p.empty]:
             raise ValueError(f"option {bare[0]!r} of procedure {name!r} has no default")

@@ -6,7 +6,6 @@ cut into `Task`s that may run anywhere, in any order: merged they give the same 
 
 import copy
 import importlib
-import inspect
 import itertools
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph, ChannelGroup
-from pruners.registry import Registry
+from pruners.registry import Registry, summary_of
 
 Inputs = Tensor | tuple[Tensor, ...]
 Batch = tuple[Inputs, Any]
@@ -116,9 +115,7 @@ def statistic(
             raise ValueError(f"{min(both)!r} is gathered by {other.name!r} already")
 
     def file(collect: Collect) -> Statistic:
-        summary = (inspect.getdoc(collect) or "").partition("\n")[0]
-        if not summary:
-            raise ValueError(f"statistic {name!r} has no docstring to describe it")
+        summary = summary_of(collect, "statistic", name)
         kinds = dict.fromkeys(fields, takes) if isinstance(takes, str) else takes
         return statistics.register(name)(Statistic(name, fields, collect, split, images, cost, kinds, summary))
 
