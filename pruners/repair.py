@@ -1,12 +1,12 @@
 """After the cut: the weights that read a group are fitted to what the dense network's next layer gave."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pruners.criteria import Repair
@@ -24,9 +24,6 @@ RIDGE = 1e-6
 
 WIDEST = 8192
 """Weights per output; the equations of more would take gigabytes."""
-
-Places = Callable[[Product, Tensor, int], tuple[Tensor, Tensor]]
-"""The sampled rows of a call: image and output position of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +70,26 @@ def repair(
         for member in consumers(group):
             readers[member.tensor].append((group, member))
     with _evaluating(dense), _evaluating(pruned), torch.no_grad():
-        for name, calls in _calls(dense, readers, batches[0]).items():
+        stored = pruned.state_dict(keep_vars=True)
+        calls = {
+            name: count
+            for name, count in _calls(dense, readers, batches[0]).items()
+            if stored[name].movedim(readers[name][0][1].dim, 1)[0].numel() <= WIDEST
+        }
+        outputs = {name: _left(graph, going, name, 1 - readers[name][0][1].dim) for name in calls}
+        targets = [_targets(dense, calls, outputs, batch) for batch in batches]
+        for name, count in calls.items():
             axis = readers[name][0][1].dim
-            stored = pruned.state_dict(keep_vars=True)[name].movedim(axis, 1)  # a view, [outputs, inputs, …]
-            if stored[0].numel() > WIDEST:
-                continue
-            outputs = _left(graph, going, name, 1 - axis)
-            moments = _moments(dense, pruned, _Reader(name, calls, outputs), batches)
+            moments = _moments(pruned, name, count, batches, [given[name] for given in targets])
             place = {position: i for i, position in enumerate(_left(graph, going, name, axis))}
-            weight = stored.reshape(*stored.shape[:2], -1).double()
+            old = stored[name].movedim(axis, 1)  # a view, [outputs, inputs, …]
+            weight = old.reshape(*old.shape[:2], -1).double()
             for group, member in readers[name]:
                 columns = [[place[p] for p in member.index[unit]] for unit in kept[group.name]]
                 weight = (_rescaled if kinds[group.name] == "rescale" else _refitted)(
                     weight, moments, columns
                 )
-            stored.copy_(weight.reshape(stored.shape))
+            old.copy_(weight.reshape(old.shape))
 
 
 def _wanted(graph: ChannelGraph, plan: PruningPlan, kinds: Mapping[str, Repair]) -> list[ChannelGroup]:
@@ -104,15 +106,6 @@ def _wanted(graph: ChannelGraph, plan: PruningPlan, kinds: Mapping[str, Repair])
     return [g for name, g in known.items() if name in cut and kinds.get(name, "none") != "none"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """A weight to fit: its name, how often it is called in a forward pass, which of its outputs are left."""
-
-    name: str
-    calls: int
-    outputs: list[int]
-
-
 def _left(graph: ChannelGraph, going: Removed, name: str, axis: int) -> list[int]:
     """Positions of a tensor's axis that are still there."""
     gone = set(going.get(name, {}).get(axis, ()))
@@ -123,9 +116,9 @@ class _Seen(Exception):
     """Ends a forward pass after the last call that matters."""
 
 
-def _forward(model: nn.Module, name: str, calls: int, batch: Batch, see: OnOutput) -> None:
-    """Runs the model up to the last call of a weight; see: called with each product and its output."""
-    left = calls
+def _forward(model: nn.Module, calls: Mapping[str, int], batch: Batch, see: OnOutput) -> None:
+    """Runs the model up to the last of the given weights' calls; see: called with each product and its output."""
+    left = sum(calls.values())
 
     def count(product: Product, y: Tensor) -> None:
         nonlocal left
@@ -134,9 +127,9 @@ def _forward(model: nn.Module, name: str, calls: int, batch: Batch, see: OnOutpu
         if not left:
             raise _Seen
 
-    arguments = batch[0] if isinstance(batch[0], tuple) else (batch[0],)
-    with suppress(_Seen), Watch({name: model.state_dict(keep_vars=True)[name]}, on_output=count):
-        model(*arguments)
+    tensors = model.state_dict(keep_vars=True)
+    with suppress(_Seen), Watch({name: tensors[name] for name in calls}, on_output=count):
+        model(*_arguments(batch))
 
 
 def _calls(model: nn.Module, names: Iterable[str], batch: Batch) -> dict[str, int]:
@@ -151,53 +144,64 @@ def _calls(model: nn.Module, names: Iterable[str], batch: Batch) -> dict[str, in
         if grouped or product.func in TRANSPOSED:
             unfit.add(product.name)
 
-    arguments = batch[0] if isinstance(batch[0], tuple) else (batch[0],)
     with Watch({name: tensors[name] for name in names}, see):
-        model(*arguments)
+        model(*_arguments(batch))
     return {name: count for name, count in counts.items() if name not in unfit}
 
 
-def _moments(dense: nn.Module, pruned: nn.Module, reader: _Reader, batches: Sequence[Batch]) -> _Moments:
-    """Sums over sampled rows of all batches, float64 on the model's device."""
+def _arguments(batch: Batch) -> tuple[Tensor, ...]:
+    return batch[0] if isinstance(batch[0], tuple) else (batch[0],)
+
+
+def _places(
+    product: Product, y: Tensor, digests: Sequence[int], call: int
+) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+    """Image and output position of the sampled rows; the same in the dense and in the pruned network."""
+    site = chosen_sites(digests, sites(product, y, len(digests)), (0, product.name, call)).to(y.device)
+    image = torch.arange(len(digests), device=y.device)[:, None].expand_as(site)
+    return image.flatten(), site.flatten()
+
+
+def _targets(
+    dense: nn.Module, calls: Mapping[str, int], outputs: Mapping[str, list[int]], batch: Batch
+) -> dict[str, Float[Tensor, "rows outputs"]]:
+    """What each weight's calls give without bias, at the sampled rows and the outputs that are left."""
+    digests = image_digests(_arguments(batch))
+    made: dict[str, list[Tensor]] = {name: [] for name in calls}
+
+    def see(product: Product, y: Tensor) -> None:
+        own, bias = made[product.name], product.options.get("bias")
+        image, site = _places(product, y, digests, len(own))
+        rows = product.outputs(y, len(digests))[image, :, site]
+        own.append((rows if bias is None else rows - bias)[:, outputs[product.name]])
+
+    _forward(dense, calls, batch, see)
+    return {name: torch.cat(rows) for name, rows in made.items()}
+
+
+def _moments(
+    pruned: nn.Module, name: str, calls: int, batches: Sequence[Batch], targets: Sequence[Tensor]
+) -> _Moments:
+    """Sums over the sampled rows of all batches, float64 on the model's device. targets: batch by batch."""
     inputs: Tensor | None = None
     products: Tensor | None = None
-    for batch in batches:
-        arguments = batch[0] if isinstance(batch[0], tuple) else (batch[0],)
-        digests = image_digests(arguments)
-        targets: list[Tensor] = []
+    for batch, target in zip(batches, targets, strict=True):
+        digests = image_digests(_arguments(batch))
         rows: list[Tensor] = []
 
-        def places(
-            product: Product, y: Tensor, call: int, digests: Sequence[int] = digests
-        ) -> tuple[Tensor, Tensor]:
-            site = chosen_sites(digests, sites(product, y, len(digests)), (0, product.name, call)).to(
-                y.device
-            )
-            image = torch.arange(len(digests), device=y.device)[:, None].expand_as(site)
-            return image.flatten(), site.flatten()
+        def see(product: Product, y: Tensor, rows: list[Tensor] = rows, digests: list[int] = digests) -> None:
+            image, site = _places(product, y, digests, len(rows))
+            rows.append(patches(product, y, len(digests), image, site).double().flatten(1))
 
-        def give(
-            product: Product, y: Tensor, targets: list[Tensor] = targets, places: Places = places
-        ) -> None:
-            image, site = places(product, y, len(targets))
-            bias = product.options.get("bias")
-            made = product.outputs(y, int(image[-1]) + 1)[image, :, site].double()
-            targets.append((made if bias is None else made - bias.double())[:, reader.outputs])
-
-        def take(product: Product, y: Tensor, rows: list[Tensor] = rows, places: Places = places) -> None:
-            image, site = places(product, y, len(rows))
-            rows.append(patches(product, y, int(image[-1]) + 1, image, site).double().flatten(1))
-
-        _forward(dense, reader.name, reader.calls, batch, give)
-        _forward(pruned, reader.name, reader.calls, batch, take)
-        x, y = torch.cat(rows), torch.cat(targets)
+        _forward(pruned, {name: calls}, batch, see)
+        x = torch.cat(rows)
         inputs = x.T @ x if inputs is None else inputs + x.T @ x
-        products = x.T @ y if products is None else products + x.T @ y
+        products = x.T @ target.double() if products is None else products + x.T @ target.double()
     assert inputs is not None
     assert products is not None
     if not (inputs.isfinite().all() and products.isfinite().all()):
         raise PrunefrontError(
-            f"weight {reader.name!r} cannot be fitted, as what it sees or should give is not finite; "
+            f"weight {name!r} cannot be fitted, as what it sees or should give is not finite; "
             "check the network and the calibration batches"
         )
     return _Moments(inputs, products)
