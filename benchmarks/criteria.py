@@ -1,7 +1,7 @@
 """Every criterion and every structured procedure against the truth: ResNet-20 on real CIFAR-10, no search.
 
-rank:   Spearman's ρ of a criterion's scores with the true change of the loss when a unit is masked, on images that no
-        criterion saw; the mean over the inner groups, and over the units of all groups together.
+rank:   Spearman's ρ of a criterion's scores with |ΔL|, the true change of the loss when a unit is masked: on images that
+        the criterion saw (mean over the inner groups, and over the units of all of them together), and on others.
 seconds: CPU time of the criterion's statistics, alone, on one core.
 cut:    accuracy with 10, 30 and 50 % of the units of each inner group gone and batch norms estimated anew.
 train:  the same at 50 % after two passes over a part of the training images.
@@ -190,12 +190,22 @@ def _truth(here: Bench, job: Job, folder: Path) -> dict[str, Any]:
 
 def _rank(here: Bench, job: Job, folder: Path) -> dict[str, Any]:
     scores, seconds = _scores(here, job.method, job.seed, folder)
+    return {"seconds": seconds, "groups": len(scores)}
+
+
+def agreement(here: Bench, method: str, seed: int, folder: Path) -> dict[str, float]:
+    """Of a criterion's scores with |ΔL| on the images that it saw, and on those that none did."""
+    scores, _ = _scores(here, method, seed, folder)
+    same, _ = _scores(here, "oracle", seed, folder)
     with np.load(folder / "truth.npz") as kept:
-        truth = {name: np.abs(kept[name]) for name in kept.files}
-    inside = [_spearman(scores[g], truth[g]) for g in here.inner() if g in scores]
+        held = {name: np.abs(kept[name]) for name in kept.files}
     names = [g for g in here.inner() if g in scores]
-    every = _spearman(np.concatenate([scores[g] for g in names]), np.concatenate([truth[g] for g in names]))
-    return {"within": float(np.mean(inside)), "across": every, "seconds": seconds}
+
+    def within(truth: Scores) -> float:
+        return stats.fmean(_spearman(scores[g], truth[g]) for g in names)
+
+    together = (np.concatenate([found[g] for g in names]) for found in (scores, same))
+    return {"within": within(same), "across": _spearman(*together), "held_out": within(held)}
 
 
 def _spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
@@ -288,7 +298,11 @@ def run(quick: bool, seeds: int, workers: int, folder: Path) -> dict[str, Any]:
                 with log.open("a") as file:
                     file.write(json.dumps(done[job.name]) + "\n")
                 print(f"{job.name}: {result}", file=sys.stderr)
-    return summary(list(done.values()), quick)
+    results = list(done.values())
+    for result in results:
+        if result["kind"] == "rank" and "error" not in result:
+            result |= agreement(bench(quick), result["method"], result["seed"], folder)
+    return summary(results, quick)
 
 
 def _safely(job: Job, quick: bool, folder: Path) -> dict[str, Any]:
@@ -329,6 +343,7 @@ def summary(results: Sequence[Mapping[str, Any]], quick: bool) -> dict[str, Any]
             name: {
                 "within": over("rank", name, "within"),
                 "across": over("rank", name, "across"),
+                "held_out": over("rank", name, "held_out"),
                 "seconds": over("rank", name, "seconds"),
                 **{f"cut_{int(100 * r)}": over("cut", name, "accuracy", r) for r in RATIOS},
                 "train_50": over("train", name, "accuracy", 0.5),
@@ -355,13 +370,16 @@ def _cell(value: Sequence[float] | None, scale: float, digits: int) -> str:
 
 def tables(found: Mapping[str, Any]) -> tuple[str, str]:
     """Criteria, best first at 50 % gone; and procedures, in Markdown."""
-    head = "| criterion | ρ within | ρ across | seconds | 10 % gone | 30 % | 50 % | 50 %, trained |"
-    lines = [head, "|---" * 8 + "|"]
+    head = (
+        "| criterion | ρ within | ρ across | ρ others | seconds | 10 % gone | 30 % | 50 % | 50 %, trained |"
+    )
+    lines = [head, "|---" * 9 + "|"]
     order = sorted(found["criteria"].items(), key=lambda kv: -(kv[1]["cut_50"] or [0.0])[0])
-    for name, row in order:
-        cells = [_cell(row["within"], 1, 2), _cell(row["across"], 1, 2), _cell(row["seconds"], 1, 1)]
+    for method, row in order:
+        cells = [_cell(row[name], 1, 2) for name in ("within", "across", "held_out")]
+        cells.append(_cell(row["seconds"], 1, 1))
         cells += [_cell(row[f"cut_{r}"], 100, 1) for r in (10, 30, 50)] + [_cell(row["train_50"], 100, 1)]
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+        lines.append(f"| `{method}` | {' | '.join(cells)} |")
     ways = ["| procedure | accuracy % | seconds |", "|---|---|---|"]
     for name, row in sorted(found["procedures"].items(), key=lambda kv: -(kv[1]["accuracy"] or [0.0])[0]):
         ways.append(f"| `{name}` | {_cell(row['accuracy'], 100, 1)} | {_cell(row['seconds'], 1, 0)} |")

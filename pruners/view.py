@@ -37,15 +37,15 @@ class UnitView:
     member_gradient: Σ over the gates of |∂L_b/∂z|. gate_curvature: Σ_j ∂²L_b/∂z_i∂z_j over all gates j.
     weight_work: Σ w·∂L_b/∂w over the producing weights; weight_work_abs: Σ |w·∂L_b/∂w|; weight_work_square:
     Σ (w·∂L_b/∂w)².
-    structure_gradient: θᵀg, θ the producing weights and biases; structure_curvature: θᵀH·θ_struc (SOSP).
+    structure_gradient: θᵀg, θ the parameters at the unit's gates; structure_curvature: θᵀH·θ_struc (SOSP).
 
     Measured, one column per image:
 
     activation: mean |x| over space of what the unit's consumers see; activation_signed: mean x;
     activation_square: mean x²; zeros: share of x that is exactly zero.
     feature_taylor: mean over space of x·∂ℓ/∂x. nuclear_drop: fall of the maps' nuclear norm without the unit's.
-    logit_work: Σ over space of y·√p_k·∂(logit_k − Σ p·logit)/∂y of the producers' outputs y, one column per image
-    and class k, so that rows' products are Gauss–Newton curvatures.
+    logit_work: Σ over space of x·√(K·p_k)·∂(logit_k − Σ p·logit)/∂x of what the unit's consumers see, one column per
+    image and each of K classes, so that the mean product of two rows is the Gauss–Newton curvature between gates.
 
     Measured, otherwise:
 

@@ -1,6 +1,6 @@
 """Sees what goes into and comes out of every conv, linear and matmul call, known by the weight that it takes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,3 +132,26 @@ class Watch(TorchFunctionMode):
             other = self._on_output(product, y)
             y = y if other is None else other
         return y
+
+
+class Outputs:
+    """Remembers what watched products put out, so that gradients can be asked for there.
+
+    What follows gets a copy: an operator that writes in place changes neither the values nor the place.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Product, Tensor]] = []
+
+    def __call__(self, product: Product, y: Tensor) -> Tensor:
+        if not y.requires_grad:
+            y.requires_grad_()
+        self.calls.append((product, y))
+        return y.clone()
+
+    def slopes(self, objective: Tensor) -> Sequence[Tensor | None]:
+        """∂objective/∂y of each call; None where it does not depend on it. Can be asked again."""
+        outputs = [y for _, y in self.calls]
+        if not objective.requires_grad or not outputs:
+            return [None] * len(outputs)
+        return torch.autograd.grad(objective, outputs, retain_graph=True, allow_unused=True)

@@ -117,7 +117,9 @@ def statistic(
     def file(collect: Collect) -> Statistic:
         summary = summary_of(collect, "statistic", name)
         kinds = dict.fromkeys(fields, takes) if isinstance(takes, str) else takes
-        return statistics.register(name)(Statistic(name, fields, collect, split, images, cost, kinds, summary))
+        return statistics.register(name)(
+            Statistic(name, fields, collect, split, images, cost, kinds, summary)
+        )
 
     return file
 

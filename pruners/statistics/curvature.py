@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pruners.applies import no_gate
 from pruners.errors import PrunefrontError
-from pruners.graph import ChannelGraph, ChannelGroup, TensorSlice
+from pruners.graph import TensorSlice
 from pruners.statistics import Inquiry, Values, statistic
 from pruners.view import gates, owners, per_unit
 
@@ -18,45 +18,35 @@ Parts = Mapping[str, tuple[TensorSlice, ...]]
 """Group name -> the parameter slices that its units scale."""
 
 
-def no_structure(group: ChannelGroup, graph: ChannelGraph) -> str | None:
-    """Where no trained conv or linear layer makes the channels."""
-    return None if structure(group, graph) else "has no trained conv or linear layer that produces it"
-
-
-def structure(group: ChannelGroup, graph: ChannelGraph) -> tuple[TensorSlice, ...]:
-    """The trained weights and biases that produce the group's units: θ_s of SOSP (2110.11395)."""
-    return tuple(m for m in group.members if m.role == "out" and m.tensor in graph.parameters)
-
-
 @statistic(
     "curvature",
     fields={
         "gate_curvature": no_gate,
-        "structure_gradient": no_structure,
-        "structure_curvature": no_structure,
+        "structure_gradient": no_gate,
+        "structure_curvature": no_gate,
     },
     takes="HVP",
-    cost="forward, backward and one Hessian-vector product for each curvature, on 512 images (ResNet-20: 5 to 12 s)",
+    cost="forward, backward and one Hessian-vector product, on 512 images (ResNet-20: 5 s)",
     images=512,
 )
 def curvature(inquiry: Inquiry) -> Values:
-    """Rows of the Hessian between gates, and θᵀg and θᵀHθ_struc of SOSP: one Hessian-vector product each.
+    """Rows of the Hessian between gates, and θᵀg and θᵀHθ_struc of SOSP, by one Hessian-vector product.
 
     A gate z multiplies parameters θ_z (γ and β of a norm, else W and b), which are linear in z, so that no second
     derivative of θ itself appears: Σ_j ∂²L/∂z_i∂z_j = θ_iᵀ H Σ_j θ_j, one Hessian-vector product in parameter space
     for all i. j runs over the gates of every group of the graph. As for `gate_gradient`, gates that share a group are
-    summed and divided by their number, on the side of i; on that of j all of them move. θ_struc is the sum of the
-    structures of every group of the graph (SOSP-H, Nonnenmacher et al. 2021, 2110.11395); g and H are of the same
+    summed and divided by their number, on the side of i; on that of j all of them move. θ_s are the same parameters,
+    not divided, and θ_struc is their sum over every group of the graph (SOSP-H, Nonnenmacher et al. 2021, 2110.11395;
+    own: the paper's are filters, and a filter in front of a norm leaves the norm's shift); g and H are of the same
     batch, norms in eval mode. A group that no gradient reaches gets no entry.
     Raises PrunefrontError where an operator has no second derivative.
     """
     graph, needs = inquiry.graph, inquiry.fields
     tensors = inquiry.model.state_dict(keep_vars=True)
-    gated = {g.name: gates(g, graph)[0] for g in graph.groups} if "gate_curvature" in needs else {}
-    made = {g.name: structure(g, graph) for g in graph.groups} if needs != {"gate_curvature"} else {}
-    names = sorted({m.tensor for parts in (gated, made) for members in parts.values() for m in members})
+    parts = {g.name: gates(g, graph)[0] for g in graph.groups}
+    names = sorted({m.tensor for members in parts.values() for m in members})
     parameters = [tensors[name].requires_grad_() for name in names]
-    ones = [_owned(names, parameters, parts) for parts in (gated, made)]
+    everything = _owned(names, parameters, parts)
     columns: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     reached: set[str] = set()
 
@@ -66,19 +56,9 @@ def curvature(inquiry: Inquiry) -> Values:
             value = inquiry.loss(inquiry.model(*arguments), target)
             slopes = torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True)
         reached |= {name for name, slope in zip(names, slopes, strict=True) if slope is not None}
-        bends = [
-            _times_hessian(slopes, parameters, vector) if wanted else None
-            for vector, wanted in zip(
-                ones, ("gate_curvature" in needs, "structure_curvature" in needs), strict=True
-            )
-        ]
-        for field, parts, vector in (
-            ("gate_curvature", gated, bends[0]),
-            ("structure_gradient", made, slopes),
-            ("structure_curvature", made, bends[1]),
-        ):
-            if field not in needs or vector is None:
-                continue
+        bends = slopes if needs == {"structure_gradient"} else _times_hessian(slopes, parameters, everything)
+        for field in needs:
+            vector = slopes if field == "structure_gradient" else bends
             work = dict(zip(names, map(_work, parameters, vector), strict=True))
             for group in inquiry.groups:
                 if parts[group.name]:
@@ -86,7 +66,6 @@ def curvature(inquiry: Inquiry) -> Values:
 
     values: dict[str, dict[str, Tensor]] = {name: {} for name in needs}
     for (field, name), found in columns.items():
-        parts = gated if field == "gate_curvature" else made
         if any(m.tensor in reached for m in parts[name]):
             values[field][name] = torch.stack(found, dim=1)
             if field == "gate_curvature":
@@ -95,7 +74,7 @@ def curvature(inquiry: Inquiry) -> Values:
 
 
 def _owned(names: Sequence[str], parameters: Sequence[Tensor], parts: Parts) -> list[Tensor]:
-    """The parameters where some group's unit owns them, elsewhere zero: what all gates together scale."""
+    """θ_struc: the parameters where some group's unit owns them, elsewhere zero: what all gates together scale."""
     vectors = {name: torch.zeros_like(p) for name, p in zip(names, parameters, strict=True)}
     for name, parameter in zip(names, parameters, strict=True):
         for part in (m for members in parts.values() for m in members if m.tensor == name):

@@ -11,9 +11,9 @@ from torch import Tensor
 from pruners.applies import no_producer
 from pruners.graph import ChannelGraph, ChannelGroup, TensorSlice
 from pruners.statistics import Inquiry, Values, statistic
-from pruners.statistics.logits import Outputs, check_seen, drawn, logits_of
+from pruners.statistics.logits import check_seen, drawn, logits_of
 from pruners.view import consumers, owners, producers
-from pruners.watch import CONVOLUTIONS, Product, Watch
+from pruners.watch import CONVOLUTIONS, Outputs, Product, Watch
 
 LARGEST = 4608
 """Rows of a factor: 512 channels × 9 places of a kernel, 170 MB."""

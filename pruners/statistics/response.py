@@ -13,9 +13,9 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from pruners.applies import no_producer
 from pruners.errors import PrunefrontError
 from pruners.statistics import Inquiry, Values, statistic
-from pruners.statistics.logits import Outputs, check_seen, logits_of
+from pruners.statistics.logits import check_seen, logits_of
 from pruners.view import per_unit, producers
-from pruners.watch import CONVOLUTIONS, PRODUCTS, TRANSPOSED, Product, Watch
+from pruners.watch import CONVOLUTIONS, PRODUCTS, TRANSPOSED, Outputs, Product, Watch
 
 ALPHA = 0.5
 """Weight of spread against uncorrelatedness in Inf-FS (own: the paper's value is not re-checked)."""

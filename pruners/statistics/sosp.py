@@ -32,8 +32,7 @@ def sosp_order(inquiry: Inquiry) -> Values:
     if not work:
         return {"sosp_order": {}}
     rows = torch.cat(list(work.values()))
-    images = sum(len(x[0] if isinstance(x, tuple) else x) for x, _ in inquiry.batches)
-    turns = greedy(torch.cat([slope[name] for name in work]), rows @ rows.T / images)
+    turns = greedy(torch.cat([slope[name] for name in work]), rows @ rows.T / rows.shape[1])
     bounds = itertools.pairwise(itertools.accumulate((len(w) for w in work.values()), initial=0))
     return {
         "sosp_order": {

@@ -14,6 +14,7 @@ from pruners.criteria.obd import obd
 from pruners.criteria.sosp_h import sosp_h
 from pruners.criteria.sosp_i import sosp_i
 from pruners.criteria.spectral_radius import spectral_radius
+from pruners.criteria.taylor_diagonal import taylor_diagonal
 from pruners.criteria.taylor_second_order import taylor_second_order
 from pruners.errors import PrunefrontError
 from pruners.granularities import granularities
@@ -52,14 +53,17 @@ def scaled(model, parts_of, t):
     state = {name: p.detach() for name, p in model.state_dict().items()}
     first = 0
     for g in model.graph().groups:
-        factors = {m.tensor: torch.ones(model.state_dict()[m.tensor].shape[0]).double() for m in parts_of(g)}
+        factors = {
+            (m.tensor, m.dim): torch.ones(model.state_dict()[m.tensor].shape[m.dim]).double()
+            for m in parts_of(g)
+        }
         for m in parts_of(g):
             for unit, positions in enumerate(m.index):
-                factors[m.tensor] = factors[m.tensor].index_put(
+                factors[m.tensor, m.dim] = factors[m.tensor, m.dim].index_put(
                     (torch.tensor(positions),), t[first + unit].expand(len(positions))
                 )
-        for name, factor in factors.items():
-            state[name] = state[name] * factor.view(-1, *[1] * (state[name].ndim - 1))
+        for (name, dim), factor in factors.items():
+            state[name] = state[name] * factor.view(*[1] * dim, -1, *[1] * (state[name].ndim - dim - 1))
         first += g.units
     return state
 
@@ -78,8 +82,8 @@ def by_group(model, rows):
     )
 
 
-def structures(g):
-    return [m for m in g.members if m.role == "out"]
+def readers(g):
+    return [m for m in g.members if m.role == "in"]
 
 
 # curvature
@@ -89,7 +93,9 @@ def structures(g):
 @pytest.mark.parametrize("what", ["gates", "structures"])
 def test_a_hessian_vector_product_is_the_row_sum_of_the_explicit_hessian(kind, what):
     model, (x, y) = made(kind), batches(1)[0]
-    parts_of = structures if what == "structures" else lambda g: gates(g, model.graph())[0]
+
+    def parts_of(g):
+        return gates(g, model.graph())[0]
 
     def loss(t):
         return F.cross_entropy(functional_call(model, scaled(model, parts_of, t), (x,)), y)
@@ -211,6 +217,16 @@ def test_taylor_second_order_is_the_mean_of_squares_over_the_batches_that_both_h
     assert taylor_second_order(view).tolist() == [1.0, 0.5]
 
 
+def test_taylor_diagonal_is_the_change_of_a_quadratic_loss_when_one_unit_goes():
+    """ΔL = -g + ½ H_ii, exactly, whatever its sign."""
+    view = UnitView(
+        torch.zeros(3, 0),
+        structure_gradient=torch.tensor([[3.0, 1.0], [0.0, 0.0], [-1.0, -1.0]]).double(),
+        logit_work=torch.tensor([[2.0, 2.0], [1.0, -3.0], [0.0, 0.0]]).double(),
+    )
+    assert taylor_diagonal(view).tolist() == [0.0, 6.25, 1.0]
+
+
 def test_sosp_h_takes_absolute_values_after_the_mean():
     view = UnitView(
         torch.zeros(2, 0),
@@ -227,7 +243,7 @@ def gauss_newton(model, x):
     """Σ_n Jᵀ(diag p - ppᵀ)J / N over unit scales, by hand."""
 
     def logits(t):
-        return functional_call(model, scaled(model, structures, t), (x,))
+        return functional_call(model, scaled(model, readers, t), (x,))
 
     ones = torch.ones(units(model), dtype=torch.float64)
     jacobian, p = jacrev(logits)(ones), logits(ones).softmax(1)
@@ -240,7 +256,7 @@ def test_products_of_logit_work_are_the_gauss_newton_matrix(kind):
     model, data = made(kind), batches()
     work = torch.cat(list(gathered(model, data, "logit_work")[0].values()))
     assert work.shape == (units(model), 12 * CLASSES)
-    q = work @ work.T / 12
+    q = work @ work.T / work.shape[1]
     torch.testing.assert_close(q, gauss_newton(model, torch.cat([x for x, _ in data])))
     assert torch.linalg.eigvalsh(q).min() > -1e-12
 
@@ -248,13 +264,13 @@ def test_products_of_logit_work_are_the_gauss_newton_matrix(kind):
 def test_where_logits_are_linear_the_gauss_newton_matrix_is_the_hessian():
     model, data = made(Functional), batches()
     work, curvature = gathered(model, data, "logit_work", "structure_curvature")
-    q = work["hidden"] @ work["hidden"].T / 12
+    q = work["hidden"] @ work["hidden"].T / work["hidden"].shape[1]
     torch.testing.assert_close(q.sum(1), curvature["hidden"].mean(1))
     view = UnitView(torch.zeros(7, 0), logit_work=work["hidden"])
-    torch.testing.assert_close(obd(view) * CLASSES, q.diagonal() / 2)
+    torch.testing.assert_close(obd(view), q.diagonal() / 2)
 
 
-def test_logit_work_is_that_of_what_a_layer_puts_out_even_if_it_is_overwritten():
+def test_logit_work_is_that_of_what_a_layer_reads_even_if_it_is_overwritten():
     class InPlace(Plain):
         def forward(self, x):
             x = F.relu(self.bn1(self.conv1(x)))
@@ -263,7 +279,9 @@ def test_logit_work_is_that_of_what_a_layer_puts_out_even_if_it_is_overwritten()
 
     model, data = made(InPlace), batches()
     work = torch.cat(list(gathered(model, data, "logit_work")[0].values()))
-    torch.testing.assert_close(work @ work.T / 12, gauss_newton(model, torch.cat([x for x, _ in data])))
+    torch.testing.assert_close(
+        work @ work.T / work.shape[1], gauss_newton(model, torch.cat([x for x, _ in data]))
+    )
 
 
 @pytest.mark.parametrize("field", ["logit_work", "gate_curvature", "structure_curvature"])
@@ -306,7 +324,7 @@ def test_with_many_classes_the_mean_over_draws_is_the_gauss_newton_matrix():
     rows = directions(logits.expand(3000, -1), images, seed=0)
     assert rows.shape == (16, 3000, 40)
     p = logits[0].softmax(0)
-    found = torch.einsum("cni,cnj->ij", rows, rows) / 3000
+    found = torch.einsum("cni,cnj->ij", rows, rows) / 3000 / 16
     # 48,000 draws; entries have a spread below 0.35 each
     assert (found - (p.diag() - p[:, None] * p)).abs().max() < 5 * 0.35 / 48000**0.5
 
@@ -339,9 +357,18 @@ def test_a_producer_that_no_product_takes_is_named():
         def forward(self, x):
             return x.flatten(1)[:, :6] @ (2 * self.first).T @ self.second.T
 
-    for field in ("logit_work", "radius_drop", "response"):
+    for field in ("radius_drop", "response"):
         with pytest.raises(PrunefrontError, match=r"takes 'first' as its weight.*'hidden'"):
             gathered(made(Hidden), batches(1), field)
+
+
+def test_a_consumer_that_no_product_takes_is_named():
+    class Hidden(Functional):
+        def forward(self, x):
+            return x.flatten(1)[:, :6] @ self.first.T @ (2 * self.second).T
+
+    with pytest.raises(PrunefrontError, match=r"takes 'second' as its weight.*'hidden'"):
+        gathered(made(Hidden), batches(1), "logit_work")
 
 
 # SOSP-I
