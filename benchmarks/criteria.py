@@ -1,7 +1,7 @@
 """Every criterion and every structured procedure against the truth: ResNet-20 on real CIFAR-10, no search.
 
-rank:   Spearman's ρ of a criterion's scores with |ΔL|, the true change of the loss when a unit is masked: on images that
-        the criterion saw (mean over the inner groups, and over the units of all of them together), and on others.
+rank:   Spearman's ρ of a criterion's scores with |ΔL|, the true change of the loss when a unit is masked: on images
+        that the criterion saw (mean over the inner groups, and all their units together), and on others.
 seconds: CPU time of the criterion's statistics, alone, on one core.
 cut:    accuracy with 10, 30 and 50 % of the units of each inner group gone and batch norms estimated anew.
 train:  the same at 50 % after two passes over a part of the training images.
@@ -77,7 +77,7 @@ class Scale:
 
     calibration: int = 1024
     validation: int = 2000
-    train: int = 5000
+    train: int = 4000
     passes: int = 2
     batch: int = 128
     learning_rate: float = 0.02
