@@ -73,17 +73,20 @@ STRUCTURED = (
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much is done. train: images of a pass, passes: how many. batch: images per step."""
+    """How much is done. train: images of a pass, passes: how many, after a cut by each criterion; procedure_…: the same
+    for each procedure. batch: images per step."""
 
     calibration: int = 1024
     validation: int = 2000
     train: int = 4000
     passes: int = 2
+    procedure_train: int = 6000
+    procedure_passes: int = 4
     batch: int = 128
     learning_rate: float = 0.02
 
 
-FULL, QUICK = Scale(), Scale(calibration=128, validation=300, train=512, passes=1, batch=64)
+FULL, QUICK = Scale(), Scale(128, 300, train=512, passes=1, procedure_train=512, procedure_passes=4, batch=64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,17 +230,21 @@ def _cut(here: Bench, job: Job, folder: Path) -> dict[str, Any]:
 
 
 def _train(here: Bench, job: Job, folder: Path) -> dict[str, Any]:
-    return _trained(here, job, _goal(here, job, job.method, folder), "one_shot")
+    scale = here.scale
+    return _trained(here, job, _goal(here, job, job.method, folder), "one_shot", scale.train, scale.passes)
 
 
 def _procedure(here: Bench, job: Job, folder: Path) -> dict[str, Any]:
-    return _trained(here, job, _goal(here, job, "taylor", folder), job.method)
-
-
-def _trained(here: Bench, job: Job, aim: PruningPlan, procedure: str) -> dict[str, Any]:
     scale = here.scale
-    data = replace(here.data, train=here.data.train[: scale.train])
-    recipe = Recipe(scale.passes, scale.learning_rate, scale.batch, seed=job.seed)
+    aim = _goal(here, job, "taylor", folder)
+    return _trained(here, job, aim, job.method, scale.procedure_train, scale.procedure_passes)
+
+
+def _trained(
+    here: Bench, job: Job, aim: PruningPlan, procedure: str, train_images: int, passes: int
+) -> dict[str, Any]:
+    data = replace(here.data, train=here.data.train[:train_images])
+    recipe = Recipe(passes, here.scale.learning_rate, here.scale.batch, seed=job.seed)
     model = build_copy(here)
     run = begin(model, here.graph, aim, data, recipe, here.calibration(job.seed))
     started = time.process_time()

@@ -32,8 +32,11 @@ def no_relu(group: ChannelGroup, graph: ChannelGraph) -> str | None:
 
 
 def residual(group: ChannelGroup, graph: ChannelGraph) -> str | None:
-    """Where several layers write the channels, as on a residual stream, or where nothing reads them."""
-    writers = len(producers(group, graph.shapes))
+    """Where several layers write the channels, as on a residual stream, or where nothing reads them.
+
+    A depthwise convolution passes on what another layer wrote.
+    """
+    writers = sum(m.tensor not in graph.depthwise for m in producers(group, graph.shapes))
     if writers > 1:
         return f"is a stream that {writers} layers write; it takes one that a single layer makes"
     return no_producer(group, graph) or no_consumer(group, graph)

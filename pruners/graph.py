@@ -55,8 +55,8 @@ class ChannelGraph:
     shapes: shape of every tensor of the state dict. parameters: the names among them that are trained parameters.
     ops: where the multiply-accumulates are. inexact: names of groups whose cut changes more than masking would, as a
     layer norm's statistics or attention's scale go with the width. rectified: names of groups whose channels go through
-    a ReLU. element_bytes: of tensors whose elements do not
-    have 4 bytes.
+    a ReLU. depthwise: names of convolution weights that read each of their channels by itself. element_bytes: of tensors
+    whose elements do not have 4 bytes.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -66,6 +66,7 @@ class ChannelGraph:
     parameters: tuple[str, ...]
     inexact: tuple[str, ...] = ()
     rectified: tuple[str, ...] = ()
+    depthwise: tuple[str, ...] = ()
     element_bytes: Mapping[str, int] = field(default_factory=dict)
 
     def group(self, name: str) -> ChannelGroup:
@@ -99,6 +100,7 @@ class ChannelGraph:
             "parameters": list(self.parameters),
             "inexact": list(self.inexact),
             "rectified": list(self.rectified),
+            "depthwise": list(self.depthwise),
             "element_bytes": dict(self.element_bytes),
         }
 
@@ -122,5 +124,6 @@ class ChannelGraph:
             parameters=tuple(data["parameters"]),
             inexact=tuple(data.get("inexact", ())),
             rectified=tuple(data.get("rectified", ())),
+            depthwise=tuple(data.get("depthwise", ())),
             element_bytes=dict(data.get("element_bytes", {})),
         )

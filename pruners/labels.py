@@ -144,6 +144,7 @@ class Ledger:
         self.frozen: list[tuple[IntArray, str]] = []
         self.inexact: list[IntArray] = []
         self.rectified: list[IntArray] = []
+        self.depthwise: dict[str, None] = {}
         self.ops: list[MacOp] = []
         self._parent: IntArray = np.zeros(1, np.int64)
         self._starts: list[int] = []

@@ -57,6 +57,7 @@ def trace(
         parameters=tuple(name for name, t in own.items() if isinstance(t, nn.Parameter)),
         inexact=_touched(ledger, groups, ledger.inexact),
         rectified=_touched(ledger, groups, ledger.rectified),
+        depthwise=tuple(ledger.depthwise),
         element_bytes={name: t.element_size() for name, t in own.items() if t.element_size() != 4},
     )
     return probe.verify(model, graph, inputs) if verify else graph

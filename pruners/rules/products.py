@@ -40,6 +40,7 @@ def convolution(ledger: Ledger, call: Call) -> Value:
     ledger.claim(rows, "out", producer=True)
     if groups > 1 and len(columns) == 1:
         ledger.join(rows, np.repeat(read, len(rows) // groups), "is depthwise over channels of fixed width")
+        ledger.depthwise[weight.name] = None
     else:
         ledger.join(np.tile(columns, groups), read, "reads channels of fixed width")
         ledger.claim(columns, "in")
@@ -63,6 +64,7 @@ def transposed_convolution(ledger: Ledger, call: Call) -> Value:
     reading, producing = weight_nodes(weight, 0), weight_nodes(weight, 1)
     if groups > 1 and len(reading) == groups:
         ledger.join(reading, read, "is depthwise over channels of fixed width")
+        ledger.depthwise[weight.name] = None
         ledger.claim(reading, "out", producer=True)
         made = np.repeat(reading, len(producing))
     else:

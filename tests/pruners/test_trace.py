@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pruners.applies import residual
 from pruners.errors import NotTraceable, UnknownName, UnsupportedOp
 from pruners.graph import ChannelGraph
 from pruners.rules import RULES, rule
@@ -109,6 +111,52 @@ def test_expected_couplings() -> None:
     assert reasons(traced("Plain"))["fc"] == "reaches the output"
     columns = next(m for m in traced("VggBn").group("features.2.0").members if m.role == "in")
     assert columns.index[1] == (4, 5, 6, 7)
+
+
+def test_the_graph_knows_what_goes_through_a_relu() -> None:
+    assert set(traced("Plain").rectified) == {g.name for g in traced("Plain").groups}
+    assert traced("VisionTransformer").rectified == ()
+    again = ChannelGraph.from_json(json.loads(json.dumps(traced("MobileNet").to_json())))
+    assert again.rectified == traced("MobileNet").rectified != ()
+
+
+@pytest.mark.parametrize("bound", [F.relu, F.relu6, lambda x: x.clamp(min=0), lambda x: x.clamp(0, 6)])
+def test_every_way_to_write_a_relu_is_one(bound: Callable[[Tensor], Tensor]) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(bound(self.one(x)))
+
+    assert trace(Two(), torch.randn(2, 4)).rectified == ("one",)
+
+
+@pytest.mark.parametrize(
+    "other", [F.gelu, F.leaky_relu, torch.tanh, lambda x: x.clamp(min=-1), lambda x: x.clamp(max=6)]
+)
+def test_what_is_no_relu_is_none(other: Callable[[Tensor], Tensor]) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(other(self.one(x)))
+
+    assert trace(Two(), torch.randn(2, 4)).rectified == ()
+
+
+def test_a_depthwise_convolution_passes_on_what_another_layer_wrote() -> None:
+    """Methods for layers that one layer writes fit MobileNet's expanded channels, and no stream."""
+    graph = traced("MobileNet")
+    assert graph.depthwise
+    assert all(graph.shapes[name][1] == 1 for name in graph.depthwise)
+    passed = [g for g in graph.groups if any(m.tensor in graph.depthwise for m in g.members)]
+    assert passed
+    assert any(residual(g, graph) is None for g in passed)
+    assert residual(traced("ResNetOptionA").groups[0], traced("ResNetOptionA")) is not None
 
 
 class Mixing(nn.Module):
