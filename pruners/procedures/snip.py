@@ -2,22 +2,13 @@
 
 from collections.abc import Iterator
 
-import torch
-from torch import Tensor
-
+from pruners.criteria.snip import weight_scores
 from pruners.errors import PrunefrontError
-from pruners.masks import FLOOR, Tensors, keep_largest, weights
+from pruners.masks import FLOOR, keep_largest, weights
 from pruners.procedures import Phase, procedure
 from pruners.procedures.masking import Masked, gradients_of, settle
 from pruners.procedures.run import Run
 from pruners.statistics import images
-
-
-def connection_sensitivity(weights: Tensors, gradients: Tensors) -> dict[str, Tensor]:
-    """|w ∂L/∂w| / Σ |w ∂L/∂w|, the sum over all weights: |∂L/∂c| for masks c ≡ 1 on the weights."""
-    work = {name: (w.detach() * gradients[name]).abs() for name, w in weights.items()}
-    total = sum(float(t.sum(dtype=torch.float64)) for t in work.values())
-    return {name: t / total if total else t for name, t in work.items()}
 
 
 @procedure(
@@ -44,7 +35,7 @@ def snip(run: Run, density: float = 0.5) -> Iterator[Phase]:
     for inputs, target in run.calibration:
         output = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
         (run.loss(output, target) * images((inputs, target))).backward()  # type: ignore[no-untyped-call]
-    masks = keep_largest(connection_sensitivity(held, gradients_of(held)), density, floor=FLOOR)
+    masks = keep_largest(weight_scores(held, gradients_of(held)), density, floor=FLOOR)
     model.zero_grad()
     hook = Masked(held, masks)
     settle(run)

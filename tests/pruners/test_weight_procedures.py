@@ -14,7 +14,7 @@ from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
 from pruners.masks import density, erk_counts, n_of_m, weights
 from pruners.plan import plan
-from pruners.procedures import Hook, loop, lrpet, procedures, rigl, scl, snip, sr_ste
+from pruners.procedures import Hook, loop, lrpet, procedures, rigl, scl, sr_ste
 from pruners.procedures import dns as dns_module
 from pruners.procedures.masking import Masked, StraightThrough
 from pruners.procedures.run import Run
@@ -453,26 +453,6 @@ def test_scl_needs_a_penalty():
 
 
 # SNIP
-
-
-def test_connection_sensitivity_is_the_gradient_of_a_mask_and_sums_to_one():
-    model = made(Plain)
-    names = ("conv1.weight", "conv2.weight", "fc.weight")
-    inputs, target = batches(1, 8)[0]
-    masks = {n: torch.ones_like(model.get_parameter(n), requires_grad=True) for n in names}
-    masked = {n: model.get_parameter(n).detach() * c for n, c in masks.items()}
-    loss = F.cross_entropy(torch.func.functional_call(model, masked, (inputs,)), target)
-    slopes = dict(zip(names, torch.autograd.grad(loss, list(masks.values())), strict=True))
-    total = sum(float(s.abs().sum()) for s in slopes.values())
-    F.cross_entropy(model(inputs), target).backward()
-    held = {n: model.get_parameter(n) for n in names}
-    gradients = {n: p.grad for n, p in held.items()}
-    found = snip.connection_sensitivity(held, gradients)
-    assert sum(float(t.sum()) for t in found.values()) == pytest.approx(1.0)
-    scaled = snip.connection_sensitivity(held, {n: -7 * g for n, g in gradients.items()})
-    for n in names:
-        torch.testing.assert_close(found[n], slopes[n].abs() / total)
-        torch.testing.assert_close(scaled[n], found[n])
 
 
 @pytest.mark.parametrize("kind", MODELS)
