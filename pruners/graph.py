@@ -54,9 +54,9 @@ class ChannelGraph:
 
     shapes: shape of every tensor of the state dict. parameters: the names among them that are trained parameters.
     ops: where the multiply-accumulates are. inexact: names of groups whose cut changes more than masking would, as a
-    layer norm's statistics or attention's scale go with the width. rectified: names of groups whose channels go through
-    a ReLU. depthwise: names of convolution weights that read each of their channels by itself. element_bytes: of tensors
-    whose elements do not have 4 bytes.
+    layer norm's statistics or attention's scale go with the width. rectified: names of groups whose channels go
+    through a ReLU. depthwise: names of convolution weights that read each of their channels by itself.
+    element_bytes: of tensors whose elements do not have 4 bytes.
     """
 
     groups: tuple[ChannelGroup, ...]
