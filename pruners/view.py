@@ -52,8 +52,9 @@ class UnitView:
     contribution: the unit's part in sampled outputs of its consumers, one column per sample.
     connection: strength of the unit's connection to each output of its consumers (NNrelief).
     loss_change: change of the loss when the unit is masked. radius_drop: fall of Σ log spectral radius without it.
-    response: importance propagated back from the classifier's inputs (NISP). sosp_order: its turn, in [0, 1), when
-    all structures are removed greedily. selection_order: its turn, in [0, 1), when channels are added greedily (DCP).
+    response: importance propagated back from the classifier's inputs to the consumers' (NISP). sosp_order: its turn, in
+    [0, 1), when all structures are removed greedily. selection_order: its turn, in [0, 1), when channels are added
+    greedily (DCP).
     """
 
     weight: Float[Tensor, "units k"]

@@ -36,14 +36,17 @@ class Readings:
         self.calls.append((product, alias))
         return alias
 
+    def slopes(self, objective: Tensor) -> Sequence[Tensor | None]:
+        """∂objective/∂x of each call, through it alone; None where it does not depend on it. Can be asked again."""
+        inputs = [x for _, x in self.calls]
+        if not objective.requires_grad or not inputs:
+            return [None] * len(inputs)
+        return torch.autograd.grad(objective, inputs, retain_graph=True, allow_unused=True)
+
     def work(self, objective: Tensor, images: int) -> Mapping[str, Float[Tensor, "positions images"]]:
         """Weight name -> Σ over space and calls of x · ∂objective/∂x, float64 on the CPU; only those reached."""
-        if not objective.requires_grad:
-            return {}
-        inputs = [x for _, x in self.calls]
-        slopes = torch.autograd.grad(objective, inputs, retain_graph=True, allow_unused=True)
         total: dict[str, Tensor] = {}
-        for (product, x), slope in zip(self.calls, slopes, strict=True):
+        for (product, x), slope in zip(self.calls, self.slopes(objective), strict=True):
             if slope is None:
                 continue
             each = replace(product, x=x.detach() * slope).inputs(images)
