@@ -197,8 +197,9 @@ def test_every_step_takes_its_turn_and_waiting_does_not_count() -> None:
     started = time.perf_counter()
     reports = run(net(), Recipe(epochs=2, learning_rate=0.05, batch_size=16), yield_point=turn)
     wall = time.perf_counter() - started
-    # 33 images by 16: the last single one joins the second step, so two steps in each epoch
-    assert log == ["in", "out"] * 4
+    # 33 images by 16: the last single one joins the second step, so two steps in each epoch; before and after them what
+    # a procedure does to the network has its turn
+    assert log == ["in", "out"] * (1 + 4 + 1)
     assert 0 < sum(r.seconds for r in reports) < wall - sum(waited)
 
 
