@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from pruners.fresh import fresh
 from torch import Tensor, nn
 
 from pipelines.accuracy import Accuracy, accuracy
@@ -26,6 +25,7 @@ from pipelines.train import Recipe, begin, carry_out, train
 from pipelines.weights import save_weights
 from pipelines.workbench import Job, Workbench
 from pruners.cost import cost
+from pruners.fresh import fresh
 from pruners.plan import DENSE, PruningPlan
 from pruners.procedures import procedures
 from pruners.procedures.loop import EpochReport
