@@ -82,7 +82,7 @@ class Scale:
 
     calibration: int = 1024
     validation: int = 2000
-    train: int = 4000
+    train: int = 3000
     passes: int = 2
     procedure_train: int = 6000
     procedure_passes: int = 4
@@ -296,12 +296,16 @@ def jobs(here: Bench, seeds: int, quick: bool) -> Iterator[list[Job]]:
     yield [Job("cut", name, seed, r) for seed in range(seeds) for name in names for r in ratios]
     trained = ["taylor", "random"] if quick else names
     ways = ["one_shot", "tick_tock"] if quick else STRUCTURED
-    for seed in range(seeds):
-        yield [
-            *(Job("after", way, seed, 0.5) for way in AFTER if way != "one_shot" and not quick),
-            *(Job("procedure", way, seed, 0.5) for way in ways),
-            *(Job("train", name, seed, 0.5) for name in trained),
-        ]
+    yield [Job("train", name, seed, 0.5) for seed in range(seeds) for name in trained]
+    compared = [way for way in ways if way in AFTER]
+    for some in (compared, [way for way in ways if way not in AFTER]):
+        yield [Job("procedure", way, seed, 0.5) for seed in range(seeds) for way in some]
+    yield [
+        Job("after", way, seed, 0.5)
+        for seed in range(seeds)
+        for way in compared
+        if AFTER[way] < 1.0 and not quick
+    ]
 
 
 def run(quick: bool, seeds: int, workers: int, folder: Path) -> dict[str, Any]:
