@@ -1,17 +1,15 @@
-"""Every criterion and every structured procedure against the truth: ResNet-20 on real CIFAR-10, no search.
+"""Every criterion against the truth: ResNet-20 on real CIFAR-10, no search.
 
 rank:   Spearman's ρ of a criterion's scores with |ΔL|, the true change of the loss when a unit is masked: on images
         that the criterion saw (mean over the inner groups, and all their units together), and on others.
 seconds: CPU time of the criterion's statistics, alone, on one core.
 cut:    accuracy with 10, 30 and 50 % of the units of each inner group gone and batch norms estimated anew.
 train:  the same at 50 % after two passes over a part of the training images.
-procedure: every structured procedure with taylor, to 50 %, for equally many steps in all.
-after:  as procedure, but for equally many steps after the last cut, as the authors of Tick-Tock compare.
 
     python benchmarks/criteria.py [--quick] [--json] [--seeds 3] [--workers 2] [--keep FOLDER] [--write docs]
 
 Without --quick it takes hours of one core; what is finished is kept in FOLDER and not done again. --write makes
-criteria.md and criteria.png of what is there. --quick: a small network on handwritten digits, one seed.
+the table of criteria.md and criteria.png anew. --quick: a small network on handwritten digits, one seed.
 """
 
 import argparse
@@ -58,39 +56,21 @@ from pruners.view import producers
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 RATIOS = (0.1, 0.3, 0.5)
-STRUCTURED = (
-    "one_shot",
-    "iterative",
-    "cubic_ramp",
-    "tick_only",
-    "tick_tock",
-    "soft_filter",
-    "gdp",
-    "network_slimming",
-    "group_lasso",
-    "spectral_radius",
-)
-
-AFTER = {"one_shot": 1.0, "tick_only": 0.6, "tick_tock": 0.4}
-"""The share of a procedure's steps that follow its last cut."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much is done. train: images of a pass, passes: how many, after a cut by each criterion; procedure_…: the same
-    for each procedure. batch: images per step."""
+    """How much is done. train: images of a pass, passes: how many. batch: images per step."""
 
     calibration: int = 1024
     validation: int = 2000
     train: int = 3000
     passes: int = 2
-    procedure_train: int = 6000
-    procedure_passes: int = 4
     batch: int = 128
     learning_rate: float = 0.02
 
 
-FULL, QUICK = Scale(), Scale(128, 300, train=512, passes=1, procedure_train=512, procedure_passes=4, batch=64)
+FULL, QUICK = Scale(), Scale(calibration=128, validation=300, train=512, passes=1, batch=64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,52 +202,26 @@ def _spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     return float(spearmanr(one, other).statistic)
 
 
-def _goal(here: Bench, job: Job, method: str, folder: Path) -> PruningPlan:
-    scores, _ = _scores(here, method, job.seed, folder)
-    choices = {g: GroupChoice(method, job.ratio) for g in here.inner() if g in scores}
-    return plan(here.graph, choices, {method: scores})
+def _goal(here: Bench, job: Job, folder: Path) -> PruningPlan:
+    scores, _ = _scores(here, job.method, job.seed, folder)
+    choices = {g: GroupChoice(job.method, job.ratio) for g in here.inner() if g in scores}
+    return plan(here.graph, choices, {job.method: scores})
 
 
 def _cut(here: Bench, job: Job, folder: Path) -> dict[str, Any]:
-    aim = _goal(here, job, job.method, folder)
+    aim = _goal(here, job, folder)
     return {"accuracy": here.right(prune(here.model, here.graph, aim, here.calibration(job.seed)))}
 
 
 def _train(here: Bench, job: Job, folder: Path) -> dict[str, Any]:
     scale = here.scale
-    return _trained(here, job, _goal(here, job, job.method, folder), "one_shot", scale.train, scale.passes)
-
-
-def _procedure(here: Bench, job: Job, folder: Path) -> dict[str, Any]:
-    scale = here.scale
-    aim = _goal(here, job, "taylor", folder)
-    return _trained(here, job, aim, job.method, scale.procedure_train, scale.procedure_passes)
-
-
-def _after(here: Bench, job: Job, folder: Path) -> dict[str, Any]:
-    scale = here.scale
-    aim = _goal(here, job, "taylor", folder)
-    passes = round(scale.procedure_passes / AFTER[job.method])
-    return _trained(here, job, aim, job.method, scale.procedure_train, passes)
-
-
-def _trained(
-    here: Bench, job: Job, aim: PruningPlan, procedure: str, train_images: int, passes: int
-) -> dict[str, Any]:
-    data = replace(here.data, train=here.data.train[:train_images])
-    recipe = Recipe(passes, here.scale.learning_rate, here.scale.batch, seed=job.seed)
-    model = build_copy(here)
-    run = begin(model, here.graph, aim, data, recipe, here.calibration(job.seed))
-    started = time.process_time()
-    for _ in carry_out(run, procedures[procedure](run), data, recipe):
+    data = replace(here.data, train=here.data.train[: scale.train])
+    recipe = Recipe(scale.passes, scale.learning_rate, scale.batch, seed=job.seed)
+    goal = _goal(here, job, folder)
+    run = begin(copy.deepcopy(here.model), here.graph, goal, data, recipe, here.calibration(job.seed))
+    for _ in carry_out(run, procedures["one_shot"](run), data, recipe):
         continue
-    seconds = time.process_time() - started
-    return {"accuracy": here.right(run.model), "seconds": seconds}
-
-
-def build_copy(here: Bench) -> nn.Module:
-    """The dense network with its own memory."""
-    return copy.deepcopy(here.model)
+    return {"accuracy": here.right(run.model)}
 
 
 KINDS: dict[str, Callable[[Bench, Job, Path], dict[str, Any]]] = {
@@ -275,8 +229,6 @@ KINDS: dict[str, Callable[[Bench, Job, Path], dict[str, Any]]] = {
     "rank": _rank,
     "cut": _cut,
     "train": _train,
-    "procedure": _procedure,
-    "after": _after,
 }
 
 
@@ -295,17 +247,7 @@ def jobs(here: Bench, seeds: int, quick: bool) -> Iterator[list[Job]]:
     ratios = RATIOS[-1:] if quick else RATIOS
     yield [Job("cut", name, seed, r) for seed in range(seeds) for name in names for r in ratios]
     trained = ["taylor", "random"] if quick else names
-    ways = ["one_shot", "tick_tock"] if quick else STRUCTURED
     yield [Job("train", name, seed, 0.5) for seed in range(seeds) for name in trained]
-    compared = [way for way in ways if way in AFTER]
-    for some in (compared, [way for way in ways if way not in AFTER]):
-        yield [Job("procedure", way, seed, 0.5) for seed in range(seeds) for way in some]
-    yield [
-        Job("after", way, seed, 0.5)
-        for seed in range(seeds)
-        for way in compared
-        if AFTER[way] < 1.0 and not quick
-    ]
 
 
 def run(quick: bool, seeds: int, workers: int, folder: Path) -> dict[str, Any]:
@@ -355,7 +297,6 @@ def summary(results: Sequence[Mapping[str, Any]], quick: bool) -> dict[str, Any]
         )
 
     names = sorted({r["method"] for r in results if r["kind"] == "rank"})
-    ways = sorted({r["method"] for r in results if r["kind"] == "procedure"})
     return {
         "machine": {
             "processor": platform.processor() or platform.machine(),
@@ -374,14 +315,6 @@ def summary(results: Sequence[Mapping[str, Any]], quick: bool) -> dict[str, Any]
             }
             for name in names
         },
-        "procedures": {
-            name: {
-                "accuracy": over("procedure", name, "accuracy", 0.5),
-                "after": over("procedure" if AFTER.get(name) == 1.0 else "after", name, "accuracy", 0.5),
-                "seconds": over("procedure", name, "seconds", 0.5),
-            }
-            for name in ways
-        },
         "errors": sorted({f"{r['method']}: {r['error']}" for r in results if "error" in r}),
     }
 
@@ -393,8 +326,8 @@ def _cell(value: Sequence[float] | None, scale: float, digits: int) -> str:
     return f"{scale * mean:.{digits}f}" + (f" ± {scale * std:.{digits}f}" if n > 1 else "")
 
 
-def tables(found: Mapping[str, Any]) -> tuple[str, str]:
-    """Criteria, best first at 50 % gone; and procedures, in Markdown."""
+def table(found: Mapping[str, Any]) -> str:
+    """Criteria, best first at 50 % gone, in Markdown."""
     head = (
         "| criterion | ρ within | ρ across | ρ others | seconds | 10 % gone | 30 % | 50 % | 50 %, trained |"
     )
@@ -405,19 +338,13 @@ def tables(found: Mapping[str, Any]) -> tuple[str, str]:
         cells.append(_cell(row["seconds"], 1, 1))
         cells += [_cell(row[f"cut_{r}"], 100, 1) for r in (10, 30, 50)] + [_cell(row["train_50"], 100, 1)]
         lines.append(f"| `{method}` | {' | '.join(cells)} |")
-    ways = ["| procedure | as many steps | as many after the last cut | seconds |", "|---|---|---|---|"]
-    for name, row in sorted(found["procedures"].items(), key=lambda kv: -(kv[1]["accuracy"] or [0.0])[0]):
-        cells = [_cell(row[key], 100, 1) for key in ("accuracy", "after")] + [_cell(row["seconds"], 1, 0)]
-        ways.append(f"| `{name}` | {' | '.join(cells)} |")
-    return "\n".join(lines), "\n".join(ways)
+    return "\n".join(lines)
 
 
 def into(page: str, found: Mapping[str, Any]) -> str:
-    """The page with the tables of now between its marks."""
-    for name, table in zip(("criteria", "procedures"), tables(found), strict=True):
-        head, mark, rest = page.partition(f"<!-- results: {name} -->\n")
-        page = head + mark + table + "\n" + rest[rest.index("<!-- end -->") :]
-    return page
+    """The page with the table of now between its marks."""
+    head, mark, rest = page.partition("<!-- results: criteria -->\n")
+    return head + mark + table(found) + "\n" + rest[rest.index("<!-- end -->") :]
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
@@ -487,7 +414,7 @@ def main() -> None:
     if given.json:
         print(json.dumps(found, indent=1))
     else:
-        print("\n\n".join(tables(found)))
+        print(table(found))
 
 
 if __name__ == "__main__":
