@@ -17,6 +17,10 @@ from pruners.errors import PrunefrontError
 ANSWER_SECONDS = 5.0
 """How long a machine may take to accept a connection."""
 
+STARTS = 2
+"""How often Ray is started here before it is given up: on a machine that is busy its first processes may take longer than
+Ray waits for them."""
+
 CLIENT_PORT = 10001
 """Where Ray listens for ray:// unless told otherwise."""
 
@@ -62,7 +66,7 @@ def connected(address: str | None, section: ClusterSection) -> Iterator[Cluster]
         with warnings.catch_warnings():
             # what it says is in the error, too
             warnings.filterwarnings("ignore", "Ray Client connection timed out")
-            ray.init(**options)
+            _start(ray, options, tries=STARTS if address is None else 1)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if address is None:
             raise PrunefrontError(f"Ray could not be started on this machine: {_why(error)}") from error
@@ -74,6 +78,18 @@ def connected(address: str | None, section: ClusterSection) -> Iterator[Cluster]
         yield _room(section, remote=address is not None and _remote(address))
     finally:
         ray.shutdown()
+
+
+def _start(ray: Any, options: dict[str, Any], *, tries: int) -> None:
+    """Starts or joins Ray. Raises what Ray raises at the last of the tries."""
+    for left in reversed(range(tries)):
+        try:
+            ray.init(**options)
+            return
+        except (OSError, RuntimeError):
+            ray.shutdown()  # what did start of it
+            if not left:
+                raise
 
 
 def named(address: str | None) -> str | None:
