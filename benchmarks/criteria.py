@@ -64,7 +64,7 @@ class Scale:
 
     calibration: int = 1024
     validation: int = 2000
-    train: int = 3000
+    train: int = 2000
     passes: int = 2
     batch: int = 128
     learning_rate: float = 0.02

@@ -18,8 +18,8 @@ ANSWER_SECONDS = 5.0
 """How long a machine may take to accept a connection."""
 
 STARTS = 2
-"""How often Ray is started here before it is given up: on a machine that is busy its first processes may take longer than
-Ray waits for them."""
+"""How often Ray is started here before it is given up: on a busy machine its first processes may take longer than Ray
+waits for them."""
 
 CLIENT_PORT = 10001
 """Where Ray listens for ray:// unless told otherwise."""
