@@ -7,7 +7,7 @@ from pipelines.config import Bound, SearchSection, SpaceSection
 from pruners.allocators import OutOfReach, PerGroup, Terms
 from pruners.allocators import allocators as registry
 from pruners.allocators.redundancy import upper_bounds
-from pruners.cost import Cost, cost, unit_macs
+from pruners.cost import unit_macs
 from pruners.criteria import criteria
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
@@ -146,8 +146,3 @@ def _proposal(name: str, criterion: str, terms: Terms) -> Proposal:
         terms = replace(terms, kept_macs=error.least)
         counts = registry[name](terms)
     return Proposal(f"{name} {criterion} {terms.kept_macs:.3g}", counts, criterion)
-
-
-def dense_cost(graph: ChannelGraph) -> Cost:
-    """What the dense network costs."""
-    return cost(graph)

@@ -1,6 +1,6 @@
 """A network on its way to a plan: what a training procedure holds and changes."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch.nn.functional as F
@@ -208,8 +208,3 @@ def carry(
             else value
             for key, value in state.items()
         }
-
-
-def named(parameters: Iterable[tuple[str, Tensor]], ndim: int = 2) -> dict[str, Tensor]:
-    """The parameters with at least `ndim` axes: by default the weights, without biases and norms."""
-    return {name: p for name, p in parameters if p.ndim >= ndim}
