@@ -1,0 +1,114 @@
+"""Single layers and stacks of blocks: what is pruned besides channels. Names and integers only, no torch."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A convolution or linear layer, as a granularity within single layers sees it.
+
+    name: of its weight in the state dict. module: its path. shape: of the weight, [C_out, C_in / groups, kH, kW] or
+    [out, in]. positions: output positions per sample, over all of its uses. groups: conv groups. stride: of the
+    kernel, (1, 1) for a linear layer. bias: whether it has one. norm: path of the batch norm that alone reads its
+    output, "" where there is none. reads, writes: whether its input or output is a stream that several layers write.
+    """
+
+    name: str
+    module: str
+    shape: tuple[int, ...]
+    positions: int
+    groups: int = 1
+    stride: tuple[int, int] = (1, 1)
+    bias: bool = False
+    norm: str = ""
+    reads: bool = False
+    writes: bool = False
+
+    @property
+    def kind(self) -> Literal["conv2d", "linear"]:
+        return "conv2d" if len(self.shape) == 4 else "linear"
+
+    @property
+    def outputs(self) -> int:
+        return self.shape[0]
+
+    @property
+    def inputs(self) -> int:
+        """Input channels, of all conv groups together."""
+        return self.shape[1] * self.groups
+
+    @property
+    def taps(self) -> int:
+        """Kernel positions kH·kW; 1 for a linear layer."""
+        return prod(self.shape[2:])
+
+    @property
+    def size(self) -> int:
+        """Weights."""
+        return prod(self.shape)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates per sample."""
+        return self.size * self.positions
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        return {**data, "shape": list(self.shape), "stride": list(self.stride)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Layer":
+        return cls(**{**data, "shape": tuple(data["shape"]), "stride": tuple(data["stride"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Blocks of one residual stream, each of which can go as a whole: what is left of it is the identity.
+
+    name: of the stack. blocks: paths of the modules, in the order of the forward pass.
+    """
+
+    name: str
+    blocks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One tensor of a network as it is stored.
+
+    shape: in memory. kind: `value` (takes the layer's word length), `float` (always 32 bits), `integer` (counts such
+    as a batch norm's, 64 bits) or `index` (integers in [0, below), packed into as few bits as those need). kept: how
+    many of the values are stored: all, or those that a sparse form leaves. form: `dense` stores all of them; `mask`
+    stores a bit for each position and the kept values; `n_of_m` the kept of every `team` consecutive positions of
+    `axis`, and where in the team they are. bits: word length, 32 = float32. levels: how a shorter word's codes become
+    numbers, the name of a quantiser; its scale is a tensor of its own.
+    """
+
+    shape: tuple[int, ...]
+    kind: Literal["value", "float", "integer", "index"] = "value"
+    below: int = 0
+    form: Literal["dense", "mask", "n_of_m"] = "dense"
+    kept: int = -1
+    team: int = 0
+    axis: int = 1
+    bits: int = 32
+    levels: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kept < 0:
+            object.__setattr__(self, "kept", prod(self.shape))
+
+    @property
+    def size(self) -> int:
+        """Elements in memory."""
+        return prod(self.shape)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "shape": list(self.shape)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Part":
+        return cls(**{**data, "shape": tuple(data["shape"])})
