@@ -1,4 +1,4 @@
-"""Published networks: four files and a manifest with their digests, in a folder or S3. Nothing is unpickled.
+"""Published networks: six files and a manifest with their digests, in a folder or S3. Nothing is unpickled.
 
 An artifact is a set of objects under `<root>/<id>/`. The manifest is written last, so an artifact without
 one was never finished, and the id holds the manifest's digest, so a URI names content, not a place.
@@ -15,15 +15,12 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, Protocol
+from typing import Any, BinaryIO, NoReturn, Protocol
 
 from pruners.errors import PrunefrontError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 FORMAT = "prunefront-artifact"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 FRONT = "front.json"
 LIMITS: Mapping[str, int] = {
@@ -31,6 +28,8 @@ LIMITS: Mapping[str, int] = {
     "plan.json": 64 << 20,
     "measurement.json": 64 << 20,
     "model.onnx": 2 << 30,  # the most that one protobuf message can hold
+    "model.pt2": 16 << 30,
+    "card.md": 1 << 20,
 }
 """Every file that an artifact holds, no more and no less, and the most bytes each may have."""
 MANIFEST_LIMIT = 64 << 10
@@ -334,23 +333,6 @@ def measure_file(file: Path) -> FileRecord:
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return FileRecord(digest, stream.tell())
-
-
-def load_weights(folder: Path) -> "dict[str, Tensor]":
-    """The state dict of a fetched artifact, on the CPU, its digest checked. Reads nothing but safetensors.
-
-    Raises ArtifactError.
-    """
-    # reading a manifest or a front must not cost the seconds that importing torch takes
-    import safetensors
-    import safetensors.torch
-
-    file = folder / "weights.safetensors"
-    _check_file(file, read_manifest(folder).files[file.name])
-    try:
-        return safetensors.torch.load_file(file)
-    except safetensors.SafetensorError as error:
-        raise ArtifactError(f"{file} is no safetensors file: {error}") from None
 
 
 def read_text(store: ArtifactStore, key: str, *, limit: int = TEXT_LIMIT) -> str:

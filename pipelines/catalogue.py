@@ -97,9 +97,30 @@ def _controls() -> list[Entry]:
 
 
 def _granularities() -> list[Entry]:
-    from pruners.granularities import granularities
+    from pruners.granularities.block import Block
 
-    return [{"name": name, "summary": _first_line(granularities[name])} for name in granularities]
+    from pruners.granularities import granularities, layer_granularities
+
+    entries = {name: _first_line(granularities[name]) for name in granularities}
+    entries |= {name: _first_line(layer_granularities[name]) for name in layer_granularities}
+    entries["block"] = _first_line(Block)
+    return [{"name": name, "summary": summary} for name, summary in sorted(entries.items())]
+
+
+def _quantisers() -> list[Entry]:
+    from pruners.quantisers import quantisers
+
+    return [
+        {
+            "name": name,
+            "summary": q.summary,
+            "bits": f"{q.bits[0]}–{q.bits[-1]}" if len(q.bits) > 1 else str(q.bits[0]),
+            "choose": q.choose,
+            "paper": q.paper,
+        }
+        for name in quantisers
+        for q in [quantisers[name]]
+    ]
 
 
 def _searchers() -> list[Entry]:
@@ -137,6 +158,7 @@ LISTS: Mapping[str, Callable[[], list[Entry]]] = {
     "allocators": _allocators,
     "controls": _controls,
     "granularities": _granularities,
+    "quantisers": _quantisers,
     "searchers": _searchers,
     "models": _models,
     "runtimes": _runtimes,

@@ -34,6 +34,7 @@ LISTS = (
     "allocators",
     "controls",
     "granularities",
+    "quantisers",
     "searchers",
     "models",
     "runtimes",

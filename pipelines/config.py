@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from pruners.choice import Words
 from pruners.errors import PrunefrontError
 from search.measurement import OBJECTIVES
 
@@ -94,6 +95,27 @@ class SpaceSection(Section):
     """Modules that stay as they are."""
     calibration_images: Annotated[int, Field(ge=1)] = 1024
     """Training images for criteria that need data, and for re-estimating batch norm statistics."""
+    granularities: Annotated[tuple[str, ...], Field(min_length=1)] = ("channel",)
+    """What a unit may be: `channel`, `block`, and those within single layers (`prunefront list granularities`)."""
+    densities: Annotated[tuple[Ratio, ...], Field(min_length=1)] = (0.25, 0.5, 0.75)
+    """What share of its weights a layer may keep, for granularities within layers."""
+    bits: Annotated[tuple[Annotated[int, Field(ge=1, le=32)], ...], Field(min_length=1)] = (32,)
+    """Word lengths of a layer's weights."""
+    quantiser: str = "fixed_point"
+    """How words shorter than 32 bits become numbers: `prunefront list quantisers`."""
+    per_channel: bool = True
+    """One scale for each output channel of a layer, or one for the layer."""
+    activations: Literal["none", "fixed_point", "dorefa", "xnor"] = "none"
+    """What quantises the inputs of layers whose weights have short words."""
+    activation_bits: Annotated[int, Field(ge=1, le=16)] = 8
+    """Word length of these inputs."""
+    whole: tuple[str, ...] = ()
+    """Modules in which no layer is changed within: its weights stay float, its kernels stay whole; channels may go."""
+
+    @property
+    def words(self) -> Words:
+        """How short words become numbers."""
+        return Words(self.quantiser, self.per_channel, self.activations, self.activation_bits)
 
 
 class Bound(Section):
@@ -195,6 +217,8 @@ class ArtifactSection(Section):
     """A folder or `s3://bucket/prefix`. Default: `<folder>/<name>/artifacts`."""
     endpoint_url: str | None = None
     """Of an S3 server that is not AWS. Credentials come from the environment, as boto3 reads them."""
+    huffman: bool = False
+    """Store codes of short words by their frequency, where that is shorter (Deep Compression's last step)."""
     shared: bool = False
     """The folder lies on storage that all machines of the cluster see."""
 

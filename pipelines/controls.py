@@ -9,6 +9,7 @@ from pruners.controls import Subject, controls
 from pruners.cost import macs
 from pruners.graph import ChannelGraph
 from pruners.plan import DENSE, Scores
+from pruners.within import replanned
 from search.candidate import Candidate
 
 
@@ -36,11 +37,13 @@ def control_job(name: str, subject: Trained, graph: ChannelGraph, scores: Scores
         )
     )
     key = f"{name}-{subject.name}"
-    choices = {g.name: g.choice for g in rival.plan.groups if g.achieved}
+    aim = replanned(graph, rival.plan)  # layers hold what the rival's channels leave them
+    choices = {g.name: g.choice for g in (*aim.groups, *aim.stacks) if g.achieved}
+    choices |= {layer.name: layer.choice for layer in aim.layers}
     return Job(
         name=key,
         candidate=Candidate(choices, key),
-        plan=rival.plan,
+        plan=aim,
         epochs=rival.epochs,
         start=rival.start,
         control=name,

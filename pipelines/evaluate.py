@@ -13,25 +13,32 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from pipelines import pt2_export
 from pipelines.accuracy import Accuracy, accuracy
 from pipelines.artifacts import Artifact, open_store, publish
+from pipelines.card import card
+from pipelines.config import MeasureSection
 from pipelines.data import Split, batches
 from pipelines.exclusive import exclusive, shared
+from pipelines.int8 import quantise_onnx
 from pipelines.latency import Latency, compare, runtimes
+from pipelines.models import build
 from pipelines.onnx_export import check, export
-from pipelines.train import Recipe, begin, carry_out, train
-from pipelines.weights import save_weights
+from pipelines.train import Recipe, begin, carry_out
 from pipelines.workbench import Job, Workbench
 from pruners.cost import cost
+from pruners.errors import PrunefrontError
 from pruners.fresh import fresh
-from pruners.plan import DENSE, PruningPlan
-from pruners.procedures import procedures
+from pruners.plan import DENSE, PruningPlan, without_channels
+from pruners.procedures import Phase, procedures
 from pruners.procedures.loop import EpochReport
-from pruners.prune import prune
-from pruners.recalibrate import recalibrate
+from pruners.prune import prune, settle
+from pruners.saved import PLAN, WEIGHTS, described, rebuild, save_network
 from pruners.surgery import apply
+from pruners.word_length import unwrapped
 from search.measurement import Measurement
 
 CALIBRATION_BATCH = 128
@@ -94,9 +101,12 @@ class Evaluator:
             whole = bench.untrained(job.start, seed=bench.seed + 1)
             cut = fresh if job.start == "fresh" else apply
             model = cut(whole, bench.graph, job.plan)
-        epochs = train(model, bench.data, recipe, yield_point=shared)
-        yield from self._accuracies(epochs, lambda: model, recipe)
-        return model, job.plan
+            # its channels are those of the plan; what that does to blocks and within layers comes before training
+            rest = replace(bench.graph, groups=())
+            run = begin(model, rest, without_channels(job.plan), bench.data, recipe, self._calibration)
+        epochs = carry_out(run, [Phase(run.steps)], bench.data, recipe, yield_point=shared)
+        yield from self._accuracies(epochs, lambda: run.model, recipe)
+        return run.model, job.plan
 
     def _accuracies(
         self, epochs: Iterator[EpochReport], model: Callable[[], nn.Module], recipe: Recipe
@@ -133,34 +143,54 @@ class Evaluator:
         with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
             folder = Path(temporary)
             model = model.cpu().eval().to(memory_format=torch.contiguous_format)
-            example = self._images(2)
             with shared():
-                export(model, example, folder / "model.onnx")
-                check(model, folder / "model.onnx", self._images(3))
+                self._write_network(model, plan, folder)
             latency = self._time(model, folder / "model.onnx")
-            weights = folder / "weights.safetensors"
-            save_weights(model, weights)
             measured = Measurement(
                 {
                     **measured.values,
-                    "size_bytes": float(weights.stat().st_size),
+                    "size_bytes": float((folder / WEIGHTS).stat().st_size),
                     "latency_ms": latency.ms,
                     "latency_ratio": latency.ratio,
                 },
                 {**measured.noise, "latency_ratio": (latency.ratio_high - latency.ratio_low) / 2},
             )
-            _write(folder / "plan.json", describe(self.bench, plan, model))
-            _write(
-                folder / "measurement.json",
-                {
-                    "key": name,
-                    "validation": measured.to_json(),
-                    "latency": {n: getattr(latency, n) for n in latency.__slots__},
-                    "environment": environment(self.bench.measure.threads),
-                },
-            )
+            description = describe(self.bench, plan, folder / WEIGHTS)
+            record = {
+                "key": name,
+                "validation": measured.to_json(),
+                "latency": {n: getattr(latency, n) for n in latency.__slots__},
+                "environment": environment(self.bench.measure),
+            }
+            _write(folder / PLAN, description)
+            _write(folder / "measurement.json", record)
+            (folder / "card.md").write_text(card(description, record), encoding="utf-8")
             store = open_store(self.bench.artifact_uri, self.bench.artifacts.endpoint_url)
             return measured, publish(store, folder, name)
+
+    def _write_network(self, model: nn.Module, plan: PruningPlan, folder: Path) -> None:
+        """Weights, ONNX and pt2, each compared with torch before it counts."""
+        example, onnx = self._images(2), folder / "model.onnx"
+        if integers(plan):
+            whole = folder / "float.onnx"
+            floats = unwrapped(model)
+            export(floats, example, whole)
+            check(floats, whole, self._images(3))
+            layers = {p.layer.module for p in plan.layers if p.choice.bits <= 8}
+            kept = {layer.module for layer in self.bench.graph.layers} - layers
+            images = [batch for batch, _ in self._calibration if isinstance(batch, Tensor)]
+            quantise_onnx(whole, (batch.cpu() for batch in images), onnx, exclude=kept)
+            whole.unlink()
+        else:
+            export(model, example, onnx)
+            check(model, onnx, self._images(3))
+        pt2_export.export(model, example, folder / "model.pt2")
+        pt2_export.check(model, folder / "model.pt2", self._images(3))
+        save_network(model, self.bench.graph, plan, folder / WEIGHTS, entropy=self.bench.artifacts.huffman)
+        again = load_network_from(self.bench, plan, folder / WEIGHTS)
+        with torch.no_grad():
+            if not torch.equal(again(example), model(example)):
+                raise PrunefrontError("the network read back from its file does not compute what was trained")
 
     def _prune(self, plan: PruningPlan) -> nn.Module:
         recipe = self.bench.recipe
@@ -168,7 +198,7 @@ class Evaluator:
         if recipe.channels_last:
             model = model.to(memory_format=torch.channels_last)
         with torch.autocast(self.bench.device, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            recalibrate(model, self._calibration)
+            settle(model, plan, self._calibration)
         return model
 
     def _time(self, model: nn.Module, onnx: Path) -> Latency:
@@ -204,26 +234,52 @@ class Evaluator:
         )
 
 
-def describe(bench: Workbench, plan: PruningPlan, model: nn.Module) -> dict[str, Any]:
-    """The content of plan.json: what the network is and how it came about."""
+def integers(plan: PruningPlan) -> bool:
+    """Whether the plan's ONNX network computes in integers: inputs and weights of some layers have 8 bits or fewer."""
+    words = plan.words
+    short = any(bits <= 8 for bits in plan.bits().values())
+    return short and words.activations == "fixed_point" and words.activation_bits == 8
+
+
+def load_network_from(bench: Workbench, plan: PruningPlan, weights: Path) -> nn.Module:
+    """What a reader of the artifact makes of it."""
+    dense = build(bench.model, classes=bench.classes, input_shape=bench.input_shape)
+    return rebuild(dense, plan, tuple(described(bench.graph, plan)["removed"]), weights)
+
+
+def describe(bench: Workbench, plan: PruningPlan, weights: Path) -> dict[str, Any]:
+    """The content of plan.json: what the network is and how it came about. shapes: of the tensors in the file."""
+    price, dense = cost(bench.graph, plan), cost(bench.graph)
     return {
         **bench.description,
         "study": bench.study,
         "classes": bench.classes,
         "input_shape": list(bench.input_shape),
-        "plan": plan.to_json(),
-        "shapes": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
+        **described(bench.graph, plan),
+        "onnx": "int8" if integers(plan) else "float32",
+        "shapes": stored_shapes(weights),
+        "macs": price.macs,
+        "params": price.params,
+        "dense": {"macs": dense.macs, "params": dense.params, "size_bytes": dense.size_bytes},
     }
 
 
-def environment(threads: int) -> dict[str, Any]:
+def stored_shapes(weights: Path) -> dict[str, list[int]]:
+    """Name -> shape of every tensor in a file that this process wrote."""
+    with safe_open(weights, "pt") as stored:
+        return {name: list(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+
+
+def environment(section: MeasureSection) -> dict[str, Any]:
     """What a latency depends on besides the network."""
     return {
+        "runtime": section.runtime,
+        "batch_size": section.batch_size,
         "torch": torch.__version__,
         "onnxruntime": onnxruntime.__version__,
         "machine": platform.machine(),
         "processor": _processor(),
-        "threads": threads,
+        "threads": section.threads,
         "measured": time.strftime("%Y-%m-%d"),
     }
 

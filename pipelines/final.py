@@ -13,9 +13,10 @@ from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from pipelines.accuracy import Accuracy
 from pipelines.artifacts import ArtifactStore, fetch_from, publish
+from pipelines.card import card
 from pipelines.data import Split, Transform
 from pipelines.failures import failure
-from pipelines.report import FrontRow
+from pipelines.report import FrontRow, made_of
 from pipelines.verify import CHECKED_INPUTS, onnx_accuracy, onnx_outputs
 from pipelines.workbench import Job
 from pruners.cost import cost
@@ -144,6 +145,7 @@ def _row(network: Trained, graph: ChannelGraph, accuracy: Accuracy, latency: Map
         control=network.job.control,
         of=network.job.of,
         epochs=network.epochs,
+        made=made_of(network.job.plan),
     )
 
 
@@ -178,4 +180,6 @@ def _publish(store: ArtifactStore, folder: Path, row: FrontRow, logits: list[lis
         "outputs": {"inputs": f"test[:{len(logits)}]", "logits": logits},
     }
     path.write_text(json.dumps(after, indent=1, sort_keys=True) + "\n")
+    plan: dict[str, Any] = json.loads((folder / "plan.json").read_text())
+    (folder / "card.md").write_text(card(plan, after), encoding="utf-8")
     return row.model_copy(update={"artifact": publish(store, folder, row.key).uri})

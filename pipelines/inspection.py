@@ -12,24 +12,30 @@ from pipelines.config import StudyConfig
 from pipelines.data import load
 from pipelines.models import build
 from pipelines.prepare import check_names, check_per_group, trace_model
+from pipelines.problem import offered
 from pipelines.weights import load_weights
 from pruners.cost import cost
 from pruners.criteria import criteria
+from pruners.granularities import layer_granularities
 from pruners.graph import ChannelGraph, ChannelGroup
-from pruners.plan import keep_counts
+from pruners.plan import inside, keep_counts
 from pruners.scoring import why_not
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """The dense network's channel graph, with what the study file allows in each group."""
+    """The dense network's channel graph, with what the study file allows in each group, stack and layer."""
 
     config: StudyConfig
     graph: ChannelGraph
 
     def to_json(self) -> dict[str, Any]:
-        """groups (name, units, members, keeps, criteria, left_out), frozen (name, channels, reason), macs, params,
-        size_bytes. left_out: criterion -> why it does not fit the group."""
+        """groups (name, units, members, keeps, criteria, left_out), frozen (name, channels, reason), stacks (name,
+        blocks), unstacked, layers (name, shape, macs, keeps, bits, left_out), unlayered, macs, params, size_bytes.
+
+        left_out: criterion -> why it does not fit the group, or granularity -> why the layer cannot take it. unstacked,
+        unlayered: path or name -> why it is left alone. Stacks and layers are there where the study file asks for them.
+        """
         price = cost(self.graph)
         space = self.config.space
         return {
@@ -49,10 +55,49 @@ class Inspection:
             "frozen": [
                 {"name": f.name, "channels": f.channels, "reason": f.reason} for f in self.graph.frozen
             ],
+            **self._stacks(),
+            **self._layers(),
             "macs": price.macs,
             "params": price.params,
             "size_bytes": price.size_bytes,
         }
+
+    def _stacks(self) -> dict[str, Any]:
+        if "block" not in self.config.space.granularities:
+            return {"stacks": [], "unstacked": {}}
+        return {
+            "stacks": [{"name": s.name, "blocks": list(s.blocks)} for s in self.graph.stacks],
+            "unstacked": dict(self.graph.unstacked),
+        }
+
+    def _layers(self) -> dict[str, Any]:
+        space = self.config.space
+        asked = [name for name in space.granularities if name in layer_granularities]
+        if not asked and set(space.bits) == {32}:
+            return {"layers": [], "unlayered": {}}
+        layers = []
+        for layer in self.graph.layers:
+            if inside(layer.module, space.whole):
+                continue
+            keeps = offered(layer, space)
+            reasons = {name: layer_granularities[name].why_not(layer) for name in asked}
+            left_out = {
+                name: reasons[name] or f"comes near none of the densities {list(space.densities)}"
+                for name in asked
+                if name not in keeps
+            }
+            layers.append(
+                {
+                    "name": layer.name,
+                    "shape": list(layer.shape),
+                    "macs": layer.macs,
+                    "keeps": {name: list(percent) for name, percent in keeps.items()},
+                    "bits": sorted(set(space.bits), reverse=True),
+                    "left_out": left_out,
+                }
+            )
+        whole = dict.fromkeys(space.whole, "is in space.whole")
+        return {"layers": layers, "unlayered": {**self.graph.unlayered, **whole}}
 
 
 def _left_out(asked: Sequence[str], group: ChannelGroup, graph: ChannelGraph) -> dict[str, str]:
@@ -93,8 +138,20 @@ def print_inspection(found: Inspection, console: Console) -> None:
         cells = (group["name"], str(group["units"]), spread, shown, ", ".join(group["criteria"]))
         table.add_row(*map(Text, cells))
     console.print(table)
+    if data["stacks"]:
+        table = Table("stack", "blocks that may go", box=None, padding=(0, 2, 0, 0))
+        for stack in data["stacks"]:
+            table.add_row(*map(Text, (stack["name"], ", ".join(stack["blocks"]))))
+        console.print(table)
+    if data["layers"]:
+        table = Table("layer", "shape", "may be made of (% kept)", "bits", box=None, padding=(0, 2, 0, 0))
+        for layer in data["layers"]:
+            keeps = ", ".join(f"{n} {'/'.join(map(str, k))}" for n, k in layer["keeps"].items())
+            shape, bits = "×".join(map(str, layer["shape"])), "/".join(map(str, layer["bits"]))
+            table.add_row(*map(Text, (layer["name"], shape, keeps or "whole only", bits)))
+        console.print(table)
     absent: dict[tuple[str, str], list[str]] = {}
-    for group in data["groups"]:
+    for group in (*data["groups"], *data["layers"]):
         for name, reason in group["left_out"].items():
             absent.setdefault((name, reason), []).append(group["name"])
     if absent:
@@ -102,6 +159,12 @@ def print_inspection(found: Inspection, console: Console) -> None:
         for (name, reason), groups in absent.items():
             table.add_row(*map(Text, (name, ", ".join(groups), reason)))
         console.print(table)
+    for kind in ("unstacked", "unlayered"):
+        if data[kind]:
+            table = Table("left alone", "why", box=None, padding=(0, 2, 0, 0))
+            for name, reason in data[kind].items():
+                table.add_row(Text(name), Text(reason))
+            console.print(table)
     if data["frozen"]:
         table = Table("frozen", "channels", "why", box=None, padding=(0, 2, 0, 0))
         for frozen in data["frozen"]:

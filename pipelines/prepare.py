@@ -16,28 +16,35 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from pipelines.config import StudyConfig
+from pipelines.config import SpaceSection, StudyConfig
 from pipelines.data import SearchData, Splits, batches
 from pipelines.data import load as load_data
 from pipelines.journal import write_json
 from pipelines.models import build
 from pipelines.onnx_export import export
-from pipelines.problem import check_space
+from pipelines.problem import check_space, within
 from pipelines.runtimes import runtimes
 from pipelines.train import Recipe, faster_precision, train
 from pipelines.weights import load_weights, save_weights
 from pipelines.workbench import Workbench, arrays
+from pruners.activations import check_inputs
 from pruners.allocators import SCORES, allocators
 from pruners.controls import controls
 from pruners.criteria import criteria
 from pruners.errors import PrunefrontError
+from pruners.granularities import granularities, layer_granularities
+from pruners.granularities.block import stack_granularities
 from pruners.graph import ChannelGraph
 from pruners.plan import Scores
 from pruners.procedures import procedures
+from pruners.quantisers import quantisers
 from pruners.scoring import available, needs_of, rank, why_not
 from pruners.statistics import Batch, Statistics, gathered_by
 from pruners.trace import trace
 from search.searchers import searchers
+
+SPARSE = frozenset({"element", "n_of_m"})
+"""Granularities that leave single weights zero in a tensor of the whole size."""
 
 Say = Callable[[str], None]
 
@@ -85,6 +92,7 @@ def check_names(config: StudyConfig) -> None:
         allocators[name]
     for name in config.controls:
         controls[name]
+    check_space_names(config.space, config.training.procedure)
     procedures[config.training.procedure].check(config.training.options)
     searchers[config.search.searcher]
     if "lottery_ticket" in config.controls and config.model.weights and not config.model.initial:
@@ -97,6 +105,46 @@ def check_names(config: StudyConfig) -> None:
         raise PrunefrontError(
             f"measure.runtime = {runtime.name!r} cannot be used here: {missing}; `prunefront list runtimes` says "
             "which can"
+        )
+
+
+def check_space_names(section: SpaceSection, procedure: str) -> None:
+    """Raises PrunefrontError for a granularity or quantiser that there is not, a word length that the quantiser cannot
+    have, and a training procedure that cannot go together with them."""
+    known = sorted({*granularities, *layer_granularities, *stack_granularities})
+    for name in section.granularities:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise PrunefrontError(f"no granularity is called {name!r}; {hint}known: {', '.join(known)}")
+    quantiser = quantisers[section.quantiser]
+    for bits in section.bits:
+        if bits < 32 and bits not in quantiser.bits:
+            raise PrunefrontError(
+                f"space.bits = {bits} is no word length of quantiser {quantiser.name!r}, which takes "
+                f"{quantiser.bits[0]} to {quantiser.bits[-1]}, or 32 for none"
+            )
+        for name in section.granularities:
+            if bits < 32 and name in SPARSE and not quantiser.keeps_zero:
+                able = ", ".join(n for n in quantisers if quantisers[n].keeps_zero)
+                raise PrunefrontError(
+                    f"granularity {name!r} leaves zeros, which quantiser {quantiser.name!r} has no level for; "
+                    f"these have one: {able}"
+                )
+    inner = [name for name in section.granularities if name in layer_granularities]
+    words = section.words
+    if words.activations != "none":
+        check_inputs(words.activations, words.activation_bits)
+    if words.activations == "xnor" and inner:
+        raise PrunefrontError(
+            f"space.activations = 'xnor' takes whole layers, which granularity {inner[0]!r} takes apart; leave that "
+            "out, or choose 'fixed_point'"
+        )
+    if inner and procedures[procedure].over == "weights":
+        able = [name for name in procedures if procedures[name].over == "channels"]
+        raise PrunefrontError(
+            f"training.procedure = {procedure!r} masks single weights of whole layers, which granularity {inner[0]!r} "
+            f"takes apart; these procedures go with it: {', '.join(able)}"
         )
 
 
@@ -186,6 +234,8 @@ def know(config: StudyConfig, network: Network, gather: Gather, say: Say) -> Kno
             f"{time.perf_counter() - started:.1f} s"
         )
     scores = rank(network.model, network.graph, names, statistics)
+    if "block" in config.space.granularities:
+        _rank_blocks(network, within(config.space.criteria), scores)
     for name, groups in scores.items():
         if not groups:
             say(f"criterion {name!r} fits no channel group; `prunefront inspect` says why")
@@ -193,6 +243,17 @@ def know(config: StudyConfig, network: Network, gather: Gather, say: Say) -> Kno
     _save_nested(found, facts)
     _save_nested(scores, kept)  # last: its presence says that both are whole
     return Knowledge(scores, found)
+
+
+def _rank_blocks(
+    network: Network, names: Sequence[str], scores: dict[str, dict[str, NDArray[np.float64]]]
+) -> None:
+    """Adds the scores of every stack's blocks."""
+    tensors = network.model.state_dict()
+    for stack in network.graph.stacks:
+        view = stack_granularities["block"].view(stack, tensors, network.graph)
+        for name in names:
+            scores.setdefault(name, {})[stack.name] = criteria[name](view).numpy()
 
 
 def calibration(config: StudyConfig, data: SearchData) -> list[Batch]:
@@ -231,7 +292,9 @@ def trace_model(model: nn.Module, config: StudyConfig, input_shape: Sequence[int
         torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)),
         frozen=config.space.frozen,
     )
-    if not graph.groups:
+    section = config.space
+    inner = bool(set(section.granularities) - {"channel"}) or set(section.bits) != {32}
+    if not graph.groups and not (inner and (graph.layers or graph.stacks)):
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in graph.frozen[:3])
         raise PrunefrontError(
             f"nothing in {config.model.factory!r} can be pruned: {reasons or 'it has no convolution or linear layer'}"

@@ -2,20 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 
 from pipelines.config import Bound, SearchSection, SpaceSection
 from pruners.allocators import OutOfReach, PerGroup, Terms
 from pruners.allocators import allocators as registry
 from pruners.allocators.redundancy import upper_bounds
+from pruners.compact import within_layers
 from pruners.cost import unit_macs
 from pruners.criteria import criteria
-from pruners.errors import PrunefrontError
+from pruners.errors import PrunefrontError, RatioError
+from pruners.granularities import layer_granularities
 from pruners.graph import ChannelGraph
-from pruners.plan import Scores, keep_counts
+from pruners.layers import Layer
+from pruners.plan import Scores, inside, keep_counts
 from pruners.scoring import why_not
+from pruners.within import nearest_count
 from search.heuristics import Proposal, seed_candidates
 from search.measurement import OBJECTIVES, Constraint
-from search.space import GroupSpace, Problem, SearchSpace
+from search.space import PERCENT, GroupSpace, Problem, SearchSpace
 
 ALLOCATORS = ("uniform", "global_threshold")
 """Those that need no measurement beside the scores."""
@@ -24,6 +29,9 @@ KEPT_MACS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 
 CONTROLS = frozenset({"random"})
 """Criteria that rank nothing: no starting point is spent on them where there is another one."""
+
+NEAR = 0.06
+"""A density is offered where the granularity comes so near to it."""
 
 NO_FACTS: Mapping[str, PerGroup] = {}
 
@@ -40,20 +48,98 @@ def search_space(
     if section.bound == "redundancy":
         bounds = upper_bounds(graph, facts["gradient_gram"], section.max_ratio)
     groups = []
-    for group in graph.groups:
+    for group in graph.groups if "channel" in section.granularities else ():
         keeps = keep_counts(group, bounds.get(group.name, section.max_ratio), section.round_to)
         asked = section.per_group.get(group.name, section.criteria)
         scored = tuple(c for c in asked if group.name in scores.get(c, {}))
         if len(keeps) > 1 and scored:
             groups.append(GroupSpace(group.name, group.units, keeps, scored, unit_macs=macs[group.name]))
+    if "block" in section.granularities:
+        groups += stack_spaces(graph, scores, section)
+    groups += layer_spaces(graph, section)
     if not groups:
         raise _nothing(graph, section)
     return SearchSpace(tuple(groups))
 
 
+def stack_spaces(graph: ChannelGraph, scores: Scores, section: SpaceSection) -> list[GroupSpace]:
+    """Of each stack of several blocks, how many stay: at least one."""
+    macs = {op.weight: 0 for op in graph.ops}
+    for op in graph.ops:
+        macs[op.weight] += op.positions * prod(graph.shapes[op.weight])
+    spaces = []
+    for stack in graph.stacks:
+        units = len(stack.blocks)
+        ranked = tuple(c for c in within(section.criteria) if stack.name in scores.get(c, {}))
+        if units > 1 and ranked:
+            inner = sum(count for name, count in macs.items() if inside(name, stack.blocks))
+            keeps = tuple(range(1, units + 1))
+            spaces.append(
+                GroupSpace(
+                    stack.name, units, keeps, ranked, ("block",), unit_macs=inner / units, kind="blocks"
+                )
+            )
+    return spaces
+
+
+def layer_spaces(graph: ChannelGraph, section: SpaceSection) -> list[GroupSpace]:
+    """Of each layer, what it may be made of and its word lengths; layers without a choice are left out."""
+    spaces = []
+    for layer in graph.layers:
+        if inside(layer.module, section.whole):
+            continue
+        allowed = offered(layer, section)
+        keeps = sorted({k for counts in allowed.values() for k in counts} | {PERCENT})
+        bits = tuple(sorted(set(section.bits), reverse=True))
+        if len(keeps) > 1 or len(bits) > 1 or bits != (32,):
+            spaces.append(
+                GroupSpace(
+                    layer.name,
+                    PERCENT,
+                    tuple(keeps),
+                    within(section.criteria),
+                    tuple(allowed) or ("whole",),
+                    bits,
+                    layer.macs / PERCENT,
+                    "layer",
+                    allowed,
+                )
+            )
+    return spaces
+
+
+def offered(layer: Layer, section: SpaceSection) -> dict[str, tuple[int, ...]]:
+    """Granularity -> the percentages of its weights that the layer may keep by it; empty ones are left out."""
+    found = {}
+    for name in section.granularities:
+        if name in layer_granularities and layer_granularities[name].why_not(layer) is None:
+            able = (round(PERCENT * d) for d in section.densities if _can_leave(name, layer, d))
+            found[name] = tuple(sorted(set(able)))
+    return {name: keeps for name, keeps in found.items() if keeps}
+
+
+def _can_leave(name: str, layer: Layer, density: float) -> bool:
+    """Whether the granularity comes near enough, and still does when channels have gone before."""
+    granularity = layer_granularities[name]
+    try:
+        count = nearest_count(granularity, layer, 1.0 - round(density, 2))
+    except RatioError:
+        return False
+    return abs(granularity.kept(layer, count) - density) <= NEAR
+
+
+def within(names: Sequence[str]) -> tuple[str, ...]:
+    """The criteria among these that can rank units within layers, and blocks; the L2 norm where none can."""
+    return tuple(n for n in names if within_layers(n)) or ("l2",)
+
+
 def check_space(graph: ChannelGraph, section: SpaceSection) -> None:
     """Raises PrunefrontError where nothing can go, whatever the scores will be: before anything is spent on them."""
-    for group in graph.groups:
+    if layer_spaces(graph, section):
+        return
+    if "block" in section.granularities and any(len(stack.blocks) > 1 for stack in graph.stacks):
+        return
+    for group in graph.groups if "channel" in section.granularities else ():
         asked = section.per_group.get(group.name, section.criteria)
         fitting = any(why_not(criteria[name], group, graph) is None for name in asked)
         if fitting and len(keep_counts(group, section.max_ratio, section.round_to)) > 1:
@@ -65,7 +151,8 @@ def _nothing(graph: ChannelGraph, section: SpaceSection) -> PrunefrontError:
     return PrunefrontError(
         f"nothing can be pruned: {len(graph.groups)} channel groups, none with a smaller width under "
         f"max_ratio = {section.max_ratio}, round_to = {section.round_to}, bound = {section.bound!r} and criteria = "
-        f"{list(section.criteria)}; `prunefront inspect` says what is frozen and what fits where"
+        f"{list(section.criteria)}, and nothing else under granularities = {list(section.granularities)} and bits = "
+        f"{list(section.bits)}; `prunefront inspect` says what is frozen and what fits where"
     )
 
 
@@ -93,6 +180,7 @@ def problem(
     """Everything that a searcher may know. facts, seed: as in `lanes`."""
     space = search_space(graph, scores, section, facts)
     proposals = lanes(graph, scores, space, allocators=search.allocators, facts=facts, seed=seed)
+    proposals = [*with_words(proposals, space), *layer_lanes(space), *block_lanes(space)]
     limit = search.seeds or max(2, search.candidates // 3)
     return Problem(
         space=space,
@@ -121,12 +209,13 @@ def lanes(
     criterion -> whether its scores may be ranked across groups, where the registry is not to be asked. seed: of an
     allocator that draws. Raises UnknownName for an unknown allocator, PrunefrontError where one lacks what it needs.
     """
-    keeps = {g.name: g.keeps for g in space.groups}
-    names = list(dict.fromkeys(c for g in space.groups for c in g.criteria))
+    channels = [g for g in space.groups if g.kind == "channels"]
+    keeps = {g.name: g.keeps for g in channels}
+    names = list(dict.fromkeys(c for g in channels for c in g.criteria))
     found = []
     for criterion in [c for c in names if c not in CONTROLS] or names:
         known = scores.get(criterion, {})
-        ranked = {g.name: known[g.name] for g in space.groups if criterion in g.criteria and g.name in known}
+        ranked = {g.name: known[g.name] for g in channels if criterion in g.criteria and g.name in known}
         across = criteria[criterion].comparable if comparable is None else comparable[criterion]
         for name in allocators:
             lane: list[Proposal] = []
@@ -146,3 +235,53 @@ def _proposal(name: str, criterion: str, terms: Terms) -> Proposal:
         terms = replace(terms, kept_macs=error.least)
         counts = registry[name](terms)
     return Proposal(f"{name} {criterion} {terms.kept_macs:.3g}", counts, criterion)
+
+
+def with_words(proposals: Sequence[list[Proposal]], space: SearchSpace) -> list[list[Proposal]]:
+    """The lanes, each proposal with one of the word lengths in turn, and a lane of dense networks with each of them."""
+    bits = sorted({b for g in space.groups for b in g.bits}, reverse=True)
+    if len(bits) < 2:
+        return list(proposals)
+    criterion = space.groups[0].criteria[0]
+    found = [[Proposal(f"{b} bits", {}, criterion, bits=b) for b in bits if b < 32]]
+    for number, lane in enumerate(proposals):
+        words = [bits[(place + number) % len(bits)] for place in range(len(lane))]
+        found.append(
+            [replace(p, origin=f"{p.origin}, {b} bits", bits=b) for p, b in zip(lane, words, strict=True)]
+        )
+    return found
+
+
+def layer_lanes(space: SearchSpace) -> list[list[Proposal]]:
+    """One lane per granularity within layers: the same density in every layer that can have it, densest last."""
+    layers = [g for g in space.groups if g.kind == "layer"]
+    found = []
+    for name in dict.fromkeys(n for g in layers for n in g.allowed):
+        keeps = sorted({k for g in layers for k in g.allowed.get(name, ()) if k < PERCENT})
+        found.append(
+            [
+                Proposal(
+                    f"{name} {keep} %",
+                    {g.name: keep for g in layers if keep in g.allowed.get(name, ())},
+                    next(g.criteria[0] for g in layers if name in g.allowed),
+                    name,
+                )
+                for keep in keeps
+            ]
+        )
+    return found
+
+
+def block_lanes(space: SearchSpace) -> list[list[Proposal]]:
+    """One block less in every stack, then two, as far as there are any; the smallest first."""
+    stacks = [g for g in space.groups if g.kind == "blocks"]
+    if not stacks:
+        return []
+    deepest = max(g.units for g in stacks)
+    return [
+        [
+            Proposal(f"{gone} blocks less", {g.name: max(1, g.units - gone) for g in stacks}, g.criteria[0])
+            for gone in range(deepest - 1, 0, -1)
+            for g in stacks[:1]
+        ]
+    ]

@@ -3,6 +3,7 @@
 import html
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pruners.errors import PrunefrontError
+from pruners.plan import PruningPlan
 from search.measurement import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ class ReportError(PrunefrontError):
 class FrontRow(BaseModel):
     """One network of the front: accuracies as fractions, 95 % intervals, latencies on the study's runtime.
 
-    control: what it is for the network whose key is `of`; "" = it was found by the search.
+    control: what it is for the network whose key is `of`; "" = it was found by the search. made: what it has besides
+    fewer channels, in a few words (`made_of`).
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
@@ -60,6 +63,7 @@ class FrontRow(BaseModel):
     on_test_front: bool = True
     control: str = ""
     of: str = ""
+    made: str = ""
 
     @classmethod
     def from_json(cls, data: object) -> "FrontRow":
@@ -137,10 +141,25 @@ def _nothing(rows: Sequence[FrontRow], under: Mapping[str, float]) -> str:
     return f"no point of the front is within the bounds: {'; '.join(smallest)}"
 
 
-HEADERS = ("key", "accuracy %", "ms", "× dense", "MACs", "params", "size")  # 80 columns in all
+def made_of(plan: PruningPlan) -> str:
+    """What a plan does besides taking channels, short for tables: blocks gone, compact layers, word lengths."""
+    found = []
+    if gone := sum(s.units - len(s.kept) for s in plan.stacks):
+        found.append(f"−{gone} block{'s' * (gone > 1)}")
+    kinds = Counter(p.choice.granularity for p in plan.layers if p.count is not None)
+    found += [f"{kinds[name]} {name}" for name in sorted(kinds)]
+    if bits := sorted({*plan.bits().values()}):
+        found.append(f"{bits[0]} bit" if len(bits) == 1 else f"{bits[0]}–{bits[-1]} bit")
+    return ", ".join(found)
 
 
-def _cells(row: FrontRow, dense: FrontRow | None) -> tuple[str, ...]:
+def headers(rows: Sequence[FrontRow]) -> tuple[str, ...]:
+    """Names of the columns, which take 80 characters in all: what networks are made of says more than their params."""
+    made = "made of" if any(row.made for row in rows) else "params"
+    return "key", "accuracy %", "ms", "× dense", "MACs", "size", made
+
+
+def _cells(row: FrontRow, dense: FrontRow | None, last: str) -> tuple[str, ...]:
     half = 50 * (row.accuracy_high - row.accuracy_low)
     spread = (row.latency_ratio_high - row.latency_ratio_low) / 2
     return (
@@ -149,8 +168,8 @@ def _cells(row: FrontRow, dense: FrontRow | None) -> tuple[str, ...]:
         f"{row.latency_ms:.3f}",
         "1" if row.key == DENSE else f"{row.latency_ratio:.3f} ±{spread:.3f}",
         _count(row.macs) + _fold(row.macs, dense),
-        _count(row.params),
         _bytes(row.size_bytes),
+        row.made if last == "made of" else _count(row.params),
     )
 
 
@@ -190,13 +209,15 @@ def table(rows: Sequence[Row], title: str | None = None) -> "Table":
         caption="* behind another point on the test images" if behind else None,
         caption_justify="left",
     )
-    for header in HEADERS:
-        drawn.add_column(header, justify="left" if header == "key" else "right", no_wrap=True)
+    columns = headers(front)
+    for header in columns:
+        left = header in ("key", "made of")
+        drawn.add_column(header, justify="left" if left else "right", no_wrap=header != "made of")
     for row in front:
-        key, *rest = _cells(row, dense)
+        key, *rest = _cells(row, dense, columns[-1])
         key = escape(key[:10]) + ("" if row.on_test_front or row.key == DENSE else "*")
         style = "bold" if row.key == DENSE else "" if row.on_test_front else "dim"
-        drawn.add_row(key, *rest, style=style)
+        drawn.add_row(key, *map(escape, rest), style=style)
     return drawn
 
 
@@ -335,6 +356,7 @@ def _hover(row: FrontRow) -> str:
         f"({100 * row.accuracy_low:.2f} to {100 * row.accuracy_high:.2f})"
         f"<br>latency {row.latency_ms:.3f} ms, {row.latency_ratio:.3f} × dense"
         f"<br>{_count(row.macs)} MACs, {_count(row.params)} params, {_bytes(row.size_bytes)}"
+        + (f"<br>{html.escape(row.made)}" if row.made else "")
         + (f"<br>dropped:{ratios}{more}" if ratios else "")
     )
 
@@ -384,38 +406,44 @@ def write_html(rows: Sequence[Row], path: Path, title: str = "Pareto front") -> 
     """Writes one page that needs no network: the figure, achieved ratios under the mouse, and the table."""
     front = read(rows)
     dense = next((row for row in front if row.key == DENSE), None)
+    columns = headers(front)
     body = []
     for row in front:
         kind = "dense" if row.key == DENSE else "" if row.on_test_front else "behind"
-        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row, dense))
+        cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row, dense, columns[-1]))
         body.append(f'<tr class="{kind}">{cells}</tr>')
     page = PAGE.format(
         title=html.escape(title),
         figure=figure(rows).to_html(
             full_html=False, include_plotlyjs=True, config={"displaylogo": False, "responsive": True}
         ),
-        head="".join(f"<th>{html.escape('latency ms' if name == 'ms' else name)}</th>" for name in HEADERS),
+        head="".join(f"<th>{html.escape('latency ms' if n == 'ms' else n)}</th>" for n in columns),
         body="\n".join(body),
     )
     path.write_text(page, encoding="utf-8")
 
 
 def write_png(rows: Sequence[Row], path: Path, title: str = "Pareto front") -> None:
-    """Writes the front as a picture: accuracy over latency, and over MACs."""
+    """Writes the front as a picture: accuracy over latency and over MACs; over size too, where words are shorter."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
     front = read(rows)
-    canvas = Canvas(figsize=(11, 4.8), dpi=150, layout="constrained")
+    sized = any("bit" in row.made for row in front)
+    canvas = Canvas(figsize=(15 if sized else 11, 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(canvas)
-    left, right = canvas.subplots(1, 2, sharey=True)
+    left, *others = canvas.subplots(1, 3 if sized else 2, sharey=True)
+    right = others[-1]
     left.plot(
         *zip(*_stairs(front), strict=True), drawstyle="steps-post", color=BLUE, alpha=0.45, linewidth=1.2
     )
-    for axes, label, horizontal in (
+    panels = [
         (left, "latency [ms]", [(row.latency_ms, *_latency_spread(row)) for row in front]),
-        (right, "MACs [million]", [(row.macs / 1e6, 0.0, 0.0) for row in front]),
-    ):
+        (others[0], "MACs [million]", [(row.macs / 1e6, 0.0, 0.0) for row in front]),
+    ]
+    if sized:
+        panels.append((right, "weights [kB]", [(row.size_bytes / 1e3, 0.0, 0.0) for row in front]))
+    for axes, label, horizontal in panels:
         for row, (x, below, above) in zip(front, horizontal, strict=True):
             colour, marker, fill, name = _look(row)
             axes.errorbar(

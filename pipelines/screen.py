@@ -41,7 +41,10 @@ class Screening:
         journal: Journal,
         on_scored: Callable[[str, Candidate, Outcome], None],
     ) -> None:
-        """on_scored: called once per architecture, in this process, also for those that the journal remembers."""
+        """plan: raises PrunefrontError for a candidate that cannot be had; the searcher is told so.
+
+        on_scored: called once per architecture, in this process, also for those that the journal remembers.
+        """
         self.searcher = searcher
         self.plan = plan
         self.journal = journal
@@ -50,6 +53,7 @@ class Screening:
         self.candidates: dict[str, Candidate] = {}
         self._waiting: dict[str, list[Candidate]] = {}
         self._unstarted: list[tuple[str, PruningPlan]] = []
+        self.impossible: list[str] = []
 
     def replay(self) -> int:
         """Brings the searcher to where the journal ends; returns how many architectures were scored before.
@@ -64,7 +68,7 @@ class Screening:
                         "the searcher no longer proposes what it proposed before: prunefront, its libraries or the "
                         "machine changed since; start the study afresh with --fresh"
                     )
-                self._expect(then, self.plan(then))
+                self._expect(then)
             elif event["event"] == "told":
                 self._settle(event["key"], outcome_from_json(event["outcome"]))
         self._unstarted = [(key, self.plan(waiting[0])) for key, waiting in self._waiting.items()]
@@ -88,8 +92,8 @@ class Screening:
                 if candidate is None:
                     break
                 self.journal.append("asked", candidate=candidate.to_json())
-                plan = self.plan(candidate)
-                if self._expect(candidate, plan):
+                plan = self._expect(candidate)
+                if plan is not None:
                     pool.submit(plan.key(), plan)
                     duplicates = 0
                 else:
@@ -103,14 +107,24 @@ class Screening:
                 self._settle(key, outcome)
                 self._check_hope()
 
-    def _expect(self, candidate: Candidate, plan: PruningPlan) -> bool:
-        """Whether the candidate's architecture is new and must be scored; a known one is told at once."""
+    def _expect(self, candidate: Candidate) -> PruningPlan | None:
+        """The candidate's architecture where it is new and must be scored.
+
+        One that is known, or that cannot be had (a ratio within a layer to which its channels leave too little), is
+        told at once.
+        """
+        try:
+            plan = self.plan(candidate)
+        except PrunefrontError as error:
+            self.impossible.append(str(error))
+            self.searcher.tell(candidate, Failure("impossible", str(error)))
+            return None
         key = plan.key()
         if key in self.outcomes:
             self.searcher.tell(candidate, self.outcomes[key])
-            return False
+            return None
         self._waiting.setdefault(key, []).append(candidate)
-        return len(self._waiting[key]) == 1
+        return plan if len(self._waiting[key]) == 1 else None
 
     def _settle(self, key: str, outcome: Outcome) -> None:
         waiting = self._waiting.pop(key)

@@ -266,9 +266,15 @@ def _gather(bench: Workbench, cluster: Cluster, config: StudyConfig) -> Gather:
 def _say_problem(session: Session, network: Network, task: Problem) -> None:
     dense = cost(network.graph)
     session.display.say(
-        f"{session.config.model.factory}: {dense.macs:,} MACs, {dense.params:,} parameters; {len(task.space.groups)} "
-        f"channel groups to search, {len(network.graph.frozen)} frozen"
+        f"{session.config.model.factory}: {dense.macs:,} MACs, {dense.params:,} parameters; to search: "
+        f"{_counted(task)}; {len(network.graph.frozen)} groups are frozen"
     )
+
+
+def _counted(task: Problem) -> str:
+    kinds = [g.kind for g in task.space.groups]
+    words = {"channels": "channel groups", "blocks": "stacks of blocks", "layer": "layers"}
+    return ", ".join(f"{kinds.count(kind)} {word}" for kind, word in words.items() if kind in kinds)
 
 
 def _check_storage(config: StudyConfig, cluster: Cluster) -> None:
@@ -294,7 +300,13 @@ def _screen(
     done = 0
 
     def planned(candidate: Candidate) -> PruningPlan:
-        return plan(network.graph, candidate.choices, scores, round_to=config.space.round_to)
+        return plan(
+            network.graph,
+            candidate.choices,
+            scores,
+            round_to=config.space.round_to,
+            words=config.space.words,
+        )
 
     def on_scored(key: str, candidate: Candidate, outcome: Outcome) -> None:
         nonlocal done
@@ -320,6 +332,11 @@ def _screen(
             finally:
                 session.timing.busy["screen"] = pool.busy_seconds
                 pool.close()
+    if screening.impossible:
+        session.display.say(
+            f"{len(screening.impossible)} proposals asked for what cannot be had, the last one: "
+            f"{screening.impossible[-1]}"
+        )
     failed = len(screening.failures)
     if len(screening.outcomes) < config.search.candidates:
         session.display.say(f"the searcher found only {len(screening.outcomes)} different architectures")
@@ -343,13 +360,20 @@ def _finetune(
         keys = promote(
             {k: m for k, m in screening.measured.items() if k != DENSE},
             config.training.candidates,
+            cost="size_bytes" if min(config.space.bits) < 32 else "macs",
             chance=1.0 / network.splits.classes,
             constraints=constraints(config.search.constraints),
         )
         journal.append("promoted", candidates=[screening.candidates[key].to_json() for key in keys])
 
     def planned(candidate: Candidate) -> PruningPlan:
-        return plan(network.graph, candidate.choices, scores, round_to=config.space.round_to)
+        return plan(
+            network.graph,
+            candidate.choices,
+            scores,
+            round_to=config.space.round_to,
+            words=config.space.words,
+        )
 
     nothing = planned(Candidate({}))
     jobs = [Job(DENSE, Candidate({}, DENSE), nothing, epochs=0)]

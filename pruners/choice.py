@@ -1,4 +1,4 @@
-"""What a candidate asks for one channel group. Plain data: names and numbers, no torch."""
+"""What a candidate asks for a channel group, a stack of blocks or a layer. Plain data: names and numbers, no torch."""
 
 import re
 from collections.abc import Mapping
@@ -10,11 +10,12 @@ from pruners.errors import RatioError
 
 @dataclass(frozen=True, slots=True)
 class GroupChoice:
-    """How one channel group shall be pruned.
+    """How one channel group, stack of blocks or layer shall be pruned.
 
     criterion: which criterion ranks the units. granularity: what a unit is. ratio: fraction of units *dropped*,
-    0 = dense. bits: word length of the weights. keep: None, or an explicit connectivity pattern as a hexadecimal
-    bit mask, bit u = 1 when unit u stays; it then overrides the ranking, and `ratio` must agree with it.
+    0 = dense; within a layer, of the weights that the channels leave it. bits: word length of a layer's weights. keep:
+    None, or an explicit connectivity pattern of a group or stack as a hexadecimal bit mask, bit u = 1 when unit u
+    stays; it then overrides the ranking, and `ratio` must agree with it.
     """
 
     criterion: str
@@ -54,9 +55,54 @@ class GroupChoice:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "GroupChoice":
-        return cls(**data)
+        """Raises TypeError for anything but what `to_json` makes, as it may come from elsewhere."""
+        choice = cls(**data)
+        if not isinstance(choice.criterion, str) or not isinstance(choice.granularity, str):
+            raise TypeError("criterion and granularity of a choice must be text")
+        if type(choice.bits) is not int:
+            raise TypeError("bits of a choice must be an integer")
+        return choice
 
 
 def pattern(units: "tuple[int, ...] | list[int]") -> str:
     """Hexadecimal bit mask of the given kept unit indices, the form that `GroupChoice.keep` takes."""
     return format(sum(1 << int(u) for u in units), "x")
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """How words shorter than 32 bits become numbers, for a whole network.
+
+    quantiser: of weights. per_channel: one scale for each output channel, or one for the tensor. activations: what
+    quantises the inputs of layers whose weights have short words, "none" leaves them; activation_bits: its word length.
+    """
+
+    quantiser: str = "fixed_point"
+    per_channel: bool = True
+    activations: str = "none"
+    activation_bits: int = 8
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.activation_bits <= 32:
+            raise RatioError(f"activation_bits must be in [1, 32], got {self.activation_bits}")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "quantiser": self.quantiser,
+            "per_channel": self.per_channel,
+            "activations": self.activations,
+            "activation_bits": self.activation_bits,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Words":
+        """Raises TypeError for anything but what `to_json` makes, as it may come from elsewhere."""
+        words = cls(**data)
+        texts, flag = (words.quantiser, words.activations), words.per_channel
+        if (
+            not all(isinstance(t, str) for t in texts)
+            or type(flag) is not bool
+            or type(words.activation_bits) is not int
+        ):
+            raise TypeError("words must be text, a flag and an integer")
+        return words

@@ -3,11 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING
 
+from pruners.choice import Words
 from pruners.graph import ChannelGraph
-from pruners.plan import PruningPlan
+from pruners.layers import Part
+from pruners.plan import LayerPlan, PruningPlan, inside, removed_blocks
+from pruners.storage.sizes import file_size
+
+if TYPE_CHECKING:
+    from pruners.granularities import LayerGranularity
 
 Shapes = dict[str, tuple[int, ...]]
+
+_TRAINED = (".weight", ".bias")
+"""What the trained floats of a compact layer are called; statistics and scales have other names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +30,7 @@ class Cost:
 
 
 def shapes(graph: ChannelGraph, plan: PruningPlan | None = None) -> Shapes:
-    """Returns the shape of every tensor after the plan (dense without one)."""
+    """Returns the shape of every tensor once the plan's channels are gone (dense without one)."""
     return shapes_of(graph, {} if plan is None else {g.name: len(g.kept) for g in plan.groups})
 
 
@@ -41,9 +51,15 @@ def macs(graph: ChannelGraph, plan: PruningPlan | None = None) -> int:
     """Returns multiply-accumulates per sample of convolutions and linear layers.
 
     Σ conv H_o·W_o·C_out·C_in/groups·kH·kW + Σ linear in·out; biases, norms, pooling and attention's products of two
-    activations are not counted (one multiply-accumulate is two FLOPs).
+    activations are not counted (one multiply-accumulate is two FLOPs). Of a layer that the plan makes of a compact
+    operator, what that does.
     """
-    return _macs(graph, shapes(graph, plan))
+    if plan is None or not (plan.stacks or plan.layers):
+        return _macs(graph, shapes(graph, plan))
+    gone, sizes = removed_blocks(graph, plan.stacks), shapes(graph, plan)
+    compact = {p.name: _granularity(p).macs(p.layer, p.count) for p in plan.layers if p.count is not None}
+    whole = (op for op in graph.ops if op.weight not in compact and not inside(op.weight, gone))
+    return sum(op.positions * prod(sizes[op.weight]) for op in whole) + sum(compact.values())
 
 
 def macs_of(graph: ChannelGraph, counts: Mapping[str, int]) -> int:
@@ -52,22 +68,72 @@ def macs_of(graph: ChannelGraph, counts: Mapping[str, int]) -> int:
 
 
 def params(graph: ChannelGraph, plan: PruningPlan | None = None) -> int:
-    """Returns how many trained scalars there are; a tensor used in two places counts once."""
-    return _params(graph, shapes(graph, plan))
+    """Returns how many trained scalars are stored; a tensor used in two places counts once."""
+    if plan is None or not (plan.stacks or plan.layers):
+        return _params(graph, shapes(graph, plan))
+    trained = set(graph.parameters)
+    dense, compact = _layout(graph, plan)
+    return sum(part.kept for name, part in dense.items() if name in trained) + trained_in(compact)
+
+
+def trained_in(parts: Mapping[str, Part]) -> int:
+    """Returns how many trained scalars the tensors of changed layers store: values, and floats of a trained name."""
+    return sum(p.kept for name, p in parts.items() if p.kind == "value" or f".{name}".endswith(_TRAINED))
 
 
 def size_bytes(graph: ChannelGraph, plan: PruningPlan | None = None) -> int:
-    """Returns the payload of a safetensors file of the state dict, headers aside.
+    """Returns the bytes of `weights.safetensors`, its header included (`pruners.storage`)."""
+    return file_size(layout(graph, plan))
 
-    Parameters and buffers in the number types that the traced model had; a tensor under two names counts once.
-    """
-    return _size_bytes(graph, shapes(graph, plan))
+
+def layout(graph: ChannelGraph, plan: PruningPlan | None = None) -> dict[str, Part]:
+    """Returns every tensor of the pruned network's state dict as it is stored; one under two names comes once."""
+    dense, compact = _layout(graph, plan or PruningPlan(()))
+    return {**dense, **compact}
 
 
 def cost(graph: ChannelGraph, plan: PruningPlan | None = None) -> Cost:
     """Returns all three, of the dense network without a plan."""
-    sizes = shapes(graph, plan)
-    return Cost(_macs(graph, sizes), _params(graph, sizes), _size_bytes(graph, sizes))
+    return Cost(macs(graph, plan), params(graph, plan), size_bytes(graph, plan))
+
+
+def _layout(graph: ChannelGraph, plan: PruningPlan) -> tuple[dict[str, Part], dict[str, Part]]:
+    """What is left of the dense network's tensors, and those of layers that were made anew."""
+    gone = removed_blocks(graph, plan.stacks)
+    anew = {p.layer.module: p for p in plan.layers}
+    fused = {p.layer.norm for p in plan.layers if p.count is not None and _granularity(p).fuses_norm}
+    dense = {
+        name: Part(shape, "float", width=graph.element_bytes.get(name, 4))
+        for name, shape in shapes(graph, plan).items()
+        if not inside(name, gone) and name.rpartition(".")[0] not in (*anew, *fused)
+    }
+    compact = {}
+    for path, layer_plan in anew.items():
+        for name, part in layer_parts(layer_plan, plan.words).items():
+            compact[f"{path}.{name}"] = part
+    return dense, compact
+
+
+def layer_parts(plan: LayerPlan, words: Words) -> dict[str, Part]:
+    """Returns the tensors of a layer that a plan changes, by their names within the layer's module."""
+    layer = plan.layer
+    if plan.count is None:
+        parts = {"weight": Part(layer.shape)}
+        if layer.bias:
+            parts["bias"] = Part((layer.outputs,), "float")
+    else:
+        parts = dict(_granularity(plan).parts(layer, plan.count))
+    if plan.choice.bits == 32:
+        return parts
+    from pruners.word_length import worded  # what needs no short words needs no torch
+
+    return worded(parts, plan.choice.bits, words)
+
+
+def _granularity(plan: LayerPlan) -> "LayerGranularity":
+    from pruners.granularities import layer_granularities  # channels alone are priced without torch
+
+    return layer_granularities[plan.choice.granularity]
 
 
 def unit_macs(graph: ChannelGraph) -> dict[str, float]:
@@ -90,7 +156,3 @@ def _macs(graph: ChannelGraph, sizes: Shapes) -> int:
 
 def _params(graph: ChannelGraph, sizes: Shapes) -> int:
     return sum(prod(sizes[name]) for name in graph.parameters)
-
-
-def _size_bytes(graph: ChannelGraph, sizes: Shapes) -> int:
-    return sum(graph.element_bytes.get(name, 4) * prod(s) for name, s in sizes.items())

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pruners.layers import Layer, Stack
+
 Role = Literal["out", "in", "norm", "other"]
 
 
@@ -56,7 +58,9 @@ class ChannelGraph:
     ops: where the multiply-accumulates are. inexact: names of groups whose cut changes more than masking would, as a
     layer norm's statistics or attention's scale go with the width. rectified: names of groups whose channels go
     through a ReLU. depthwise: names of convolution weights that read each of their channels by itself.
-    element_bytes: of tensors whose elements do not have 4 bytes.
+    element_bytes: of tensors whose elements do not have 4 bytes. layers: what granularities within layers are offered,
+    unlayered: weight name -> why it is not, in words that follow the name. stacks: blocks that can go as a whole,
+    unstacked: module path -> why it cannot. All in the order of the forward pass.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -68,6 +72,10 @@ class ChannelGraph:
     rectified: tuple[str, ...] = ()
     depthwise: tuple[str, ...] = ()
     element_bytes: Mapping[str, int] = field(default_factory=dict)
+    layers: tuple[Layer, ...] = ()
+    unlayered: Mapping[str, str] = field(default_factory=dict)
+    stacks: tuple[Stack, ...] = ()
+    unstacked: Mapping[str, str] = field(default_factory=dict)
 
     def group(self, name: str) -> ChannelGroup:
         """The group called `name`. Raises KeyError."""
@@ -102,6 +110,10 @@ class ChannelGraph:
             "rectified": list(self.rectified),
             "depthwise": list(self.depthwise),
             "element_bytes": dict(self.element_bytes),
+            "layers": [layer.to_json() for layer in self.layers],
+            "unlayered": dict(self.unlayered),
+            "stacks": [{"name": s.name, "blocks": list(s.blocks)} for s in self.stacks],
+            "unstacked": dict(self.unstacked),
         }
 
     @classmethod
@@ -126,4 +138,8 @@ class ChannelGraph:
             rectified=tuple(data.get("rectified", ())),
             depthwise=tuple(data.get("depthwise", ())),
             element_bytes=dict(data.get("element_bytes", {})),
+            layers=tuple(Layer.from_json(layer) for layer in data.get("layers", ())),
+            unlayered=dict(data.get("unlayered", {})),
+            stacks=tuple(Stack(s["name"], tuple(s["blocks"])) for s in data.get("stacks", ())),
+            unstacked=dict(data.get("unstacked", {})),
         )

@@ -127,6 +127,18 @@ def blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int],
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One operator that takes a stored tensor.
+
+    module: path of the innermost module around it. norm: path of the module around the batch norm that alone reads the
+    result, "" where there is none.
+    """
+
+    module: str
+    norm: str = ""
+
+
 _STRENGTH: tuple[Role, ...] = ("out", "in", "norm", "other")
 
 
@@ -146,6 +158,7 @@ class Ledger:
         self.rectified: list[IntArray] = []
         self.depthwise: dict[str, None] = {}
         self.ops: list[MacOp] = []
+        self.uses: dict[str, list[Use]] = {}
         self._parent: IntArray = np.zeros(1, np.int64)
         self._starts: list[int] = []
 

@@ -61,7 +61,14 @@ class Layer:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Layer":
-        return cls(**{**data, "shape": tuple(data["shape"]), "stride": tuple(data["stride"])})
+        """Raises TypeError or KeyError for anything but what `to_json` makes, as it may come from elsewhere."""
+        layer = cls(**{**data, "shape": tuple(data["shape"]), "stride": tuple(data["stride"])})
+        numbers = (*layer.shape, *layer.stride, layer.positions, layer.groups)
+        if not all(type(n) is int and n > 0 for n in numbers) or len(layer.shape) not in (2, 4):
+            raise TypeError("sizes of a layer must be positive integers")
+        if not all(isinstance(text, str) for text in (layer.name, layer.module, layer.norm)):
+            raise TypeError("names of a layer must be text")
+        return layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +86,13 @@ class Stack:
 class Part:
     """One tensor of a network as it is stored.
 
-    shape: in memory. kind: `value` (takes the layer's word length), `float` (always 32 bits), `integer` (counts such
-    as a batch norm's, 64 bits) or `index` (integers in [0, below), packed into as few bits as those need). kept: how
-    many of the values are stored: all, or those that a sparse form leaves. form: `dense` stores all of them; `mask`
-    stores a bit for each position and the kept values; `n_of_m` the kept of every `team` consecutive positions of
-    `axis`, and where in the team they are. bits: word length, 32 = float32. levels: how a shorter word's codes become
-    numbers, the name of a quantiser; its scale is a tensor of its own.
+    shape: in memory. kind: `value` (takes the layer's word length), `float` (stored as it is, whatever its number
+    type), `integer` (counts such as a batch norm's, likewise) or `index` (integers in [0, below), packed into as few
+    bits as those need). width: bytes of an element in memory. kept: how many of the values are stored: all, or those
+    that a sparse form leaves. form: `dense` stores all of them; `mask` stores a bit for each position, or less, and the
+    kept values; `n_of_m` the kept of every `team` consecutive positions of `axis`, and where in the team they are.
+    bits: word length, 32 = float32. levels: how a shorter word's codes become numbers, the name of a quantiser; its
+    scale is a tensor of its own.
     """
 
     shape: tuple[int, ...]
@@ -96,6 +104,7 @@ class Part:
     axis: int = 1
     bits: int = 32
     levels: str = ""
+    width: int = 4
 
     def __post_init__(self) -> None:
         if self.kept < 0:

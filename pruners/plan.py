@@ -2,16 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pruners.choice import GroupChoice
+from pruners.choice import GroupChoice, Words
 from pruners.errors import PrunefrontError, RatioError
 from pruners.graph import ChannelGraph, ChannelGroup
+from pruners.layers import Layer, Stack
+
+FLOATS = Words()
+"""Of a network without short words: nothing follows from it."""
 
 DENSE = "dense"
 """The key of the architecture from which nothing goes."""
@@ -38,62 +42,122 @@ class GroupPlan:
     def dense(self) -> bool:
         return len(self.kept) == self.units and self.choice.bits == 32
 
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "choice": self.choice.to_json(),
+            "units": self.units,
+            "kept": list(self.kept),
+            "requested": self.requested,
+            "achieved": self.achieved,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "GroupPlan":
+        choice = GroupChoice.from_json(data["choice"])
+        return cls(data["name"], choice, data["units"], tuple(data["kept"]), data["requested"])
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """What happens within one layer.
+
+    layer: as the channels leave it. count: how many of the granularity's units stay, None = the layer is whole; which
+    ones is decided on the weights that are there then. requested, achieved: fractions of the layer's weights dropped.
+    """
+
+    layer: Layer
+    choice: GroupChoice
+    count: int | None
+    requested: float
+    achieved: float
+
+    @property
+    def name(self) -> str:
+        """The layer's name, that of its weight."""
+        return self.layer.name
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "layer": self.layer.to_json(),
+            "choice": self.choice.to_json(),
+            "count": self.count,
+            "requested": self.requested,
+            "achieved": self.achieved,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "LayerPlan":
+        return cls(
+            Layer.from_json(data["layer"]),
+            GroupChoice.from_json(data["choice"]),
+            data["count"],
+            data["requested"],
+            data["achieved"],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class PruningPlan:
-    """The realised architecture: one entry for every group of the graph, in the graph's order."""
+    """The realised architecture.
+
+    groups: one entry for every channel group of the graph, in the graph's order. stacks: units are blocks; stacks that
+    stay whole may be left out. layers: those that are not left as the channels leave them. words: how their short words
+    become numbers.
+    """
 
     groups: tuple[GroupPlan, ...]
+    stacks: tuple[GroupPlan, ...] = ()
+    layers: tuple[LayerPlan, ...] = ()
+    words: Words = FLOATS
 
     def key(self) -> str:
         """Content key of what is *realised*: equal networks have equal keys. `DENSE` when nothing goes."""
-        cut = {
+        cut: dict[str, list[Any]] = {
             # what a unit is does not matter where every unit stays
             g.name: [list(g.kept), g.choice.granularity if g.achieved else "channel", g.choice.bits]
-            for g in self.groups
+            for g in (*self.groups, *self.stacks)
             if not g.dense
         }
+        for layer in self.layers:
+            within = (
+                [] if layer.count is None else [layer.choice.granularity, layer.count, layer.choice.criterion]
+            )
+            cut[layer.name] = [within, layer.choice.bits]
+        if any(layer.choice.bits < 32 for layer in self.layers):
+            cut[""] = [self.words.to_json()]
         if not cut:
             return DENSE
         return hashlib.sha256(json.dumps(cut, sort_keys=True).encode()).hexdigest()[:16]
 
     def achieved(self) -> dict[str, float]:
-        """Group name -> fraction of its units that goes."""
-        return {g.name: g.achieved for g in self.groups}
+        """Name of a group, stack or layer -> fraction of it that goes."""
+        return {g.name: g.achieved for g in (*self.groups, *self.stacks, *self.layers)}
 
     def kept(self) -> dict[str, tuple[int, ...]]:
         """Group name -> unit indices that stay."""
         return {g.name: g.kept for g in self.groups}
 
+    def bits(self) -> dict[str, int]:
+        """Layer name -> word length of its weights, where that is shorter than 32."""
+        return {layer.name: layer.choice.bits for layer in self.layers if layer.choice.bits < 32}
+
     def to_json(self) -> dict[str, Any]:
         return {
             "key": self.key(),
-            "groups": [
-                {
-                    "name": g.name,
-                    "choice": g.choice.to_json(),
-                    "units": g.units,
-                    "kept": list(g.kept),
-                    "requested": g.requested,
-                    "achieved": g.achieved,
-                }
-                for g in self.groups
-            ],
+            "groups": [g.to_json() for g in self.groups],
+            "stacks": [g.to_json() for g in self.stacks],
+            "layers": [layer.to_json() for layer in self.layers],
+            "words": self.words.to_json(),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "PruningPlan":
         return cls(
-            tuple(
-                GroupPlan(
-                    g["name"],
-                    GroupChoice.from_json(g["choice"]),
-                    g["units"],
-                    tuple(g["kept"]),
-                    g["requested"],
-                )
-                for g in data["groups"]
-            )
+            tuple(GroupPlan.from_json(g) for g in data["groups"]),
+            tuple(GroupPlan.from_json(g) for g in data.get("stacks", ())),
+            tuple(LayerPlan.from_json(layer) for layer in data.get("layers", ())),
+            Words.from_json(data.get("words", {})),
         )
 
 
@@ -134,19 +198,77 @@ def nearest_keep(group: ChannelGroup, ratio: float, round_to: int = 1) -> int:
 
 
 def plan(
-    graph: ChannelGraph, choices: Mapping[str, GroupChoice], scores: Scores, *, round_to: int = 1
+    graph: ChannelGraph,
+    choices: Mapping[str, GroupChoice],
+    scores: Scores,
+    *,
+    round_to: int = 1,
+    words: Words = FLOATS,
 ) -> PruningPlan:
-    """Decides which units stay. Groups that `choices` leaves out stay dense.
+    """Decides what stays. Groups, stacks and layers that `choices` leaves out stay as they are.
 
-    graph: of the dense model. choices: by group name. scores: must hold every criterion that is asked for.
-    Raises PrunefrontError for an unknown group or a missing score, RatioError for a ratio that cannot be had.
+    graph: of the dense model. choices: by name of a channel group, a stack of blocks, or a layer's weight. scores: must
+    hold every criterion that is asked of groups and stacks; within layers, units are ranked when the layer is made.
+    What a choice asks of something inside a block that goes is left out, so that equal networks have equal plans.
+    Raises PrunefrontError for an unknown name, a missing score or a granularity that the layer cannot take, RatioError
+    for a ratio that cannot be had.
     """
-    unknown = sorted(set(choices) - {g.name for g in graph.groups})
+    known = [*(x.name for x in (*graph.groups, *graph.stacks, *graph.layers))]
+    unknown = sorted(set(choices) - set(known))
     if unknown:
+        why = graph.unlayered.get(unknown[0])
         raise PrunefrontError(
-            f"no channel group is called {unknown[0]!r}; there are: {', '.join(g.name for g in graph.groups)}"
+            f"layer {unknown[0]!r} cannot be pruned within: it {why}"
+            if why
+            else f"no channel group, stack or layer is called {unknown[0]!r}; there are: {', '.join(known)}"
         )
-    return PruningPlan(tuple(_plan_group(g, choices.get(g.name), scores, round_to) for g in graph.groups))
+    stacks = tuple(_plan_group(_as_group(s), choices.get(s.name), scores, 1) for s in graph.stacks)
+    gone = removed_blocks(graph, stacks)
+    groups = tuple(
+        _plan_group(g, None if _inside_all(g, gone) else choices.get(g.name), scores, round_to)
+        for g in graph.groups
+    )
+    asked = {
+        layer.name: choices[layer.name]
+        for layer in graph.layers
+        if layer.name in choices and not inside(layer.name, gone)
+    }
+    layers: tuple[LayerPlan, ...] = ()
+    if asked:
+        from pruners.within import plan_layers  # channels alone are planned without torch
+
+        layers = plan_layers(graph, groups, asked)
+    return PruningPlan(groups, tuple(s for s in stacks if not s.dense), layers, words)
+
+
+def removed_blocks(graph: ChannelGraph, stacks: tuple[GroupPlan, ...]) -> frozenset[str]:
+    """Paths of the blocks that plans of stacks take away. Raises PrunefrontError for a stack that the graph lacks."""
+    blocks = {s.name: s.blocks for s in graph.stacks}
+    if unknown := [s.name for s in stacks if s.name not in blocks]:
+        raise PrunefrontError(
+            f"the plan names stack {unknown[0]!r}; there are: {', '.join(blocks) or 'none'}"
+        )
+    return frozenset(
+        block for s in stacks for unit, block in enumerate(blocks[s.name]) if unit not in set(s.kept)
+    )
+
+
+def inside(name: str, blocks: Collection[str]) -> bool:
+    """Whether a tensor or module lies in one of the modules."""
+    return any(name == block or name.startswith(f"{block}.") for block in blocks)
+
+
+def _inside_all(group: ChannelGroup, blocks: Collection[str]) -> bool:
+    return all(inside(m.tensor, blocks) for m in group.members)
+
+
+def _as_group(stack: Stack) -> ChannelGroup:
+    return ChannelGroup(stack.name, len(stack.blocks), ())
+
+
+def without_channels(plan: PruningPlan) -> PruningPlan:
+    """What a plan does to a network whose channels were cut already."""
+    return replace(plan, groups=())
 
 
 def _plan_group(group: ChannelGroup, choice: GroupChoice | None, scores: Scores, round_to: int) -> GroupPlan:

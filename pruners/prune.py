@@ -1,9 +1,11 @@
-"""Everything between a plan and a network that can be scored or trained: cut, repair, batch norm statistics."""
+"""Everything between a plan and a network that can be scored or trained: cut, repair, compact, words, statistics."""
 
 from collections.abc import Sequence
 
 from torch import nn
 
+from pruners.activations import calibrate
+from pruners.compact import compact
 from pruners.criteria import Repair, criteria
 from pruners.graph import ChannelGraph
 from pruners.plan import PruningPlan
@@ -11,6 +13,7 @@ from pruners.recalibrate import recalibrate
 from pruners.repair import repair
 from pruners.statistics import Batch
 from pruners.surgery import apply
+from pruners.word_length import quantise, word_lengths, wrap
 
 
 def prune(
@@ -23,6 +26,7 @@ def prune(
 ) -> nn.Module:
     """A new, smaller module in eval mode; the input stays as it is.
 
+    First channels go, then blocks, then what is asked within layers, then words are shortened: fractions multiply.
     batches: calibration data through the training augmentation; without any, weights and batch norms are only cut.
     What a group's criterion does to the weights that read it (ThiNet's scale, channel pruning's least squares) is done.
     statistics: whether batch norms are estimated anew.
@@ -31,9 +35,21 @@ def prune(
     kinds = repairs(plan)
     if batches and kinds:
         repair(model, small, graph, plan, batches, kinds)
+    if plan.stacks or plan.layers:
+        small = compact(small, graph, plan)
+    if short := plan.bits():
+        wrap(small, short, plan.words)
+        quantise(small, word_lengths(plan), plan.words)
     if batches and statistics:
-        recalibrate(small, batches)
+        settle(small, plan, batches)
     return small
+
+
+def settle(model: nn.Module, plan: PruningPlan, batches: Sequence[Batch]) -> None:
+    """Estimates anew, *in place*, what follows the activations: batch norm statistics, and the steps of their words."""
+    recalibrate(model, batches)
+    if plan.bits() and plan.words.activations != "none":
+        calibrate(model, batches)
 
 
 def repairs(plan: PruningPlan) -> dict[str, Repair]:

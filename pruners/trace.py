@@ -6,6 +6,7 @@ import re
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from pruners import probe
+from pruners import probe, sites, stacks
 from pruners.errors import NotTraceable, UnknownName, UnsupportedOp
 from pruners.graph import ChannelGraph, ChannelGroup, Frozen, TensorSlice
-from pruners.labels import IntArray, Labels, Ledger, Stored, blank
+from pruners.labels import IntArray, Labels, Ledger, Stored, Use, blank
 from pruners.rules import RULES, Call, Value, is_tensor
 
 
@@ -32,8 +33,8 @@ def trace(
 ) -> ChannelGraph:
     """Returns the channel graph of a model in eval mode; the model is left as it was.
 
-    example: one input, or a tuple of positional inputs; axis 0 is the batch. frozen: paths of modules whose channels
-    shall stay; operators without a rule are allowed inside. verify: cut every group once on the example and freeze
+    example: one input, or a tuple of positional inputs; axis 0 is the batch. frozen: paths of modules that shall stay
+    as they are; operators without a rule are allowed inside. verify: cut every group once on the example and freeze
     those whose forward pass does not take it (sizes written into `forward`).
     Raises NotTraceable where `torch.export` fails, UnsupportedOp for an operator without a channel rule, UnknownName
     for a frozen path that the model lacks.
@@ -46,9 +47,11 @@ def trace(
     for name, tensor in tensors.items():
         first_names.setdefault(id(tensor), name)
     own = {name: t for name, t in tensors.items() if first_names[id(t)] == name}
+    names = {name: first_names[id(t)] for name, t in tensors.items()}
     ledger = Ledger(_batch(inputs))
-    _walk(program, {name: first_names[id(t)] for name, t in tensors.items()}, ledger, frozen)
+    _walk(program, names, ledger, frozen)
     groups, held = _collect(ledger)
+    layers, unlayered = sites.find_layers(model, ledger, names, frozen)
     graph = ChannelGraph(
         groups=groups,
         frozen=held,
@@ -59,7 +62,11 @@ def trace(
         rectified=_touched(ledger, groups, ledger.rectified),
         depthwise=tuple(ledger.depthwise),
         element_bytes={name: t.element_size() for name, t in own.items() if t.element_size() != 4},
+        layers=layers,
+        unlayered=unlayered,
     )
+    found, unstacked = stacks.find_stacks(model, graph, inputs, frozen)
+    graph = replace(graph, stacks=found, unstacked=unstacked)
     return probe.verify(model, graph, inputs) if verify else graph
 
 
@@ -155,6 +162,8 @@ def _walk(
             inputs.append(blank(meta.shape) if isinstance(meta, Tensor) else meta)
     for value in _leaves(_run(program.graph, inputs, ledger, frozen)):
         if is_tensor(value):
+            if isinstance(value, Stored):
+                ledger.uses.setdefault(value.name, []).append(Use(""))
             for labels in (value,) if isinstance(value, Labels) else value.at:
                 ledger.freeze(labels.data, "reaches the output")
 
@@ -208,6 +217,7 @@ def _step(node: Node, value_of: Any, ledger: Ledger, frozen: Sequence[str]) -> V
         tuple(v.shape) for v in torch.utils._pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)
     ]
     call = Call(op, _bind(node, value_of), shapes[0] if shapes else ())
+    _note_uses(node, call, ledger)
     tensors = call.tensors()
     held = next((name for name in frozen if _inside(node, name)), None)
     unlabelled = all(isinstance(t, Labels) and not t.labelled() for t in tensors)
@@ -235,6 +245,19 @@ def _step(node: Node, value_of: Any, ledger: Ledger, frozen: Sequence[str]) -> V
             if isinstance(value, Labels):
                 ledger.freeze(value.data, f"is inside {held}, which is frozen")
     return result
+
+
+def _note_uses(node: Node, call: Call, ledger: Ledger) -> None:
+    """Tells the ledger which stored tensors an operator takes, and where."""
+    for tensor in call.tensors():
+        if isinstance(tensor, Stored):
+            ledger.uses.setdefault(tensor.name, []).append(Use(_innermost(node), _norm_behind(node)))
+
+
+def _norm_behind(node: Node) -> str:
+    """Path of the module around the batch norm that alone reads an operator's result."""
+    readers = list(node.users)
+    return _innermost(readers[0]) if len(readers) == 1 and _name(readers[0]) == "batch_norm" else ""
 
 
 def _bind(node: Node, value_of: Any) -> dict[str, Any]:
@@ -271,6 +294,10 @@ def _check_shapes(result: Value, node: Node) -> None:
 def _modules(node: Node) -> list[str]:
     """Paths of the modules around an operator, outermost first."""
     return [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
+
+
+def _innermost(node: Node) -> str:
+    return (_modules(node) or [""])[-1]
 
 
 def _inside(node: Node, name: str) -> bool:

@@ -9,11 +9,17 @@ from search.space import SearchSpace
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """How many units each group keeps (one that is left out stays dense), and what ranks them. origin: who says so."""
+    """How many units each group keeps (one that is left out stays dense), and what ranks them. origin: who says so.
+
+    granularity: of layers; one that cannot leave its number of units so stays whole. bits: word length of all layers,
+    where it may be chosen; None = the longest.
+    """
 
     origin: str
     keeps: Mapping[str, int]
     criterion: str
+    granularity: str | None = None
+    bits: int | None = None
 
 
 def seed_candidates(
@@ -44,7 +50,10 @@ def proposed(space: SearchSpace, proposal: Proposal) -> Candidate:
             raise ValueError(
                 f"{proposal.origin!r} keeps {keep} units of group {g.name!r}; possible: {', '.join(map(str, g.keeps))}"
             )
-        choices[g.name] = g.choose(keep, proposal.criterion)
+        if g.kind == "layer" and keep < g.units and proposal.granularity not in g.able(keep):
+            keep = g.units
+        word = proposal.bits if proposal.bits in g.bits else None
+        choices[g.name] = g.choose(keep, proposal.criterion, proposal.granularity, word)
     return Candidate(choices, proposal.origin)
 
 

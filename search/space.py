@@ -1,7 +1,8 @@
-"""What can be chosen per channel group. Derived from a graph by `pipelines.problem`; knows no torch."""
+"""What can be chosen per channel group, stack and layer. Derived from a graph by `pipelines.problem`; no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,13 +11,17 @@ from pruners.choice import GroupChoice
 from search.candidate import Candidate
 from search.measurement import Constraint, Objective
 
+PERCENT = 100
+"""Units of a layer's options: its granularities have units of their own, so counts are shares of its weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class GroupSpace:
-    """One channel group's options.
+    """The options of a channel group, a stack of blocks, or a layer.
 
-    units: how many it has. keeps: kept-unit counts that may be asked, ascending, the last = units (dense).
-    unit_macs: MACs that go when one unit of the dense network goes (first order), for budgets.
+    units: how many it has; of a layer, whose units depend on the granularity, PERCENT. keeps: kept-unit counts that may
+    be asked, ascending, the last = units (dense). allowed: granularity -> the counts among them that it can leave,
+    where that is not all. unit_macs: MACs that go when one unit of the dense network goes (first order), for budgets.
     """
 
     name: str
@@ -26,12 +31,27 @@ class GroupSpace:
     granularities: tuple[str, ...] = ("channel",)
     bits: tuple[int, ...] = (32,)
     unit_macs: float = 0.0
+    kind: Literal["channels", "blocks", "layer"] = "channels"
+    allowed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.keeps or self.keeps[-1] != self.units or list(self.keeps) != sorted(set(self.keeps)):
             raise ValueError(f"keeps of group {self.name!r} must ascend to {self.units}, got {self.keeps}")
+        if idle := [k for k in self.keeps[:-1] if not self.able(k)]:
+            raise ValueError(
+                f"no granularity of group {self.name!r} can leave {idle[0]} of its {self.units} units"
+            )
         if not self.criteria:
             raise ValueError(f"group {self.name!r} has no criterion to rank its units")
+
+    @property
+    def ranked(self) -> bool:
+        """Whether units have scores and may be named one by one; those of a layer are ranked when it is made."""
+        return self.kind != "layer"
+
+    def able(self, keep: int) -> tuple[str, ...]:
+        """The granularities that can leave so many units."""
+        return tuple(n for n in self.granularities if keep in self.allowed.get(n, self.keeps))
 
     def ratio(self, keep: int) -> float:
         """The ratio that leaves `keep` units."""
@@ -50,7 +70,7 @@ class GroupSpace:
         pattern: str | None = None,
     ) -> GroupChoice:
         """The choice that keeps `keep` units; what is left out takes the group's first option (bits: 32 if
-        allowed).
+        allowed), and so does a granularity that cannot leave so many (of those that can).
 
         Where nothing goes, criterion, granularity and pattern have no effect and take their first option, so
         that candidates that ask for the same thing have the same key.
@@ -58,12 +78,13 @@ class GroupSpace:
         word = bits if bits is not None else (32 if 32 in self.bits else self.bits[0])
         if keep == self.units:
             return GroupChoice(self.criteria[0], 0.0, self.granularities[0], word)
+        able = self.able(keep)
         return GroupChoice(
             criterion if criterion in self.criteria and criterion else self.criteria[0],
             self.ratio(keep),
-            granularity if granularity in self.granularities and granularity else self.granularities[0],
+            granularity if granularity in able and granularity else able[0],
             word,
-            pattern,
+            pattern if self.ranked else None,
         )
 
 
@@ -105,21 +126,30 @@ class SearchSpace:
 
         Groups drawn independently would all but never be cut little or much all over (their mean
         concentrates), so each candidate draws a common level and how far groups may stray from it; likewise
-        half of the candidates rank all groups by one criterion.
+        half of the candidates rank all groups by one criterion. Where there are layers or blocks to choose, half of the
+        candidates leave them, and the others cut a share of them: a network in which everything is cut a little is cut
+        a lot. Half of the candidates have one word length all over.
         """
         level, stray = rng.random(2)
         names = sorted({c for g in self.groups for c in g.criteria})
         common = names[rng.integers(len(names))] if rng.random() < 0.5 else None
+        words = sorted({b for g in self.groups for b in g.bits})
+        word = words[rng.integers(len(words))] if len(words) > 1 and rng.random() < 0.5 else None
+        inner = any(g.kind != "channels" for g in self.groups)
+        touched = max(0.0, 2.0 * rng.random() - 1.0) if inner else 0.0
+        channels = not inner or rng.random() < 0.5 or touched == 0.0
         choices = {}
         for g in self.groups:
             place = (1.0 - stray) * level + stray * rng.random()
             keep = g.keeps[min(int(place * len(g.keeps)), len(g.keeps) - 1)]
+            if inner and not (channels if g.kind == "channels" else rng.random() < touched):
+                keep = g.units
             own = g.criteria[rng.integers(len(g.criteria))]
             choices[g.name] = g.choose(
                 keep,
                 common if common in g.criteria else own,
                 g.granularities[rng.integers(len(g.granularities))],
-                g.bits[rng.integers(len(g.bits))],
+                word if word in g.bits else g.bits[rng.integers(len(g.bits))],
             )
         return Candidate(choices, origin)
 
@@ -131,9 +161,9 @@ class SearchSpace:
             keep in group.keeps
             and abs(group.ratio(keep) - choice.ratio) < 1e-6
             and choice.criterion in group.criteria
-            and choice.granularity in group.granularities
+            and choice.granularity in (group.able(keep) if keep < group.units else group.granularities)
             and choice.bits in group.bits
-            and (units is None or (len(units) == keep and units[-1] < group.units))
+            and (units is None or (group.ranked and len(units) == keep and units[-1] < group.units))
         )
 
 

@@ -39,7 +39,7 @@ RULES = (
         "search",
         may=frozenset({"search", "numpy", "moocore", "pruners.choice", "pruners.registry", "pruners.errors"}),
     ),
-    Rule("pruners", may=frozenset({"pruners", "torch", "numpy", "jaxtyping"})),
+    Rule("pruners", may=frozenset({"pruners", "torch", "numpy", "jaxtyping", "safetensors"})),
 )
 
 

@@ -38,8 +38,8 @@ class Subject:
     seed: int = 0
 
     def macs_ratio(self) -> float:
-        """MACs of the dense network over those of the pruned one."""
-        return macs(self.graph) / macs(self.graph, self.plan)
+        """MACs of the dense network over those of the pruned one, by its channels alone."""
+        return macs(self.graph) / macs(self.graph, PruningPlan(self.plan.groups))
 
     def keeps(self) -> dict[str, tuple[int, ...]]:
         """Group name -> the kept-unit counts that a rival may choose from, ascending to all.
@@ -101,11 +101,13 @@ def control(name: str, *, choose: str = "", paper: str = "") -> Callable[[Choose
 def keeping(plan: PruningPlan, kept: Mapping[str, tuple[int, ...]]) -> PruningPlan:
     """The plan with exactly these units, as explicit patterns. Groups that `kept` leaves out are dense.
 
-    Word lengths and granularities stay as they were. Raises PrunefrontError for a group that the plan lacks.
+    What the plan does to blocks and within layers stays as it was. Raises PrunefrontError for a group that the plan
+    lacks.
     """
     if unknown := sorted(kept.keys() - {g.name for g in plan.groups}):
         raise PrunefrontError(f"the plan has no channel group {unknown[0]!r}")
-    return PruningPlan(tuple(_keeping(g, kept.get(g.name, tuple(range(g.units)))) for g in plan.groups))
+    groups = tuple(_keeping(g, kept.get(g.name, tuple(range(g.units)))) for g in plan.groups)
+    return replace(plan, groups=groups)
 
 
 def _keeping(group: GroupPlan, kept: tuple[int, ...]) -> GroupPlan:

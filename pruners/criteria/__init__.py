@@ -29,7 +29,8 @@ class Criterion:
 
     needs: the `UnitView` fields that it reads. why_not: for groups to which it does not apply although the fields do.
     comparable: whether scores of different groups may be ranked together. repair: what follows the cut.
-    unit: what the paper removes. choose: when, in a few words. paper: authors, year and arXiv number.
+    pairwise: whether it compares every unit with every other one, of which a layer has too many. unit: what the paper
+    removes. choose: when, in a few words. paper: authors, year and arXiv number.
     summary: one line, for lists.
     """
 
@@ -43,6 +44,7 @@ class Criterion:
     comparable: bool = False
     repair: Repair = "none"
     why_not: WhyNot | None = None
+    pairwise: bool = False
 
     def __call__(self, view: UnitView) -> Float[Tensor, " units"]:
         """Finite float64 scores, one per unit, higher = keep.
@@ -83,6 +85,7 @@ def criterion(
     comparable: bool = False,
     repair: Repair = "none",
     why_not: WhyNot | None = None,
+    pairwise: bool = False,
 ) -> Callable[[Score], Criterion]:
     """Decorator that registers a scoring function; its docstring's first line becomes the summary.
 
@@ -96,7 +99,7 @@ def criterion(
     def file(score: Score) -> Criterion:
         summary = summary_of(score, "criterion", name)
         entry = Criterion(
-            name, frozenset(needs), score, summary, unit, choose, paper, comparable, repair, why_not
+            name, frozenset(needs), score, summary, unit, choose, paper, comparable, repair, why_not, pairwise
         )
         return criteria.register(name)(entry)
 

@@ -17,6 +17,7 @@ BY_NORM = 3
     needs={"weight"},
     choose="as geometric_median, where some filters are plainly small",
     paper="He et al. 2019, 1811.00250",
+    pairwise=True,
 )
 def fpgm_mix(view: UnitView) -> Float[Tensor, " units"]:
     """The 30 % of filters of lowest L2 norm go first, by norm; the rest by distance to each other (FPGM-mix).

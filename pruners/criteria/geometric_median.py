@@ -13,6 +13,7 @@ from pruners.view import UnitView
     needs={"weight"},
     choose="layers whose filters are alike in norm",
     paper="He et al. 2019, 1811.00250",
+    pairwise=True,
 )
 def geometric_median(view: UnitView) -> Float[Tensor, " units"]:
     """Sum of Euclidean distances to the group's other units' weights (FPGM, He et al. 2019, eq. 7).

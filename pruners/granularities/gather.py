@@ -10,6 +10,7 @@ from pruners.errors import PrunefrontError
 from pruners.granularities import Pattern, layer_granularities
 from pruners.layers import Layer, Part
 from pruners.like import like, weight_of
+from pruners.select import select_channels
 
 
 class Gathered(nn.Module):
@@ -21,10 +22,12 @@ class Gathered(nn.Module):
         self.layer = layer
         self.index: Tensor
         self.register_buffer("index", index)
-        self.axis = 1 if isinstance(layer, nn.Conv2d) else -1
+        self.maps = isinstance(layer, nn.Conv2d)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layer(x.index_select(self.axis, self.index))
+        out: Tensor = self.layer(
+            select_channels(x, self.index) if self.maps else x.index_select(-1, self.index)
+        )
         return out
 
 

@@ -9,30 +9,14 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from pruners.errors import PrunefrontError
+from pruners.procedures.hook import Hook
 from pruners.procedures.run import Run
 from pruners.registry import Registry, summary_of
-
-
-class Hook:
-    """What happens inside a step, in this order. A procedure overrides what it needs."""
-
-    def install(self, run: Run) -> None:
-        """Before the forward pass: puts the weights that count (masked, say) in the place of the trained ones."""
-
-    def restore(self, run: Run) -> None:
-        """After the backward pass: puts the trained weights back."""
-
-    def gradients(self, run: Run) -> bool:
-        """Changes gradients, or learns from them. False: the optimiser does not step this time."""
-        return True
-
-    def stepped(self, run: Run) -> None:
-        """After the optimiser's step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +43,7 @@ Phases = Callable[..., Iterator[Phase]]
 class Procedure:
     """A training procedure. options: name -> default, as the function's signature has them.
 
+    over: what it prunes beside what the plan says: nothing (`channels`), or single weights of the layers that are left.
     choose: when, in a few words. paper: authors, year and arXiv number. summary: one line, for lists.
     """
 
@@ -68,6 +53,7 @@ class Procedure:
     choose: str
     paper: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    over: Literal["channels", "weights"] = "channels"
 
     def __call__(self, run: Run, **options: Any) -> Iterator[Phase]:
         """Starts the procedure. Raises PrunefrontError for an option that it does not have."""
@@ -96,7 +82,9 @@ class Procedure:
 procedures: Registry[Procedure] = Registry("procedure")
 
 
-def procedure(name: str, *, choose: str = "", paper: str = "") -> Callable[[Phases], Procedure]:
+def procedure(
+    name: str, *, choose: str = "", paper: str = "", over: Literal["channels", "weights"] = "channels"
+) -> Callable[[Phases], Procedure]:
     """Decorator that registers a procedure; its keyword arguments are its options, each with a default.
 
     Raises ValueError for a name already taken, an option without default, or a function without a docstring.
@@ -108,7 +96,7 @@ def procedure(name: str, *, choose: str = "", paper: str = "") -> Callable[[Phas
         if bare := [p.name for p in others if p.default is p.empty]:
             raise ValueError(f"option {bare[0]!r} of procedure {name!r} has no default")
         options = {p.name: p.default for p in others}
-        return procedures.register(name)(Procedure(name, phases, summary, choose, paper, options))
+        return procedures.register(name)(Procedure(name, phases, summary, choose, paper, options, over))
 
     return file
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pruners.errors import PrunefrontError
 from pruners.masks import FLOOR, Masks, Tensors, erk_counts, keep_largest, sizes, weights
-from pruners.procedures import Hook, Phase, procedure
+from pruners.procedures import Phase, procedure
+from pruners.procedures.hook import Hook
 from pruners.procedures.masking import Masked, StraightThrough, settle
 from pruners.procedures.run import Run
 
@@ -51,6 +52,7 @@ class Surgery(Hook):
 
 @procedure(
     "dns",
+    over="weights",
     choose="single weights at high sparsity: a weight dropped too early comes back",
     paper="Guo et al. 2016, 1608.04493",
 )

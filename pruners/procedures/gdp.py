@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from pruners.errors import PrunefrontError
-from pruners.procedures import Hook, Phase, procedure
+from pruners.procedures import Phase, procedure
+from pruners.procedures.hook import Hook
 from pruners.procedures.run import Run, UnitScores
 from pruners.procedures.schedules import check
 from pruners.procedures.slices import WHISPER, losing, slices

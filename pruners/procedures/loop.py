@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from pruners.errors import PrunefrontError
-from pruners.procedures import Hook, Phase
+from pruners.procedures import Phase
+from pruners.procedures.hook import Hook
 from pruners.procedures.run import Run
 from pruners.statistics import Batch, images
 
@@ -48,6 +49,8 @@ def fit(
     Raises Diverged at the first loss that is not finite, ValueError for phases that do not spend exactly the steps.
     """
     total, seen, seconds = 0.0, 0, 0.0
+    with around():
+        run.arrive()
     while True:
         with around():  # what a procedure does between its phases is work as well
             phase = next(phases, None)
@@ -66,7 +69,7 @@ def fit(
                     )
                     for group in run.optimizer.param_groups:
                         group["lr"] = learning_rate * factor
-                    loss = step(run, phase.hooks, batch, backward)
+                    loss = step(run, (*phase.hooks, *run.hooks), batch, backward)
                     if not math.isfinite(loss):
                         epoch, place = divmod(run.step, run.per_epoch)
                         raise Diverged(
@@ -77,11 +80,13 @@ def fit(
                     total, seen = total + loss * images(batch), seen + images(batch)
                     seconds += time.perf_counter() - started
                 if run.step % run.per_epoch == 0 and run.step < run.steps:
-                    with effective(run, phase.hooks):
+                    with effective(run, (*phase.hooks, *run.hooks)):
                         yield EpochReport(run.step // run.per_epoch, total / seen, seen, seconds)
                     total, seen, seconds = 0.0, 0, 0.0
     if run.left:
         raise ValueError(f"the phases are over with {run.left} of {run.steps} steps left")
+    with around():
+        run.finish()
     if run.steps:
         run.model.eval()
         yield EpochReport(-(-run.step // run.per_epoch), total / seen, seen, seconds)

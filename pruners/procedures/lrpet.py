@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph, TensorSlice
 from pruners.masks import owner, weights
-from pruners.procedures import Hook, Phase, procedure
+from pruners.procedures import Phase, procedure
+from pruners.procedures.hook import Hook
 from pruners.procedures.masking import settle
 from pruners.procedures.run import Run
 from pruners.statistics import Inputs
@@ -193,6 +194,7 @@ class Project(Hook):
 
 @procedure(
     "lrpet",
+    over="weights",
     choose="low rank instead of, or on top of, fewer channels",
     paper="Guo et al. 2022, 2204.05566",
 )

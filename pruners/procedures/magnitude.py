@@ -22,6 +22,7 @@ denser."""
 
 @procedure(
     "magnitude",
+    over="weights",
     choose="single weights: simple, and strong with a few rounds; zeros save storage, not time",
     paper="Han et al. 2015, 1506.02626",
 )

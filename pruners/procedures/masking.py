@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pruners.masks import Masks, Tensors
-from pruners.procedures import Hook
+from pruners.procedures.hook import Hook
 from pruners.procedures.run import Run
 from pruners.recalibrate import recalibrate
 

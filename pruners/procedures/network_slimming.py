@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from pruners.procedures import Hook, Phase, procedure
+from pruners.procedures import Phase, procedure
+from pruners.procedures.hook import Hook
 from pruners.procedures.run import Run
 from pruners.procedures.schedules import check, check_strength
 from pruners.procedures.slices import norm_scales

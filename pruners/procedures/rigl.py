@@ -56,6 +56,7 @@ class Rewire(Masked):
 
 @procedure(
     "rigl",
+    over="weights",
     choose="single weights at high sparsity: never trains more weights than it keeps",
     paper="Evci et al. 2020, 1911.11134",
 )

@@ -1,6 +1,7 @@
 """A network on its way to a plan: what a training procedure holds and changes."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch.nn.functional as F
@@ -8,14 +9,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pruners.compact import compact
 from pruners.criteria import criteria
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
 from pruners.plan import GroupPlan, PruningPlan, Scores
-from pruners.prune import prune
+from pruners.procedures.hook import Hook
+from pruners.procedures.words import WordLength
+from pruners.prune import prune, settle
 from pruners.scoring import score_all, why_not
 from pruners.statistics import Batch, Loss
 from pruners.surgery import reduced, removed, taken
+from pruners.word_length import word_lengths, wrap
+
+NOTHING = ChannelGraph((), (), (), {}, ())
+"""Of a step that cuts no channel."""
 
 UnitScores = Mapping[str, NDArray[np.float64]]
 """Group -> one score per unit that is still there, higher = keep."""
@@ -26,7 +34,10 @@ class Run:
 
     model, graph: of now; `cut` replaces both. goal: the plan to arrive at; its counts bind, its units are a proposal
     made on the dense network. kept: by group, the units that are still there, in the dense numbering. steps: mini-
-    batches that there are to spend, per_epoch of them in a pass over the data; step: how many were.
+    batches that there are to spend, per_epoch of them in a pass over the data; step: how many were. hooks: of every
+    step from now on, whatever the procedure: those of short words.
+
+    What the goal asks besides channels is carried out as soon as the last of them is gone, for whichever procedure.
     """
 
     def __init__(
@@ -50,6 +61,8 @@ class Run:
         self.calibration, self.loss = calibration, loss
         self.rng = np.random.default_rng([seed, 3])
         self.kept: dict[str, tuple[int, ...]] = {g.name: tuple(range(g.units)) for g in graph.groups}
+        self.hooks: tuple[Hook, ...] = ()
+        self._compacted = not (goal.stacks or goal.layers)
         self._make_optimizer = optimizer
         self.optimizer = optimizer(model)
 
@@ -73,10 +86,11 @@ class Run:
 
     def plan(self) -> PruningPlan:
         """What has gone so far, as a plan for the dense network."""
-        return PruningPlan(
-            tuple(
+        return replace(
+            self.goal,
+            groups=tuple(
                 GroupPlan(g.name, g.choice, g.units, self.kept[g.name], g.requested) for g in self.goal.groups
-            )
+            ),
         )
 
     def scores(self, names: str | Mapping[str, str] | None = None) -> UnitScores:
@@ -167,14 +181,40 @@ class Run:
         statistics: estimate batch norms anew; a procedure that cuts often and trains on at once saves it.
         """
         stay = self.weakest(self.wanted() if counts is None else counts, scores)
-        if stay == self.kept:
+        if stay != self.kept:
+            plan = self._relative(stay)
+            before, graph, old = self.model, self.graph, self.optimizer
+            after = prune(before, graph, plan, self.calibration, statistics=statistics)
+            self.model, self.graph, self.kept = after, reduced(graph, plan), stay
+            self.optimizer = self._make_optimizer(after)
+            carry(old, self.optimizer, before, after, graph, plan)
+        self.arrive()
+
+    def arrive(self) -> None:
+        """Carries out what the goal asks besides channels, if these are all gone and it was not done yet."""
+        if self._compacted or self.counts() != self.wanted():
             return
-        plan = self._relative(stay)
-        before, graph, old = self.model, self.graph, self.optimizer
-        after = prune(before, graph, plan, self.calibration, statistics=statistics)
-        self.model, self.graph, self.kept = after, reduced(graph, plan), stay
-        self.optimizer = self._make_optimizer(after)
-        carry(old, self.optimizer, before, after, graph, plan)
+        self._compacted = True
+        before, old = self.model, self.optimizer
+        self.model = compact(before, self.graph, self.goal)
+        if short := self.goal.bits():
+            wrap(self.model, short, self.goal.words)
+            self.hooks = (WordLength(self.model, word_lengths(self.goal), self.goal.words),)
+        if self.calibration:
+            settle(self.model, self.goal, self.calibration)
+        self.optimizer = self._make_optimizer(self.model)
+        carry(old, self.optimizer, before, self.model, NOTHING, PruningPlan(()))
+
+    def finish(self) -> None:
+        """After the last step: the words that were trained for become the network's own. Raises ValueError before the
+        goal is reached."""
+        self.arrive()
+        if not self._compacted:
+            raise ValueError("the procedure is over before the last channels are gone")
+        for hook in self.hooks:
+            hook.finish(self)
+        if self.hooks and not self.steps and self.calibration:
+            settle(self.model, self.goal, self.calibration)
 
     def _relative(self, stay: Mapping[str, tuple[int, ...]]) -> PruningPlan:
         """The plan for the network of now that leaves the units `stay`."""
@@ -200,7 +240,7 @@ def carry(
     parameters, successors = dict(before.named_parameters()), dict(after.named_parameters())
     for name, parameter in parameters.items():
         state = old.state.get(parameter)
-        if not state:
+        if not state or name not in successors:  # a layer that became another, or went with its block
             continue
         new.state[successors[name]] = {
             key: taken(going, name, value)

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from pruners.errors import PrunefrontError
 from pruners.masks import FLOOR, Tensors, keep_largest, output_axis, sizes, weights
-from pruners.procedures import Hook, Phase, procedure
+from pruners.procedures import Phase, procedure
+from pruners.procedures.hook import Hook
 from pruners.procedures.masking import Masked, StraightThrough, gradients_of, settle
 from pruners.procedures.run import Run
 
@@ -55,6 +56,7 @@ class Learn(Hook):
 
 @procedure(
     "scl",
+    over="weights",
     choose="single weights, when masks shall follow the loss and not the size of weights",
     paper="Tang et al. 2022, 2201.05020",
 )

@@ -13,6 +13,7 @@ from pruners.statistics import images
 
 @procedure(
     "snip",
+    over="weights",
     choose="single weights, when the mask shall cost one look at the data",
     paper="Lee et al. 2019, 1810.02340",
 )

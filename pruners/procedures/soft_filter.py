@@ -6,7 +6,8 @@ import torch
 
 from pruners.criteria import criteria
 from pruners.graph import ChannelGroup
-from pruners.procedures import Hook, Phase, procedure
+from pruners.procedures import Phase, procedure
+from pruners.procedures.hook import Hook
 from pruners.procedures.run import Run, UnitScores
 from pruners.procedures.slices import WHISPER, Slice, losing, slices
 from pruners.view import MEASURED, scales, shifts

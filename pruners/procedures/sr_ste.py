@@ -7,7 +7,8 @@ import torch
 
 from pruners.errors import PrunefrontError
 from pruners.masks import Tensors, n_of_m, output_axis, weights
-from pruners.procedures import Hook, Phase, procedure
+from pruners.procedures import Phase, procedure
+from pruners.procedures.hook import Hook
 from pruners.procedures.masking import StraightThrough, settle
 from pruners.procedures.run import Run
 
@@ -32,6 +33,7 @@ class Refine(Hook):
 
 @procedure(
     "sr_ste",
+    over="weights",
     choose="2:4 weights for sparse tensor cores; other hardware gains nothing",
     paper="Zhou et al. 2021, 2102.04010",
 )

@@ -71,7 +71,7 @@ class ParticleFilter:
     - after the last stage it starts over, each stage going on from its own best particles, since a front
     needs every
       budget; a stage's parents are then the best N at its budget;
-    - bits and granularity stay at the group's first option.
+    - bits and granularity stay at the group's first option, of a layer the first one that can leave so much.
 
     Only the first objective that is maximised (accuracy) steers; costs come in through the budgets.
     """
@@ -302,8 +302,9 @@ class ParticleFilter:
     def _resolvable(self, candidate: Candidate) -> bool:
         """Whether the pattern that a candidate comes down to is known here."""
         scores = self._ledger.problem.scores
+        ranked = {g.name for g in self._ledger.problem.space.groups if g.ranked}
         return all(
-            c.keep is not None or c.ratio == 0 or name in scores.get(c.criterion, {})
+            c.keep is not None or c.ratio == 0 or name not in ranked or name in scores.get(c.criterion, {})
             for name, c in candidate.choices.items()
         )
 
@@ -318,6 +319,8 @@ class ParticleFilter:
                 masks[g.name] = np.isin(np.arange(g.units), explicit)
             elif choice.ratio == 0:
                 masks[g.name] = np.ones(g.units, dtype=np.bool_)
+            elif not g.ranked:  # only how many stay counts
+                masks[g.name] = np.arange(g.units) < keeps[g.name]
             else:
                 masks[g.name] = top(self._ledger.problem.scores[choice.criterion][g.name], keeps[g.name])
         return masks

@@ -12,12 +12,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from pipelines.artifacts import (
     FRONT,
     LIMITS,
     MANIFEST,
+    VERSION,
     Artifact,
     ArtifactError,
     ArtifactNotFound,
@@ -29,7 +31,6 @@ from pipelines.artifacts import (
     check_key,
     fetch,
     fetch_from,
-    load_weights,
     locate,
     measure_file,
     open_store,
@@ -41,6 +42,7 @@ from pipelines.artifacts import (
     write_whole,
 )
 from pruners.errors import PrunefrontError
+from pruners.saved import load_network
 
 
 @pytest.fixture
@@ -52,6 +54,8 @@ def made(tmp_path: Path) -> Path:
     (folder / "plan.json").write_text('{"classes": 10}')
     (folder / "measurement.json").write_text('{"accuracy": 0.5}')
     (folder / "model.onnx").write_bytes(bytes(range(256)) * 40)
+    (folder / "model.pt2").write_bytes(bytes(range(256)) * 30)
+    (folder / "card.md").write_text("# dense")
     return folder
 
 
@@ -70,7 +74,7 @@ def test_round_trip(store: ArtifactStore, made: Path, tmp_path: Path) -> None:
     assert {f.name for f in out.iterdir()} == {*LIMITS, MANIFEST}
     assert all((out / name).read_bytes() == (made / name).read_bytes() for name in LIMITS)
     assert check_digests(out).sha256 == artifact.sha256
-    assert load_weights(out)["conv.weight"].equal(torch.arange(6.0).reshape(2, 3))
+    assert load_file(out / "weights.safetensors")["conv.weight"].equal(torch.arange(6.0).reshape(2, 3))
 
 
 def test_the_same_content_is_sent_once(made: Path) -> None:
@@ -78,7 +82,7 @@ def test_the_same_content_is_sent_once(made: Path) -> None:
     first = publish(store, made, "dense")
     assert store.sent == [f"{first.id}/{name}" for name in (*LIMITS, MANIFEST)]  # the manifest last
     assert publish(store, made, "dense") == first
-    assert len(store.sent) == 5
+    assert len(store.sent) == len(LIMITS) + 1
 
 
 @pytest.mark.parametrize("damage", ["absent", "truncated", "not text"])
@@ -197,7 +201,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
     "a list": lambda m: [m],
     "a string": lambda m: "manifest",
     "another format": lambda m: m | {"format": "other"},
-    "a later version": lambda m: m | {"version": 2},
+    "a later version": lambda m: m | {"version": 3},
     "version true": lambda m: m | {"version": True},
     "an extra entry": lambda m: m | {"hooks": "rm"},
     "name with a path": lambda m: m | {"name": "../../etc"},
@@ -267,13 +271,13 @@ def test_no_json_breaks_the_manifest_reader(data: object) -> None:
 
 @given(
     name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,30}", fullmatch=True),
-    sizes=st.lists(st.integers(0, 1 << 20), min_size=4, max_size=4),
+    sizes=st.lists(st.integers(0, 1 << 20), min_size=len(LIMITS), max_size=len(LIMITS)),
     seed=st.integers(0, 2**32),
 )
 def test_a_manifest_survives_its_own_text(name: str, sizes: list[int], seed: int) -> None:
     digest = np.random.default_rng(seed).bytes(32).hex()
     files = {n: {"sha256": digest, "size_bytes": size} for n, size in zip(LIMITS, sizes, strict=True)}
-    text = json.dumps({"format": "prunefront-artifact", "version": 1, "name": name, "files": files})
+    text = json.dumps({"format": "prunefront-artifact", "version": VERSION, "name": name, "files": files})
     manifest = Manifest.parse(text, source="here")
     assert Manifest.parse(manifest.text(), source="there") == manifest
     assert locate("s3://b/p", f"s3://b/p/{manifest.id}") == f"s3://b/p/{manifest.id}"
@@ -440,15 +444,16 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
 
 
 def test_weights_are_checked_before_they_are_read(made: Path, tmp_path: Path) -> None:
-    store = MemoryStore()
+    store, net = MemoryStore(), nn.Sequential()
     out = fetch_from(store, publish(store, made, "dense").id, tmp_path / "out")
     (out / "weights.safetensors").write_bytes(b"x" * (out / "weights.safetensors").stat().st_size)
-    with pytest.raises(ArtifactError, match="has sha256"):
-        load_weights(out)
+    with pytest.raises(PrunefrontError, match=r"not what manifest\.json says"):
+        load_network(net, out)
+    (made / "plan.json").write_text('{"plan": {"groups": []}}')
     (made / "weights.safetensors").write_bytes(b"\x80\x04pickle")
     other = fetch_from(store, publish(store, made, "dense").id, tmp_path / "other")
-    with pytest.raises(ArtifactError, match="no safetensors file"):
-        load_weights(other)
+    with pytest.raises(PrunefrontError, match="cannot be read as safetensors"):
+        load_network(net, other)
 
 
 def test_a_folder_that_is_no_artifact(tmp_path: Path) -> None:

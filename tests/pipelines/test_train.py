@@ -198,8 +198,8 @@ def test_every_step_takes_its_turn_and_waiting_does_not_count() -> None:
     reports = run(net(), Recipe(epochs=2, learning_rate=0.05, batch_size=16), yield_point=turn)
     wall = time.perf_counter() - started
     # 33 images by 16: the last single one joins the second step, so two steps in each epoch; before and after them what
-    # a procedure does to the network has its turn
-    assert log == ["in", "out"] * (1 + 4 + 1)
+    # a procedure does to the network has its turn, and so has what the plan asks besides channels
+    assert log == ["in", "out"] * (2 + 4 + 2)
     assert 0 < sum(r.seconds for r in reports) < wall - sum(waited)
 
 

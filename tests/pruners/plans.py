@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from functools import cache
 
+import numpy as np
 from hypothesis import strategies as st
 
 from pruners.choice import GroupChoice, pattern
 from pruners.graph import ChannelGraph
-from pruners.plan import PruningPlan, plan
+from pruners.plan import PruningPlan, Scores, plan
 from pruners.trace import trace
 from tests.nets import NETS
 
@@ -16,6 +17,12 @@ from tests.nets import NETS
 def traced(name: str) -> ChannelGraph:
     """The verified channel graph of a net."""
     return trace(*NETS[name]())
+
+
+def scored(graph: ChannelGraph) -> Scores:
+    """Scores of the criterion `random`: the first units go first."""
+    units = {g.name: g.units for g in graph.groups} | {s.name: len(s.blocks) for s in graph.stacks}
+    return {"random": {name: np.arange(n, dtype=np.float64) for name, n in units.items()}}
 
 
 def keeping(graph: ChannelGraph, kept: Sequence[Sequence[int]]) -> PruningPlan:

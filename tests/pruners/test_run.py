@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pruners.choice import GroupChoice, pattern
 from pruners.errors import PrunefrontError
-from pruners.procedures import Hook, Phase
+from pruners.procedures import Phase
+from pruners.procedures.hook import Hook
 from pruners.procedures.loop import Diverged
 from pruners.procedures.run import Run, carry
 from pruners.surgery import apply, removed, taken

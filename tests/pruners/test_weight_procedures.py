@@ -14,8 +14,9 @@ from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
 from pruners.masks import density, erk_counts, n_of_m, weights
 from pruners.plan import plan
-from pruners.procedures import Hook, loop, lrpet, procedures, rigl, scl, sr_ste
 from pruners.procedures import dns as dns_module
+from pruners.procedures import loop, lrpet, procedures, rigl, scl, sr_ste
+from pruners.procedures.hook import Hook
 from pruners.procedures.masking import Masked, StraightThrough
 from pruners.procedures.run import Run
 from pruners.scoring import score_all

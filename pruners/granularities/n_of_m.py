@@ -1,0 +1,143 @@
+"""A unit is one weight, and of every four input channels at one position as many stay."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from pruners import masks
+from pruners.errors import PrunefrontError
+from pruners.granularities import Pattern, layer_granularities
+from pruners.granularities.element import Sparse, chosen
+from pruners.layers import Layer, Part
+from pruners.like import like, weight_of
+
+TEAM = 4
+"""M of N:M, the one that sparse tensor cores know."""
+
+DECAY = 2e-4
+"""λ of SR-STE, that of the authors' code (Zhou et al. 2021, 2102.04010)."""
+
+
+class _Refined(torch.autograd.Function):
+    """w̃ = m ⊙ w, with the gradient ∂L/∂w = ∂L/∂w̃ + λ (1 − m) ⊙ w of SR-STE (Zhou et al. 2021, 2102.04010)."""
+
+    @staticmethod
+    def forward(context: Any, weight: Tensor, mask: Tensor, decay: float) -> Tensor:
+        context.save_for_backward(weight, mask)
+        context.decay = decay
+        return weight * mask
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        weight, mask = context.saved_tensors
+        return gradient + context.decay * (weight * ~mask), None, None
+
+
+class NofM(Sparse):
+    """A layer that computes with the n largest |w| of every four, and trains all of them (SR-STE).
+
+    In eval mode the weight is the one that computes, zeros included, and so is what is stored; back in training mode
+    it is the one that is trained, unless it was changed in between. λ is the attribute `decay`.
+    """
+
+    def __init__(self, layer: nn.Module, n: int, decay: float = DECAY) -> None:
+        """layer: with zeros where the first mask is to have them."""
+        super().__init__(layer)
+        self.n, self.decay = n, decay
+        self._trained: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight: Tensor = self.weight
+        if self.training or torch.is_grad_enabled():
+            weight = _Refined.apply(weight, self.mask(weight), self.decay)  # type: ignore[no-untyped-call]
+        return self.product(x, weight, self.bias)
+
+    def mask(self, weight: Tensor) -> Bool[Tensor, "..."]:
+        """True at the n largest |w| of every four input channels."""
+        return masks.n_of_m(weight, self.n, TEAM)
+
+    @torch.no_grad()
+    def train(self, mode: bool = True) -> Self:
+        trained = self._trained
+        if mode and trained is not None:
+            trained = trained.to(self.weight)
+            if torch.equal(self._masked(trained), self.weight):
+                self.weight.copy_(trained)
+            self._trained = None
+        elif not mode:
+            masked = self._masked(self.weight)
+            if not torch.equal(masked, self.weight):
+                self._trained = self.weight.detach().clone()
+                self.weight.copy_(masked)
+        return super().train(mode)
+
+    def _masked(self, weight: Tensor) -> Tensor:
+        return weight.masked_fill(~self.mask(weight), 0.0)
+
+
+class NofMs:
+    """N of every four weights along the input channels, 1 to 3, refreshed in training (SR-STE).
+
+    Stored by what is left and where in its four it was. Sparse tensor cores run 2:4 faster; this operator does not use
+    them, and no CPU kernel saves time by it: the product is that of the dense layer.
+    """
+
+    fuses_norm = False
+
+    def why_not(self, layer: Layer) -> str | None:
+        if layer.shape[1] % TEAM:
+            each = " per conv group" if layer.groups > 1 else ""
+            return f"reads {layer.shape[1]} input channels{each}, which do not fall into teams of {TEAM}"
+        return None
+
+    def counts(self, layer: Layer) -> Sequence[int]:
+        """N, of every four."""
+        return range(1, TEAM)
+
+    def kept(self, layer: Layer, count: int) -> float:
+        return count / TEAM
+
+    def macs(self, layer: Layer, count: int) -> int:
+        """Those with a weight that is not zero; all are done where no kernel knows 2:4, so on every CPU."""
+        return layer.macs // TEAM * count
+
+    def parts(self, layer: Layer, count: int) -> Mapping[str, Part]:
+        bias = {"bias": Part((layer.outputs,), "float")} if layer.bias else {}
+        kept = layer.size // TEAM * count
+        return {"weight": Part(layer.shape, form="n_of_m", kept=kept, team=TEAM, axis=1), **bias}
+
+    def units(self, layer: Layer, weight: Tensor) -> Float[Tensor, "units 1"]:
+        return weight.reshape(-1, 1)
+
+    def pattern(self, layer: Layer, count: int, scores: Float[Tensor, " units"]) -> Pattern:
+        """Positions in the flattened weight, ascending."""
+        order = scores.sort(descending=True, stable=True).indices
+        ranks = torch.empty_like(order)  # positive and all different, as |w| would be
+        ranks[order] = torch.arange(len(order), 0, -1)
+        return {"index": masks.n_of_m(ranks.view(layer.shape), count, TEAM).flatten().nonzero().flatten()}
+
+    def masked(self, layer: Layer, count: int, pattern: Pattern, module: nn.Module) -> nn.Module:
+        kept = weight_of(module) * chosen(layer, pattern, module)
+        return like(module, kept, groups=layer.groups)
+
+    def compact(self, layer: Layer, count: int, pattern: Pattern, module: nn.Module) -> nn.Module:
+        """The first mask is that of the pattern, whose zeros may grow back; those of training go by |w|."""
+        kept = weight_of(module).masked_fill(~chosen(layer, pattern, module), 0.0)
+        return NofM(like(module, kept, groups=layer.groups), count)
+
+    def restore(
+        self, layer: Layer, count: int, tensors: Mapping[str, Tensor], module: nn.Module
+    ) -> nn.Module:
+        weight = tensors["weight"]
+        teams = weight.movedim(1, -1).reshape(-1, TEAM)
+        if int(teams.count_nonzero(-1).max()) > count:
+            raise PrunefrontError(
+                f"layer {layer.module!r}: more than {count} of {TEAM} weights along its inputs are not zero"
+            )
+        return NofM(like(module, weight, tensors.get("bias"), groups=layer.groups), count)
+
+
+layer_granularities.register("n_of_m")(NofMs())

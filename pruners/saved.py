@@ -1,0 +1,266 @@
+"""A pruned network as two files, weights.safetensors and plan.json, and back: with torch, safetensors and this package.
+
+    from pruners.saved import load_network
+    network = load_network(make_network(), Path("best"))   # an ordinary nn.Module in eval mode
+
+The file of weights holds what `pruners.cost.layout` says, packed (`pruners.storage`); the plan says what the tensors
+are of. Neither is trusted: every size is checked against the dense network before anything is made.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from pruners.compact import restore
+from pruners.cost import layer_parts, layout, trained_in
+from pruners.errors import PrunefrontError
+from pruners.granularities import layer_granularities
+from pruners.graph import ChannelGraph
+from pruners.layers import Layer, Part
+from pruners.plan import LayerPlan, PruningPlan, inside, removed_blocks
+from pruners.quantisers import decode, quantisers
+from pruners.stacks import without_blocks
+from pruners.storage import file as storage
+from pruners.storage.sizes import Counts
+from pruners.storage.streams import FLOATS, Codec, Levels
+from pruners.surgery import load as load_channels
+from pruners.word_length import BEHIND, wrap
+
+WEIGHTS, PLAN, MANIFEST = "weights.safetensors", "plan.json", "manifest.json"
+
+PLAN_LIMIT, MANIFEST_LIMIT = 64 << 20, 64 << 10
+"""Bytes that they may have."""
+
+GROWTH = 4
+"""So many times the dense network's elements a stored one may have at most: gates and scales come on top of weights."""
+
+
+def save_network(
+    model: nn.Module, graph: ChannelGraph, plan: PruningPlan, path: Path, *, entropy: bool = False
+) -> dict[str, Counts]:
+    """Writes the weights of a network that a plan made, packed; returns what the data decided of the file's size.
+
+    entropy: Huffman-code the codes of short words where that is shorter. Raises PrunefrontError for a network that is
+    not what the plan makes of its dense one.
+    """
+    parts = layout(graph, plan)
+    state = {name: t.contiguous() for name, t in model.state_dict().items() if name in parts}
+    return storage.save(path, state, parts, CODEC, entropy=entropy)
+
+
+def described(graph: ChannelGraph, plan: PruningPlan) -> dict[str, Any]:
+    """What plan.json must say so that the network can be made again, besides how the dense one is made."""
+    return {"plan": plan.to_json(), "removed": sorted(removed_blocks(graph, plan.stacks))}
+
+
+def load_network(dense: nn.Module, folder: Path) -> nn.Module:
+    """The network of a fetched artifact in eval mode, on the CPU, its numbers bit for bit those that were saved.
+
+    dense: from the factory of the network that was pruned, whatever its weights; it stays as it is. folder: holds
+    weights.safetensors, plan.json and the manifest.json with their digests. Raises PrunefrontError where a file is not
+    what the manifest says, or does not fit the other, or the network.
+    """
+    check_digests(folder)
+    plan, removed = read_plan(folder / PLAN)
+    return rebuild(dense, plan, removed, folder / WEIGHTS)
+
+
+def check_digests(folder: Path) -> None:
+    """Raises PrunefrontError unless weights and plan are, byte for byte, those of the manifest beside them."""
+    manifest = _read_json(folder / MANIFEST, MANIFEST_LIMIT)
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    for name in (WEIGHTS, PLAN):
+        record = files.get(name) if isinstance(files, dict) else None
+        said = record.get("sha256") if isinstance(record, dict) else None
+        try:
+            with (folder / name).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise PrunefrontError(f"{folder / name} cannot be read: {error.strerror}") from None
+        if digest != said:
+            raise PrunefrontError(
+                f"{folder / name} is not what {MANIFEST} says: it was damaged or changed; fetch the artifact again"
+            )
+
+
+def read_plan(path: Path) -> tuple[PruningPlan, tuple[str, ...]]:
+    """The plan in a plan.json, and the paths of the blocks that it takes away. Raises PrunefrontError."""
+    data = _read_json(path, PLAN_LIMIT)
+    try:
+        removed = tuple(str(block) for block in data.get("removed", ()))
+        return PruningPlan.from_json(data["plan"]), removed
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        # what plain code makes of JSON that has the wrong form
+        raise PrunefrontError(
+            f"{path} is no plan of a pruned network ({type(error).__name__}: {error!s:.80})"
+        ) from None
+
+
+def _read_json(path: Path, limit: int) -> Any:
+    try:
+        if path.stat().st_size > limit:
+            raise PrunefrontError(f"{path} has more than the {limit} bytes that it may have")
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise PrunefrontError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise PrunefrontError(f"{path} is not valid JSON: {error!s:.80}") from None
+
+
+def rebuild(dense: nn.Module, plan: PruningPlan, removed: tuple[str, ...], weights: Path) -> nn.Module:
+    """As `load_network`, from a plan that was read before. removed: paths of blocks that are gone."""
+    model = without_blocks(dense, removed) if removed else dense
+    limit = GROWTH * sum(t.numel() for t in dense.state_dict().values())
+    changed = {p.layer.module: p for p in plan.layers}
+    check_layers(model, plan)
+    parts: dict[str, Part] = {}
+    for path, layer_plan in changed.items():
+        parts |= {f"{path}.{name}": part for name, part in layer_parts(layer_plan, plan.words).items()}
+    state = storage.load(weights, {**_raw(weights, model, changed, plan), **parts}, CODEC, limit=limit)
+    cut = load_channels(model, _as_dense(model, state, plan))
+    for path, layer_plan in changed.items():
+        _put(cut, layer_plan, plan, {n: state[f"{path}.{n}"] for n in layer_parts(layer_plan, plan.words)})
+    return cut.eval()
+
+
+def trained(model: nn.Module, plan: PruningPlan) -> int:
+    """How many trained scalars a network stores: of what a plan changed, those that stay.
+
+    model: that the plan made.
+    """
+    changed = [p.layer.module for p in plan.layers] + _fused(plan)
+    whole = sum(p.numel() for name, p in model.named_parameters() if not inside(name, changed))
+    return whole + sum(trained_in(layer_parts(p, plan.words)) for p in plan.layers)
+
+
+def check_layers(model: nn.Module, plan: PruningPlan) -> None:
+    """Raises PrunefrontError for layers of a plan that the network does not have, or that cannot be as it says."""
+    modules = dict(model.named_modules())
+    for p in plan.layers:
+        layer, module = p.layer, modules.get(p.layer.module)
+        if not isinstance(module, nn.Conv2d | nn.Linear) or layer.name != f"{layer.module}.weight".lstrip(
+            "."
+        ):
+            raise PrunefrontError(
+                f"the plan changes layer {layer.module!r:.80}, which the network does not have"
+            )
+        weight = module.weight
+        fits = len(layer.shape) == weight.dim() and all(
+            type(mine) is int and 0 < mine <= whole
+            for mine, whole in zip(layer.shape, weight.shape, strict=True)
+        )
+        if not fits or layer.bias != (module.bias is not None) or not _groups_fit(layer, module):
+            raise PrunefrontError(
+                f"layer {layer.module!r:.80} has a weight of shape {tuple(weight.shape)}, from which the plan's "
+                f"{layer.shape} cannot be cut"
+            )
+        if p.count is None:
+            continue
+        granularity = layer_granularities[p.choice.granularity]
+        if granularity.fuses_norm and not isinstance(modules.get(layer.norm), nn.BatchNorm2d):
+            raise PrunefrontError(f"layer {layer.module!r:.80} has no batch norm at {layer.norm!r:.80}")
+        if granularity.why_not(layer) is not None or p.count not in granularity.counts(layer):
+            raise PrunefrontError(
+                f"layer {layer.module!r:.80} cannot have {p.count!r:.40} units of granularity {p.choice.granularity!r}"
+            )
+
+
+def _groups_fit(layer: Layer, module: nn.Module) -> bool:
+    """Conv groups stay, but those of a depthwise convolution, of which there are as many as channels."""
+    whole = module.groups if isinstance(module, nn.Conv2d) else 1
+    if isinstance(module, nn.Conv2d) and 1 < whole == module.in_channels:
+        return layer.groups * module.out_channels == layer.outputs * whole
+    return layer.groups == whole
+
+
+def _raw(
+    weights: Path, model: nn.Module, changed: Mapping[str, LayerPlan], plan: PruningPlan
+) -> dict[str, Part]:
+    """What the file holds of the dense network's own tensors, cut or not, by its header."""
+    known = model.state_dict()
+    paths = (*changed, *_fused(plan))
+    parts = {}
+    try:
+        with safe_open(weights, "pt") as file:
+            for name in file.keys():  # noqa: SIM118, it is no mapping
+                if name in known and not inside(name, paths):
+                    held = file.get_slice(name)
+                    floating = held.get_dtype() in FLOATS.values()
+                    parts[name] = Part(tuple(held.get_shape()), "float" if floating else "integer")
+    except (SafetensorError, OSError) as error:
+        raise PrunefrontError(f"{weights} cannot be read as safetensors: {error}") from None
+    return parts
+
+
+def _fused(plan: PruningPlan) -> list[str]:
+    """Paths of the norms that compact layers contain."""
+    return [
+        p.layer.norm
+        for p in plan.layers
+        if p.count is not None and layer_granularities[p.choice.granularity].fuses_norm
+    ]
+
+
+def _as_dense(model: nn.Module, state: Mapping[str, Tensor], plan: PruningPlan) -> dict[str, Tensor]:
+    """State of the network with its channels cut only: a layer that is changed is there by its shape alone."""
+    known = model.state_dict()
+    paths = (*(p.layer.module for p in plan.layers), *_fused(plan))
+    given = {name: t for name, t in state.items() if name in known and not inside(name, paths)}
+    for p in plan.layers:
+        given[p.layer.name] = torch.zeros(p.layer.shape, dtype=known[p.layer.name].dtype)
+        if p.layer.bias:
+            bias = f"{p.layer.module}.bias".lstrip(".")
+            given[bias] = torch.zeros(p.layer.outputs, dtype=known[bias].dtype)
+        if p.layer.norm in _fused(plan):
+            for name, tensor in known.items():
+                if inside(name, (p.layer.norm,)):
+                    given[name] = tensor[: p.layer.outputs] if tensor.dim() else tensor
+    return given
+
+
+def _put(model: nn.Module, layer_plan: LayerPlan, plan: PruningPlan, tensors: Mapping[str, Tensor]) -> None:
+    """Makes a layer what its tensors say, *in place*."""
+    path = layer_plan.layer.module
+    wrapped = layer_plan.choice.bits < 32 and plan.words.activations != "none"
+    inner = {
+        name.removeprefix(BEHIND) if wrapped else name: tensor
+        for name, tensor in tensors.items()
+        if not wrapped or name.startswith(BEHIND)
+    }
+    if layer_plan.count is not None:
+        scales = {n: t for n, t in inner.items() if _is_level(n, inner)}
+        restore(model, layer_plan, {n: t for n, t in inner.items() if n not in scales})
+        module = model.get_submodule(path)
+    else:
+        module = model.get_submodule(path)
+        scales = {n: t for n, t in inner.items() if _is_level(n, inner)}
+        module.load_state_dict({n: t for n, t in inner.items() if n not in scales})
+    for name, tensor in scales.items():
+        owner, _, buffer = name.rpartition(".")
+        module.get_submodule(owner).register_buffer(buffer, tensor)
+    if wrapped:
+        wrap(model, [layer_plan.name], plan.words)
+        model.get_submodule(path).load_state_dict(tensors)
+
+
+def _is_level(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor is the scale (or offset, …) that a quantiser keeps for another one."""
+    return any(name == f"{other}_{word}" for other in tensors for word in storage.LEVELS)
+
+
+def _encode(values: Tensor, part: Part, levels: Levels) -> Tensor:
+    return quantisers[part.levels].codes(values, levels["scale"], levels.get("offset"), part.bits)
+
+
+def _decode(codes: Tensor, part: Part, levels: Levels) -> Tensor:
+    return decode(codes, levels["scale"], levels.get("offset"), quantisers[part.levels].levels(part.bits))
+
+
+CODEC = Codec(_encode, _decode)
+"""What stands between values and codes in a file: the part's quantiser."""

@@ -1,0 +1,201 @@
+"""An artifact in every other format gives the same outputs; foreign code is not run; what is there is not replaced."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from pipelines import openvino_export
+from pipelines.artifacts import LIMITS, MANIFEST, MemoryStore, publish
+from pipelines.config import DataSection
+from pipelines.convert import convert
+from pipelines.data import Split, Splits, Transform
+from pipelines.onnx_export import export
+from pruners.errors import PrunefrontError
+
+
+def make() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 3)
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    """Training images sorted by class, as folders give them; those of class 1 are the brightest."""
+    rng = np.random.default_rng(0)
+    dark, bright = (rng.integers(0, top, (600, 1, 8, 8), dtype=np.uint8) for top in (20, 256))
+    train = Split(np.concatenate([dark, bright]), np.repeat([0, 1], 600))
+    return Splits(train, train[560:640], train[:0], Transform((0.5,), (0.25,)), 3)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("artifact")
+    export(make(), torch.zeros(2, 1, 8, 8), folder / "model.onnx")
+    return _seal(folder, {"data": {"source": "digits"}, "onnx": "float32"})
+
+
+@pytest.fixture
+def folder(artifact: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(artifact, tmp_path / "artifact"))
+
+
+def never(section: DataSection) -> Splits:
+    raise AssertionError("data were loaded")
+
+
+def test_onnx_is_the_artifacts_own_file(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "a.onnx"
+    made = convert(folder, "onnx", out, splits=never)
+    assert out.read_bytes() == (folder / "model.onnx").read_bytes()
+    assert made.size_bytes == out.stat().st_size
+    assert str(made).startswith(f"{out}: {made.size_bytes:,} bytes; ")
+    assert [p.name for p in out.parent.iterdir()] == ["a.onnx"]
+
+
+def test_int8_is_calibrated_on_images_of_every_class(folder: Path, tmp_path: Path, splits: Splits) -> None:
+    out = tmp_path / "a.onnx"
+    made = convert(folder, "int8", out, splits=lambda section: splits, agreement=0.95)
+    assert "% of 80 validation images" in made.difference
+    held = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(out).graph.initializer}
+    assert held["0.weight_quantized"].dtype == np.int8
+    # of 1,200 images every third one: the range is that of bright and dark ones
+    chosen = splits.train.images[::3] / 255
+    assert held["images_scale"] == pytest.approx((chosen.max() - chosen.min()) / 0.25 / 255, rel=1e-4)
+    with pytest.raises(PrunefrontError, match="no layer 'x' that could stay float"):
+        convert(folder, "int8", tmp_path / "b.onnx", splits=lambda section: splits, exclude=("x",))
+    assert not (tmp_path / "b.onnx").exists()
+    _seal(folder, {"data": {"source": "digits"}, "onnx": "int8"})
+    with pytest.raises(PrunefrontError, match="in integers already"):
+        convert(folder, "int8", tmp_path / "b.onnx", splits=never)
+
+
+def test_images_from_foreign_code(folder: Path, tmp_path: Path, splits: Splits) -> None:
+    _seal(folder, {"data": {"source": "evil:load"}, "onnx": "float32"})
+    seen: list[DataSection] = []
+
+    def load(section: DataSection) -> Splits:
+        seen.append(section)
+        return splits
+
+    with pytest.raises(PrunefrontError, match="'evil:load', code that an artifact may not import"):
+        convert(folder, "int8", tmp_path / "a.onnx", splits=load)
+    assert seen == []
+    mine = DataSection(source="mine:load")
+    convert(folder, "int8", tmp_path / "a.onnx", splits=load, data=mine)
+    assert seen == [mine]
+
+
+def test_pt2_is_made_of_the_network_and_not_of_the_artifacts_file(folder: Path, tmp_path: Path) -> None:
+    asked: list[Path] = []
+
+    def network(place: Path) -> nn.Module:
+        asked.append(place)
+        return make()
+
+    made = convert(folder, "pt2", tmp_path / "a.pt2", splits=never, network=network)
+    assert asked == [folder]
+    assert float(made.difference.rpartition(" ")[2]) < 1e-4
+    images = torch.randn(5, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(torch.export.load(made.path).module()(images), make()(images), atol=1e-5)
+    with pytest.raises(PrunefrontError, match="cannot be made here"):
+        convert(folder, "pt2", tmp_path / "b.pt2", splits=never)
+
+    def other(place: Path) -> nn.Module:
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+
+    with pytest.raises(PrunefrontError, match="differs from torch"):  # not the network that was published
+        convert(folder, "pt2", tmp_path / "b.pt2", splits=never, network=other)
+    assert not (tmp_path / "b.pt2").exists()
+
+
+def test_openvino_gives_the_same_outputs_and_reports_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if importlib.util.find_spec("openvino") is None:
+        pytest.skip("openvino is not installed")
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    out = tmp_path / "a.xml"
+    made = convert(folder, "openvino", out, splits=never)
+    assert float(made.difference.rpartition(" ")[2]) < 1e-4
+    assert made.size_bytes == out.stat().st_size + out.with_suffix(".bin").stat().st_size
+    assert str(tmp_path) not in out.read_text()
+    assert not (tmp_path / "home" / "intel").exists()
+    assert "openvino_telemetry" not in sys.modules
+    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    export(other, torch.zeros(2, 1, 8, 8), tmp_path / "other.onnx")
+    with pytest.raises(PrunefrontError, match="differs from the ONNX file"):
+        openvino_export.check(tmp_path / "other.onnx", out, torch.randn(3, 1, 8, 8))
+    with pytest.raises(PrunefrontError, match=r"a\.xml is there already"):
+        convert(folder, "openvino", out, splits=never)
+
+
+def test_without_openvino_the_error_says_what_to_install(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(PrunefrontError, match="pip install openvino"):
+        convert(folder, "openvino", tmp_path / "a.xml", splits=never)
+    assert not list(tmp_path.glob("*.xml*"))
+
+
+def test_nothing_is_replaced_unless_asked(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.onnx"
+    out.write_bytes(b"mine")
+    with pytest.raises(PrunefrontError, match=r"a\.onnx is there already"):
+        convert(folder, "onnx", out, splits=never)
+    assert out.read_bytes() == b"mine"
+    convert(folder, "onnx", out, splits=never, overwrite=True)
+    assert out.stat().st_size > 4
+    for place in (folder / "model.onnx", folder / ".." / folder.name / "model.onnx"):
+        with pytest.raises(PrunefrontError, match="a file of the artifact"):
+            convert(folder, "int8", place, splits=never, overwrite=True)
+
+
+BAD: dict[str, tuple[Any, str, str]] = {
+    "unknown format": ("tflite", "a.tflite", "possible: onnx, pt2, openvino, int8"),
+    "another ending": ("pt2", "a.onnx", r"called \*\.pt2"),
+    "no ending": ("int8", "a", r"called \*\.onnx"),
+}
+
+
+@pytest.mark.parametrize(("format", "name", "says"), BAD.values(), ids=BAD)
+def test_what_cannot_be_is_one_clear_error(
+    format: Any, name: str, says: str, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(PrunefrontError, match=says) as raised:
+        convert(folder, format, tmp_path / name, splits=never)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_damaged_artifact_is_not_converted(folder: Path, tmp_path: Path) -> None:
+    with (folder / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(PrunefrontError, match=r"model\.onnx"):
+        convert(folder, "onnx", tmp_path / "a.onnx", splits=never)
+    with pytest.raises(PrunefrontError, match="no fetched artifact"):
+        convert(tmp_path, "onnx", tmp_path / "a.onnx", splits=never)
+    assert not (tmp_path / "a.onnx").exists()
+
+
+def _seal(folder: Path, plan: dict[str, Any]) -> Path:
+    (folder / "plan.json").write_text(json.dumps(plan))
+    for name in LIMITS:
+        if not (folder / name).exists():
+            (folder / name).write_bytes(b"a file that is not looked at")
+    (folder / MANIFEST).unlink(missing_ok=True)
+    publish(MemoryStore(), folder, "cut")
+    return folder
