@@ -208,6 +208,34 @@ def verify(
 
 
 @app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="A fetched artifact.", show_default=False)],
+    to: Annotated[
+        str, typer.Option("--format", help="onnx | pt2 | openvino | int8 (ONNX that computes in integers).")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="The file to write. Default: in this folder.")
+    ] = None,
+    study: Annotated[
+        Path | None,
+        typer.Option(
+            help="The study file, for networks or data that are not built in. An artifact may name a "
+            "`module:callable`, but only one that your own study file names is ever imported."
+        ),
+    ] = None,
+    float_: Annotated[
+        list[str] | None, typer.Option("--float", help="int8: a module that stays in float; repeatable.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write the network of an artifact in another format, compared with the one that it holds."""
+    from pipelines.studies import export_folder
+
+    done = export_folder(folder, to, out, study, exclude=tuple(float_ or ()), overwrite=overwrite)
+    Console().print(str(done), highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
 def ui(
     study: Annotated[str | None, typer.Argument(help="A study; default: the one searched last.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where the pages are served.")] = 5000,

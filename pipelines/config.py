@@ -36,6 +36,8 @@ class ModelSection(Section):
     """Keyword arguments of the factory."""
     weights: Path | None = None
     """`.safetensors`, or a `.pt`/`.pth` state dict. Without it the network is trained first, see [dense]."""
+    license: str | None = None
+    """Of the network, for the cards of what is made of it, e.g. "apache-2.0"."""
     initial: Path | None = None
     """Its weights before it was trained, for the control `lottery_ticket`; known where the study trains it."""
 
@@ -61,6 +63,8 @@ class DataSection(Section):
     """Per channel, for pixels scaled to [0, 1]. Default: computed from the training part."""
     std: tuple[float, ...] | None = None
     """As `mean`."""
+    license: str | None = None
+    """Of the images, for the cards of what is trained on them."""
     augment: Literal["none", "crop", "crop_flip"] = "crop"
     """What training images go through: random shifts, and for `crop_flip` mirroring."""
     padding: Annotated[int, Field(ge=0, le=64)] = 1

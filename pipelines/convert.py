@@ -71,7 +71,10 @@ def convert(
             difference = "the artifact's own file, its digest checked"
         elif format == "openvino":
             openvino_export.export(source, draft)
-            difference = f"outputs within {openvino_export.check(source, draft, _examples(source)):.2g}"
+            # integers are rounded elsewhere otherwise: some logits differ by a level
+            rounded = 0.02 if _plan(folder).get("onnx") == "int8" else 1e-4
+            worst = openvino_export.check(source, draft, _examples(source), rounded)
+            difference = f"outputs within {worst:.2g}"
         elif format == "pt2":
             difference = _pt2(folder, draft, network)
         else:

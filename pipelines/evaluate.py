@@ -32,7 +32,7 @@ from pipelines.workbench import Job, Workbench
 from pruners.cost import cost
 from pruners.errors import PrunefrontError
 from pruners.fresh import fresh
-from pruners.plan import DENSE, PruningPlan, without_channels
+from pruners.plan import DENSE, PruningPlan, inside, removed_blocks, without_channels
 from pruners.procedures import Phase, procedures
 from pruners.procedures.loop import EpochReport
 from pruners.prune import prune, settle
@@ -176,10 +176,11 @@ class Evaluator:
             floats = unwrapped(model)
             export(floats, example, whole)
             check(floats, whole, self._images(3))
-            layers = {p.layer.module for p in plan.layers if p.choice.bits <= 8}
-            kept = {layer.module for layer in self.bench.graph.layers} - layers
-            images = [batch for batch, _ in self._calibration if isinstance(batch, Tensor)]
-            quantise_onnx(whole, (batch.cpu() for batch in images), onnx, exclude=kept)
+            short = {p.layer.module for p in plan.layers if p.choice.bits <= 8}
+            gone = removed_blocks(self.bench.graph, plan.stacks)
+            left = {layer.module for layer in self.bench.graph.layers if not inside(layer.module, gone)}
+            images = (batch.cpu() for batch, _ in self._calibration if isinstance(batch, Tensor))
+            quantise_onnx(whole, images, onnx, exclude=left - short, weights=floats.state_dict())
             whole.unlink()
         else:
             export(model, example, onnx)

@@ -373,7 +373,11 @@ def make_bench(config: StudyConfig, network: Network) -> Workbench:
         artifact_uri=config.artifact_uri,
         artifacts=config.artifacts,
         description={
-            "model": {"factory": config.model.factory, "options": config.model.options},
+            "model": {
+                "factory": config.model.factory,
+                "options": config.model.options,
+                "license": config.model.license,
+            },
             "data": config.data.model_dump(mode="json"),
         },
         device=device,

@@ -13,6 +13,7 @@ from pipelines.report import FrontRow, read, select
 from pruners.errors import PrunefrontError
 
 if TYPE_CHECKING:
+    from pipelines.convert import Converted
     from pipelines.verify import Verification
 
 STUDIES = Path("studies")
@@ -145,4 +146,31 @@ def verify_folder(folder: Path, study: Path | None) -> "Verification":
         splits=load_data,
         factory=config.model if config else None,
         data=config.data if config else None,
+    )
+
+
+def export_folder(
+    folder: Path, to: str, out: Path | None, study: Path | None, *, exclude: tuple[str, ...], overwrite: bool
+) -> "Converted":
+    """Writes a fetched artifact's network in another format; a study file, if given, is trusted as in `verify_folder`.
+
+    Raises PrunefrontError for a format that there is not.
+    """
+    from pipelines.convert import SUFFIXES, convert
+    from pipelines.data import load as load_data
+    from pipelines.verify import torch_network
+
+    if to not in SUFFIXES:
+        raise PrunefrontError(f"no format is called {to!r}; possible: {', '.join(SUFFIXES)}")
+    config = load(study) if study is not None else None
+    name = "model.int8" if to == "int8" else "model"
+    return convert(
+        folder,
+        to,
+        out or Path(f"{name}{SUFFIXES[to]}"),
+        splits=load_data,
+        data=config.data if config else None,
+        network=lambda path: torch_network(path, config.model if config else None),
+        exclude=exclude,
+        overwrite=overwrite,
     )

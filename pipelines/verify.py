@@ -27,6 +27,8 @@ CHECKED_INPUTS = 4
 """The first so many test images' logits are recorded."""
 OUTPUT_TOLERANCE = 1e-3
 """Logits may differ by this fraction of the largest recorded one: sums are ordered otherwise elsewhere."""
+MOST = 1 << 20
+"""Classes, channels or pixels along an axis that an artifact may name."""
 FLIP_TOLERANCE = 1e-3
 """The accuracy may differ by this fraction of the test images, and in any case by one image."""
 
@@ -117,6 +119,29 @@ def verify(
         return Verification(checks, (reason,))
     skipped = ("outputs and accuracy in torch: the ONNX network computes in integers",) * recorded.integers
     return Verification((*checks, *_check_torch(folder, recorded, loaded, model)), skipped)
+
+
+def torch_network(folder: Path, factory: ModelSection | None = None) -> nn.Module:
+    """The torch network of a fetched artifact. factory: of a study file that the user trusts.
+
+    Raises PrunefrontError where only the artifact names the code that makes its network, or a file is not as it should.
+    """
+    # what only needs the ONNX file should not import the zoo
+    from pipelines.models import build
+    from pruners.saved import load_network
+
+    plan = _Entries(folder / "plan.json")
+    model = factory or _built_in(plan.section("model", ModelSection))
+    if model is None:
+        raise PrunefrontError(
+            f"the network comes from {plan.get('model', dict)['factory']!r}, code that an artifact may not import; "
+            "pass the study file that names it"
+        )
+    classes, shape = plan.get("classes", int), plan.get("input_shape", list)
+    whole = len(shape) == 3 and all(type(n) is int and 0 < n <= MOST for n in (*shape, classes))
+    if not whole:
+        raise ArtifactError(f"{plan.file} has no usable number of classes and shape of images")
+    return load_network(build(model, classes=classes, input_shape=tuple(shape)), folder)
 
 
 def onnx_outputs(onnx: bytes, split: Split, transform: Transform) -> list[list[float]]:

@@ -52,7 +52,9 @@ class Gated(nn.Module):
         self.training = conv.training
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(x) == 1 and not (self.training or self.norm.training) and not torch.compiler.is_exporting():
+        # asked first while exporting: looking at the batch's size would fix it
+        free = torch.compiler.is_exporting() or self.training or self.norm.training
+        if not free and len(x) == 1:
             made, index = self.gathered(x)
             full = made.new_zeros((1, self.conv.out_channels, *made.shape[2:]))
             return full.index_copy_(1, index, made)
