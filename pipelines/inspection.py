@@ -139,7 +139,7 @@ def print_inspection(found: Inspection, console: Console) -> None:
         table.add_row(*map(Text, cells))
     console.print(table)
     if data["stacks"]:
-        table = Table("stack", "blocks that may go", box=None, padding=(0, 2, 0, 0))
+        table = Table("stack", "blocks, of which one stays", box=None, padding=(0, 2, 0, 0))
         for stack in data["stacks"]:
             table.add_row(*map(Text, (stack["name"], ", ".join(stack["blocks"]))))
         console.print(table)

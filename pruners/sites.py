@@ -90,7 +90,7 @@ class _Sites:
         if type(module) is not nn.BatchNorm2d or not (module.affine and module.track_running_stats):
             return ""
         own = [f"{path}.{last}" for last in ("weight", "bias", "running_mean", "running_var")]
-        alone = len(self.ledger.uses[own[0]]) == len(uses) and not any(map(self.shared, own))
+        alone = not any(map(self.shared, own)) and len(self.ledger.uses[own[0]]) == len(uses)
         return path if alone else ""
 
 

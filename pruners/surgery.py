@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pruners.cost import shapes
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph, ChannelGroup, TensorSlice
+from pruners.layers import Layer
 from pruners.plan import PruningPlan
 
 Removed = dict[str, dict[int, list[int]]]
@@ -98,7 +99,15 @@ def reduced(graph: ChannelGraph, plan: PruningPlan) -> ChannelGraph:
             for g in graph.groups
         ),
         shapes=sizes,
+        layers=tuple(reduced_layer(graph, layer, sizes[layer.name]) for layer in graph.layers),
     )
+
+
+def reduced_layer(graph: ChannelGraph, layer: Layer, shape: tuple[int, ...]) -> Layer:
+    """The layer with its cut weight; a depthwise convolution has as many conv groups as channels are left."""
+    depthwise = layer.name in graph.depthwise
+    groups = layer.groups * shape[0] // layer.shape[0] if depthwise else layer.groups
+    return replace(layer, shape=shape, groups=groups)
 
 
 def mask(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:

@@ -10,6 +10,7 @@ from pruners.granularities import LayerGranularity, layer_granularities
 from pruners.graph import ChannelGraph
 from pruners.layers import Layer
 from pruners.plan import GroupPlan, LayerPlan, PruningPlan
+from pruners.surgery import reduced_layer
 
 
 def plan_layers(
@@ -36,14 +37,7 @@ def replanned(graph: ChannelGraph, plan: PruningPlan) -> PruningPlan:
 def left_by(graph: ChannelGraph, groups: tuple[GroupPlan, ...]) -> dict[str, Layer]:
     """Layer name -> the layer as the cut channels leave it."""
     sizes = shapes_of(graph, {g.name: len(g.kept) for g in groups})
-    left = {}
-    for layer in graph.layers:
-        shape = sizes[layer.name]
-        each = layer.groups
-        if layer.name in graph.depthwise:  # as many conv groups as channels are left
-            each = layer.groups * shape[0] // layer.shape[0]
-        left[layer.name] = replace(layer, shape=shape, groups=each)
-    return left
+    return {layer.name: reduced_layer(graph, layer, sizes[layer.name]) for layer in graph.layers}
 
 
 def _plan_layer(layer: Layer, choice: GroupChoice) -> LayerPlan:

@@ -1,10 +1,20 @@
 """What an import costs: each runs in a fresh interpreter, which lists what came along."""
 
+import json
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+from pruners.choice import GroupChoice
+from pruners.plan import plan
+from pruners.prune import prune
+from pruners.saved import PLAN, WEIGHTS, described, save_network
+from pruners.trace import trace
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {
@@ -50,3 +60,46 @@ def test_the_command_line_starts_light(module: str) -> None:
 
 def test_pruners_needs_no_cluster_and_no_tracking() -> None:
     assert loaded("pruners.criteria").isdisjoint({"ray", "mlflow", "boto3", "optuna", "search", "pipelines"})
+
+
+LOADS = """
+import sys
+elsewhere = "search pipelines ray mlflow optuna boto3 onnx onnxruntime pydantic moocore".split()
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in elsewhere:
+            raise ImportError(f"{name} is not here")
+sys.meta_path.insert(0, Refuse())
+from pathlib import Path
+import torch
+from torch import nn
+from pruners.saved import load_network
+torch.manual_seed(0)
+dense = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten())
+network = load_network(dense, Path(sys.argv[1]))
+print(repr(network(torch.ones(1, 3, 5, 5)).tolist()))
+"""
+
+
+def test_an_artifact_loads_where_there_are_only_torch_and_pruners(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten()
+    ).eval()
+    graph = trace(dense, torch.ones(2, 3, 5, 5))
+    choices = {
+        "0": GroupChoice("none", 0.5, keep="ff"),
+        "3.weight": GroupChoice("l2", 0.5, "kernel", bits=4),
+    }
+    aim = plan(graph, choices, {})
+    made = prune(dense, graph, aim)
+    save_network(made, graph, aim, tmp_path / WEIGHTS)
+    (tmp_path / PLAN).write_text(json.dumps(described(graph, aim)))
+    digests = {n: {"sha256": sha256((tmp_path / n).read_bytes()).hexdigest()} for n in (WEIGHTS, PLAN)}
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": digests}))
+    done = subprocess.run(
+        [sys.executable, "-c", LOADS, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        assert done.stdout.strip() == repr(made(torch.ones(1, 3, 5, 5)).tolist())

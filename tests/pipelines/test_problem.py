@@ -7,8 +7,13 @@ from pipelines.config import SearchSection, SpaceSection
 from pipelines.problem import KEPT_MACS, lanes, problem, search_space
 from pruners.cost import macs, macs_of
 from pruners.errors import PrunefrontError, UnknownName
+from pruners.granularities import layer_granularities
 from pruners.graph import ChannelGraph
-from pruners.plan import Scores
+from pruners.plan import Scores, plan
+from search.candidate import Candidate
+from search.measurement import Measurement
+from search.searchers import searchers
+from search.space import Problem
 from tests.pruners.plans import traced
 
 
@@ -84,3 +89,93 @@ def test_allocators_are_known_and_get_what_they_need() -> None:
     grams = {g.name: np.diag([1.0, *np.zeros(g.units - 1)]) for g in GRAPH.groups}
     found = lanes(GRAPH, SCORES, SPACE, allocators=("redundancy",), facts={"gradient_gram": grams})
     assert all(len(lane) == len(KEPT_MACS) for lane in found)
+
+
+EVERYTHING = SpaceSection(
+    criteria=("taylor", "l1"),
+    granularities=("channel", "block", *sorted(layer_granularities)),
+    bits=(8, 32, 4),
+    whole=("fc",),
+)
+
+
+def everything(**changes: object) -> Problem:
+    scores = scored(GRAPH, "l1", "taylor")
+    for stack in GRAPH.stacks:
+        scores["l1"][stack.name] = np.arange(len(stack.blocks), dtype=np.float64)
+    section = EVERYTHING.model_copy(update=changes)
+    return problem(GRAPH, scores, section, SearchSection(seeds=200), seed=0)
+
+
+def test_layers_are_offered_what_they_can_take_and_ranked_by_weights_alone() -> None:
+    task = everything()
+    groups = {g.name: g for g in task.space.groups if g.kind == "layer"}
+    assert "fc.weight" not in groups
+    for layer in GRAPH.layers:
+        if layer.name not in groups:
+            continue
+        offer = groups[layer.name]
+        assert offer.criteria == ("l1",)  # `taylor` looks at gradients of channels
+        assert offer.bits == (32, 8, 4)
+        for name in layer_granularities:
+            if layer_granularities[name].why_not(layer):
+                assert name not in offer.granularities
+        for keep in offer.keeps[:-1]:
+            for name in offer.able(keep):
+                choice = offer.choose(keep, granularity=name, bits=4)
+                (made,) = plan(GRAPH, {layer.name: choice}, {}).layers
+                assert abs(made.achieved - (1 - keep / 100)) < 0.07
+
+
+def test_whatever_is_drawn_lies_in_the_space_and_can_be_planned_or_says_why() -> None:
+    task = everything()
+    rng = np.random.default_rng(0)
+    planned, refused = 0, []
+    for candidate in (*task.seeds, *(task.space.sample(rng) for _ in range(150))):
+        assert task.space.contains(candidate)
+        assert Candidate.from_json(candidate.to_json()) == candidate
+        try:
+            plan(GRAPH, candidate.choices, task.scores)
+            planned += 1
+        except PrunefrontError as error:
+            refused.append(str(error))
+    assert planned > 100
+    assert all("layer '" in said for said in refused)
+
+
+def test_the_seeds_try_every_word_granularity_and_block() -> None:
+    task = everything()
+    choices = [c for candidate in task.seeds for c in candidate.choices.values()]
+    assert {c.bits for c in choices} == {32, 8, 4}
+    used = {c.granularity for c in choices if c.ratio}
+    offered = {n for g in task.space.groups for n in g.granularities if len(g.keeps) > 1}
+    assert used == offered
+    dense_but_short = [
+        c for c in task.seeds if {x.ratio for x in c.choices.values()} == {0.0} and c != task.space.dense()
+    ]
+    assert len(dense_but_short) == 2
+
+
+@pytest.mark.parametrize("name", ["evolution", "particle_filter", "random", "optuna_tpe"])
+def test_searchers_search_everything(name: str) -> None:
+    task = everything()
+    searcher = searchers[name](task, seed=0)
+    rng = np.random.default_rng(1)
+    for _ in range(70):
+        candidate = searcher.ask()
+        assert candidate is not None
+        assert task.space.contains(candidate)
+        values = {
+            "accuracy": float(rng.random()),
+            "macs": 1e6 * rng.random(),
+            "size_bytes": 1e5 * rng.random(),
+        }
+        searcher.tell(candidate, Measurement(values))
+
+
+def test_words_alone_are_a_space_too() -> None:
+    task = everything(granularities=("channel",), bits=(4,))
+    layers = [g for g in task.space.groups if g.kind == "layer"]
+    assert layers
+    assert {g.keeps for g in layers} == {(100,)}
+    assert {c.bits for c in task.space.dense().choices.values()} == {4, 32}  # channels have no words

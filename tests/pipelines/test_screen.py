@@ -166,3 +166,33 @@ def test_if_everything_fails_the_reason_is_told_early(screening: Open, tmp_path:
     with pytest.raises(PrunefrontError, match="the same for all"):
         stage.run(LocalPool(lambda key: Failure("error", "the same for all")), 100)
     assert len(seen) == HOPELESS
+
+
+def test_what_cannot_be_had_is_told_and_costs_nothing(tmp_path: Path) -> None:
+    """A ratio within a layer to which its channels leave too little, say."""
+    toy = separable(groups=3, units=16)
+    failures: list[Failure] = []
+
+    def half(candidate: Candidate) -> PruningPlan:
+        if int(candidate.key(), 16) % 2:
+            raise PrunefrontError("cannot be had")
+        return planned(candidate)
+
+    class Told:
+        def __init__(self) -> None:
+            self.inner = searchers["random"](toy.problem, seed=0)
+
+        def ask(self) -> Candidate | None:
+            return self.inner.ask()
+
+        def tell(self, candidate: Candidate, outcome: Outcome) -> None:
+            failures.extend([outcome] if isinstance(outcome, Failure) else [])
+            self.inner.tell(candidate, outcome)
+
+    with Journal(tmp_path / "j") as journal:
+        screening = Screening(Told(), half, journal, lambda *_: None)
+        scored: list[str] = []
+        screening.run(LocalPool(lambda key: scored.append(key) or Failure("x", "y")), 6)
+    assert len(scored) == 6
+    assert screening.impossible
+    assert [f.reason for f in failures if f.kind == "impossible"] == screening.impossible

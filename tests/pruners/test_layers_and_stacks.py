@@ -110,9 +110,11 @@ class Between(nn.Module):
 
     def __init__(self, how: str) -> None:
         super().__init__()
-        self.how, self.conv = how, nn.Conv2d(3, 6, 1)
+        self.how, self.conv, self.twin = how, nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6)
         self.norm = nn.BatchNorm2d(6, affine=how != "no scale", track_running_stats=how != "no statistics")
         self.other, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+        if how == "tied":
+            self.norm.weight = self.twin.weight
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
@@ -138,6 +140,7 @@ class Between(nn.Module):
         ("function", ""),
         ("two convolutions", ""),
         ("now and then", ""),
+        ("tied", ""),
         ("crossed", ""),
         ("no scale", ""),
         ("no statistics", ""),
@@ -459,6 +462,8 @@ class Framed(nn.Module):
             x = self.other(x)
         elif self.how == "reached into":
             x = self.block.branch(x)
+        elif self.how == "looked at":
+            x = x if isinstance(self.block, Plus) else 2 * x
         elif self.how == "keyword":
             return self.head(self.block(x, scale=0.5))
         return self.head(self.block(x))
@@ -560,6 +565,7 @@ def test_a_block_that_can_go(net: nn.Module, block: str) -> None:
         (Framed(Scaled(), "keyword"), "takes or gives something else than one tensor"),
         (Framed(plain(), "twice"), "is called 2 times"),
         (Framed(plain(), "tied"), "shares block.branch.0.weight with the rest of the network"),
+        (Framed(plain(), "looked at"), "in other ways than being called"),
         (Framed(plain(), "reached into"), "in other ways than being called"),
     ],
 )
