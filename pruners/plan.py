@@ -132,7 +132,8 @@ class PruningPlan:
 
     def achieved(self) -> dict[str, float]:
         """Name of a group, stack or layer -> fraction of it that goes."""
-        return {g.name: g.achieved for g in (*self.groups, *self.stacks, *self.layers)}
+        whole = {g.name: g.achieved for g in (*self.groups, *self.stacks)}
+        return whole | {layer.name: layer.achieved for layer in self.layers}
 
     def kept(self) -> dict[str, tuple[int, ...]]:
         """Group name -> unit indices that stay."""
@@ -213,7 +214,8 @@ def plan(
     Raises PrunefrontError for an unknown name, a missing score or a granularity that the layer cannot take, RatioError
     for a ratio that cannot be had.
     """
-    known = [*(x.name for x in (*graph.groups, *graph.stacks, *graph.layers))]
+    known = [g.name for g in graph.groups]
+    known += [s.name for s in graph.stacks] + [layer.name for layer in graph.layers]
     unknown = sorted(set(choices) - set(known))
     if unknown:
         why = graph.unlayered.get(unknown[0])

@@ -24,7 +24,7 @@ from pruners.granularities import layer_granularities
 from pruners.graph import ChannelGraph
 from pruners.layers import Layer, Part
 from pruners.plan import LayerPlan, PruningPlan, inside, removed_blocks
-from pruners.quantisers import decode, quantisers
+from pruners.quantisers import quantisers
 from pruners.stacks import without_blocks
 from pruners.storage import file as storage
 from pruners.storage.sizes import Counts
@@ -259,7 +259,7 @@ def _encode(values: Tensor, part: Part, levels: Levels) -> Tensor:
 
 
 def _decode(codes: Tensor, part: Part, levels: Levels) -> Tensor:
-    return decode(codes, levels["scale"], levels.get("offset"), quantisers[part.levels].levels(part.bits))
+    return quantisers[part.levels].decoded(codes, levels["scale"], levels.get("offset"), part.bits)
 
 
 CODEC = Codec(_encode, _decode)

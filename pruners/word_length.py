@@ -15,7 +15,7 @@ from pruners.errors import PrunefrontError
 from pruners.layers import Part
 from pruners.masks import owner
 from pruners.plan import PruningPlan
-from pruners.quantisers import Quantiser, decode, quantisers
+from pruners.quantisers import Quantiser, quantisers
 
 FLOAT = 32
 """The word length of a weight that stays float32."""
@@ -38,7 +38,7 @@ def worded(parts: Mapping[str, Part], bits: int, words: Words) -> dict[str, Part
             continue
         quantiser.check(bits, name, zeros=part.form != "dense")
         made[name] = replace(part, bits=bits, levels=quantiser.name)
-        scale = Part(quantiser.scale_shape(part.shape, words.per_channel), "float")
+        scale = Part(quantiser.scale_shape(part.shape, words.per_channel, bits), "float")
         made |= {f"{name}_{what}": scale for what in ("scale", "offset")[: 1 + quantiser.offset]}
     if words.activations == "none":
         return made
@@ -158,8 +158,8 @@ def _on_levels(
     held = dict(owner(model, name).named_buffers(recurse=False))
     parameter = name.rpartition(".")[2]
     scale, offset = held.get(f"{parameter}_scale"), held.get(f"{parameter}_offset")
-    wanted = quantiser.scale_shape(tuple(weight.shape), words.per_channel)
+    wanted = quantiser.scale_shape(tuple(weight.shape), words.per_channel, bits)
     if scale is None or tuple(scale.shape) != wanted or (offset is not None) != quantiser.offset:
         return False
     codes = quantiser.codes(weight.detach(), scale, offset, bits)
-    return torch.equal(decode(codes, scale, offset, quantiser.levels(bits)).to(weight.dtype), weight.detach())
+    return torch.equal(quantiser.decoded(codes, scale, offset, bits).to(weight.dtype), weight.detach())

@@ -39,8 +39,9 @@ class Quantiser:
 
     bits: the word lengths that it takes. levels: bits -> the integers that codes 0, 1, … stand for. offset: whether
     there is one besides the scale. kept: what float weights are kept at after each step of training. every: how often
-    the scale is fitted anew in training. choose: when, in a few words. paper: authors, year and arXiv number. summary:
-    one line, for lists.
+    the scale is fitted anew in training. table: whether the scale is a codebook, float32 [2^bits], with the number that
+    each code stands for; levels are the codes then. choose: when, in a few words. paper: authors, year and arXiv
+    number. summary: one line, for lists.
     """
 
     name: str
@@ -56,11 +57,12 @@ class Quantiser:
     summary: str
     choose: str = ""
     paper: str = ""
+    table: bool = False
 
     @property
     def keeps_zero(self) -> bool:
         """Whether a weight of exactly zero stays so. Without it, pruned weights would come back."""
-        return not self.offset and all(0 in self.levels(bits) for bits in self.bits)
+        return self.table or (not self.offset and all(0 in self.levels(bits) for bits in self.bits))
 
     def check(self, bits: int, weight: str, *, zeros: bool = False) -> None:
         """Raises PrunefrontError for a word length that it does not take.
@@ -81,14 +83,20 @@ class Quantiser:
                 f"these have: {able}"
             )
 
-    def scale_shape(self, shape: tuple[int, ...], per_channel: bool) -> tuple[int, ...]:
+    def scale_shape(self, shape: tuple[int, ...], per_channel: bool, bits: int) -> tuple[int, ...]:
         """The shape of the scale, and of the offset, for a weight of this shape."""
+        if self.table:
+            return (1 << bits,)
         return (shape[0] if per_channel else 1, *[1] * (len(shape) - 1))
 
     def quantised(self, weight: Tensor, scale: Tensor, offset: Tensor | None, bits: int) -> Tensor:
         """float32 of the weight's shape: what its codes stand for."""
         codes = self.codes(self.compand(weight, scale, bits), scale, offset, bits)
-        return decode(codes, scale, offset, self.levels(bits))
+        return self.decoded(codes, scale, offset, bits)
+
+    def decoded(self, codes: Tensor, scale: Tensor, offset: Tensor | None, bits: int) -> Tensor:
+        """float32: what codes in [0, 2^bits) stand for, the same bits on any machine."""
+        return scale.float()[codes] if self.table else decode(codes, scale, offset, self.levels(bits))
 
 
 quantisers: Registry[Quantiser] = Registry("quantiser")
@@ -159,6 +167,7 @@ def quantiser(
     kept: Callable[[Tensor], Tensor] = unchanged,
     every: Every = "step",
     offset: bool = False,
+    table: bool = False,
     choose: str = "",
     paper: str = "",
 ) -> Callable[[Fit], Quantiser]:
@@ -170,7 +179,20 @@ def quantiser(
     def file(fit: Fit) -> Quantiser:
         summary = summary_of(fit, "quantiser", name)
         entry = Quantiser(
-            name, bits, levels, fit, codes, compand, gradient, kept, every, offset, summary, choose, paper
+            name,
+            bits,
+            levels,
+            fit,
+            codes,
+            compand,
+            gradient,
+            kept,
+            every,
+            offset,
+            summary,
+            choose,
+            paper,
+            table,
         )
         return quantisers.register(name)(entry)
 

@@ -18,7 +18,7 @@ from pruners.procedures.loop import effective, fit, step
 from pruners.procedures.masking import Masked
 from pruners.procedures.run import Run
 from pruners.procedures.words import WordLength
-from pruners.quantisers import decode, quantisers
+from pruners.quantisers import quantisers
 from pruners.word_length import quantise, word_lengths, worded, wrap
 
 RATE = 0.05
@@ -81,7 +81,7 @@ def coded(model: nn.Module, name: str, bits: int, quantiser: str = "fixed_point"
     """What the codes of a weight stand for, with the buffers beside it."""
     q, state = quantisers[quantiser], model.state_dict()
     scale, offset = state[f"{name}_scale"], state.get(f"{name}_offset")
-    return decode(q.codes(state[name], scale, offset, bits), scale, offset, q.levels(bits))
+    return q.decoded(q.codes(state[name], scale, offset, bits), scale, offset, bits)
 
 
 # put there at once
@@ -96,7 +96,7 @@ def test_quantised_weights_are_on_the_levels_of_their_buffers(quantiser: str, pe
     quantise(model, {**bits, "fc.weight": 32}, words)
     after = copies(model)
     for name in ("conv1.weight", "conv2.weight"):
-        shape = (len(after[name]) if per_channel else 1, 1, 1, 1)
+        shape = quantisers[quantiser].scale_shape(tuple(after[name].shape), per_channel, bits[name])
         assert tuple(after[f"{name}_scale"].shape) == shape
         assert torch.equal(after[name], coded(model, name, bits[name], quantiser))
         assert not torch.equal(after[name], before[name])
