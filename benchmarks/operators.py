@@ -14,8 +14,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,14 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pipelines.int8 import quantise_onnx
-
 from pipelines.exclusive import exclusive
+from pipelines.int8 import quantise_onnx
 from pipelines.latency import compare
 from pipelines.onnx_export import export, open_session
 from pipelines.runtimes import runtimes
+from pruners.errors import RatioError
 from pruners.granularities import layer_granularities
+from pruners.granularities.dynamic import Gated, gathered_pair
 from pruners.layers import Layer
 from pruners.like import like
 from pruners.within import nearest_count
@@ -69,13 +71,15 @@ SHAPES = (
     Shape("ResNet-50", 512, 512, 3, 7),
     Shape("ResNet-50", 256, 64, 1, 56),
     Shape("ResNet-50", 1024, 256, 1, 14),
-    Shape("VGG-16", 64, 64, 3, 224),
     Shape("VGG-16", 128, 128, 3, 112),
     Shape("VGG-16", 256, 256, 3, 56),
     Shape("VGG-16", 512, 512, 3, 28),
     Shape("VGG-16", 512, 512, 3, 14),
 )
-QUICK = (SHAPES[2], SHAPES[4])
+QUICK = (SHAPES[2],)
+
+MOST = 32 * 56**2 * 64
+"""Input elements of a batch, at most."""
 
 
 @dataclass(frozen=True)
@@ -99,108 +103,154 @@ class Cell:
 
 
 def narrower(shape: Shape, density: float) -> nn.Conv2d:
-    """Channels: inputs and outputs each cut to the square root of the density, as two pruned neighbours leave it."""
+    """Channels: inputs and outputs each cut to the square root of the density, as two pruned neighbours leave it.
+
+    Widths are multiples of 16 from 64 channels on, of 4 below: that is what `space.round_to` is for.
+    """
     root = density**0.5
+    step = 16 if shape.inputs >= 64 else 4
     weight = shape.conv().weight.detach()
-    kept = weight[: round(shape.outputs * root), : round(shape.inputs * root)]
-    made = like(shape.conv(), kept)
+    rows, columns = (step * max(1, round(n * root / step)) for n in weight.shape[:2])
+    made = like(shape.conv(), weight[:rows, :columns])
     assert isinstance(made, nn.Conv2d)
     return made.eval()
 
 
-def variants(
-    shape: Shape, density: float, only: Sequence[str]
-) -> Iterable[tuple[str, nn.Module, nn.Module, float]]:
-    """Granularity, dense module, compact module, ratio of MACs."""
+@dataclass(frozen=True)
+class Variant:
+    """A compact module beside the dense one. inputs: channels that it reads. macs: over dense."""
+
+    granularity: str
+    dense: nn.Module
+    compact: nn.Module
+    inputs: int
+    macs: float
+
+
+def variants(shape: Shape, density: float, only: Sequence[str]) -> Iterator[Variant]:
+    """Every granularity that the layer can take, at the density that comes nearest."""
     conv = shape.conv()
     layer = Layer("weight", "", tuple(conv.weight.shape), shape.side**2, norm="n", reads=True, writes=True)
     if "channel" in only:
         small = narrower(shape, density)
-        yield "channel", conv, small, small.weight.numel() / conv.weight.numel()
+        share = small.weight.numel() / conv.weight.numel()
+        yield Variant("channel", conv, small, small.in_channels, share)
     for name in layer_granularities:
         entry = layer_granularities[name]
         if name not in only or entry.why_not(layer):
             continue
-        count = nearest_count(entry, layer, 1.0 - density)
+        try:
+            count = nearest_count(entry, layer, 1.0 - density)
+        except RatioError:
+            continue
         module: nn.Module = nn.Sequential(conv, nn.BatchNorm2d(shape.outputs)) if entry.fuses_norm else conv
         module.eval()
         scores = entry.units(layer, conv.weight.detach().double()).square().sum(1)
         pattern = entry.pattern(layer, count, scores)
         compact = entry.compact(layer, count, pattern, module).eval()
-        yield name, module, compact, entry.macs(layer, count) / layer.macs
+        yield Variant(name, module, compact, shape.inputs, entry.macs(layer, count) / layer.macs)
 
 
-def timed(
-    runtime: str,
-    dense: nn.Module,
-    compact: nn.Module,
-    shape: Shape,
-    compact_inputs: int,
-    batch: int,
-    threads: int,
-    budget: float,
-) -> tuple[float, float, float, float, int]:
-    """Median ratio with its interval, dense milliseconds, pairs."""
-    example = torch.randn(batch, shape.inputs, shape.side, shape.side)
-    small = example[:, :compact_inputs].contiguous()
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / "dense.onnx", Path(folder) / "compact.onnx"]
-        if runtime != "eager":
-            export(dense, example, paths[0])
-            export(compact, small, paths[1])
-        make = runtimes[runtime]
+class Bench:
+    """Times pairs; a module is exported once for all batches."""
+
+    def __init__(self, folder: Path, threads: int, budget: float) -> None:
+        self.folder, self.threads, self.budget = folder, threads, budget
+        self._files: dict[str, Path] = {}
+
+    def cell(self, shape: Shape, density: float, variant: Variant, batch: int, runtime: str) -> Cell:
+        x = torch.randn(batch, shape.inputs, shape.side, shape.side)
+        fused = "norm" if isinstance(variant.dense, nn.Sequential) else "plain"
         calls = [
-            make(dense, paths[0], example, threads),
-            make(compact, paths[1], small, threads),
+            self._call(runtime, variant.dense, x, f"{shape}{fused}"),
+            self._call(
+                runtime,
+                variant.compact,
+                x[:, : variant.inputs].contiguous(),
+                f"{shape}{variant.granularity}{density}",
+            ),
         ]
-        return measured(calls[0], calls[1], budget)
+        return self._cell(shape, density, variant.granularity, variant.macs, batch, runtime, calls)
+
+    def int8(self, shape: Shape, batch: int) -> Cell:
+        """The layer with a ReLU behind it, as networks have it, in integers over in floats."""
+        x = torch.randn(batch, shape.inputs, shape.side, shape.side)
+        path = self._exported(nn.Sequential(shape.conv(), nn.ReLU()).eval(), x, f"{shape}relu")
+        short = path.with_suffix(".int8")
+        if not short.exists():
+            quantise_onnx(path, [x[:4].abs()], short)
+        calls = [_session(p, x, self.threads) for p in (path, short)]
+        return self._cell(shape, 1.0, "int8", 1.0, batch, "onnxruntime", calls)
+
+    def _call(self, runtime: str, module: nn.Module, x: Tensor, key: str) -> Callable[[], None]:
+        path = None if runtime == "eager" else self._exported(module, x, key)
+        return runtimes[runtime](module, path, x, self.threads)
+
+    def _exported(self, module: nn.Module, x: Tensor, key: str) -> Path:
+        if key not in self._files:
+            path = self.folder / f"{len(self._files)}.onnx"
+            export(module, x, path)
+            self._files[key] = path
+        return self._files[key]
+
+    def _cell(
+        self,
+        shape: Shape,
+        density: float,
+        granularity: str,
+        macs: float,
+        batch: int,
+        runtime: str,
+        calls: Sequence[Callable[[], None]],
+    ) -> Cell:
+        start = time.perf_counter()
+        for call in calls:
+            call()
+        once = time.perf_counter() - start
+        pairs = int(min(60, max(7, self.budget / max(once, 2e-3))))
+        with exclusive():
+            found = compare(*calls, pairs=pairs, warmup=2)
+        return Cell(
+            granularity,
+            density,
+            shape.network,
+            shape.name,
+            shape.kernel,
+            shape.inputs,
+            batch,
+            runtime,
+            found.ratio,
+            found.ratio_low,
+            found.ratio_high,
+            macs,
+            found.dense_ms,
+            pairs,
+        )
 
 
-def measured(
-    dense: Callable[[], None], compact: Callable[[], None], budget: float
-) -> tuple[float, float, float, float, int]:
-    dense()
-    start = time.perf_counter()
-    dense()
-    compact()
-    once = time.perf_counter() - start
-    pairs = int(min(60, max(7, budget / max(once, 2e-3))))
-    with exclusive():
-        found = compare(dense, compact, pairs=pairs, warmup=1)
-    return found.ratio, found.ratio_low, found.ratio_high, found.dense_ms, pairs
+class Pair(nn.Module):
+    """A gated layer, ReLU, and a second convolution that reads the chosen channels only (methods of §2.4)."""
+
+    def __init__(self, first: Gated, second: nn.Conv2d) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x: Tensor) -> Tensor:
+        return gathered_pair(self.first, torch.relu, self.second, x)
 
 
-def int8_cell(shape: Shape, batch: int, threads: int, budget: float) -> Cell:
-    """The layer with a ReLU behind it, as networks have it, in integers over in floats."""
-    model = nn.Sequential(shape.conv(), nn.ReLU()).eval()
-    example = torch.randn(batch, shape.inputs, shape.side, shape.side)
-    with tempfile.TemporaryDirectory() as folder:
-        path, short = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        export(model, example, path)
-        quantise_onnx(path, [example[:4].abs()], short)
-        calls = [_session_call(p, example, threads) for p in (path, short)]
-        ratio, low, high, dense_ms, pairs = measured(calls[0], calls[1], budget)
-    return Cell(
-        "int8",
-        1.0,
-        shape.network,
-        shape.name,
-        shape.kernel,
-        shape.inputs,
-        batch,
-        "onnxruntime",
-        ratio,
-        low,
-        high,
-        1.0,
-        dense_ms,
-        pairs,
-    )
+def dynamic_pair(shape: Shape, density: float) -> Variant:
+    """Two 3×3 convolutions of the shape, the first one gated; a batch of one in eager mode."""
+    gated = next(v for v in variants(shape, density, ["dynamic"]))
+    second, share = shape.conv(), round(shape.outputs * density) / shape.outputs
+    dense = nn.Sequential(gated.dense, nn.ReLU(), second).eval()
+    assert isinstance(gated.compact, Gated)
+    return Variant("dynamic_pair", dense, Pair(gated.compact, second).eval(), shape.inputs, share)
 
 
-def _session_call(path: Path, example: Tensor, threads: int) -> Callable[[], None]:
+def _session(path: Path, x: Tensor, threads: int) -> Callable[[], None]:
     session = open_session(path, threads)
-    feed = {session.get_inputs()[0].name: example.numpy()}
+    feed = {session.get_inputs()[0].name: x.numpy()}
     return lambda: session.run(None, feed)
 
 
@@ -294,53 +344,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="two layers, density 0.25 and 0.5, batch 1")
+    parser.add_argument("--quick", action="store_true", help="one layer, density 0.5, batch 1")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=0.6, help="for each cell")
+    parser.add_argument("--seconds", type=float, default=0.4, help="for each cell")
     parser.add_argument("--only", default=",".join(["channel", *layer_granularities, "int8"]))
     parser.add_argument("--runtimes", default="eager,onnxruntime")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     only, names = given.only.split(","), given.runtimes.split(",")
-    shapes, densities, batches = (QUICK, (0.5, 0.25), (1,)) if given.quick else (SHAPES, DENSITIES, BATCHES)
-    budget = 0.15 if given.quick else given.seconds
+    shapes, densities, batches = (QUICK, (0.5,), (1,)) if given.quick else (SHAPES, DENSITIES, BATCHES)
     cells: list[Cell] = []
-    for shape in shapes:
-        for batch in batches:
-            if batch * shape.side**2 * shape.inputs > 32 * 112**2 * 64:
-                continue  # gigabytes of activations say nothing new
+
+    def add(cell: Cell) -> None:
+        cells.append(cell)
+        if not given.json:
+            show(cell)
+
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), given.threads, 0.1 if given.quick else given.seconds)
+        for shape in shapes:
+            # gigabytes of activations say nothing new
+            possible = [b for b in batches if b * shape.side**2 * shape.inputs <= MOST]
             for density in densities:
-                for name, dense, compact, macs in variants(shape, density, only):
-                    inputs = next(compact.parameters()).shape[1] if name == "channel" else shape.inputs
-                    for runtime in names:
-                        ratio, low, high, dense_ms, pairs = timed(
-                            runtime, dense, compact, shape, inputs, batch, given.threads, budget
-                        )
-                        cells.append(
-                            Cell(
-                                name,
-                                density,
-                                shape.network,
-                                shape.name,
-                                shape.kernel,
-                                shape.inputs,
-                                batch,
-                                runtime,
-                                ratio,
-                                low,
-                                high,
-                                macs,
-                                dense_ms,
-                                pairs,
-                            )
-                        )
-                        if not given.json:
-                            show(cells[-1])
+                for variant in variants(shape, density, only):
+                    for batch, runtime in product(possible, names):
+                        add(bench.cell(shape, density, variant, batch, runtime))
+                if "dynamic" in only and "eager" in names and shape.inputs == shape.outputs:
+                    add(bench.cell(shape, density, dynamic_pair(shape, density), 1, "eager"))
             if "int8" in only:
-                cells.append(int8_cell(shape, batch, given.threads, budget))
-                if not given.json:
-                    show(cells[-1])
+                for batch in possible:
+                    add(bench.int8(shape, batch))
     result = {
         "cells": [asdict(c) for c in cells],
         "aims": aims(cells),

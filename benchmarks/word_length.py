@@ -29,7 +29,9 @@ WORDS = "fixed_point:8,fixed_point:5,fixed_point:4,fixed_point:3,twn:2,bwn:1"
 
 def row(cifar: Cifar, quantiser: str, bits: int, epochs: int, test: int | None) -> dict[str, Any]:
     graph = cifar.network.graph
-    choices = {layer.name: GroupChoice("l2", bits=bits) for layer in graph.layers} if bits < 32 else {}
+    # one bit for the first and the last layer is too little; the papers leave them float as well
+    layers = graph.layers[1:-1] if bits == 1 else graph.layers
+    choices = {layer.name: GroupChoice("l2", bits=bits) for layer in layers} if bits < 32 else {}
     aim = plan(graph, choices, cifar.scores, words=Words(quantiser))
     rounded = cifar.on_test(cifar.evaluator.prune(aim), test)
     start = time.perf_counter()

@@ -97,9 +97,8 @@ def _controls() -> list[Entry]:
 
 
 def _granularities() -> list[Entry]:
-    from pruners.granularities.block import Block
-
     from pruners.granularities import granularities, layer_granularities
+    from pruners.granularities.block import Block
 
     entries = {name: _first_line(granularities[name]) for name in granularities}
     entries |= {name: _first_line(layer_granularities[name]) for name in layer_granularities}

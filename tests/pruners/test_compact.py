@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pruners.stacks import mask_blocks
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from pruners.graph import ChannelGraph
 from pruners.plan import PruningPlan, plan, removed_blocks
 from pruners.prune import prune
 from pruners.saved import PLAN, WEIGHTS, described, load_network, rebuild, save_network, trained
+from pruners.stacks import mask_blocks
 from pruners.storage.sizes import file_size
 from pruners.trace import trace
 from pruners.within import possible
