@@ -23,7 +23,7 @@ from pipelines.card import card
 from pipelines.config import MeasureSection
 from pipelines.data import Split, batches
 from pipelines.exclusive import exclusive, shared
-from pipelines.int8 import quantise_onnx
+from pipelines.int8 import check_int8, quantise_onnx
 from pipelines.latency import Latency, compare, runtimes
 from pipelines.models import build
 from pipelines.onnx_export import check, export
@@ -181,6 +181,7 @@ class Evaluator:
             left = {layer.module for layer in self.bench.graph.layers if not inside(layer.module, gone)}
             images = (batch.cpu() for batch, _ in self._calibration if isinstance(batch, Tensor))
             quantise_onnx(whole, images, onnx, exclude=left - short, weights=floats.state_dict())
+            check_int8(whole, onnx, [self._images(3)])  # refuses outputs that are not finite
             whole.unlink()
         else:
             export(model, example, onnx)

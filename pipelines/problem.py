@@ -273,15 +273,14 @@ def layer_lanes(space: SearchSpace) -> list[list[Proposal]]:
 
 
 def block_lanes(space: SearchSpace) -> list[list[Proposal]]:
-    """One block less in every stack, then two, as far as there are any; the smallest first."""
+    """One lane: as many blocks less in every stack as there are, down to one less; the smallest network first."""
     stacks = [g for g in space.groups if g.kind == "blocks"]
     if not stacks:
         return []
-    deepest = max(g.units for g in stacks)
+    deepest, criterion = max(g.units for g in stacks), stacks[0].criteria[0]
     return [
         [
-            Proposal(f"{gone} blocks less", {g.name: max(1, g.units - gone) for g in stacks}, g.criteria[0])
+            Proposal(f"{gone} blocks less", {g.name: max(1, g.units - gone) for g in stacks}, criterion)
             for gone in range(deepest - 1, 0, -1)
-            for g in stacks[:1]
         ]
     ]

@@ -103,6 +103,33 @@ def test_a_network_that_cannot_be_used(refused: Run, factory: str, said: str) ->
     assert said in refused(f'name = "s"\n[model]\nfactory = "{factory}"\n', command="inspect")
 
 
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ('granularities = ["kernal"]', "did you mean 'kernel'"),
+        ("granularities = []", "at least 1 item"),
+        ("bits = [32, 1]", "space.bits = 1 is no word length of quantiser 'fixed_point'"),
+        ('quantiser = "fixedpoint"', "did you mean 'fixed_point'"),
+        (
+            'granularities = ["element"]\nbits = [4]\nquantiser = "affine"',
+            "leaves zeros, which quantiser 'affine'",
+        ),
+        ('granularities = ["kernel"]\nactivations = "xnor"\nactivation_bits = 1', "takes whole layers"),
+        ('activations = "dorefa"\nactivation_bits = 12', "takes words of 1 to 8 bits"),
+        ("densities = [1.5]", "less than 1"),
+    ],
+)
+def test_granularities_and_words_that_there_are_not(refused: Run, space: str, said: str) -> None:
+    assert said in refused(f"{STUDY}[space]\n{space}\n", command="inspect")
+
+
+def test_a_procedure_over_weights_with_compact_layers(refused: Run) -> None:
+    said = refused(
+        STUDY + '[space]\ngranularities = ["kernel"]\n[training]\nprocedure = "dns"\n', command="inspect"
+    )
+    assert "these procedures go with it: cubic_ramp" in said
+
+
 def test_weights_that_do_not_fit(refused: Run, tmp_path: Path) -> None:
     save_file({"linear.weight": np.zeros((3, 3), np.float32)}, tmp_path / "w.safetensors")
     study = STUDY.replace("[dense]", 'weights = "w.safetensors"\n[dense]')
