@@ -7,16 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnxruntime
 import torch
 from google.protobuf.message import DecodeError, Message
-from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from pipelines.agreement import largest_difference
 from pruners.errors import NotTraceable, PrunefrontError
 
 # onnxruntime's errors have no base class of their own
@@ -90,7 +89,7 @@ def check(model: nn.Module, path: Path, examples: Tensor, tolerance: float = 1e-
             actual = session.run(None, {session.get_inputs()[0].name: batch.cpu().numpy()})
         except ORT_ERRORS as error:
             raise PrunefrontError(f"{path} fails on a batch of {size}: {_first_line(error)}") from None
-        worst = max(worst, _difference(path, size, expected, actual, tolerance))
+        worst = max(worst, largest_difference(path, "torch", expected, actual, tolerance))
     return worst
 
 
@@ -117,30 +116,6 @@ def open_session(model: bytes | Path, threads: int) -> onnxruntime.InferenceSess
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
         raise PrunefrontError(f"{name} cannot be loaded: {_first_line(error)}") from None
-
-
-def _difference(
-    path: Path,
-    size: int,
-    expected: list[NDArray[np.float32]],
-    actual: list[NDArray[np.float32]],
-    tolerance: float,
-) -> float:
-    shapes = [a.shape for a in actual], [e.shape for e in expected]
-    if shapes[0] != shapes[1]:
-        raise PrunefrontError(
-            f"{path} gives outputs of shapes {shapes[0]} for a batch of {size}, torch {shapes[1]}"
-        )
-    worst = 0.0
-    for mine, torchs in zip(actual, expected, strict=True):
-        difference = float(np.abs(mine - torchs).max(initial=0.0))
-        bound = tolerance * max(1.0, float(np.abs(torchs).max(initial=0.0)))
-        if not difference <= bound:  # a NaN is not within any bound
-            raise PrunefrontError(
-                f"{path} differs from torch by {difference:.3g} on a batch of {size}; allowed is {bound:.3g}"
-            )
-        worst = max(worst, difference)
-    return worst
 
 
 def _refuse_external(data: bytes, name: str) -> None:

@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 from torch import Tensor
 
+from pipelines.agreement import largest_difference
 from pipelines.imported import one_line
 from pipelines.onnx_export import ORT_ERRORS, open_session
 from pruners.errors import PrunefrontError
@@ -58,24 +58,9 @@ def check(source: Path | bytes, path: Path, examples: Tensor, tolerance: float =
             batch = examples[:size].cpu().numpy()
             expected = session.run(None, {session.get_inputs()[0].name: batch})
             actual = [compiled(batch)[i] for i in range(len(compiled.outputs))]
-            worst = max(worst, _difference(path, actual, expected, tolerance))
+            worst = max(worst, largest_difference(path, "the ONNX file", expected, actual, tolerance))
     except (RuntimeError, *ORT_ERRORS) as error:
         raise PrunefrontError(f"{path} cannot be run: {one_line(error)}") from None
-    return worst
-
-
-def _difference(path: Path, actual: list[np.ndarray], expected: list[np.ndarray], tolerance: float) -> float:
-    if [a.shape for a in actual] != [e.shape for e in expected]:
-        raise PrunefrontError(f"{path} gives outputs of other shapes than the ONNX file")
-    worst = 0.0
-    for mine, theirs in zip(actual, expected, strict=True):
-        difference = float(np.abs(mine - theirs).max(initial=0.0))
-        bound = tolerance * max(1.0, float(np.abs(theirs).max(initial=0.0)))
-        if not difference <= bound:  # a NaN is not within any bound
-            raise PrunefrontError(
-                f"{path} differs from the ONNX file by {difference:.3g}; allowed is {bound:.3g}"
-            )
-        worst = max(worst, difference)
     return worst
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from pipelines.agreement import largest_difference
 from pipelines.artifacts import write_whole
 from pipelines.imported import one_line
 from pruners.errors import NotTraceable, PrunefrontError
@@ -70,7 +71,9 @@ def check(model: nn.Module, path: Path, examples: Tensor, tolerance: float = 1e-
                 actual = pytree.tree_leaves(loaded(batch))
             except (RuntimeError, AssertionError) as error:
                 raise PrunefrontError(f"{path} fails on a batch of {size}: {one_line(error)}") from None
-            worst = max(worst, _difference(path, actual, pytree.tree_leaves(network(batch)), tolerance))
+            expected = pytree.tree_leaves(network(batch))
+            outputs = ([t.float().numpy() for t in leaves] for leaves in (expected, actual))
+            worst = max(worst, largest_difference(path, "the network", *outputs, tolerance))
     return worst
 
 
@@ -81,24 +84,6 @@ def _module(path: Path) -> nn.Module:
         raise PrunefrontError(
             f"{path} cannot be loaded: {type(error).__name__}: {one_line(error)}; export it again"
         ) from error
-
-
-def _difference(path: Path, actual: list[Tensor], expected: list[Tensor], tolerance: float) -> float:
-    shapes = [tuple(t.shape) for t in actual], [tuple(t.shape) for t in expected]
-    if shapes[0] != shapes[1]:
-        raise PrunefrontError(f"{path} gives outputs of shapes {shapes[0]}, the network {shapes[1]}")
-    worst = 0.0
-    for mine, theirs in zip(actual, expected, strict=True):
-        if mine.numel() == 0:
-            continue
-        difference = float((mine - theirs).abs().max())
-        bound = tolerance * max(1.0, float(theirs.abs().max()))
-        if not difference <= bound:  # a NaN is not within any bound
-            raise PrunefrontError(
-                f"{path} differs from the network by {difference:.3g}; allowed is {bound:.3g}"
-            )
-        worst = max(worst, difference)
-    return worst
 
 
 def _strip(program: torch.export.ExportedProgram) -> None:

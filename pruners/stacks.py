@@ -1,6 +1,5 @@
 """Blocks that can go as a whole, found by trying: with zeros for parameters, such a block passes its input on."""
 
-import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,6 +14,7 @@ from torch.utils import _pytree
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
 from pruners.layers import Stack
+from pruners.surgery import copied
 
 _STATISTICS = ("running_mean", "running_var")
 _TOLERANCE = (
@@ -31,7 +31,7 @@ def without_blocks(model: nn.Module, blocks: Collection[str]) -> nn.Module:
     for path in blocks:
         block = _block(model, path)
         memo[id(block)] = nn.Identity().train(block.training)  # deepcopy takes what the memo holds
-    return _copied(model, memo)
+    return copied(model, memo)
 
 
 def mask_blocks(model: nn.Module, graph: ChannelGraph, blocks: Collection[str]) -> nn.Module:
@@ -44,7 +44,7 @@ def mask_blocks(model: nn.Module, graph: ChannelGraph, blocks: Collection[str]) 
         if path not in known:
             able = ", ".join(known) or "none"
             raise PrunefrontError(f"{path!r} is no block that can go; these are: {able}")
-    masked = _copied(model, {})
+    masked = copied(model, {})
     for path in blocks:
         _zero(_block(masked, path))
     return masked
@@ -57,16 +57,6 @@ def _block(model: nn.Module, path: str) -> nn.Module:
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(list(modules)[1:9])} …"
         raise PrunefrontError(f"{type(model).__name__} has no module {path!r} that could go; {hint}")
     return modules[path]
-
-
-def _copied(model: nn.Module, memo: dict[int, object]) -> nn.Module:
-    try:
-        return copy.deepcopy(model, memo)
-    except RuntimeError as error:  # torch refuses tensors with a history
-        raise PrunefrontError(
-            f"{type(model).__name__} cannot be copied, as it holds a tensor that was computed with gradients: take it "
-            "off the module first (torch.nn.utils.remove_weight_norm, for one), or make it a parameter or buffer"
-        ) from error
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -180,7 +170,7 @@ class _Trial:
     """A copy of the model on which blocks are tried one after the other."""
 
     def __init__(self, model: nn.Module, example: tuple[Any, ...], paths: Collection[str], seed: int) -> None:
-        self.example, self.model = example, _shaken(_copied(model, {}), seed)
+        self.example, self.model = example, _shaken(copied(model, {}), seed)
         self.passages = self._record(paths)
 
     def why_not(self, path: str) -> str | None:

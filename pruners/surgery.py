@@ -186,6 +186,11 @@ def _rebuilt(model: nn.Module, function: Any) -> nn.Module:
             memo[id(tensor)] = made
         for tensor in chain(_other_buffers(model, memo)):
             memo[id(tensor)] = tensor.detach().clone()
+    return copied(model, memo)
+
+
+def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deep copy. memo: id of a part -> what takes its place. Raises PrunefrontError where torch cannot copy one."""
     try:
         return copy.deepcopy(model, memo)
     except RuntimeError as error:  # torch refuses tensors with a history
