@@ -52,6 +52,8 @@ def connected(address: str | None, section: ClusterSection) -> Iterator[Cluster]
     address = named(address)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
+        # Ray gives its first process 20 s, which a machine with several busy processes for each core can exceed
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "90")
         options |= {"address": "local", "include_dashboard": False}
         if section.workers is not None:
             options["num_cpus"] = max(section.workers * section.cpus_per_worker, 1)
