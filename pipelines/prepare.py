@@ -293,6 +293,12 @@ def trace_model(model: nn.Module, config: StudyConfig, input_shape: Sequence[int
         frozen=config.space.frozen,
     )
     section = config.space
+    paths = [path for path, _ in model.named_modules() if path]
+    for name in section.whole:
+        if name not in paths:
+            near = get_close_matches(name, paths, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise PrunefrontError(f"space.whole names module {name!r}, which the network does not have{hint}")
     inner = bool(set(section.granularities) - {"channel"}) or set(section.bits) != {32}
     if not graph.groups and not (inner and (graph.layers or graph.stacks)):
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in graph.frozen[:3])
