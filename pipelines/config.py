@@ -68,7 +68,7 @@ class DataSection(Section):
     augment: Literal["none", "crop", "crop_flip"] = "crop"
     """What training images go through: random shifts, and for `crop_flip` mirroring."""
     padding: Annotated[int, Field(ge=0, le=64)] = 1
-    """Pixels of zero padding that the random crop plays in."""
+    """Pixels of black border that the random crop plays in."""
 
 
 class DenseSection(Section):

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.data.splits import Split, Transform
@@ -57,12 +56,26 @@ def augmented(images: Tensor, transform: Transform, generator: np.random.Generat
         p = transform.padding
         down, right = torch.from_numpy(generator.integers(0, 2 * p + 1, size=(2, count))).to(images.device)
         # every possible crop as a view (b, c, 2p+1, 2p+1, h, w); indexing copies the one that was drawn
-        windows = F.pad(images, (p, p, p, p)).unfold(2, height, 1).unfold(3, width, 1)
+        windows = _on_black(images, transform).unfold(2, height, 1).unfold(3, width, 1)
         images = windows[torch.arange(count, device=images.device), :, down, right]
     if transform.augment == "crop_flip":
         flip = torch.from_numpy(generator.random(count) < 0.5).to(images.device)
         images = torch.where(flip.view(-1, 1, 1, 1), images.flip(3), images)
     return images
+
+
+def _on_black(images: Tensor, transform: Transform) -> Tensor:
+    """The normalised images (b, c, h, w) within a border of black pixels, which are not zero once normalised.
+
+    That is what padding before normalisation gives, hence what most networks were trained with: a border of zeros in
+    its place cost a ResNet-20 on CIFAR-10 two points when its batch norms were estimated anew.
+    """
+    p = transform.padding
+    count, channels, height, width = images.shape
+    black = normalise(np.zeros((1, channels, 1, 1), np.float32), transform).to(images)
+    padded = black.repeat(count, 1, height + 2 * p, width + 2 * p)
+    padded[:, :, p : p + height, p : p + width] = images
+    return padded
 
 
 def _bounds(count: int, batch_size: int, smallest: int) -> list[tuple[int, int]]:

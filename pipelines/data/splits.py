@@ -51,7 +51,7 @@ class Transform:
     """How pixels become network input: (pixel - mean) / std per channel; in training then the augmentation.
 
     mean, std: for pixels scaled to [0, 1] (float images: as they are). augment: `crop` shifts by up to
-    `padding` pixels over a border of zeros, put on after normalisation; `crop_flip` also mirrors half of them.
+    `padding` pixels over a border of black pixels; `crop_flip` also mirrors half of them.
     """
 
     mean: tuple[float, ...]

@@ -335,11 +335,14 @@ def test_batches_hold_every_image_once(count: int, batch_size: int, smallest: in
     )
 
 
-def test_augmentation_shifts_over_zeros_and_mirrors() -> None:
+def test_augmentation_shifts_over_black_and_mirrors() -> None:
+    """Black *pixels*, as if padded before normalisation: what networks are usually trained with."""
     part, count = split(1), 400
     many = Split(np.repeat(part.images, count, 0), np.zeros(count, np.int64))
     (plain, _), *_ = batches(part, TRANSFORM, 1)
-    padded = torch.nn.functional.pad(plain[0], (2, 2, 2, 2))
+    (black, _), *_ = batches(Split(np.zeros_like(part.images), part.labels), TRANSFORM, 1)
+    padded = black[0, :, :1, :1].repeat(1, 12, 12)
+    padded[:, 2:10, 2:10] = plain[0]
     views = [padded[:, i : i + 8, j : j + 8] for i in range(5) for j in range(5)]
     views += [view.flip(2) for view in views]
     stream = batches(many, TRANSFORM, count, augment=np.random.default_rng(0))
