@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from tests.nets import NETS, Block, conv_bn, randomise
 from tests.pruners.plans import scored, traced
 
 QUICK = settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-PLAIN = sorted(n for n in layer_granularities if n not in ("dynamic",))
+PLAIN = sorted(layer_granularities)
 
 
 class Tower(nn.Module):
@@ -116,30 +117,23 @@ def test_the_file_is_as_large_as_said_and_holds_the_network_bit_for_bit(name: st
     model, example, graph = setup(name)
     aim = data.draw(whole_plans(graph))
     made = prune(model, graph, aim)
-    path = Path(data.draw(st.just(_folder()))) / WEIGHTS
-    counts = save_network(made, graph, aim, path, entropy=data.draw(st.booleans()))
-    real, layout = path.stat().st_size, cost.layout(graph, aim)
-    assert file_size(layout, counts) == real
+    read = PruningPlan.from_json(json.loads(json.dumps(aim.to_json())))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / WEIGHTS
+        counts = save_network(made, graph, aim, path, entropy=data.draw(st.booleans()))
+        assert file_size(cost.layout(graph, aim), counts) == path.stat().st_size
+        again = rebuild(model, read, _removed(graph, aim), path)
     assert cost.params(graph, aim) == trained(made, aim)
-    again = rebuild(
-        model, PruningPlan.from_json(json.loads(json.dumps(aim.to_json()))), _removed(graph, aim), path
-    )
     assert again.state_dict().keys() == made.state_dict().keys()
     for expected, got in zip(outputs(made, example), outputs(again, example), strict=True):
         assert torch.equal(got, expected)
-
-
-def _folder() -> str:
-    import tempfile
-
-    return tempfile.mkdtemp(prefix="prunefront-test-")
 
 
 def _removed(graph: ChannelGraph, aim: PruningPlan) -> tuple[str, ...]:
     return tuple(described(graph, aim)["removed"])
 
 
-def test_the_predicted_size_is_within_one_percent() -> None:
+def test_the_predicted_size_is_within_one_percent(tmp_path: Path) -> None:
     """Of every granularity and word length, without looking at the weights."""
     model, _, graph = tower()
     for name in PLAIN:
@@ -151,7 +145,7 @@ def test_the_predicted_size_is_within_one_percent() -> None:
             }
             assert choices, name
             aim = plan(graph, choices, {})
-            path = Path(_folder()) / WEIGHTS
+            path = tmp_path / WEIGHTS
             save_network(prune(model, graph, aim), graph, aim, path)
             real = path.stat().st_size
             assert abs(cost.size_bytes(graph, aim) - real) <= 0.01 * real, (name, bits)
@@ -200,8 +194,8 @@ def test_criteria_within_layers_look_at_weights_alone() -> None:
     assert not {"taylor", "geometric_median", "chip"} & able
 
 
-@cache
-def published() -> tuple[Path, nn.Module]:
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
     """A small artifact with all kinds of parts, and its dense network."""
     model, _, graph = tower()
     kinds = ("gather", "kernel", "low_rank", "element", "n_of_m")
@@ -211,7 +205,7 @@ def published() -> tuple[Path, nn.Module]:
         if name in possible(layer):
             choices[layer.name] = GroupChoice("l2", 0.5, name, (4, 32)[number % 2])
     aim = plan(graph, choices, scored(graph))
-    folder = Path(_folder())
+    folder = tmp_path_factory.mktemp("published")
     save_network(prune(model, graph, aim), graph, aim, folder / WEIGHTS)
     (folder / PLAN).write_text(json.dumps(described(graph, aim)))
     sign(folder)
@@ -223,15 +217,17 @@ def sign(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps({"files": files}))
 
 
-def test_a_fetched_artifact_loads() -> None:
-    folder, dense = published()
+def test_a_fetched_artifact_loads(published: tuple[Path, nn.Module]) -> None:
+    folder, dense = published
     assert isinstance(load_network(dense, folder), nn.Module)
 
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), name=st.sampled_from([WEIGHTS, PLAN]))
 @settings(max_examples=40, deadline=None)
-def test_a_flipped_bit_anywhere_is_refused(place: float, bit: int, name: str) -> None:
-    folder, dense = published()
+def test_a_flipped_bit_anywhere_is_refused(
+    published: tuple[Path, nn.Module], place: float, bit: int, name: str
+) -> None:
+    folder, dense = published
     whole = (folder / name).read_bytes()
     flipped = bytearray(whole)
     flipped[int(place * len(whole))] ^= 1 << bit
@@ -269,9 +265,9 @@ def mutated(data: Any, value: Any) -> Any:
 
 @given(data=st.data())
 @settings(max_examples=150, deadline=None)
-def test_a_hostile_plan_is_refused_or_gives_a_network(data: Any) -> None:
+def test_a_hostile_plan_is_refused_or_gives_a_network(published: tuple[Path, nn.Module], data: Any) -> None:
     """With valid digests: whoever writes the plan writes the manifest too."""
-    folder, dense = published()
+    folder, dense = published
     whole = (folder / PLAN).read_text()
     (folder / PLAN).write_text(json.dumps(mutated(data, json.loads(whole))))
     sign(folder)
@@ -285,8 +281,8 @@ def test_a_hostile_plan_is_refused_or_gives_a_network(data: Any) -> None:
 
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_hostile_tensors_are_refused_or_give_a_network(data: Any) -> None:
-    folder, dense = published()
+def test_hostile_tensors_are_refused_or_give_a_network(published: tuple[Path, nn.Module], data: Any) -> None:
+    folder, dense = published
     whole = (folder / WEIGHTS).read_bytes()
     tensors = load_file(folder / WEIGHTS)
     name = data.draw(st.sampled_from(sorted(tensors)))
@@ -313,13 +309,13 @@ def test_hostile_tensors_are_refused_or_give_a_network(data: Any) -> None:
     assert "\n" not in said
 
 
-def test_inputs_are_quantised_and_come_back() -> None:
+def test_inputs_are_quantised_and_come_back(tmp_path: Path) -> None:
     model, example, graph = tower()
     words = Words(activations="fixed_point", activation_bits=8)
     aim = plan(graph, {x.name: GroupChoice("l2", bits=8) for x in graph.layers}, {}, words=words)
     batches = [(example[0], torch.zeros(len(example[0]), dtype=torch.long))]
     made = prune(model, graph, aim, batches)
-    path = Path(_folder()) / WEIGHTS
+    path = tmp_path / WEIGHTS
     save_network(made, graph, aim, path)
     again = rebuild(model, aim, (), path)
     assert torch.equal(outputs(again, example)[0], outputs(made, example)[0])
