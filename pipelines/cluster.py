@@ -17,10 +17,6 @@ from pruners.errors import PrunefrontError
 ANSWER_SECONDS = 5.0
 """How long a machine may take to accept a connection."""
 
-STARTS = 2
-"""How often Ray is started here before it is given up: on a busy machine its first processes may take longer than Ray
-waits for them."""
-
 CLIENT_PORT = 10001
 """Where Ray listens for ray:// unless told otherwise."""
 
@@ -52,8 +48,6 @@ def connected(address: str | None, section: ClusterSection) -> Iterator[Cluster]
     address = named(address)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
-        # Ray gives its first process 20 s, which a machine with several busy processes for each core can exceed
-        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "90")
         options |= {"address": "local", "include_dashboard": False}
         if section.workers is not None:
             options["num_cpus"] = max(section.workers * section.cpus_per_worker, 1)
@@ -68,7 +62,12 @@ def connected(address: str | None, section: ClusterSection) -> Iterator[Cluster]
         with warnings.catch_warnings():
             # what it says is in the error, too
             warnings.filterwarnings("ignore", "Ray Client connection timed out")
-            _start(ray, options, tries=STARTS if address is None else 1)
+            try:
+                ray.init(**options)
+            except ConnectionAbortedError:
+                # the head could not start this client's process of its own; one that has only just begun may at once
+                ray.shutdown()
+                ray.init(**options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         if address is None:
             raise PrunefrontError(f"Ray could not be started on this machine: {_why(error)}") from error
@@ -80,18 +79,6 @@ def connected(address: str | None, section: ClusterSection) -> Iterator[Cluster]
         yield _room(section, remote=address is not None and _remote(address))
     finally:
         ray.shutdown()
-
-
-def _start(ray: Any, options: dict[str, Any], *, tries: int) -> None:
-    """Starts or joins Ray. Raises what Ray raises at the last of the tries."""
-    for left in reversed(range(tries)):
-        try:
-            ray.init(**options)
-            return
-        except (OSError, RuntimeError):
-            ray.shutdown()  # what did start of it
-            if not left:
-                raise
 
 
 def named(address: str | None) -> str | None:
@@ -148,7 +135,9 @@ def _why(error: Exception) -> str:
             f"something listens there, but does not take this client; ray:// is port {CLIENT_PORT} of the head unless "
             "set otherwise, and a cluster that was started with a token needs RAY_AUTH_MODE=token and ~/.ray/auth_token"
         )
-    return text.splitlines()[0].rstrip(".")
+    # of several lines the first says what, and the last, the end of a traceback, why
+    lines = [line.strip().rstrip(".:") for line in text.splitlines() if line.strip(" .:")]
+    return ": ".join(dict.fromkeys((lines[0], lines[-1])))
 
 
 def _room(section: ClusterSection, *, remote: bool) -> Cluster:

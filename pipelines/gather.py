@@ -41,14 +41,12 @@ def gather(
     device = "cuda" if cluster.gpus_per_worker > 0 else "cpu"
     pending = [remote.remote(task, shared, cluster.cpus_per_worker, device) for task in found]
     try:
+        # where one fails, the others end with the driver: Ray aborts a driver whose ray.cancel meets the task's answer
         results = cast(list[Values], ray.get(pending))
     except RayTaskError as error:
         if isinstance(error.cause, PrunefrontError):
             raise error.cause from None
         raise
-    finally:
-        for reference in pending:
-            ray.cancel(reference, force=True)
     return merge(zip(found, results, strict=True))
 
 

@@ -19,7 +19,6 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 from pipelines.cli import main
-from pipelines.cluster import _start
 from pipelines.config import StudyConfig, parse
 from pipelines.failures import failure
 from pipelines.journal import Journal
@@ -233,26 +232,6 @@ def test_a_resumed_study_records_its_progress_once(tmp_path: Path) -> None:
             tracker.log_progress(step, 0.1 * step, step)
         assert tracker.finish() == ()
     assert [m.step for m in MlflowClient(uri).get_metric_history(run_id, "hypervolume")] == [1, 2, 3, 4]
-
-
-def test_ray_is_started_again_when_a_busy_machine_was_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-
-    def slow(**options: Any) -> None:
-        calls.append("init")
-        if len(calls) < 3:
-            raise RuntimeError("Failed to start GCS.")
-
-    class Ray:
-        init = staticmethod(slow)
-        shutdown = staticmethod(lambda: calls.append("shutdown"))
-
-    _start(Ray, {}, tries=2)
-    assert calls == ["init", "shutdown", "init"]
-    calls.clear()
-    with pytest.raises(RuntimeError, match="GCS"):
-        _start(Ray, {}, tries=1)
-    assert calls == ["init", "shutdown"]
 
 
 STUDY = """
