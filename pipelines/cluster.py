@@ -69,6 +69,7 @@ def connected(address: str | None, section: ClusterSection) -> Iterator[Cluster]
                 ray.shutdown()
                 ray.init(**options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        ray.shutdown()  # what did start of it
         if address is None:
             raise PrunefrontError(f"Ray could not be started on this machine: {_why(error)}") from error
         raise PrunefrontError(

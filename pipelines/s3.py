@@ -91,7 +91,7 @@ class S3Store:
         with self._clear_errors("read", key):
             check_limit(head["ContentLength"], limit, f"{self.uri}/{key}")
             meter = _Meter(limit, f"{self.uri}/{key}")
-            with file.open("wb") as stream:
+            with file.open("wb") as stream, self._closed_after():
                 self._client.download_fileobj(
                     self.bucket, self._full(key), stream, Config=_transfer(), Callback=meter
                 )
@@ -125,6 +125,23 @@ class S3Store:
 
     def _full(self, key: str) -> str:
         return self.prefix + check_key(key)
+
+    @contextlib.contextmanager
+    def _closed_after(self) -> Iterator[None]:
+        """Closes the answers to one `get`: boto3 leaves one that was refused half read to the garbage collector.
+
+        One `get` at a time: the client tells of every answer, whoever asked.
+        """
+        with contextlib.ExitStack() as opened:
+
+            def note(parsed: dict[str, Any], **_: Any) -> None:
+                if "Body" in parsed:  # not in an answer that is an error
+                    opened.callback(parsed["Body"].close)
+
+            events = self._client.meta.events
+            events.register("after-call.s3.GetObject", note)
+            opened.callback(events.unregister, "after-call.s3.GetObject", note)
+            yield
 
     @contextlib.contextmanager
     def _clear_errors(self, verb: str, key: str) -> Iterator[None]:
