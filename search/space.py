@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from pruners.choice import GroupChoice
 from search.candidate import Candidate
 from search.measurement import Constraint, Objective
+
+if TYPE_CHECKING:
+    from search.costs import CostModel
 
 PERCENT = 100
 """Units of a layer's options: its granularities have units of their own, so counts are shares of its weights."""
@@ -173,6 +176,8 @@ class Problem:
 
     seeds: candidates asked before anything else (dense, uniform ratios, global thresholds).
     scores: criterion -> group -> score per unit, for searchers that propose patterns; may be empty.
+    costs: what candidates cost, so that searchers need not learn it; None = not known beforehand.
+    chance: the accuracy of guessing: a network that is no better is worth nothing.
     """
 
     space: SearchSpace
@@ -180,3 +185,5 @@ class Problem:
     constraints: tuple[Constraint, ...] = ()
     seeds: tuple[Candidate, ...] = ()
     scores: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict)
+    costs: "CostModel | None" = None
+    chance: float = 0.0

@@ -1,0 +1,291 @@
+"""Proposals by what the network's measurements say: a model of accuracy, exact costs, expected gain of the front."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pruners.errors import PrunefrontError
+from search.accuracy_model import AccuracyModel
+from search.acquisition import CostBox
+from search.candidate import Candidate
+from search.encoding import Encoding, Floats, Rows
+from search.measurement import Measurement, Outcome
+from search.searcher import searchers
+from search.searchers.ledger import Ledger
+from search.searchers.options import option, read_options
+from search.sensitivity import probes, savings, trade_offs
+from search.space import Problem
+
+MOST_KNOWN = 240
+"""Measurements that the model knows: time grows with their cube, and those far from the front say little."""
+
+MOST_PROPOSALS = 100
+"""Made from one fit."""
+
+SWEEP = 40
+"""Trade-offs of the additive model that each search for proposals starts from."""
+
+
+@dataclass(frozen=True, slots=True)
+class SurrogateOptions:
+    """probes: single-group cuts asked at the most before the model proposes. pool: candidates judged per round; rounds:
+    how often the best of them are varied. patience: proposals made from one fit, as a share of what is known.
+    """
+
+    probes: int = option(24, 0, 10_000)
+    pool: int = option(300, 10, 10_000)
+    rounds: int = option(6, 1, 100)
+    patience: float = option(0.05, 0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What was measured: rows [n, G], accuracy [n] and its standard error [n], costs [n, C]."""
+
+    rows: Rows
+    accuracy: Floats
+    error: Floats
+    costs: Floats
+
+
+@searchers.register("surrogate")
+class Surrogate:
+    """Bayesian optimisation of one uncertain objective, accuracy, against costs that are known.
+
+    Probes each group first (`search.sensitivity`), then fits `search.accuracy_model` to all measurements and proposes
+    what is expected to add most to the front (`search.acquisition`). Candidates in flight count as if they had given
+    what is expected of them, so parallel workers do not ask for the same thing (Ginsbourger et al. 2010, kriging
+    believer). Candidates outside a constraint on a cost are never proposed.
+    """
+
+    def __init__(self, problem: Problem, *, seed: int, **options: Any) -> None:
+        self.options = read_options(SurrogateOptions, options, "surrogate")
+        names = [o.name for o in problem.objectives]
+        if "accuracy" not in names:
+            raise PrunefrontError(
+                f"searcher 'surrogate' needs accuracy among the objectives, which are {', '.join(names)}"
+            )
+        self._ledger = Ledger(problem, seed)
+        self._costs = [name for name in names if name != "accuracy"] or ["macs"]
+        self._probes = probes(problem, self.options.probes + 1) if self.options.probes else ()
+        self._encoding = Encoding(problem.space)
+        self._model = AccuracyModel(self._encoding)
+        self._queue: list[Candidate] = []
+
+    def ask(self) -> Candidate:
+        ledger = self._ledger
+        for candidate in self._probes:
+            if ledger.is_new(candidate):
+                ledger.book(candidate)
+                return candidate
+        self._queue = [c for c in self._queue if ledger.is_new(c)]
+        if not self._queue:
+            self._queue = self._proposals(ledger.rng(1))
+        if not self._queue:
+            return ledger.propose(ledger.problem.space.sample)
+        candidate = self._queue.pop(0)
+        ledger.book(candidate)
+        return candidate
+
+    def tell(self, candidate: Candidate, outcome: Outcome) -> None:
+        self._ledger.record(candidate, outcome)
+
+    def state(self) -> dict[str, Any]:
+        return {**self._ledger.state(), "queue": [c.to_json() for c in self._queue]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._ledger.restore(state)
+        self._queue = [Candidate.from_json(data) for data in state["queue"]]
+
+    def _proposals(self, rng: np.random.Generator) -> list[Candidate]:
+        """The next candidates, best first; none before the dense network was measured."""
+        known = self._known()
+        if known is None:
+            return []
+        chance, dense = self._ledger.problem.chance, known.accuracy[0]
+        loss, variance = losses(known.accuracy, known.error, dense, chance)
+        costs = self._cost_function(known)
+        fitted = self._model.fit(known.rows, loss, variance)
+        mean, _ = self._model.predict(fitted, known.rows)
+        box = CostBox(costs(self._encoding.dense[None])[0])
+        box.reset(chance)
+        # what the model makes of the measurements, not the measurements: luck must not set the standard
+        believed = dense * np.exp(-mean)
+        box.add(believed, known.costs)
+        start = [known.rows[box.gain(believed + 1e-6, known.costs) > 0]]
+        if len(waiting := self._waiting()):
+            mean, _ = self._model.predict(fitted, waiting)
+            box.add(dense * np.exp(-mean), costs(waiting))
+        start += [
+            trade_offs(self._encoding, fitted.losses, saved, SWEEP)
+            for saved in savings(self._encoding, costs)
+        ]
+        pool = _unique(np.vstack(start))
+        for _ in range(self.options.rounds):
+            pool = _unique(np.vstack([pool, varied(self._encoding, pool, self.options.pool, rng)]))
+            pool = pool[self._allowed(costs(pool))]
+            if not len(pool):
+                return []
+            mean, deviation = self._model.predict(fitted, pool)
+            accuracy = dense * np.exp(-mean)
+            gain = box.expected_gain(accuracy, accuracy * deviation, costs(pool))
+            best = np.argsort(-gain, kind="stable")[: self.options.pool // 4]
+            pool, accuracy, deviation = pool[best], accuracy[best], deviation[best]
+        return self._picked(box, pool, accuracy, accuracy * deviation, costs(pool))
+
+    def _picked(
+        self, box: CostBox, pool: Rows, accuracy: Floats, deviation: Floats, costs: Floats
+    ) -> list[Candidate]:
+        """Those of the pool that are new and together promise most, one after the other."""
+        wanted = max(1, int(self.options.patience * len(self._ledger.told)))
+        picked: list[Candidate] = []
+        left = np.ones(len(pool), dtype=np.bool_)
+        while len(picked) < min(wanted, MOST_PROPOSALS) and left.any():
+            gain = np.where(left, box.expected_gain(accuracy, deviation, costs), -1.0)
+            best = int(gain.argmax())
+            left[best] = False
+            candidate = self._encoding.decode(pool[best], "surrogate")
+            if self._ledger.is_new(candidate):
+                picked.append(candidate)
+                box.add(accuracy[best : best + 1], costs[best : best + 1])
+        return picked
+
+    def _known(self) -> _Known | None:
+        """What the model is to know, the dense network first: all that was measured, or of very many those nearest to
+        the front and the cuts of single groups."""
+        told = self._ledger.told
+        dense = told.get(self._ledger.problem.space.dense().key())
+        if not isinstance(dense, Measurement):
+            return None
+        found = [(self._encoding.dense, dense)]
+        for key, candidate in self._ledger.asked.items():
+            outcome = told.get(key)
+            explicit = any(c.keep is not None for c in candidate.choices.values())
+            if isinstance(outcome, Measurement) and outcome is not dense and not explicit:
+                found.append((self._encoding.encode(candidate), outcome))
+        known = _Known(
+            np.array([row for row, _ in found]),
+            np.array([m["accuracy"] for _, m in found]),
+            # a study that does not say how many images it looks at is taken to look at a thousand
+            np.array([m.noise.get("accuracy", 0.03) / 1.96 for _, m in found]),
+            np.array([[m[name] for name in self._costs] for _, m in found]),
+        )
+        some = telling(known.rows != self._encoding.dense, known.accuracy, known.costs, MOST_KNOWN)
+        return _Known(*(getattr(known, name)[some] for name in known.__slots__))
+
+    def _waiting(self) -> Rows:
+        """Candidates that were asked and not told, [n, G]."""
+        ledger = self._ledger
+        pending = [c for key, c in ledger.asked.items() if key not in ledger.told]
+        return np.array([self._encoding.encode(c) for c in pending], dtype=np.int64).reshape(
+            len(pending), len(self._encoding.sizes)
+        )
+
+    def _cost_function(self, known: _Known) -> Callable[[Rows], Floats]:
+        """Costs [n, C] of rows: exact where the problem knows them, else a regression on what was measured."""
+        exact, encoding = self._ledger.problem.costs, self._encoding
+        unknown = [name for name in self._costs if exact is None or name not in exact.amounts]
+        guess = regression(encoding, known.rows, known.costs)
+
+        def costs(rows: Rows) -> Floats:
+            guessed = guess(rows)
+            computed = exact(encoding, rows) if exact is not None else {}
+            return np.stack(
+                [guessed[:, i] if name in unknown else computed[name] for i, name in enumerate(self._costs)],
+                axis=1,
+            )
+
+        return costs
+
+    def _allowed(self, costs: Floats) -> NDArray[np.bool_]:
+        """Which candidates of these costs [n, C] keep the constraints on costs, [n]."""
+        fine = np.ones(len(costs), dtype=np.bool_)
+        for bound in self._ledger.problem.constraints:
+            if bound.name in self._costs:
+                values = costs[:, self._costs.index(bound.name)]
+                fine &= (values >= bound.low) & (values <= bound.high)
+        return fine
+
+
+def losses(accuracy: Floats, error: Floats, dense: float, chance: float) -> tuple[Floats, Floats]:
+    """Losses of log accuracy against the dense network [n], and their variances.
+
+    A network that does no better than chance says only that much is lost, not how much: the variance grows as accuracy
+    above chance vanishes.
+    """
+    floor = max(chance, 0.02)
+    loss = np.log(max(dense, floor)) - np.log(np.maximum(accuracy, floor))
+    above = np.maximum(accuracy - chance, error)
+    return loss, (np.maximum(error, 1e-4) / np.maximum(above, 1e-3)) ** 2
+
+
+def telling(changed: NDArray[np.bool_], accuracy: Floats, costs: Floats, most: int) -> NDArray[np.int64]:
+    """Which `most` of n measurements say most about the front: index 0, cuts of single groups (at most a quarter), then
+    those that the front beats by least. changed: [n, G], which groups are not dense."""
+    if len(accuracy) <= most:
+        return np.arange(len(accuracy))
+    order = np.lexsort((np.arange(len(accuracy)), -accuracy))
+    front: list[int] = []
+    for i in order:  # best first: on the front unless an earlier one costs no more
+        if not front or not (costs[front] <= costs[i]).all(axis=1).any():
+            front.append(int(i))
+    beaten = (
+        np.where((costs[front][None] <= costs[:, None]).all(axis=2), accuracy[front][None], 0.0).max(axis=1)
+        - accuracy
+    )
+    alone = np.flatnonzero(changed.sum(axis=1) == 1)[: most // 4]
+    chosen = dict.fromkeys([0, *alone.tolist()])
+    for i in np.argsort(beaten, kind="stable").tolist():
+        if len(chosen) == most:
+            break
+        chosen.setdefault(i)
+    return np.array(sorted(chosen))
+
+
+def varied(encoding: Encoding, parents: Rows, count: int, rng: np.random.Generator) -> Rows:
+    """`count` children [count, G] of the parents [n, G]: one to three groups cut deeper or less, or by another way, and
+    in three of ten a crossing with a second parent."""
+    children = parents[rng.integers(len(parents), size=count)].copy()
+    mates = parents[rng.integers(len(parents), size=count)]
+    crossed = (rng.random(count) < 0.3)[:, None] & (rng.random(children.shape) < 0.5)
+    children = np.where(crossed, mates, children)
+    width = children.shape[1]
+    for child in children:
+        for g in rng.choice(width, size=min(width, 1 + int(rng.integers(3))), replace=False):
+            child[g] = moved(encoding, int(g), int(child[g]), rng)
+    return children
+
+
+def moved(encoding: Encoding, group: int, option: int, rng: np.random.Generator) -> int:
+    """Another option of a group: a step along its lane, short ones more often, or in one of five the same depth in
+    another lane."""
+    lanes, places = encoding.lanes[group], encoding.lanes_of[group][option]
+    lane, place = places[int(rng.integers(len(places)))]
+    if len(lanes) > 1 and rng.random() < 0.2:
+        other = int(rng.integers(len(lanes)))
+        share = place / max(1, len(lanes[lane]) - 1)
+        return lanes[other][round(share * (len(lanes[other]) - 1))]
+    reach = max(1, round(0.25 * len(lanes[lane]) * rng.random() ** 2))
+    step = int(rng.integers(1, reach + 1)) * (1 if rng.random() < 0.5 else -1)
+    return lanes[lane][min(max(place + step, 0), len(lanes[lane]) - 1)]
+
+
+def regression(encoding: Encoding, rows: Rows, values: Floats) -> Callable[[Rows], Floats]:
+    """Values [n, C] of candidates as a ridge regression on the kept shares of groups and their squares."""
+
+    def features(of: Rows) -> Floats:
+        kept = encoding.look_up(encoding.kept, of)
+        return np.hstack([np.ones((len(of), 1)), kept, kept**2])
+
+    known = features(rows)
+    scale = np.maximum(np.abs(values).max(axis=0), 1e-12)
+    gram = known.T @ known + 1e-6 * np.eye(known.shape[1])
+    weights = np.linalg.solve(gram, known.T @ (values / scale))
+    return lambda of: np.asarray(features(of) @ weights * scale)
+
+
+def _unique(rows: Rows) -> Rows:
+    return np.asarray(np.unique(rows, axis=0))
