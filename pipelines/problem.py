@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 
+import numpy as np
+
 from pipelines.config import Bound, SearchSection, SpaceSection
 from pruners.allocators import OutOfReach, PerGroup, Terms
 from pruners.allocators import allocators as registry
@@ -18,6 +20,7 @@ from pruners.layers import Layer
 from pruners.plan import Scores, inside, keep_counts
 from pruners.scoring import why_not
 from pruners.within import nearest_count
+from search.costs import CostModel
 from search.heuristics import Proposal, seed_candidates
 from search.measurement import OBJECTIVES, Constraint
 from search.space import PERCENT, GroupSpace, Problem, SearchSpace
@@ -156,6 +159,53 @@ def _nothing(graph: ChannelGraph, section: SpaceSection) -> PrunefrontError:
     )
 
 
+def cost_model(graph: ChannelGraph, space: SearchSpace) -> CostModel:
+    """What candidates of the space cost, for many at once; exact for MACs and parameters where only channels go."""
+    names = [g.name for g in space.groups]
+    tensors = list(graph.shapes)
+    axes = {name: [_axis(len(names)), _axis(len(names))] for name in tensors}
+    dims: dict[str, list[int]] = {name: [] for name in tensors}
+    for group in graph.groups:
+        if group.name in names:
+            for m in group.members:
+                seen = dims[m.tensor]
+                if m.dim not in seen:
+                    seen.append(m.dim)
+                share = group.units * len(m.index[0]) / graph.shapes[m.tensor][m.dim]
+                axis = axes[m.tensor][seen.index(m.dim)]
+                axis[0] -= share
+                axis[1 + names.index(group.name)] += share
+    inner = np.zeros((len(tensors), len(names)))
+    stacks = {stack.name: stack.blocks for stack in graph.stacks}
+    for g, group_space in enumerate(space.groups):
+        name = group_space.name
+        for t, tensor in enumerate(tensors):
+            if group_space.kind == "layer":
+                inner[t, g] = tensor == name
+            elif group_space.kind == "blocks":
+                inner[t, g] = inside(tensor, stacks[name])
+    whole = {name: prod(shape) for name, shape in graph.shapes.items()}
+    positions = dict.fromkeys(tensors, 0)
+    for op in graph.ops:
+        positions[op.weight] += op.positions
+    trained = set(graph.parameters)
+    amounts = {
+        "macs": [float(whole[t] * positions[t]) for t in tensors],
+        "params": [float(whole[t] * (t in trained)) for t in tensors],
+        "size_bytes": [float(whole[t] * graph.element_bytes.get(t, 4)) for t in tensors],
+    }
+    return CostModel(
+        np.array([axes[t][0] for t in tensors]),
+        np.array([axes[t][1] for t in tensors]),
+        inner,
+        {name: np.array(values) for name, values in amounts.items()},
+    )
+
+
+def _axis(groups: int) -> list[float]:
+    return [1.0, *[0.0] * groups]
+
+
 def constraints(bounds: Mapping[str, Bound]) -> tuple[Constraint, ...]:
     """The study file's bounds as constraints; a missing side is open."""
     return tuple(
@@ -176,8 +226,9 @@ def problem(
     facts: Mapping[str, PerGroup] = NO_FACTS,
     *,
     seed: int = 0,
+    chance: float = 0.0,
 ) -> Problem:
-    """Everything that a searcher may know. facts, seed: as in `lanes`."""
+    """Everything that a searcher may know. facts, seed: as in `lanes`. chance: accuracy of guessing."""
     space = search_space(graph, scores, section, facts)
     proposals = lanes(graph, scores, space, allocators=search.allocators, facts=facts, seed=seed)
     proposals = [*with_words(proposals, space), *layer_lanes(space), *block_lanes(space)]
@@ -188,6 +239,8 @@ def problem(
         constraints=constraints(search.constraints),
         seeds=seed_candidates(space, proposals, limit=limit),
         scores=scores,
+        costs=cost_model(graph, space),
+        chance=chance,
     )
 
 

@@ -218,6 +218,7 @@ def _stages(session: Session, address: str | None) -> list[FrontRow]:
                 config.search,
                 knowledge.facts,
                 seed=config.seed,
+                chance=1.0 / network.splits.classes,
             )
             _say_problem(session, network, task)
         bench_ref = ray.put(bench)

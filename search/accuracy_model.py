@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
 
 from search.encoding import Encoding, Floats, Rows
 
@@ -84,7 +85,7 @@ class AccuracyModel:
         cross += self._together(fitted.losses, fitted.together, rows, fitted.rows)
         mean = cross @ fitted.weights
         alone = fitted.scale**2 * (here**2).sum(axis=1) + self._own(fitted.losses, fitted.together, rows)
-        solved = np.linalg.solve(fitted.factor, cross.T)
+        solved = solve_triangular(fitted.factor, cross.T, lower=True, check_finite=False)
         return mean, np.sqrt(np.maximum(alone - (solved**2).sum(axis=0), 1e-12))
 
     def _of(self, rows: Rows) -> Floats:
@@ -127,8 +128,8 @@ class AccuracyModel:
 def _condition(kernel: Floats, values: Floats) -> tuple[float, Floats, Floats]:
     """Log marginal likelihood up to a constant, weights K⁻¹y, and the Cholesky factor of K."""
     factor = np.asarray(np.linalg.cholesky(kernel + 1e-9 * np.eye(len(kernel))))
-    half = np.linalg.solve(factor, values)
-    weights = np.linalg.solve(factor.T, half)
+    half = solve_triangular(factor, values, lower=True, check_finite=False)
+    weights = solve_triangular(factor, half, lower=True, trans="T", check_finite=False)
     return float(-0.5 * half @ half - np.log(np.diag(factor)).sum()), weights, factor
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from search.encoding import Encoding, Floats, Rows
 
@@ -39,12 +38,3 @@ class CostModel:
             name: (left * words if name in self.worded else left) @ amount
             for name, amount in self.amounts.items()
         }
-
-
-def linear(space_macs: NDArray[np.float64]) -> CostModel:
-    """MACs that fall linearly with the kept share of each group; space_macs: of each dense group, [G]."""
-    count = len(space_macs)
-    shares = np.hstack([np.zeros((count, 1)), np.eye(count)])
-    one = np.zeros_like(shares)
-    one[:, 0] = 1.0
-    return CostModel(shares, one, np.zeros((count, count)), {"macs": space_macs})

@@ -83,7 +83,14 @@ class Encoding:
     @cached_property
     def kept(self) -> Floats:
         """Share of units that each option keeps, [G, O]; filled up with 1 where a group has fewer options."""
-        return self.table([[1.0 - c.ratio for c in options] for options in self.options], fill=1.0)
+        # a choice's ratio is rounded, counts are not
+        return self.table(
+            [
+                [round(g.units * (1.0 - c.ratio)) / g.units for c in options]
+                for g, options in zip(self.space.groups, self.options, strict=True)
+            ],
+            fill=1.0,
+        )
 
     @cached_property
     def bits(self) -> Floats:

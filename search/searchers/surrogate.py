@@ -1,6 +1,6 @@
 """Proposals by what the network's measurements say: a model of accuracy, exact costs, expected gain of the front."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +36,8 @@ class SurrogateOptions:
     """
 
     probes: int = option(24, 0, 10_000)
-    pool: int = option(300, 10, 10_000)
-    rounds: int = option(6, 1, 100)
+    pool: int = option(200, 40, 10_000)
+    rounds: int = option(5, 1, 100)
     patience: float = option(0.05, 0.0, 1.0)
 
 
@@ -252,25 +252,28 @@ def varied(encoding: Encoding, parents: Rows, count: int, rng: np.random.Generat
     mates = parents[rng.integers(len(parents), size=count)]
     crossed = (rng.random(count) < 0.3)[:, None] & (rng.random(children.shape) < 0.5)
     children = np.where(crossed, mates, children)
-    width = children.shape[1]
-    for child in children:
-        for g in rng.choice(width, size=min(width, 1 + int(rng.integers(3))), replace=False):
-            child[g] = moved(encoding, int(g), int(child[g]), rng)
+    groups = rng.integers(children.shape[1], size=(count, 3))
+    moves = rng.integers(1, 4, size=count)
+    draws = rng.random((count, 3, 4)).tolist()
+    for child, where, many, draw in zip(children, groups.tolist(), moves.tolist(), draws, strict=True):
+        for g, u in zip(where[:many], draw, strict=False):
+            child[g] = moved(encoding, g, int(child[g]), u)
     return children
 
 
-def moved(encoding: Encoding, group: int, option: int, rng: np.random.Generator) -> int:
+def moved(encoding: Encoding, group: int, option: int, draw: Sequence[float]) -> int:
     """Another option of a group: a step along its lane, short ones more often, or in one of five the same depth in
-    another lane."""
+    another lane. draw: four numbers in [0, 1) that decide."""
     lanes, places = encoding.lanes[group], encoding.lanes_of[group][option]
-    lane, place = places[int(rng.integers(len(places)))]
-    if len(lanes) > 1 and rng.random() < 0.2:
-        other = int(rng.integers(len(lanes)))
-        share = place / max(1, len(lanes[lane]) - 1)
-        return lanes[other][round(share * (len(lanes[other]) - 1))]
-    reach = max(1, round(0.25 * len(lanes[lane]) * rng.random() ** 2))
-    step = int(rng.integers(1, reach + 1)) * (1 if rng.random() < 0.5 else -1)
-    return lanes[lane][min(max(place + step, 0), len(lanes[lane]) - 1)]
+    lane, place = places[int(draw[0] * len(places))]
+    top = len(lanes[lane]) - 1
+    if len(lanes) > 1 and draw[1] < 0.2:
+        other = lanes[int(draw[2] * len(lanes))]
+        return other[round(place / max(1, top) * (len(other) - 1))]
+    reach = max(1, round(0.25 * (top + 1) * draw[2] ** 2))
+    step = 1 + int(draw[3] * 2 * reach)  # 1 … 2·reach: the upper half goes the other way
+    step = step if step <= reach else reach - step
+    return lanes[lane][min(max(place + step, 0), top)]
 
 
 def regression(encoding: Encoding, rows: Rows, values: Floats) -> Callable[[Rows], Floats]:
