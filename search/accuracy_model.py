@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
 
 from search.encoding import Encoding, Floats, Rows
 
@@ -80,6 +79,8 @@ class AccuracyModel:
 
     def predict(self, fitted: Fitted, rows: Rows) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the losses of candidates [n, G]."""
+        from scipy.linalg import solve_triangular
+
         here, there = self._of(rows), self._of(fitted.rows)
         cross = fitted.scale**2 * here @ there.T
         cross += self._together(fitted.losses, fitted.together, rows, fitted.rows)
@@ -127,6 +128,8 @@ class AccuracyModel:
 
 def _condition(kernel: Floats, values: Floats) -> tuple[float, Floats, Floats]:
     """Log marginal likelihood up to a constant, weights K⁻¹y, and the Cholesky factor of K."""
+    from scipy.linalg import solve_triangular  # slow to import; not every search needs it
+
     factor = np.asarray(np.linalg.cholesky(kernel + 1e-9 * np.eye(len(kernel))))
     half = solve_triangular(factor, values, lower=True, check_finite=False)
     weights = solve_triangular(factor, half, lower=True, trans="T", check_finite=False)

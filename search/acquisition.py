@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
 from search.encoding import Floats
 
@@ -40,6 +39,8 @@ class CostBox:
     def expected_gain(self, mean: Floats, deviation: Floats, costs: Floats) -> Floats:
         """Expectation of `gain` for normally distributed qualities, [n]: the closed form of expected improvement
         (Jones et al. 1998, equation 15) at each point of the box."""
+        from scipy.special import ndtr  # slow to import; not every search needs it
+
         spread = np.maximum(deviation, 1e-9)[:, None]
         better = mean[:, None] - self._best
         z = better / spread

@@ -75,10 +75,17 @@ class Surrogate:
         self._model = AccuracyModel(self._encoding)
         self._queue: list[Candidate] = []
 
+    @property
+    def probing(self) -> bool:
+        """Whether seeds or single-group cuts are still to be asked."""
+        return self._ledger.next_seed() is not None or any(
+            self._ledger.is_new(candidate) for candidate in self._probes
+        )
+
     def ask(self) -> Candidate:
         ledger = self._ledger
-        for candidate in self._probes:
-            if ledger.is_new(candidate):
+        for candidate in (ledger.next_seed(), *self._probes):
+            if candidate is not None and ledger.is_new(candidate):
                 ledger.book(candidate)
                 return candidate
         self._queue = [c for c in self._queue if ledger.is_new(c)]

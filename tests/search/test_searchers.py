@@ -18,11 +18,12 @@ from search.searchers import searchers
 from search.space import GroupSpace, Problem, SearchSpace
 from tests.problems import Separable, drive, hypervolume, planted, separable
 
-EXACT = ("random", "evolution", "particle_filter")
+EXACT = ("random", "evolution", "particle_filter", "surrogate", "auto")
 OPTIONS: dict[str, dict[str, Any]] = {
     # small numbers, so that a short run passes through every branch
     "evolution": {"population": 6, "startup": 6},
     "particle_filter": {"particles": 4, "generations": 2, "stages": 3},
+    "surrogate": {"probes": 4, "pool": 40, "rounds": 1},
     "optuna_tpe": {"startup": 6},
     "optuna_nsga2": {"population": 4},
     "optuna_nsga3": {"population": 4},
