@@ -241,6 +241,7 @@ def problem(
         scores=scores,
         costs=cost_model(graph, space),
         chance=chance,
+        evaluations=search.candidates,
     )
 
 

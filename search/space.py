@@ -178,6 +178,7 @@ class Problem:
     scores: criterion -> group -> score per unit, for searchers that propose patterns; may be empty.
     costs: what candidates cost, so that searchers need not learn it; None = not known beforehand.
     chance: the accuracy of guessing: a network that is no better is worth nothing.
+    evaluations: how many candidates will be scored; 0 = not known beforehand.
     """
 
     space: SearchSpace
@@ -187,3 +188,4 @@ class Problem:
     scores: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict)
     costs: "CostModel | None" = None
     chance: float = 0.0
+    evaluations: int = 0

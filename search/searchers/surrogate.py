@@ -16,7 +16,7 @@ from search.measurement import Measurement, Outcome
 from search.searcher import searchers
 from search.searchers.ledger import Ledger
 from search.searchers.options import option, read_options
-from search.sensitivity import probes, savings, trade_offs
+from search.sensitivity import Sensitivity, losses_of, savings, trade_offs
 from search.space import Problem
 
 MOST_KNOWN = 240
@@ -31,11 +31,11 @@ SWEEP = 40
 
 @dataclass(frozen=True, slots=True)
 class SurrogateOptions:
-    """probes: single-group cuts asked at the most before the model proposes. pool: candidates judged per round; rounds:
-    how often the best of them are varied. patience: proposals made from one fit, as a share of what is known.
+    """probes: cuts of single groups asked at the most before the model proposes. pool: candidates judged per round;
+    rounds: how often the best of them are varied. patience: proposals made from one fit, as a share of what is known.
     """
 
-    probes: int = option(24, 0, 10_000)
+    probes: int = option(150, 0, 10_000)
     pool: int = option(200, 40, 10_000)
     rounds: int = option(5, 1, 100)
     patience: float = option(0.05, 0.0, 1.0)
@@ -43,11 +43,13 @@ class SurrogateOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What was measured: rows [n, G], accuracy [n] and its standard error [n], costs [n, C]."""
+    """What was measured, the dense network first: rows [n, G], accuracy [n], loss and its variance [n] as `losses_of`,
+    costs [n, C]."""
 
     rows: Rows
     accuracy: Floats
-    error: Floats
+    loss: Floats
+    variance: Floats
     costs: Floats
 
 
@@ -70,7 +72,7 @@ class Surrogate:
             )
         self._ledger = Ledger(problem, seed)
         self._costs = [name for name in names if name != "accuracy"] or ["macs"]
-        self._probes = probes(problem, self.options.probes + 1) if self.options.probes else ()
+        self._sensitivity = Sensitivity(problem, self.options.probes)
         self._encoding = Encoding(problem.space)
         self._model = AccuracyModel(self._encoding)
         self._queue: list[Candidate] = []
@@ -78,16 +80,15 @@ class Surrogate:
     @property
     def probing(self) -> bool:
         """Whether seeds or single-group cuts are still to be asked."""
-        return self._ledger.next_seed() is not None or any(
-            self._ledger.is_new(candidate) for candidate in self._probes
-        )
+        ledger = self._ledger
+        return ledger.next_seed() is not None or self._sensitivity.next(ledger.is_new) is not None
 
     def ask(self) -> Candidate:
         ledger = self._ledger
-        for candidate in (ledger.next_seed(), *self._probes):
-            if candidate is not None and ledger.is_new(candidate):
-                ledger.book(candidate)
-                return candidate
+        first = ledger.next_seed() or self._sensitivity.next(ledger.is_new)
+        if first is not None:
+            ledger.book(first)
+            return first
         self._queue = [c for c in self._queue if ledger.is_new(c)]
         if not self._queue:
             self._queue = self._proposals(ledger.rng(1))
@@ -113,9 +114,8 @@ class Surrogate:
         if known is None:
             return []
         chance, dense = self._ledger.problem.chance, known.accuracy[0]
-        loss, variance = losses(known.accuracy, known.error, dense, chance)
         costs = self._cost_function(known)
-        fitted = self._model.fit(known.rows, loss, variance)
+        fitted = self._model.fit(known.rows, known.loss, known.variance)
         mean, _ = self._model.predict(fitted, known.rows)
         box = CostBox(costs(self._encoding.dense[None])[0])
         box.reset(chance)
@@ -173,12 +173,12 @@ class Surrogate:
             explicit = any(c.keep is not None for c in candidate.choices.values())
             if isinstance(outcome, Measurement) and outcome is not dense and not explicit:
                 found.append((self._encoding.encode(candidate), outcome))
+        measured = [m for _, m in found]
         known = _Known(
             np.array([row for row, _ in found]),
-            np.array([m["accuracy"] for _, m in found]),
-            # a study that does not say how many images it looks at is taken to look at a thousand
-            np.array([m.noise.get("accuracy", 0.03) / 1.96 for _, m in found]),
-            np.array([[m[name] for name in self._costs] for _, m in found]),
+            np.array([m["accuracy"] for m in measured]),
+            *losses_of(measured, self._ledger.problem.chance),
+            np.array([[m[name] for name in self._costs] for m in measured]),
         )
         some = telling(known.rows != self._encoding.dense, known.accuracy, known.costs, MOST_KNOWN)
         return _Known(*(getattr(known, name)[some] for name in known.__slots__))
@@ -215,18 +215,6 @@ class Surrogate:
                 values = costs[:, self._costs.index(bound.name)]
                 fine &= (values >= bound.low) & (values <= bound.high)
         return fine
-
-
-def losses(accuracy: Floats, error: Floats, dense: float, chance: float) -> tuple[Floats, Floats]:
-    """Losses of log accuracy against the dense network [n], and their variances.
-
-    A network that does no better than chance says only that much is lost, not how much: the variance grows as accuracy
-    above chance vanishes.
-    """
-    floor = max(chance, 0.02)
-    loss = np.log(max(dense, floor)) - np.log(np.maximum(accuracy, floor))
-    above = np.maximum(accuracy - chance, error)
-    return loss, (np.maximum(error, 1e-4) / np.maximum(above, 1e-3)) ** 2
 
 
 def telling(changed: NDArray[np.bool_], accuracy: Floats, costs: Floats, most: int) -> NDArray[np.int64]:

@@ -245,7 +245,7 @@ def test_particle_filter_finds_the_planted_set_and_beats_random_patterns() -> No
     for seed in range(10):
         toy = planted(groups=3, seed=seed)
         rng = np.random.default_rng([seed, 5])
-        options = {"stages": 1, "kept_first": 0.5, "generations": 1000}
+        options = {"stages": 1, "kept_first": 0.5, "generations": 1000, "particles": 16}
         searcher = searchers["particle_filter"](toy.problem, seed=seed, **options)
         told = drive(searcher, lambda c, toy=toy, rng=rng: toy.measure(c, rng), 400, parallel=4)  # type: ignore[misc]
         best = max(told, key=lambda pair: pair[1]["accuracy"] if isinstance(pair[1], Measurement) else 0.0)[0]

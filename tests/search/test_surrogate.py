@@ -11,8 +11,8 @@ from search.candidate import Candidate
 from search.encoding import Encoding
 from search.measurement import Constraint, Failure, Measurement
 from search.searchers import searchers
-from search.searchers.surrogate import losses, regression, telling, varied
-from search.sensitivity import probes, savings, trade_offs
+from search.searchers.surrogate import regression, telling, varied
+from search.sensitivity import losses_of, probes, savings, trade_offs
 from tests.problems import drive, hypervolume, separable
 
 SEEDS = st.integers(0, 10_000)
@@ -171,7 +171,8 @@ def test_a_regression_recovers_costs_that_it_can_express() -> None:
 
 
 def test_a_network_at_chance_says_little() -> None:
-    loss, variance = losses(np.array([0.9, 0.5, 0.1]), np.full(3, 0.01), 0.9, 0.1)
+    measured = [Measurement({"accuracy": a}, {"accuracy": 0.0196}) for a in (0.9, 0.5, 0.1)]
+    loss, variance = losses_of(measured, 0.1)
     assert loss[0] == 0.0
     assert loss[1] == pytest.approx(np.log(0.9 / 0.5))
     assert variance[0] < variance[1] < variance[2] == pytest.approx(1.0)
