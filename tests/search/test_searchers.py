@@ -21,8 +21,8 @@ from tests.problems import Separable, drive, hypervolume, planted, separable
 EXACT = ("random", "evolution", "particle_filter", "surrogate", "auto")
 OPTIONS: dict[str, dict[str, Any]] = {
     # small numbers, so that a short run passes through every branch
-    "evolution": {"population": 6, "startup": 6},
-    "particle_filter": {"particles": 4, "generations": 2, "stages": 3},
+    "evolution": {"population": 6, "startup": 6, "probes": 4},
+    "particle_filter": {"particles": 4, "generations": 2, "stages": 3, "probes": 4},
     "surrogate": {"probes": 4, "pool": 40, "rounds": 1},
     "optuna_tpe": {"startup": 6},
     "optuna_nsga2": {"population": 4},
@@ -30,7 +30,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     # a fit of its Gaussian processes takes a second or more: it has a test of its own
     "optuna_gp": {"startup": 1000},
 }
-TOY = separable(groups=3, units=6, seeds=3, constraints=(Constraint("accuracy", low=0.4),))
+TOY = separable(groups=3, units=6, seeds=3, constraints=(Constraint("accuracy", low=0.4),), scored=True)
 
 
 def make(name: str, problem: Problem = TOY.problem, seed: int = 0) -> Searcher:

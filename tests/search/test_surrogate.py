@@ -196,7 +196,7 @@ def test_it_beats_random_and_evolution_by_far_within_sixty(parallel: int) -> Non
 
 
 def test_what_a_constraint_on_a_cost_forbids_is_never_proposed_by_the_model() -> None:
-    toy = separable(groups=4, units=8, constraints=(Constraint("macs", high=20.0),))
+    toy = separable(groups=4, units=8, constraints=(Constraint("macs", high=20.0),), priced=False)
     searcher = searchers["surrogate"](toy.problem, seed=0, probes=8)
     asked: list[Candidate] = []
     for _ in range(40):
