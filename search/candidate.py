@@ -22,7 +22,7 @@ class Candidate:
 
     def key(self) -> str:
         """Hash of what is *asked*; `PruningPlan.key` is the one of what is realised."""
-        inner = ", ".join(f"{json.dumps(name)}: {_text(c)}" for name, c in self.choices.items())
+        inner = ", ".join(_text(name, choice) for name, choice in self.choices.items())
         return hashlib.sha256(f"{{{inner}}}".encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
@@ -35,6 +35,6 @@ class Candidate:
 
 
 @lru_cache(maxsize=2**16)
-def _text(choice: GroupChoice) -> str:
-    """The choice as JSON. Kept, as thousands of candidates are made of a few choices and keys are asked for often."""
-    return json.dumps(choice.to_json(), sort_keys=True)
+def _text(name: str, choice: GroupChoice) -> str:
+    """A group's choice as JSON. Kept, as thousands of candidates are made of a few choices."""
+    return f"{json.dumps(name)}: {json.dumps(choice.to_json(), sort_keys=True)}"
