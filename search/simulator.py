@@ -3,7 +3,7 @@
 import heapq
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -369,12 +369,12 @@ class Step:
     hypervolume: float
 
 
-def progress(history: History, problem: Problem, reference: Mapping[str, float]) -> list[Step]:
-    """One step per evaluation. reference: as `search.front.reference_point` gives it."""
+def progress(told: Sequence[Event], problem: Problem, reference: Mapping[str, float]) -> list[Step]:
+    """One step per evaluation. told: of a `History`. reference: as `search.front.reference_point` gives it."""
     front = ParetoFront(problem.objectives, problem.constraints)
     steps: list[Step] = []
     size, volume = 0, 0.0
-    for number, event in enumerate(history.told, 1):
+    for number, event in enumerate(told, 1):
         if isinstance(event.outcome, Measurement):
             joined = front.add(event.key, event.outcome)
             if joined or len(front) != size:

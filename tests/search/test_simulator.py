@@ -112,7 +112,7 @@ class TestEverySearcher:
         history = simulate(make(name, problem), TOY.measure, Workers(count=4), budget=60)
         assert len(history.told) == 60
         reference = reference_point(problem.objectives, TOY.measure(problem.space.dense()))
-        steps = progress(history, problem, reference)
+        steps = progress(history.told, problem, reference)
         assert steps[-1].front == 0
         assert steps[-1].hypervolume == 0.0
 
@@ -244,7 +244,7 @@ def test_hypervolume_over_virtual_time_only_grows() -> None:
     toy = separable(groups=4, seeds=3)
     history = simulate(make("evolution", toy.problem), toy.measure, Workers(count=4), budget=80)
     reference = reference_point(toy.problem.objectives, toy.measure(toy.problem.space.dense()))
-    steps = progress(history, toy.problem, reference)
+    steps = progress(history.told, toy.problem, reference)
     assert [s.evaluations for s in steps] == list(range(1, 81))
     assert [s.at for s in steps] == [e.at for e in history.told]
     volumes = [s.hypervolume for s in steps]
