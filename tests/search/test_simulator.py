@@ -310,3 +310,17 @@ def test_thousands_of_trials_take_seconds() -> None:
     toy = separable(groups=9, units=16, seeds=5)
     history = simulate(make("random", toy.problem), toy.measure, replace(ROUGH, count=64), budget=3000)
     assert len(history.told) == 3000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(n for n in searchers if not n.startswith("optuna")))
+def test_ten_thousand_evaluations_are_kept_small(name: str) -> None:
+    """Times are measured by benchmarks/search_scale.py."""
+    toy = separable(groups=9, units=16, seeds=5)
+    searcher = searchers[name](toy.problem, seed=0)
+    simulate(searcher, toy.measure, Workers(count=64, spread=0.2), budget=10_000)
+    text = json.dumps(searcher.state())
+    assert len(text) < 20e6
+    again = searchers[name](toy.problem, seed=0)
+    again.restore(json.loads(text))
+    assert [again.ask() for _ in range(3)] == [searcher.ask() for _ in range(3)]
