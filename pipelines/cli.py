@@ -133,6 +133,53 @@ def front(study: Study, as_json: AsJson = False) -> None:
 
 
 @app.command()
+def rehearse(
+    study: Study,
+    workers: Annotated[int, typer.Option(min=1, help="Virtual workers.")] = 8,
+    candidates: Annotated[
+        int | None,
+        typer.Option(min=1, help="Evaluations of each rehearsal. Default: the study's own number."),
+    ] = None,
+    searcher: Annotated[
+        list[str] | None,
+        typer.Option(help="A searcher to rehearse; repeatable. Default: the study's own and random."),
+    ] = None,
+    failures: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of jobs in which a worker dies.")
+    ] = 0.0,
+    slow: Annotated[float, typer.Option(help="How many times longer one of the workers takes.")] = 1.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Rehearsals of each searcher, with other seeds.")] = 3,
+    table: Annotated[
+        Path | None, typer.Option(help="Also write the study's evaluations there, as JSON.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replay a study's evaluations on virtual workers: what would another searcher or budget bring?"""
+    from pipelines.journal import write_json
+    from pipelines.rehearsal import print_rehearsal
+    from pipelines.rehearsal import rehearse as run
+    from pipelines.studies import kept_config, locate
+    from search.simulator import Workers
+
+    folder = locate(study)
+    conditions = Workers(workers, failures=failures, slow={0: slow})
+    found, evaluations = run(
+        folder,
+        kept_config(folder),
+        workers=conditions,
+        candidates=candidates,
+        names=searcher or (),
+        repeats=repeats,
+    )
+    if table is not None:
+        write_json(table, evaluations.to_json())
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_rehearsal(found, Console())
+
+
+@app.command()
 def fetch(
     source: Annotated[
         str,

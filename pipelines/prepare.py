@@ -245,6 +245,22 @@ def know(config: StudyConfig, network: Network, gather: Gather, say: Say) -> Kno
     return Knowledge(scores, found)
 
 
+def kept(study: Path) -> tuple[ChannelGraph, Knowledge]:
+    """What an earlier run found out about its network, from the study's folder; no data is read, no network built.
+
+    Raises PrunefrontError if it did not come so far.
+    """
+    folder = study / "prepared"
+    if not (folder / "graph.json").exists() or not (folder / "scores.safetensors").exists():
+        raise PrunefrontError(
+            f"study {study.name!r} has not scored the units of its network yet ({folder}); let `prunefront search` "
+            "go on until it scores candidates"
+        )
+    graph = ChannelGraph.from_json(json.loads((folder / "graph.json").read_text()))
+    scores, facts = (_load_nested(folder / f"{name}.safetensors") for name in ("scores", "facts"))
+    return graph, Knowledge(scores, facts)
+
+
 def _rank_blocks(
     network: Network, names: Sequence[str], scores: dict[str, dict[str, NDArray[np.float64]]]
 ) -> None:

@@ -105,7 +105,7 @@ class SearchSpace:
         """Whether the candidate chooses an allowed option in every group and names no other group."""
         if set(candidate.choices) != {g.name for g in self.groups}:
             return False
-        return all(self._allows(g, candidate.choices[g.name]) for g in self.groups)
+        return all(self.allows(g, candidate.choices[g.name]) for g in self.groups)
 
     def kept_macs(self, keeps: Mapping[str, int]) -> float:
         """First-order share in [0, 1] of the prunable MACs that these kept-unit counts (by group name) leave.
@@ -157,16 +157,20 @@ class SearchSpace:
         return Candidate(choices, origin)
 
     @staticmethod
-    def _allows(group: GroupSpace, choice: GroupChoice) -> bool:
+    def allows(group: GroupSpace, choice: GroupChoice) -> bool:
+        """Whether the choice is one of the group's options."""
         keep = round(group.units * (1.0 - choice.ratio))
-        units = choice.kept_units()
+        mask = None if choice.keep is None else int(choice.keep, 16)
         return (
             keep in group.keeps
             and abs(group.ratio(keep) - choice.ratio) < 1e-6
             and choice.criterion in group.criteria
             and choice.granularity in (group.able(keep) if keep < group.units else group.granularities)
             and choice.bits in group.bits
-            and (units is None or (group.ranked and len(units) == keep and units[-1] < group.units))
+            and (
+                mask is None
+                or (group.ranked and mask.bit_count() == keep and mask.bit_length() <= group.units)
+            )
         )
 
 
