@@ -1,6 +1,7 @@
 """What an accuracy may be, from those that were measured: losses of single groups that add up, and what they make of it
 together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,23 @@ cut (criterion, granularity, word length), and of that within each group."""
 
 
 @dataclass(frozen=True, slots=True)
+class Settings:
+    """Of a fit. alone: scale that the first look at single groups took; scale, together: of SCALES and TOGETHER."""
+
+    alone: float
+    scale: float
+    together: tuple[float, float]
+
+    def to_json(self) -> list[float]:
+        return [self.alone, self.scale, *self.together]
+
+    @classmethod
+    def from_json(cls, data: Sequence[float]) -> "Settings":
+        alone, scale, *together = data
+        return cls(alone, scale, (together[0], together[1]))
+
+
+@dataclass(frozen=True, slots=True)
 class Fitted:
     """A Gaussian process conditioned on n measurements; all arrays are for its `AccuracyModel`.
 
@@ -31,8 +49,7 @@ class Fitted:
     """
 
     losses: Floats
-    scale: float
-    together: tuple[float, float]
+    settings: Settings
     rows: Rows
     weights: Floats
     factor: Floats
@@ -52,40 +69,44 @@ class AccuracyModel:
         self.encoding = encoding
         self._features = _features(encoding)
 
-    def fit(self, rows: Rows, loss: Floats, variance: Floats) -> Fitted:
+    def fit(self, rows: Rows, loss: Floats, variance: Floats, like: Settings | None = None) -> Fitted:
         """The process that knows `loss` [n], the dense log accuracy minus that of candidates [n, G], each with its
-        noise `variance` [n]."""
+        noise `variance` [n]. like: settings to take; None = those that are most likely."""
         features = self._of(rows)
+        additive = features @ features.T
         # first each group by itself; then, in the coordinates that this gives, what they do together
-        best, alone = -np.inf, None
-        for scale in SCALES:
-            kernel = scale**2 * features @ features.T + np.diag(variance + (0.2 * np.abs(loss)) ** 2)
-            likelihood, weights, _ = _condition(kernel, loss)
-            if alone is None or likelihood > best:
-                best, alone = likelihood, (scale, weights)
-        assert alone is not None
-        losses = self._losses(alone[0] ** 2 * features.T @ alone[1])
-        found: Fitted | None = None
-        best = -np.inf
-        for scale in SCALES:
-            additive = scale**2 * features @ features.T
-            for together in TOGETHER:
-                kernel = additive + self._together(losses, together, rows, rows) + np.diag(variance)
-                likelihood, weights, factor = _condition(kernel, loss)
-                if found is None or likelihood > best:
-                    best, found = likelihood, Fitted(losses, scale, together, rows, weights, factor)
+        rest = np.diag(variance + (0.2 * np.abs(loss)) ** 2)
+        alone = max(
+            (
+                (scale, *_condition(scale**2 * additive + rest, loss))
+                for scale in ([like.alone] if like else SCALES)
+            ),
+            key=lambda found: found[1],
+        )
+        losses = self._losses(alone[0] ** 2 * features.T @ alone[2])
+        noise = np.diag(variance)
+        found: tuple[float, Fitted] | None = None
+        for together in [like.together] if like else TOGETHER:
+            joint = self._together(losses, together, rows, rows) + noise
+            for scale in [like.scale] if like else SCALES:
+                likelihood, weights, factor = _condition(scale**2 * additive + joint, loss)
+                if found is None or likelihood > found[0]:
+                    settings = Settings(alone[0], scale, together)
+                    found = likelihood, Fitted(losses, settings, rows, weights, factor)
         assert found is not None
-        return found
+        return found[1]
 
     def predict(self, fitted: Fitted, rows: Rows) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the losses of candidates [n, G]."""
         from scipy.linalg import solve_triangular
 
         here, there = self._of(rows), self._of(fitted.rows)
-        cross = fitted.scale**2 * here @ there.T
-        cross += self._together(fitted.losses, fitted.together, rows, fitted.rows)
+        cross = fitted.settings.scale**2 * here @ there.T
+        cross += self._together(fitted.losses, fitted.settings.together, rows, fitted.rows)
         mean = cross @ fitted.weights
-        alone = fitted.scale**2 * (here**2).sum(axis=1) + self._own(fitted.losses, fitted.together, rows)
+        alone = fitted.settings.scale**2 * (here**2).sum(axis=1) + self._own(
+            fitted.losses, fitted.settings.together, rows
+        )
         solved = solve_triangular(fitted.factor, cross.T, lower=True, check_finite=False)
         return mean, np.sqrt(np.maximum(alone - (solved**2).sum(axis=0), 1e-12))
 

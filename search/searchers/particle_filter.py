@@ -12,6 +12,7 @@ from pruners.errors import PrunefrontError
 from search.budget import fit_budget
 from search.candidate import Candidate
 from search.front import violation
+from search.heuristics import van_der_corput
 from search.measurement import Measurement, Outcome
 from search.searcher import searchers
 from search.searchers.ledger import Ledger
@@ -127,7 +128,8 @@ class ParticleFilter:
             return first
         stage = self.stage
         if self._scouts < self.options.stages and self._losses is not None:
-            stage, scout = self._scouts, self._scout(self._scouts)
+            stage = van_der_corput(self.options.stages)[self._scouts]
+            scout = self._scout(stage)
             self._scouts += 1
             if ledger.is_new(scout):
                 ledger.book(scout)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pruners.errors import PrunefrontError
-from search.accuracy_model import AccuracyModel
+from search.accuracy_model import AccuracyModel, Settings
 from search.acquisition import CostBox
 from search.candidate import Candidate
 from search.encoding import Encoding, Floats, Rows
@@ -21,6 +21,9 @@ from search.space import Problem
 
 MOST_KNOWN = 240
 """Measurements that the model knows: time grows with their cube, and those far from the front say little."""
+
+RESET = 1.2
+"""By how much what was told must grow before the model's settings are chosen anew."""
 
 MOST_PROPOSALS = 100
 """Made from one fit."""
@@ -76,6 +79,9 @@ class Surrogate:
         self._encoding = Encoding(problem.space)
         self._model = AccuracyModel(self._encoding)
         self._queue: list[Candidate] = []
+        self._settings: Settings | None = None
+        self._settings_at = 0  # how many had been told
+        self._rows: dict[str, Rows] = {}
 
     @property
     def probing(self) -> bool:
@@ -102,11 +108,18 @@ class Surrogate:
         self._ledger.record(candidate, outcome)
 
     def state(self) -> dict[str, Any]:
-        return {**self._ledger.state(), "queue": [c.to_json() for c in self._queue]}
+        return {
+            **self._ledger.state(),
+            "queue": [c.to_json() for c in self._queue],
+            "settings": self._settings.to_json() if self._settings else None,
+            "settings_at": self._settings_at,
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._ledger.restore(state)
         self._queue = [Candidate.from_json(data) for data in state["queue"]]
+        self._settings = Settings.from_json(state["settings"]) if state["settings"] else None
+        self._settings_at = state["settings_at"]
 
     def _proposals(self, rng: np.random.Generator) -> list[Candidate]:
         """The next candidates, best first; none before the dense network was measured."""
@@ -115,7 +128,11 @@ class Surrogate:
             return []
         chance, dense = self._ledger.problem.chance, known.accuracy[0]
         costs = self._cost_function(known)
-        fitted = self._model.fit(known.rows, known.loss, known.variance)
+        told = len(self._ledger.told)
+        if self._settings is None or told > RESET * self._settings_at:
+            self._settings, self._settings_at = None, told
+        fitted = self._model.fit(known.rows, known.loss, known.variance, self._settings)
+        self._settings = fitted.settings
         mean, _ = self._model.predict(fitted, known.rows)
         box = CostBox(costs(self._encoding.dense[None])[0])
         box.reset(chance)
@@ -170,9 +187,10 @@ class Surrogate:
         found = [(self._encoding.dense, dense)]
         for key, candidate in self._ledger.asked.items():
             outcome = told.get(key)
-            explicit = any(c.keep is not None for c in candidate.choices.values())
-            if isinstance(outcome, Measurement) and outcome is not dense and not explicit:
-                found.append((self._encoding.encode(candidate), outcome))
+            if not isinstance(outcome, Measurement) or outcome is dense:
+                continue
+            if not any(c.keep is not None for c in candidate.choices.values()):
+                found.append((self._row(key, candidate), outcome))
         measured = [m for _, m in found]
         known = _Known(
             np.array([row for row, _ in found]),
@@ -183,13 +201,16 @@ class Surrogate:
         some = telling(known.rows != self._encoding.dense, known.accuracy, known.costs, MOST_KNOWN)
         return _Known(*(getattr(known, name)[some] for name in known.__slots__))
 
+    def _row(self, key: str, candidate: Candidate) -> Rows:
+        if key not in self._rows:
+            self._rows[key] = self._encoding.encode(candidate)
+        return self._rows[key]
+
     def _waiting(self) -> Rows:
         """Candidates that were asked and not told, [n, G]."""
         ledger = self._ledger
-        pending = [c for key, c in ledger.asked.items() if key not in ledger.told]
-        return np.array([self._encoding.encode(c) for c in pending], dtype=np.int64).reshape(
-            len(pending), len(self._encoding.sizes)
-        )
+        pending = [self._row(key, c) for key, c in ledger.asked.items() if key not in ledger.told]
+        return np.array(pending, dtype=np.int64).reshape(len(pending), len(self._encoding.sizes))
 
     def _cost_function(self, known: _Known) -> Callable[[Rows], Floats]:
         """Costs [n, C] of rows: exact where the problem knows them, else a regression on what was measured."""
