@@ -148,26 +148,32 @@ class Surrogate:
             for saved in savings(self._encoding, costs)
         ]
         pool = _unique(np.vstack(start))
+        asked = {self._row(key, c).tobytes() for key, c in self._ledger.asked.items()}
         for _ in range(self.options.rounds):
-            pool = _unique(np.vstack([pool, varied(self._encoding, pool, self.options.pool, rng)]))
-            pool = pool[self._allowed(costs(pool))]
+            children = varied(self._encoding, pool, self.options.pool, rng)
+            pool = _unique(np.vstack([pool, children]))
+            pool = pool[self._allowed(costs(pool)) & [row.tobytes() not in asked for row in pool]]
             if not len(pool):
                 return []
             mean, deviation = self._model.predict(fitted, pool)
             accuracy = dense * np.exp(-mean)
             gain = box.expected_gain(accuracy, accuracy * deviation, costs(pool))
-            best = np.argsort(-gain, kind="stable")[: self.options.pool // 4]
+            best = np.argsort(-gain, kind="stable")[: max(self.options.pool // 4, self._wanted)]
             pool, accuracy, deviation = pool[best], accuracy[best], deviation[best]
         return self._picked(box, pool, accuracy, accuracy * deviation, costs(pool))
+
+    @property
+    def _wanted(self) -> int:
+        """Proposals to be made from one fit."""
+        return min(MOST_PROPOSALS, max(1, int(self.options.patience * len(self._ledger.told))))
 
     def _picked(
         self, box: CostBox, pool: Rows, accuracy: Floats, deviation: Floats, costs: Floats
     ) -> list[Candidate]:
         """Those of the pool that are new and together promise most, one after the other."""
-        wanted = max(1, int(self.options.patience * len(self._ledger.told)))
         picked: list[Candidate] = []
         left = np.ones(len(pool), dtype=np.bool_)
-        while len(picked) < min(wanted, MOST_PROPOSALS) and left.any():
+        while len(picked) < self._wanted and left.any():
             gain = np.where(left, box.expected_gain(accuracy, deviation, costs), -1.0)
             best = int(gain.argmax())
             left[best] = False
