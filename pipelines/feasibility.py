@@ -19,8 +19,11 @@ from search.constraints import EXACT, Bound, resolve
 from search.measurement import OBJECTIVES, Constraint, Measurement
 from search.space import PERCENT, GroupSpace, SearchSpace
 
-WIDTHS = (2, 4, 8, 16)
+WIDTHS = (4, 8, 16)
 """Multiples of channels that granularities within layers want; without them, more channels are never cheaper."""
+
+NARROW = 12
+"""Up to so many channels, each number may be the one at which a granularity is to be had."""
 
 PASSES = 3
 """Over all groups; the descent has mostly ended after the first."""
@@ -66,8 +69,10 @@ def check_bounds(
                 f"'{bound.at(dense[bound.name], dense)}'"
             )
     upper = [c for c in constraints if c.high < float("inf")]
-    found = {c.name: least(graph, space, section.words, {c.name: 1.0}) for c in upper}
+    found = {c.name: least(graph, space, section.words, {c.name: 1.0}, widen=False) for c in upper}
     for c in upper:
+        if found[c.name].values[c.name] > c.high:
+            found[c.name] = least(graph, space, section.words, {c.name: 1.0})
         if found[c.name].values[c.name] > c.high:
             raise Infeasible(_one(c, found[c.name].values[c.name], bounds, dense, section))
     tried = [*found.values()]
@@ -83,14 +88,22 @@ def check_bounds(
     return able[0] if upper else None
 
 
-def least(graph: ChannelGraph, space: SearchSpace, words: Words, weights: Mapping[str, float]) -> Least:
+def least(
+    graph: ChannelGraph,
+    space: SearchSpace,
+    words: Words,
+    weights: Mapping[str, float],
+    *,
+    widen: bool = True,
+) -> Least:
     """The network of the space with the least weighted sum of its costs.
 
     weights: by macs, params and size_bytes. Over channels and word lengths it is the least there is: fewer units never
-    cost more. Of a stack, the blocks stay that cost least. Within layers, where a granularity may need more channels
-    than the fewest, every layer takes its cheapest option, for several widths of each channel group in turn.
+    cost more. Of a stack, the blocks stay that cost least. Within layers, every layer takes its cheapest option, and as
+    a granularity may need more channels than the fewest, several widths of each channel group are tried in turn; that
+    need not find the very least. widen: False leaves those trials out.
     """
-    return _Descent(graph, space, words, dict(weights)).run()
+    return _Descent(graph, space, words, dict(weights)).run(widen)
 
 
 @dataclass(slots=True)
@@ -101,24 +114,21 @@ class _Descent:
     weights: Mapping[str, float]
     cheapest: dict[Layer, LayerPlan] = field(default_factory=dict)
 
-    def run(self) -> Least:
+    def run(self, widen: bool) -> Least:
         groups = {g.name: g for g in self.space.groups}
-        counts = {g.name: g.keeps[0] for g in self.space.groups if g.kind == "channels"}
+        channels_ = [g for g in self.space.groups if g.kind == "channels"]
+        counts = {g.name: g.keeps[0] for g in channels_}
         kept = {g.name: tuple(range(g.units)) for g in self.space.groups if g.kind == "blocks"}
         for name in kept:
             alone = {u: self.value(counts, {**kept, name: (u,)}) for u in range(groups[name].units)}
             kept[name] = tuple(sorted(sorted(alone, key=lambda u: alone[u])[: groups[name].keeps[0]]))
-        best = self.value(counts, kept)
-        if any(g.allowed for g in self.space.groups):
-            for _ in range(PASSES):
-                before = best
-                for name in counts:
-                    for count in self.widths(groups[name]):
-                        value = self.value({**counts, name: count}, kept)
-                        if value < best:
-                            best, counts[name] = value, count
-                if best == before:
-                    break
+        if widen and any(g.allowed for g in self.space.groups):
+            widths = {g.name: self.widths(g) for g in channels_}
+            even = {name: next((k for k in w if k % 4 == 0), w[0]) for name, w in widths.items()}
+            counts = min(
+                (self.descended(start, widths, kept) for start in (counts, even)),
+                key=lambda found: self.value(found, kept),
+            )
         made = self.made(counts, kept)
         choices = {p.name: p.choice for p in made.layers}
         candidate = Candidate(
@@ -134,11 +144,30 @@ class _Descent:
         )
         return Least(candidate, exact_values(cost(self.graph, made)))
 
+    def descended(
+        self,
+        start: Mapping[str, int],
+        widths: Mapping[str, Sequence[int]],
+        kept: Mapping[str, tuple[int, ...]],
+    ) -> dict[str, int]:
+        """Counts from which no other width of a single group is cheaper, or PASSES over all groups did not end."""
+        counts, best = dict(start), self.value(start, kept)
+        for _ in range(PASSES):
+            before = best
+            for name, options_ in widths.items():
+                for count in options_:
+                    value = self.value({**counts, name: count}, kept)
+                    if value < best:
+                        best, counts[name] = value, count
+            if best == before:
+                break
+        return counts
+
     def widths(self, group: GroupSpace) -> list[int]:
-        """The fewest units, and the fewest that make a multiple of so many channels."""
+        """The fewest units, the fewest that make a multiple of so many channels, and of few units all up to NARROW."""
         each = channels(self.graph.group(group.name))
         found = [next((k for k in group.keeps if k * each % m == 0), group.keeps[0]) for m in WIDTHS]
-        return list(dict.fromkeys((group.keeps[0], *found)))
+        return sorted({group.keeps[0], *found, *(k for k in group.keeps if k * each <= NARROW)})
 
     def value(self, counts: Mapping[str, int], kept: Mapping[str, tuple[int, ...]]) -> float:
         price = exact_values(cost(self.graph, self.made(counts, kept)))

@@ -40,7 +40,8 @@ class Inspection:
 
         left_out: criterion -> why it does not fit the group, or granularity -> why the layer cannot take it. unstacked,
         unlayered: path or name -> why it is left alone. limit: null where it is known after training alone. smallest:
-        what the smallest network of the space has. Stacks and layers are there where the study file asks for them.
+        what a network of the space has that is about the smallest. Stacks and layers are there where the study file
+        asks for them.
         """
         price = cost(self.graph)
         space = self.config.space
@@ -77,7 +78,8 @@ class Inspection:
         found: dict[str, float] = {}
         for name in dict.fromkeys(b.name for b in bounds):
             assert space is not None
-            found[name] = least(self.graph, space, section.words, {name: 1.0}).values[name]
+            one = least(self.graph, space, section.words, {name: 1.0}, widen=False)
+            found[name] = one.values[name]
         return [
             {
                 "bound": str(bound),
@@ -164,7 +166,7 @@ def print_inspection(found: Inspection, console: Console) -> None:
         highlight=False,
     )
     if data["constraints"]:
-        table = Table("bound", "that is", "smallest network", box=None, padding=(0, 2, 0, 0))
+        table = Table("bound", "that is", "networks go down to", box=None, padding=(0, 2, 0, 0))
         for row in data["constraints"]:
             limit = "known after training" if row["limit"] is None else f"{row['limit']:,.0f}"
             smallest = "" if row["smallest"] is None else f"{row['smallest']:,.0f}"

@@ -103,11 +103,10 @@ class Bound:
         return value + (_SLACK if self.side == "high" else -_SLACK) * abs(value)
 
     def at(self, value: float, dense: Mapping[str, float]) -> "Bound":
-        """This bound moved to where `value` just meets it, with three digits and rounded so that it still does."""
-        if self.relative == "points":
-            moved = value - dense[self.name]
-        else:
-            moved = value / dense[self.name] if self.relative and self.name in dense else value
+        """This bound moved to where `value` of `measured` just meets it, with three digits, rounded so that it does."""
+        moved = value
+        if self.relative and self.measured == self.name:
+            moved = value / dense[self.name] if self.relative == "ratio" else value - dense[self.name]
         rounding = ROUND_CEILING if self.side == "high" else ROUND_FLOOR
         return replace(self, value=float(Context(prec=3, rounding=rounding).create_decimal(repr(moved))))
 
