@@ -1,6 +1,6 @@
 """From a channel graph and its scores to the problem that a searcher is given."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from math import prod
@@ -178,10 +178,12 @@ def _nothing(graph: ChannelGraph, section: SpaceSection) -> PrunefrontError:
     )
 
 
-def constraints(bounds: Sequence[Bound], graph: ChannelGraph) -> tuple[Constraint, ...]:
+def constraints(
+    bounds: Sequence[Bound], graph: ChannelGraph, known: Collection[str] = EXACT
+) -> tuple[Constraint, ...]:
     """The bounds that hold before training: those on exact costs. Accuracy and latency wait for the networks that were
-    trained (docs/constraints.md)."""
-    return resolve(bounds, exact_values(cost(graph)), EXACT)
+    trained (docs/constraints.md). known: the values that candidates are told with; a predicted latency may be one."""
+    return resolve(bounds, exact_values(cost(graph)), known)
 
 
 def problem(
@@ -192,8 +194,9 @@ def problem(
     facts: Mapping[str, PerGroup] = NO_FACTS,
     *,
     seed: int = 0,
+    known: Collection[str] = EXACT,
 ) -> Problem:
-    """Everything that a searcher may know. facts, seed: as in `lanes`.
+    """Everything that a searcher may know. facts, seed: as in `lanes`. known: as in `constraints`.
 
     Starting points keep the bounds, but for the dense network; the smallest network that does is one of them. Raises
     Infeasible where none can be kept.
@@ -202,7 +205,7 @@ def problem(
     proposals = lanes(graph, scores, space, allocators=search.allocators, facts=facts, seed=seed)
     proposals = [*with_words(proposals, space), *layer_lanes(space), *block_lanes(space)]
     limit = search.seeds or max(2, search.candidates // 3)
-    bounds = constraints(search.constraints, graph)
+    bounds = [c for c in constraints(search.constraints, graph, known) if c.name in EXACT]
     seeds = seed_candidates(space, proposals, limit=sum(map(len, proposals)) + 1 if bounds else limit)
     if bounds:
         smallest = check_bounds(graph, space, section, search.constraints)
@@ -213,7 +216,7 @@ def problem(
     return Problem(
         space=space,
         objectives=tuple(OBJECTIVES[name] for name in search.objectives),
-        constraints=bounds,
+        constraints=constraints(search.constraints, graph, known),
         seeds=seeds,
         scores=scores,
     )

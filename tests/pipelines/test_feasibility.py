@@ -178,6 +178,11 @@ def test_starting_points_keep_the_bounds_and_the_smallest_network_is_one(section
     search = SearchSection.model_validate({"constraints": asked, "seeds": 12})
     task = problem(GRAPH, scores, section, search)
     assert {c.name for c in task.constraints} == {"macs", "size_bytes"}  # the others wait for training
+    wider = problem(
+        GRAPH, scores, section, search, known=(*EXACT, "latency_ratio")
+    )  # where latency is predicted
+    assert {c.name for c in wider.constraints} == {"macs", "size_bytes", "latency_ratio"}
+    assert wider.seeds == task.seeds
     first, *rest = task.seeds
     assert first == task.space.dense()
     smallest = check_bounds(GRAPH, task.space, section, search.constraints)
