@@ -43,7 +43,7 @@ def config_of(folder: Path, candidates: int = 60) -> StudyConfig:
             "folder": str(folder),
             "model": {"factory": "digits_cnn", "options": {"width": 8}},
             "space": {"criteria": ["l1"]},
-            "search": {"searcher": "evolution", "candidates": candidates, "options": {"population": 20}},
+            "search": {"searcher": "evolution", "candidates": candidates, "options": {"population": 20, "probes": 0}},
         },
         source="here",
         base=folder,
@@ -85,7 +85,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
         return Measurement({n: float(v) for n, v in values.items()}, {"accuracy": half})
 
     task = problem(graph, scores, config.space, config.search, seed=config.seed)
-    searcher = searchers["evolution"](task, seed=0, population=20)
+    searcher = searchers["evolution"](task, seed=0, population=20, probes=0)
     with Journal(config.path / "journal.jsonl") as journal:
         stage = Screening(searcher, lambda c: plan(graph, c.choices, scores), journal, lambda *_: None)
         stage.run(VirtualPool(evaluate, Workers(count=3, spread=0.5), seconds=lambda _: 2.0), 60)
