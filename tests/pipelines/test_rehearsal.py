@@ -43,7 +43,11 @@ def config_of(folder: Path, candidates: int = 60) -> StudyConfig:
             "folder": str(folder),
             "model": {"factory": "digits_cnn", "options": {"width": 8}},
             "space": {"criteria": ["l1"]},
-            "search": {"searcher": "evolution", "candidates": candidates, "options": {"population": 20, "probes": 0}},
+            "search": {
+                "searcher": "evolution",
+                "candidates": candidates,
+                "options": {"population": 20, "probes": 0},
+            },
         },
         source="here",
         base=folder,
