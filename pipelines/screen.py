@@ -9,9 +9,7 @@ from pruners.plan import PruningPlan
 from search.candidate import Candidate
 from search.measurement import Failure, Measurement, Outcome, outcome_from_json
 from search.searcher import Searcher
-
-MOST_DUPLICATES = 200
-"""So many proposals in a row that were all known before mean that the space is exhausted."""
+from search.simulator import MOST_DUPLICATES
 
 HOPELESS = 8
 """If this many first candidates fail, without one success, it is the study that is wrong and not the candidates."""
@@ -28,7 +26,7 @@ class Pool(Protocol):
 
     def submit(self, name: str, plan: PruningPlan) -> None: ...
 
-    def next(self, timeout: float) -> tuple[str, Outcome] | None: ...
+    def next(self, timeout: float) -> tuple[str, Outcome, float | None] | None: ...
 
 
 class Screening:
@@ -69,7 +67,12 @@ class Screening:
                         "machine changed since; start the study afresh with --fresh"
                     )
                 self._expect(then)
-            elif event["event"] == "told":
+            elif event["event"] == "told" and event["key"] not in self.outcomes:
+                if event["key"] not in self._waiting:
+                    raise JournalError(
+                        f"the journal tells of {event['key']!r}, which nobody asked for: the file was changed from "
+                        "outside; restore it, or start the study afresh with --fresh"
+                    )
                 self._settle(event["key"], outcome_from_json(event["outcome"]))
         self._unstarted = [(key, self.plan(waiting[0])) for key, waiting in self._waiting.items()]
         return len(self.outcomes)
@@ -102,8 +105,11 @@ class Screening:
                 return
             finished = pool.next(timeout=1.0)
             if finished is not None:
-                key, outcome = finished
-                self.journal.append("told", key=key, outcome=outcome.to_json())
+                key, outcome, seconds = finished
+                if key not in self._waiting:  # a result that has come before changes nothing
+                    continue
+                took = {} if seconds is None else {"seconds": seconds}
+                self.journal.append("told", key=key, outcome=outcome.to_json(), **took)
                 self._settle(key, outcome)
                 self._check_hope()
 
