@@ -5,12 +5,13 @@ depends on the other one. So the model is additive over *operators*, not groups:
 
     ratio(x) = c + Σ_o Σ_f β[o, f] · w[o, f] · φ_f(outputs_o(x), inputs_o(x)),    c, β >= 0
 
-with φ the operator's share of its dense multiply-accumulates (exact, and with channels rounded up to blocks of 8 and of
-16, as vectorised kernels pay for whole blocks), the same where the input is no multiple of 4 (kernels for blocked
-layouts are then not taken), and its share of the activations that are written, all and unaligned. w are the operator's
-shares of the dense network's MACs and activations: with β equal for all operators the model is one of the network's
-MACs. That is the prior: β[·, f] = α_f is fitted first, with few parameters; then every operator may differ from it by as
-much as leave-one-out says that the data bear out (ridge around α, an empirical Bayes estimate).
+with φ the operator's share of its dense multiply-accumulates (exact, with the channels of both sides rounded up to blocks
+of 8 and of 16, and with those of the output alone), the same where the input is no multiple of 4 (kernels for blocked
+layouts are then not taken), and its share of the activations that are written: all, and where their channels are no
+multiple of 4, 8 and 16 (they are padded, or copied into another layout). w are the operator's shares of the dense
+network's MACs and activations: with β equal for all operators the model is one of the network's MACs. That is the prior:
+β[·, f] = α_f is fitted first, with few parameters; then every operator may differ from it by as much as leave-one-out says
+that the data bear out (ridge around α, an empirical Bayes estimate).
 """
 
 import math
@@ -29,7 +30,10 @@ ALIGNED = 4
 BLOCKS = (8, 16)
 """Channels that a vector register of 256 or 512 bits holds."""
 
-PRIOR = (0.9, 0.0, 0.0, 0.0, 0.0, 0.0)
+KINDS = 4 + 3 * len(BLOCKS)
+"""How many φ there are."""
+
+PRIOR = (0.9, *([0.0] * (KINDS - 1)))
 """α before anything was measured: the share of the MACs counts for 0.9, and CONSTANT does not go away."""
 CONSTANT = 0.1
 
@@ -38,6 +42,9 @@ FREEDOM = (0.03, 0.1, 0.3, 1.0, 3.0)
 
 MODEL_ERROR = 0.02
 """What a perfectly measured ratio may still differ by, relative; keeps one lucky interval from ruling the fit."""
+
+SHARP = 0.1
+"""Points with wider intervals, relative, say more about the machine than about predictions: errors are not taken on them."""
 
 FEWEST = 20
 """So many points are needed before a 95 % quantile of their errors means anything."""
@@ -124,8 +131,8 @@ class PredictionError:
 class LatencyPredictor:
     """Made by `fit`; knows its own error. groups: name -> units of the dense network.
 
-    weights: [1 + operators · features], the constant first. joint: leave-one-out error on points in which several groups
-    are cut, which is what a search asks for; None below 3 of them. half_width: of the 95 % interval of a prediction,
+    weights: [1 + operators · KINDS], the constant first. joint: leave-one-out error on points in which several groups are
+    cut, which is what a search asks for, and that are SHARP; None below 3 of them. half_width: of the 95 % interval of a prediction,
     relative; infinite where there are too few points to tell.
     """
 
@@ -193,7 +200,8 @@ def fit(
 ) -> LatencyPredictor:
     """The predictor of a network, from what was measured; without any point, the share of its MACs.
 
-    groups: name -> units. Takes about a second for 200 points and 20 operators, most of it for leaving each out once.
+    groups: name -> units. Takes a few tenths of a second for 100 points and 20 operators, nearly all of it for leaving each
+    point out once.
     Raises PrunefrontError for a point of other groups or with more units than there are.
     """
     ordered = sorted(points, key=lambda p: (p.origin, sorted(p.kept.items()), p.ratio, p.low, p.high))
@@ -214,14 +222,15 @@ def fit(
     precision = 1.0 / scale
     fits = [_Fit(features, ratios, precision, freedom) for freedom in FREEDOM]
     best = min(fits, key=lambda f: (f.loss, f.freedom))
-    several = [i for i, p in enumerate(ordered) if len(p.kept) > 1]
-    joint = _error(best.left_out[[i + 1 for i in several]], [ordered[i] for i in several]) if len(several) > 2 else None
-    judged = several if len(several) >= FEWEST else list(range(len(ordered)))
+    sharp = [i for i, p in enumerate(ordered) if p.spread <= SHARP]
+    several = [i for i in sharp if len(ordered[i].kept) > 1]
+    left_out = best.left_out[1:]
+    joint = _error(left_out[several], [ordered[i] for i in several]) if len(several) > 2 else None
+    judged = several if len(several) >= FEWEST else sharp
     half_width = math.inf
     if len(judged) >= FEWEST:
         # relative to the prediction, as that is what an interval is put around
-        predicted = best.left_out[[i + 1 for i in judged]]
-        off = np.sort(np.abs(ratios[[i + 1 for i in judged]] - predicted) / predicted)
+        off = np.sort(np.abs(ratios[1:][judged] - left_out[judged]) / left_out[judged])
         half_width = float(off[min(len(off), math.ceil(0.95 * (len(off) + 1))) - 1])
     return LatencyPredictor(
         dict(groups), tuple(operators), tuple(ordered), tuple(map(float, best.weights)), joint, half_width
@@ -254,16 +263,15 @@ def _solve(
     passive: NDArray[np.bool_] | None = None,
 ) -> tuple[Floats, NDArray[np.bool_]]:
     """The prior's α first, then β around it; and which β are above zero."""
-    kinds = len(PRIOR)
     start = np.array([CONSTANT, *PRIOR])
     together = np.column_stack(
-        [features[:, 0], *(features[:, 1 + f :: kinds].sum(axis=1) for f in range(kinds))]
+        [features[:, 0], *(features[:, 1 + f :: KINDS].sum(axis=1) for f in range(KINDS))]
     )
     shared, _ = _nonnegative(
-        (together.T * precision) @ together + np.eye(kinds + 1),
+        (together.T * precision) @ together + np.eye(KINDS + 1),
         (together.T * precision) @ ratios + start,
     )
-    operators = (features.shape[1] - 1) // kinds
+    operators = (features.shape[1] - 1) // KINDS
     prior = np.concatenate([shared[:1], np.tile(shared[1:], operators)])
     pull = np.full(len(prior), freedom**-2)
     pull[0] = 1.0
@@ -309,7 +317,7 @@ def _rows(kept: Sequence[Mapping[str, int]], groups: Mapping[str, int]) -> Float
 
 
 def _features(kept: Floats, names: Sequence[str], operators: Sequence[Operator], dense: Floats) -> Floats:
-    """[n, 1 + operators · kinds], the constant first; each kind's columns of the dense network add up to about 1."""
+    """[n, 1 + operators · KINDS], the constant first; each kind's columns of the dense network add up to about 1."""
     columns = [np.ones(len(kept))]
     macs = sum(o.macs for o in operators)
     written = sum(o.positions * _channels(dense, names, o.outputs)[0] for o in operators)
@@ -319,13 +327,13 @@ def _features(kept: Floats, names: Sequence[str], operators: Sequence[Operator],
         work = outputs * inputs / (most[0] * most[1])
         share = outputs / most[0]
         heavy, wide = o.macs / macs, o.positions * most[0] / written
-        columns.append(heavy * work)
+        columns += [heavy * work, heavy * work * (inputs % ALIGNED > 0)]
+        columns += [wide * share, wide * share * (outputs % ALIGNED > 0)]
         for block in BLOCKS:
-            whole = _blocks(outputs, block) * _blocks(inputs, block)
-            columns.append(heavy * whole / (_blocks(most[0], block) * _blocks(most[1], block)))
-        columns.append(heavy * work * (inputs % ALIGNED > 0))
-        columns.append(wide * share)
-        columns.append(wide * share * (outputs % ALIGNED > 0))
+            blocked = _blocks(outputs, block) / _blocks(most[0], block)
+            columns.append(heavy * blocked * _blocks(inputs, block) / _blocks(most[1], block))
+            columns.append(heavy * blocked * inputs / most[1])
+            columns.append(wide * share * (outputs % block > 0))
     return np.column_stack(columns)
 
 
