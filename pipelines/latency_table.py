@@ -1,4 +1,5 @@
-"""A device's table of how long a network's variants take: what is measured, in what order, and the file it is kept in."""
+"""A device's table of how long a network's variants take: what is measured, in what order, and the file it is kept
+in."""
 
 import hashlib
 import json
@@ -30,7 +31,6 @@ from pipelines.onnx_export import export
 from pipelines.prepare import check_names, trace_model
 from pipelines.progress import Display
 from pruners.choice import GroupChoice, pattern
-from pruners.cost import cost
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
 from pruners.plan import PruningPlan, keep_counts, plan
@@ -72,9 +72,9 @@ class TableError(PrunefrontError):
 class LatencyTable:
     """What was measured on one device of one network.
 
-    network: a digest, see `digest`. device: `environment`'s entries. keeps: group -> kept counts that were drawn from, the
-    last one dense. planned: how many points there are to be; fewer `points` = cut short. dense_ms: of the dense network,
-    median over the points, or nan before any.
+    network: a digest, see `digest`. device: `environment`'s entries. keeps: group -> kept counts that were drawn
+    from, the last one dense. planned: how many points there are to be; fewer `points` = cut short. dense_ms: of the
+    dense network, median over the points, or nan before any.
     """
 
     network: str
@@ -144,7 +144,9 @@ def _point(data: Mapping[str, Any], keeps: Mapping[str, tuple[int, ...]]) -> Poi
     point = Point(**data)
     for group, count in point.kept.items():
         if type(count) is not int or not 1 <= count <= keeps[group][-1]:
-            raise ValueError(f"a point keeps {count!r} units of group {group!r}, which has {keeps[group][-1]}")
+            raise ValueError(
+                f"a point keeps {count!r} units of group {group!r}, which has {keeps[group][-1]}"
+            )
     return point
 
 
@@ -260,8 +262,8 @@ def design(
 ) -> list[Kept]:
     """Kept counts of the networks to time, those that stay dense left out; in an order in which any start is of use.
 
-    Each group alone, at `single` of its widths from the least; and `joint` networks, of which a fifth are uniform, and the
-    others draw a common level and how far groups may stray from it, as searchers do. Every one once.
+    Each group alone, at `single` of its widths from the least; and `joint` networks, of which a fifth are uniform,
+    and the others draw a common level and how far groups may stray from it, as searchers do. Every one once.
     """
     rng = np.random.default_rng([seed, 6])
     found: list[Kept] = []
@@ -300,7 +302,8 @@ class Subject:
 
 
 def subject(config: StudyConfig) -> Subject:
-    """The study's network with weights drawn at random, as latency does not depend on them: no training, no weights file.
+    """The study's network with weights drawn at random, as latency does not depend on them: no training, no weights
+    file.
 
     Raises PrunefrontError for all that would stop a search before its first candidate.
     """
@@ -313,7 +316,8 @@ def subject(config: StudyConfig) -> Subject:
     generator = torch.Generator().manual_seed(config.seed)
     with torch.no_grad():
         for tensor in model.state_dict().values():
-            if tensor.is_floating_point():  # zeros and ones of an untrained network fold away when it is exported
+            # zeros and ones of an untrained network would fold away when it is exported
+            if tensor.is_floating_point():
                 tensor.add_(0.01 + 0.01 * torch.rand(tensor.shape, generator=generator))
     return Subject(model.eval(), graph, exported(model, shape), shape)
 
@@ -404,8 +408,9 @@ def measure(
 ) -> LatencyTable:
     """Times what is missing, and keeps each point in the file as it comes, so that it can be cut short at any time.
 
-    empty: what the table is to be of, without points. todo: from `design`. say: told what it will take, once one network
-    was timed. Raises TableError where the file holds the table of something else, PrunefrontError as `PointTimer` does.
+    empty: what the table is to be of, without points. todo: from `design`. say: told what it will take, once one
+    network was timed. Raises TableError where the file holds the table of something else, PrunefrontError as
+    `PointTimer` does.
     """
     table = empty
     if path.exists():
@@ -469,7 +474,8 @@ def widths(graph: ChannelGraph, config: StudyConfig) -> dict[str, tuple[int, ...
     keeps = {g.name: keep_counts(g, section.max_ratio, section.round_to) for g in graph.groups}
     if "channel" not in section.granularities or all(len(counts) < 2 for counts in keeps.values()):
         raise PrunefrontError(
-            f"no channel group has a smaller width under max_ratio = {section.max_ratio}, round_to = {section.round_to} "
+            f"no channel group has a smaller width under max_ratio = {section.max_ratio}, round_to = "
+            f"{section.round_to} "
             f"and granularities = {list(section.granularities)}; a latency table is made of channel groups"
         )
     return keeps
@@ -501,8 +507,10 @@ class Measured:
         joint, half_width = self.predictor.joint, self.predictor.half_width
         return [
             f"{len(self.table.points)} networks on {where['processor'] or where['machine']}, {where['runtime']}, "
-            f"{where['threads']} threads, batch {where['batch_size']}; the dense one takes {self.table.dense_ms:.3f} ms",
-            f"predictions left out of the fit one by one, networks with several groups cut: {joint or 'too few to tell'}",
+            f"{where['threads']} threads, batch {where['batch_size']}; the dense one takes "
+            f"{self.table.dense_ms:.3f} ms",
+            "predictions left out of the fit one by one, networks with several groups cut: "
+            f"{joint or 'too few to tell'}",
             f"a prediction holds within ± {half_width:.1%} (95 %)"
             if math.isfinite(half_width)
             else "too few networks for an interval",
@@ -543,7 +551,9 @@ def measure_for(
         if not timers:
             timers.append(PointTimer(network, config.measure))
             if not timers[0].cuts:
-                display.say("the ONNX file of this network cannot be cut; every network is exported, which takes seconds")
+                display.say(
+                    "the ONNX file of this network cannot be cut; every network is exported, which takes seconds"
+                )
             timers[0].time({})  # warms the machine up, and what is slow the first time
         return timers[0].time(kept)
 

@@ -25,10 +25,10 @@ FOLDED_BIAS = "_bias"
 def cut(dense: bytes, graph: ChannelGraph, plan: PruningPlan) -> bytes:
     """Returns the ONNX file of `pruners.surgery.apply(model, graph, plan)`, given that of `model`.
 
-    dense: written by `pipelines.onnx_export.export`. plan: channels only; what it asks of blocks and within layers is not
-    carried out. Cuts the tensors that carry their name of the state dict, the biases that batch norms were folded into,
-    the sizes that a flattening before a linear layer spells out, and the conv groups of depthwise convolutions. A network
-    that says its widths elsewhere too comes out wrong, which `same_as_exported` tells.
+    dense: written by `pipelines.onnx_export.export`. plan: channels only; what it asks of blocks and within layers is
+    not carried out. Cuts the tensors that carry their name of the state dict, the biases that batch norms were folded
+    into, the sizes that a flattening before a linear layer spells out, and the conv groups of depthwise convolutions. A
+    network that says its widths elsewhere too comes out wrong, which `same_as_exported` tells.
     """
     proto = onnx.ModelProto.FromString(dense)
     going = removed(graph, plan)

@@ -5,13 +5,13 @@ depends on the other one. So the model is additive over *operators*, not groups:
 
     ratio(x) = c + Σ_o Σ_f β[o, f] · w[o, f] · φ_f(outputs_o(x), inputs_o(x)),    c, β >= 0
 
-with φ the operator's share of its dense multiply-accumulates (exact, with the channels of both sides rounded up to blocks
-of 8 and of 16, and with those of the output alone), the same where the input is no multiple of 4 (kernels for blocked
-layouts are then not taken), and its share of the activations that are written: all, and where their channels are no
-multiple of 4, 8 and 16 (they are padded, or copied into another layout). w are the operator's shares of the dense
-network's MACs and activations: with β equal for all operators the model is one of the network's MACs. That is the prior:
-β[·, f] = α_f is fitted first, with few parameters; then every operator may differ from it by as much as leave-one-out says
-that the data bear out (ridge around α, an empirical Bayes estimate).
+with φ the operator's share of its dense multiply-accumulates (exact, with the channels of both sides rounded up to
+blocks of 8 and of 16, and with those of the output alone), the same where the input is no multiple of 4 (kernels for
+blocked layouts are then not taken), and its share of the activations that are written: all, and where their channels
+are no multiple of 4, 8 and 16 (they are padded, or copied into another layout). w are the operator's shares of the
+dense network's MACs and activations: with β equal for all operators the model is one of the network's MACs. That is the
+prior: β[·, f] = α_f is fitted first, with few parameters; then every operator may differ from it by as much as
+leave-one-out says that the data bear out (ridge around α, an empirical Bayes estimate).
 """
 
 import math
@@ -44,7 +44,8 @@ MODEL_ERROR = 0.02
 """What a perfectly measured ratio may still differ by, relative; keeps one lucky interval from ruling the fit."""
 
 SHARP = 0.1
-"""Points with wider intervals, relative, say more about the machine than about predictions: errors are not taken on them."""
+"""Points with wider intervals, relative, say more about the machine than about predictions: errors are not taken
+on them."""
 
 FEWEST = 20
 """So many points are needed before a 95 % quantile of their errors means anything."""
@@ -131,9 +132,9 @@ class PredictionError:
 class LatencyPredictor:
     """Made by `fit`; knows its own error. groups: name -> units of the dense network.
 
-    weights: [1 + operators · KINDS], the constant first. joint: leave-one-out error on points in which several groups are
-    cut, which is what a search asks for, and that are SHARP; None below 3 of them. half_width: of the 95 % interval of a prediction,
-    relative; infinite where there are too few points to tell.
+    weights: [1 + operators · KINDS], the constant first. joint: leave-one-out error on points in which several groups
+    are cut, which is what a search asks for, and that are SHARP; None below 3 of them. half_width: of the 95 % interval
+    of a prediction, relative; infinite where there are too few points to tell.
     """
 
     groups: Mapping[str, int]
@@ -145,7 +146,8 @@ class LatencyPredictor:
 
     def predict(self, kept: Floats) -> Floats:
         """Predicted ratios [n] of networks that keep `kept` units: [n, groups], in the order of `groups`."""
-        return _features(kept, tuple(self.groups), self.operators, self._dense()) @ np.array(self.weights)
+        features = _features(kept, tuple(self.groups), self.operators, self._dense())
+        return np.asarray(features @ np.array(self.weights), dtype=np.float64)
 
     def ratio(self, kept: Mapping[str, int]) -> float:
         """Predicted ratio of one network; groups that are left out keep all units."""
@@ -200,8 +202,8 @@ def fit(
 ) -> LatencyPredictor:
     """The predictor of a network, from what was measured; without any point, the share of its MACs.
 
-    groups: name -> units. Takes a few tenths of a second for 100 points and 20 operators, nearly all of it for leaving each
-    point out once.
+    groups: name -> units. Takes a few tenths of a second for 100 points and 20 operators, nearly all of it for
+    leaving each point out once.
     Raises PrunefrontError for a point of other groups or with more units than there are.
     """
     ordered = sorted(points, key=lambda p: (p.origin, sorted(p.kept.items()), p.ratio, p.low, p.high))
@@ -338,7 +340,8 @@ def _features(kept: Floats, names: Sequence[str], operators: Sequence[Operator],
 
 
 def _channels(kept: Floats, names: Sequence[str], axis: Axis) -> Floats:
-    return axis.fixed + kept @ np.array([axis.per_unit.get(name, 0) for name in names], dtype=float)
+    per_unit = np.array([axis.per_unit.get(name, 0) for name in names], dtype=float)
+    return np.asarray(axis.fixed + kept @ per_unit, dtype=np.float64)
 
 
 def _blocks(channels: Floats, block: int) -> Floats:
@@ -370,7 +373,7 @@ def rank_correlation(a: Floats, b: Floats) -> float:
 def _mean_ranks(values: Floats) -> Floats:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
-    return ((last - counts + 1 + last) / 2)[inverse]
+    return np.asarray(((last - counts + 1 + last) / 2)[inverse], dtype=np.float64)
 
 
 def operator_to_json(operator: Operator) -> dict[str, Any]:
