@@ -441,7 +441,7 @@ def measure(
                 f"{max(1, round(seconds))} s if the machine stays as it is"
             )
         on_point(len(table.points), point)
-    for place, point in enumerate(table.points):
+    for place, point in enumerate(table.points if left else ()):  # a table that was whole stays as it is
         if point.spread > NOISY:  # the machine may be calmer by now
             again, _ = time_point(point.kept)
             if again.spread < point.spread:

@@ -1,4 +1,4 @@
-"""Cutting the dense ONNX file gives what exporting the pruned network gives, byte for byte; and what it cannot do is told."""
+"""Cutting the dense ONNX file gives what exporting the pruned network gives, byte for byte; else it is told."""
 
 from pathlib import Path
 
