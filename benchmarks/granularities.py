@@ -71,12 +71,12 @@ class Here:
     def submit(self, name: str, aim: PruningPlan) -> None:
         self._waiting.append((name, aim))
 
-    def next(self, timeout: float) -> tuple[str, Outcome] | None:
+    def next(self, timeout: float) -> tuple[str, Outcome, float | None] | None:
         name, aim = self._waiting.pop()
         try:
-            return name, self.evaluator.score(aim)
+            return name, self.evaluator.score(aim), None
         except PrunefrontError as error:
-            return name, Failure("error", str(error))
+            return name, Failure("error", str(error)), None
 
 
 def curve(cifar: Cifar, seed: int, evaluations: int, folder: Path) -> dict[str, Any]:

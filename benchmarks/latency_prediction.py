@@ -1,8 +1,8 @@
 """How well a latency table predicts networks that it has never seen: ResNet-20 of ../shared/data's shape, ONNX Runtime.
 
-A table is measured as `prunefront latency-table` does, then as many fresh networks are drawn with another seed and timed,
-and four predictors are compared on them: the share of MACs, a straight line of it, a sum over groups (what each group saves
-by itself), and the table's. Weights do not matter, so no data is read.
+A table is measured as `prunefront latency-table` does, then as many fresh networks are drawn with another seed and
+timed, and four predictors are compared on them: the share of MACs, a straight line of it, a sum over groups (what
+each group saves by itself), and the table's. Weights do not matter, so no data is read.
 
     python benchmarks/latency_prediction.py [--quick] [--json] [--round-to 4]
 """

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pipelines.data import Split, Transform, batches
+from search.measurement import NotFinite
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the normal distribution."""
@@ -38,12 +39,13 @@ def accuracy(
 
     precision: "bfloat16" is faster on some machines, but moves single images across the border, and so
     candidates past each other: rank in float32. yield_point: entered around each batch. The model's mode is put
-    back afterwards.
+    back afterwards. Raises NotFinite where an output is NaN: the largest of such outputs means nothing.
     """
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     right = torch.zeros((), dtype=torch.int64, device=device)
+    broken = torch.zeros((), dtype=torch.bool, device=device)
     try:
         for images, labels in batches(
             split, transform, batch_size, device=device, channels_last=channels_last
@@ -53,9 +55,13 @@ def accuracy(
                 torch.inference_mode(),
                 torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
             ):
-                right += (model(images).argmax(1) == labels).sum()
+                outputs = model(images)
+                right += (outputs.argmax(1) == labels).sum()
+                broken |= outputs.isnan().any()
     finally:
         model.train(training)
+    if broken:
+        raise NotFinite("the network's outputs are not finite: NaN on some of the images")
     count = int(right)
     return Accuracy(count / len(split), *wilson(count, len(split)), len(split))
 

@@ -78,6 +78,8 @@ def inspect(study: StudyFile, as_json: AsJson = False) -> None:
         print_json(found.to_json())
     else:
         print_inspection(found, Console())
+    if found.infeasible is not None:
+        raise PrunefrontError(found.infeasible)
 
 
 @app.command()
@@ -108,6 +110,7 @@ def search(
         Console(stderr=True).print(said, highlight=False, soft_wrap=True, markup=False)
         raise typer.Exit(130) from None
     print_front([row.to_json() for row in rows], console)
+    print_bounds(config.path, console)
     console.print(next_steps(config, study, rows), highlight=False, soft_wrap=True, markup=False)
 
 
@@ -148,13 +151,13 @@ def latency_table(
 def front(study: Study, as_json: AsJson = False) -> None:
     """The Pareto front as a table; also writes front.html and front.png into the study's folder."""
     from pipelines.report import write_html, write_png
-    from pipelines.studies import locate, read_front
+    from pipelines.studies import bounds_kept, locate, read_front
 
     folder = locate(study)
     rows = [row.to_json() for row in read_front(folder)]
     pages = f"pages: {folder / 'front.html'}  {folder / 'front.png'}"
     try:
-        write_html(rows, folder / "front.html", folder.name)
+        write_html(rows, folder / "front.html", folder.name, note=bounds_kept(folder))
         write_png(rows, folder / "front.png", folder.name)
     except OSError as error:  # somebody else's study can be read all the same
         pages = f"no pages were written: {error.filename}: {error.strerror}"
@@ -162,7 +165,55 @@ def front(study: Study, as_json: AsJson = False) -> None:
         print_json(rows)
     else:
         print_front(rows, Console())
+    print_bounds(folder, Console(stderr=as_json))
     Console(stderr=as_json).print(pages, highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+def rehearse(
+    study: Study,
+    workers: Annotated[int, typer.Option(min=1, help="Virtual workers.")] = 8,
+    candidates: Annotated[
+        int | None,
+        typer.Option(min=1, help="Evaluations of each rehearsal. Default: the study's own number."),
+    ] = None,
+    searcher: Annotated[
+        list[str] | None,
+        typer.Option(help="A searcher to rehearse; repeatable. Default: the study's own and random."),
+    ] = None,
+    failures: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of jobs in which a worker dies.")
+    ] = 0.0,
+    slow: Annotated[float, typer.Option(help="How many times longer one of the workers takes.")] = 1.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Rehearsals of each searcher, with other seeds.")] = 3,
+    table: Annotated[
+        Path | None, typer.Option(help="Also write the study's evaluations there, as JSON.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replay a study's evaluations on virtual workers: what would another searcher or budget bring?"""
+    from pipelines.journal import write_json
+    from pipelines.rehearsal import print_rehearsal
+    from pipelines.rehearsal import rehearse as run
+    from pipelines.studies import kept_config, locate
+    from search.simulator import Workers
+
+    folder = locate(study)
+    conditions = Workers(workers, failures=failures, slow={0: slow})
+    found, evaluations = run(
+        folder,
+        kept_config(folder),
+        workers=conditions,
+        candidates=candidates,
+        names=searcher or (),
+        repeats=repeats,
+    )
+    if table is not None:
+        write_json(table, evaluations.to_json())
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_rehearsal(found, Console())
 
 
 @app.command()
@@ -305,6 +356,14 @@ def print_front(rows: list[dict[str, Any]], console: Console) -> None:
     console.print(table(rows))
     if (controls := controls_table(rows)) is not None:
         console.print(controls)
+
+
+def print_bounds(folder: Path, console: Console) -> None:
+    """How many networks keep the study's bounds, or the nearest one, in a line; nothing where there are none."""
+    from pipelines.studies import bounds_kept
+
+    if (line := bounds_kept(folder)) is not None:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def print_json(data: Any) -> None:

@@ -5,12 +5,24 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PlainSerializer,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from pruners.choice import Words
 from pruners.errors import PrunefrontError
+from search.constraints import Bound, ConstraintError, check_together
+from search.constraints import parse as parse_bound
 from search.measurement import OBJECTIVES
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -122,13 +134,46 @@ class SpaceSection(Section):
         return Words(self.quantiser, self.per_channel, self.activations, self.activation_bits)
 
 
-class Bound(Section):
-    """Bounds on a measured value; a candidate outside is never on the front."""
+def _bounds(asked: object) -> object:
+    """What a study file asks for, as bounds: a list of texts, one text, or { name = { low = …, high = … } }."""
+    if isinstance(asked, Mapping):
+        return tuple(bound for name, sides in asked.items() for bound in _sides(str(name), sides))
+    found = (asked,) if isinstance(asked, str) else asked
+    if not isinstance(found, list | tuple) or not all(isinstance(b, str | Bound) for b in found):
+        raise ValueError("should be a list of bounds such as ['accuracy >= -1pt', 'latency_ms <= 60%']")
+    return tuple(parse_bound(b) if isinstance(b, str) else b for b in found)
 
-    low: float | None = None
-    """Smallest feasible value."""
-    high: float | None = None
-    """Largest feasible value."""
+
+def _sides(name: str, sides: object) -> list[Bound]:
+    if not isinstance(sides, Mapping) or not sides:
+        raise ValueError(f"{name} should have a low or a high side, e.g. {{ high = 1e7 }}")
+    for side, value in sides.items():
+        if side not in ("low", "high"):
+            near = get_close_matches(str(side), ("low", "high"), n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown key '{name}.{side}'; {hint}known here: low, high")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(
+                f"{name}.{side} should be a number, got {value!r}; '60%' and the like go into a list of texts"
+            )
+    return [Bound(name, side, float(value)) for side, value in sides.items()]
+
+
+def _checked(asked: object) -> object:
+    try:
+        bounds = _bounds(asked)
+        check_together(cast(Sequence[Bound], bounds))
+    except ConstraintError as error:
+        raise ValueError(str(error)) from None
+    return bounds
+
+
+Bounds = Annotated[
+    tuple[InstanceOf[Bound], ...],
+    BeforeValidator(_checked),
+    PlainSerializer(lambda bounds: [str(b) for b in bounds], return_type=list[str]),
+]
+"""In JSON, the texts that the bounds are read from."""
 
 
 class SearchSection(Section):
@@ -141,8 +186,9 @@ class SearchSection(Section):
     objectives: tuple[str, ...] = ("accuracy", "macs", "size_bytes")
     """What the searcher is told. All of it is exact for a seed, so that a search can be repeated; of `latency_ratio`
     and `latency_ms`, a prediction from the study's latency table."""
-    constraints: dict[str, Bound] = {}
-    """Bounds by measured name, e.g. { macs = { high = 1e7 } }."""
+    constraints: Bounds = ()
+    """Bounds that a network of the front keeps, e.g. ["accuracy >= -1pt", "latency_ms <= 60%", "size_bytes <= 250kB"],
+    -1pt and 60% beside the dense network; a number in { macs = { high = 1e7 } } is the value itself."""
     options: dict[str, Any] = {}
     """The searcher's own options, e.g. { population = 24 }."""
     allocators: Annotated[tuple[str, ...], Field(min_length=1)] = ("uniform", "global_threshold")
@@ -154,7 +200,7 @@ class SearchSection(Section):
 
     @model_validator(mode="after")
     def _known_objectives(self) -> Self:
-        for name in (*self.objectives, *self.constraints):
+        for name in self.objectives:
             if name not in OBJECTIVES:
                 raise ValueError(f"{name!r} cannot steer the search; possible: {', '.join(OBJECTIVES)}")
         if len(set(self.objectives)) != len(self.objectives) or "accuracy" not in self.objectives:
@@ -359,6 +405,5 @@ def _known_keys(location: Sequence[int | str]) -> list[str]:
     """The keys of the section at `location`; annotations are followed from StudyConfig downwards."""
     section: Any = StudyConfig
     for part in location:
-        annotation = section.model_fields[part].annotation if part in section.model_fields else section
-        section = Bound if annotation == dict[str, Bound] else annotation
+        section = section.model_fields[part].annotation
     return list(section.model_fields)

@@ -5,7 +5,7 @@ import torch
 from pipelines.artifacts import ArtifactError
 from pruners.errors import PrunefrontError
 from pruners.procedures.loop import Diverged
-from search.measurement import Failure
+from search.measurement import Failure, NotFinite
 
 PASSING = ("crashed", "out_of_memory", "storage")
 """Kinds of failure that may be gone at another time: they say more of the machine than of the candidate."""
@@ -19,6 +19,8 @@ def failure(error: BaseException) -> Failure:
         kind = "out_of_memory"
     elif isinstance(error, ArtifactError | OSError):
         kind = "storage"
+    elif isinstance(error, NotFinite):
+        kind = "not_finite"
     elif isinstance(error, PrunefrontError):
         kind = "refused"
     else:

@@ -1,8 +1,10 @@
 """The last stage: the front, chosen on validation images, is scored on test images that no step before has seen."""
 
 import json
+import math
+import shlex
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,8 +25,9 @@ from pruners.cost import cost
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
 from pruners.plan import DENSE
+from search.constraints import Bound, shortfall
 from search.dominance import dominance
-from search.front import ParetoFront, minimised
+from search.front import ParetoFront, minimised, violation
 from search.measurement import OBJECTIVES, Constraint, Failure, Measurement
 
 FRONT_OBJECTIVES = tuple(OBJECTIVES[name] for name in ("accuracy", "latency_ratio", "size_bytes"))
@@ -53,6 +56,42 @@ def chosen(trained: Iterable[Trained], constraints: Sequence[Constraint]) -> lis
     for name, network in networks.items():
         front.add(name, network.measurement)
     return [n for name, n in networks.items() if name in front or name == DENSE]
+
+
+def standing(
+    trained: Iterable[Trained],
+    bounds: Sequence[Bound],
+    constraints: Sequence[Constraint],
+    where: Callable[[str], str],
+) -> dict[str, Any]:
+    """How the pruned networks stand to the bounds: `asked`, `limits`, how many `met` them `of` how many, the `nearest`
+    one where none did, and all of it as a line, `said`. where: an artifact's id -> its URI."""
+    pruned = {t.name: t for t in trained if t.job.plan.key() != DENSE}
+    broken = {name: violation(t.measurement, constraints) for name, t in pruned.items()}
+    met = sum(amount == 0.0 for amount in broken.values())
+    asked = ", ".join(map(str, bounds))
+    nearest = min(broken, key=lambda name: (broken[name], name), default=None) if not met else None
+    said = f"{met} of {len(pruned)} fine-tuned networks meet {asked} (on validation images)"
+    if nearest is not None:
+        network = pruned[nearest]
+        said = (
+            f"no pruned network meets {asked}; nearest: {nearest} with "
+            f"{shortfall(network.measurement.values, constraints)} on validation images; prunefront fetch "
+            f"{shlex.quote(where(network.artifact))}"
+        )
+    elif not pruned:
+        said = f"no pruned network meets {asked}: none was fine-tuned"
+    return {
+        "asked": [str(b) for b in bounds],
+        "limits": {
+            c.name: {side: v for side, v in (("low", c.low), ("high", c.high)) if math.isfinite(v)}
+            for c in constraints
+        },
+        "met": met,
+        "of": len(pruned),
+        "nearest": nearest,
+        "said": said,
+    }
 
 
 @ray.remote

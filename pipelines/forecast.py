@@ -36,6 +36,9 @@ from pipelines.screen import OverBudget, Pool
 from pipelines.workbench import Workbench
 from pruners.errors import PrunefrontError
 from pruners.plan import DENSE, PruningPlan
+from search.constraints import Bound, resolve
+from search.costs import Costs
+from search.encoding import Encoding, Floats, Rows
 from search.latency import LatencyPredictor, Point, PredictionError
 from search.measurement import Constraint, Measurement, Objective, Outcome
 from search.space import Problem, SearchSpace
@@ -75,7 +78,7 @@ class Forecast:
         ratio = self.ratio(plan)
         low, high = self.predictor.interval(ratio)
         for bound in self.bounds:
-            scale = self._scale(bound.name)
+            scale = self.scale(bound.name)
             if low * scale > bound.high or high * scale < bound.low:
                 raise OverBudget(
                     f"{bound.name} is predicted at {ratio * scale:.3g} ({low * scale:.3g} to {high * scale:.3g}), "
@@ -88,7 +91,7 @@ class Forecast:
         dense = plan.key() == DENSE
         ratio = 1.0 if dense else self.ratio(plan)
         half = 0.0 if dense or math.isinf(self.predictor.half_width) else ratio * self.predictor.half_width
-        scales = {objective.name: self._scale(name) for name, objective in PREDICTED.items()}
+        scales = {objective.name: self.scale(name) for name, objective in PREDICTED.items()}
         return Measurement(
             {**measurement.values, **{name: ratio * scale for name, scale in scales.items()}},
             measurement.noise | {name: half * scale for name, scale in scales.items() if half},
@@ -109,7 +112,7 @@ class Forecast:
         least = self.least(space)
         low, _ = self.predictor.interval(least)
         for bound in self.bounds:
-            scale = self._scale(bound.name)
+            scale = self.scale(bound.name)
             if low * scale > bound.high:
                 raise PrunefrontError(
                     f"no network of the space is predicted to have {bound.name} at most {bound.high:.4g}: the "
@@ -133,7 +136,8 @@ class Forecast:
         table = replace(self.table, points=(*self.table.points, *points))
         return replace(self, predictor=self.predictor.updated(points), table=table), error
 
-    def _scale(self, name: str) -> float:
+    def scale(self, name: str) -> float:
+        """What a ratio is multiplied by to be a value of `latency_ratio` or `latency_ms`."""
         return self.table.dense_ms if name == "latency_ms" else 1.0
 
     def to_json(self) -> dict[str, Any]:
@@ -160,15 +164,47 @@ class PredictingPool:
         self._plans[name] = plan
         self._pool.submit(name, plan)
 
-    def next(self, timeout: float) -> tuple[str, Outcome] | None:
+    def next(self, timeout: float) -> tuple[str, Outcome, float | None] | None:
         finished = self._pool.next(timeout)
         if finished is None:
             return None
-        name, outcome = finished
-        plan = self._plans.pop(name)
+        name, outcome, seconds = finished
         if isinstance(outcome, Measurement):
-            outcome = self._forecast.predicted(plan, outcome)
-        return name, outcome
+            outcome = self._forecast.predicted(self._plans[name], outcome)
+        return name, outcome, seconds
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedCosts:
+    """Costs that follow from a candidate, predicted latency among them, for many candidates at once.
+
+    exact: those of the plan; None where they are not known.
+    """
+
+    forecast: Forecast
+    exact: Costs | None
+
+    @property
+    def amounts(self) -> frozenset[str]:
+        """The costs that there are."""
+        return frozenset(self.exact.amounts if self.exact is not None else ()) | {
+            o.name for o in PREDICTED.values()
+        }
+
+    def __call__(self, encoding: Encoding, rows: Rows) -> dict[str, Floats]:
+        """Cost -> values [n] of candidates given as rows [n, groups of the space]."""
+        predictor = self.forecast.predictor
+        shares = dict(
+            zip(
+                (g.name for g in encoding.space.groups),
+                encoding.look_up(encoding.kept, rows).T,
+                strict=True,
+            )
+        )
+        kept = [np.rint(shares.get(g, np.ones(len(rows))) * units) for g, units in predictor.groups.items()]
+        ratio = predictor.predict(np.stack(kept, axis=1))
+        scaled = {o.name: ratio * self.forecast.scale(name) for name, o in PREDICTED.items()}
+        return {**(self.exact(encoding, rows) if self.exact is not None else {}), **scaled}
 
 
 class TimingWorker:
@@ -204,9 +240,9 @@ def of_channels(plan: PruningPlan) -> bool:
     return not plan.stacks and not plan.layers
 
 
-def steering(task: Problem) -> bool:
-    """Whether latency is among what a problem asks for or bounds."""
-    return any(term.name in PREDICTED for term in (*task.objectives, *task.constraints))
+def limits(bounds: Sequence[Bound]) -> tuple[Constraint, ...]:
+    """The bounds on latency among a study's, on what is measured: `latency_ms <= 60%` is one on `latency_ratio`."""
+    return resolve(bounds, {}, tuple(PREDICTED))
 
 
 def as_predicted(constraints: Sequence[Constraint]) -> tuple[Constraint, ...]:
@@ -214,12 +250,13 @@ def as_predicted(constraints: Sequence[Constraint]) -> tuple[Constraint, ...]:
     return tuple(replace(c, name=PREDICTED[c.name].name) if c.name in PREDICTED else c for c in constraints)
 
 
-def steered(task: Problem) -> Problem:
-    """The problem as the first stage sees it: predictions in the place of measured latency."""
+def steered(task: Problem, found: Forecast) -> Problem:
+    """The problem as the first stage sees it: predictions in the place of measured latency, and known beforehand."""
     return replace(
         task,
         objectives=tuple(PREDICTED.get(o.name, o) for o in task.objectives),
-        constraints=as_predicted(task.constraints),
+        constraints=(*task.constraints, *as_predicted(found.bounds)),
+        costs=PredictedCosts(found, task.costs),
     )
 
 
@@ -228,22 +265,29 @@ def forecast(
 ) -> Forecast | None:
     """The study's forecast, from what an earlier run kept, from its table, or from one that is measured now.
 
-    None where latency neither steers the search nor a table is given. Ray must be up: the device is that of a worker.
-    Raises PrunefrontError for a table of something else, a space in which more than channels is cut, and bounds that
-    nothing meets.
+    None where latency neither steers the search nor a table is given; and where only bounds name it but more than
+    channels can be cut, so that it cannot be predicted. Ray must be up: the device is that of a worker. Raises
+    PrunefrontError for a table of something else, and bounds that nothing meets; and where latency cannot be predicted
+    but is an objective or has a table.
     """
     given = config.measure.latency_table
-    if not steering(task) and given is None:
+    bounds = limits(config.search.constraints)
+    wanted = given is not None or any(o.name in PREDICTED for o in task.objectives)
+    if not wanted and not bounds:
         return None
-    if any(g.kind != "channels" for g in task.space.groups):
+    channels_only = all(g.kind == "channels" for g in task.space.groups)
+    if not wanted and not channels_only:
+        display.say(
+            "bounds on latency hold for networks that were measured: it is predicted where only channels are cut"
+        )
+        return None
+    if not channels_only:
         raise PrunefrontError(
-            "latency is predicted from what channel groups keep, and the space has layers or blocks to choose as "
-            "well; take "
-            "latency off objectives, constraints and measure.latency_table, or set space.granularities = "
+            "latency is predicted from what channel groups keep, and the space has layers or blocks to choose as well; "
+            "take latency off search.objectives and measure.latency_table, or set space.granularities = "
             "['channel'] and "
             "space.bits = [32]"
         )
-    bounds = tuple(c for c in task.constraints if c.name in PREDICTED)
     path = config.path / "prepared" / KEPT
     if path.exists():
         data = json.loads(path.read_text())
@@ -255,15 +299,15 @@ def forecast(
         found = Forecast(table.predictor(), table, bounds)
         write_json(path, found.to_json())
     if math.isinf(found.predictor.half_width) and bounds:
-        raise PrunefrontError(
+        display.say(
             f"the latency table has too few well measured networks ({len(found.table.points)}) to say how far "
             "predictions "
-            "are off; measure it again on a calmer machine, or with more --joint networks: `prunefront latency-table`"
+            "are off, so nothing is refused for them"
         )
+    error = found.predictor.joint
     display.say(
-        f"latency is predicted in the first stage: {found.predictor.joint or 'its error is not known'}, each left "
-        "out of "
-        "the fit"
+        "latency is predicted in the first stage; left out of the fit one by one, networks of the table had "
+        f"{error if error is not None else 'no error that could be told'}"
     )
     found.check_reach(task.space)
     return found

@@ -10,9 +10,10 @@ from rich.text import Text
 
 from pipelines.config import StudyConfig
 from pipelines.data import load
+from pipelines.feasibility import Infeasible, check_bounds, exact_values, least
 from pipelines.models import build
 from pipelines.prepare import check_names, check_per_group, trace_model
-from pipelines.problem import offered
+from pipelines.problem import offered, widest_space
 from pipelines.weights import load_weights
 from pruners.cost import cost
 from pruners.criteria import criteria
@@ -20,6 +21,7 @@ from pruners.granularities import layer_granularities
 from pruners.graph import ChannelGraph, ChannelGroup
 from pruners.plan import inside, keep_counts
 from pruners.scoring import why_not
+from search.constraints import EXACT, ConstraintError
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +30,18 @@ class Inspection:
 
     config: StudyConfig
     graph: ChannelGraph
+    infeasible: str | None = None
+    """Why no network of the space meets the study's bounds on exact costs."""
 
     def to_json(self) -> dict[str, Any]:
         """groups (name, units, members, keeps, criteria, left_out), frozen (name, channels, reason), stacks (name,
-        blocks), unstacked, layers (name, shape, macs, keeps, bits, left_out), unlayered, macs, params, size_bytes.
+        blocks), unstacked, layers (name, shape, macs, keeps, bits, left_out), unlayered, macs, params, size_bytes,
+        constraints (bound, limit, smallest), infeasible.
 
         left_out: criterion -> why it does not fit the group, or granularity -> why the layer cannot take it. unstacked,
-        unlayered: path or name -> why it is left alone. Stacks and layers are there where the study file asks for them.
+        unlayered: path or name -> why it is left alone. limit: null where it is known after training alone. smallest:
+        what a network of the space has that is about the smallest. Stacks and layers are there where the study file
+        asks for them.
         """
         price = cost(self.graph)
         space = self.config.space
@@ -60,7 +67,27 @@ class Inspection:
             "macs": price.macs,
             "params": price.params,
             "size_bytes": price.size_bytes,
+            "constraints": self._constraints(),
+            "infeasible": self.infeasible,
         }
+
+    def _constraints(self) -> list[dict[str, Any]]:
+        section, dense = self.config.space, exact_values(cost(self.graph))
+        bounds = [b for b in self.config.search.constraints if b.name in EXACT]
+        space = widest_space(self.graph, section) if bounds else None
+        found: dict[str, float] = {}
+        for name in dict.fromkeys(b.name for b in bounds):
+            assert space is not None
+            one = least(self.graph, space, section.words, {name: 1.0}, widen=False)
+            found[name] = one.values[name]
+        return [
+            {
+                "bound": str(bound),
+                "limit": bound.limit(dense) if bound in bounds else None,
+                "smallest": found.get(bound.name),
+            }
+            for bound in self.config.search.constraints
+        ]
 
     def _stacks(self) -> dict[str, Any]:
         if "block" not in self.config.space.granularities:
@@ -109,7 +136,8 @@ def _left_out(asked: Sequence[str], group: ChannelGroup, graph: ChannelGraph) ->
 def inspect(config: StudyConfig) -> Inspection:
     """Builds and traces the study's network; trains, searches and writes nothing.
 
-    Raises PrunefrontError for all that would stop a search before its first candidate.
+    Raises PrunefrontError for all that would stop a search before its first candidate, but for bounds that cannot be
+    met: `infeasible` has them.
     """
     check_names(config)
     splits = load(config.data)
@@ -119,7 +147,14 @@ def inspect(config: StudyConfig) -> Inspection:
         load_weights(model, config.model.weights)
     graph = trace_model(model, config, shape)
     check_per_group(config.space.per_group, graph)
-    return Inspection(config, graph)
+    infeasible = None
+    if config.search.constraints:
+        space = widest_space(graph, config.space)
+        try:
+            check_bounds(graph, space, config.space, config.search.constraints)
+        except (Infeasible, ConstraintError) as error:
+            infeasible = str(error)
+    return Inspection(config, graph, infeasible)
 
 
 def print_inspection(found: Inspection, console: Console) -> None:
@@ -130,6 +165,13 @@ def print_inspection(found: Inspection, console: Console) -> None:
         f"{data['size_bytes']:,} bytes",
         highlight=False,
     )
+    if data["constraints"]:
+        table = Table("bound", "that is", "networks go down to", box=None, padding=(0, 2, 0, 0))
+        for row in data["constraints"]:
+            limit = "known after training" if row["limit"] is None else f"{row['limit']:,.0f}"
+            smallest = "" if row["smallest"] is None else f"{row['smallest']:,.0f}"
+            table.add_row(*map(Text, (row["bound"], limit, smallest)))
+        console.print(table)
     table = Table("group", "units", "may keep", "members", "criteria", box=None, padding=(0, 2, 0, 0))
     for group in data["groups"]:
         keeps = group["keeps"]

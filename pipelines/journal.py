@@ -58,7 +58,8 @@ class Journal:
     def __init__(self, path: Path) -> None:
         """Opens the journal, and drops a last line that a killed process left half written."""
         self.path = path
-        self.events = _read(path)
+        self.events = read_events(path)
+        _drop_half_line(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a")
 
@@ -84,14 +85,23 @@ class Journal:
         self.close()
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _drop_half_line(path: Path) -> None:
+    if path.exists():
+        text = path.read_bytes()
+        if (whole := text.rfind(b"\n") + 1) < len(text):
+            with path.open("r+b") as file:
+                file.truncate(whole)
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; the file, which a search may be writing, is left as it is. Empty where there is none.
+
+    Raises JournalError for a line that is no event.
+    """
     if not path.exists():
         return []
     text = path.read_bytes()
     whole = text[: text.rfind(b"\n") + 1]
-    if len(whole) < len(text):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
     events: list[dict[str, Any]] = []
     for number, line in enumerate(whole.splitlines(), 1):
         try:

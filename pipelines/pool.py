@@ -67,8 +67,11 @@ class ScoringPool:
         worker = self._free.pop()
         self._running[worker.score.remote(plan)] = (name, worker)
 
-    def next(self, timeout: float) -> tuple[str, Outcome] | None:
-        """Waits for whichever candidate is finished first; None after `timeout` seconds."""
+    def next(self, timeout: float) -> tuple[str, Outcome, float | None] | None:
+        """Waits for whichever candidate is finished first: name, outcome, the worker's seconds (None where it died).
+
+        None after `timeout` seconds.
+        """
         done, _ = ray.wait(list(self._running), num_returns=1, timeout=timeout)
         if not done:
             return None
@@ -76,14 +79,13 @@ class ScoringPool:
         try:
             outcome, seconds = ray.get(done[0])
         except OutOfMemoryError as error:
-            return name, self._lost(Failure("out_of_memory", str(error).splitlines()[0]))
+            return name, self._lost(Failure("out_of_memory", str(error).splitlines()[0])), None
         except RayActorError as error:
-            return name, self._lost(
-                Failure("crashed", f"the worker process died: {str(error).splitlines()[0]}")
-            )
+            lost = Failure("crashed", f"the worker process died: {str(error).splitlines()[0]}")
+            return name, self._lost(lost), None
         self.busy_seconds += seconds
         self._free.append(worker)
-        return name, outcome
+        return name, outcome, seconds
 
     def close(self) -> None:
         """Ends the workers and gives their CPUs back."""

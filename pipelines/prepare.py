@@ -19,10 +19,11 @@ from torch import nn
 from pipelines.config import SpaceSection, StudyConfig
 from pipelines.data import SearchData, Splits, batches
 from pipelines.data import load as load_data
+from pipelines.feasibility import check_bounds
 from pipelines.journal import write_json
 from pipelines.models import build
 from pipelines.onnx_export import export
-from pipelines.problem import check_space, within
+from pipelines.problem import check_space, widest_space, within
 from pipelines.runtimes import runtimes
 from pipelines.train import Recipe, faster_precision, train
 from pipelines.weights import load_weights, save_weights
@@ -167,6 +168,7 @@ def dense_network(config: StudyConfig, say: Say) -> Network:
         initial = _initial(model, before)
         load_weights(model, kept)
         graph = ChannelGraph.from_json(json.loads((folder / "graph.json").read_text()))
+        check_graph(config, graph)
         return Network(splits, model.eval(), graph, initial)
     folder.mkdir(parents=True, exist_ok=True)
     if config.model.weights is not None:
@@ -177,11 +179,12 @@ def dense_network(config: StudyConfig, say: Say) -> Network:
         graph = trace_model(model.eval(), config, shape)
     else:
         save_weights(model, before)
-        trace_model(model, config, shape)  # what cannot be traced is said before hours of training
+        check_graph(
+            config, trace_model(model, config, shape)
+        )  # what cannot be is said before hours of training
         train_dense(model, splits.for_search(), config, say)
         graph = trace_model(model.eval(), config, shape)
-    check_per_group(config.space.per_group, graph)
-    check_space(graph, config.space)
+    check_graph(config, graph)
     save_weights(model, kept)
     write_json(folder / "data.json", fingerprint(splits))
     write_json(folder / "graph.json", graph.to_json())  # last: its presence says that the rest is whole
@@ -193,6 +196,14 @@ def _initial(model: nn.Module, path: Path) -> Mapping[str, NDArray[np.generic]] 
         return None
     load_weights(model, path)
     return arrays(model)
+
+
+def check_graph(config: StudyConfig, graph: ChannelGraph) -> None:
+    """Raises PrunefrontError for what of a study does not go with its network, as far as is known before any score:
+    groups that there are not, a space without a choice, bounds on exact costs that no network of the space meets."""
+    check_per_group(config.space.per_group, graph)
+    check_space(graph, config.space)
+    check_bounds(graph, widest_space(graph, config.space), config.space, config.search.constraints)
 
 
 def check_per_group(per_group: Mapping[str, Sequence[str]], graph: ChannelGraph) -> None:
@@ -243,6 +254,22 @@ def know(config: StudyConfig, network: Network, gather: Gather, say: Say) -> Kno
     _save_nested(found, facts)
     _save_nested(scores, kept)  # last: its presence says that both are whole
     return Knowledge(scores, found)
+
+
+def kept(study: Path) -> tuple[ChannelGraph, Knowledge]:
+    """What an earlier run found out about its network, from the study's folder; no data is read, no network built.
+
+    Raises PrunefrontError if it did not come so far.
+    """
+    folder = study / "prepared"
+    if not (folder / "graph.json").exists() or not (folder / "scores.safetensors").exists():
+        raise PrunefrontError(
+            f"study {study.name!r} has not scored the units of its network yet ({folder}); let `prunefront search` "
+            "go on until it scores candidates"
+        )
+    graph = ChannelGraph.from_json(json.loads((folder / "graph.json").read_text()))
+    scores, facts = (_load_nested(folder / f"{name}.safetensors") for name in ("scores", "facts"))
+    return graph, Knowledge(scores, facts)
 
 
 def _rank_blocks(

@@ -1,25 +1,33 @@
 """From a channel graph and its scores to the problem that a searcher is given."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, islice
 from math import prod
 
-from pipelines.config import Bound, SearchSection, SpaceSection
+import numpy as np
+
+from pipelines.config import SearchSection, SpaceSection
+from pipelines.feasibility import check_bounds, exact_values
 from pruners.allocators import OutOfReach, PerGroup, Terms
 from pruners.allocators import allocators as registry
 from pruners.allocators.redundancy import upper_bounds
 from pruners.compact import within_layers
-from pruners.cost import unit_macs
+from pruners.cost import cost, unit_macs
 from pruners.criteria import criteria
 from pruners.errors import PrunefrontError, RatioError
 from pruners.granularities import layer_granularities
 from pruners.graph import ChannelGraph
 from pruners.layers import Layer
-from pruners.plan import Scores, inside, keep_counts
+from pruners.plan import Scores, inside, keep_counts, plan
 from pruners.scoring import why_not
 from pruners.within import nearest_count
+from search.candidate import Candidate
+from search.constraints import EXACT, Bound, resolve
+from search.costs import CostModel
+from search.front import violation
 from search.heuristics import Proposal, seed_candidates
-from search.measurement import OBJECTIVES, Constraint
+from search.measurement import OBJECTIVES, Constraint, Measurement
 from search.space import PERCENT, GroupSpace, Problem, SearchSpace
 
 ALLOCATORS = ("uniform", "global_threshold")
@@ -133,6 +141,21 @@ def within(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(n for n in names if within_layers(n)) or ("l2",)
 
 
+def widest_space(graph: ChannelGraph, section: SpaceSection) -> SearchSpace:
+    """The space before anything was scored: every criterion that fits is taken to be there, and no bound by redundancy.
+
+    Raises PrunefrontError where nothing can go.
+    """
+    names = {*section.criteria, *chain.from_iterable(section.per_group.values())}
+    scores = {
+        name: {g.name: np.zeros(g.units) for g in graph.groups if why_not(criteria[name], g, graph) is None}
+        for name in names
+    }
+    for name in within(section.criteria):
+        scores.setdefault(name, {}).update({s.name: np.zeros(len(s.blocks)) for s in graph.stacks})
+    return search_space(graph, scores, section.model_copy(update={"bound": "none"}))
+
+
 def check_space(graph: ChannelGraph, section: SpaceSection) -> None:
     """Raises PrunefrontError where nothing can go, whatever the scores will be: before anything is spent on them."""
     if layer_spaces(graph, section):
@@ -156,16 +179,59 @@ def _nothing(graph: ChannelGraph, section: SpaceSection) -> PrunefrontError:
     )
 
 
-def constraints(bounds: Mapping[str, Bound]) -> tuple[Constraint, ...]:
-    """The study file's bounds as constraints; a missing side is open."""
-    return tuple(
-        Constraint(
-            name,
-            low=float("-inf") if b.low is None else b.low,
-            high=float("inf") if b.high is None else b.high,
-        )
-        for name, b in bounds.items()
+def cost_model(graph: ChannelGraph, space: SearchSpace) -> CostModel:
+    """What candidates of the space cost, for many at once; exact for MACs and parameters where only channels go."""
+    names = [g.name for g in space.groups]
+    tensors = list(graph.shapes)
+    axes = {name: [_axis(len(names)), _axis(len(names))] for name in tensors}
+    dims: dict[str, list[int]] = {name: [] for name in tensors}
+    for group in graph.groups:
+        if group.name in names:
+            for m in group.members:
+                seen = dims[m.tensor]
+                if m.dim not in seen:
+                    seen.append(m.dim)
+                share = group.units * len(m.index[0]) / graph.shapes[m.tensor][m.dim]
+                axis = axes[m.tensor][seen.index(m.dim)]
+                axis[0] -= share
+                axis[1 + names.index(group.name)] += share
+    inner = np.zeros((len(tensors), len(names)))
+    stacks = {stack.name: stack.blocks for stack in graph.stacks}
+    for g, group_space in enumerate(space.groups):
+        name = group_space.name
+        for t, tensor in enumerate(tensors):
+            if group_space.kind == "layer":
+                inner[t, g] = tensor == name
+            elif group_space.kind == "blocks":
+                inner[t, g] = inside(tensor, stacks[name])
+    whole = {name: prod(shape) for name, shape in graph.shapes.items()}
+    positions = dict.fromkeys(tensors, 0)
+    for op in graph.ops:
+        positions[op.weight] += op.positions
+    trained = set(graph.parameters)
+    amounts = {
+        "macs": [float(whole[t] * positions[t]) for t in tensors],
+        "params": [float(whole[t] * (t in trained)) for t in tensors],
+        "size_bytes": [float(whole[t] * graph.element_bytes.get(t, 4)) for t in tensors],
+    }
+    return CostModel(
+        np.array([axes[t][0] for t in tensors]),
+        np.array([axes[t][1] for t in tensors]),
+        inner,
+        {name: np.array(values) for name, values in amounts.items()},
     )
+
+
+def _axis(groups: int) -> list[float]:
+    return [1.0, *[0.0] * groups]
+
+
+def constraints(
+    bounds: Sequence[Bound], graph: ChannelGraph, known: Collection[str] = EXACT
+) -> tuple[Constraint, ...]:
+    """The bounds that hold before training: those on exact costs. Accuracy and latency wait for the networks that were
+    trained (docs/constraints.md). known: the values that candidates are told with; a predicted latency may be one."""
+    return resolve(bounds, exact_values(cost(graph)), known)
 
 
 def problem(
@@ -176,19 +242,52 @@ def problem(
     facts: Mapping[str, PerGroup] = NO_FACTS,
     *,
     seed: int = 0,
+    chance: float = 0.0,
+    known: Collection[str] = EXACT,
 ) -> Problem:
-    """Everything that a searcher may know. facts, seed: as in `lanes`."""
+    """Everything that a searcher may know. facts, seed: as in `lanes`. chance: accuracy of guessing. known: as in
+    `constraints`.
+
+    Starting points keep the bounds, but for the dense network; the smallest network that does is one of them. Raises
+    Infeasible where none can be kept.
+    """
     space = search_space(graph, scores, section, facts)
     proposals = lanes(graph, scores, space, allocators=search.allocators, facts=facts, seed=seed)
     proposals = [*with_words(proposals, space), *layer_lanes(space), *block_lanes(space)]
     limit = search.seeds or max(2, search.candidates // 3)
+    bounds = [c for c in constraints(search.constraints, graph, known) if c.name in EXACT]
+    seeds = seed_candidates(space, proposals, limit=sum(map(len, proposals)) + 1 if bounds else limit)
+    if bounds:
+        smallest = check_bounds(graph, space, section, search.constraints)
+        first = [space.dense()] if smallest is None else [space.dense(), smallest]
+        able = (c for c in seeds if _keeps(c, bounds, graph, scores, section))
+        found = {c.key(): c for c in chain(first, able)}
+        seeds = tuple(islice(found.values(), limit))
     return Problem(
         space=space,
         objectives=tuple(OBJECTIVES[name] for name in search.objectives),
-        constraints=constraints(search.constraints),
-        seeds=seed_candidates(space, proposals, limit=limit),
+        constraints=constraints(search.constraints, graph, known),
+        seeds=seeds,
         scores=scores,
+        costs=cost_model(graph, space),
+        chance=chance,
+        evaluations=search.candidates,
     )
+
+
+def _keeps(
+    candidate: Candidate,
+    bounds: Sequence[Constraint],
+    graph: ChannelGraph,
+    scores: Scores,
+    section: SpaceSection,
+) -> bool:
+    """Whether a candidate can be had and meets bounds on exact costs."""
+    try:
+        made = plan(graph, candidate.choices, scores, round_to=section.round_to, words=section.words)
+    except PrunefrontError:
+        return False  # it would be told as impossible
+    return violation(Measurement(exact_values(cost(graph, made))), bounds) == 0
 
 
 def lanes(

@@ -385,7 +385,7 @@ p {{ color: #4b5563; font-size: 13px; }}
 </head>
 <body>
 <h1>{title}</h1>
-{figure}
+{note}{figure}
 <div class="scroll">
 <table>
 <thead><tr>{head}</tr></thead>
@@ -402,8 +402,13 @@ those of the test images.</p>
 """
 
 
-def write_html(rows: Sequence[Row], path: Path, title: str = "Pareto front") -> None:
-    """Writes one page that needs no network: the figure, achieved ratios under the mouse, and the table."""
+def write_html(
+    rows: Sequence[Row], path: Path, title: str = "Pareto front", *, note: str | None = None
+) -> None:
+    """Writes one page that needs no network: the figure, achieved ratios under the mouse, and the table.
+
+    note: a line of text below the title.
+    """
     front = read(rows)
     dense = next((row for row in front if row.key == DENSE), None)
     columns = headers(front)
@@ -414,6 +419,7 @@ def write_html(rows: Sequence[Row], path: Path, title: str = "Pareto front") -> 
         body.append(f'<tr class="{kind}">{cells}</tr>')
     page = PAGE.format(
         title=html.escape(title),
+        note=f'<p class="note">{html.escape(note)}</p>\n' if note else "",
         figure=figure(rows).to_html(
             full_html=False, include_plotlyjs=True, config={"displaylogo": False, "responsive": True}
         ),

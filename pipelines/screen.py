@@ -9,9 +9,7 @@ from pruners.plan import PruningPlan
 from search.candidate import Candidate
 from search.measurement import Failure, Measurement, Outcome, outcome_from_json
 from search.searcher import Searcher
-
-MOST_DUPLICATES = 200
-"""So many proposals in a row that were all known before mean that the space is exhausted."""
+from search.simulator import MOST_DUPLICATES
 
 MOST_REFUSED = 2000
 """So many proposals in a row that are known or over budget mean that the searcher finds nothing within it."""
@@ -35,7 +33,7 @@ class Pool(Protocol):
 
     def submit(self, name: str, plan: PruningPlan) -> None: ...
 
-    def next(self, timeout: float) -> tuple[str, Outcome] | None: ...
+    def next(self, timeout: float) -> tuple[str, Outcome, float | None] | None: ...
 
 
 class Screening:
@@ -78,7 +76,12 @@ class Screening:
                         "machine changed since; start the study afresh with --fresh"
                     )
                 self._expect(then)
-            elif event["event"] == "told":
+            elif event["event"] == "told" and event["key"] not in self.outcomes:
+                if event["key"] not in self._waiting:
+                    raise JournalError(
+                        f"the journal tells of {event['key']!r}, which nobody asked for: the file was changed from "
+                        "outside; restore it, or start the study afresh with --fresh"
+                    )
                 self._settle(event["key"], outcome_from_json(event["outcome"]))
         self._unstarted = [(key, self.plan(waiting[0])) for key, waiting in self._waiting.items()]
         return len(self.outcomes)
@@ -115,8 +118,11 @@ class Screening:
                 return
             finished = pool.next(timeout=1.0)
             if finished is not None:
-                key, outcome = finished
-                self.journal.append("told", key=key, outcome=outcome.to_json())
+                key, outcome, seconds = finished
+                if key not in self._waiting:  # a result that has come before changes nothing
+                    continue
+                took = {} if seconds is None else {"seconds": seconds}
+                self.journal.append("told", key=key, outcome=outcome.to_json(), **took)
                 self._settle(key, outcome)
                 self._check_hope()
 

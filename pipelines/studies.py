@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 STUDIES = Path("studies")
 
+BOUNDS = "bounds.json"
+"""How a study's networks stand to its bounds."""
+
 
 class NoStudy(PrunefrontError):
     """There is no study where one was asked for."""
@@ -68,6 +71,18 @@ def read_front(folder: Path) -> list[FrontRow]:
         return read(json.loads(path.read_text()))
     except ValueError as error:
         raise NoStudy(f"{path} is not JSON ({error}); a search with --resume writes it again") from None
+
+
+def bounds_kept(folder: Path) -> str | None:
+    """How the networks of a study stand to its bounds, in a line; None where it has none. Raises NoStudy for a file
+    that is not what a search writes."""
+    path = folder / BOUNDS
+    if not path.exists():
+        return None
+    try:
+        return str(json.loads(path.read_text())["said"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise NoStudy(f"{path} cannot be read ({error}); a search with --resume writes it again") from None
 
 
 def fetch_best(

@@ -15,13 +15,14 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.tune import TuneError
 
-from pipelines.artifacts import FRONT, ArtifactStore, open_store, put_json
+from pipelines.artifacts import FRONT, ArtifactStore, locate, open_store, put_json
 from pipelines.cluster import Cluster, connected, named
 from pipelines.config import StudyConfig
 from pipelines.controls import control_job, spread
 from pipelines.failures import PASSING
-from pipelines.final import Trained, chosen, report
-from pipelines.forecast import CORRECTED, Forecast, PredictingPool, as_predicted, forecast, steered
+from pipelines.feasibility import above_dense
+from pipelines.final import Trained, chosen, report, standing
+from pipelines.forecast import CORRECTED, Forecast, PredictingPool, forecast, steered
 from pipelines.gather import gather
 from pipelines.journal import Journal, lock, write_json
 from pipelines.latency_table import TABLE
@@ -35,10 +36,11 @@ from pipelines.prepare import (
     make_bench,
     unchanged,
 )
-from pipelines.problem import constraints, problem
+from pipelines.problem import problem
 from pipelines.progress import Display
 from pipelines.report import FrontRow, write_html, write_png
 from pipelines.screen import Pool, Screening
+from pipelines.studies import BOUNDS, bounds_kept
 from pipelines.tracking import MlflowTracker, Status, Tracker, candidate_params
 from pipelines.tune import Queue, Trials, finetune_all
 from pipelines.workbench import Job, Workbench
@@ -48,8 +50,9 @@ from pruners.graph import ChannelGraph
 from pruners.plan import DENSE, PruningPlan, Scores, plan
 from pruners.statistics import Batch, Statistics
 from search.candidate import Candidate
-from search.front import ParetoFront, reference_point
-from search.measurement import Failure, Measurement, Outcome, outcome_from_json
+from search.constraints import resolve, shortfall
+from search.front import ParetoFront, reference_point, violation
+from search.measurement import Constraint, Failure, Measurement, Outcome, outcome_from_json
 from search.promotion import promote
 from search.searchers import searchers
 from search.space import Problem
@@ -61,6 +64,7 @@ OURS = (
     "tune",
     "artifacts",
     FRONT,
+    BOUNDS,
     "front.html",
     "front.png",
     "timing.json",
@@ -221,19 +225,20 @@ def _stages(session: Session, address: str | None) -> list[FrontRow]:
                 config.search,
                 knowledge.facts,
                 seed=config.seed,
+                chance=1.0 / network.splits.classes,
             )
             _say_problem(session, network, task)
         bench_ref = ray.put(bench)
         with timing.stage("latency"):
             predicting = forecast(config, bench, task, session.display, gpus=config.cluster.gpus_per_worker)
-            task = task if predicting is None else steered(task)
+            task = task if predicting is None else steered(task, predicting)
         with timing.stage("screen"):
             screening = _screen(session, network, knowledge.scores, task, bench_ref, cluster, predicting)
         with timing.stage("finetune"):
-            trained = _finetune(session, network, knowledge.scores, screening, bench_ref, cluster)
+            trained = _finetune(session, network, knowledge.scores, screening, task, bench_ref, cluster)
         if predicting is not None:
             _compare_with_forecast(session, predicting, trained)
-        front = chosen(trained, constraints(config.search.constraints))
+        front = _choose(session, trained)
         with timing.stage("control"):
             front += _control(session, network, knowledge.scores, front, bench_ref, cluster)
         with timing.stage("report"):
@@ -243,6 +248,19 @@ def _stages(session: Session, address: str | None) -> list[FrontRow]:
         {"seconds": timing.seconds, "busy": timing.busy, "workers": timing.workers},
     )
     return rows
+
+
+def _choose(session: Session, trained: Sequence[Trained]) -> list[Trained]:
+    """The front within the study's bounds, which are relative to the dense network as it was measured beside the
+    others; how they are met is kept in a file."""
+    bounds = session.config.search.constraints
+    dense = next(t for t in trained if t.name == DENSE)
+    limits = resolve(bounds, dense.measurement.values)
+    if bounds:
+        uri = session.store.uri
+        found = standing(trained, bounds, limits, lambda artifact: locate(uri, artifact))
+        write_json(session.config.path / BOUNDS, found)
+    return chosen(trained, limits)
 
 
 def _join(stack: ExitStack, config: StudyConfig, address: str | None) -> Cluster:
@@ -333,6 +351,8 @@ def _screen(
             front.add(key, outcome)
             if key == DENSE:
                 reference.update(reference_point(task.objectives, outcome))
+                if line := above_dense(config.search.constraints, outcome, config.training.epochs):
+                    session.display.say(line)
         if reference:
             volume = front.relative_hypervolume(reference)
             tracker.log_progress(done, volume, len(front))
@@ -374,19 +394,23 @@ def _finetune(
     network: Network,
     scores: Scores,
     screening: Screening,
+    task: Problem,
     bench_ref: Any,
     cluster: Cluster,
 ) -> list[Trained]:
     """Second stage: the promising ones and the dense network, fine-tuned, measured and published by Tune trials."""
     config, journal = session.config, session.journal
     if not journal.of("promoted"):
+        bounds = task.constraints
         keys = promote(
             {k: m for k, m in screening.measured.items() if k != DENSE},
             config.training.candidates,
             cost="size_bytes" if min(config.space.bits) < 32 else "macs",
             chance=1.0 / network.splits.classes,
-            constraints=as_predicted(constraints(config.search.constraints)),
+            constraints=bounds,
         )
+        if bounds and not keys:
+            _say_none_within(session, screening, bounds)
         journal.append("promoted", candidates=[screening.candidates[key].to_json() for key in keys])
 
     def planned(candidate: Candidate) -> PruningPlan:
@@ -422,6 +446,19 @@ def _compare_with_forecast(session: Session, predicting: Forecast, trained: Sequ
     session.display.say(f"latency, predicted against measured after training: {error}")
     session.tracker.log_values({f"latency_prediction_{k}": v for k, v in error.to_json().items()})
     write_json(config.path / CORRECTED, corrected.table.to_json())
+
+
+def _say_none_within(session: Session, screening: Screening, bounds: Sequence[Constraint]) -> None:
+    """That no scored candidate meets the bounds on exact costs, and which one is nearest."""
+    scored = {key: m for key, m in screening.measured.items() if key != DENSE}
+    if not scored or not session.config.training.candidates:
+        return
+    nearest = min(scored, key=lambda key: (violation(scored[key], bounds), key))
+    if missed := shortfall(scored[nearest].values, bounds):
+        session.display.say(
+            f"none of the {len(scored)} scored candidates meets the bounds, so none is fine-tuned; nearest: {nearest} "
+            f"with {missed}; give search.candidates more, or widen the bounds"
+        )
 
 
 def _control(
@@ -554,9 +591,10 @@ def _report(session: Session, network: Network, front: list[Trained]) -> list[Fr
     data = [row.to_json() for row in rows]
     write_json(folder / FRONT, data)
     put_json(session.store, FRONT, data)
-    write_html(data, folder / "front.html", config.name)
+    write_html(data, folder / "front.html", config.name, note=bounds_kept(folder))
     write_png(data, folder / "front.png", config.name)
-    session.tracker.log_front(data, [folder / "front.html", folder / "front.png", folder / FRONT])
+    pages = [folder / name for name in ("front.html", "front.png", FRONT, BOUNDS)]
+    session.tracker.log_front(data, [page for page in pages if page.exists()])
     return rows
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from pruners.choice import GroupChoice
@@ -21,8 +22,8 @@ class Candidate:
 
     def key(self) -> str:
         """Hash of what is *asked*; `PruningPlan.key` is the one of what is realised."""
-        text = json.dumps({name: c.to_json() for name, c in self.choices.items()}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        inner = ", ".join(_text(name, choice) for name, choice in self.choices.items())
+        return hashlib.sha256(f"{{{inner}}}".encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
         return {"origin": self.origin, "choices": {name: c.to_json() for name, c in self.choices.items()}}
@@ -31,3 +32,9 @@ class Candidate:
     def from_json(cls, data: Mapping[str, Any]) -> "Candidate":
         choices = {name: GroupChoice.from_json(c) for name, c in data["choices"].items()}
         return cls(choices, data.get("origin", ""))
+
+
+@lru_cache(maxsize=2**16)
+def _text(name: str, choice: GroupChoice) -> str:
+    """A group's choice as JSON. Kept, as thousands of candidates are made of a few choices."""
+    return f"{json.dumps(name)}: {json.dumps(choice.to_json(), sort_keys=True)}"

@@ -62,9 +62,9 @@ class ParetoFront:
         self._feasible: dict[str, Measurement] = {}
         self._keys: set[str] = set()
         # all feasible rows, not only the front's: with noise the relation is not transitive
-        self._values = np.empty((0, len(self.objectives)))
-        self._noise = np.empty((0, len(self.objectives)))
+        self._table = np.empty((2, len(self.objectives), 64))  # values and noise; grows by doubling
         self._members: set[str] = set()
+        self._names: list[str] = []  # of the rows
 
     def add(self, key: str, measurement: Measurement) -> bool:
         """Whether the measurement joined the front. A key that came before is ignored, an infeasible one
@@ -79,15 +79,17 @@ class ParetoFront:
         self._keys.add(key)
         if not feasible:
             return False
-        gain = self._values - values  # by how much the new one is better than each
-        margin = np.sqrt(self._noise**2 + noise**2)
-        beaten = (gain >= 0).all(axis=1) & (gain > margin).any(axis=1)
-        beats = (gain <= 0).all(axis=1) & (-gain > margin).any(axis=1)
-        names = list(self._feasible)
-        self._members -= {names[i] for i in np.flatnonzero(beaten)}
+        count = len(self._names)
+        gain = self._table[0, :, :count] - values[:, None]  # by how much the new one is better than each
+        margin = np.sqrt(self._table[1, :, :count] ** 2 + noise[:, None] ** 2)
+        beaten = (gain >= 0).all(axis=0) & (gain > margin).any(axis=0)
+        beats = (gain <= 0).all(axis=0) & (-gain > margin).any(axis=0)
+        self._members -= {self._names[i] for i in np.flatnonzero(beaten)}
         self._feasible[key] = measurement
-        self._values = np.vstack([self._values, values])
-        self._noise = np.vstack([self._noise, noise])
+        if count == self._table.shape[2]:
+            self._table = np.concatenate([self._table, np.empty_like(self._table)], axis=2)
+        self._table[:, :, count] = values, noise
+        self._names.append(key)
         if beats.any():
             return False
         self._members.add(key)

@@ -62,11 +62,11 @@ def _interleave(lanes: Sequence[Sequence[Proposal]]) -> Iterable[Proposal]:
     for turn in range(max((len(lane) for lane in lanes), default=0)):
         for number, lane in enumerate(lanes):
             if turn < len(lane):
-                order = _spread(len(lane))
+                order = van_der_corput(len(lane))
                 yield lane[order[(turn + number) % len(lane)]]
 
 
-def _spread(n: int) -> list[int]:
+def van_der_corput(n: int) -> list[int]:
     """0 … n-1 ordered by van der Corput's sequence: every prefix covers the range about evenly."""
     width = max(1, (n - 1).bit_length())
     return [i for i in (int(format(j, f"0{width}b")[::-1], 2) for j in range(2**width)) if i < n]

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pruners.errors import PrunefrontError
+
 Direction = Literal["max", "min"]
 
 
@@ -46,9 +48,13 @@ class Constraint:
         return over / abs(bound) if over > 0 and bound != 0 else over
 
 
+class NotFinite(PrunefrontError, ValueError):
+    """A measured value is NaN or infinite: there is no Measurement of it, but a Failure."""
+
+
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Finite values by name, and the half-width of each one's 95 % interval (absent = exact)."""
+    """Finite values by name, and the half-width of each one's 95 % interval (absent = exact). Raises NotFinite."""
 
     values: Mapping[str, float]
     noise: Mapping[str, float] = field(default_factory=dict)
@@ -56,7 +62,7 @@ class Measurement:
     def __post_init__(self) -> None:
         for name, value in (*self.values.items(), *self.noise.items()):
             if not math.isfinite(value):
-                raise ValueError(f"{name} must be finite, got {value}: tell a Failure instead")
+                raise NotFinite(f"{name} must be finite, got {value}: tell a Failure instead")
 
     def __getitem__(self, name: str) -> float:
         return self.values[name]

@@ -21,7 +21,8 @@ def promote(
     An untrained score says which of two networks of the same cost is better, but little about networks of different
     cost (the smaller ones recover more), so candidates compete only within their part of the cost axis. Candidates
     whose accuracy is not above `chance` beyond its noise come last; those outside a constraint on an exact value
-    never come (accuracy may still rise with training, so its bound is not applied here).
+    never come (accuracy may still rise with training, so its bound is not applied here). constraints: on values that
+    were scored; what is known after training alone is the caller's to leave out.
 
     scored: key -> measurement with `accuracy` and `cost`. Deterministic: ties fall to the lower cost, then the key.
     Raises PrunefrontError where a bounded value was not measured.

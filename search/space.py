@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from pruners.choice import GroupChoice
 from search.candidate import Candidate
 from search.measurement import Constraint, Objective
+
+if TYPE_CHECKING:
+    from search.costs import Costs
 
 PERCENT = 100
 """Units of a layer's options: its granularities have units of their own, so counts are shares of its weights."""
@@ -102,7 +105,7 @@ class SearchSpace:
         """Whether the candidate chooses an allowed option in every group and names no other group."""
         if set(candidate.choices) != {g.name for g in self.groups}:
             return False
-        return all(self._allows(g, candidate.choices[g.name]) for g in self.groups)
+        return all(self.allows(g, candidate.choices[g.name]) for g in self.groups)
 
     def kept_macs(self, keeps: Mapping[str, int]) -> float:
         """First-order share in [0, 1] of the prunable MACs that these kept-unit counts (by group name) leave.
@@ -154,16 +157,20 @@ class SearchSpace:
         return Candidate(choices, origin)
 
     @staticmethod
-    def _allows(group: GroupSpace, choice: GroupChoice) -> bool:
+    def allows(group: GroupSpace, choice: GroupChoice) -> bool:
+        """Whether the choice is one of the group's options."""
         keep = round(group.units * (1.0 - choice.ratio))
-        units = choice.kept_units()
+        mask = None if choice.keep is None else int(choice.keep, 16)
         return (
             keep in group.keeps
             and abs(group.ratio(keep) - choice.ratio) < 1e-6
             and choice.criterion in group.criteria
             and choice.granularity in (group.able(keep) if keep < group.units else group.granularities)
             and choice.bits in group.bits
-            and (units is None or (group.ranked and len(units) == keep and units[-1] < group.units))
+            and (
+                mask is None
+                or (group.ranked and mask.bit_count() == keep and mask.bit_length() <= group.units)
+            )
         )
 
 
@@ -173,6 +180,9 @@ class Problem:
 
     seeds: candidates asked before anything else (dense, uniform ratios, global thresholds).
     scores: criterion -> group -> score per unit, for searchers that propose patterns; may be empty.
+    costs: what candidates cost, so that searchers need not learn it; None = not known beforehand.
+    chance: the accuracy of guessing: a network that is no better is worth nothing.
+    evaluations: how many candidates will be scored; 0 = not known beforehand.
     """
 
     space: SearchSpace
@@ -180,3 +190,6 @@ class Problem:
     constraints: tuple[Constraint, ...] = ()
     seeds: tuple[Candidate, ...] = ()
     scores: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict)
+    costs: "Costs | None" = None
+    chance: float = 0.0
+    evaluations: int = 0

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search.candidate import Candidate
+from search.costs import CostModel
 from search.front import ParetoFront, reference_point
 from search.measurement import OBJECTIVES, Constraint, Measurement, Outcome
 from search.searcher import Searcher
@@ -62,8 +63,13 @@ def separable(
     seeds: int = 0,
     constraints: tuple[Constraint, ...] = (),
     least: int = 2,
+    priced: bool = True,
+    scored: bool = False,
 ) -> Separable:
-    """A `Separable` problem; sensitivities sum to 0.9. seeds: how many uniform ratios it starts from, after dense."""
+    """A `Separable` problem; sensitivities sum to 0.9. seeds: how many uniform ratios it starts from, after dense.
+
+    priced: whether costs are known beforehand. scored: whether units have scores.
+    """
     space = SearchSpace(
         tuple(
             GroupSpace(f"g{i}", units, tuple(range(least, units + 1)), ("l1", "taylor"), unit_macs=1.0)
@@ -78,11 +84,19 @@ def separable(
         )
         for r in ratios
     ]
+    shares = np.hstack([np.zeros((groups, 1)), np.eye(groups)])
+    rest = np.zeros_like(shares)
+    rest[:, 0] = 1.0
+    costs = CostModel(
+        shares, rest, np.zeros((groups, groups)), {"macs": np.full(groups, float(units))}, frozenset()
+    )
     problem = Problem(
         space,
         (OBJECTIVES["accuracy"], OBJECTIVES["macs"]),
         constraints,
         (space.dense(), *start) if seeds else (),
+        scores={"l1": {g.name: np.arange(float(units)) for g in space.groups}} if scored else {},
+        costs=costs if priced else None,
     )
     return Separable(problem, 0.9 * weights / weights.sum())
 

@@ -37,7 +37,9 @@ RULES = (
     ),
     Rule(
         "search",
-        may=frozenset({"search", "numpy", "moocore", "pruners.choice", "pruners.registry", "pruners.errors"}),
+        may=frozenset(
+            {"search", "numpy", "scipy", "moocore", "pruners.choice", "pruners.registry", "pruners.errors"}
+        ),
     ),
     Rule("pruners", may=frozenset({"pruners", "torch", "numpy", "jaxtyping", "safetensors"})),
 )

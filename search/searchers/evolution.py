@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pruners.choice import GroupChoice
+from search.budget import fit_budget
 from search.candidate import Candidate
 from search.dominance import Floats, crowding, dominance, preference, ranks
 from search.front import minimised, violation
@@ -17,7 +18,14 @@ from search.measurement import Measurement, Outcome
 from search.searcher import searchers
 from search.searchers.ledger import Ledger
 from search.searchers.options import option, read_options
+from search.sensitivity import Sensitivity
 from search.space import GroupSpace, Problem
+
+SUGGESTIONS = 12
+"""Networks that the probes suggest, to start from."""
+
+STRAY = 0.5
+"""How far a child's idea of what a group bears lies from the probes', as a log standard deviation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +33,15 @@ class EvolutionOptions:
     """population: survivors kept. startup: candidates asked (seeds count) before the first child. mutation_rate:
     expected number of groups whose kept count mutates per child (1 = the usual 1/G each). crossover_rate: share of
     children with two parents. blend: share of groups whose kept counts are blended (SBX) rather than taken from
-    one parent. eta_crossover, eta_mutation: distribution indices, larger = closer to the parents.
+    one parent. eta_crossover, eta_mutation: distribution indices, larger = closer to the parents. probes: cuts of
+    single groups asked first at the most, where costs are known beforehand; with them the search starts from the
+    networks that they suggest instead of random ones. guided: share of children that are changed by moving MACs from
+    where they cost least accuracy to where they give most, instead of by chance. age: tells after which a survivor
+    goes, as a multiple of the population, unless nothing beats it: a lucky measurement must not breed for ever.
 
-    Both are large next to the few hundred evaluations of a study, and have to be: on the problems of
-    benchmarks/searchers.py a population of 24, or a start from 20, lost to random search at 150 to 300 evaluations.
+    Both are large next to the few hundred evaluations of a study, and have to be where nothing is known beforehand: on
+    the problems of benchmarks/searchers_analytic.py a population of 24, or a start from 20, lost to random search at
+    150 to 300 evaluations.
     """
 
     population: int = option(60, 4, 10_000)
@@ -38,6 +51,9 @@ class EvolutionOptions:
     mutation_rate: float = option(1.0, 0.0, 100.0)
     eta_crossover: float = option(10.0, 0.0, 1000.0)
     eta_mutation: float = option(10.0, 0.0, 1000.0)
+    probes: int = option(150, 0, 10_000)
+    guided: float = option(0.5, 0.0, 1.0)
+    age: float = option(3.0, 0.1, 1000.0)
 
 
 @searchers.register("evolution")
@@ -46,7 +62,9 @@ class Evolution:
 
     Genome: per group the index of its kept count in `keeps`, criterion, granularity and bits; a seed's
     explicit pattern is inherited until its group changes. Survivors of a tell: the best `population` by
-    constrained, noise-aware non-dominated rank and then crowding. Failures never become parents.
+    constrained, noise-aware non-dominated rank and then crowding; old ones leave (Real et al. 2019). Each candidate
+    carries its own mutation strength, which its children inherit with a log-normal change (Schwefel 1981). Failures
+    never become parents.
     """
 
     def __init__(self, problem: Problem, *, seed: int, **options: Any) -> None:
@@ -60,24 +78,64 @@ class Evolution:
         self._standing: tuple[NDArray[np.int64], Floats] | None = (
             None  # rank and crowding, until the next tell
         )
+        scored = any(o.name == "accuracy" for o in problem.objectives) and problem.costs is not None
+        self._sensitivity = Sensitivity(problem, self.options.probes if scored else 0)
+        self._strength: dict[str, float] = {}  # of every child, as a multiple of the mutation rate
+        self._born: dict[str, int] = {}  # of the population: how many had been told
+        self._start: tuple[Candidate, ...] | None = None
 
     def ask(self) -> Candidate:
-        return self._ledger.propose(self._draw)
+        ledger = self._ledger
+        probe = ledger.next_seed() or self._sensitivity.next(ledger.is_new)
+        if probe is not None:
+            ledger.book(probe)
+            return probe
+        suggested = next((c for c in self._suggested() if ledger.is_new(c)), None)
+        if suggested is not None:
+            ledger.book(suggested)
+            return suggested
+        return ledger.propose(self._draw)
+
+    def _suggested(self) -> tuple[Candidate, ...]:
+        """What the probes suggest, once they are told: networks along the front of their additive model."""
+        table = self._sensitivity.losses(self._ledger.told)
+        if table is None or self._ledger.problem.costs is None:
+            return ()
+        if self._start is None:
+            self._start = self._sensitivity.suggestions(table, self._ledger.problem, SUGGESTIONS)
+        return self._start
 
     def tell(self, candidate: Candidate, outcome: Outcome) -> None:
         if not self._ledger.record(candidate, outcome) or not isinstance(outcome, Measurement):
             return
         self._add(candidate.key(), outcome)
+        self._born[candidate.key()] = len(self._ledger.told)
         if len(self._population) > self.options.population:
-            worst = self._population.pop(int(preference(*self._table())[-1]))
-            del self._rows[worst]
+            self._remove(self._population[int(self._leaves())])
+
+    def _leaves(self) -> int:
+        """Who goes: the oldest of those that are too old and beaten, else the worst."""
+        too_old = len(self._ledger.told) - self.options.age * self.options.population
+        order = preference(*self._table())
+        beaten = ranks(dominance(*self._table())) > 0
+        old = [i for i, key in enumerate(self._population) if beaten[i] and self._born[key] < too_old]
+        return min(old, key=lambda i: self._born[self._population[i]]) if old else int(order[-1])
+
+    def _remove(self, key: str) -> None:
+        self._population.remove(key)
+        del self._rows[key], self._born[key]
 
     def state(self) -> dict[str, Any]:
-        return {**self._ledger.state(), "population": list(self._population)}
+        return {
+            **self._ledger.state(),
+            "population": {key: self._born[key] for key in self._population},
+            "strength": {key: round(s, 6) for key, s in self._strength.items()},
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._ledger.restore(state)
         self._population, self._rows, self._standing = [], {}, None
+        self._strength, self._born = dict(state["strength"]), dict(state["population"])
         for key in state["population"]:
             outcome = self._ledger.told[key]
             if isinstance(outcome, Measurement):
@@ -96,7 +154,9 @@ class Evolution:
         return np.stack(values), np.stack(noise), np.array(broken)
 
     def _draw(self, rng: np.random.Generator) -> Candidate:
-        if len(self._ledger.asked) < self.options.startup or len(self._population) < 2:
+        known = self._sensitivity.losses(self._ledger.told)
+        started = known is not None or len(self._ledger.asked) >= self.options.startup
+        if not started or len(self._population) < 2:
             return self._ledger.problem.space.sample(rng)
         if self._standing is None:
             values, noise, broken = self._table()
@@ -106,12 +166,46 @@ class Evolution:
         mother, father = (self._tournament(rng, rank, lonely) for _ in range(2))
         if rng.random() >= self.options.crossover_rate:
             father = mother
-        chance = min(1.0, self.options.mutation_rate / len(self._groups))
-        choices = {}
-        for name, group in self._groups.items():
-            choice = self._cross(rng, group, mother.choices[name], father.choices[name])
-            choices[name] = self._mutate(rng, group, choice, chance)
-        return Candidate(choices, "evolution")
+        strength = self._strength.get(mother.key(), 1.0) * float(np.exp(0.3 * rng.standard_normal()))
+        strength = min(max(strength, 0.25), 4.0)
+        choices = {
+            name: self._cross(rng, group, mother.choices[name], father.choices[name])
+            for name, group in self._groups.items()
+        }
+        if known is not None and rng.random() < self.options.guided:
+            choices = self._moved(rng, choices, self._sensitivity.by_keep(known), strength)
+        else:
+            chance = min(1.0, strength * self.options.mutation_rate / len(self._groups))
+            choices = {
+                name: self._mutate(rng, self._groups[name], choice, chance)
+                for name, choice in choices.items()
+            }
+        child = Candidate(choices, "evolution")
+        self._strength[child.key()] = round(strength, 6)
+        return child
+
+    def _moved(
+        self,
+        rng: np.random.Generator,
+        choices: Mapping[str, GroupChoice],
+        losses: Mapping[str, NDArray[np.float64]],
+        strength: float,
+    ) -> dict[str, GroupChoice]:
+        """The choices with a few per cent of the MACs taken where they cost least, and about as many given back where
+        they help most; criteria, granularities and words stay."""
+        space = self._ledger.problem.space
+        keeps = {name: round(self._groups[name].units * (1.0 - c.ratio)) for name, c in choices.items()}
+        share = space.kept_macs(keeps)
+        quantum = 0.05 * strength * float(rng.random())
+        less = fit_budget(space, keeps, share * (1.0 - quantum), rng, losses, STRAY)
+        back = share * (1.0 + 0.03 * strength * float(rng.standard_normal()))
+        more = fit_budget(space, less, back, rng, losses, STRAY)
+        return {
+            name: c
+            if more[name] == keeps[name]
+            else _choose(self._groups[name], _place(self._groups[name], more[name]), c)
+            for name, c in choices.items()
+        }
 
     def _tournament(self, rng: np.random.Generator, rank: NDArray[np.int64], lonely: Floats) -> Candidate:
         a, b = (int(i) for i in rng.choice(len(rank), size=2, replace=False))
@@ -173,6 +267,10 @@ class Evolution:
 
 def _index(group: GroupSpace, choice: GroupChoice) -> int:
     return group.keeps.index(round(group.units * (1.0 - choice.ratio)))
+
+
+def _place(group: GroupSpace, keep: int) -> int:
+    return group.keeps.index(keep)
 
 
 def _clip(group: GroupSpace, index: int) -> int:

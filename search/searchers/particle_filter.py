@@ -9,17 +9,21 @@ from numpy.typing import NDArray
 
 from pruners.choice import pattern
 from pruners.errors import PrunefrontError
+from search.budget import fit_budget
 from search.candidate import Candidate
 from search.front import violation
+from search.heuristics import van_der_corput
 from search.measurement import Measurement, Outcome
 from search.searcher import searchers
 from search.searchers.ledger import Ledger
 from search.searchers.options import option, read_options
-from search.space import GroupSpace, Problem, SearchSpace
+from search.sensitivity import Sensitivity
+from search.space import GroupSpace, Problem
 
 Masks = dict[str, NDArray[np.bool_]]
 """Group name -> which of its units stay."""
 
+GOLDEN = 0.6180339887498949  # multiples of it, less their whole parts, never come near each other
 HALF_WIDTH = 1.96  # half a 95 % interval in standard errors
 
 
@@ -29,19 +33,23 @@ class ParticleFilterOptions:
     from kept_first to kept_last (first-order shares of MACs that stay). crossover: share of children with
     two parents. swap_first, swap_last: share of a group's units swapped, annealed within a stage. shift:
     share of children that move one step of budget between two groups. spread: temperature τ of the
-    score-guided draws.
+    score-guided draws. probes: cuts of single groups asked first at the most, where units have scores; they say how a
+    budget is best shared out among the groups. stray: how far from that a particle's own sharing out lies, as the
+    standard deviation of each group's log price.
     """
 
-    particles: int = option(16, 4, 10_000)
-    generations: int = option(2, 1, 1000)
-    stages: int = option(5, 1, 100)
+    particles: int = option(12, 4, 10_000)
+    generations: int = option(1, 1, 1000)
+    stages: int = option(10, 1, 100)
     kept_first: float = option(0.85, 0.01, 1.0)
     kept_last: float = option(0.25, 0.01, 1.0)
     crossover: float = option(0.3, 0.0, 1.0)
     swap_first: float = option(0.10, 0.0, 1.0)
     swap_last: float = option(0.02, 0.0, 1.0)
     shift: float = option(0.2, 0.0, 1.0)
-    spread: float = option(0.5, 0.0, 100.0)
+    spread: float = option(0.1, 0.0, 100.0)
+    probes: int = option(60, 0, 10_000)
+    stray: float = option(0.4, 0.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +65,10 @@ class Particle:
 class ParticleFilter:
     """Asynchronous particle filter: patterns of kept units, one budget of MACs a stage, weighted by their error.
 
+    Where units have scores, each group is probed first (`search.sensitivity`); a budget is then shared out where it
+    costs least, and one pattern of best-scored units per stage is asked before the stages begin, so that every budget
+    has its first point early.
+
     A stage's first N proposals are, in stage 0, score-guided (top-k of log(score) + τ·Gumbel, for half),
     taken from a seed (a quarter) or uniform; later, the shrunk and perturbed survivors of the stage before,
     drawn by systematic resampling with its best one unperturbed. The others are children of particles drawn
@@ -68,9 +80,8 @@ class ParticleFilter:
       budget, and the validation set is the caller's too;
     - it knows no clock: nothing is reissued, a tell that never comes is merely missing;
     - the pools of two stages are kept apart, because errors at different budgets do not compare;
-    - after the last stage it starts over, each stage going on from its own best particles, since a front
-    needs every
-      budget; a stage's parents are then the best N at its budget;
+    - after the last stage it starts over, since a front needs every budget: each stage then goes on from the best N
+      that the sweeps before had at its budget, a little lower each time, so that the front fills between the stages;
     - bits and granularity stay at the group's first option, of a layer the first one that can leave so much.
 
     Only the first objective that is maximised (accuracy) steers; costs come in through the budgets.
@@ -86,6 +97,14 @@ class ParticleFilter:
             )
         self._goal = goals[0]
         self._ledger = Ledger(problem, seed)
+        scored = all(
+            any(g.name in problem.scores.get(c, {}) for c in g.criteria)
+            for g in problem.space.groups
+            if g.ranked
+        )
+        probes = self.options.probes if scored and problem.scores and self._goal == "accuracy" else 0
+        self._sensitivity = Sensitivity(problem, probes)
+        self._scouts = 0  # asked so far
         self.stage = 0
         self._told = 0  # tells of this stage
         self._unchanged = 0  # tells since this stage's best got better
@@ -102,11 +121,42 @@ class ParticleFilter:
         return self._budget(self.stage)
 
     def ask(self) -> Candidate:
-        first = self._ledger.next_seed()
-        candidate = self._ledger.propose(self._draw)
-        if first is None:
-            self._stages.setdefault(candidate.key(), self.stage)
+        ledger = self._ledger
+        first = ledger.next_seed() or self._sensitivity.next(ledger.is_new)
+        if first is not None:
+            ledger.book(first)
+            return first
+        stage = self.stage
+        if self._scouts < self.options.stages and self._losses is not None:
+            stage = van_der_corput(self.options.stages)[self._scouts]
+            scout = self._scout(stage)
+            self._scouts += 1
+            if ledger.is_new(scout):
+                ledger.book(scout)
+                self._stages.setdefault(scout.key(), stage)
+                return scout
+        candidate = ledger.propose(self._draw)
+        self._stages.setdefault(candidate.key(), self.stage)
         return candidate
+
+    @property
+    def _losses(self) -> dict[str, NDArray[np.float64]] | None:
+        """Group name -> expected loss at each of its kept counts, once the probes are told."""
+        table = self._sensitivity.losses(self._ledger.told)
+        return None if table is None else self._sensitivity.by_keep(table)
+
+    def _scout(self, stage: int) -> Candidate:
+        """The best-scored units at a stage's budget, shared out where it is expected to cost least."""
+        space, calm = self._ledger.problem.space, np.random.default_rng([self._ledger.seed, stage, 3, 3])
+        keeps = fit_budget(
+            space, {g.name: g.units for g in space.groups}, self._budget(stage), calm, self._losses, 0.0
+        )
+        masks = {}
+        for g in space.groups:
+            known = [c for c in g.criteria if g.name in self._ledger.problem.scores.get(c, {})]
+            score = self._ledger.problem.scores[known[0]][g.name] if known else np.zeros(g.units)
+            masks[g.name] = top(score, keeps[g.name])
+        return self._candidate(masks)
 
     def tell(self, candidate: Candidate, outcome: Outcome) -> None:
         if not self._ledger.record(candidate, outcome):
@@ -126,6 +176,7 @@ class ParticleFilter:
         return {
             **self._ledger.state(),
             "stage": self.stage,
+            "scouts": self._scouts,
             "stage_told": self._told,
             "unchanged": self._unchanged,
             "pool": list(self._pool),
@@ -138,6 +189,7 @@ class ParticleFilter:
     def restore(self, state: Mapping[str, Any]) -> None:
         self._ledger.restore(state)
         self.stage = state["stage"]
+        self._scouts = state["scouts"]
         self._told = state["stage_told"]
         self._unchanged = state["unchanged"]
         self._pool = list(state["pool"])
@@ -150,11 +202,13 @@ class ParticleFilter:
         """Goes on to the next budget: the present pool's survivors become its first parents."""
         n = self.options.particles
         self.stage += 1
-        self._previous, self._told, self._unchanged = self._pool, 0, 0
         level = [k for k, p in self._archive.items() if self._level(p.stage) == self._level(self.stage)]
-        self._pool = sorted(level, key=lambda k: (self._archive[k].error, k))[:n]
-        self._parents = []
-        if self._previous and not self._pool:
+        earlier = sorted(level, key=lambda k: (self._archive[k].error, k))[:n]
+        self._previous, self._told, self._unchanged = [*self._pool, *earlier], 0, 0
+        if len(earlier) > 1:
+            self._previous = earlier
+        self._pool, self._parents = [], []
+        if self._previous:
             u = float(np.random.default_rng([self._ledger.seed, self.stage, 1, 1]).random())
             drawn = systematic_resample(self._weights(self._previous), n, u)
             self._parents = [self._best(self._previous), *(self._previous[i] for i in drawn)][:n]
@@ -164,7 +218,9 @@ class ParticleFilter:
 
     def _budget(self, stage: int) -> float:
         o = self.options
-        return float(np.linspace(o.kept_first, o.kept_last, o.stages)[self._level(stage)])
+        level = float(np.linspace(o.kept_first, o.kept_last, o.stages)[self._level(stage)])
+        step = (o.kept_first - o.kept_last) / o.stages
+        return level - step * (stage // o.stages * GOLDEN % 1.0)
 
     def _is_late_winner(self, key: str) -> bool:
         errors = sorted(self._archive[k].error for k in self._previous)
@@ -265,7 +321,7 @@ class ParticleFilter:
             child = {name: mate[name] if rng.random() < 0.5 else mask for name, mask in child.items()}
         done = min(1.0, self._told / (self.options.generations * self.options.particles))
         rate = self.options.swap_first + done * (self.options.swap_last - self.options.swap_first)
-        child = swap(child, rate, rng)
+        child = swap(child, rate, rng, {g.name: self._priority(g, rng) for g in space.groups})
         if rng.random() < self.options.shift:
             giver, taker = (space.groups[int(i)] for i in rng.permutation(len(space.groups))[[0, -1]])
             places = {g.name: g.keeps.index(int(child[g.name].sum())) for g in (giver, taker)}
@@ -281,7 +337,7 @@ class ParticleFilter:
         """
         space = self._ledger.problem.space
         before = {name: int(mask.sum()) for name, mask in masks.items()}
-        keeps = fit_budget(space, before, self.budget, rng)
+        keeps = fit_budget(space, before, self.budget, rng, self._losses, self.options.stray)
         return {
             g.name: masks[g.name]
             if keeps[g.name] == before[g.name]
@@ -342,9 +398,11 @@ def resize(mask: NDArray[np.bool_], keep: int, priority: NDArray[np.float64]) ->
     return top(rank + len(mask) * mask, keep)
 
 
-def swap(masks: Masks, rate: float, rng: np.random.Generator) -> Masks:
+def swap(
+    masks: Masks, rate: float, rng: np.random.Generator, priority: Mapping[str, NDArray[np.float64]]
+) -> Masks:
     """The masks with about `rate` of each group's kept units exchanged for dropped ones, one at least where
-    possible.
+    possible: kept ones of least priority for dropped ones of highest.
 
     Counts stay as they are.
     """
@@ -356,65 +414,10 @@ def swap(masks: Masks, rate: float, rng: np.random.Generator) -> Masks:
         counts[able[int(rng.integers(len(able)))]] = 1
     for name, count in counts.items():
         if count:
-            out = rng.choice(np.flatnonzero(masks[name]), size=count, replace=False)
-            back = rng.choice(np.flatnonzero(~masks[name]), size=count, replace=False)
-            swapped[name][out] = False
-            swapped[name][back] = True
+            order = np.argsort(priority[name], kind="stable")
+            swapped[name][[u for u in order if masks[name][u]][:count]] = False
+            swapped[name][[u for u in order[::-1] if not masks[name][u]][:count]] = True
     return swapped
-
-
-def fit_budget(
-    space: SearchSpace, keeps: Mapping[str, int], budget: float, rng: np.random.Generator
-) -> dict[str, int]:
-    """Kept counts near the given ones whose first-order MACs are within the budget and cannot grow by any
-    step.
-
-    Hence never above the budget (unless every group is at its least), and less than one step of the cheapest
-    group that can still grow below it. Steps are along each group's `keeps`; which group moves is drawn at
-    random.
-    """
-    fitted = dict(keeps)
-    groups = {g.name: g for g in space.groups}
-    cost = {g.name: g.unit_macs for g in space.groups}
-    if not any(cost.values()):
-        cost = dict.fromkeys(cost, 1.0)
-    # sums of costs are kept here, not shares, so that whole-numbered costs meet a budget exactly
-    limit = budget * sum(cost[name] * g.units for name, g in groups.items()) * (1 + 1e-12)
-    spent = sum(cost[name] * keep for name, keep in fitted.items())
-    place = {name: groups[name].keeps.index(keep) for name, keep in fitted.items()}
-    names = sorted(groups)
-    while spent > limit:
-        able = [n for n in names if place[n] > 0 and cost[n] > 0]
-        if not able:
-            break
-        spent += _step(able[int(rng.integers(len(able)))], -1, groups, cost, place)
-    while True:
-        able = [n for n in names if place[n] + 1 < len(groups[n].keeps)]
-        able = [n for n in able if spent + _price(n, groups, cost, place) <= limit]
-        if not able:
-            return {n: groups[n].keeps[place[n]] for n in groups}
-        spent += _step(able[int(rng.integers(len(able)))], 1, groups, cost, place)
-
-
-def _price(
-    name: str, groups: Mapping[str, GroupSpace], cost: Mapping[str, float], place: Mapping[str, int]
-) -> float:
-    keeps = groups[name].keeps
-    return cost[name] * (keeps[place[name] + 1] - keeps[place[name]])
-
-
-def _step(
-    name: str,
-    step: int,
-    groups: Mapping[str, GroupSpace],
-    cost: Mapping[str, float],
-    place: dict[str, int],
-) -> float:
-    """Moves one group along its `keeps` and returns what that adds to the MACs."""
-    keeps = groups[name].keeps
-    before = keeps[place[name]]
-    place[name] += step
-    return cost[name] * (keeps[place[name]] - before)
 
 
 def tempered_weights(errors: NDArray[np.float64], at: float) -> NDArray[np.float64]:

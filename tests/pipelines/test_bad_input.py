@@ -126,6 +126,27 @@ def test_granularities_and_words_that_there_are_not(refused: Run, space: str, sa
     assert said in refused(f"{STUDY}[space]\n{space}\n", command="inspect")
 
 
+@pytest.mark.parametrize("command", ["inspect", "search"])
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [
+        ('["macs <= 0.1%"]', "'macs <= 0.1%' cannot be met: the smallest network of the space has"),
+        ('["size_bytes <= 1kB", "accuracy >= -1pt"]', "nearest: 'size_bytes <= 3."),
+        ('["macs >= 110%"]', "nearest: 'macs >= 100%'"),
+        ('["macs >= 90%", "macs <= 1k"]', "contradict each other"),
+    ],
+)
+def test_bounds_that_no_network_meets_before_anything_is_trained(
+    refused: Run, tmp_path: Path, command: str, bounds: str, said: str
+) -> None:
+    assert said in refused(f"{STUDY}[search]\nconstraints = {bounds}\n", command=command)
+    assert not (tmp_path / "studies" / "s" / "prepared" / "dense.safetensors").exists()
+
+
+def test_bounds_in_words_that_there_are_not(refused: Run) -> None:
+    assert "did you mean 'latency_ms'" in refused(STUDY + '[search]\nconstraints = ["latency <= 60%"]\n')
+
+
 def test_a_procedure_over_weights_with_compact_layers(refused: Run) -> None:
     said = refused(
         STUDY + '[space]\ngranularities = ["kernel"]\n[training]\nprocedure = "dns"\n', command="inspect"

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.config import ConfigError, StudyConfig, load, parse, settings
+from search.constraints import parse as parse_bound
 
 BASE = {"name": "s", "model": {"factory": "digits_cnn"}}
 
@@ -49,6 +50,26 @@ def test_an_unknown_key_below_a_name_of_the_users_own() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "texts"),
+    [
+        (["accuracy >= -1pt", "latency_ms<=60%", "size_bytes <= 250kB"], None),
+        ("macs <= 50%", ["macs <= 50%"]),
+        ({"macs": {"high": 1e7}, "accuracy": {"low": 0.85}}, ["macs <= 10M", "accuracy >= 85%"]),
+        ({"latency_ms": {"high": 2.5}, "params": {"low": 1e3, "high": 2e3}}, None),
+        ([], []),
+    ],
+)
+def test_bounds_are_given_as_texts_or_as_a_table_and_kept_as_texts(
+    given: object, texts: list[str] | None
+) -> None:
+    config = parse(BASE | {"search": {"constraints": given}}, source="s.toml", base=Path())
+    kept = config.to_json()["search"]["constraints"]
+    assert texts is None or kept == texts
+    assert [parse_bound(text) for text in kept] == list(config.search.constraints)
+    assert parse(config.to_json(), source="again", base=Path()) == config
+
+
+@pytest.mark.parametrize(
     ("section", "values", "said"),
     [
         ("search", {"candidates": 0}, "greater than or equal to 1"),
@@ -59,6 +80,18 @@ def test_an_unknown_key_below_a_name_of_the_users_own() -> None:
         ("search", {"objectives": ["accuracy", "predicted_latency_ms"]}, "cannot steer the search"),
         ("search", {"objectives": ["macs"]}, "include 'accuracy'"),
         ("search", {"constraints": {"speed": {"low": 1}}}, "'speed'"),
+        ("search", {"constraints": {"accuracy": {"high": 0.9}}}, "write accuracy >="),
+        ("search", {"constraints": {"macs": {"high": "50%"}}}, "'60%' and the like go into a list"),
+        ("search", {"constraints": {"macs": {"high": float("inf")}}}, "finite"),
+        (
+            "search",
+            {"constraints": {"macs": {"low": 2e6, "high": 1e6}}},
+            "'macs >= 2M' and 'macs <= 1M' contradict",
+        ),
+        ("search", {"constraints": {"macs": 1e6}}, "low or a high side"),
+        ("search", {"constraints": ["macs <= 50%", "size_bytes <= 250KB"]}, "did you mean 'kB'"),
+        ("search", {"constraints": [3]}, "list of bounds such as"),
+        ("search", {"constraints": 3}, "list of bounds such as"),
     ],
 )
 def test_a_wrong_value_says_what_is_allowed(section: str, values: dict[str, object], said: str) -> None:

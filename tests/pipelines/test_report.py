@@ -130,9 +130,10 @@ def test_select_says_what_is_possible() -> None:
 
 def test_the_page_needs_no_network(tmp_path: Path) -> None:
     page = tmp_path / "front.html"
-    write_html(ROWS, page, "a <b> & study")
+    write_html(ROWS, page, "a <b> & study", note="no network meets macs <= 1%")
     text = page.read_text(encoding="utf-8")
     assert "cdn.plot.ly/plotly" not in text
+    assert "no network meets macs &lt;= 1%" in text
     assert "<title>a &lt;b&gt; &amp; study</title>" in text
     assert all(r["key"] in text for r in ROWS)
     assert "<b> group" not in text

@@ -13,6 +13,7 @@ from pruners.plan import GroupPlan, PruningPlan
 from search.candidate import Candidate
 from search.measurement import Failure, Outcome
 from search.searchers import searchers
+from search.simulator import VirtualPool, Workers, simulate
 from tests.problems import Separable, separable
 
 Score = Callable[[Candidate], Outcome]
@@ -49,13 +50,13 @@ class LocalPool:
         assert name == plan.key()
         self._running.append(name)
 
-    def next(self, timeout: float) -> tuple[str, Outcome] | None:
+    def next(self, timeout: float) -> tuple[str, Outcome, float | None] | None:
         if self._left == 0:
             raise KilledError
         self._left -= 1
         name = self._running.pop(int(self._rng.integers(len(self._running))))
         self.scored.append(name)
-        return name, self._score(name)
+        return name, self._score(name), None
 
 
 class KilledError(Exception):
@@ -196,3 +197,71 @@ def test_what_cannot_be_had_is_told_and_costs_nothing(tmp_path: Path) -> None:
     assert len(scored) == 6
     assert screening.impossible
     assert [f.reason for f in failures if f.kind == "impossible"] == screening.impossible
+
+
+@pytest.mark.parametrize("searcher", ["random", "evolution", "particle_filter", "optuna_nsga2"])
+@pytest.mark.parametrize("budget", [25, 10**4])
+def test_what_is_simulated_is_what_happens(
+    screening: Open, tmp_path: Path, searcher: str, budget: int
+) -> None:
+    """The first stage itself on virtual workers, against the simulator's own loop: the same questions and answers in
+    the same order, equal networks and used up spaces included."""
+    problem = separable(groups=2, units=8, seeds=3)
+    workers = Workers(count=4, spread=0.5, slow={1: 10.0}, failures=0.1, restart=1.0, twice=0.2, delay=2.0)
+    stage, _ = screening(tmp_path, problem, searcher)
+
+    def evaluate(plan: PruningPlan) -> Outcome:
+        return problem.measure(Candidate({g.name: g.choice for g in plan.groups}))
+
+    pool = VirtualPool[PruningPlan](evaluate, workers, seed=5)
+    stage.run(pool, budget)
+    made = searchers[searcher](problem.problem, seed=1)
+    history = simulate(
+        made, problem.measure, workers, budget=budget, seed=5, realise=lambda c: planned(c).key()
+    )
+    asked = [e.candidate for e in history.events if e.kind in ("asked", "known")]
+    assert [Candidate.from_json(e["candidate"]) for e in stage.journal.of("asked")] == asked
+    assert [e["key"] for e in stage.journal.of("told")] == [e.key for e in history.told]
+    assert stage.outcomes == {e.key: e.outcome for e in history.told}
+    assert history.exhausted == (len(history.told) < budget)
+    assert pool.now == pytest.approx(history.seconds)
+    assert all(e["seconds"] > 0 for e in stage.journal.of("told"))
+
+
+def test_results_that_come_twice_are_written_down_once(screening: Open, tmp_path: Path) -> None:
+    problem = separable(groups=3, seeds=3)
+    stage, seen = screening(tmp_path, problem)
+    score = outcome_of(problem, stage)
+
+    class Twice(LocalPool):
+        last: tuple[str, Outcome, float | None] | None = None
+
+        def next(self, timeout: float) -> tuple[str, Outcome, float | None] | None:
+            again, self.last = self.last, None
+            if again is not None:
+                return again
+            self.last = super().next(timeout)
+            return self.last
+
+    stage.run(Twice(score), 20)
+    assert len(seen) == len(stage.outcomes) == 20
+    told = [e["key"] for e in stage.journal.of("told")]
+    assert told == seen
+
+    # a line that was written twice, by whatever copied the file, is read as one
+    stage.journal.close()
+    path = tmp_path / "journal.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, lines[-1]]))
+    second, seen_again = screening(tmp_path, problem)
+    assert second.replay() == 20
+    assert seen_again == seen
+
+
+def test_a_journal_that_tells_of_what_was_never_asked_is_refused(screening: Open, tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_text(
+        '{"event": "told", "key": "ab", "outcome": {"failure": "x", "reason": ""}}\n'
+    )
+    stage, _ = screening(tmp_path, separable(groups=3))
+    with pytest.raises(JournalError, match="'ab', which nobody asked for"):
+        stage.replay()

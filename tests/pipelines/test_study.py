@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -189,6 +190,36 @@ def test_one_worker_and_one_seed_give_the_same_candidates(tmp_path: Path) -> Non
         asked.append([(e["key"], e["outcome"]) for e in told])
     assert asked[0] == asked[2]
     assert asked[1] == asked[3]
+
+
+def test_bounds_hold_from_the_first_candidate_and_where_none_meets_them_the_nearest_is_kept(
+    tmp_path: Path,
+) -> None:
+    asked = '["macs <= 50%", "latency_ms <= 1%", "accuracy >= -90pt"]'
+    text = STUDY.replace("candidates = 12", f"candidates = 8\nconstraints = {asked}")
+    (tmp_path / "s.toml").write_text(text.replace("candidates = 4", "candidates = 2"))
+    line = next(
+        line for line in prunefront("search", "s.toml", folder=tmp_path).splitlines() if "no pruned" in line
+    )
+    assert line.startswith(
+        "no pruned network meets macs <= 50%, latency_ms <= 1%, accuracy >= -90pt; nearest: "
+    )
+    assert line in prunefront("front", "small", folder=tmp_path)
+    assert "no pruned network meets macs &lt;= 50%" in (tmp_path / "studies/small/front.html").read_text()
+    assert [row["key"] for row in json.loads(prunefront("front", "small", "--json", folder=tmp_path))] == [
+        "dense"
+    ]
+    told = {e["key"]: e["outcome"]["values"]["macs"] for e in events(tmp_path, "small", "told")}
+    half = told.pop("dense") / 2
+    assert (
+        sum(value <= half for value in told.values()) >= 4
+    )  # the starting points, and most of what is drawn
+    trained = {e["name"]: e["outcome"]["values"] for e in events(tmp_path, "small", "trained")}
+    assert len(trained) == 4
+    assert all(v["macs"] <= half for name, v in trained.items() if not name.startswith("dense"))
+    fetched = shlex.split(line.split("; prunefront ")[1])
+    prunefront(*fetched, "-o", "nearest", folder=tmp_path)
+    assert (tmp_path / "nearest" / "model.onnx").exists()
 
 
 UNLUCKY = """

@@ -8,11 +8,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pruners.errors import PrunefrontError
+from search.budget import fit_budget
 from search.measurement import OBJECTIVES, Failure, Measurement
 from search.searchers.particle_filter import (
     ParticleFilter,
     effective_size,
-    fit_budget,
     resize,
     swap,
     systematic_resample,
@@ -87,13 +87,37 @@ def test_budget_is_met_within_one_step(space: SearchSpace, budget: float, seed: 
             assert space.kept_macs({**keeps, g.name: g.keeps[place + 1]}) > budget - 1e-9
 
 
+@given(SPACES, st.floats(0.05, 1.0), st.integers(0, 99))
+def test_a_budget_is_taken_from_where_it_costs_least(space: SearchSpace, budget: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    whole = {g.name: g.units for g in space.groups}
+    losses = {g.name: np.sort(rng.random(len(g.keeps)))[::-1] for g in space.groups}
+    guided = fit_budget(space, whole, budget, rng, losses)
+    assert guided == fit_budget(
+        space, whole, budget, np.random.default_rng(seed + 1), losses
+    )  # nothing is drawn
+    for g in space.groups:  # no group can grow any more
+        place = g.keeps.index(guided[g.name])
+        if place + 1 < len(g.keeps):
+            assert space.kept_macs({**guided, g.name: g.keeps[place + 1]}) > budget - 1e-9
+
+
+def test_a_group_that_bears_nothing_is_cut_last() -> None:
+    space = SearchSpace(
+        tuple(GroupSpace(n, 10, tuple(range(1, 11)), ("l1",), unit_macs=1.0) for n in ("hard", "soft"))
+    )
+    losses = {"hard": np.linspace(9.0, 0.0, 10), "soft": np.linspace(0.9, 0.0, 10)}
+    keeps = fit_budget(space, {"hard": 10, "soft": 10}, 0.6, np.random.default_rng(0), losses, 0.2)
+    assert keeps == {"hard": 10, "soft": 2}
+
+
 @given(st.lists(st.booleans(), min_size=2, max_size=12), st.floats(0, 1), st.integers(0, 99), st.data())
 def test_swap_and_resize_keep_their_counts(
     bits: list[bool], rate: float, seed: int, data: st.DataObject
 ) -> None:
     rng = np.random.default_rng(seed)
     mask = np.array(bits)
-    swapped = swap({"a": mask}, rate, rng)["a"]
+    swapped = swap({"a": mask}, rate, rng, {"a": rng.random(len(mask))})["a"]
     assert swapped.sum() == mask.sum()
     if 0 < mask.sum() < len(mask):
         assert (swapped != mask).any()
@@ -177,7 +201,7 @@ def test_scores_guide_the_first_patterns() -> None:
     kept = {}
     for name, known in (("blind", {}), ("guided", scores)):
         problem = Problem(toy.problem.space, toy.problem.objectives, scores=known)
-        searcher = ParticleFilter(problem, seed=0, particles=32, kept_first=0.4)
+        searcher = ParticleFilter(problem, seed=0, particles=32, kept_first=0.4, probes=0)
         kept[name] = np.mean([toy.kept(searcher.ask()) for _ in range(32)])
     assert kept["guided"] > kept["blind"] + 0.15
 

@@ -1,5 +1,6 @@
 """What every searcher owes its caller, over the whole registry; then whether the good ones beat chance."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -10,26 +11,29 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pruners.choice import GroupChoice, pattern
 from pruners.errors import PrunefrontError, UnknownName
 from search.candidate import Candidate
 from search.measurement import Constraint, Failure, Measurement, Outcome
 from search.searcher import Searcher
 from search.searchers import searchers
+from search.searchers.ledger import Ledger
 from search.space import GroupSpace, Problem, SearchSpace
 from tests.problems import Separable, drive, hypervolume, planted, separable
 
-EXACT = ("random", "evolution", "particle_filter")
+EXACT = ("random", "evolution", "particle_filter", "surrogate", "auto")
 OPTIONS: dict[str, dict[str, Any]] = {
     # small numbers, so that a short run passes through every branch
-    "evolution": {"population": 6, "startup": 6},
-    "particle_filter": {"particles": 4, "generations": 2, "stages": 3},
+    "evolution": {"population": 6, "startup": 6, "probes": 4},
+    "particle_filter": {"particles": 4, "generations": 2, "stages": 3, "probes": 4},
+    "surrogate": {"probes": 4, "pool": 40, "rounds": 1},
     "optuna_tpe": {"startup": 6},
     "optuna_nsga2": {"population": 4},
     "optuna_nsga3": {"population": 4},
     # a fit of its Gaussian processes takes a second or more: it has a test of its own
     "optuna_gp": {"startup": 1000},
 }
-TOY = separable(groups=3, units=6, seeds=3, constraints=(Constraint("accuracy", low=0.4),))
+TOY = separable(groups=3, units=6, seeds=3, constraints=(Constraint("accuracy", low=0.4),), scored=True)
 
 
 def make(name: str, problem: Problem = TOY.problem, seed: int = 0) -> Searcher:
@@ -244,7 +248,7 @@ def test_particle_filter_finds_the_planted_set_and_beats_random_patterns() -> No
     for seed in range(10):
         toy = planted(groups=3, seed=seed)
         rng = np.random.default_rng([seed, 5])
-        options = {"stages": 1, "kept_first": 0.5, "generations": 1000}
+        options = {"stages": 1, "kept_first": 0.5, "generations": 1000, "particles": 16}
         searcher = searchers["particle_filter"](toy.problem, seed=seed, **options)
         told = drive(searcher, lambda c, toy=toy, rng=rng: toy.measure(c, rng), 400, parallel=4)  # type: ignore[misc]
         best = max(told, key=lambda pair: pair[1]["accuracy"] if isinstance(pair[1], Measurement) else 0.0)[0]
@@ -254,3 +258,43 @@ def test_particle_filter_finds_the_planted_set_and_beats_random_patterns() -> No
         won += toy.kept(best) > max(halves) / critical.sum()
     assert found >= 9
     assert won >= 9
+
+
+def test_a_long_study_is_kept_small_and_the_same() -> None:
+    """Candidates with patterns and without, and one told that was never asked nor lies in the space."""
+    toy = planted(groups=3, units=8)
+    ledger = Ledger(toy.problem, 0)
+    rng = np.random.default_rng(0)
+    for number in range(300):
+        drawn = toy.problem.space.sample(rng, f"origin {number % 3}")
+        choices = dict(drawn.choices)
+        if number % 2:
+            choices["g0"] = toy.problem.space.groups[0].choose(3, pattern=pattern([0, 1 + number % 7, 2][:3]))
+        candidate = Candidate(choices, drawn.origin)
+        if toy.problem.space.contains(candidate):
+            ledger.book(candidate)
+            ledger.record(
+                candidate, toy.measure(candidate, rng) if number % 5 else Failure("error", "planted")
+            )
+    stranger = Candidate({"elsewhere": toy.problem.space.groups[0].choose(3)})
+    ledger.record(stranger, Failure("error", "of another network"))
+    text = json.dumps(ledger.state())
+    again = Ledger(toy.problem, 0)
+    again.restore(json.loads(text))
+    assert list(again.asked.items()) == list(ledger.asked.items())
+    assert list(again.told.items()) == list(ledger.told.items())
+    assert again.asks == ledger.asks
+    other = Ledger(planted(groups=3, units=6).problem, 0)
+    with pytest.raises(PrunefrontError, match="another search space"):
+        other.restore(json.loads(text))
+
+
+@given(
+    st.lists(
+        st.tuples(st.text(), st.floats(0, 0.99), st.integers(1, 32)), max_size=6, unique_by=lambda t: t[0]
+    )
+)
+def test_a_key_is_the_hash_of_the_json(choices: list[tuple[str, float, int]]) -> None:
+    candidate = Candidate({name: GroupChoice(name, ratio, bits=bits) for name, ratio, bits in choices})
+    text = json.dumps(candidate.to_json()["choices"], sort_keys=True)
+    assert candidate.key() == hashlib.sha256(text.encode()).hexdigest()[:16]

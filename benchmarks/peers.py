@@ -1,0 +1,197 @@
+"""What a person would use instead: each peer asks for a candidate and is told what it measured."""
+
+import copy
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import optuna
+import torch
+from torch import nn
+
+from benchmarks.reference import Reference
+from pruners.choice import GroupChoice, pattern
+from search.candidate import Candidate
+from search.measurement import Measurement
+from search.searchers import searchers
+from search.space import SearchSpace
+
+MAX_RATIO = 0.93
+
+
+class Peer(Protocol):
+    """None = there is nothing more to try."""
+
+    def ask(self) -> Candidate | None: ...
+
+    def tell(self, candidate: Candidate, measured: Measurement) -> None: ...
+
+
+class Listed:
+    """Candidates that are settled before anything is measured."""
+
+    def __init__(self, candidates: Iterator[Candidate]) -> None:
+        self._left = candidates
+
+    def ask(self) -> Candidate | None:
+        return next(self._left, None)
+
+    def tell(self, candidate: Candidate, measured: Measurement) -> None:
+        """Nothing follows from it."""
+
+
+class Optuna:
+    """Optuna over one ratio per group, maximising accuracy and minimising MACs."""
+
+    def __init__(self, reference: Reference, sampler: optuna.samplers.BaseSampler) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._space = reference.problem().space
+        self._study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+        self._trials: dict[str, optuna.Trial] = {}
+        self._macs = reference.dense_macs
+
+    def ask(self) -> Candidate:
+        trial = self._study.ask()
+        ratios = [trial.suggest_float(g.name, 0.0, MAX_RATIO) for g in self._space.groups]
+        self._trials["now"] = trial
+        return at_ratios(self._space, ratios)
+
+    def tell(self, candidate: Candidate, measured: Measurement) -> None:
+        self._study.tell(self._trials.pop("now"), [measured["accuracy"], measured["macs"] / self._macs])
+
+
+def at_ratios(space: SearchSpace, ratios: "list[float] | np.ndarray") -> Candidate:
+    """The candidate that drops these shares of the groups."""
+    return Candidate(
+        {
+            g.name: g.choose(g.nearest(g.units * (1.0 - float(r))))
+            for g, r in zip(space.groups, ratios, strict=True)
+        }
+    )
+
+
+def uniform(reference: Reference, seed: int, evaluations: int) -> Peer:
+    """One ratio for all groups, as many of them as there are evaluations."""
+    space = reference.problem().space
+    return Listed(at_ratios(space, [r] * len(space.groups)) for r in np.linspace(0.0, MAX_RATIO, evaluations))
+
+
+def random(reference: Reference, seed: int, evaluations: int) -> Peer:
+    """Every group's ratio by itself."""
+    space, rng = reference.problem().space, np.random.default_rng(seed)
+    return Listed(
+        at_ratios(space, rng.uniform(0.0, MAX_RATIO, len(space.groups))) for _ in range(evaluations)
+    )
+
+
+def nsga2(reference: Reference, seed: int, evaluations: int) -> Peer:
+    return Optuna(reference, optuna.samplers.NSGAIISampler(population_size=20, seed=seed))
+
+
+def tpe(reference: Reference, seed: int, evaluations: int) -> Peer:
+    return Optuna(reference, optuna.samplers.TPESampler(seed=seed))
+
+
+def gp(reference: Reference, seed: int, evaluations: int) -> Peer:
+    return Optuna(reference, optuna.samplers.GPSampler(seed=seed))
+
+
+class Ours:
+    """One of our searchers."""
+
+    def __init__(self, name: str, reference: Reference, seed: int) -> None:
+        self._searcher = searchers[name](reference.problem(), seed=seed)
+
+    def ask(self) -> Candidate | None:
+        return self._searcher.ask()
+
+    def tell(self, candidate: Candidate, measured: Measurement) -> None:
+        self._searcher.tell(candidate, measured)
+
+
+def ours(name: str) -> Callable[[Reference, int, int], Peer]:
+    return lambda reference, seed, evaluations: Ours(name, reference, seed)
+
+
+IMPORTANCES = ("l1", "l2", "bn_scale", "lamp", "fpgm", "taylor", "random")
+"""Importances of torch-pruning, by what they are called there or here."""
+
+
+def torch_pruning(importance: str) -> Callable[[Reference, int, int], Peer]:
+    """A sweep of torch-pruning's global pruning over its one ratio, as many as there are evaluations."""
+    return lambda reference, seed, evaluations: Listed(
+        _global(reference, importance, float(r), seed) for r in np.linspace(0.0, 0.95, evaluations)
+    )
+
+
+def _global(reference: Reference, importance: str, ratio: float, seed: int) -> Candidate:
+    import torch_pruning as tp
+
+    torch.manual_seed(seed)
+    space = reference.problem().space
+    names = [g.name for g in space.groups]
+    model = copy.deepcopy(reference.cifar.network.model).eval()
+    modules = dict(model.named_modules())
+    example = torch.zeros(1, 3, 32, 32)
+    if importance == "taylor":
+        _gradients(reference, model)
+    whole = {name: modules[name].out_channels for name in names}
+    kept = {name: list(range(int(n))) for name, n in whole.items()}  # type: ignore[call-overload]
+    pruner = tp.pruner.MetaPruner(
+        model,
+        example,
+        importance=_importance(tp, importance),
+        global_pruning=True,
+        pruning_ratio=ratio,
+        max_pruning_ratio=MAX_RATIO,
+        ignored_layers=[
+            m for n, m in modules.items() if isinstance(m, nn.Conv2d | nn.Linear) and n not in names
+        ],
+    )
+    paths = {module: name for name, module in modules.items()}
+    for group in pruner.step(interactive=True):
+        target, channels = paths[group[0].dep.target.module], group[0].idxs
+        if target in kept:
+            kept[target] = [u for i, u in enumerate(kept[target]) if i not in set(channels)]
+        group.prune()
+    choices: dict[str, GroupChoice] = {}
+    for g in space.groups:
+        units = kept[g.name]
+        keep = max(len(units), g.keeps[0])
+        choices[g.name] = g.choose(keep, pattern=pattern(units)) if keep == len(units) else g.choose(keep)
+    return Candidate(choices)
+
+
+def _importance(tp: Any, name: str) -> Any:
+    made = {
+        "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1),
+        "l2": lambda: tp.importance.GroupMagnitudeImportance(p=2),
+        "bn_scale": tp.importance.BNScaleImportance,
+        "lamp": tp.importance.LAMPImportance,
+        "fpgm": tp.importance.FPGMImportance,
+        "taylor": tp.importance.GroupTaylorImportance,
+        "random": tp.importance.RandomImportance,
+    }
+    return made[name]()
+
+
+def _gradients(reference: Reference, model: nn.Module) -> None:
+    """Of the loss on the same training images that our criteria look at."""
+    from pipelines.prepare import calibration
+
+    for inputs, labels in calibration(reference.cifar.config, reference.cifar.network.splits.for_search()):
+        nn.functional.cross_entropy(model(inputs), labels, reduction="sum").backward()
+
+
+PEERS: dict[str, Callable[[Reference, int, int], Peer]] = {
+    "uniform sweep": uniform,
+    "random": random,
+    "Optuna TPE": tpe,
+    "Optuna NSGA-II": nsga2,
+    "Optuna GP": gp,
+}
+if importlib.util.find_spec("torch_pruning"):
+    PEERS |= {f"torch-pruning {name}": torch_pruning(name) for name in IMPORTANCES}
+
+OURS = {name: ours(name) for name in ("auto", "surrogate", "evolution", "particle_filter")}

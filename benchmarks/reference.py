@@ -1,0 +1,76 @@
+"""The searchers' reference problem: the trained ResNet-20 on CIFAR-10, nine channel groups, no training."""
+
+import fcntl
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.cifar import Cifar
+from pipelines.problem import problem
+from pruners.cost import macs
+from pruners.plan import plan
+from search.candidate import Candidate
+from search.measurement import Measurement
+from search.space import Problem
+
+CHANCE = 0.1
+SECTIONS: dict[str, Any] = {
+    "space": {"criteria": ["l1"], "max_ratio": 0.93, "frozen": ["conv1"], "calibration_images": 1024},
+    # rows 45,000 to 46,999 of the training file
+    "search": {"validation_limit": 2000, "objectives": ["accuracy", "macs"], "seeds": 1},
+}
+
+
+class Reference:
+    """Candidates -> accuracy after re-estimating batch norms, and MACs; the same plan is paid for once.
+
+    criteria: which may rank a group's channels. cache: a file that keeps what was measured from run to run.
+    """
+
+    def __init__(self, criteria: Iterable[str] = ("l1",), cache: Path | None = None) -> None:
+        torch.set_num_threads(1)
+        space = SECTIONS["space"] | {"criteria": list(criteria)}
+        self.cifar = Cifar(SECTIONS | {"space": space})
+        self.graph = self.cifar.network.graph
+        self.dense_macs = macs(self.graph)
+        self._cache = cache
+        self._known: dict[str, float] = {}
+        if cache is not None and cache.exists():
+            self._known = dict(json.loads(line) for line in cache.read_text().splitlines())
+
+    def problem(self) -> Problem:
+        """What a searcher is given; it starts from the dense network alone, and does not know how long it may go on."""
+        config = self.cifar.config
+        found = problem(self.graph, self.cifar.scores, config.space, config.search, chance=CHANCE)
+        assert len(found.seeds) == 1
+        return replace(found, evaluations=0)
+
+    def measure(self, candidate: Candidate) -> tuple[str, Measurement]:
+        """The realised architecture's key, and what it measures."""
+        aim = plan(self.graph, candidate.choices, self.cifar.scores)
+        key, images = aim.key(), len(self.cifar.evaluator.bench.data.validation[:2000])
+        if key not in self._known:
+            self._known[key] = self.cifar.evaluator.score(aim)["accuracy"]
+            if self._cache is not None:
+                with self._cache.open("a") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    file.write(json.dumps([key, self._known[key]]) + "\n")
+        accuracy = self._known[key]
+        noise = 1.96 * (accuracy * (1 - accuracy) / images) ** 0.5
+        return key, Measurement(
+            {"accuracy": accuracy, "macs": float(macs(self.graph, aim))}, {"accuracy": noise}
+        )
+
+    def hypervolume(self, measured: Iterable[Measurement]) -> float:
+        """Area of (accuracy above chance, MACs ratio below 1) that the measurements cover."""
+        points = sorted((m["macs"] / self.dense_macs, m["accuracy"]) for m in measured)
+        area, top = 0.0, CHANCE
+        for ratio, accuracy in points:
+            if ratio < 1.0 and accuracy > top:
+                area += (accuracy - top) * (1.0 - ratio)
+                top = accuracy
+        return area

@@ -1,0 +1,137 @@
+"""A portfolio that a user need not think about: several searchers share the budget by what they add to the front."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pruners.errors import PrunefrontError
+from search.candidate import Candidate
+from search.front import ParetoFront, reference_point
+from search.measurement import Measurement, Outcome
+from search.searcher import MakeSearcher, Searcher, searchers
+from search.searchers.evolution import Evolution
+from search.searchers.ledger import TRIES, Ledger
+from search.searchers.options import option, read_options
+from search.searchers.particle_filter import ParticleFilter
+from search.searchers.surrogate import Surrogate
+from search.space import Problem
+
+ARMS: Mapping[str, MakeSearcher] = {
+    "surrogate": Surrogate,
+    "evolution": Evolution,
+    "particle_filter": ParticleFilter,
+}
+"""In the order of trust before anything is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class AutoOptions:
+    """trust: credit of the first searcher before anything is known; the next ones have a tenth of it. least: share of
+    the asks that every searcher keeps. memory: share of its credit that an arm keeps with each of its tells, so that
+    what added once does not count for ever.
+    """
+
+    trust: float = option(1.0, 0.0, 1000.0)
+    least: float = option(0.03, 0.0, 0.3)
+    memory: float = option(0.95, 0.0, 1.0)
+
+
+@searchers.register("auto")
+class Auto:
+    """Asks the model of the network first, and shifts budget to what improves the hypervolume.
+
+    Every searcher is told everything, whoever proposed it. An ask goes to one drawn with the share of its credit: the
+    mean of what its latest proposals added to the hypervolume, as a share of what there was. Searchers that cannot
+    serve the problem are left out: without accuracy among the objectives only evolution is left.
+    """
+
+    def __init__(self, problem: Problem, *, seed: int, **options: Any) -> None:
+        self.options = read_options(AutoOptions, options, "auto")
+        self._ledger = Ledger(problem, seed)
+        self._arms: dict[str, Searcher] = {}
+        for name, make in ARMS.items():
+            try:
+                self._arms[name] = make(problem, seed=seed)
+            except PrunefrontError:
+                continue  # it says itself what it needs; the others go on
+        trust = [self.options.trust * (1.0 if i == 0 else 0.1) for i in range(len(self._arms))]
+        self._credit = dict(zip(self._arms, trust, strict=True))
+        self._owner: dict[str, str] = {}
+        self._front = ParetoFront(problem.objectives, problem.constraints)
+        self._reference: dict[str, float] = {}
+        self._volume = 0.0
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Searcher -> share of the asks that it gets now; they sum to 1."""
+        total = sum(self._credit.values())
+        even, free = 1.0 / len(self._arms), 1.0 - self.options.least * len(self._arms)
+        return {
+            name: self.options.least + free * (credit / total if total > 0 else even)
+            for name, credit in self._credit.items()
+        }
+
+    def ask(self) -> Candidate | None:
+        name = self._chosen()
+        candidate = None
+        for _ in range(TRIES):  # another searcher may have asked for the same
+            candidate = self._arms[name].ask()
+            if candidate is None or self._ledger.is_new(candidate):
+                break
+        if candidate is None:
+            return None
+        self._ledger.book(candidate)
+        self._owner.setdefault(candidate.key(), name)
+        return candidate
+
+    def _chosen(self) -> str:
+        """Who proposes next. The first one alone until its probes are asked: all profit from what they tell."""
+        first = next(iter(self._arms))
+        arm = self._arms[first]
+        if isinstance(arm, Surrogate) and arm.probing:
+            return first
+        shares = self.shares
+        return list(shares)[int(self._ledger.rng().choice(len(shares), p=list(shares.values())))]
+
+    def tell(self, candidate: Candidate, outcome: Outcome) -> None:
+        if not self._ledger.record(candidate, outcome):
+            return
+        for arm in self._arms.values():
+            arm.tell(candidate, outcome)
+        gain = self._gain(candidate, outcome)
+        name = self._owner.get(candidate.key())
+        if name is not None and self._reference:
+            keep = self.options.memory
+            self._credit[name] = keep * self._credit[name] + (1.0 - keep) * gain
+
+    def state(self) -> dict[str, Any]:
+        return {
+            **self._ledger.state(),
+            "arms": {name: arm.state() for name, arm in self._arms.items()},
+            "credit": dict(self._credit),
+            "owner": dict(self._owner),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._ledger.restore(state)
+        for name, arm in self._arms.items():
+            arm.restore(state["arms"][name])
+        self._owner = dict(state["owner"])
+        self._front = ParetoFront(self._ledger.problem.objectives, self._ledger.problem.constraints)
+        self._reference, self._volume = {}, 0.0
+        for key, outcome in self._ledger.told.items():
+            if key in self._ledger.asked:
+                self._gain(self._ledger.asked[key], outcome)
+        self._credit = dict(state["credit"])
+
+    def _gain(self, candidate: Candidate, outcome: Outcome) -> float:
+        """What a tell added to the hypervolume, as a share of what there was; 0 before the dense network is known."""
+        if not isinstance(outcome, Measurement):
+            return 0.0
+        self._front.add(candidate.key(), outcome)
+        if not self._reference:
+            if candidate.key() != self._ledger.problem.space.dense().key():
+                return 0.0
+            self._reference = reference_point(self._ledger.problem.objectives, outcome)
+        before, self._volume = self._volume, self._front.hypervolume(self._reference)
+        return self._volume / before - 1.0 if before > 0 else 0.0

@@ -1,0 +1,316 @@
+"""Proposals by what the network's measurements say: a model of accuracy, exact costs, expected gain of the front."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pruners.errors import PrunefrontError
+from search.accuracy_model import AccuracyModel, Settings
+from search.acquisition import CostBox
+from search.candidate import Candidate
+from search.encoding import Encoding, Floats, Rows
+from search.measurement import Measurement, Outcome
+from search.searcher import searchers
+from search.searchers.ledger import Ledger
+from search.searchers.options import option, read_options
+from search.sensitivity import Sensitivity, losses_of, savings, trade_offs
+from search.space import Problem
+
+MOST_KNOWN = 240
+"""Measurements that the model knows: time grows with their cube, and those far from the front say little."""
+
+RESET = 1.2
+"""By how much what was told must grow before the model's settings are chosen anew."""
+
+MOST_PROPOSALS = 100
+"""Made from one fit."""
+
+SWEEP = 40
+"""Trade-offs of the additive model that each search for proposals starts from."""
+
+
+@dataclass(frozen=True, slots=True)
+class SurrogateOptions:
+    """probes: cuts of single groups asked at the most before the model proposes. pool: candidates judged per round;
+    rounds: how often the best of them are varied. patience: proposals made from one fit, as a share of what is known.
+    """
+
+    probes: int = option(150, 0, 10_000)
+    pool: int = option(200, 40, 10_000)
+    rounds: int = option(5, 1, 100)
+    patience: float = option(0.05, 0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What was measured, the dense network first: rows [n, G], accuracy [n], loss and its variance [n] as `losses_of`,
+    costs [n, C]."""
+
+    rows: Rows
+    accuracy: Floats
+    loss: Floats
+    variance: Floats
+    costs: Floats
+
+
+@searchers.register("surrogate")
+class Surrogate:
+    """Bayesian optimisation of one uncertain objective, accuracy, against costs that are known.
+
+    Probes each group first (`search.sensitivity`), then fits `search.accuracy_model` to all measurements and proposes
+    what is expected to add most to the front (`search.acquisition`). Candidates in flight count as if they had given
+    what is expected of them, so parallel workers do not ask for the same thing (Ginsbourger et al. 2010, kriging
+    believer). Candidates outside a constraint on a cost are never proposed.
+    """
+
+    def __init__(self, problem: Problem, *, seed: int, **options: Any) -> None:
+        self.options = read_options(SurrogateOptions, options, "surrogate")
+        names = [o.name for o in problem.objectives]
+        if "accuracy" not in names:
+            raise PrunefrontError(
+                f"searcher 'surrogate' needs accuracy among the objectives, which are {', '.join(names)}"
+            )
+        self._ledger = Ledger(problem, seed)
+        self._costs = [name for name in names if name != "accuracy"] or ["macs"]
+        self._sensitivity = Sensitivity(problem, self.options.probes)
+        self._encoding = Encoding(problem.space)
+        self._model = AccuracyModel(self._encoding)
+        self._queue: list[Candidate] = []
+        self._settings: Settings | None = None
+        self._settings_at = 0  # how many had been told
+        self._rows: dict[str, Rows] = {}
+
+    @property
+    def probing(self) -> bool:
+        """Whether seeds or single-group cuts are still to be asked."""
+        ledger = self._ledger
+        return ledger.next_seed() is not None or self._sensitivity.next(ledger.is_new) is not None
+
+    def ask(self) -> Candidate:
+        ledger = self._ledger
+        first = ledger.next_seed() or self._sensitivity.next(ledger.is_new)
+        if first is not None:
+            ledger.book(first)
+            return first
+        self._queue = [c for c in self._queue if ledger.is_new(c)]
+        if not self._queue:
+            self._queue = self._proposals(ledger.rng(1))
+        if not self._queue:
+            return ledger.propose(ledger.problem.space.sample)
+        candidate = self._queue.pop(0)
+        ledger.book(candidate)
+        return candidate
+
+    def tell(self, candidate: Candidate, outcome: Outcome) -> None:
+        self._ledger.record(candidate, outcome)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            **self._ledger.state(),
+            "queue": [c.to_json() for c in self._queue],
+            "settings": self._settings.to_json() if self._settings else None,
+            "settings_at": self._settings_at,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._ledger.restore(state)
+        self._queue = [Candidate.from_json(data) for data in state["queue"]]
+        self._settings = Settings.from_json(state["settings"]) if state["settings"] else None
+        self._settings_at = state["settings_at"]
+
+    def _proposals(self, rng: np.random.Generator) -> list[Candidate]:
+        """The next candidates, best first; none before the dense network was measured."""
+        known = self._known()
+        if known is None:
+            return []
+        chance, dense = self._ledger.problem.chance, known.accuracy[0]
+        costs = self._cost_function(known)
+        told = len(self._ledger.told)
+        if self._settings is None or told > RESET * self._settings_at:
+            self._settings, self._settings_at = None, told
+        fitted = self._model.fit(known.rows, known.loss, known.variance, self._settings)
+        self._settings = fitted.settings
+        mean, _ = self._model.predict(fitted, known.rows)
+        box = CostBox(costs(self._encoding.dense[None])[0])
+        box.reset(chance)
+        # what the model makes of the measurements, not the measurements: luck must not set the standard
+        believed = dense * np.exp(-mean)
+        box.add(believed, known.costs)
+        start = [known.rows[box.gain(believed + 1e-6, known.costs) > 0]]
+        if len(waiting := self._waiting()):
+            mean, _ = self._model.predict(fitted, waiting)
+            box.add(dense * np.exp(-mean), costs(waiting))
+        start += [
+            trade_offs(self._encoding, fitted.losses, saved, SWEEP)
+            for saved in savings(self._encoding, costs)
+        ]
+        pool = _unique(np.vstack(start))
+        asked = {self._row(key, c).tobytes() for key, c in self._ledger.asked.items()}
+        for _ in range(self.options.rounds):
+            children = varied(self._encoding, pool, self.options.pool, rng)
+            pool = _unique(np.vstack([pool, children]))
+            pool = pool[self._allowed(costs(pool)) & [row.tobytes() not in asked for row in pool]]
+            if not len(pool):
+                return []
+            mean, deviation = self._model.predict(fitted, pool)
+            accuracy = dense * np.exp(-mean)
+            gain = box.expected_gain(accuracy, accuracy * deviation, costs(pool))
+            best = np.argsort(-gain, kind="stable")[: max(self.options.pool // 4, self._wanted)]
+            pool, accuracy, deviation = pool[best], accuracy[best], deviation[best]
+        return self._picked(box, pool, accuracy, accuracy * deviation, costs(pool))
+
+    @property
+    def _wanted(self) -> int:
+        """Proposals to be made from one fit."""
+        return min(MOST_PROPOSALS, max(1, int(self.options.patience * len(self._ledger.told))))
+
+    def _picked(
+        self, box: CostBox, pool: Rows, accuracy: Floats, deviation: Floats, costs: Floats
+    ) -> list[Candidate]:
+        """Those of the pool that are new and together promise most, one after the other."""
+        picked: list[Candidate] = []
+        left = np.ones(len(pool), dtype=np.bool_)
+        while len(picked) < self._wanted and left.any():
+            gain = np.where(left, box.expected_gain(accuracy, deviation, costs), -1.0)
+            best = int(gain.argmax())
+            left[best] = False
+            candidate = self._encoding.decode(pool[best], "surrogate")
+            if self._ledger.is_new(candidate):
+                picked.append(candidate)
+                box.add(accuracy[best : best + 1], costs[best : best + 1])
+        return picked
+
+    def _known(self) -> _Known | None:
+        """What the model is to know, the dense network first: all that was measured, or of very many those nearest to
+        the front and the cuts of single groups."""
+        told = self._ledger.told
+        dense = told.get(self._ledger.problem.space.dense().key())
+        if not isinstance(dense, Measurement):
+            return None
+        found = [(self._encoding.dense, dense)]
+        for key, candidate in self._ledger.asked.items():
+            outcome = told.get(key)
+            if not isinstance(outcome, Measurement) or outcome is dense:
+                continue
+            if not any(c.keep is not None for c in candidate.choices.values()):
+                found.append((self._row(key, candidate), outcome))
+        measured = [m for _, m in found]
+        known = _Known(
+            np.array([row for row, _ in found]),
+            np.array([m["accuracy"] for m in measured]),
+            *losses_of(measured, self._ledger.problem.chance),
+            np.array([[m[name] for name in self._costs] for m in measured]),
+        )
+        some = telling(known.rows != self._encoding.dense, known.accuracy, known.costs, MOST_KNOWN)
+        return _Known(*(getattr(known, name)[some] for name in known.__slots__))
+
+    def _row(self, key: str, candidate: Candidate) -> Rows:
+        if key not in self._rows:
+            self._rows[key] = self._encoding.encode(candidate)
+        return self._rows[key]
+
+    def _waiting(self) -> Rows:
+        """Candidates that were asked and not told, [n, G]."""
+        ledger = self._ledger
+        pending = [self._row(key, c) for key, c in ledger.asked.items() if key not in ledger.told]
+        return np.array(pending, dtype=np.int64).reshape(len(pending), len(self._encoding.sizes))
+
+    def _cost_function(self, known: _Known) -> Callable[[Rows], Floats]:
+        """Costs [n, C] of rows: exact where the problem knows them, else a regression on what was measured."""
+        exact, encoding = self._ledger.problem.costs, self._encoding
+        unknown = [name for name in self._costs if exact is None or name not in exact.amounts]
+        guess = regression(encoding, known.rows, known.costs)
+
+        def costs(rows: Rows) -> Floats:
+            guessed = guess(rows)
+            computed = exact(encoding, rows) if exact is not None else {}
+            return np.stack(
+                [guessed[:, i] if name in unknown else computed[name] for i, name in enumerate(self._costs)],
+                axis=1,
+            )
+
+        return costs
+
+    def _allowed(self, costs: Floats) -> NDArray[np.bool_]:
+        """Which candidates of these costs [n, C] keep the constraints on costs, [n]."""
+        fine = np.ones(len(costs), dtype=np.bool_)
+        for bound in self._ledger.problem.constraints:
+            if bound.name in self._costs:
+                values = costs[:, self._costs.index(bound.name)]
+                fine &= (values >= bound.low) & (values <= bound.high)
+        return fine
+
+
+def telling(changed: NDArray[np.bool_], accuracy: Floats, costs: Floats, most: int) -> NDArray[np.int64]:
+    """Which `most` of n measurements say most about the front: index 0, cuts of single groups (at most a quarter), then
+    those that the front beats by least. changed: [n, G], which groups are not dense."""
+    if len(accuracy) <= most:
+        return np.arange(len(accuracy))
+    order = np.lexsort((np.arange(len(accuracy)), -accuracy))
+    front: list[int] = []
+    for i in order:  # best first: on the front unless an earlier one costs no more
+        if not front or not (costs[front] <= costs[i]).all(axis=1).any():
+            front.append(int(i))
+    beaten = (
+        np.where((costs[front][None] <= costs[:, None]).all(axis=2), accuracy[front][None], 0.0).max(axis=1)
+        - accuracy
+    )
+    alone = np.flatnonzero(changed.sum(axis=1) == 1)[: most // 4]
+    chosen = dict.fromkeys([0, *alone.tolist()])
+    for i in np.argsort(beaten, kind="stable").tolist():
+        if len(chosen) == most:
+            break
+        chosen.setdefault(i)
+    return np.array(sorted(chosen))
+
+
+def varied(encoding: Encoding, parents: Rows, count: int, rng: np.random.Generator) -> Rows:
+    """`count` children [count, G] of the parents [n, G]: one to three groups cut deeper or less, or by another way, and
+    in three of ten a crossing with a second parent."""
+    children = parents[rng.integers(len(parents), size=count)].copy()
+    mates = parents[rng.integers(len(parents), size=count)]
+    crossed = (rng.random(count) < 0.3)[:, None] & (rng.random(children.shape) < 0.5)
+    children = np.where(crossed, mates, children)
+    groups = rng.integers(children.shape[1], size=(count, 3))
+    moves = rng.integers(1, 4, size=count)
+    draws = rng.random((count, 3, 4)).tolist()
+    for child, where, many, draw in zip(children, groups.tolist(), moves.tolist(), draws, strict=True):
+        for g, u in zip(where[:many], draw, strict=False):
+            child[g] = moved(encoding, g, int(child[g]), u)
+    return children
+
+
+def moved(encoding: Encoding, group: int, option: int, draw: Sequence[float]) -> int:
+    """Another option of a group: a step along its lane, short ones more often, or in one of five the same depth in
+    another lane. draw: four numbers in [0, 1) that decide."""
+    lanes, places = encoding.lanes[group], encoding.lanes_of[group][option]
+    lane, place = places[int(draw[0] * len(places))]
+    top = len(lanes[lane]) - 1
+    if len(lanes) > 1 and draw[1] < 0.2:
+        other = lanes[int(draw[2] * len(lanes))]
+        return other[round(place / max(1, top) * (len(other) - 1))]
+    reach = max(1, round(0.25 * (top + 1) * draw[2] ** 2))
+    step = 1 + int(draw[3] * 2 * reach)  # 1 … 2·reach: the upper half goes the other way
+    step = step if step <= reach else reach - step
+    return lanes[lane][min(max(place + step, 0), top)]
+
+
+def regression(encoding: Encoding, rows: Rows, values: Floats) -> Callable[[Rows], Floats]:
+    """Values [n, C] of candidates as a ridge regression on the kept shares of groups and their squares."""
+
+    def features(of: Rows) -> Floats:
+        kept = encoding.look_up(encoding.kept, of)
+        return np.hstack([np.ones((len(of), 1)), kept, kept**2])
+
+    known = features(rows)
+    scale = np.maximum(np.abs(values).max(axis=0), 1e-12)
+    gram = known.T @ known + 1e-6 * np.eye(known.shape[1])
+    weights = np.linalg.solve(gram, known.T @ (values / scale))
+    return lambda of: np.asarray(features(of) @ weights * scale)
+
+
+def _unique(rows: Rows) -> Rows:
+    return np.asarray(np.unique(rows, axis=0))
