@@ -141,8 +141,9 @@ def main() -> None:
     )
     print(
         f"{found['fresh_points']} fresh networks, measured to ± {found['fresh_noise']:.1%} (median; "
-        f"{found['fresh_too_noisy']} more were too noisy); the table's interval ± {found['interval'] or math.nan:.1%} held "
-        f"{found['interval_held']:.0%}; 2,000 predictions in {found['ms_per_2000_predictions']:.1f} ms"
+        f"{found['fresh_too_noisy']} more were too noisy); the table's interval ± "
+        f"{found['interval'] or math.nan:.1%} held {found['interval_held']:.0%}; "
+        f"2,000 predictions in {found['ms_per_2000_predictions']:.1f} ms"
     )
     print(f"  leave-one-out had said: {found['leave_one_out']}")
     print(f"  {'predictor':<18}{'median':>9}{'95th':>9}{'rank':>8}")
