@@ -114,6 +114,39 @@ def search(
     console.print(next_steps(config, study, rows), highlight=False, soft_wrap=True, markup=False)
 
 
+@app.command("latency-table")
+def latency_table(
+    study: StudyFile,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="The file to write. Default: latency.json in the study's folder."),
+    ] = None,
+    joint: Annotated[
+        int, typer.Option(min=0, help="How many networks with several groups cut are timed.")
+    ] = 48,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Time variants of the network on this machine, so that a search can predict latency; can be cut short."""
+    from pipelines.config import load
+    from pipelines.latency_table import TABLE, measure_for
+    from pipelines.progress import Display
+
+    config, console = load(study), Console(stderr=as_json)
+    display = Display(console)
+    try:
+        found = measure_for(config, out, fresh=fresh, joint=joint, display=display)
+    except KeyboardInterrupt:
+        said = f"stopped; the same command goes on; what was timed is in {out or config.path / TABLE}"
+        Console(stderr=True).print(said, highlight=False, soft_wrap=True, markup=False)
+        raise typer.Exit(130) from None
+    if as_json:
+        print_json(found.to_json())
+        return
+    for line in (*found.lines(), f"written to {found.path}"):
+        display.say(line)
+
+
 @app.command()
 def front(study: Study, as_json: AsJson = False) -> None:
     """The Pareto front as a table; also writes front.html and front.png into the study's folder."""

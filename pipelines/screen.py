@@ -11,8 +11,15 @@ from search.measurement import Failure, Measurement, Outcome, outcome_from_json
 from search.searcher import Searcher
 from search.simulator import MOST_DUPLICATES
 
+MOST_REFUSED = 2000
+"""So many proposals in a row that are known or over budget mean that the searcher finds nothing within it."""
+
 HOPELESS = 8
 """If this many first candidates fail, without one success, it is the study that is wrong and not the candidates."""
+
+
+class OverBudget(PrunefrontError):
+    """A candidate is predicted to miss a bound, so it is not worth a score."""
 
 
 class Pool(Protocol):
@@ -39,7 +46,8 @@ class Screening:
         journal: Journal,
         on_scored: Callable[[str, Candidate, Outcome], None],
     ) -> None:
-        """plan: raises PrunefrontError for a candidate that cannot be had; the searcher is told so.
+        """plan: raises PrunefrontError for a candidate that cannot be had, OverBudget for one that is not worth a
+        score; the searcher is told so.
 
         on_scored: called once per architecture, in this process, also for those that the journal remembers.
         """
@@ -52,6 +60,7 @@ class Screening:
         self._waiting: dict[str, list[Candidate]] = {}
         self._unstarted: list[tuple[str, PruningPlan]] = []
         self.impossible: list[str] = []
+        self.over_budget: list[str] = []
 
     def replay(self) -> int:
         """Brings the searcher to where the journal ends; returns how many architectures were scored before.
@@ -82,7 +91,7 @@ class Screening:
 
         Raises PrunefrontError if every one of the first candidates fails.
         """
-        duplicates = 0
+        duplicates = refused = 0
         while len(self.outcomes) < budget:
             while pool.free and self._unstarted:
                 pool.submit(*self._unstarted.pop(0))
@@ -90,15 +99,19 @@ class Screening:
                 pool.free
                 and len(self.outcomes) + len(self._waiting) < budget
                 and duplicates < MOST_DUPLICATES
+                and refused < MOST_REFUSED
             ):
                 candidate = self.searcher.ask()
                 if candidate is None:
                     break
                 self.journal.append("asked", candidate=candidate.to_json())
+                over = len(self.over_budget)
                 plan = self._expect(candidate)
                 if plan is not None:
                     pool.submit(plan.key(), plan)
-                    duplicates = 0
+                    duplicates = refused = 0
+                elif len(self.over_budget) > over:
+                    refused += 1
                 else:
                     duplicates += 1
             if not pool.in_flight:
@@ -116,11 +129,15 @@ class Screening:
     def _expect(self, candidate: Candidate) -> PruningPlan | None:
         """The candidate's architecture where it is new and must be scored.
 
-        One that is known, or that cannot be had (a ratio within a layer to which its channels leave too little), is
-        told at once.
+        One that is known, that cannot be had (a ratio within a layer to which its channels leave too little), or that
+        is over budget, is told at once.
         """
         try:
             plan = self.plan(candidate)
+        except OverBudget as error:
+            self.over_budget.append(str(error))
+            self.searcher.tell(candidate, Failure("over_budget", str(error)))
+            return None
         except PrunefrontError as error:
             self.impossible.append(str(error))
             self.searcher.tell(candidate, Failure("impossible", str(error)))

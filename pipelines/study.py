@@ -22,8 +22,10 @@ from pipelines.controls import control_job, spread
 from pipelines.failures import PASSING
 from pipelines.feasibility import above_dense
 from pipelines.final import Trained, chosen, report, standing
+from pipelines.forecast import CORRECTED, Forecast, PredictingPool, forecast, steered
 from pipelines.gather import gather
 from pipelines.journal import Journal, lock, write_json
+from pipelines.latency_table import TABLE
 from pipelines.pool import ScoringPool
 from pipelines.prepare import (
     Gather,
@@ -34,10 +36,10 @@ from pipelines.prepare import (
     make_bench,
     unchanged,
 )
-from pipelines.problem import constraints, problem
+from pipelines.problem import problem
 from pipelines.progress import Display
 from pipelines.report import FrontRow, write_html, write_png
-from pipelines.screen import Screening
+from pipelines.screen import Pool, Screening
 from pipelines.studies import BOUNDS, bounds_kept
 from pipelines.tracking import MlflowTracker, Status, Tracker, candidate_params
 from pipelines.tune import Queue, Trials, finetune_all
@@ -66,6 +68,7 @@ OURS = (
     "front.html",
     "front.png",
     "timing.json",
+    CORRECTED,
 )
 """What a study keeps in its folder, beside the lock; nothing else there is ever deleted."""
 
@@ -161,7 +164,7 @@ def _open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
     """
     folder, kept = config.path, config.path / "study.json"
     names = (path.name.removesuffix(".new") for path in folder.iterdir())  # `write_json` may have been killed
-    foreign = sorted(name for name in names if name not in (*OURS, "lock"))
+    foreign = sorted(name for name in names if name not in (*OURS, TABLE, "lock"))
     if foreign and not kept.exists():
         raise PrunefrontError(
             f"{folder} holds {', '.join(foreign[:3])} and no study; give the study another `name` or `folder`"
@@ -226,10 +229,15 @@ def _stages(session: Session, address: str | None) -> list[FrontRow]:
             )
             _say_problem(session, network, task)
         bench_ref = ray.put(bench)
+        with timing.stage("latency"):
+            predicting = forecast(config, bench, task, session.display, gpus=config.cluster.gpus_per_worker)
+            task = task if predicting is None else steered(task, predicting)
         with timing.stage("screen"):
-            screening = _screen(session, network, knowledge.scores, task, bench_ref, cluster)
+            screening = _screen(session, network, knowledge.scores, task, bench_ref, cluster, predicting)
         with timing.stage("finetune"):
-            trained = _finetune(session, network, knowledge.scores, screening, bench_ref, cluster)
+            trained = _finetune(session, network, knowledge.scores, screening, task, bench_ref, cluster)
+        if predicting is not None:
+            _compare_with_forecast(session, predicting, trained)
         front = _choose(session, trained)
         with timing.stage("control"):
             front += _control(session, network, knowledge.scores, front, bench_ref, cluster)
@@ -309,7 +317,13 @@ def _check_storage(config: StudyConfig, cluster: Cluster) -> None:
 
 
 def _screen(
-    session: Session, network: Network, scores: Scores, task: Problem, bench_ref: Any, cluster: Cluster
+    session: Session,
+    network: Network,
+    scores: Scores,
+    task: Problem,
+    bench_ref: Any,
+    cluster: Cluster,
+    predicting: Forecast | None,
 ) -> Screening:
     """First stage: many candidates, scored without training."""
     config, tracker = session.config, session.tracker
@@ -318,13 +332,16 @@ def _screen(
     done = 0
 
     def planned(candidate: Candidate) -> PruningPlan:
-        return plan(
+        aim = plan(
             network.graph,
             candidate.choices,
             scores,
             round_to=config.space.round_to,
             words=config.space.words,
         )
+        if predicting is not None:
+            predicting.check(aim)
+        return aim
 
     def on_scored(key: str, candidate: Candidate, outcome: Outcome) -> None:
         nonlocal done
@@ -348,7 +365,8 @@ def _screen(
         if len(screening.outcomes) < config.search.candidates and not session.journal.of("promoted"):
             pool = ScoringPool(bench_ref, cluster.workers, config.cluster)
             try:
-                screening.run(pool, config.search.candidates)
+                scoring: Pool = pool if predicting is None else PredictingPool(pool, predicting)
+                screening.run(scoring, config.search.candidates)
             finally:
                 session.timing.busy["screen"] = pool.busy_seconds
                 pool.close()
@@ -356,6 +374,11 @@ def _screen(
         session.display.say(
             f"{len(screening.impossible)} proposals asked for what cannot be had, the last one: "
             f"{screening.impossible[-1]}"
+        )
+    if screening.over_budget:
+        session.display.say(
+            f"{len(screening.over_budget)} proposals were refused before they cost anything, the last one: "
+            f"{screening.over_budget[-1]}"
         )
     failed = len(screening.failures)
     if len(screening.outcomes) < config.search.candidates:
@@ -371,13 +394,14 @@ def _finetune(
     network: Network,
     scores: Scores,
     screening: Screening,
+    task: Problem,
     bench_ref: Any,
     cluster: Cluster,
 ) -> list[Trained]:
     """Second stage: the promising ones and the dense network, fine-tuned, measured and published by Tune trials."""
     config, journal = session.config, session.journal
     if not journal.of("promoted"):
-        bounds = constraints(config.search.constraints, network.graph)
+        bounds = task.constraints
         keys = promote(
             {k: m for k, m in screening.measured.items() if k != DENSE},
             config.training.candidates,
@@ -410,6 +434,18 @@ def _finetune(
         aim = planned(candidate)
         jobs.append(Job(aim.key(), candidate, aim, config.training.epochs))
     return _make(session, jobs, bench_ref, cluster, stage="finetune")
+
+
+def _compare_with_forecast(session: Session, predicting: Forecast, trained: Sequence[Trained]) -> None:
+    """Says how far predictions were off the networks that were measured, and keeps the predictor that knows them."""
+    config = session.config
+    points = predicting.points(((t.job.plan, t.measurement) for t in trained), config.name)
+    if not points:
+        return
+    corrected, error = predicting.corrected(points)
+    session.display.say(f"latency, predicted against measured after training: {error}")
+    session.tracker.log_values({f"latency_prediction_{k}": v for k, v in error.to_json().items()})
+    write_json(config.path / CORRECTED, corrected.table.to_json())
 
 
 def _say_none_within(session: Session, screening: Screening, bounds: Sequence[Constraint]) -> None:

@@ -1,11 +1,23 @@
 """What candidates cost, many at once and without a plan: the sizes of tensors as products of kept shares."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from search.encoding import Encoding, Floats, Rows
+
+
+class Costs(Protocol):
+    """What is known of candidates' costs before they are measured. amounts: the names of these costs."""
+
+    @property
+    def amounts(self) -> Collection[str]: ...
+
+    def __call__(self, encoding: Encoding, rows: Rows) -> dict[str, Floats]:
+        """Cost -> values [n] of candidates given as rows [n, G]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from search.candidate import Candidate
 from search.measurement import Constraint, Objective
 
 if TYPE_CHECKING:
-    from search.costs import CostModel
+    from search.costs import Costs
 
 PERCENT = 100
 """Units of a layer's options: its granularities have units of their own, so counts are shares of its weights."""
@@ -190,6 +190,6 @@ class Problem:
     constraints: tuple[Constraint, ...] = ()
     seeds: tuple[Candidate, ...] = ()
     scores: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict)
-    costs: "CostModel | None" = None
+    costs: "Costs | None" = None
     chance: float = 0.0
     evaluations: int = 0
