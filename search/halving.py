@@ -1,0 +1,222 @@
+"""Early stopping on several objectives: asynchronous successive halving whose rungs rank by dominance."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search.dominance import Floats, crowding, dominance, ranks
+from search.front import minimised, violation
+from search.measurement import Constraint, Measurement, Objective
+from search.rank_correlation import Correlation, kendall
+
+LIKE = 1.5
+"""Trials whose costs differ by at most this factor are of like cost."""
+
+GOOD = 0.5
+"""Kendall's τ from which a rung's order is trusted as configured: three pairs in four are as they end."""
+
+PAIRS = 10
+"""Of fewer pairs than this nothing is said."""
+
+
+def levels(epochs: int, eta: int) -> tuple[int, ...]:
+    """After which epochs trials are compared: 1, eta, eta² …, below `epochs`, where they end anyway."""
+    found, level = [], 1
+    while level < epochs:
+        found.append(level)
+        level *= eta
+    return tuple(found)
+
+
+def going_on(
+    values: Floats, noise: Floats, violations: Floats, ties: Sequence[str], share: float
+) -> NDArray[np.bool_]:
+    """Mask [n] of the points that go on: the best ⌈share · n⌉, and everyone whom nobody dominates.
+
+    values, noise: [n, m], every objective minimised, and half-widths of intervals. violations: [n], 0 = feasible.
+    Best is first by `search.dominance.dominance` (constraints, then dominance beyond the noise) and its ranks, then by
+    crowding distance, then by `ties`, a text for each point. The answer does not depend on the order of the points.
+    """
+    order = np.array(sorted(range(len(ties)), key=lambda i: ties[i]), dtype=np.int64)
+    rank = ranks(dominance(values[order], noise[order], violations[order]))
+    place = np.empty(len(order), dtype=np.int64)
+    place[np.lexsort((np.arange(len(order)), -crowding(values[order], rank), rank))] = np.arange(len(order))
+    # 1e-9: 0.1 · 30 is a little more than 3
+    chosen = (place < math.ceil(share * len(order) - 1e-9)) | (rank == 0)
+    mask = np.empty(len(order), dtype=np.bool_)
+    mask[order] = chosen
+    return mask
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a trial is told at a rung. share: kept there at that time; of: trials that had come there, it included."""
+
+    go_on: bool
+    share: float
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
+class RungSummary:
+    """A rung as it stands. level: after how many epochs. came, stopped: trials. share: what it keeps now.
+
+    overall: its order of accuracy against that of finished trials. like: the same among trials of like cost that ended
+    apart by more than the noise; this one decides on the share.
+    """
+
+    level: int
+    came: int
+    stopped: int
+    share: float
+    overall: Correlation
+    like: Correlation
+
+
+class Rungs:
+    """Asynchronous successive halving, stopping variant (Li et al. 2020, 1810.05934; Schmucker et al. 2021, 2106.12639
+    for several objectives): each trial that reaches a rung is told at once, by all that came there before, whether it
+    goes on.
+
+    What it says is a function of what was reported before, whoever reported it; only ties are drawn, by `seed`. A trial
+    that nobody dominates at any rung reaches the end, whatever the order of arrival: being small is no reason to stop.
+
+    A rung whose order of accuracy is not that of the finished trials keeps more (`share`).
+    """
+
+    def __init__(
+        self,
+        objectives: Sequence[Objective],
+        *,
+        levels: Sequence[int],
+        keep: float,
+        cost: str = "macs",
+        constraints: Sequence[Constraint] = (),
+        seed: int = 0,
+    ) -> None:
+        """levels: rungs in epochs, at which trials are compared. keep: share of a rung that goes on, 1 = no trial is
+        stopped. cost: the measured value by which trials are alike. constraints: those on accuracy are not applied, as
+        it may still rise. Raises ValueError for what makes no sense.
+        """
+        if not 0.0 < keep <= 1.0:
+            raise ValueError(f"keep must be in (0, 1], got {keep}")
+        if list(levels) != sorted(set(levels)) or any(level < 1 for level in levels):
+            raise ValueError(f"levels must rise from 1 or more, got {list(levels)}")
+        self.objectives = tuple(objectives)
+        self.levels = tuple(levels)
+        self.keep, self.cost, self.seed = keep, cost, seed
+        self._constraints = tuple(c for c in constraints if c.name != "accuracy")
+        self._records: dict[int, dict[str, Measurement]] = {}
+        self._verdicts: dict[tuple[int, str], Verdict] = {}
+        self._ends: dict[str, Measurement] = {}
+
+    def observe(self, level: int, key: str, measurement: Measurement) -> None:
+        """Notes what a trial was at a level where nothing is decided, e.g. at level 0, without training."""
+        self._records.setdefault(level, {}).setdefault(key, measurement)
+
+    def report(self, level: int, key: str, measurement: Measurement) -> Verdict:
+        """What follows for the trial `key` after `level` epochs. Told twice, the first time stands.
+
+        Raises ValueError for a level that is none, PrunefrontError where an objective or a bounded value is missing.
+        """
+        if level not in self.levels:
+            raise ValueError(f"{level} is not among the levels {list(self.levels)}")
+        if (level, key) in self._verdicts:
+            return self._verdicts[level, key]
+        minimised(measurement, self.objectives)  # says what is missing before anything is noted
+        violation(measurement, self._constraints)
+        records = self._records.setdefault(level, {})
+        records[key] = measurement
+        share = self.share(level)
+        self._verdicts[level, key] = Verdict(self._goes_on(records, key, share), share, len(records))
+        return self._verdicts[level, key]
+
+    def end(self, key: str, measurement: Measurement) -> None:
+        """The trial `key` reached the end. Told twice, the first time stands."""
+        self._ends.setdefault(key, measurement)
+
+    def withdraw(self, key: str) -> None:
+        """The trial failed: what does not exist stops nobody from now on."""
+        for records in self._records.values():
+            records.pop(key, None)
+        for place in [p for p in self._verdicts if p[1] == key]:
+            del self._verdicts[place]
+        self._ends.pop(key, None)
+
+    def share(self, level: int) -> float:
+        """Share of a rung that goes on now: `keep`, or more where the rung's order has turned out unlike the final one.
+
+        It rises linearly from `keep` at τ = GOOD to 1 at τ ≤ 0, of `like` plus one standard error, so that the rung has
+        the benefit of the doubt; of fewer than PAIRS pairs nothing follows.
+        """
+        return self._share(self.correlations(level)[1])
+
+    def correlations(self, level: int) -> tuple[Correlation, Correlation]:
+        """Of the accuracies at a level with the final ones: over all trials that reached the end, and among like ones.
+
+        The first is easily high, as large networks are more accurate at every rung. The second compares only trials
+        whose costs differ by a factor of at most LIKE and whose final accuracies differ by more than their combined
+        noise, as a pair that not even the last rung can tell apart says nothing about the others. Both know survivors
+        alone, which lowers them.
+        """
+        records = self._records.get(level, {})
+        keys = sorted(records.keys() & self._ends.keys())
+        ends = [self._ends[k] for k in keys]
+        x = np.array([records[k]["accuracy"] for k in keys])
+        y = np.array([m["accuracy"] for m in ends])
+        noise = np.array([m.noise.get("accuracy", 0.0) for m in ends])
+        cost = np.log([max(m[self.cost], 1.0) for m in ends])
+        like = np.abs(cost[:, None] - cost[None, :]) <= math.log(LIKE)
+        apart = np.abs(y[:, None] - y[None, :]) > np.sqrt(noise[:, None] ** 2 + noise[None, :] ** 2)
+        return kendall(x, y), kendall(x, y, like & apart)
+
+    def summary(self) -> list[RungSummary]:
+        """Every level at which something was noted, lowest first."""
+        found = []
+        for level in sorted(self._records):
+            overall, like = self.correlations(level)
+            stopped = sum(not v.go_on for (at, _), v in self._verdicts.items() if at == level)
+            share = self._share(like) if level in self.levels else 1.0
+            found.append(RungSummary(level, len(self._records[level]), stopped, share, overall, like))
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """All that was reported, as JSON."""
+        return {
+            "records": [
+                [level, key, m.to_json()] for level, rung in self._records.items() for key, m in rung.items()
+            ],
+            "verdicts": [[level, key, v.go_on, v.share, v.of] for (level, key), v in self._verdicts.items()],
+            "ends": {key: m.to_json() for key, m in self._ends.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state` gave, in place of what was reported here."""
+        self._records = {}
+        for level, key, data in state["records"]:
+            self.observe(level, key, Measurement.from_json(data))
+        self._verdicts = {(level, key): Verdict(*said) for level, key, *said in state["verdicts"]}
+        self._ends = {key: Measurement.from_json(data) for key, data in state["ends"].items()}
+
+    def _share(self, like: Correlation) -> float:
+        if like.tau is None or like.pairs < PAIRS:
+            return self.keep
+        doubt = 1.0 - max(like.tau + like.error, 0.0) / GOOD
+        return self.keep + (1.0 - self.keep) * min(max(doubt, 0.0), 1.0)
+
+    def _goes_on(self, records: Mapping[str, Measurement], key: str, share: float) -> bool:
+        keys = list(records)
+        pairs = [minimised(records[k], self.objectives) for k in keys]
+        mask = going_on(
+            np.stack([v for v, _ in pairs]),
+            np.stack([n for _, n in pairs]),
+            np.array([violation(records[k], self._constraints) for k in keys]),
+            [hashlib.sha256(f"{self.seed} {k}".encode()).hexdigest() + k for k in keys],
+            share,
+        )
+        return bool(mask[keys.index(key)])
