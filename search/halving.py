@@ -14,8 +14,8 @@ from search.front import minimised, violation
 from search.measurement import Constraint, Measurement, Objective
 from search.rank_correlation import Correlation, kendall
 
-LIKE = 1.5
-"""Trials whose costs differ by at most this factor are of like cost."""
+LIKE = 1.25
+"""Trials each of whose costs differ by at most this factor are of like cost."""
 
 GOOD = 0.5
 """Kendall's τ from which a rung's order is trusted as configured: three pairs in four are as they end."""
@@ -33,22 +33,47 @@ def levels(epochs: int, eta: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def going_on(
-    values: Floats, noise: Floats, violations: Floats, ties: Sequence[str], share: float
-) -> NDArray[np.bool_]:
-    """Mask [n] of the points that go on: the best ⌈share · n⌉, and everyone whom nobody dominates.
+def beats(values: Floats, noise: Floats, violations: Floats, costs: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Matrix [n, n] whose entry i, j says whether point i beats point j: it dominates j (`search.dominance.dominance`),
+    or, both feasible, is better than j beyond the noise in all that is no cost, and costs at most LIKE times as much.
 
-    values, noise: [n, m], every objective minimised, and half-widths of intervals. violations: [n], 0 = feasible.
-    Best is first by `search.dominance.dominance` (constraints, then dominance beyond the noise) and its ranks, then by
-    crowding distance, then by `ties`, a text for each point. The answer does not depend on the order of the points.
+    values, noise: [n, m], every objective minimised, and half-widths of intervals. violations: [n], 0 = feasible. costs:
+    [m], which objectives are costs; their values are positive, and not all are. Free of cycles, as whoever beats is no
+    worse in what is no cost, and where he is equal, he dominates. Not transitive.
     """
-    order = np.array(sorted(range(len(ties)), key=lambda i: ties[i]), dtype=np.int64)
-    rank = ranks(dominance(values[order], noise[order], violations[order]))
-    place = np.empty(len(order), dtype=np.int64)
-    place[np.lexsort((np.arange(len(order)), -crowding(values[order], rank), rank))] = np.arange(len(order))
-    # 1e-9: 0.1 · 30 is a little more than 3
-    chosen = (place < math.ceil(share * len(order) - 1e-9)) | (rank == 0)
-    mask = np.empty(len(order), dtype=np.bool_)
+    gain = values[None, :, ~costs] - values[:, None, ~costs]
+    margin = np.sqrt(noise[None, :, ~costs] ** 2 + noise[:, None, ~costs] ** 2)
+    like = (values[:, None, costs] <= LIKE * values[None, :, costs]).all(axis=2)
+    feasible = violations <= 0
+    better = (gain > margin).all(axis=2) & like & feasible[:, None] & feasible[None, :]
+    return np.asarray(dominance(values, noise, violations) | better, dtype=np.bool_)
+
+
+def going_on(
+    values: Floats,
+    noise: Floats,
+    violations: Floats,
+    costs: NDArray[np.bool_],
+    ties: Sequence[str],
+    share: float,
+) -> NDArray[np.bool_]:
+    """Mask [n] of the points that go on: the best ⌈share · n⌉, and whoever is beaten by none that goes on for that
+    reason.
+
+    Best is first by rank in the relation `beats`, whose arguments these are, then by crowding distance, then by `ties`,
+    a text for each point. The answer does not depend on the order of the points.
+    """
+    n = len(ties)
+    order = np.array(sorted(range(n), key=lambda i: ties[i]), dtype=np.int64)
+    wins = beats(values[order], noise[order], violations[order], costs)
+    rank = ranks(wins)
+    best = np.lexsort((np.arange(n), -crowding(values[order], rank), rank))
+    unbeaten = np.zeros(n, dtype=np.bool_)
+    for i in best:  # dominators come before, so this is the kernel of the relation
+        unbeaten[i] = not (wins[:, i] & unbeaten).any()
+    chosen = unbeaten.copy()
+    chosen[best[: math.ceil(share * n - 1e-9)]] = True  # 0.1 · 30 is a little more than 3
+    mask = np.empty(n, dtype=np.bool_)
     mask[order] = chosen
     return mask
 
@@ -84,7 +109,8 @@ class Rungs:
     goes on.
 
     What it says is a function of what was reported before, whoever reported it; only ties are drawn, by `seed`. A trial
-    that nobody dominates at any rung reaches the end, whatever the order of arrival: being small is no reason to stop.
+    that nobody `beats` at any rung reaches the end, whatever the order of arrival. Only trials of like cost and cheaper
+    ones can beat it, so none is stopped for being small (docs/decisions/0007-early-stopping.md).
 
     A rung whose order of accuracy is not that of the finished trials keeps more (`share`).
     """
@@ -95,21 +121,23 @@ class Rungs:
         *,
         levels: Sequence[int],
         keep: float,
-        cost: str = "macs",
         constraints: Sequence[Constraint] = (),
         seed: int = 0,
     ) -> None:
         """levels: rungs in epochs, at which trials are compared. keep: share of a rung that goes on, 1 = no trial is
-        stopped. cost: the measured value by which trials are alike. constraints: those on accuracy are not applied, as
-        it may still rise. Raises ValueError for what makes no sense.
+        stopped. constraints: those on accuracy are not applied, as it may still rise. Raises ValueError for what makes
+        no sense.
         """
         if not 0.0 < keep <= 1.0:
             raise ValueError(f"keep must be in (0, 1], got {keep}")
         if list(levels) != sorted(set(levels)) or any(level < 1 for level in levels):
             raise ValueError(f"levels must rise from 1 or more, got {list(levels)}")
+        if "accuracy" not in [o.name for o in objectives]:
+            raise ValueError("the objectives must include 'accuracy'")
         self.objectives = tuple(objectives)
+        self._costs = np.array([o.direction == "min" for o in objectives], dtype=np.bool_)
         self.levels = tuple(levels)
-        self.keep, self.cost, self.seed = keep, cost, seed
+        self.keep, self.seed = keep, seed
         self._constraints = tuple(c for c in constraints if c.name != "accuracy")
         self._records: dict[int, dict[str, Measurement]] = {}
         self._verdicts: dict[tuple[int, str], Verdict] = {}
@@ -148,6 +176,10 @@ class Rungs:
             del self._verdicts[place]
         self._ends.pop(key, None)
 
+    def verdict(self, level: int, key: str) -> Verdict | None:
+        """What the trial was told at a level, if it has been there."""
+        return self._verdicts.get((level, key))
+
     def share(self, level: int) -> float:
         """Share of a rung that goes on now: `keep`, or more where the rung's order has turned out unlike the final one.
 
@@ -159,8 +191,8 @@ class Rungs:
     def correlations(self, level: int) -> tuple[Correlation, Correlation]:
         """Of the accuracies at a level with the final ones: over all trials that reached the end, and among like ones.
 
-        The first is easily high, as large networks are more accurate at every rung. The second compares only trials
-        whose costs differ by a factor of at most LIKE and whose final accuracies differ by more than their combined
+        The first is easily high, as large networks are more accurate at every rung. The second compares what a verdict
+        compares: trials of like cost; and of these only pairs whose final accuracies differ by more than their combined
         noise, as a pair that not even the last rung can tell apart says nothing about the others. Both know survivors
         alone, which lowers them.
         """
@@ -170,8 +202,9 @@ class Rungs:
         x = np.array([records[k]["accuracy"] for k in keys])
         y = np.array([m["accuracy"] for m in ends])
         noise = np.array([m.noise.get("accuracy", 0.0) for m in ends])
-        cost = np.log([max(m[self.cost], 1.0) for m in ends])
-        like = np.abs(cost[:, None] - cost[None, :]) <= math.log(LIKE)
+        names = [o.name for o, cost in zip(self.objectives, self._costs, strict=True) if cost]
+        costs = np.log(np.array([[max(m[name], 1.0) for name in names] for m in ends]).reshape(len(ends), -1))
+        like = (np.abs(costs[:, None, :] - costs[None, :, :]) <= math.log(LIKE)).all(axis=2)
         apart = np.abs(y[:, None] - y[None, :]) > np.sqrt(noise[:, None] ** 2 + noise[None, :] ** 2)
         return kendall(x, y), kendall(x, y, like & apart)
 
@@ -184,6 +217,11 @@ class Rungs:
             share = self._share(like) if level in self.levels else 1.0
             found.append(RungSummary(level, len(self._records[level]), stopped, share, overall, like))
         return found
+
+    def recall(self, level: int, key: str, measurement: Measurement, verdict: Verdict) -> None:
+        """Takes up what was reported and said before this process: a verdict stands, even if it would be another now."""
+        self.observe(level, key, measurement)
+        self._verdicts.setdefault((level, key), verdict)
 
     def state(self) -> dict[str, Any]:
         """All that was reported, as JSON."""
@@ -216,6 +254,7 @@ class Rungs:
             np.stack([v for v, _ in pairs]),
             np.stack([n for _, n in pairs]),
             np.array([violation(records[k], self._constraints) for k in keys]),
+            self._costs,
             [hashlib.sha256(f"{self.seed} {k}".encode()).hexdigest() + k for k in keys],
             share,
         )
