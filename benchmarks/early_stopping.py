@@ -8,8 +8,8 @@ with:    more candidates, promoted by the same rule, compared at the rungs by `s
          as many as the same number of epochs (hence of images) allows.
 
 hypervolume: of test accuracy above chance and MACs below 1.1 x dense, as a share of what is thinkable, of the networks
-             that are on the front of *validation* accuracy and MACs; that more candidates are more chances to be lucky on
-             validation images therefore gains nothing.
+             that are on the front of *validation* accuracy and MACs; so more chances to be lucky on validation images
+             gain nothing.
 
     python benchmarks/early_stopping.py [--quick] [--json] [--seeds 3]
 """

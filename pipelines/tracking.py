@@ -69,6 +69,10 @@ class Tracker(Protocol):
         """Records the state of the front after `step` candidates."""
         ...
 
+    def log_rungs(self, values: Mapping[int, Mapping[str, float]]) -> None:
+        """Records the rungs of fine-tuning: epochs -> name -> value."""
+        ...
+
     def log_front(self, rows: Sequence[Row], files: Sequence[Path] = ()) -> None:
         """Records the front: its rows, and files (front.png, front.html …) that must stay until `finish`."""
         ...
@@ -113,6 +117,7 @@ class MemoryTracker:
     study: Mapping[str, Any] = field(default_factory=dict)
     records: dict[tuple[str, str], Record] = field(default_factory=dict)
     progress: list[tuple[int, float, int]] = field(default_factory=list)
+    rungs: dict[int, Mapping[str, float]] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     status: str = "RUNNING"
@@ -136,6 +141,9 @@ class MemoryTracker:
 
     def log_progress(self, step: int, hypervolume: float, front_size: int) -> None:
         self.progress.append((step, hypervolume, front_size))
+
+    def log_rungs(self, values: Mapping[int, Mapping[str, float]]) -> None:
+        self.rungs.update(values)
 
     def log_front(self, rows: Sequence[Row], files: Sequence[Path] = ()) -> None:
         self.rows, self.files = list(rows), list(files)
@@ -213,6 +221,16 @@ class MlflowTracker:
         values = {"hypervolume": hypervolume, "front_size": float(front_size)}
         metrics = [Metric(name, value, _now(), step) for name, value in values.items()]
         self._writer.put(f"progress at {step}", lambda: self._client.log_batch(self.run_id, metrics=metrics))
+
+    def log_rungs(self, values: Mapping[int, Mapping[str, float]]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(f"rung/{name}", value, _now(), level)
+            for level, rung in values.items()
+            for name, value in rung.items()
+        ]
+        self._writer.put("the rungs", lambda: self._log_batch(self.run_id, metrics))
 
     def log_front(self, rows: Sequence[Row], files: Sequence[Path] = ()) -> None:
         copies = [dict(row) for row in rows]

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from search.dominance import Floats, crowding, dominance, ranks
 from search.front import minimised, violation
 from search.measurement import Constraint, Measurement, Objective
-from search.rank_correlation import Correlation, kendall
+from search.rank_correlation import Correlation, kendall, signs, somers
 
 LIKE = 1.25
 """Trials each of whose costs differ by at most this factor are of like cost."""
 
 GOOD = 0.5
-"""Kendall's τ from which a rung's order is trusted as configured: three pairs in four are as they end."""
+"""Somers' D from which a rung is trusted as configured: at least half of the pairs that it tells apart end so."""
 
-PAIRS = 10
+PAIRS = 8
 """Of fewer pairs than this nothing is said."""
 
 
@@ -37,9 +37,9 @@ def beats(values: Floats, noise: Floats, violations: Floats, costs: NDArray[np.b
     """Matrix [n, n] whose entry i, j says whether point i beats point j: it dominates j (`search.dominance.dominance`),
     or, both feasible, is better than j beyond the noise in all that is no cost, and costs at most LIKE times as much.
 
-    values, noise: [n, m], every objective minimised, and half-widths of intervals. violations: [n], 0 = feasible. costs:
-    [m], which objectives are costs; their values are positive, and not all are. Free of cycles, as whoever beats is no
-    worse in what is no cost, and where he is equal, he dominates. Not transitive.
+    values, noise: [n, m], every objective minimised, and half-widths of intervals. violations: [n], 0 = feasible.
+    costs: [m], which objectives are costs; their values are positive, and not all are. Free of cycles, as whoever beats
+    is no worse in what is no cost, and where he is equal, he dominates. Not transitive.
     """
     gain = values[None, :, ~costs] - values[:, None, ~costs]
     margin = np.sqrt(noise[None, :, ~costs] ** 2 + noise[:, None, ~costs] ** 2)
@@ -91,14 +91,15 @@ class Verdict:
 class RungSummary:
     """A rung as it stands. level: after how many epochs. came, stopped: trials. share: what it keeps now.
 
-    overall: its order of accuracy against that of finished trials. like: the same among trials of like cost that ended
-    apart by more than the noise; this one decides on the share.
+    overall: Kendall's τ of its accuracies with the final ones. like: Somers' D among trials of like cost, which decides
+    on the share. finished: trials that came here and reached the end, of which both know.
     """
 
     level: int
     came: int
     stopped: int
     share: float
+    finished: int
     overall: Correlation
     like: Correlation
 
@@ -181,32 +182,32 @@ class Rungs:
         return self._verdicts.get((level, key))
 
     def share(self, level: int) -> float:
-        """Share of a rung that goes on now: `keep`, or more where the rung's order has turned out unlike the final one.
+        """Share of a rung that goes on now: `keep`, or more where the rung does not tell how its trials end.
 
-        It rises linearly from `keep` at τ = GOOD to 1 at τ ≤ 0, of `like` plus one standard error, so that the rung has
-        the benefit of the doubt; of fewer than PAIRS pairs nothing follows.
+        It rises linearly from `keep` at a Somers' D of GOOD to 1 at 0; one standard error is added to D, so that the
+        rung has the benefit of the doubt, and of fewer than PAIRS pairs nothing follows.
         """
         return self._share(self.correlations(level)[1])
 
     def correlations(self, level: int) -> tuple[Correlation, Correlation]:
         """Of the accuracies at a level with the final ones: over all trials that reached the end, and among like ones.
 
-        The first is easily high, as large networks are more accurate at every rung. The second compares what a verdict
-        compares: trials of like cost; and of these only pairs whose final accuracies differ by more than their combined
-        noise, as a pair that not even the last rung can tell apart says nothing about the others. Both know survivors
-        alone, which lowers them.
+        The first, Kendall's τ, is easily high where large networks are more accurate at every rung. The second takes
+        what a verdict takes: pairs of like cost that the rung tells apart beyond the noise; it is 1 if all of them end
+        apart the same way, and 0 if their differences vanish. Both know survivors alone, which lowers them.
         """
         records = self._records.get(level, {})
         keys = sorted(records.keys() & self._ends.keys())
-        ends = [self._ends[k] for k in keys]
-        x = np.array([records[k]["accuracy"] for k in keys])
-        y = np.array([m["accuracy"] for m in ends])
-        noise = np.array([m.noise.get("accuracy", 0.0) for m in ends])
         names = [o.name for o, cost in zip(self.objectives, self._costs, strict=True) if cost]
-        costs = np.log(np.array([[max(m[name], 1.0) for name in names] for m in ends]).reshape(len(ends), -1))
-        like = (np.abs(costs[:, None, :] - costs[None, :, :]) <= math.log(LIKE)).all(axis=2)
-        apart = np.abs(y[:, None] - y[None, :]) > np.sqrt(noise[:, None] ** 2 + noise[None, :] ** 2)
-        return kendall(x, y), kendall(x, y, like & apart)
+        now, end = [records[k] for k in keys], [self._ends[k] for k in keys]
+        (x, dx), (y, dy) = (
+            (np.array([m["accuracy"] for m in ms]), np.array([m.noise.get("accuracy", 0.0) for m in ms]))
+            for ms in (now, end)
+        )
+        costs = np.array([[m[name] for name in names] for m in now]).reshape(len(now), len(names))
+        within = costs[:, None, :] <= LIKE * costs[None, :, :]
+        like = (within & within.transpose(1, 0, 2)).all(axis=2)
+        return kendall(signs(x), signs(y)), somers(signs(x, dx) * like, signs(y, dy) * like)
 
     def summary(self) -> list[RungSummary]:
         """Every level at which something was noted, lowest first."""
@@ -215,11 +216,13 @@ class Rungs:
             overall, like = self.correlations(level)
             stopped = sum(not v.go_on for (at, _), v in self._verdicts.items() if at == level)
             share = self._share(like) if level in self.levels else 1.0
-            found.append(RungSummary(level, len(self._records[level]), stopped, share, overall, like))
+            finished = len(self._records[level].keys() & self._ends.keys())
+            came = len(self._records[level])
+            found.append(RungSummary(level, came, stopped, share, finished, overall, like))
         return found
 
     def recall(self, level: int, key: str, measurement: Measurement, verdict: Verdict) -> None:
-        """Takes up what was reported and said before this process: a verdict stands, even if it would be another now."""
+        """Takes up what was reported and said by an earlier process: that verdict stands."""
         self.observe(level, key, measurement)
         self._verdicts.setdefault((level, key), verdict)
 
@@ -242,9 +245,9 @@ class Rungs:
         self._ends = {key: Measurement.from_json(data) for key, data in state["ends"].items()}
 
     def _share(self, like: Correlation) -> float:
-        if like.tau is None or like.pairs < PAIRS:
+        if like.value is None or like.pairs < PAIRS:
             return self.keep
-        doubt = 1.0 - max(like.tau + like.error, 0.0) / GOOD
+        doubt = 1.0 - max(like.value + like.error, 0.0) / GOOD
         return self.keep + (1.0 - self.keep) * min(max(doubt, 0.0), 1.0)
 
     def _goes_on(self, records: Mapping[str, Measurement], key: str, share: float) -> bool:

@@ -17,9 +17,10 @@ OBJECTIVE_PAIR = (OBJECTIVES["accuracy"], OBJECTIVES["macs"])
 class Curves:
     """Networks whose accuracy rises from what surgery left to a limit, the smaller the steeper (decision 0003).
 
-    costs: MACs [n], dense = 1e8. limits: accuracies [n] that training tends to; they fall with cost, and networks of the
-    same cost differ (some cut the wrong layers). gaps: what training brings back, more for the small ones, and by chance.
-    pace: epochs in which the gap falls to 1/e. images: of validation, hence the noise.
+    costs: MACs [n], dense = 1e8. limits: accuracies [n] that training tends to; they fall with cost, and networks of
+    the same cost differ (some cut the wrong layers). gaps: what training brings back, more for the small ones, and by
+    chance. damage: what the first epoch mends at once. pace: epochs in which the gap falls to 1/e. images: of
+    validation, hence the noise.
     """
 
     costs: np.ndarray
