@@ -20,6 +20,10 @@ LIKE = 1.25
 GOOD = 0.5
 """Somers' D from which a rung is trusted as configured: at least half of the pairs that it tells apart end so."""
 
+PROBES = 12
+"""One trial in so many is never stopped: those that were let go on look alike, and do not tell whether the rest was
+rightly stopped."""
+
 PAIRS = 8
 """Of fewer pairs than this nothing is said."""
 
@@ -113,7 +117,8 @@ class Rungs:
     that nobody `beats` at any rung reaches the end, whatever the order of arrival. Only trials of like cost and cheaper
     ones can beat it, so none is stopped for being small (docs/decisions/0007-early-stopping.md).
 
-    A rung whose order of accuracy is not that of the finished trials keeps more (`share`).
+    A rung whose order of accuracy is not that of the finished trials keeps more (`share`). One trial in `probes`, drawn
+    by seed and key, goes on whatever it is, so that this can be known.
     """
 
     def __init__(
@@ -124,10 +129,11 @@ class Rungs:
         keep: float,
         constraints: Sequence[Constraint] = (),
         seed: int = 0,
+        probes: int = PROBES,
     ) -> None:
         """levels: rungs in epochs, at which trials are compared. keep: share of a rung that goes on, 1 = no trial is
-        stopped. constraints: those on accuracy are not applied, as it may still rise. Raises ValueError for what makes
-        no sense.
+        stopped. constraints: those on accuracy are not applied, as it may still rise. probes: one trial in so many is
+        never stopped, 0 = each may be. Raises ValueError for what makes no sense.
         """
         if not 0.0 < keep <= 1.0:
             raise ValueError(f"keep must be in (0, 1], got {keep}")
@@ -138,7 +144,7 @@ class Rungs:
         self.objectives = tuple(objectives)
         self._costs = np.array([o.direction == "min" for o in objectives], dtype=np.bool_)
         self.levels = tuple(levels)
-        self.keep, self.seed = keep, seed
+        self.keep, self.seed, self._probes = keep, seed, probes
         self._constraints = tuple(c for c in constraints if c.name != "accuracy")
         self._records: dict[int, dict[str, Measurement]] = {}
         self._verdicts: dict[tuple[int, str], Verdict] = {}
@@ -194,7 +200,7 @@ class Rungs:
 
         The first, Kendall's τ, is easily high where large networks are more accurate at every rung. The second takes
         what a verdict takes: pairs of like cost that the rung tells apart beyond the noise; it is 1 if all of them end
-        apart the same way, and 0 if their differences vanish. Both know survivors alone, which lowers them.
+        apart the same way, and 0 if their differences vanish. Both know only trials that ended, survivors and probes.
         """
         records = self._records.get(level, {})
         keys = sorted(records.keys() & self._ends.keys())
@@ -251,6 +257,8 @@ class Rungs:
         return self.keep + (1.0 - self.keep) * min(max(doubt, 0.0), 1.0)
 
     def _goes_on(self, records: Mapping[str, Measurement], key: str, share: float) -> bool:
+        if self._probes and int(self._draw("probe", key), 16) % self._probes == 0:
+            return True
         keys = list(records)
         pairs = [minimised(records[k], self.objectives) for k in keys]
         mask = going_on(
@@ -258,7 +266,11 @@ class Rungs:
             np.stack([n for _, n in pairs]),
             np.array([violation(records[k], self._constraints) for k in keys]),
             self._costs,
-            [hashlib.sha256(f"{self.seed} {k}".encode()).hexdigest() + k for k in keys],
+            [self._draw("tie", k) + k for k in keys],
             share,
         )
         return bool(mask[keys.index(key)])
+
+    def _draw(self, what: str, key: str) -> str:
+        """64 hexadecimal digits that follow from seed and key."""
+        return hashlib.sha256(f"{what} {self.seed} {key}".encode()).hexdigest()

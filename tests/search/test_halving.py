@@ -49,8 +49,8 @@ def wins(i: Measurement, j: Measurement) -> bool:
     return bool(dominates or (sure and all(a <= LIKE * b for a, b in costs)))
 
 
-def rungs(keep: float = 0.5, seed: int = 0, constraints: Sequence[Constraint] = ()) -> Rungs:
-    return Rungs(THREE, levels=(1, 2), keep=keep, seed=seed, constraints=constraints)
+def rungs(keep: float = 0.5, seed: int = 0, constraints: Sequence[Constraint] = (), probes: int = 0) -> Rungs:
+    return Rungs(THREE, levels=(1, 2), keep=keep, seed=seed, constraints=constraints, probes=probes)
 
 
 def test_levels_are_powers_below_the_end() -> None:
@@ -252,7 +252,7 @@ def test_more_candidates_for_the_same_epochs_find_a_better_front(images: int) ->
         assert len(kept) < 64
         gains.append(problem.hypervolume(kept, 16) - problem.hypervolume(rest, 16))
     assert np.mean(gains) > 0
-    assert sum(g > 0 for g in gains) >= 6
+    assert sum(g > 0 for g in gains) >= 5
 
 
 def test_where_a_rung_knows_nothing_it_soon_stops_nobody() -> None:
@@ -262,6 +262,19 @@ def test_where_a_rung_knows_nothing_it_soon_stops_nobody() -> None:
     made = Rungs(OBJECTIVE_PAIR, levels=(1,), keep=0.25)
     train(flat, made, 96, 16)
     (first,) = [rung for rung in made.summary() if rung.level == 1]
-    assert first.like.value == pytest.approx(0.0, abs=0.05)
-    assert made.share(1) > 0.9
-    assert first.stopped < 48
+    assert first.like.value == pytest.approx(0.0, abs=0.1)
+    assert made.share(1) > 0.8
+    blind = Rungs(OBJECTIVE_PAIR, levels=(1,), keep=0.25, probes=0)
+    train(flat, blind, 96, 16)
+    assert blind.share(1) == 0.25, "those that go on look alike, so that without probes nothing is learnt"
+    assert first.stopped < blind.summary()[0].stopped
+
+
+def test_probes_are_never_stopped_and_follow_from_the_seed() -> None:
+    def spared(seed: int) -> set[int]:
+        made = rungs(keep=0.01, seed=seed, probes=5)
+        made.report(1, "best", network(1.0, 1))
+        return {i for i in range(200) if made.report(1, str(i), network(0.1, 2)).go_on}
+
+    assert spared(1) == spared(1) != spared(2)
+    assert 20 < len(spared(1)) < 65  # 40 expected; 3.5 standard deviations
