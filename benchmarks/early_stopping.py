@@ -3,22 +3,29 @@
 Candidates are scored without training, promoted, and trained for real, one after another, in this process. As a trial's
 curve does not depend on the others, each network is trained once and both ways of spending epochs replay the curves:
 
-without: the promoted candidates, all of them to the end.
-with:    more candidates, promoted by the same rule, compared at the rungs by `search.halving.Rungs`, on two workers;
-         as many as the same number of epochs (hence of images) allows.
+with:    more candidates, promoted by the same rule, compared at the rungs by `search.halving.Rungs`, on two workers.
+without: as many as cost the same number of epochs (hence of images) or a little more, all of them to the end.
+all:     every candidate of "with" to the end.
 
 hypervolume: of test accuracy above chance and MACs below 1.1 x dense, as a share of what is thinkable, of the networks
              that are on the front of *validation* accuracy and MACs; so more chances to be lucky on validation images
              gain nothing.
 
-    python benchmarks/early_stopping.py [--quick] [--json] [--seeds 3]
+    python benchmarks/early_stopping.py [--quick] [--json] [--seeds 3] [--candidates 32]
 """
 
+import argparse
+import json
+import platform
+import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from pipelines.accuracy import accuracy
 from pipelines.config import StudyConfig, parse
@@ -26,8 +33,10 @@ from pipelines.evaluate import Evaluator
 from pipelines.journal import Journal
 from pipelines.prepare import dense_network, know, make_bench
 from pipelines.problem import problem
+from pipelines.rungs import told
 from pipelines.screen import Screening
 from pipelines.workbench import Job
+from pruners.cost import cost
 from pruners.plan import DENSE, PruningPlan, plan
 from pruners.statistics import collect
 from search.candidate import Candidate
@@ -97,7 +106,7 @@ class Here:
 class Study:
     """The first stage of one seed, and the curves of those networks that were asked for."""
 
-    def __init__(self, sections: dict[str, Any], seed: int, most: int) -> None:
+    def __init__(self, sections: dict[str, Any], seed: int) -> None:
         with tempfile.TemporaryDirectory(prefix="prunefront-") as folder:
             self.config: StudyConfig = parse(
                 STUDY | sections | {"folder": folder, "seed": seed}, source="benchmark", base=Path()
@@ -129,7 +138,6 @@ class Study:
                 self.screening.run(Here(self.evaluator), config.search.candidates)
             self.plans = {k: planned(c) for k, c in self.screening.candidates.items()}
         self.epochs = config.training.epochs
-        self.most = min(most, len(self.screening.measured) - 1)
         self._curves: dict[str, Curve] = {}
 
     def promoted(self, count: int) -> list[str]:
@@ -162,9 +170,7 @@ class Study:
         for key, measured in on_validation.members.items():
             on_test.add(key, Measurement({"accuracy": self.curve(key).test, "macs": measured["macs"]}))
         chance = 1.0 / self.network.splits.classes
-        dense = self.screening.measured[DENSE]["macs"] if DENSE in self.screening.measured else None
-        macs = dense or float(max(m["macs"] for m in self.screening.measured.values()))
-        return on_test.relative_hypervolume({"accuracy": chance, "macs": 1.1 * macs})
+        return on_test.relative_hypervolume({"accuracy": chance, "macs": 1.1 * cost(self.network.graph).macs})
 
 
 def without(study: Study, count: int) -> Spent:
@@ -173,20 +179,19 @@ def without(study: Study, count: int) -> Spent:
     return Spent(len(keys), tuple(keys), len(keys) * study.epochs)
 
 
-def stopping(
-    study: Study, count: int, eta: int, workers: int = 2, make: Callable[..., Rungs] = Rungs
-) -> tuple[Spent, Rungs]:
+def stopping(study: Study, count: int, eta: int = 2, workers: int = 2) -> tuple[Spent, Rungs]:
     """Early stopping; the workers' epochs take equally long and end in turn."""
-    rungs = make(
+    rungs = Rungs(
         [OBJECTIVES[name] for name in study.config.search.objectives],
         levels=levels(study.epochs, eta),
         keep=1.0 / eta,
         seed=study.config.seed,
     )
-    waiting, running = study.promoted(count), {}
+    waiting, running = study.promoted(count), dict[str, int]()
     for key in waiting:
         rungs.observe(0, key, study.screening.measured[key])
-    finished, epochs = [], 0
+    finished: list[str] = []
+    epochs = 0
     while waiting or running:
         while waiting and len(running) < workers:
             running[waiting.pop(0)] = 0
@@ -201,3 +206,87 @@ def stopping(
                 continue
             del running[key]
     return Spent(count, tuple(finished), epochs), rungs
+
+
+def compare(sections: dict[str, Any], seed: int, count: int) -> dict[str, Any]:
+    """One seed: `count` candidates with early stopping, those that as many epochs pay for without, and all of them."""
+    study = Study(sections, seed)
+    stopped, rungs = stopping(study, count)
+    fewer = without(study, -(-stopped.epochs // study.epochs))
+    every = without(study, count)
+    return {
+        "seed": seed,
+        **{
+            name: {
+                "candidates": way.candidates,
+                "finished": len(way.finished),
+                "epochs": way.epochs,
+                "images": way.epochs * len(study.network.splits.train),
+                "hypervolume": round(study.hypervolume(way.finished), 4),
+            }
+            for name, way in (("with", stopped), ("without", fewer), ("all", every))
+        },
+        "rungs": [
+            {
+                "epochs": r.level,
+                "candidates": r.came,
+                "stopped": r.stopped,
+                "share": round(r.share, 3),
+                "correlation": r.overall.value,
+                "correlation_like": r.like.value,
+                "pairs_like": r.like.pairs,
+            }
+            for r in rungs.summary()
+        ],
+        "lines": [told(r, rungs.keep) for r in rungs.summary()],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="about a minute; figures are rough")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--candidates", type=int, default=32, help="how many are trained with early stopping")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    sections, seeds, count = (
+        (QUICK, 1, 12) if arguments.quick else ({}, arguments.seeds, arguments.candidates)
+    )
+    runs = []
+    for seed in range(seeds):
+        runs.append(compare(sections, seed, count))
+        if not arguments.json:
+            show(runs[-1])
+    result = {
+        "machine": f"{platform.machine()}, {platform.system()}",
+        "versions": {name: version(name) for name in ("torch", "prunefront")},
+        "epochs_each": (STUDY | sections)["training"]["epochs"],
+        "runs": runs,
+        "gain": [round(run["with"]["hypervolume"] - run["without"]["hypervolume"], 4) for run in runs],
+    }
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    gains = result["gain"]
+    spread = f" ± {statistics.stdev(gains):.4f}" if len(gains) > 1 else ""
+    print(f"gain in hypervolume at equal epochs: {statistics.mean(gains):+.4f}{spread} (n = {len(gains)})")
+
+
+def show(run: dict[str, Any]) -> None:
+    """A run for people."""
+    print(f"seed {run['seed']}")
+    for name in ("with", "without", "all"):
+        way = run[name]
+        print(
+            f"  {name:8} {way['candidates']:3} candidates, {way['finished']:3} to the end, {way['epochs']:4} epochs, "
+            f"{way['images']:,} images: hypervolume {way['hypervolume']:.4f}"
+        )
+    for line in run["lines"]:
+        print(f"  {line}")
+
+
+if __name__ == "__main__":
+    main()
