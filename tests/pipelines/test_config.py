@@ -49,6 +49,8 @@ def test_an_unknown_key_below_a_name_of_the_users_own() -> None:
         ("search", {"objectives": ["accuracy", "latency_ms"]}, "latency is measured"),
         ("search", {"objectives": ["macs"]}, "include 'accuracy'"),
         ("search", {"constraints": {"speed": {"low": 1}}}, "'speed'"),
+        ("training", {"early_stopping": True, "epochs": 1}, "epochs = 2 or more"),
+        ("training", {"eta": 1}, "greater than or equal to 2"),
     ],
 )
 def test_a_wrong_value_says_what_is_allowed(section: str, values: dict[str, object], said: str) -> None:
