@@ -68,7 +68,9 @@ def told(rung: RungSummary, keep: float) -> str:
     like = rung.like
     if like.value is not None:
         error = f" ± {like.error:.2f}" if like.pairs >= PAIRS else ""
-        parts.append(f"at like cost {like.value:.2f}{error} ({like.pairs} pairs that it tells apart)")
+        parts.append(
+            f"at like cost {like.value:.2f}{error} ({like.pairs} pair{'s' * (like.pairs != 1)} that it tells apart)"
+        )
     else:
         parts.append("no two that it tells apart at like cost")
     if rung.level and rung.share > keep:
