@@ -70,6 +70,6 @@ class Cifar:
         work = self.evaluator.train(Job(plan.key(), Candidate({}), plan, epochs))
         while True:
             try:
-                say(f"{next(work):.4f}")
+                say(f"{next(work).measurement['accuracy']:.4f}")
             except StopIteration as done:
                 return done.value[0]

@@ -215,6 +215,10 @@ class TrainingSection(Section):
     """How many of the scored ones are fine-tuned, best first."""
     epochs: Annotated[int, Field(ge=0)] = 2
     """Passes over the training images, for each candidate; 0 = no training."""
+    early_stopping: bool = False
+    """Stop candidates that others of like cost beat after 1, eta, eta² … epochs: docs/how-to-choose-a-searcher.md."""
+    eta: Annotated[int, Field(ge=2)] = 2
+    """How far apart these rungs are; one candidate in so many goes on from each, and all that are unbeaten."""
     procedure: str = "one_shot"
     """How a candidate gets from the dense network to its own: `prunefront list procedures`."""
     options: dict[str, Any] = {}
@@ -231,6 +235,15 @@ class TrainingSection(Section):
     """How soft the soft targets are."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: whichever trains faster on this machine, measured once per study."""
+
+    @model_validator(mode="after")
+    def _a_rung_before_the_end(self) -> Self:
+        if self.early_stopping and self.epochs < 2:
+            raise ValueError(
+                f"early_stopping compares candidates after their first epoch, and epochs = {self.epochs} leaves "
+                "nothing to stop; set epochs = 2 or more, or early_stopping = false"
+            )
+        return self
 
 
 class MeasureSection(Section):

@@ -6,7 +6,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,15 @@ from search.measurement import Measurement
 CALIBRATION_BATCH = 128
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A network between two epochs of its training. epochs: done. whole: all has been cut that shall be."""
+
+    epochs: int
+    measurement: Measurement
+    whole: bool
+
+
 class Evaluator:
     """Holds the dense network and the calibration batches; every candidate starts from copies of them."""
 
@@ -75,8 +84,8 @@ class Evaluator:
         with shared():
             return self._measure(self._prune(plan), plan, self._validation)
 
-    def train(self, job: Job) -> Generator[float, None, tuple[nn.Module, PruningPlan]]:
-        """Makes a job's network; the validation accuracy after each epoch but the last. Raises Diverged.
+    def train(self, job: Job) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
+        """Makes a job's network; how it stands after each epoch but the last. Raises Diverged.
 
         Returns the network and the plan that it follows: a procedure may have chosen other units than the job did.
         """
@@ -91,10 +100,10 @@ class Evaluator:
         phases = procedures[procedure](run, **options)
         teacher = self.dense if recipe.distill > 0 else None
         epochs = carry_out(run, phases, bench.data, recipe, teacher=teacher, yield_point=shared)
-        yield from self._accuracies(epochs, lambda: run.model, recipe)
+        yield from self._progress(epochs, lambda: (run.model, run.plan(), run.arrived), recipe)
         return run.model, run.plan()
 
-    def _from_scratch(self, job: Job) -> Generator[float, None, tuple[nn.Module, PruningPlan]]:
+    def _from_scratch(self, job: Job) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
         bench = self.bench
         recipe = replace(bench.scratch, epochs=job.epochs)
         with shared():
@@ -105,18 +114,20 @@ class Evaluator:
             rest = replace(bench.graph, groups=())
             run = begin(model, rest, without_channels(job.plan), bench.data, recipe, self._calibration)
         epochs = carry_out(run, [Phase(run.steps)], bench.data, recipe, yield_point=shared)
-        yield from self._accuracies(epochs, lambda: run.model, recipe)
+        yield from self._progress(epochs, lambda: (run.model, job.plan, True), recipe)
         return run.model, job.plan
 
-    def _accuracies(
-        self, epochs: Iterator[EpochReport], model: Callable[[], nn.Module], recipe: Recipe
-    ) -> Iterator[float]:
+    def _progress(
+        self,
+        epochs: Iterator[EpochReport],
+        now: Callable[[], tuple[nn.Module, PruningPlan, bool]],
+        recipe: Recipe,
+    ) -> Iterator[Progress]:
         """Between epochs, of the network as it is then."""
         for report in epochs:
             if report.epoch < recipe.epochs:
-                with shared():
-                    got = self._accuracy(model(), self.bench.data.validation)
-                yield got.value
+                model, plan, whole = now()
+                yield Progress(report.epoch, self.measure(model, plan), whole)
 
     def measure(self, model: nn.Module, plan: PruningPlan) -> Measurement:
         """Accuracy on all validation images, and exact costs."""

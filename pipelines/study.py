@@ -5,7 +5,7 @@ import math
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +39,8 @@ from pipelines.prepare import (
 from pipelines.problem import problem
 from pipelines.progress import Display
 from pipelines.report import FrontRow, write_html, write_png
+from pipelines.rungs import event_of, keeps, metrics, rungs_of, told
+from pipelines.scheduler import Reached
 from pipelines.screen import Pool, Screening
 from pipelines.studies import BOUNDS, bounds_kept
 from pipelines.tracking import MlflowTracker, Status, Tracker, candidate_params
@@ -52,6 +54,7 @@ from pruners.statistics import Batch, Statistics
 from search.candidate import Candidate
 from search.constraints import resolve, shortfall
 from search.front import ParetoFront, reference_point, violation
+from search.halving import Rungs
 from search.measurement import Constraint, Failure, Measurement, Outcome, outcome_from_json
 from search.promotion import promote
 from search.searchers import searchers
@@ -432,8 +435,13 @@ def _finetune(
     for data in journal.of("promoted")[-1]["candidates"]:
         candidate = Candidate.from_json(data)
         aim = planned(candidate)
-        jobs.append(Job(aim.key(), candidate, aim, config.training.epochs))
-    return _make(session, jobs, bench_ref, cluster, stage="finetune")
+        jobs.append(Job(aim.key(), candidate, aim, config.training.epochs, compared=True))
+    compared = {job.name for job in jobs if job.compared}
+
+    def rungs() -> Rungs:
+        return rungs_of(config, task, screening.measured, journal.events, compared)
+
+    return _make(session, jobs, bench_ref, cluster, stage="finetune", rungs=rungs)
 
 
 def _compare_with_forecast(session: Session, predicting: Forecast, trained: Sequence[Trained]) -> None:
@@ -487,13 +495,49 @@ def _control(
 
 
 def _make(
-    session: Session, jobs: Sequence[Job], bench_ref: Any, cluster: Cluster, *, stage: str
+    session: Session,
+    jobs: Sequence[Job],
+    bench_ref: Any,
+    cluster: Cluster,
+    *,
+    stage: str,
+    rungs: Callable[[], Rungs] | None = None,
 ) -> list[Trained]:
-    """Makes the networks that an earlier run did not, each in a Tune trial; returns all that succeeded."""
+    """Makes the networks that an earlier run did not, each in a Tune trial; returns all that reached the end.
+
+    rungs: where the compared ones among them may be stopped, as the journal has it.
+    """
     config, journal = session.config, session.journal
     named = {job.name: job for job in jobs}
     finished = {e["name"] for e in journal.of("trained") if e["name"] in named and _settled(e)}
+    finished |= {e["name"] for e in journal.of("stopped") if e["name"] in named}
+    widened: set[int] = set()
     busy = 0.0
+
+    def on_rung(reached: Reached) -> None:
+        nonlocal busy
+        kind, event = event_of(reached)
+        journal.append(kind, **event)
+        keep = keeps(config.training)
+        if reached.verdict.share > keep and reached.epoch not in widened:
+            widened.add(reached.epoch)
+            session.display.say(
+                f"the order after {reached.epoch} epochs says too little of the end: {reached.verdict.share:.0%} go on "
+                f"from there instead of {keep:.0%}"
+            )
+        if reached.verdict.go_on:
+            return
+        busy += reached.seconds
+        session.tracker.log(
+            reached.name,
+            candidate_params(named[reached.name].candidate) | {"stopped_after_epochs": reached.epoch},
+            reached.measurement,
+            stage=stage,
+            seconds=reached.seconds,
+        )
+        finished.add(reached.name)
+        accuracy = reached.measurement["accuracy"]
+        session.display.update(len(finished), f"stopped at epoch {reached.epoch}, accuracy {accuracy:.3f}")
 
     def on_trained(name: str, outcome: Outcome, result: dict[str, Any]) -> None:
         nonlocal busy
@@ -522,14 +566,32 @@ def _make(
     with session.display.stage(label, len(named), len(finished)):
         left = Queue([job for name, job in named.items() if name not in finished])
         if len(left):
-            trials = Trials(cluster.workers, config.cluster, config.path / "tune", stage)
-            finetune_all(bench_ref, left, trials, on_trained)
+            trials = Trials(
+                cluster.workers, config.cluster, config.path / "tune", stage, rungs() if rungs else None
+            )
+            finetune_all(bench_ref, left, trials, on_trained, on_rung)
+            if rungs:
+                _say_rungs(session, rungs())
     session.timing.busy[stage] = busy
     if unfinished := len(named.keys() - finished):
         raise PrunefrontError(
             f"Ray Tune ended with {unfinished} of {len(named)} networks not trained; go on with --resume"
         )
     return _trained(session, named)
+
+
+def _say_rungs(session: Session, rungs: Rungs) -> None:
+    """What the rungs knew of the end, for whoever must decide how many candidates and epochs to pay for."""
+    summaries = rungs.summary()
+    for rung in summaries:
+        session.display.say(told(rung, rungs.keep))
+    if rungs.keep < 1.0 and not any(rung.level for rung in summaries):
+        session.display.say(
+            f"no candidate was stopped: none had lost all its channels after {rungs.levels[-1]} epochs, by procedure "
+            f"{session.config.training.procedure!r}, and before that they cannot be compared"
+        )
+    for rung in summaries:
+        session.tracker.log_values({f"rung/{k}": v for k, v in metrics(rung).items()}, step=rung.level)
 
 
 def _settled(event: dict[str, Any]) -> bool:
@@ -549,7 +611,10 @@ def _trained(session: Session, jobs: Mapping[str, Job]) -> list[Trained]:
     """What the journal knows of these jobs. Raises PrunefrontError if the dense network itself failed."""
     trained, failures = [], []
     latest = {event["name"]: event for event in session.journal.of("trained")}
+    stopped = {event["name"] for event in session.journal.of("stopped")}
     for name, job in jobs.items():
+        if name in stopped:
+            continue
         event = latest[name]
         outcome = outcome_from_json(event["outcome"])
         if isinstance(outcome, Failure):

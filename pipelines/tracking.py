@@ -69,8 +69,9 @@ class Tracker(Protocol):
         """Records the state of the front after `step` candidates."""
         ...
 
-    def log_values(self, values: Mapping[str, float]) -> None:
-        """Records finite numbers about the whole study, e.g. how far predictions were off."""
+    def log_values(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Records finite numbers about the whole study, e.g. how far predictions were off, or what a rung of `step`
+        epochs knew of the end."""
         ...
 
     def log_front(self, rows: Sequence[Row], files: Sequence[Path] = ()) -> None:
@@ -117,7 +118,7 @@ class MemoryTracker:
     study: Mapping[str, Any] = field(default_factory=dict)
     records: dict[tuple[str, str], Record] = field(default_factory=dict)
     progress: list[tuple[int, float, int]] = field(default_factory=list)
-    values: dict[str, float] = field(default_factory=dict)
+    values: dict[tuple[str, int], float] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     status: str = "RUNNING"
@@ -142,8 +143,8 @@ class MemoryTracker:
     def log_progress(self, step: int, hypervolume: float, front_size: int) -> None:
         self.progress.append((step, hypervolume, front_size))
 
-    def log_values(self, values: Mapping[str, float]) -> None:
-        self.values.update(values)
+    def log_values(self, values: Mapping[str, float], step: int = 0) -> None:
+        self.values.update({(name, step): value for name, value in values.items()})
 
     def log_front(self, rows: Sequence[Row], files: Sequence[Path] = ()) -> None:
         self.rows, self.files = list(rows), list(files)
@@ -222,11 +223,11 @@ class MlflowTracker:
         metrics = [Metric(name, value, _now(), step) for name, value in values.items()]
         self._writer.put(f"progress at {step}", lambda: self._client.log_batch(self.run_id, metrics=metrics))
 
-    def log_values(self, values: Mapping[str, float]) -> None:
+    def log_values(self, values: Mapping[str, float], step: int = 0) -> None:
         from mlflow.entities import Metric
 
-        metrics = [Metric(name, value, _now(), 0) for name, value in values.items()]
-        self._writer.put("values of the study", lambda: self._client.log_batch(self.run_id, metrics=metrics))
+        metrics = [Metric(name, value, _now(), step) for name, value in values.items()]
+        self._writer.put(f"values of the study at {step}", lambda: self._log_batch(self.run_id, metrics))
 
     def log_front(self, rows: Sequence[Row], files: Sequence[Path] = ()) -> None:
         copies = [dict(row) for row in rows]

@@ -15,6 +15,7 @@ import ray
 import ray.util.client
 import torch
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.result import DONE
 from ray.tune.search import Searcher as TuneSearcher
 from ray.util.queue import Queue as EventQueue
@@ -23,10 +24,12 @@ from pipelines.cluster import set_up_tune
 from pipelines.config import ClusterSection
 from pipelines.evaluate import Evaluator
 from pipelines.failures import failure
+from pipelines.scheduler import EPOCH, MEASURED, OUTCOME, HalvingScheduler, OnRung, Reached
 from pipelines.workbench import Job, Workbench
 from pruners.plan import DENSE
 from search.candidate import Candidate
-from search.measurement import Failure, Outcome, outcome_from_json
+from search.halving import Rungs
+from search.measurement import Failure, Measurement, Outcome, outcome_from_json
 
 
 class AskTell(Protocol):
@@ -63,7 +66,8 @@ def _identity(candidate: Candidate) -> str:
 
 
 OnTold = Callable[[Candidate, Outcome, dict[str, Any]], None]
-"""Called with the candidate, what came of it, and the trial's last result (artifact, epochs, seconds)."""
+"""Called with the candidate, what came of it, and the trial's last result (artifact, epochs, seconds); that of a trial
+which was stopped early has no `outcome`."""
 
 
 class SearcherAdapter(TuneSearcher):
@@ -104,10 +108,12 @@ class SearcherAdapter(TuneSearcher):
         candidate = self._live.pop(trial_id, None)
         if candidate is None:
             return
-        if error or not result or "outcome" not in result:
+        if error or not result or (OUTCOME not in result and MEASURED not in result):
             outcome: Outcome = Failure("crashed", "the trial's worker process died or could not be started")
-        else:
-            outcome = outcome_from_json(json.loads(result["outcome"]))
+        elif OUTCOME in result:
+            outcome = outcome_from_json(json.loads(result[OUTCOME]))
+        else:  # stopped early
+            outcome = Measurement.from_json(json.loads(result[MEASURED]))
         self._searcher.tell(candidate, outcome)
         self._on_told(candidate, outcome, result or {})
 
@@ -153,7 +159,7 @@ class FinetuneTrial(tune.Trainable):
         start = time.perf_counter()
         if self._broken is not None:
             return {
-                "outcome": json.dumps(self._broken.to_json()),
+                OUTCOME: json.dumps(self._broken.to_json()),
                 "accuracy": 0.0,
                 "busy_seconds": 0.0,
                 DONE: True,
@@ -161,7 +167,7 @@ class FinetuneTrial(tune.Trainable):
         try:
             report = next(self._steps)
         except Exception as error:  # noqa: BLE001 - whatever a candidate raises is recorded, and the search goes on
-            report = {"outcome": json.dumps(failure(error).to_json()), "accuracy": 0.0, DONE: True}
+            report = {OUTCOME: json.dumps(failure(error).to_json()), "accuracy": 0.0, DONE: True}
         self._seconds += time.perf_counter() - start
         return {**report, "busy_seconds": self._seconds}
 
@@ -173,14 +179,18 @@ class FinetuneTrial(tune.Trainable):
             epochs = self._evaluator.train(job)
             while True:
                 try:
-                    yield {"accuracy": next(epochs)}
+                    progress = next(epochs)
                 except StopIteration as made:
                     model, plan = made.value
                     break
+                report = {"accuracy": progress.measurement["accuracy"], EPOCH: progress.epochs}
+                if progress.whole and job.compared:
+                    report[MEASURED] = json.dumps(progress.measurement.to_json())
+                yield report
         measured = self._evaluator.measure(model, plan)
         measured, artifact = self._evaluator.publish(job.name, model, plan, measured)
         yield {
-            "outcome": json.dumps(measured.to_json()),
+            OUTCOME: json.dumps(measured.to_json()),
             "artifact": artifact.uri,
             "accuracy": measured["accuracy"],
             "epochs": job.epochs,
@@ -202,18 +212,26 @@ OnTrained = Callable[[str, Outcome, dict[str, Any]], None]
 @dataclass(frozen=True, slots=True)
 class Trials:
     """How trials are run. workers: at a time, at most. storage: Tune's own folder, on the machine that runs Tune;
-    name: of the stage, and of its folder in there."""
+    name: of the stage, and of its folder in there. rungs: where trials are compared and perhaps stopped."""
 
     workers: int
     cluster: ClusterSection
     storage: Path
     name: str = "finetune"
+    rungs: Rungs | None = None
 
 
-def finetune_all(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained) -> None:
-    """Runs one trial for each job of the queue; returns when the outcome of each was handed to `on_trained`."""
+def finetune_all(
+    bench_ref: Any,
+    queue: Queue,
+    trials: Trials,
+    on_trained: OnTrained,
+    on_rung: OnRung = lambda reached: None,
+) -> None:
+    """Runs one trial for each job of the queue; returns when the outcome of each was handed to `on_trained`, or to
+    `on_rung` where it was stopped."""
     if not ray.util.client.ray.is_connected():
-        _fit(bench_ref, queue, trials, on_trained)
+        _fit(bench_ref, queue, trials, on_trained, on_rung)
         return
     # through ray:// Tune itself runs on the cluster, so what it tells comes back through a queue
     events = EventQueue(actor_options={"num_cpus": 0})
@@ -223,7 +241,10 @@ def finetune_all(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTra
         while not finished:
             finished, _ = ray.wait([done], timeout=0.5)
             for event in events.get_nowait_batch(events.qsize()):
-                on_trained(*event)
+                if isinstance(event, Reached):
+                    on_rung(event)
+                else:
+                    on_trained(*event)
         ray.get(done)
     finally:
         events.shutdown(force=True)
@@ -233,10 +254,16 @@ def finetune_all(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTra
 def _fit_on_cluster(bench_refs: list[Any], queue: Queue, trials: Trials, events: EventQueue) -> None:
     set_up_tune()
     with tempfile.TemporaryDirectory(prefix="prunefront-tune-") as storage:
-        _fit(bench_refs[0], queue, replace(trials, storage=Path(storage)), lambda *event: events.put(event))
+        _fit(
+            bench_refs[0],
+            queue,
+            replace(trials, storage=Path(storage)),
+            lambda *event: events.put(event),
+            events.put,
+        )
 
 
-def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained) -> None:
+def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained, on_rung: OnRung) -> None:
     cluster = trials.cluster
     trainable = tune.with_resources(
         tune.with_parameters(
@@ -247,20 +274,25 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained) ->
         ),
         {"cpu": cluster.cpus_per_worker, "gpu": cluster.gpus_per_worker},
     )
-    adapter = SearcherAdapter(
-        queue,
-        len(queue),
-        lambda candidate, outcome, result: on_trained(queue.job(candidate).name, outcome, result),
-    )
+
+    def on_told(candidate: Candidate, outcome: Outcome, result: dict[str, Any]) -> None:
+        if OUTCOME in result or isinstance(outcome, Failure):  # what was stopped is known since its rung
+            on_trained(queue.job(candidate).name, outcome, result)
+
+    def name(trial: Trial) -> str:
+        return queue.job(Candidate.from_json(trial.config)).name
+
+    adapter = SearcherAdapter(queue, len(queue), on_told)
     tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=adapter,
+            scheduler=HalvingScheduler(trials.rungs, on_rung, name) if trials.rungs else None,
             num_samples=len(queue),
             max_concurrent_trials=trials.workers,
             reuse_actors=True,
             # the default is a name of all ratios, longer than a file name may be
-            trial_name_creator=lambda trial: queue.job(Candidate.from_json(trial.config)).name,
+            trial_name_creator=name,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=tune.RunConfig(

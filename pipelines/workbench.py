@@ -24,7 +24,7 @@ class Job:
     """One network to be made, measured and published.
 
     start: what it is cut from, see `pruners.controls.Rival`. control: which control it is, and `of` which network; "" =
-    it was found by the search.
+    it was found by the search. compared: whether it is at rungs, and may be stopped there.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Job:
     start: Start = "dense"
     control: str = ""
     of: str = ""
+    compared: bool = False
 
 
 @dataclass(frozen=True, slots=True)

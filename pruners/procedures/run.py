@@ -76,6 +76,11 @@ class Run:
         """Steps that are left."""
         return self.steps - self.step
 
+    @property
+    def arrived(self) -> bool:
+        """Whether everything has gone that the goal asks for."""
+        return self._compacted and self.counts() == self.wanted()
+
     def wanted(self) -> dict[str, int]:
         """Group -> how many units shall stay in the end."""
         return {g.name: len(g.kept) for g in self.goal.groups}

@@ -92,6 +92,8 @@ def test_bounds_are_given_as_texts_or_as_a_table_and_kept_as_texts(
         ("search", {"constraints": ["macs <= 50%", "size_bytes <= 250KB"]}, "did you mean 'kB'"),
         ("search", {"constraints": [3]}, "list of bounds such as"),
         ("search", {"constraints": 3}, "list of bounds such as"),
+        ("training", {"early_stopping": True, "epochs": 1}, "epochs = 2 or more"),
+        ("training", {"eta": 1}, "greater than or equal to 2"),
     ],
 )
 def test_a_wrong_value_says_what_is_allowed(section: str, values: dict[str, object], said: str) -> None:

@@ -112,6 +112,8 @@ def test_the_study_is_the_parent_run(uri: str, tmp_path: Path, monkeypatch: pyte
     for step in range(3):
         tracker.log_progress(step, 0.1 * step, step)
     rows = [{"key": "dense", "accuracy": 0.9, "achieved": {"conv1": 0.5}}]
+    tracker.log_values({"rung/share": 0.5, "rung/stopped": 3.0}, step=1)
+    tracker.log_values({"rung/share": 1.0}, step=2)
     tracker.log_front(rows, [picture])
     tracker.log_front(rows, [picture])
     assert tracker.finish("KILLED") == ()
@@ -125,6 +127,8 @@ def test_the_study_is_the_parent_run(uri: str, tmp_path: Path, monkeypatch: pyte
         (1, 1.0),
         (2, 2.0),
     ]
+    shares = client.get_metric_history(run_id, "rung/share")
+    assert {m.step: m.value for m in shares} == {1: 0.5, 2: 1.0}
     names = {file.path for file in client.list_artifacts(run_id)}
     assert names == {"study.json", "front.json", "front_table.json", "front.png"}
     folder = tmp_path / "the store" / "mlartifacts" / run_id / "artifacts"

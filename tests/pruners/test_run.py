@@ -35,8 +35,10 @@ def test_cuts_add_up_to_one_plan_for_the_dense_network(kind):
     halfway = {name: (run.counts()[name] + count) // 2 for name, count in run.wanted().items()}
     run.cut(halfway, all_scores(run, 0), statistics=False)
     assert run.counts() == halfway
+    assert not run.arrived
     run.cut(run.wanted(), all_scores(run, 1), statistics=False)
     assert run.counts() == run.wanted()
+    assert run.arrived
     at_once = tensors(apply(dense, graph, run.plan()))
     now = tensors(run.model)
     assert at_once.keys() == now.keys()
