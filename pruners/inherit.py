@@ -50,7 +50,9 @@ def inherited(
     made = {name: tensor.clone() for name, tensor in dense.items()}
     for name in left:
         axes = going.get(names[name], {})  # of a tensor under two names, the graph knows the first
-        made[name] = _filled(name, made[name], [axes.get(d, []) for d in range(made[name].dim())], weights[name])
+        made[name] = _filled(
+            name, made[name], [axes.get(d, []) for d in range(made[name].dim())], weights[name]
+        )
     return made
 
 

@@ -22,8 +22,15 @@ from pruners.trace import trace
 from tests.nets import NETS, randomise
 from tests.pruners.plans import keeping, plans, scored, traced
 
-
-SOME = ("Plain", "ResNetProjection", "DepthMultiplier", "GroupedConv", "ChannelShuffle", "Shared", "QkvNoNorm")
+SOME = (
+    "Plain",
+    "ResNetProjection",
+    "DepthMultiplier",
+    "GroupedConv",
+    "ChannelShuffle",
+    "Shared",
+    "QkvNoNorm",
+)
 """A few ways of cutting: the positions are those of `surgery`, whose tests walk all nets."""
 
 
