@@ -27,8 +27,11 @@ class Parent:
 
 
 class Inheritance:
-    """Networks by the key of their plan. Who starts from whom, and what is kept, follows from the order of asks and tells
-    alone, thus from the journal; where a file is gone or broken, its children start from the dense network."""
+    """Networks by the key of their plan.
+
+    Who starts from whom, and what is kept, follows from the order of asks and tells alone, thus from the journal. Where
+    a file is gone or broken, the children that were to start from it start from the dense network.
+    """
 
     def __init__(
         self,
