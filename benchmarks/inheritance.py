@@ -153,14 +153,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="a smaller network, one seed, a minute")
+    parser.add_argument("--quick", action="store_true", help="a smaller network, trained less")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--candidates", type=int, default=80)
+    parser.add_argument("--seeds", type=int, help="default: 3; with --quick 1")
+    parser.add_argument("--candidates", type=int, help="default: 80; with --quick 30")
     parser.add_argument("--images", type=int, default=256)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    seeds, candidates = (1, 30) if asked.quick else (asked.seeds, asked.candidates)
+    seeds, candidates = (
+        asked.seeds or (1 if asked.quick else 3),
+        asked.candidates or (30 if asked.quick else 80),
+    )
     sections: dict[str, Any] = {
         "search": {"candidates": candidates, "seeds": 6, "train_images": asked.images}
     }

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mlflow.tracking import MlflowClient
 
 from pipelines.config import StudyConfig, load
 from pipelines.evaluate import Evaluator
@@ -356,6 +357,10 @@ def test_a_killed_study_goes_on_from_the_weights_on_disk_and_can_be_computed_fro
     told = [e for e in events if e["event"] == "told"]
     assert len(told) == len({e["key"] for e in told}) == 20
     assert any(e["inherited"] for e in told)
+    client = MlflowClient(f"sqlite:///{tmp_path}/studies/mlflow.db")
+    run = next(e["run"] for e in events if e["event"] == "tracking")
+    steps = [m.step for m in client.get_metric_history(run, "searcher/mutation_strength")]
+    assert len(steps) == len(set(steps)) > 10  # a resumed study tells nothing again
     assert recomputed(load(tmp_path / "s.toml"), tmp_path / "studies", events) == told_outcomes(told)
 
 
