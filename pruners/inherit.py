@@ -59,7 +59,7 @@ def inherited(
 def _filled(name: str, whole: Tensor, gone: list[list[int]], part: Tensor) -> Tensor:
     """`whole` with `part` at the positions that are not gone, by axis; *in place*, but for scalars."""
     kept = [
-        torch.tensor([i for i in range(size) if i not in set(away)], device=whole.device)
+        torch.tensor(sorted(set(range(size)) - set(away)), dtype=torch.long, device=whole.device)
         for size, away in zip(whole.shape, gone, strict=True)
     ]
     if tuple(part.shape) != tuple(len(axis) for axis in kept) or part.dtype != whole.dtype:

@@ -58,7 +58,7 @@ def equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("name", SOME)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(data=st.data())
 def test_parents_values_where_it_kept_and_the_dense_ones_elsewhere(name: str, data: st.DataObject) -> None:
     model, example, graph = setup(name)
