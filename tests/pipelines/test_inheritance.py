@@ -43,7 +43,6 @@ from tests.problems import separable
 OPTIONS: dict[str, dict[str, Any]] = {
     "evolution": {"population": 6, "startup": 6, "probes": 4},
     "particle_filter": {"particles": 4, "stages": 3, "probes": 4},
-    "auto": {},
     "random": {},
 }
 BUDGET = 40
@@ -163,8 +162,7 @@ def test_every_outcome_follows_from_the_journal(
     one.screening.run(TrainingPool(one.inheritance, workers, order=0), BUDGET)
     inherited = replayed(one.journal.events)
     assert len(inherited) == len(one.screening.outcomes) > BUDGET // 2
-    if searcher != "auto":  # in which few of so few candidates are children
-        assert any(inherited.values()) == (searcher != "random")
+    assert any(inherited.values()) == (searcher != "random")
     assert one.said == []
     measured = [e["key"] for e in one.journal.of("told") if "failure" not in e["outcome"]]
     assert one.files() == {*measured[-KEPT:], *[key for key in measured if key in one.front][-KEPT:]}
