@@ -182,7 +182,10 @@ class SearchSection(Section):
     searcher: str = "evolution"
     """`prunefront list searchers`."""
     candidates: Annotated[int, Field(ge=1)] = 64
-    """How many different architectures are scored without training."""
+    """How many different architectures are scored, without training but for `train_images`."""
+    train_images: Annotated[int, Field(ge=0)] = 0
+    """On so many each candidate is trained before it is scored, from its parent's weights where there are such; 0 = on
+    none. In whole steps of training.batch_size at the most, by [training] else."""
     objectives: tuple[str, ...] = ("accuracy", "macs", "size_bytes")
     """What the searcher is told. All of it is exact for a seed, so that a search can be repeated; of `latency_ratio`
     and `latency_ms`, a prediction from the study's latency table."""
@@ -203,6 +206,8 @@ class SearchSection(Section):
         for name in self.objectives:
             if name not in OBJECTIVES:
                 raise ValueError(f"{name!r} cannot steer the search; possible: {', '.join(OBJECTIVES)}")
+        if self.train_images == 1:
+            raise ValueError("train_images = 1 cannot train batch norms; set 0 for no training, or 2 or more")
         if len(set(self.objectives)) != len(self.objectives) or "accuracy" not in self.objectives:
             raise ValueError("objectives must be different from each other and include 'accuracy'")
         return self

@@ -1,5 +1,6 @@
 """A candidate's life on a worker: surgery, recalibration, fine-tuning, measuring, publishing."""
 
+import hashlib
 import itertools
 import json
 import platform
@@ -23,19 +24,23 @@ from pipelines.card import card
 from pipelines.config import MeasureSection
 from pipelines.data import Split, batches
 from pipelines.exclusive import exclusive, shared
+from pipelines.inheritance import Parent
 from pipelines.int8 import check_int8, quantise_onnx
 from pipelines.latency import Latency, compare, runtimes
 from pipelines.models import build
 from pipelines.onnx_export import check, export
 from pipelines.train import Recipe, begin, carry_out
+from pipelines.weights import unpacked
 from pipelines.workbench import Job, Workbench
 from pruners.cost import cost
 from pruners.errors import PrunefrontError
 from pruners.fresh import fresh
+from pruners.inherit import inherited, unfitted
 from pruners.plan import DENSE, PruningPlan, inside, removed_blocks, without_channels
 from pruners.procedures import Phase, procedures
 from pruners.procedures.loop import EpochReport
 from pruners.prune import prune, settle
+from pruners.recalibrate import recalibrate
 from pruners.saved import PLAN, WEIGHTS, described, rebuild, save_network
 from pruners.surgery import apply
 from pruners.word_length import unwrapped
@@ -83,6 +88,49 @@ class Evaluator:
         """First score of a candidate, without training: validation accuracy and exact costs."""
         with shared():
             return self._measure(self._prune(plan), plan, self._validation)
+
+    def score_trained(self, plan: PruningPlan, start: nn.Module | None) -> tuple[Measurement, nn.Module]:
+        """Score of a candidate after `train_images`, and the network. Raises Diverged.
+
+        start: of the dense size, changed; None = the dense network. Order and augmentation of the images follow from
+        the study's seed and the plan.
+        """
+        bench = self.bench
+        recipe = replace(
+            bench.recipe,
+            epochs=1,
+            batch_size=min(bench.recipe.batch_size, bench.train_images),
+            seed=_seed(bench.seed, plan),
+        )
+        with shared():
+            run = begin(
+                bench.dense_model() if start is None else start,
+                bench.graph,
+                plan if start is None else unfitted(plan),
+                bench.data,
+                recipe,
+                self._calibration,
+                steps=-(-bench.train_images // recipe.batch_size),
+            )
+            run.cut(statistics=False)
+        teacher = self.dense if recipe.distill > 0 else None
+        trained = carry_out(run, [Phase(run.left)], bench.data, recipe, teacher=teacher, yield_point=shared)
+        for _ in trained:  # epochs that fall within it are not looked at
+            pass
+        with shared():
+            if recipe.channels_last:
+                run.model.to(memory_format=torch.channels_last)
+            # a short training leaves running statistics behind its weights
+            with torch.autocast(bench.device, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                recalibrate(run.model, self._calibration)
+            return self._measure(run.model, plan, self._validation), run.model
+
+    def heir(self, parent: Parent) -> nn.Module:
+        """The dense network with its parent's values where the parent kept them. Raises PrunefrontError for weights
+        that are not the parent's."""
+        model = self.bench.dense_model()
+        model.load_state_dict(inherited(model, self.bench.graph, parent.plan, unpacked(parent.weights)))
+        return model
 
     def train(self, job: Job) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
         """Makes a job's network; how it stands after each epoch but the last. Raises Diverged.
@@ -245,6 +293,11 @@ class Evaluator:
             },
             {"accuracy": (got.high - got.low) / 2},
         )
+
+
+def _seed(study: int, plan: PruningPlan) -> int:
+    """Of a candidate's training in the first stage, whoever does it and when."""
+    return int.from_bytes(hashlib.sha256(f"{study} {plan.key()}".encode()).digest()[:4]) % 2**31
 
 
 def integers(plan: PruningPlan) -> bool:

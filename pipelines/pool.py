@@ -1,18 +1,35 @@
 """Warm Ray actors that score candidates; they hold data, graph and dense weights for a whole study."""
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 import torch
 from ray.exceptions import OutOfMemoryError, RayActorError
+from torch import nn
 
 from pipelines.config import ClusterSection
 from pipelines.evaluate import Evaluator
 from pipelines.failures import failure
+from pipelines.inheritance import Inheritance, Parent
+from pipelines.weights import packed
 from pipelines.workbench import Workbench
+from pruners.errors import PrunefrontError
+from pruners.inherit import hands_on
 from pruners.plan import PruningPlan
 from search.measurement import Failure, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a worker made of a candidate. weights: that others may start from, as safetensors. refused: why it did not
+    start from its parent's; "" = it did, or there were none."""
+
+    outcome: Outcome
+    seconds: float
+    weights: bytes | None = None
+    refused: str = ""
 
 
 class ScoringWorker:
@@ -26,22 +43,45 @@ class ScoringWorker:
         except Exception as error:  # noqa: BLE001 - Ray would only say that an actor died; so the reason is recorded
             self._broken = failure(error)
 
-    def score(self, plan: PruningPlan) -> tuple[Outcome, float]:
-        """The outcome and how many seconds it took. What goes wrong with a candidate is an outcome, too."""
+    def score(self, plan: PruningPlan, parent: Parent | None = None) -> Scored:
+        """The outcome and how many seconds it took. What goes wrong with a candidate is an outcome, too.
+
+        parent: what it is trained from, where candidates are trained at all; None = the dense network.
+        """
         if self._broken is not None:
-            return self._broken, 0.0
+            return Scored(self._broken, 0.0)
         start = time.perf_counter()
+        weights, refused = None, ""
         try:
-            outcome: Outcome = self._evaluator.score(plan)
+            if self._evaluator.bench.train_images:
+                heir, refused = self._heir(parent)
+                measured, model = self._evaluator.score_trained(plan, heir)
+                weights = packed(model) if hands_on(plan) else None
+                outcome: Outcome = measured
+            else:
+                outcome = self._evaluator.score(plan)
         except Exception as error:  # noqa: BLE001 - whatever a candidate raises is recorded, and the search goes on
             outcome = failure(error)
-        return outcome, time.perf_counter() - start
+        return Scored(outcome, time.perf_counter() - start, weights, refused)
+
+    def _heir(self, parent: Parent | None) -> tuple[nn.Module | None, str]:
+        """What to train from, None = the dense network; and why not from the parent's weights."""
+        if parent is None:
+            return None, ""
+        try:
+            return self._evaluator.heir(parent), ""
+        except PrunefrontError as error:
+            return None, str(error)
 
 
 class ScoringPool:
     """Hands plans to free workers; a worker that dies costs its candidate a Failure and is replaced."""
 
-    def __init__(self, bench_ref: Any, workers: int, cluster: ClusterSection) -> None:
+    def __init__(
+        self, bench_ref: Any, workers: int, cluster: ClusterSection, inheritance: Inheritance | None = None
+    ) -> None:
+        """inheritance: where candidates are trained, who starts from whom."""
+        self._inheritance = inheritance
         self._make = (
             ray.remote(ScoringWorker)
             .options(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, max_concurrency=1)
@@ -64,8 +104,9 @@ class ScoringPool:
 
     def submit(self, name: str, plan: PruningPlan) -> None:
         """Starts scoring; `next` will return `name` with the outcome."""
+        parent = None if self._inheritance is None else self._inheritance.parent(name)
         worker = self._free.pop()
-        self._running[worker.score.remote(plan)] = (name, worker)
+        self._running[worker.score.remote(plan, parent)] = (name, worker)
 
     def next(self, timeout: float) -> tuple[str, Outcome, float | None] | None:
         """Waits for whichever candidate is finished first: name, outcome, the worker's seconds (None where it died).
@@ -77,15 +118,20 @@ class ScoringPool:
             return None
         name, worker = self._running.pop(done[0])
         try:
-            outcome, seconds = ray.get(done[0])
+            scored: Scored = ray.get(done[0])
         except OutOfMemoryError as error:
             return name, self._lost(Failure("out_of_memory", str(error).splitlines()[0])), None
         except RayActorError as error:
             lost = Failure("crashed", f"the worker process died: {str(error).splitlines()[0]}")
             return name, self._lost(lost), None
-        self.busy_seconds += seconds
+        self.busy_seconds += scored.seconds
         self._free.append(worker)
-        return name, outcome, seconds
+        if self._inheritance is not None:
+            if scored.refused:
+                self._inheritance.refuse(name, scored.refused)
+            if scored.weights is not None:
+                self._inheritance.write(name, scored.weights)
+        return name, scored.outcome, scored.seconds
 
     def close(self) -> None:
         """Ends the workers and gives their CPUs back."""

@@ -414,6 +414,7 @@ def make_bench(config: StudyConfig, network: Network) -> Workbench:
             "data": config.data.model_dump(mode="json"),
         },
         device=device,
+        train_images=config.search.train_images,
     )
 
 

@@ -60,9 +60,11 @@ def event_of(reached: Reached) -> tuple[str, dict[str, Any]]:
     }
 
 
-def told(rung: RungSummary, keep: float) -> str:
-    """A line for people. keep: what the study file asks a rung to keep; 1 = all."""
-    when = f"after {rung.level} epoch{'s' * (rung.level > 1)}" if rung.level else "untrained"
+def told(rung: RungSummary, keep: float, images: int = 0) -> str:
+    """A line for people. keep: what the study file asks a rung to keep; 1 = all. images: that the first stage trains
+    on."""
+    first = f"after {images} images" if images else "untrained"
+    when = f"after {rung.level} epoch{'s' * (rung.level > 1)}" if rung.level else first
     parts = [f"{rung.came} candidates, {rung.stopped} stopped" if rung.level else f"{rung.came} candidates"]
     if rung.overall.value is not None:
         parts.append(f"rank correlation with the end {rung.overall.value:.2f} (n = {rung.finished})")

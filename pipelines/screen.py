@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from pipelines.inheritance import Inheritance
 from pipelines.journal import Journal, JournalError
 from pruners.errors import PrunefrontError
 from pruners.plan import PruningPlan
@@ -45,16 +46,20 @@ class Screening:
         plan: Callable[[Candidate], PruningPlan],
         journal: Journal,
         on_scored: Callable[[str, Candidate, Outcome], None],
+        inheritance: Inheritance | None = None,
     ) -> None:
         """plan: raises PrunefrontError for a candidate that cannot be had, OverBudget for one that is not worth a
         score; the searcher is told so.
 
         on_scored: called once per architecture, in this process, also for those that the journal remembers.
+
+        inheritance: where candidates are trained, who starts from whose weights; the pool knows it, too.
         """
         self.searcher = searcher
         self.plan = plan
         self.journal = journal
         self.on_scored = on_scored
+        self._inheritance = inheritance
         self.outcomes: dict[str, Outcome] = {}
         self.candidates: dict[str, Candidate] = {}
         self._waiting: dict[str, list[Candidate]] = {}
@@ -75,7 +80,7 @@ class Screening:
                         "the searcher no longer proposes what it proposed before: prunefront, its libraries or the "
                         "machine changed since; start the study afresh with --fresh"
                     )
-                self._expect(then)
+                self._expect(then, event.get("start", ""))
             elif event["event"] == "told" and event["key"] not in self.outcomes:
                 if event["key"] not in self._waiting:
                     raise JournalError(
@@ -84,6 +89,8 @@ class Screening:
                     )
                 self._settle(event["key"], outcome_from_json(event["outcome"]))
         self._unstarted = [(key, self.plan(waiting[0])) for key, waiting in self._waiting.items()]
+        if self._inheritance is not None:
+            self._inheritance.tidy()
         return len(self.outcomes)
 
     def run(self, pool: Pool, budget: int) -> None:
@@ -104,9 +111,12 @@ class Screening:
                 candidate = self.searcher.ask()
                 if candidate is None:
                     break
-                self.journal.append("asked", candidate=candidate.to_json())
+                start = "" if self._inheritance is None else self._inheritance.start(candidate)
+                self.journal.append(
+                    "asked", candidate=candidate.to_json(), **({"start": start} if start else {})
+                )
                 over = len(self.over_budget)
-                plan = self._expect(candidate)
+                plan = self._expect(candidate, start)
                 if plan is not None:
                     pool.submit(plan.key(), plan)
                     duplicates = refused = 0
@@ -121,13 +131,15 @@ class Screening:
                 key, outcome, seconds = finished
                 if key not in self._waiting:  # a result that has come before changes nothing
                     continue
-                took = {} if seconds is None else {"seconds": seconds}
-                self.journal.append("told", key=key, outcome=outcome.to_json(), **took)
+                more: dict[str, Any] = {} if seconds is None else {"seconds": seconds}
+                if self._inheritance is not None:
+                    more["inherited"] = self._inheritance.inherited(key)
+                self.journal.append("told", key=key, outcome=outcome.to_json(), **more)
                 self._settle(key, outcome)
                 self._check_hope()
 
-    def _expect(self, candidate: Candidate) -> PruningPlan | None:
-        """The candidate's architecture where it is new and must be scored.
+    def _expect(self, candidate: Candidate, start: str) -> PruningPlan | None:
+        """The candidate's architecture where it is new and must be scored. start: whose weights it is trained from.
 
         One that is known, that cannot be had (a ratio within a layer to which its channels leave too little), or that
         is over budget, is told at once.
@@ -144,10 +156,16 @@ class Screening:
             return None
         key = plan.key()
         if key in self.outcomes:
+            if self._inheritance is not None:
+                self._inheritance.note(candidate, key)
             self.searcher.tell(candidate, self.outcomes[key])
             return None
         self._waiting.setdefault(key, []).append(candidate)
-        return plan if len(self._waiting[key]) == 1 else None
+        if len(self._waiting[key]) > 1:
+            return None
+        if self._inheritance is not None:
+            self._inheritance.expect(plan, start)
+        return plan
 
     def _settle(self, key: str, outcome: Outcome) -> None:
         waiting = self._waiting.pop(key)
@@ -156,6 +174,8 @@ class Screening:
         for candidate in waiting:
             self.searcher.tell(candidate, outcome)
         self.on_scored(key, waiting[0], outcome)
+        if self._inheritance is not None:
+            self._inheritance.settle(key, waiting, outcome)
 
     def _check_hope(self) -> None:
         failures = [o for o in self.outcomes.values() if isinstance(o, Failure)]

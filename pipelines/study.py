@@ -24,6 +24,7 @@ from pipelines.feasibility import above_dense
 from pipelines.final import Trained, chosen, report, standing
 from pipelines.forecast import CORRECTED, Forecast, PredictingPool, forecast, steered
 from pipelines.gather import gather
+from pipelines.inheritance import WEIGHTS, Inheritance
 from pipelines.journal import Journal, lock, write_json
 from pipelines.latency_table import TABLE
 from pipelines.pool import ScoringPool
@@ -64,6 +65,7 @@ OURS = (
     "journal.jsonl",  # first: without it, nothing that is left counts
     "study.json",
     "prepared",
+    WEIGHTS,
     "tune",
     "artifacts",
     FRONT,
@@ -328,11 +330,11 @@ def _screen(
     cluster: Cluster,
     predicting: Forecast | None,
 ) -> Screening:
-    """First stage: many candidates, scored without training."""
+    """First stage: many candidates, scored without training, or after a short one from their parents' weights."""
     config, tracker = session.config, session.tracker
     front = ParetoFront(task.objectives, task.constraints)
     reference: dict[str, float] = {}
-    done = 0
+    done, earlier = 0, len(session.journal.of("told"))
 
     def planned(candidate: Candidate) -> PruningPlan:
         aim = plan(
@@ -359,14 +361,19 @@ def _screen(
         if reference:
             volume = front.relative_hypervolume(reference)
             tracker.log_progress(done, volume, len(front))
+            if done > earlier and (figures := searcher.figures()):
+                tracker.log_values({f"searcher/{name}": value for name, value in figures.items()}, step=done)
             session.display.update(done, f"front {len(front)}  hypervolume {volume:.3f}")
 
     searcher = searchers[config.search.searcher](task, seed=config.seed, **config.search.options)
-    screening = Screening(searcher, planned, session.journal, on_scored)
+    inheritance = None
+    if config.search.train_images:
+        inheritance = Inheritance(config.path / WEIGHTS, front, session.display.say)
+    screening = Screening(searcher, planned, session.journal, on_scored, inheritance)
     with session.display.stage("scoring", config.search.candidates, len(screening.journal.of("told"))):
         screening.replay()
         if len(screening.outcomes) < config.search.candidates and not session.journal.of("promoted"):
-            pool = ScoringPool(bench_ref, cluster.workers, config.cluster)
+            pool = ScoringPool(bench_ref, cluster.workers, config.cluster, inheritance)
             try:
                 scoring: Pool = pool if predicting is None else PredictingPool(pool, predicting)
                 screening.run(scoring, config.search.candidates)
@@ -584,7 +591,7 @@ def _say_rungs(session: Session, rungs: Rungs) -> None:
     """What the rungs knew of the end, for whoever must decide how many candidates and epochs to pay for."""
     summaries = rungs.summary()
     for rung in summaries:
-        session.display.say(told(rung, rungs.keep))
+        session.display.say(told(rung, rungs.keep, session.config.search.train_images))
     if rungs.keep < 1.0 and not any(rung.level for rung in summaries):
         session.display.say(
             f"no candidate was stopped: none had lost all its channels after {rungs.levels[-1]} epochs, by procedure "

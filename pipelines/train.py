@@ -82,8 +82,13 @@ def begin(
     data: SearchData,
     recipe: Recipe,
     calibration: Sequence[Batch] = (),
+    *,
+    steps: int | None = None,
 ) -> Run:
-    """What a training procedure starts from. model: dense, changed in place until the first cut."""
+    """What a training procedure starts from. model: dense, changed in place until the first cut.
+
+    steps: mini-batches to spend; None = those of the recipe's epochs.
+    """
     per_epoch = _steps(len(data.train), recipe.batch_size)
 
     def optimizer(network: nn.Module) -> torch.optim.SGD:
@@ -94,7 +99,7 @@ def begin(
         model,
         graph,
         goal,
-        steps=recipe.epochs * per_epoch,
+        steps=recipe.epochs * per_epoch if steps is None else steps,
         per_epoch=per_epoch,
         optimizer=optimizer,
         calibration=calibration,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
 
 from pruners.errors import PrunefrontError
@@ -51,7 +51,24 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Writes the model's state dict as safetensors. Tensors that share memory are written each on their own."""
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}, path)
+    save_file(_apart(model), path)
+
+
+def packed(model: nn.Module) -> bytes:
+    """What `save_weights` writes."""
+    return save(_apart(model))
+
+
+def unpacked(data: bytes) -> dict[str, Tensor]:
+    """Name -> tensor of what `packed` made, on the CPU. Raises WeightsError for anything else."""
+    try:
+        return load(data)
+    except (SafetensorError, ValueError, KeyError) as error:  # KeyError: of a number type that torch lacks
+        raise WeightsError(f"the weights cannot be read as safetensors: {error}") from error
+
+
+def _apart(model: nn.Module) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

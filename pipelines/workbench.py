@@ -47,6 +47,7 @@ class Workbench:
     dense_onnx: the dense network as ONNX, the other half of every timed pair.
     recipe, procedure, options: how a candidate is trained. scratch: how a network is that starts without training.
     initial: the weights before the dense training, where they are known.
+    train_images: on how many a candidate is trained before it is scored; 0 = it is scored as it was cut.
     device: of training and scoring. artifact_uri: where workers publish. description: goes into every plan.json.
     """
 
@@ -71,6 +72,7 @@ class Workbench:
     artifacts: ArtifactSection
     description: Mapping[str, object]
     device: str = "cpu"
+    train_images: int = 0
 
     def dense_model(self) -> nn.Module:
         """A fresh copy of the dense network in eval mode, with its own memory."""

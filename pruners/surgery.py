@@ -129,7 +129,7 @@ def load(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     state: a tensor for every name of `model.state_dict()` (of a tensor under two names, one is enough), none larger
     than the dense one. Raises PrunefrontError where names, ranks, sizes or number types do not fit.
     """
-    names = _first_names(model)
+    names = first_names(model)
     dense = model.state_dict()
     given: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -163,7 +163,7 @@ def _check_fits(name: str, dense: Tensor, tensor: Tensor) -> None:
         raise PrunefrontError(f"{name!r} holds {tensor.dtype} where the dense network has {dense.dtype}")
 
 
-def _first_names(model: nn.Module) -> dict[str, str]:
+def first_names(model: nn.Module) -> dict[str, str]:
     """State-dict name -> the first name of the same tensor."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(t), name) for name, t in model.state_dict(keep_vars=True).items()}
@@ -207,7 +207,7 @@ def _other_buffers(model: nn.Module, memo: Mapping[int, Any]) -> Iterator[Tensor
 
 def _sync(model: nn.Module, going: Removed) -> None:
     """Brings sizes that modules keep as attributes in line with the shapes of their weights. going: what was cut."""
-    names = _first_names(model)
+    names = first_names(model)
     for path, module in model.named_modules():
         weight = names.get(f"{path}.weight".lstrip("."), "")
         _sync_one(module, going.get(weight, {}).get(0, []))

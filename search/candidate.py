@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -12,10 +12,14 @@ from pruners.choice import GroupChoice
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Group name -> GroupChoice, sorted by name. `origin` says who proposed it and is no part of the key."""
+    """Group name -> GroupChoice, sorted by name. `origin` says who proposed it and is no part of the key.
+
+    parent: key of the candidate that it was made of, "" = of none. It is no part of the key, nor of equality.
+    """
 
     choices: Mapping[str, GroupChoice]
     origin: str = ""
+    parent: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "choices", dict(sorted(self.choices.items())))
@@ -26,12 +30,13 @@ class Candidate:
         return hashlib.sha256(f"{{{inner}}}".encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        return {"origin": self.origin, "choices": {name: c.to_json() for name, c in self.choices.items()}}
+        data = {"origin": self.origin, "choices": {name: c.to_json() for name, c in self.choices.items()}}
+        return data | {"parent": self.parent} if self.parent else data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Candidate":
         choices = {name: GroupChoice.from_json(c) for name, c in data["choices"].items()}
-        return cls(choices, data.get("origin", ""))
+        return cls(choices, data.get("origin", ""), data.get("parent", ""))
 
 
 @lru_cache(maxsize=2**16)

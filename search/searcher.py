@@ -20,6 +20,10 @@ class Searcher(Protocol):
         """What came of a candidate. A second tell of the same candidate changes nothing."""
         ...
 
+    def figures(self) -> dict[str, float]:
+        """Finite numbers about the searcher itself, for people to watch; {} where there is nothing to tell."""
+        ...
+
     def state(self) -> dict[str, Any]:
         """JSON from which `restore` goes on exactly: same next asks, pending candidates still awaited."""
         ...

@@ -104,6 +104,12 @@ class Auto:
             keep = self.options.memory
             self._credit[name] = keep * self._credit[name] + (1.0 - keep) * gain
 
+    def figures(self) -> dict[str, float]:
+        """Each member's credit and share of the asks, and the members' own figures."""
+        own = {f"credit/{name}": credit for name, credit in self._credit.items()}
+        own |= {f"share/{name}": share for name, share in self.shares.items()}
+        return own | {f"{n}/{k}": v for n, arm in self._arms.items() for k, v in arm.figures().items()}
+
     def state(self) -> dict[str, Any]:
         return {
             **self._ledger.state(),

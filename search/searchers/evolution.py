@@ -64,7 +64,7 @@ class Evolution:
     explicit pattern is inherited until its group changes. Survivors of a tell: the best `population` by
     constrained, noise-aware non-dominated rank and then crowding; old ones leave (Real et al. 2019). Each candidate
     carries its own mutation strength, which its children inherit with a log-normal change (Schwefel 1981). Failures
-    never become parents.
+    never become parents. A child's `parent` is the one that it has more choices of, the mother if both.
     """
 
     def __init__(self, problem: Problem, *, seed: int, **options: Any) -> None:
@@ -125,6 +125,18 @@ class Evolution:
         self._population.remove(key)
         del self._rows[key], self._born[key]
 
+    def figures(self) -> dict[str, float]:
+        """Of the survivors: how many, mean mutation strength, and mean and greatest age in tells."""
+        if not self._population:
+            return {"population": 0.0}
+        ages = [len(self._ledger.told) - self._born[key] for key in self._population]
+        return {
+            "population": float(len(self._population)),
+            "mutation_strength": float(np.mean([self._strength.get(key, 1.0) for key in self._population])),
+            "age_mean": float(np.mean(ages)),
+            "age_max": float(max(ages)),
+        }
+
     def state(self) -> dict[str, Any]:
         return {
             **self._ledger.state(),
@@ -180,7 +192,8 @@ class Evolution:
                 name: self._mutate(rng, self._groups[name], choice, chance)
                 for name, choice in choices.items()
             }
-        child = Candidate(choices, "evolution")
+        parent = max(mother, father, key=lambda p: sum(choices[n] == c for n, c in p.choices.items()))
+        child = Candidate(choices, "evolution", parent.key())
         self._strength[child.key()] = round(strength, 6)
         return child
 

@@ -113,6 +113,9 @@ class OptunaSearcher:
             self._numbers[key] = self._trial(self._ledger.asks, REPEATS, candidate)[0]
         self._finish(self._numbers[key], outcome)
 
+    def figures(self) -> dict[str, float]:
+        return {}
+
     def state(self) -> dict[str, Any]:
         trials = [
             {

@@ -108,6 +108,7 @@ class ParticleFilter:
         self.stage = 0
         self._told = 0  # tells of this stage
         self._unchanged = 0  # tells since this stage's best got better
+        self._resamplings = 0  # systematic ones, between stages and within
         self._pool: list[str] = []
         self._previous: list[str] = []
         self._parents: list[str] = []  # to be shrunk into this stage, one per ask
@@ -172,6 +173,22 @@ class ParticleFilter:
         elif stage == self.stage - 1 and key in self._archive and self._is_late_winner(key):
             self._parents.append(key)
 
+    def figures(self) -> dict[str, float]:
+        """Of the stage: number, budget (share of first-order MACs), outcomes told, resamplings so far; of its pool:
+        size, effective sample size and temperature (of the error), where it is not empty."""
+        found = {
+            "stage": float(self.stage),
+            "budget": self.budget,
+            "stage_told": float(self._told),
+            "pool": float(len(self._pool)),
+            "resamplings": float(self._resamplings),
+        }
+        if self._pool:
+            errors = np.array([self._archive[key].error for key in self._pool])
+            found["effective_sample_size"] = effective_size(self._weights(self._pool))
+            found["temperature"] = temperature(errors, self._archive[self._best(self._pool)].se)
+        return found
+
     def state(self) -> dict[str, Any]:
         return {
             **self._ledger.state(),
@@ -179,6 +196,7 @@ class ParticleFilter:
             "scouts": self._scouts,
             "stage_told": self._told,
             "unchanged": self._unchanged,
+            "resamplings": self._resamplings,
             "pool": list(self._pool),
             "previous": list(self._previous),
             "parents": list(self._parents),
@@ -192,6 +210,7 @@ class ParticleFilter:
         self._scouts = state["scouts"]
         self._told = state["stage_told"]
         self._unchanged = state["unchanged"]
+        self._resamplings = state["resamplings"]
         self._pool = list(state["pool"])
         self._previous = list(state["previous"])
         self._parents = list(state["parents"])
@@ -211,6 +230,7 @@ class ParticleFilter:
         if self._previous:
             u = float(np.random.default_rng([self._ledger.seed, self.stage, 1, 1]).random())
             drawn = systematic_resample(self._weights(self._previous), n, u)
+            self._resamplings += 1
             self._parents = [self._best(self._previous), *(self._previous[i] for i in drawn)][:n]
 
     def _level(self, stage: int) -> int:
@@ -243,6 +263,7 @@ class ParticleFilter:
                 if effective_size(weights) < len(weights) / 3:
                     best = self._best(self._pool)
                     drawn = systematic_resample(weights, len(weights), float(rng.random()))
+                    self._resamplings += 1
                     pool = [self._pool[i] for i in drawn]
                     self._pool = pool if best in pool else [best, *pool[1:]]
         if self._told >= self.options.generations * n or self._unchanged >= 2 * n:
@@ -269,8 +290,9 @@ class ParticleFilter:
     # ---------------------------------------------------------------------------------------------
 
     def _draw(self, rng: np.random.Generator) -> Candidate:
+        parent = ""
         if self._parents:
-            key = self._parents.pop(0)
+            key = parent = self._parents.pop(0)
             child = self._masks(key, rng)
             # a late winner may be the first of its stage that could be measured at all
             mates = self._previous or [key]
@@ -279,9 +301,9 @@ class ParticleFilter:
         elif len(set(self._pool)) < 2 or (self.stage == 0 and self._told < self.options.particles):
             child = self._bootstrap(rng)
         else:
-            child = self._masks(self._pick(self._pool, rng), rng)
-            child = self._perturb(child, self._pool, rng)
-        return self._candidate(self._fit(child, rng))
+            parent = self._pick(self._pool, rng)
+            child = self._perturb(self._masks(parent, rng), self._pool, rng)
+        return self._candidate(self._fit(child, rng), parent)
 
     def _pick(self, keys: Sequence[str], rng: np.random.Generator) -> str:
         return keys[int(rng.choice(len(keys), p=self._weights(keys)))]
@@ -345,12 +367,12 @@ class ParticleFilter:
             for g in space.groups
         }
 
-    def _candidate(self, masks: Masks) -> Candidate:
+    def _candidate(self, masks: Masks, parent: str = "") -> Candidate:
         choices = {}
         for g in self._ledger.problem.space.groups:
             units = [int(u) for u in np.flatnonzero(masks[g.name])]
             choices[g.name] = g.choose(len(units), pattern=pattern(units))
-        return Candidate(choices, "particle_filter")
+        return Candidate(choices, "particle_filter", parent)
 
     def _masks(self, key: str, rng: np.random.Generator) -> Masks:
         return self._resolve(self._ledger.asked[key], rng)

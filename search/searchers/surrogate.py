@@ -107,6 +107,9 @@ class Surrogate:
     def tell(self, candidate: Candidate, outcome: Outcome) -> None:
         self._ledger.record(candidate, outcome)
 
+    def figures(self) -> dict[str, float]:
+        return {}
+
     def state(self) -> dict[str, Any]:
         return {
             **self._ledger.state(),

@@ -62,8 +62,9 @@ def bench(broken: float | None) -> Workbench:
 def test_a_network_that_computes_nan_has_no_accuracy(broken: float | None) -> None:
     """Its largest output would be a class like any other, and the network as accurate as chance."""
     threads = torch.get_num_threads()
-    outcome, seconds = ScoringWorker(bench(broken), threads).score(PruningPlan(()))
-    assert seconds > 0
+    scored = ScoringWorker(bench(broken), threads).score(PruningPlan(()))
+    outcome = scored.outcome
+    assert scored.seconds > 0
     if broken is None:
         assert isinstance(outcome, Measurement)
         assert np.isfinite(list(outcome.values.values())).all()

@@ -142,6 +142,27 @@ def test_every_proposal_meets_the_budget_of_its_stage() -> None:
     assert max(stages) > 4  # went round, back to the first budget
 
 
+def test_children_name_the_particle_that_they_were_drawn_from_and_figures_tell_of_the_pool() -> None:
+    toy = planted(groups=3, units=10)
+    searcher = ParticleFilter(toy.problem, seed=0, particles=4, stages=4, probes=0)
+    rng, children, before = np.random.default_rng(0), 0, 0.0
+    for _ in range(60):
+        candidate = searcher.ask()
+        if candidate.parent:
+            children += 1
+            assert searcher._archive[candidate.parent].stage <= searcher.stage
+        searcher.tell(candidate, toy.measure(candidate, rng))
+        figures = searcher.figures()
+        assert figures["stage"] == searcher.stage
+        assert figures["pool"] == len(searcher._pool) <= 4
+        assert figures["resamplings"] >= max(before, figures["stage"] - 1)
+        before = figures["resamplings"]
+        if searcher._pool:
+            assert 1.0 <= figures["effective_sample_size"] <= figures["pool"] + 1e-9
+            assert figures["temperature"] > 0
+    assert children > 20
+
+
 def test_the_order_of_tells_within_a_stage_leaves_the_archive_equal() -> None:
     toy = planted()
     archives = []

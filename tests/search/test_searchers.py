@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,7 +50,7 @@ def measure(candidate: Candidate) -> Outcome:
 
 
 def fuzz(searcher: Searcher, moves: list[int]) -> list[str]:
-    """Keys proposed while asking and telling as `moves` say: ask, tell one in flight, tell again, tell a stranger."""
+    """Keys and parents proposed as `moves` say: ask, tell one in flight, tell again, tell a stranger."""
     flying: list[Candidate] = []
     done: list[Candidate] = []
     keys = []
@@ -59,7 +61,7 @@ def fuzz(searcher: Searcher, moves: list[int]) -> list[str]:
             assert candidate is not None
             assert TOY.problem.space.contains(candidate)
             flying.append(candidate)
-            keys.append(candidate.key())
+            keys.append(f"{candidate.key()} {candidate.parent}")
         elif kind <= 3:
             candidate = flying.pop(pick % len(flying))
             searcher.tell(candidate, measure(candidate))
@@ -121,6 +123,30 @@ class TestContract:
         )
         assert all(space.contains(c) for c, _ in told)
 
+    def test_parents_were_measured_and_are_part_of_no_key(self, name: str) -> None:
+        measured: set[str] = set()
+        searcher = make(name)
+        for _ in range(30):
+            candidate = searcher.ask()
+            assert candidate is not None
+            assert candidate.parent in measured | {""}
+            assert replace(candidate, parent="").key() == candidate.key()
+            again = Candidate.from_json(json.loads(json.dumps(candidate.to_json())))
+            assert (again, again.parent) == (candidate, candidate.parent)
+            outcome = measure(candidate)
+            searcher.tell(candidate, outcome)
+            measured |= {candidate.key()} if isinstance(outcome, Measurement) else set()
+
+    def test_figures_are_finite_and_survive_a_restore(self, name: str) -> None:
+        searcher = make(name)
+        for _ in range(3):
+            figures = searcher.figures()
+            assert all(isinstance(v, float) and math.isfinite(v) for v in figures.values())
+            other = make(name)
+            other.restore(json.loads(json.dumps(searcher.state())))
+            assert other.figures() == pytest.approx(figures)
+            drive(searcher, measure, 12)
+
     def test_state_is_json(self, name: str) -> None:
         searcher = make(name)
         drive(searcher, measure, 12, parallel=2)
@@ -166,6 +192,9 @@ class _Handover:
 
     def tell(self, candidate: Candidate, outcome: Outcome) -> None:
         self._turn().tell(candidate, outcome)
+
+    def figures(self) -> dict[str, float]:
+        return self.searcher.figures()
 
     def state(self) -> dict[str, Any]:
         return self.searcher.state()
