@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pruners.choice import GroupChoice
 from search.budget import fit_budget
 from search.candidate import Candidate
-from search.dominance import Floats, crowding, dominance, preference, ranks
+from search.dominance import Floats, crowding, dominance, ranks
 from search.front import minimised, violation
 from search.measurement import Measurement, Outcome
 from search.searcher import searchers
@@ -46,6 +46,7 @@ class EvolutionOptions:
 
     population: int = option(60, 4, 10_000)
     startup: int = option(60, 2, 10_000)
+    tournament: int = option(2, 1, 100)
     crossover_rate: float = option(0.9, 0.0, 1.0)
     blend: float = option(0.5, 0.0, 1.0)
     mutation_rate: float = option(1.0, 0.0, 100.0)
@@ -116,10 +117,13 @@ class Evolution:
     def _leaves(self) -> int:
         """Who goes: the oldest of those that are too old and beaten, else the worst."""
         too_old = len(self._ledger.told) - self.options.age * self.options.population
-        order = preference(*self._table())
-        beaten = ranks(dominance(*self._table())) > 0
+        values, noise, broken = self._table()
+        rank = ranks(dominance(values, noise, broken))
+        beaten = rank > 0
         old = [i for i, key in enumerate(self._population) if beaten[i] and self._born[key] < too_old]
-        return min(old, key=lambda i: self._born[self._population[i]]) if old else int(order[-1])
+        if old:
+            return min(old, key=lambda i: self._born[self._population[i]])
+        return int(np.lexsort((np.arange(len(rank)), -crowding(values, rank), rank))[-1])
 
     def _remove(self, key: str) -> None:
         self._population.remove(key)
@@ -208,8 +212,9 @@ class Evolution:
         }
 
     def _tournament(self, rng: np.random.Generator, rank: NDArray[np.int64], lonely: Floats) -> Candidate:
-        a, b = (int(i) for i in rng.choice(len(rank), size=2, replace=False))
-        winner = a if (rank[a], -lonely[a]) <= (rank[b], -lonely[b]) else b
+        size = min(self.options.tournament, len(rank))
+        drawn = rng.choice(len(rank), size=size, replace=False).tolist()
+        winner = min(drawn, key=lambda i: (rank[i], -lonely[i]))
         return self._ledger.asked[self._population[winner]]
 
     def _cross(
