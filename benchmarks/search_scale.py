@@ -4,22 +4,34 @@ An analytic problem, so this needs no network, data or GPU. Times are of this pr
 machine does not count:
 
     python benchmarks/search_scale.py [--quick] [--json] [--only evolution,random] [--evaluations 10000]
+
+With --ray the workers are real: the product's loop, its pool of Ray actors and its journal on disk, with jobs that sleep
+for a second instead of scoring:
+
+    python benchmarks/search_scale.py --ray [--quick] [--json] [--only random,evolution,auto] [--evaluations 1500]
+                                      [--workers 64]
 """
 
 import argparse
 import importlib.metadata
+import hashlib
 import json
+import os
 import platform
 import sys
+import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the problems live beside the tests
 
+from search.candidate import Candidate
+from search.measurement import Measurement, Outcome
 from search.searchers import searchers
 from search.simulator import Workers, simulate
-from tests.problems import separable
+from tests.problems import Separable, separable
 
 GROUPS = 9  # as ResNet-20's inner ones
 WORKERS = 64
@@ -81,18 +93,135 @@ def busy(name: str, evaluations: int, groups: int) -> float:
     return history.busy_share
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What stands for a plan: a candidate of a formula, which realises nothing."""
+
+    candidate: Candidate
+
+    def key(self) -> str:
+        return self.candidate.key()
+
+
+class Sleeper:
+    """A worker whose scores take 0.8 to 1.2 seconds, by key."""
+
+    def __init__(self, toy: Separable, threads: int) -> None:
+        self._toy = toy
+
+    def score(self, asked: Asked) -> tuple[Outcome, float]:
+        seconds = 0.8 + 0.4 * int(hashlib.sha256(asked.key().encode()).hexdigest()[:8], 16) / 16**8
+        start = time.perf_counter()
+        time.sleep(seconds)
+        return self._toy.measure(asked.candidate), time.perf_counter() - start
+
+
+def on_ray(name: str, evaluations: int, groups: int, workers: int) -> dict[str, Any]:
+    """One searcher before so many Ray actors that sleep.
+
+    busy_share: of all workers' time, from when all had work until the last candidate was asked; the start of a pool and
+    the last seconds of a budget say nothing of the loop. driver_ms: CPU of this process per evaluation, all of it.
+    """
+    import ray
+
+    from pipelines.config import ClusterSection
+    from pipelines.journal import Journal
+    from pipelines.pool import ScoringPool
+    from pipelines.screen import Screening
+
+    toy = separable(groups=groups, seeds=5)
+    pool = ScoringPool(ray.put(toy), workers, ClusterSection(), worker=Sleeper)
+    told: list[float] = []
+
+    def note(key: str, candidate: Candidate, outcome: Outcome) -> None:
+        assert isinstance(outcome, Measurement), outcome
+        told.append(time.perf_counter())
+
+    def planned(candidate: Candidate) -> Any:
+        return Asked(candidate)
+
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="prunefront-") as folder,
+            Journal(Path(folder) / "journal.jsonl") as journal,
+        ):
+            screening = Screening(searchers[name](toy.problem, seed=0), planned, journal, note)
+            screening.run(pool, 2 * workers)  # all actors have started
+            first, slept, cpu = time.perf_counter(), pool.busy_seconds, time.process_time()
+            # a budget has a ramp: what it leaves idle at either end is as long as one job
+            screening.run(pool, 2 * workers + evaluations)
+            wall, cpu = time.perf_counter() - first, time.process_time() - cpu
+            size = journal.path.stat().st_size
+    finally:
+        pool.close()
+    scored = len(told) - 2 * workers
+    ramp = 1.0  # seconds: the last jobs end one by one
+    return {
+        "searcher": name,
+        "groups": groups,
+        "workers": workers,
+        "evaluations": scored,
+        "seconds": wall,
+        "busy_share": (pool.busy_seconds - slept) / (workers * wall),
+        "busy_share_without_end": (pool.busy_seconds - slept) / (workers * (wall - ramp / 2)),
+        "driver_ms": 1000 * cpu / scored,
+        "journal_mb": size / 1e6,
+    }
+
+
+def ray_main(args: argparse.Namespace) -> None:
+    """Every searcher with real workers."""
+    root = str(Path(__file__).resolve().parent.parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])  # of the workers
+    import ray
+
+    ray.init(num_cpus=args.workers, include_dashboard=False, log_to_driver=False)
+    versions = {n: importlib.metadata.version(n) for n in ("ray", "numpy", "moocore")}
+    where = {
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        **versions,
+    }
+    rows = []
+    try:
+        for name in (args.only or "random,evolution,auto").split(","):
+            evaluations = args.evaluations or (300 if args.quick else 1500)
+            rows.append(on_ray(name, evaluations, args.groups, args.workers))
+            r = rows[-1]
+            if not args.json:
+                print(
+                    f"{name:<16}{r['evaluations']:>6} evaluations on {args.workers} actors in {r['seconds']:.1f} s, busy "
+                    f"{r['busy_share']:.1%} ({r['busy_share_without_end']:.1%} without the end), driver "
+                    f"{r['driver_ms']:.2f} ms of CPU each, journal {r['journal_mb']:.2f} MB",
+                    flush=True,
+                )
+    finally:
+        ray.shutdown()
+    print(
+        json.dumps({"where": where, "rows": rows})
+        if args.json
+        else ", ".join(f"{k} {v}" for k, v in where.items())
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="2,000 evaluations")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument("--only", default="random,evolution", help="comma-separated searchers")
-    parser.add_argument("--evaluations", type=int, default=10_000)
+    parser.add_argument("--ray", action="store_true", help="real actors, journal and loop; jobs that sleep")
+    parser.add_argument("--workers", type=int, default=WORKERS, help="actors, with --ray")
+    parser.add_argument("--only", help="comma-separated searchers")
+    parser.add_argument("--evaluations", type=int)
     parser.add_argument("--groups", type=int, default=GROUPS)
     args = parser.parse_args()
-    evaluations = 2000 if args.quick else args.evaluations
+    if args.ray:
+        ray_main(args)
+        return
+    evaluations = args.evaluations or (2000 if args.quick else 10_000)
     versions = {n: importlib.metadata.version(n) for n in ("numpy", "moocore")}
     where = {"machine": platform.machine(), "python": platform.python_version(), **versions}
-    rows = (run(name, evaluations, args.groups) for name in args.only.split(","))
+    rows = (run(name, evaluations, args.groups) for name in (args.only or "random,evolution").split(","))
     if args.json:
         print(json.dumps({"where": where, "in_flight": WORKERS, "rows": list(rows)}))
         return

@@ -277,7 +277,9 @@ def plot(found: dict[str, list[list[float]]], path: Path) -> None:
         steps = range(1, len(columns) + 1)
         style = "-" if name.startswith("auto") else "--"
         axes.plot(steps, [statistics.fmean(c) for c in columns], style, color=colour, label=name)
-        axes.fill_between(steps, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.15)
+        axes.fill_between(
+            steps, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.15
+        )
     axes.set(xlabel="epochs spent in all", ylabel="hypervolume (accuracy, MACs)")
     axes.legend(fontsize=7)
     axes.grid(alpha=0.3)
@@ -333,7 +335,9 @@ def main() -> None:
     for name, volumes in table.items():
         print(f"{name:22} " + "  ".join(f"{p}: {v:.4f}" for p, v in volumes.items()))
     if trainer.seconds:
-        print(f"{len(trainer.seconds)} epochs trained, {statistics.median(trainer.seconds):.1f} s each (median)")
+        print(
+            f"{len(trainer.seconds)} epochs trained, {statistics.median(trainer.seconds):.1f} s each (median)"
+        )
 
 
 if __name__ == "__main__":

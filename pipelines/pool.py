@@ -41,9 +41,12 @@ class ScoringWorker:
 class ScoringPool:
     """Hands plans to free workers; a worker that dies costs its candidate a Failure and is replaced."""
 
-    def __init__(self, bench_ref: Any, workers: int, cluster: ClusterSection) -> None:
+    def __init__(
+        self, bench_ref: Any, workers: int, cluster: ClusterSection, worker: type = ScoringWorker
+    ) -> None:
+        """worker: made from a bench and a number of threads, with a method `score` as ScoringWorker's."""
         self._make = (
-            ray.remote(ScoringWorker)
+            ray.remote(worker)
             .options(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, max_concurrency=1)
             .remote
         )
