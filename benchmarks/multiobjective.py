@@ -1,8 +1,8 @@
 """How much of known fronts our searchers cover in 500 evaluations, beside pymoo's NSGA-II.
 
 ZDT1 to ZDT4 (Zitzler et al. 2000, 30 and 10 variables), DTLZ2 with two and three objectives (Deb et al. 2005, 11 and 12
-variables), and with constraints BNH, SRN, TNK, OSY (as in Deb et al. 2002) and C2-DTLZ2 (Jain & Deb 2014). A variable is
-a group of 1,001 kept counts for our searchers and a real number for pymoo. Every second group counts downwards: our
+variables), and with constraints BNH, SRN, TNK, OSY (as in Deb et al. 2002) and C2-DTLZ2 (Jain & Deb 2014). A variable
+is a group of 1,001 kept counts for our searchers and a real number for pymoo. Every second group counts downwards: our
 random candidates cut all groups alike, and the optimum of ZDT lies where all variables are alike.
 
 Hypervolume of all that was evaluated and feasible, as a share of the box between `best` and `reference` of the problem.
@@ -107,7 +107,7 @@ def _sphere(objectives: int, x: Floats) -> Floats:
 
 def _c2(x: Floats) -> tuple[Floats, Floats]:
     f, r = _sphere(2, x), 0.2
-    near = min(((f[i] - 1.0) ** 2 + (f**2).sum() - f[i] ** 2 - r**2 for i in range(2)))
+    near = min((f[i] - 1.0) ** 2 + (f**2).sum() - f[i] ** 2 - r**2 for i in range(2))
     middle = ((f - 2.0**-0.5) ** 2).sum() - r**2
     return f, np.array([min(near, middle)])
 
@@ -181,7 +181,7 @@ FORMULAS = {
 
 
 def problem(formula: Formula) -> Problem:
-    """The formula as a searcher sees it: groups, objectives f0, f1 …, constraints c0, c1 …; nothing is known beforehand."""
+    """The formula as a searcher sees it: groups, objectives f0, f1 …, constraints c0, c1 …; nothing is known."""
     keeps = tuple(range(1, STEPS + 2))
     space = SearchSpace(
         tuple(GroupSpace(f"x{i}", STEPS + 1, keeps, ("l1",)) for i in range(len(formula.low)))

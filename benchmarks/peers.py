@@ -63,7 +63,7 @@ class Optuna:
 
 
 class Moasha:
-    """Syne Tune's MOASHA: ratios drawn at random, trials stopped at rungs by non-dominated rank of those that came there.
+    """Syne Tune's MOASHA: ratios drawn at random, trials stopped at rungs by their non-dominated rank there.
 
     max_epochs: where a trial ends; rungs are at 1, 2, 4 … epochs below it. Where a trial is one score without training
     (`ask`, `tell`) there is nothing to stop, so what it proposes is random search.
@@ -84,7 +84,7 @@ class Moasha:
             reduction_factor=2,
             random_seed=seed,
         )
-        self._drawn = np.random.RandomState(seed).get_state()  # noqa: NPY002 - it draws from numpy's global generator
+        self._drawn = np.random.RandomState(seed).get_state()
         self._trials: list[Any] = []
 
     def ask(self) -> Candidate:

@@ -5,16 +5,16 @@ machine does not count:
 
     python benchmarks/search_scale.py [--quick] [--json] [--only evolution,random] [--evaluations 10000]
 
-With --ray the workers are real: the product's loop, its pool of Ray actors and its journal on disk, with jobs that sleep
-for a second instead of scoring:
+With --ray the workers are real: the product's loop, its pool of Ray actors and its journal on disk, with jobs that
+sleep for a second instead of scoring:
 
     python benchmarks/search_scale.py --ray [--quick] [--json] [--only random,evolution,auto] [--evaluations 1500]
                                       [--workers 64]
 """
 
 import argparse
-import importlib.metadata
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -191,8 +191,8 @@ def ray_main(args: argparse.Namespace) -> None:
             r = rows[-1]
             if not args.json:
                 print(
-                    f"{name:<16}{r['evaluations']:>6} evaluations on {args.workers} actors in {r['seconds']:.1f} s, busy "
-                    f"{r['busy_share']:.1%} ({r['busy_share_without_end']:.1%} without the end), driver "
+                    f"{name:<16}{r['evaluations']:>6} evaluations on {args.workers} actors in {r['seconds']:.1f} s, "
+                    f"busy {r['busy_share']:.1%} ({r['busy_share_without_end']:.1%} without the end), driver "
                     f"{r['driver_ms']:.2f} ms of CPU each, journal {r['journal_mb']:.2f} MB",
                     flush=True,
                 )
