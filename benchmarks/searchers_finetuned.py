@@ -3,8 +3,8 @@
 The problem of benchmarks/searchers.py (ResNet-20 on CIFAR-10, nine channel groups, L1, ratios up to 0.93), but each
 network is fine-tuned by the product's recipe with distillation. An epoch is one pass over the same 10,000 training
 images, rows 0 to 9,999; accuracy on rows 45,000 to 46,999 afterwards. Hypervolume: area of
-(accuracy above 0.1, MACs ratio below 1) of the trained networks after 6, 12 and 24 epochs in all, whichever networks they
-went into. A network that goes on from a rung starts a schedule of its own, so that it is worth as much there as one that
+(accuracy above 0.1, MACs ratio below 1) of the trained networks after 6, 12 and 24 epochs in all, whichever they
+went into. A network that goes on from a rung starts a schedule of its own, so it is worth as much there as one that
 ends there.
 
 Scores without training cost no epoch (they estimate batch norms on 1,024 images); only `ours` and `EagleEye` take any.
