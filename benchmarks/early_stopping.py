@@ -98,9 +98,9 @@ class Here:
     def submit(self, name: str, plan: PruningPlan) -> None:
         self._waiting.append((name, plan))
 
-    def next(self, timeout: float) -> tuple[str, Outcome] | None:
+    def next(self, timeout: float) -> tuple[str, Outcome, float | None] | None:
         name, aim = self._waiting.pop()
-        return name, self._evaluator.score(aim)
+        return name, self._evaluator.score(aim), None
 
 
 class Study:

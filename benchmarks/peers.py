@@ -1,6 +1,7 @@
 """What a person would use instead: each peer asks for a candidate and is told what it measured."""
 
 import copy
+import datetime
 import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -61,6 +62,64 @@ class Optuna:
         self._study.tell(self._trials.pop("now"), [measured["accuracy"], measured["macs"] / self._macs])
 
 
+class Moasha:
+    """Syne Tune's MOASHA: ratios drawn at random, trials stopped at rungs by their non-dominated rank there.
+
+    max_epochs: where a trial ends; rungs are at 1, 2, 4 … epochs below it. Where a trial is one score without training
+    (`ask`, `tell`) there is nothing to stop, so what it proposes is random search.
+    """
+
+    def __init__(self, reference: Reference, seed: int, max_epochs: int = 1) -> None:
+        from syne_tune.config_space import uniform as ratio
+        from syne_tune.optimizer.schedulers.multiobjective.moasha import MOASHA
+
+        self._space = reference.problem().space
+        self._macs = reference.dense_macs
+        self._scheduler = MOASHA(
+            {g.name: ratio(0.0, MAX_RATIO) for g in self._space.groups},
+            ["error", "macs"],
+            time_attr="epoch",
+            max_t=max_epochs,
+            grace_period=1,
+            reduction_factor=2,
+            random_seed=seed,
+        )
+        self._drawn = np.random.RandomState(seed).get_state()
+        self._trials: list[Any] = []
+
+    def ask(self) -> Candidate:
+        return self.start()[1]
+
+    def tell(self, candidate: Candidate, measured: Measurement) -> None:
+        self.goes_on(len(self._trials) - 1, 1, measured)
+
+    def start(self) -> tuple[int, Candidate]:
+        """A new trial's number, and its candidate."""
+        from syne_tune.backend.trial_status import Trial
+
+        others = np.random.get_state()  # noqa: NPY002
+        np.random.set_state(self._drawn)  # noqa: NPY002
+        try:
+            suggestion = self._scheduler.suggest()
+            assert suggestion is not None
+            trial = Trial(len(self._trials), suggestion.config, datetime.datetime.now())
+            self._scheduler.on_trial_add(trial)
+        finally:
+            self._drawn = np.random.get_state()  # noqa: NPY002
+            np.random.set_state(others)  # noqa: NPY002
+        self._trials.append(trial)
+        return trial.trial_id, at_ratios(self._space, [trial.config[g.name] for g in self._space.groups])
+
+    def goes_on(self, number: int, epoch: int, measured: Measurement) -> bool:
+        """Whether a trial is trained further after so many epochs."""
+        result = {
+            "error": 1.0 - measured["accuracy"],
+            "macs": measured["macs"] / self._macs,
+            "epoch": epoch,
+        }
+        return bool(self._scheduler.on_trial_result(self._trials[number], result) == "CONTINUE")
+
+
 def at_ratios(space: SearchSpace, ratios: "list[float] | np.ndarray") -> Candidate:
     """The candidate that drops these shares of the groups."""
     return Candidate(
@@ -95,6 +154,10 @@ def tpe(reference: Reference, seed: int, evaluations: int) -> Peer:
 
 def gp(reference: Reference, seed: int, evaluations: int) -> Peer:
     return Optuna(reference, optuna.samplers.GPSampler(seed=seed))
+
+
+def moasha(reference: Reference, seed: int, evaluations: int) -> Peer:
+    return Moasha(reference, seed)
 
 
 class Ours:
@@ -193,5 +256,7 @@ PEERS: dict[str, Callable[[Reference, int, int], Peer]] = {
 }
 if importlib.util.find_spec("torch_pruning"):
     PEERS |= {f"torch-pruning {name}": torch_pruning(name) for name in IMPORTANCES}
+if importlib.util.find_spec("syne_tune"):
+    PEERS["Syne Tune MOASHA"] = moasha
 
 OURS = {name: ours(name) for name in ("auto", "surrogate", "evolution", "particle_filter")}

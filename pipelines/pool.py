@@ -78,12 +78,18 @@ class ScoringPool:
     """Hands plans to free workers; a worker that dies costs its candidate a Failure and is replaced."""
 
     def __init__(
-        self, bench_ref: Any, workers: int, cluster: ClusterSection, inheritance: Inheritance | None = None
+        self,
+        bench_ref: Any,
+        workers: int,
+        cluster: ClusterSection,
+        inheritance: Inheritance | None = None,
+        worker: type = ScoringWorker,
     ) -> None:
-        """inheritance: where candidates are trained, who starts from whom."""
+        """inheritance: where candidates are trained, who starts from whom. worker: made from a bench and a number of
+        threads, with a method `score` as ScoringWorker's."""
         self._inheritance = inheritance
         self._make = (
-            ray.remote(ScoringWorker)
+            ray.remote(worker)
             .options(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, max_concurrency=1)
             .remote
         )

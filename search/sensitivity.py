@@ -1,6 +1,7 @@
 """What a network says about itself: each group cut alone, and the networks that this suggests."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -36,8 +37,12 @@ class Sensitivity:
             most = min(most, int(MOST_OF_THE_BUDGET * problem.evaluations))
         self.candidates = probes(problem, min(most, ways + 2 * groups) + 1) if most else ()
         self._chance = problem.chance
-        self._encoding = Encoding(problem.space)
+        self._space = problem.space
         self._losses: Floats | None = None
+
+    @cached_property
+    def _encoding(self) -> Encoding:
+        return Encoding(self._space)
 
     def next(self, is_new: Callable[[Candidate], bool]) -> Candidate | None:
         """The first probe that is new."""

@@ -53,7 +53,9 @@ class GroupSpace:
         return self.kind != "layer"
 
     def able(self, keep: int) -> tuple[str, ...]:
-        """The granularities that can leave so many units."""
+        """The granularities that can leave so many units, which are among `keeps`."""
+        if not self.allowed:  # the usual case, asked for every choice that is made
+            return self.granularities
         return tuple(n for n in self.granularities if keep in self.allowed.get(n, self.keeps))
 
     def ratio(self, keep: int) -> float:

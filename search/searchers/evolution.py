@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pruners.choice import GroupChoice
 from search.budget import fit_budget
 from search.candidate import Candidate
-from search.dominance import Floats, crowding, dominance, preference, ranks
+from search.dominance import Floats, crowding, dominance, ranks
 from search.front import minimised, violation
 from search.measurement import Measurement, Outcome
 from search.searcher import searchers
@@ -30,22 +30,24 @@ STRAY = 0.5
 
 @dataclass(frozen=True, slots=True)
 class EvolutionOptions:
-    """population: survivors kept. startup: candidates asked (seeds count) before the first child. mutation_rate:
-    expected number of groups whose kept count mutates per child (1 = the usual 1/G each). crossover_rate: share of
-    children with two parents. blend: share of groups whose kept counts are blended (SBX) rather than taken from
-    one parent. eta_crossover, eta_mutation: distribution indices, larger = closer to the parents. probes: cuts of
-    single groups asked first at the most, where costs are known beforehand; with them the search starts from the
-    networks that they suggest instead of random ones. guided: share of children that are changed by moving MACs from
-    where they cost least accuracy to where they give most, instead of by chance. age: tells after which a survivor
-    goes, as a multiple of the population, unless nothing beats it: a lucky measurement must not breed for ever.
+    """population: survivors kept. startup: candidates asked (seeds count) before the first child. tournament: survivors
+    drawn for each parent, of which the best one is it. mutation_rate: expected number of groups whose kept count
+    mutates per child (1 = the usual 1/G each). crossover_rate: share of children with two parents. blend: share of
+    groups whose kept counts are blended (SBX) rather than taken from one parent. eta_crossover, eta_mutation:
+    distribution indices, larger = closer to the parents. probes: cuts of single groups asked first at the most, where
+    costs are known beforehand; with them the search starts from the networks that they suggest instead of random ones.
+    guided: share of children that are changed by moving MACs from where they cost least accuracy to where they give
+    most, instead of by chance. age: tells after which a survivor goes, as a multiple of the population, unless nothing
+    beats it: a lucky measurement must not breed for ever.
 
-    Both are large next to the few hundred evaluations of a study, and have to be where nothing is known beforehand: on
-    the problems of benchmarks/searchers_analytic.py a population of 24, or a start from 20, lost to random search at
-    150 to 300 evaluations.
+    The population is large so that it holds a whole front, and the tournament so that before there is one parents are
+    the best of it: tournaments of 4 from the 20th candidate on beat tournaments of 2 from the 60th on six of seven
+    problems of benchmarks/multiobjective.py, and the formulas of benchmarks/searchers_analytic.py a little.
     """
 
     population: int = option(60, 4, 10_000)
-    startup: int = option(60, 2, 10_000)
+    startup: int = option(20, 2, 10_000)
+    tournament: int = option(4, 1, 100)
     crossover_rate: float = option(0.9, 0.0, 1.0)
     blend: float = option(0.5, 0.0, 1.0)
     mutation_rate: float = option(1.0, 0.0, 100.0)
@@ -116,10 +118,13 @@ class Evolution:
     def _leaves(self) -> int:
         """Who goes: the oldest of those that are too old and beaten, else the worst."""
         too_old = len(self._ledger.told) - self.options.age * self.options.population
-        order = preference(*self._table())
-        beaten = ranks(dominance(*self._table())) > 0
+        values, noise, broken = self._table()
+        rank = ranks(dominance(values, noise, broken))
+        beaten = rank > 0
         old = [i for i, key in enumerate(self._population) if beaten[i] and self._born[key] < too_old]
-        return min(old, key=lambda i: self._born[self._population[i]]) if old else int(order[-1])
+        if old:
+            return min(old, key=lambda i: self._born[self._population[i]])
+        return int(np.lexsort((np.arange(len(rank)), -crowding(values, rank), rank))[-1])
 
     def _remove(self, key: str) -> None:
         self._population.remove(key)
@@ -221,8 +226,9 @@ class Evolution:
         }
 
     def _tournament(self, rng: np.random.Generator, rank: NDArray[np.int64], lonely: Floats) -> Candidate:
-        a, b = (int(i) for i in rng.choice(len(rank), size=2, replace=False))
-        winner = a if (rank[a], -lonely[a]) <= (rank[b], -lonely[b]) else b
+        size = min(self.options.tournament, len(rank))
+        drawn = rng.choice(len(rank), size=size, replace=False).tolist()
+        winner = min(drawn, key=lambda i: (rank[i], -lonely[i]))
         return self._ledger.asked[self._population[winner]]
 
     def _cross(
@@ -254,7 +260,8 @@ class Evolution:
             step = round(delta * top) or (
                 1 if delta > 0 else -1
             )  # on a short grid most steps would round to none
-            if not 0 <= x + step <= top:
+            # the least and the most are often right, so what overshoots ends there; only from there it turns back
+            if _clip(group, x + step) == x:
                 step = -step
             choice = _choose(group, _clip(group, x + step), choice)
         keep = group.keeps[_index(group, choice)]
