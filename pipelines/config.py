@@ -179,7 +179,7 @@ Bounds = Annotated[
 class SearchSection(Section):
     """Which candidates are scored."""
 
-    searcher: str = "evolution"
+    searcher: str = "auto"
     """`prunefront list searchers`."""
     candidates: Annotated[int, Field(ge=1)] = 64
     """How many different architectures are scored, without training but for `train_images`."""

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from pipelines.config import SpaceSection
+from pipelines.screen import OverBudget
 from pruners.choice import GroupChoice, Words, pattern
 from pruners.cost import Cost, cost, layer_parts, shapes_of, trained_in
 from pruners.errors import PrunefrontError, RatioError
 from pruners.granularities import layer_granularities
 from pruners.graph import ChannelGraph
 from pruners.layers import Layer, Part
-from pruners.plan import GroupPlan, LayerPlan, PruningPlan, channels, inside, removed_blocks
+from pruners.plan import DENSE, GroupPlan, LayerPlan, PruningPlan, channels, inside, removed_blocks
 from pruners.storage.sizes import file_size
 from pruners.within import left_by, nearest_count
 from search.candidate import Candidate
@@ -236,6 +237,28 @@ def options(layer: Layer, offer: GroupSpace) -> Iterator[LayerPlan]:
                 except RatioError:
                     continue
                 yield LayerPlan(layer, choice, count, choice.ratio, 1.0 - granularity.kept(layer, count))
+
+
+def check_costs(aim: PruningPlan, graph: ChannelGraph, bounds: Sequence[Constraint]) -> None:
+    """Raises OverBudget where what a plan costs, which is known before it is carried out, lies outside a bound.
+
+    The dense network is never refused, as everything is compared with it.
+    """
+    exact = [bound for bound in bounds if bound.name in EXACT]
+    if not exact or aim.key() == DENSE:
+        return
+    values = exact_values(cost(graph, aim))
+    for bound in exact:
+        if bound.violation(values[bound.name]) > 0:
+            over = values[bound.name] > bound.high
+            limit = (
+                f"most {_amount(bound.name, bound.high)}"
+                if over
+                else f"least {_amount(bound.name, bound.low)}"
+            )
+            raise OverBudget(
+                f"it has {_amount(bound.name, values[bound.name])}, and at {limit} are asked for"
+            )
 
 
 def above_dense(bounds: Sequence[Bound], dense: Measurement, epochs: int) -> str | None:

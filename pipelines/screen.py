@@ -66,6 +66,8 @@ class Screening:
         self._unstarted: list[tuple[str, PruningPlan]] = []
         self.impossible: list[str] = []
         self.over_budget: list[str] = []
+        self.duplicates = 0
+        """Proposals that came down to an architecture that was asked before, and cost nothing."""
 
     def replay(self) -> int:
         """Brings the searcher to where the journal ends; returns how many architectures were scored before.
@@ -93,8 +95,8 @@ class Screening:
             self._inheritance.tidy()
         return len(self.outcomes)
 
-    def run(self, pool: Pool, budget: int) -> None:
-        """Scores until `budget` different architectures are done, or the searcher has no new one.
+    def run(self, pool: Pool, budget: int, enough: Callable[[], bool] = lambda: False) -> None:
+        """Scores until `budget` different architectures are done, or the searcher has no new one, or it is `enough`.
 
         Raises PrunefrontError if every one of the first candidates fails.
         """
@@ -104,6 +106,7 @@ class Screening:
                 pool.submit(*self._unstarted.pop(0))
             while (
                 pool.free
+                and not enough()
                 and len(self.outcomes) + len(self._waiting) < budget
                 and duplicates < MOST_DUPLICATES
                 and refused < MOST_REFUSED
@@ -156,12 +159,14 @@ class Screening:
             return None
         key = plan.key()
         if key in self.outcomes:
+            self.duplicates += 1
             if self._inheritance is not None:
                 self._inheritance.note(candidate, key)
             self.searcher.tell(candidate, self.outcomes[key])
             return None
         self._waiting.setdefault(key, []).append(candidate)
         if len(self._waiting[key]) > 1:
+            self.duplicates += 1
             return None
         if self._inheritance is not None:
             self._inheritance.expect(plan, start)

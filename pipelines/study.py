@@ -20,7 +20,7 @@ from pipelines.cluster import Cluster, connected, named
 from pipelines.config import StudyConfig
 from pipelines.controls import control_job, spread
 from pipelines.failures import PASSING
-from pipelines.feasibility import above_dense
+from pipelines.feasibility import above_dense, check_costs
 from pipelines.final import Trained, chosen, report, standing
 from pipelines.forecast import CORRECTED, Forecast, PredictingPool, forecast, steered
 from pipelines.gather import gather
@@ -59,7 +59,9 @@ from search.halving import Rungs
 from search.measurement import Constraint, Failure, Measurement, Outcome, outcome_from_json
 from search.promotion import promote
 from search.searchers import searchers
+from search.sensitivity import is_probe
 from search.space import Problem
+from search.stall import recent_gain, stalled
 
 OURS = (
     "journal.jsonl",  # first: without it, nothing that is left counts
@@ -334,6 +336,7 @@ def _screen(
     config, tracker = session.config, session.tracker
     front = ParetoFront(task.objectives, task.constraints)
     reference: dict[str, float] = {}
+    volumes: list[float] = []
     done, earlier = 0, len(session.journal.of("told"))
 
     def planned(candidate: Candidate) -> PruningPlan:
@@ -344,8 +347,10 @@ def _screen(
             round_to=config.space.round_to,
             words=config.space.words,
         )
-        if predicting is not None:
-            predicting.check(aim)
+        if not is_probe(candidate):  # what one teaches is worth more than that it is within the bounds
+            check_costs(aim, network.graph, task.constraints)
+            if predicting is not None:
+                predicting.check(aim)
         return aim
 
     def on_scored(key: str, candidate: Candidate, outcome: Outcome) -> None:
@@ -360,10 +365,16 @@ def _screen(
                     session.display.say(line)
         if reference:
             volume = front.relative_hypervolume(reference)
+            volumes.append(volume)
             tracker.log_progress(done, volume, len(front))
             if done > earlier and (figures := searcher.figures()):
                 tracker.log_values({f"searcher/{name}": value for name, value in figures.items()}, step=done)
             session.display.update(done, f"front {len(front)}  hypervolume {volume:.3f}")
+
+    patience = config.search.patience
+
+    def enough() -> bool:
+        return patience > 0 and stalled(volumes, patience, config.search.min_gain)
 
     searcher = searchers[config.search.searcher](task, seed=config.seed, **config.search.options)
     inheritance = None
@@ -376,27 +387,51 @@ def _screen(
             pool = ScoringPool(bench_ref, cluster.workers, config.cluster, inheritance)
             try:
                 scoring: Pool = pool if predicting is None else PredictingPool(pool, predicting)
-                screening.run(scoring, config.search.candidates)
+                screening.run(scoring, config.search.candidates, enough)
             finally:
                 session.timing.busy["screen"] = pool.busy_seconds
                 pool.close()
-    if screening.impossible:
+    scored = len(screening.outcomes)
+    if scored < config.search.candidates and enough():
+        gain = recent_gain(volumes, patience)
         session.display.say(
+            f"stopped after {scored} of {config.search.candidates} candidates: the last {patience} raised the "
+            f"hypervolume by {gain:.2%}"
+        )
+    elif scored < config.search.candidates:
+        session.display.say(f"the searcher found only {scored} different architectures")
+    _say_unscored(session, screening)
+    return screening
+
+
+def _say_unscored(session: Session, screening: Screening) -> None:
+    """What proposals came to nothing, and how many cost nothing."""
+    say = session.display.say
+    if screening.duplicates:
+        say(
+            f"{screening.duplicates} proposals were architectures that had been asked before, and cost nothing"
+        )
+    if screening.impossible:
+        say(
             f"{len(screening.impossible)} proposals asked for what cannot be had, the last one: "
             f"{screening.impossible[-1]}"
         )
     if screening.over_budget:
-        session.display.say(
+        say(
             f"{len(screening.over_budget)} proposals were refused before they cost anything, the last one: "
             f"{screening.over_budget[-1]}"
         )
-    failed = len(screening.failures)
-    if len(screening.outcomes) < config.search.candidates:
-        session.display.say(f"the searcher found only {len(screening.outcomes)} different architectures")
-    if failed:
-        last = list(screening.failures.values())[-1]
-        session.display.say(f"{failed} candidates failed, the last one with: {last.kind}: {last.reason}")
-    return screening
+    if failures := list(screening.failures.values()):
+        say(
+            f"{len(failures)} candidates failed, the last one with: {failures[-1].kind}: {failures[-1].reason}"
+        )
+    counts = {
+        "duplicates_avoided": screening.duplicates,
+        "over_budget": len(screening.over_budget),
+        "impossible": len(screening.impossible),
+        "failed": len(screening.failures),
+    }
+    session.tracker.log_values({name: float(count) for name, count in counts.items()})
 
 
 def _finetune(

@@ -25,6 +25,15 @@ MOST_OF_THE_BUDGET = 0.4
 """Share of a known budget that probes may take."""
 
 
+PROBE = "probe"
+"""How the origin of a probe begins."""
+
+
+def is_probe(candidate: Candidate) -> bool:
+    """Whether the candidate was asked for what it teaches, and not for itself."""
+    return candidate.origin.split(" ")[0] == PROBE
+
+
 class Sensitivity:
     """The probes of a problem, and what each option of each group costs by itself once they are told.
 
@@ -135,24 +144,24 @@ def _compared(groups: Sequence[GroupSpace]) -> list[Candidate]:
                 g.name: g.choose(g.nearest(g.units * share) if g.kind == "channels" else g.units, criterion)
                 for g in groups
             }
-            found.append(Candidate(choices, f"probe {criterion} {share:g}"))
+            found.append(Candidate(choices, f"{PROBE} {criterion} {share:g}"))
     layers = [g for g in groups if g.kind == "layer"]
     for granularity in dict.fromkeys(n for g in layers for n in g.allowed):
         choices = {}
         for g in groups:
             keeps = g.allowed.get(granularity, ())
             choices[g.name] = g.choose(keeps[len(keeps) // 2] if keeps else g.units, None, granularity)
-        found.append(Candidate(choices, f"probe {granularity}"))
+        found.append(Candidate(choices, f"{PROBE} {granularity}"))
     for bits in sorted({b for g in groups for b in g.bits if b < 32}, reverse=True):
         choices = {g.name: g.choose(g.units, bits=bits if bits in g.bits else None) for g in groups}
-        found.append(Candidate(choices, f"probe {bits} bits"))
+        found.append(Candidate(choices, f"{PROBE} {bits} bits"))
     return found
 
 
 def _alone(problem: Problem, group: GroupSpace, keep: int) -> Candidate:
     choices = dict(problem.space.dense().choices)
     choices[group.name] = group.choose(keep)
-    return Candidate(choices, f"probe {group.name} {keep}/{group.units}")
+    return Candidate(choices, f"{PROBE} {group.name} {keep}/{group.units}")
 
 
 def savings(encoding: Encoding, costs: Callable[[Rows], Floats]) -> list[Floats]:

@@ -4,6 +4,7 @@ generation.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from pruners.choice import GroupChoice
 from search.budget import fit_budget
 from search.candidate import Candidate
 from search.dominance import Floats, crowding, dominance, ranks
+from search.encoding import Encoding
 from search.front import minimised, violation
 from search.measurement import Measurement, Outcome
 from search.searcher import searchers
@@ -108,12 +110,34 @@ class Evolution:
         return self._start
 
     def tell(self, candidate: Candidate, outcome: Outcome) -> None:
-        if not self._ledger.record(candidate, outcome) or not isinstance(outcome, Measurement):
+        if not self._ledger.record(candidate, outcome):
             return
-        self._add(candidate.key(), outcome)
+        known = self._known(candidate, outcome)
+        if known is None:
+            return
+        self._add(candidate.key(), known)
         self._born[candidate.key()] = len(self._ledger.told)
         if len(self._population) > self.options.population:
             self._remove(self._population[int(self._leaves())])
+
+    def _known(self, candidate: Candidate, outcome: Outcome) -> Measurement | None:
+        """What there is to breed from: the measurement; of a candidate that was refused for what it would cost, those
+        costs, so that children come nearer to the bounds until some are within; of other failures nothing."""
+        if isinstance(outcome, Measurement):
+            return outcome
+        problem = self._ledger.problem
+        if outcome.kind != "over_budget" or problem.costs is None:
+            return None
+        costs = problem.costs(self._encoding, self._encoding.encode(candidate)[None])
+        unknown = {name: 0.0 for name in (o.name for o in problem.objectives) if name not in costs}
+        values = unknown | {name: float(value[0]) for name, value in costs.items()}
+        bounds = [c for c in problem.constraints if c.name in values]
+        broken = violation(Measurement(values), bounds) > 0
+        return Measurement(values) if broken and len(bounds) == len(problem.constraints) else None
+
+    @cached_property
+    def _encoding(self) -> Encoding:
+        return Encoding(self._ledger.problem.space)
 
     def _leaves(self) -> int:
         """Who goes: the oldest of those that are too old and beaten, else the worst."""
@@ -154,9 +178,9 @@ class Evolution:
         self._population, self._rows, self._standing = [], {}, None
         self._strength, self._born = dict(state["strength"]), dict(state["population"])
         for key in state["population"]:
-            outcome = self._ledger.told[key]
-            if isinstance(outcome, Measurement):
-                self._add(key, outcome)
+            known = self._known(self._ledger.asked[key], self._ledger.told[key])
+            if known is not None:
+                self._add(key, known)
 
     def _add(self, key: str, measurement: Measurement) -> None:
         problem = self._ledger.problem

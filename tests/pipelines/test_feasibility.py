@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipelines.config import SearchSection, SpaceSection
 from pipelines.config import parse as parse_config
-from pipelines.feasibility import Infeasible, above_dense, check_bounds, exact_values, least
+from pipelines.feasibility import Infeasible, above_dense, check_bounds, check_costs, exact_values, least
 from pipelines.inspection import inspect
 from pipelines.problem import problem, widest_space
+from pipelines.screen import OverBudget
 from pruners.choice import GroupChoice, pattern
 from pruners.cost import cost
 from pruners.errors import PrunefrontError
@@ -21,7 +24,7 @@ from pruners.graph import ChannelGraph
 from pruners.plan import plan
 from search.candidate import Candidate
 from search.constraints import EXACT, ConstraintError, parse
-from search.measurement import Measurement
+from search.measurement import Constraint, Measurement
 from search.space import SearchSpace
 from tests.pipelines.test_problem import scored
 from tests.pruners.plans import traced
@@ -225,3 +228,24 @@ def test_inspect_shows_each_bound_in_numbers_beside_what_can_be_had() -> None:
     assert size["limit"] == 20_000
     assert accuracy == {"bound": "accuracy >= -1pt", "limit": None, "smallest": None}
     assert found["infeasible"] is None
+
+
+@given(st.integers(0, 2**31), st.sampled_from(EXACT), st.floats(0.2, 1.0), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_a_plan_is_refused_where_and_only_where_its_costs_break_a_bound(
+    seed: int, name: str, share: float, upper: bool
+) -> None:
+    """Costs of a plan are exact, so nothing needs to be run to know; the dense network is never refused."""
+    space = widest_space(GRAPH, CHANNELS)
+    candidate = space.sample(np.random.default_rng(seed))
+    scores = {"l1": {g.name: np.arange(g.units, dtype=np.float64) for g in GRAPH.groups}}
+    aim, dense = (plan(GRAPH, c.choices, scores) for c in (candidate, space.dense()))
+    value, most = (exact_values(cost(GRAPH, p))[name] for p in (aim, dense))
+    bound = Constraint(name, high=share * most) if upper else Constraint(name, low=share * most)
+    check_costs(dense, GRAPH, [Constraint(name, high=1.0)])
+    broken = value > bound.high or value < bound.low
+    if not broken or aim.key() == dense.key():
+        check_costs(aim, GRAPH, [bound, Constraint("accuracy", low=2.0)])
+        return
+    with pytest.raises(OverBudget, match="at most" if upper else "at least"):
+        check_costs(aim, GRAPH, [bound])

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from pipelines.journal import Journal, JournalError
-from pipelines.screen import HOPELESS, Screening
+from pipelines.screen import HOPELESS, OverBudget, Screening
 from pruners.errors import PrunefrontError
 from pruners.plan import GroupPlan, PruningPlan
 from search.candidate import Candidate
-from search.measurement import Failure, Outcome
+from search.measurement import Constraint, Failure, Outcome
 from search.searchers import searchers
+from search.sensitivity import is_probe
 from search.simulator import VirtualPool, Workers, simulate
 from tests.problems import Separable, separable
 
@@ -265,3 +266,51 @@ def test_a_journal_that_tells_of_what_was_never_asked_is_refused(screening: Open
     stage, _ = screening(tmp_path, separable(groups=3))
     with pytest.raises(JournalError, match="'ab', which nobody asked for"):
         stage.replay()
+
+
+def test_it_ends_when_it_is_enough_with_what_was_under_way(tmp_path: Path, screening: Open) -> None:
+    problem = separable(groups=3)
+    stage, seen = screening(tmp_path, problem)
+    stage.run(LocalPool(outcome_of(problem, stage), workers=4), 30, lambda: len(seen) >= 10)
+    assert len(stage.outcomes) == len(seen) == 13  # the three others had been asked already
+    again, repeated = screening(tmp_path, problem)
+    assert again.replay() == 13
+    again.run(LocalPool(outcome_of(problem, again)), 30, lambda: len(repeated) >= 10)
+    assert len(again.outcomes) == 13
+
+
+def test_what_was_asked_before_is_counted_and_not_paid_for(tmp_path: Path, screening: Open) -> None:
+    """Criteria make no difference in this network, so that proposals often come down to the same."""
+    problem = separable(groups=2)
+    stage, _ = screening(tmp_path, problem)
+    pool = LocalPool(outcome_of(problem, stage))
+    stage.run(pool, 40)
+    asked = len(stage.journal.of("asked"))
+    assert stage.duplicates == asked - len(pool.scored) > 0
+    again, _ = screening(tmp_path, problem)
+    again.replay()
+    assert again.duplicates == stage.duplicates
+
+
+@pytest.mark.parametrize("searcher", ["random", "evolution", "particle_filter", "surrogate", "auto"])
+def test_every_searcher_finds_its_way_within_a_narrow_budget(tmp_path: Path, searcher: str) -> None:
+    """What is over budget is refused unscored, but for probes, of which searchers learn."""
+    most = 24.0  # of 96 MACs
+    problem = separable(groups=6, seeds=3, constraints=(Constraint("macs", high=most),))
+    dense = problem.problem.space.dense()
+
+    def within(candidate: Candidate) -> PruningPlan:
+        free = is_probe(candidate) or candidate.key() == dense.key()
+        if not free and problem.measure(candidate)["macs"] > most:
+            raise OverBudget("too much")
+        return planned(candidate)
+
+    scored: list[Candidate] = []
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        made = searchers[searcher](problem.problem, seed=0)
+        stage = Screening(made, within, journal, lambda key, candidate, outcome: scored.append(candidate))
+        stage.run(LocalPool(outcome_of(problem, stage)), 60)
+    assert len(scored) == 60
+    wanted = [c for c in scored if not is_probe(c) and c.key() != dense.key()]
+    assert len(wanted) >= 30
+    assert all(problem.measure(c)["macs"] <= most for c in wanted)
