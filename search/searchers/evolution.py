@@ -129,11 +129,12 @@ class Evolution:
         if outcome.kind != "over_budget" or problem.costs is None:
             return None
         costs = problem.costs(self._encoding, self._encoding.encode(candidate)[None])
-        unknown = {name: 0.0 for name in (o.name for o in problem.objectives) if name not in costs}
-        values = unknown | {name: float(value[0]) for name, value in costs.items()}
-        bounds = [c for c in problem.constraints if c.name in values]
-        broken = violation(Measurement(values), bounds) > 0
-        return Measurement(values) if broken and len(bounds) == len(problem.constraints) else None
+        values = {name: float(value[0]) for name, value in costs.items()}
+        broken = violation(Measurement(values), [c for c in problem.constraints if c.name in values])
+        needed = {o.name for o in problem.objectives} | {c.name for c in problem.constraints}
+        if broken == 0 or needed - values.keys() - {"accuracy"}:
+            return None
+        return Measurement({"accuracy": 0.0} | values)
 
     @cached_property
     def _encoding(self) -> Encoding:

@@ -20,6 +20,7 @@ from search.measurement import Constraint, Failure, Measurement, Outcome
 from search.searcher import Searcher
 from search.searchers import searchers
 from search.searchers.ledger import Ledger
+from search.sensitivity import is_probe
 from search.space import GroupSpace, Problem, SearchSpace
 from tests.problems import Separable, drive, hypervolume, planted, separable
 
@@ -35,7 +36,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     # a fit of its Gaussian processes takes a second or more: it has a test of its own
     "optuna_gp": {"startup": 1000},
 }
-TOY = separable(groups=3, units=6, seeds=3, constraints=(Constraint("accuracy", low=0.4),), scored=True)
+MOST = 15.0  # MACs of 18
+BOUNDS = (Constraint("accuracy", low=0.4), Constraint("macs", high=MOST))
+TOY = separable(groups=3, units=6, seeds=3, constraints=BOUNDS, scored=True)
 
 
 def make(name: str, problem: Problem = TOY.problem, seed: int = 0) -> Searcher:
@@ -43,10 +46,13 @@ def make(name: str, problem: Problem = TOY.problem, seed: int = 0) -> Searcher:
 
 
 def measure(candidate: Candidate) -> Outcome:
-    """The toy's outcome; every seventh key or so cannot be measured."""
+    """The toy's outcome; every seventh key or so cannot be measured, and what is over budget is refused."""
     if int(candidate.key(), 16) % 7 == 0:
         return Failure("error", "planted")
-    return TOY.measure(candidate)
+    measured = TOY.measure(candidate)
+    if measured["macs"] > MOST and not is_probe(candidate) and candidate.origin != "dense":
+        return Failure("over_budget", "planted")
+    return measured
 
 
 def fuzz(searcher: Searcher, moves: list[int]) -> list[str]:
