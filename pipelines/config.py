@@ -182,7 +182,11 @@ class SearchSection(Section):
     searcher: str = "auto"
     """`prunefront list searchers`."""
     candidates: Annotated[int, Field(ge=1)] = 64
-    """How many different architectures are scored, without training but for `train_images`."""
+    """How many different architectures are scored, without training but for `train_images`; at the most."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Score no more when so many candidates together raised the hypervolume by less than `min_gain`; 0 = go on."""
+    min_gain: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    """As a share of the hypervolume."""
     train_images: Annotated[int, Field(ge=0)] = 0
     """On so many each candidate is trained before it is scored, from its parent's weights where there are such; 0 = on
     none. In whole steps of training.batch_size at the most, by [training] else."""
