@@ -198,6 +198,8 @@ class SearchSection(Section):
     -1pt and 60% beside the dense network; a number in { macs = { high = 1e7 } } is the value itself."""
     options: dict[str, Any] = {}
     """The searcher's own options, e.g. { population = 24 }."""
+    warm_start: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = ()
+    """Artifact URIs of earlier studies of this network, e.g. "s3://bucket/prefix", whose scores are known here."""
     allocators: Annotated[tuple[str, ...], Field(min_length=1)] = ("uniform", "global_threshold")
     """What shares the MACs out among the groups for the starting points: `prunefront list allocators`."""
     seeds: Annotated[int, Field(ge=1)] | None = None

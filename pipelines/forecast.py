@@ -6,7 +6,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import ray
 
 from pipelines.config import StudyConfig
+from pipelines.evaluations import Evaluation
 from pipelines.journal import write_json
 from pipelines.latency_table import (
     TABLE,
@@ -36,6 +37,7 @@ from pipelines.screen import OverBudget, Pool
 from pipelines.workbench import Workbench
 from pruners.errors import PrunefrontError
 from pruners.plan import DENSE, PruningPlan
+from search.candidate import Candidate
 from search.constraints import Bound, resolve
 from search.costs import Costs
 from search.encoding import Encoding, Floats, Rows
@@ -96,6 +98,17 @@ class Forecast:
             {**measurement.values, **{name: ratio * scale for name, scale in scales.items()}},
             measurement.noise | {name: half * scale for name, scale in scales.items() if half},
         )
+
+    def known(
+        self, rows: Iterable[Evaluation], planned: Callable[[Candidate], PruningPlan]
+    ) -> Iterator[Evaluation]:
+        """What an earlier study scored, with predictions beside it; what is predicted over budget is left out."""
+        for row in rows:
+            if isinstance(row.outcome, Measurement):
+                try:
+                    yield replace(row, outcome=self.predicted(planned(row.candidate), row.outcome))
+                except OverBudget:
+                    continue
 
     def least(self, space: SearchSpace) -> float:
         """The smallest predicted ratio of 2,000 networks of the space and its smallest."""

@@ -1,8 +1,9 @@
 """The first stage: a searcher asks, warm workers score without training, equal architectures are paid for once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+from pipelines.evaluations import Evaluation, Evaluations
 from pipelines.inheritance import Inheritance
 from pipelines.journal import Journal, JournalError
 from pruners.errors import PrunefrontError
@@ -66,8 +67,21 @@ class Screening:
         self._unstarted: list[tuple[str, PruningPlan]] = []
         self.impossible: list[str] = []
         self.over_budget: list[str] = []
+        self.recalled: set[str] = set()
+        """Keys of what an earlier study scored; they do not count as scored here."""
         self.duplicates = 0
         """Proposals that came down to an architecture that was asked before, and cost nothing."""
+
+    def recall(self, known: Iterable[Evaluation]) -> None:
+        """Takes over what an earlier study scored: it is told, and never paid for here."""
+        for row in known:
+            if row.key in self.outcomes:
+                continue
+            self.recalled.add(row.key)
+            self.outcomes[row.key] = row.outcome
+            self.candidates[row.key] = row.candidate
+            self.searcher.tell(row.candidate, row.outcome)
+            self.on_scored(row.key, row.candidate, row.outcome)
 
     def replay(self) -> int:
         """Brings the searcher to where the journal ends; returns how many architectures were scored before.
@@ -93,7 +107,12 @@ class Screening:
         self._unstarted = [(key, self.plan(waiting[0])) for key, waiting in self._waiting.items()]
         if self._inheritance is not None:
             self._inheritance.tidy()
-        return len(self.outcomes)
+        return self.scored
+
+    @property
+    def scored(self) -> int:
+        """How many architectures were scored in this study."""
+        return len(self.outcomes) - len(self.recalled)
 
     def run(self, pool: Pool, budget: int, enough: Callable[[], bool] = lambda: False) -> None:
         """Scores until `budget` different architectures are done, or the searcher has no new one, or it is `enough`.
@@ -101,13 +120,13 @@ class Screening:
         Raises PrunefrontError if every one of the first candidates fails.
         """
         duplicates = refused = 0
-        while len(self.outcomes) < budget:
+        while self.scored < budget:
             while pool.free and self._unstarted:
                 pool.submit(*self._unstarted.pop(0))
             while (
                 pool.free
                 and not enough()
-                and len(self.outcomes) + len(self._waiting) < budget
+                and self.scored + len(self._waiting) < budget
                 and duplicates < MOST_DUPLICATES
                 and refused < MOST_REFUSED
             ):
@@ -184,11 +203,16 @@ class Screening:
 
     def _check_hope(self) -> None:
         failures = [o for o in self.outcomes.values() if isinstance(o, Failure)]
-        if len(failures) == len(self.outcomes) >= HOPELESS:
+        if len(failures) == self.scored >= HOPELESS:
             raise PrunefrontError(
                 f"the first {len(failures)} candidates all failed, the last one with: {failures[-1].reason}; "
                 "mend that and start the study afresh with --fresh"
             )
+
+    def table(self, study: str) -> Evaluations:
+        """All that is known, with what was recalled."""
+        rows = (Evaluation(self.candidates[key], key, outcome) for key, outcome in self.outcomes.items())
+        return Evaluations(study, tuple(rows))
 
     @property
     def measured(self) -> dict[str, Measurement]:

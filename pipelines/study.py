@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from pipelines.prepare import (
     Network,
     check_names,
     dense_network,
+    fingerprint,
     know,
     make_bench,
     unchanged,
@@ -46,6 +47,18 @@ from pipelines.screen import Pool, Screening
 from pipelines.studies import BOUNDS, bounds_kept
 from pipelines.tracking import MlflowTracker, Status, Tracker, candidate_params
 from pipelines.tune import Queue, Trials, finetune_all
+from pipelines.warm_start import (
+    Earlier,
+    Signature,
+    WarmStart,
+    conditions,
+    from_event,
+    network_digest,
+    publish,
+    read,
+    to_event,
+    warm_start,
+)
 from pipelines.workbench import Job, Workbench
 from pruners.cost import cost
 from pruners.errors import PrunefrontError
@@ -215,6 +228,9 @@ def _open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
 
 def _stages(session: Session, address: str | None) -> list[FrontRow]:
     config, timing = session.config, session.timing
+    earlier: list[Earlier] = []
+    if not session.journal.of("warm_start"):  # else it is in the journal what they held
+        earlier = [read(uri, config.artifacts.endpoint_url) for uri in config.search.warm_start]
     with ExitStack() as stack:
         # a cluster that cannot be used is said before anything is spent; here Ray starts when there is work for it
         cluster = _join(stack, config, address) if named(address) else None
@@ -239,8 +255,13 @@ def _stages(session: Session, address: str | None) -> list[FrontRow]:
         with timing.stage("latency"):
             predicting = forecast(config, bench, task, session.display, gpus=config.cluster.gpus_per_worker)
             task = task if predicting is None else steered(task, predicting)
+        signature = Signature(network_digest(bench.weights), conditions(config, fingerprint(network.splits)))
+        begin = _begin(session, network, knowledge.scores, task, earlier, signature)
         with timing.stage("screen"):
-            screening = _screen(session, network, knowledge.scores, task, bench_ref, cluster, predicting)
+            screening = _screen(
+                session, network, knowledge.scores, task, bench_ref, cluster, predicting, begin
+            )
+            publish(session.store, signature, screening.table(config.name))
         with timing.stage("finetune"):
             trained = _finetune(session, network, knowledge.scores, screening, task, bench_ref, cluster)
         if predicting is not None:
@@ -323,6 +344,34 @@ def _check_storage(config: StudyConfig, cluster: Cluster) -> None:
         )
 
 
+def _begin(
+    session: Session,
+    network: Network,
+    scores: Scores,
+    task: Problem,
+    earlier: Sequence[Earlier],
+    signature: Signature,
+) -> WarmStart:
+    """What earlier studies bring, by the journal where this one has begun already."""
+    config, journal = session.config, session.journal
+    if not config.search.warm_start:
+        return WarmStart()
+    if not journal.of("warm_start"):
+
+        def realised(candidate: Candidate) -> str:
+            return _planned(config, network, scores, candidate).key()
+
+        found = warm_start(earlier, task.space, realised, task.objectives, signature, session.display.say)
+        journal.append("warm_start", **to_event(found))
+    return from_event(journal.of("warm_start")[-1])
+
+
+def _planned(config: StudyConfig, network: Network, scores: Scores, candidate: Candidate) -> PruningPlan:
+    return plan(
+        network.graph, candidate.choices, scores, round_to=config.space.round_to, words=config.space.words
+    )
+
+
 def _screen(
     session: Session,
     network: Network,
@@ -331,6 +380,7 @@ def _screen(
     bench_ref: Any,
     cluster: Cluster,
     predicting: Forecast | None,
+    begin: WarmStart,
 ) -> Screening:
     """First stage: many candidates, scored without training, or after a short one from their parents' weights."""
     config, tracker = session.config, session.tracker
@@ -340,13 +390,7 @@ def _screen(
     done, earlier = 0, len(session.journal.of("told"))
 
     def planned(candidate: Candidate) -> PruningPlan:
-        aim = plan(
-            network.graph,
-            candidate.choices,
-            scores,
-            round_to=config.space.round_to,
-            words=config.space.words,
-        )
+        aim = _planned(config, network, scores, candidate)
         if not is_probe(candidate):  # what one teaches is worth more than that it is within the bounds
             check_costs(aim, network.graph, task.constraints)
             if predicting is not None:
@@ -355,8 +399,9 @@ def _screen(
 
     def on_scored(key: str, candidate: Candidate, outcome: Outcome) -> None:
         nonlocal done
-        done += 1
-        tracker.log(key, candidate_params(candidate), outcome, stage="score")
+        done += key not in screening.recalled
+        stage = "recalled" if key in screening.recalled else "score"
+        tracker.log(key, candidate_params(candidate), outcome, stage=stage)
         if isinstance(outcome, Measurement):
             front.add(key, outcome)
             if key == DENSE:
@@ -365,7 +410,8 @@ def _screen(
                     session.display.say(line)
         if reference:
             volume = front.relative_hypervolume(reference)
-            volumes.append(volume)
+            if key not in screening.recalled:
+                volumes.append(volume)
             tracker.log_progress(done, volume, len(front))
             if done > earlier and (figures := searcher.figures()):
                 tracker.log_values({f"searcher/{name}": value for name, value in figures.items()}, step=done)
@@ -376,14 +422,17 @@ def _screen(
     def enough() -> bool:
         return patience > 0 and stalled(volumes, patience, config.search.min_gain)
 
+    seeds = {c.key(): c for c in (*task.seeds[:1], *begin.seeds, *task.seeds[1:])}  # the dense network first
+    task = replace(task, seeds=tuple(seeds.values()))
     searcher = searchers[config.search.searcher](task, seed=config.seed, **config.search.options)
     inheritance = None
     if config.search.train_images:
         inheritance = Inheritance(config.path / WEIGHTS, front, session.display.say)
     screening = Screening(searcher, planned, session.journal, on_scored, inheritance)
     with session.display.stage("scoring", config.search.candidates, len(screening.journal.of("told"))):
+        screening.recall(begin.known if predicting is None else predicting.known(begin.known, planned))
         screening.replay()
-        if len(screening.outcomes) < config.search.candidates and not session.journal.of("promoted"):
+        if screening.scored < config.search.candidates and not session.journal.of("promoted"):
             pool = ScoringPool(bench_ref, cluster.workers, config.cluster, inheritance)
             try:
                 scoring: Pool = pool if predicting is None else PredictingPool(pool, predicting)
@@ -391,7 +440,7 @@ def _screen(
             finally:
                 session.timing.busy["screen"] = pool.busy_seconds
                 pool.close()
-    scored = len(screening.outcomes)
+    scored = screening.scored
     if scored < config.search.candidates and enough():
         gain = recent_gain(volumes, patience)
         session.display.say(
@@ -459,13 +508,7 @@ def _finetune(
         journal.append("promoted", candidates=[screening.candidates[key].to_json() for key in keys])
 
     def planned(candidate: Candidate) -> PruningPlan:
-        return plan(
-            network.graph,
-            candidate.choices,
-            scores,
-            round_to=config.space.round_to,
-            words=config.space.words,
-        )
+        return _planned(config, network, scores, candidate)
 
     nothing = planned(Candidate({}))
     jobs = [Job(DENSE, Candidate({}, DENSE), nothing, epochs=0)]
