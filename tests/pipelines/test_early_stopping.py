@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipelines.config import load
+from pipelines.config import SearchSection, load
 from pipelines.rungs import rungs_of
 from search.halving import Rungs
 from search.measurement import OBJECTIVES, Measurement, outcome_from_json
 from search.space import Problem, SearchSpace
 
 ROOT = Path(__file__).parents[2]
-TASK = Problem(SearchSpace(()), (OBJECTIVES["accuracy"], OBJECTIVES["macs"]))
+TASK = Problem(SearchSpace(()), tuple(OBJECTIVES[name] for name in SearchSection().objectives))
 PROGRAM = [sys.executable, "-m", "pipelines.cli"]
 
 STUDY = """

@@ -27,6 +27,7 @@ granularities = ["channel", "block", "gather", "scatter", "kernel", "intra_kerne
 bits = [32, 8, 4]
 calibration_images = 256
 [search]
+searcher = "evolution"
 candidates = 20
 options = { startup = 20 }
 seeds = 14
