@@ -43,8 +43,9 @@ class EvolutionOptions:
     beats it: a lucky measurement must not breed for ever.
 
     The population is large so that it holds a whole front, and the tournament so that before there is one parents are
-    the best of it: tournaments of 4 from the 20th candidate on beat tournaments of 2 from the 60th on six of seven
-    problems of benchmarks/multiobjective.py, and the formulas of benchmarks/searchers_analytic.py a little.
+    the best of it: tournaments of 4 from the 20th candidate on came before tournaments of 2 from the 60th on
+    each of seven problems of benchmarks/multiobjective.py (4 to 6 seeds), and on the formulas of
+    benchmarks/searchers_analytic.py by a hundredth or less.
     """
 
     population: int = option(60, 4, 10_000)
