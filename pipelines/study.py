@@ -51,6 +51,7 @@ from pipelines.warm_start import (
     Earlier,
     Signature,
     WarmStart,
+    check_network,
     conditions,
     from_event,
     network_digest,
@@ -149,6 +150,7 @@ def run(
     with lock(config.path):
         store = open_store(config.artifact_uri, config.artifacts.endpoint_url)
         store.probe()  # before anything of an earlier run is deleted
+        warm = _read_earlier(config) if fresh else None  # also before: it may be what is deleted here
         _open_folder(config, resume=resume, fresh=fresh)
         with Journal(config.path / "journal.jsonl") as journal:
             tracker = MlflowTracker(config.tracking_uri, config.tracking.experiment, config.folder)
@@ -159,7 +161,7 @@ def run(
             session = Session(config, display, journal, tracker, store, Timing())
             status: Status = "FAILED"
             try:
-                rows = _stages(session, address)
+                rows = _stages(session, address, warm)
                 status = "FINISHED"
                 return rows
             except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM into the second
@@ -226,17 +228,26 @@ def _open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
     write_json(kept, config.to_json())
 
 
-def _stages(session: Session, address: str | None) -> list[FrontRow]:
+def _read_earlier(config: StudyConfig) -> list[Earlier]:
+    return [read(uri, config.artifacts.endpoint_url) for uri in config.search.warm_start]
+
+
+def _stages(session: Session, address: str | None, earlier: Sequence[Earlier] | None) -> list[FrontRow]:
+    """earlier: what the study starts from where it has been read already; None = it is read here."""
     config, timing = session.config, session.timing
-    earlier: list[Earlier] = []
-    if not session.journal.of("warm_start"):  # else it is in the journal what they held
-        earlier = [read(uri, config.artifacts.endpoint_url) for uri in config.search.warm_start]
+    if earlier is None:  # what has been taken over before is in the journal
+        earlier = [] if session.journal.of("warm_start") else _read_earlier(config)
     with ExitStack() as stack:
         # a cluster that cannot be used is said before anything is spent; here Ray starts when there is work for it
         cluster = _join(stack, config, address) if named(address) else None
         with timing.stage("prepare"):
             network = dense_network(config, session.display.say)
             bench = make_bench(config, network)
+            signature = Signature(
+                network_digest(bench.weights, network.graph),
+                conditions(config, fingerprint(network.splits), bench.recipe.precision),
+            )
+            check_network(earlier, signature)  # before statistics and latencies are paid for
         cluster = cluster or _join(stack, config, address)
         timing.workers = cluster.workers
         with timing.stage("score"):
@@ -255,7 +266,6 @@ def _stages(session: Session, address: str | None) -> list[FrontRow]:
         with timing.stage("latency"):
             predicting = forecast(config, bench, task, session.display, gpus=config.cluster.gpus_per_worker)
             task = task if predicting is None else steered(task, predicting)
-        signature = Signature(network_digest(bench.weights), conditions(config, fingerprint(network.splits)))
         begin = _begin(session, network, knowledge.scores, task, earlier, signature)
         with timing.stage("screen"):
             screening = _screen(

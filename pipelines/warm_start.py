@@ -7,7 +7,7 @@ here.
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -18,21 +18,25 @@ from pipelines.artifacts import ArtifactNotFound, ArtifactStore, open_store, put
 from pipelines.config import StudyConfig
 from pipelines.evaluations import Evaluation, Evaluations
 from pruners.errors import PrunefrontError
+from pruners.graph import ChannelGraph
 from search.candidate import Candidate
 from search.front import ParetoFront
-from search.measurement import Measurement, Objective
+from search.measurement import OBJECTIVES, Measurement, Objective
 from search.space import SearchSpace
 
 EVALUATIONS = "evaluations.json"
 """At the root of a study's artifacts, beside its front."""
 
-FORMAT = 1
+FORMAT = 2
 
 MOST = 100_000
 """Evaluations that are read of one study."""
 
 MOST_SEEDS = 16
 """Networks of earlier fronts that a search begins with where their scores do not count here."""
+
+LONGEST_ORIGIN = 200
+"""Characters of a candidate's origin; ours are a few words."""
 
 SCORED_BY = ("validation_limit", "train_images")
 """What of [search] a score depends on."""
@@ -63,19 +67,21 @@ class WarmStart:
     seeds: tuple[Candidate, ...] = ()
 
 
-def network_digest(weights: Mapping[str, NDArray[np.generic]]) -> str:
-    """Of the dense network: its tensors' names, shapes and values."""
+def network_digest(weights: Mapping[str, NDArray[np.generic]], graph: ChannelGraph) -> str:
+    """Of the dense network: its tensors' names, shapes and values, and which of them multiply at how many positions,
+    since equal weights with other strides or a larger input are another network. What is frozen changes nothing."""
     digest = blake2b(digest_size=16)
     for name in sorted(weights):
         array = np.ascontiguousarray(weights[name])
         digest.update(repr((name, array.shape, array.dtype.str)).encode())
         digest.update(array)
+    digest.update(json.dumps([[op.weight, op.positions] for op in graph.ops]).encode())
     return digest.hexdigest()
 
 
-def conditions(config: StudyConfig, data: Mapping[str, str]) -> str:
+def conditions(config: StudyConfig, data: Mapping[str, str], precision: str) -> str:
     """Digest of everything but the network that the score of an architecture depends on. data: digests of the images by
-    part; the test images are in no score."""
+    part; the test images are in no score. precision: that networks are run in, as `auto` came out here."""
     space, section = config.space, config.data.model_dump(mode="json")
     said = {
         "images": {name: digest for name, digest in data.items() if name != "test"},
@@ -84,6 +90,7 @@ def conditions(config: StudyConfig, data: Mapping[str, str]) -> str:
         "calibration_images": space.calibration_images,
         "words": space.words.to_json(),
         "seed": config.seed,
+        "precision": precision,
         "training": config.training.model_dump(mode="json") if config.search.train_images else None,
     }
     text = json.dumps(said, sort_keys=True, default=str)
@@ -97,15 +104,17 @@ def publish(store: ArtifactStore, signature: Signature, found: Evaluations) -> N
 
 def read(uri: str, endpoint_url: str | None = None) -> Earlier:
     """The evaluations at a study's artifact URI. Raises PrunefrontError where there are none that can be read."""
-    store = open_store(uri, endpoint_url)
-    where = f"{store.uri}/{EVALUATIONS}"
     try:
+        store = open_store(uri, endpoint_url)
+        where = f"{store.uri}/{EVALUATIONS}"
         data = read_json(store, EVALUATIONS)
     except ArtifactNotFound:
         raise PrunefrontError(
             f"warm_start: there is no {where}; give the artifact URI of a study whose first stage has ended "
             "(`prunefront front` shows it as where its networks lie), or take it off search.warm_start"
         ) from None
+    except PrunefrontError as error:
+        raise PrunefrontError(f"warm_start: {error}") from None
     version = data.get("format") if isinstance(data, dict) else None
     if version != FORMAT:
         raise PrunefrontError(
@@ -117,14 +126,33 @@ def read(uri: str, endpoint_url: str | None = None) -> Earlier:
             raise ValueError(f"more than {MOST:,} evaluations")
         signature = Signature(str(data["network"]), str(data["conditions"]))
         rows = Evaluations.from_json(data["evaluations"]).rows
-        if not all(isinstance(row.key, str) for row in rows):
-            raise TypeError("keys must be text")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        for row in rows:
+            _check_texts(row)
+    except (
+        PrunefrontError,  # of a choice that cannot be
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        IndexError,
+        OverflowError,
+    ) as error:
+        # names from the file are quoted in it, and may hold what a terminal obeys
+        reason = f"{type(error).__name__}: {error}".encode("unicode_escape").decode()
         raise PrunefrontError(
             f"warm_start: {where} is no table of evaluations ({reason:.120}); take it off search.warm_start"
         ) from None
     return Earlier(uri, signature, rows)
+
+
+def check_network(earlier: Iterable[Earlier], signature: Signature) -> None:
+    """Raises PrunefrontError where an earlier study is of another network than this one. signature: of this one."""
+    for study in earlier:
+        if study.signature.network != signature.network:
+            raise PrunefrontError(
+                f"warm_start: {study.uri} is of another dense network (other weights, layers or input size), so its "
+                "scores say nothing here; take it off search.warm_start, or give the network that it was made from"
+            )
 
 
 def warm_start(
@@ -141,19 +169,15 @@ def warm_start(
     PrunefrontError where it comes down to nothing.
     Raises PrunefrontError for a study of another network.
     """
+    check_network(earlier, signature)
     known: dict[str, Evaluation] = {}
     seeds: dict[str, Candidate] = {}
     for study in earlier:
-        if study.signature.network != signature.network:
-            raise PrunefrontError(
-                f"warm_start: {study.uri} is of another dense network (other weights or shapes), so its scores say "
-                "nothing here; take it off search.warm_start, or give the network that it was made from"
-            )
         fitting = [row for row in study.rows if _fits(row, space, realised)]
         counted = f"{len(fitting)} of its {len(study.rows)} scores"
         if study.signature == signature:
             for row in fitting:
-                known.setdefault(row.key, row)
+                known.setdefault(row.key, replace(row, seconds=None, trained=None))
             say(
                 f"warm start from {study.uri}: {counted} count here, too; the others are of another space or failed"
             )
@@ -181,6 +205,15 @@ def from_event(event: Mapping[str, Any]) -> WarmStart:
     )
 
 
+def _check_texts(row: Evaluation) -> None:
+    """Raises ValueError for a key or an origin that is no short text: both are shown and recorded."""
+    origin = row.candidate.origin
+    if not isinstance(row.key, str):
+        raise ValueError("keys must be text")
+    if not isinstance(origin, str) or len(origin) > LONGEST_ORIGIN or not origin.isprintable():
+        raise ValueError(f"origins must be printable text of at most {LONGEST_ORIGIN} characters")
+
+
 def _fits(row: Evaluation, space: SearchSpace, realised: Callable[[Candidate], str]) -> bool:
     """Whether a row holds a measurement of a network that this search could have asked for."""
     if not isinstance(row.outcome, Measurement):
@@ -189,6 +222,8 @@ def _fits(row: Evaluation, space: SearchSpace, realised: Callable[[Candidate], s
     if any(type(v) not in (int, float) or v < 0 for v in (*values.values(), *noise.values())):
         return False
     if not values.keys() >= {"accuracy", "macs", "params", "size_bytes"} or values["accuracy"] > 1:
+        return False
+    if not (noise.keys() <= values.keys() <= OBJECTIVES.keys()):
         return False
     try:
         return space.contains(row.candidate) and realised(row.candidate) == row.key
