@@ -1,32 +1,50 @@
 """What one study scored is known to the next: through a store, by the journal on resume, and whoever lies in it."""
 
+import copy
 import json
-import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from moto.server import ThreadedMotoServer
+from rich.console import Console
+from torch import Tensor, nn
 
-from pipelines.artifacts import DirectoryStore, put_json
+from pipelines.artifacts import DirectoryStore, open_store, put_json
+from pipelines.config import StudyConfig, parse
 from pipelines.evaluations import Evaluation, Evaluations
-from pipelines.journal import Journal
+from pipelines.journal import Journal, write_json
+from pipelines.progress import Display
 from pipelines.screen import Screening
+from pipelines.study import run
 from pipelines.warm_start import (
     EVALUATIONS,
+    LONGEST_ORIGIN,
     MOST_SEEDS,
+    Earlier,
     Signature,
     WarmStart,
+    check_network,
+    conditions,
     from_event,
+    network_digest,
     publish,
     read,
     to_event,
     warm_start,
 )
+from pipelines.workbench import arrays
 from pruners.errors import PrunefrontError
+from pruners.trace import trace
 from search.candidate import Candidate
 from search.measurement import Failure, Measurement
 from search.searchers import searchers
@@ -99,6 +117,89 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
     publish(DirectoryStore(tmp_path), replace(HERE, network="another"), scored(3))
     with pytest.raises(PrunefrontError, match="another dense network"):
         start(tmp_path)
+    with pytest.raises(PrunefrontError, match="another dense network"):
+        check_network([Earlier("here", HERE, ()), read(str(tmp_path))], HERE)
+
+
+class Strided(nn.Module):
+    """Equal weights, whatever the stride."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, padding=1)
+        self.second = nn.Conv2d(4, 6, 3, stride=stride, padding=1)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps: Tensor = self.second(self.first(x).relu()).relu()
+        logits: Tensor = self.head(maps.mean((2, 3)))
+        return logits
+
+
+def test_a_network_is_its_weights_its_layers_and_its_input() -> None:
+    torch.manual_seed(0)
+    model = Strided(1).eval()
+    weights, image = arrays(model), torch.zeros(2, 1, 8, 8)
+    digest = network_digest(weights, trace(model, image))
+    assert network_digest(arrays(copy.deepcopy(model)), trace(model, image)) == digest
+    assert network_digest(weights, trace(model, image, frozen=["second"])) == digest
+    strided = Strided(2).eval()
+    strided.load_state_dict(model.state_dict())
+    others = {
+        network_digest(weights, trace(strided, image)),
+        network_digest(weights, trace(model, torch.zeros(2, 1, 16, 16))),
+        network_digest(weights | {"head.bias": weights["head.bias"] + 1}, trace(model, image)),
+    }
+    assert len(others | {digest}) == 4
+
+
+IMAGES = {"training": "a", "validation": "b", "test": "c"}
+
+
+def configured(**sections: Any) -> StudyConfig:
+    given = {"name": "s", "model": {"factory": "digits_cnn"}} | sections
+    return parse(given, source="test", base=Path())
+
+
+@pytest.mark.parametrize(
+    ("sections", "images", "precision", "alike"),
+    [
+        ({"name": "another", "cluster": {"workers": 3}}, {}, "float32", True),
+        ({"search": {"searcher": "random", "candidates": 9}}, {}, "float32", True),
+        ({"space": {"max_ratio": 0.5, "round_to": 8}}, {}, "float32", True),  # keys say what is realised
+        ({"training": {"epochs": 9}}, {}, "float32", True),
+        ({}, {"test": "d"}, "float32", True),
+        ({}, {"validation": "d"}, "float32", False),
+        ({}, {"training": "d"}, "float32", False),
+        ({}, {}, "bfloat16", False),
+        ({"seed": 1}, {}, "float32", False),
+        ({"data": {"augment": "none"}}, {}, "float32", False),
+        ({"search": {"validation_limit": 100}}, {}, "float32", False),
+        ({"search": {"train_images": 256}}, {}, "float32", False),
+        ({"space": {"calibration_images": 512}}, {}, "float32", False),
+        ({"space": {"quantiser": "dorefa"}}, {}, "float32", False),
+    ],
+    ids=str,
+)
+def test_scores_are_alike_where_nothing_that_they_depend_on_differs(
+    sections: dict[str, Any], images: dict[str, str], precision: str, alike: bool
+) -> None:
+    here = conditions(configured(), IMAGES, "float32")
+    assert (conditions(configured(**sections), IMAGES | images, precision) == here) == alike
+
+
+def test_what_cannot_be_read_is_said_before_fresh_deletes_anything(tmp_path: Path) -> None:
+    config = configured(
+        folder=tmp_path, search={"warm_start": [str(tmp_path / "gone"), str(tmp_path / "s" / "artifacts")]}
+    )
+    write_json(config.path / "study.json", config.to_json())
+    with Journal(config.path / "journal.jsonl") as journal:
+        journal.append("asked", candidate={})
+    publish(DirectoryStore(config.path / "artifacts"), HERE, scored(3))
+    before = {path: path.read_bytes() for path in config.path.rglob("*") if path.is_file()}
+    with pytest.raises(PrunefrontError, match="gone/evaluations"):
+        run(config, display=Display(Console(quiet=True)), fresh=True)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_candidates_of_another_space_or_another_network_under_the_same_name_do_not_count(
@@ -135,6 +236,17 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "too many": changed(lambda d: d["evaluations"].update(key=["k"] * 200_000)),
     "keys that are no text": changed(lambda d: d["evaluations"].update(key=[7] * 4)),
     "an unknown choice": changed(lambda d: d["evaluations"]["candidates"]["rows"][0].__setitem__(1, 10**6)),
+    "a ratio of 7": changed(lambda d: d["evaluations"]["candidates"]["choices"][0].update(ratio=7)),
+    "an option with a line break": changed(
+        lambda d: d["evaluations"]["candidates"]["choices"][0].update({"a\nb\x1b[2J": 1})
+    ),
+    "origins of numbers": changed(lambda d: d["evaluations"]["candidates"].update(origins=[7] * 4)),
+    "origins that a terminal obeys": changed(
+        lambda d: d["evaluations"]["candidates"].update(origins=["\x1b[2J"] * 4)
+    ),
+    "origins without end": changed(
+        lambda d: d["evaluations"]["candidates"].update(origins=["x" * (LONGEST_ORIGIN + 1)] * 4)
+    ),
     "a ratio that is none": changed(lambda d: d["evaluations"]["candidates"]["choices"][0].update(ratio="x")),
     "outcomes of text": changed(lambda d: d["evaluations"].update(outcome=["good"] * 4)),
     "infinite accuracy": changed(lambda d: d["evaluations"]["outcome"][0]["values"].update(accuracy=1e999)),
@@ -150,11 +262,59 @@ def test_a_broken_file_is_one_line_that_names_it(tmp_path: Path, how: str) -> No
     with pytest.raises(PrunefrontError) as caught:
         start(tmp_path)
     assert EVALUATIONS in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def places(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Of everything within JSON."""
+    if path:
+        yield path
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        yield from places(value, (*path, key))
+
+
+PUBLISHED = {"format": 2, "network": HERE.network, "conditions": HERE.conditions}
+PUBLISHED["evaluations"] = json.loads(json.dumps(scored(4).to_json()))
+STRANGE = (None, True, -1, 10**400, 1e308, 0.5, "", "x\n\x1b[2J", [], ["x"], {}, {"\n": [1]}, 4 * ["dense"])
+
+
+@given(place=st.sampled_from(list(places(PUBLISHED))), strange=st.sampled_from(STRANGE))
+@settings(max_examples=300)
+def test_whatever_is_changed_in_a_file_is_left_out_or_named(
+    tmp_path_factory: pytest.TempPathFactory, place: tuple[Any, ...], strange: Any
+) -> None:
+    """No row that is believed holds what could not have been scored, and no error is another than ours."""
+    data = copy.deepcopy(PUBLISHED)
+    inner: Any = data
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = strange
+    folder = tmp_path_factory.getbasetemp() / "changed"
+    folder.mkdir(exist_ok=True)
+    (folder / EVALUATIONS).write_text(json.dumps(data))
+    try:
+        found, said = start(folder)
+    except PrunefrontError as error:
+        assert str(folder) in str(error)  # noqa: PT017 - either is an answer
+        assert str(error).isprintable()  # noqa: PT017
+        return
+    assert len(said) == 1
+    assert said[0].isprintable()
+    for row in found.known:
+        assert planned(row.candidate).key() == row.key
+        assert TOY.problem.space.contains(row.candidate)
+        assert isinstance(row.outcome, Measurement)
+        assert 0 <= row.outcome["accuracy"] <= 1
+        assert row.outcome.values.keys() == {"accuracy", "macs", "params", "size_bytes"}
+        assert row.candidate.origin.isprintable()
+    assert from_event(json.loads(json.dumps(to_event(found)))) == found
 
 
 @pytest.mark.parametrize(
-    "values", [{"accuracy": 7.0}, {"accuracy": True}, {"macs": -1.0}, {"accuracy": "0.9"}, {}], ids=str
+    "values",
+    [{"accuracy": 7.0}, {"accuracy": True}, {"macs": -1.0}, {"accuracy": "0.9"}, {"beauty": 1.0}, {}],
+    ids=str,
 )
 def test_figures_that_cannot_be_are_not_believed(tmp_path: Path, values: dict[str, Any]) -> None:
     store = DirectoryStore(tmp_path)
@@ -176,9 +336,52 @@ def test_figures_that_cannot_be_are_not_believed(tmp_path: Path, values: dict[st
 def test_nothing_there_says_what_to_give(tmp_path: Path) -> None:
     with pytest.raises(PrunefrontError, match=r"there is no .*evaluations\.json; give the artifact URI"):
         read(str(tmp_path))
-    (tmp_path / EVALUATIONS).write_text("{")
-    with pytest.raises(PrunefrontError, match=EVALUATIONS):
+    whole = json.dumps({"format": 2})
+    for text in ("{", whole[:-1], '{"format": NaN}', "[" * 100_000, "\0"):
+        (tmp_path / EVALUATIONS).write_text(text)
+        with pytest.raises(PrunefrontError, match=rf"^warm_start: .*{EVALUATIONS}.* is not valid JSON"):
+            read(str(tmp_path))
+    (tmp_path / EVALUATIONS).write_bytes(b" " * (65 << 20))
+    with pytest.raises(PrunefrontError, match="it was not read"):
         read(str(tmp_path))
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of one on a real S3 server, which programs that are started find, too."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    client = boto3.session.Session().client("s3")
+    client.create_bucket(Bucket="studies")
+    client.close()
+    yield "s3://studies"
+    server.stop()
+
+
+def test_through_a_bucket(bucket: str) -> None:
+    table = scored(5)
+    publish(open_store(f"{bucket}/first"), HERE, table)
+    assert read(f"{bucket}/first/") == Earlier(f"{bucket}/first/", HERE, table.rows)
+    with pytest.raises(PrunefrontError, match=r"there is no s3://studies/second/evaluations\.json"):
+        read(f"{bucket}/second")
+    with pytest.raises(PrunefrontError, match=r"warm_start: .*there is no bucket 'nowhere'"):
+        read("s3://nowhere/first")
+
+
+def test_a_store_that_does_not_answer(bucket: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    with pytest.raises(PrunefrontError, match=f"warm_start: .*no answer from {nobody}"):
+        read(f"{bucket}/first", nobody)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +399,7 @@ def test_what_is_known_is_neither_paid_for_nor_counted(tmp_path: Path, searcher:
     assert len(pool.scored) == stage.scored == 25
     assert not set(pool.scored) & {row.key for row in known}
     assert len(stage.outcomes) == 65 == len(stage.table("s").rows)
+    assert stage.measured.keys() == stage.outcomes.keys()  # all may be promoted
     assert seen == [*(row.key for row in known), *pool.scored]
 
 
@@ -204,29 +408,33 @@ name = "{name}"
 [model]
 factory = "digits_cnn"
 options = {{ width = 8 }}
-weights = {weights}
+{weights}
+[dense]
+epochs = 2
 [search]
 candidates = 14
 {more}
 [training]
 candidates = 1
 epochs = 0
+precision = "float32"
 [measure]
 pairs = 10
 [cluster]
 workers = 2
+[artifacts]
+uri = "{artifacts}"
 """
 
 
 @pytest.mark.slow
-def test_a_second_study_begins_where_the_first_one_ended(tmp_path: Path) -> None:
+def test_a_second_study_begins_where_the_first_one_ended(tmp_path: Path, bucket: str) -> None:
     """Trained once, so that both have the same network; the first one's store is gone when the second goes on."""
     program = str(Path(sys.executable).with_name("prunefront"))
 
-    def search(name: str, *arguments: str, code: int = 0, more: str = "", weights: str = '""') -> str:
-        text = STUDY.format(name=name, more=more, weights=weights)
-        if weights == '""':
-            text = text.replace('weights = ""\n', "") + "[dense]\nepochs = 2\n"
+    def search(name: str, *arguments: str, code: int = 0, more: str = "", weights: str = "") -> str:
+        given = f'weights = "{tmp_path}/studies/first/prepared/{weights}.safetensors"' if weights else ""
+        text = STUDY.format(name=name, more=more, weights=given, artifacts=f"{bucket}/{name}")
         (tmp_path / f"{name}.toml").write_text(text)
         done = subprocess.run(
             [program, "search", f"{name}.toml", *arguments],
@@ -245,27 +453,30 @@ def test_a_second_study_begins_where_the_first_one_ended(tmp_path: Path) -> None
         return {e["key"] for e in map(json.loads, lines) if e["event"] == "told"}
 
     search("first")
-    weights = f'"{tmp_path}/studies/first/prepared/dense.safetensors"'
-    first = tmp_path / "studies" / "first" / "artifacts"
-    warm = f'warm_start = "{first}"'
-    out = search("other", more=warm, weights=weights)
+    warm = f'warm_start = "{bucket}/first"'
+    out = search("other", more=warm, weights="dense")
     assert "14 of its 14 scores count here" in out
     assert len(told("other")) == 14
     assert not told("other") & told("first")
-    published = json.loads((tmp_path / "studies" / "other" / "artifacts" / EVALUATIONS).read_text())
-    assert set(published["evaluations"]["key"]) == told("first") | told("other")
+    published = read(f"{bucket}/other")
+    assert {row.key for row in published.rows} == told("first") | told("other")
+
+    # the same network before it was trained is another; that costs neither a statistic nor a score
+    assert "another dense network" in search("untrained", code=2, more=warm, weights="initial")
+    assert not (tmp_path / "studies" / "untrained" / "prepared" / "scores.safetensors").exists()
+    assert not told("untrained")
 
     # killed after its start and with the first study's store gone, it goes on by its journal
     journal = tmp_path / "studies" / "other" / "journal.jsonl"
     lines = journal.read_text().splitlines(keepends=True)
-    cut = next(i for i, line in enumerate(lines) if '"event": "told"' in line or '"told"' in line) + 3
+    cut = next(i for i, line in enumerate(lines) if json.loads(line)["event"] == "told") + 3
     journal.write_text("".join(lines[:cut]))
-    shutil.rmtree(first)
+    client = boto3.session.Session().client("s3")
+    client.delete_object(Bucket="studies", Key=f"first/{EVALUATIONS}")
+    client.close()
     before = told("other")
-    search("other", "--resume", more=warm, weights=weights)
+    search("other", "--resume", more=warm, weights="dense")
     assert told("other") > before
     assert len(told("other")) == 14
-
-    out = search("none", more=warm, weights=weights, code=2)
-    assert "there is no" in out
-    assert EVALUATIONS in out
+    kept = 14 + len(before)  # what comes after depends on which worker answers first
+    assert read(f"{bucket}/other").rows[:kept] == published.rows[:kept]

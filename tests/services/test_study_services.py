@@ -14,6 +14,8 @@ import boto3
 import pytest
 from mlflow.tracking import MlflowClient
 
+from pipelines.warm_start import read
+from search.measurement import Measurement
 from tests.services.ceph import S3Server
 from tests.services.test_mlflow_server import free_port, mlflow_server
 
@@ -137,6 +139,16 @@ def test_a_point_is_fetched_and_verified_on_another_machine(searched: Searched, 
     found = json.loads(prunefront("verify", "best/", "--json", folder=tmp_path, env=env))
     assert found["ok"]
     assert {"accuracy (onnx)", "accuracy (torch)", "outputs (onnx)"} <= {c["name"] for c in found["checks"]}
+
+
+def test_what_was_scored_lies_there_for_the_next_study(
+    searched: Searched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment(searched.s3).items():
+        monkeypatch.setenv(name, value)
+    rows = read(searched.artifacts, searched.s3.endpoint).rows
+    assert len({row.key for row in rows}) == len(rows) == CANDIDATES
+    assert all(isinstance(row.outcome, Measurement) for row in rows)
 
 
 def test_the_study_file_is_address_enough(searched: Searched) -> None:
