@@ -1,7 +1,7 @@
 """A study's evaluations as a table: read from its journal, written as JSON, replayed by a rehearsal."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pruners.errors import PrunefrontError
@@ -24,15 +24,20 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Evaluations:
-    """All of one study, in the order in which they came."""
+    """All of one study, in the order in which they came.
+
+    recalled: how many of the first ones it took over from earlier studies, see `pipelines.warm_start`.
+    """
 
     study: str
     rows: tuple[Evaluation, ...]
+    recalled: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Columns of equal length; `candidates` is as `search.searchers.ledger.pack` makes it."""
         return {
             "study": self.study,
+            "recalled": self.recalled,
             "candidates": pack([r.candidate for r in self.rows]),
             "key": [r.key for r in self.rows],
             "outcome": [r.outcome.to_json() for r in self.rows],
@@ -49,22 +54,26 @@ class Evaluations:
             data["seconds"],
             (None if t is None else outcome_from_json(t) for t in data["trained"]),
         )
-        return cls(data["study"], tuple(Evaluation(*row) for row in zip(*columns, strict=True)))
+        rows = tuple(Evaluation(*row) for row in zip(*columns, strict=True))
+        return cls(data["study"], rows, data.get("recalled", 0))
 
 
 def evaluations(
     study: str, events: Sequence[Mapping[str, Any]], realise: Callable[[Candidate], str]
 ) -> Evaluations:
-    """The table of a journal's events (asked, told, trained). realise: the key of what a candidate comes down to; what
-    it refuses with a PrunefrontError was never scored.
+    """The table of a journal's events (warm_start, asked, told, trained). realise: the key of what a candidate comes
+    down to; what it refuses with a PrunefrontError was never scored.
 
     Raises PrunefrontError where nothing was scored, and where a score is of something that nobody asked for.
     """
     first: dict[str, Candidate] = {}
     told: dict[str, Mapping[str, Any]] = {}
     trained: dict[str, Outcome] = {}
+    recalled: tuple[Evaluation, ...] = ()
     for event in events:
-        if event["event"] == "asked":
+        if event["event"] == "warm_start":
+            recalled = Evaluations.from_json(event["known"]).rows
+        elif event["event"] == "asked":
             candidate = Candidate.from_json(event["candidate"])
             try:
                 first.setdefault(realise(candidate), candidate)
@@ -85,7 +94,8 @@ def evaluations(
         Evaluation(first[key], key, outcome_from_json(e["outcome"]), e.get("seconds"), trained.get(key))
         for key, e in told.items()
     )
-    return Evaluations(study, tuple(rows))
+    known = (replace(row, trained=trained.get(row.key)) for row in recalled)
+    return Evaluations(study, (*known, *rows), len(recalled))
 
 
 def nothing_yet(study: str) -> PrunefrontError:

@@ -53,10 +53,10 @@ class Rehearsed:
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """What `rehearse` found. evaluations: that the study had made. durations: where the seconds of a job come from.
+    """What `rehearse` found. evaluations: that the study had made or taken over. durations: where the seconds of a job come from.
 
     fit: of the accuracy that stands in for that of candidates which the study never scored. itself: evaluations -> the
-    hypervolume that the study's own search had then.
+    hypervolume that the study's own search had then, with what it took over from earlier studies, which are not counted.
     """
 
     study: str
@@ -109,7 +109,7 @@ class Replay:
         if self._seconds:
             self.durations = f"recorded, {np.median(self._seconds):.2f} s at the median"
         elif busy:
-            self._seconds = [busy / len(table.rows)]
+            self._seconds = [busy / (len(table.rows) - table.recalled)]
             self.durations = f"{self._seconds[0]:.2f} s each, the recorded mean"
         else:
             self._seconds = [1.0]
@@ -230,7 +230,10 @@ def rehearse(
             repeats=repeats,
             durations=replay.durations,
             fit=replay.emulator.fit,
-            itself={n: steps[n - 1].hypervolume for n in _checkpoints(budget, len(steps))},
+            itself={
+                n: steps[table.recalled + n - 1].hypervolume
+                for n in _checkpoints(budget, len(steps) - table.recalled)
+            },
             rows=tuple(rows),
         ),
         table,

@@ -1,6 +1,7 @@
 """Rehearsing a study: what is recorded comes back as it was, the rest is predicted, and how well is said."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipelines.models import build
 from pipelines.problem import problem
 from pipelines.rehearsal import Replay, recorded, rehearse
 from pipelines.screen import Screening
+from pipelines.warm_start import WarmStart, to_event
 from pruners.cost import cost
 from pruners.errors import PrunefrontError
 from pruners.plan import DENSE, PruningPlan, plan
@@ -107,6 +109,35 @@ def test_the_table_is_what_was_scored(study: StudyConfig) -> None:
     assert sum(r.trained == Measurement({"accuracy": 0.9}) for r in table.rows) == 1
     assert any(isinstance(r.outcome, Failure) for r in table.rows)
     assert Evaluations.from_json(json.loads(json.dumps(table.to_json()))) == table
+
+
+def test_what_was_taken_over_is_in_the_table_and_not_counted(study: StudyConfig, tmp_path: Path) -> None:
+    """The study as if an earlier one had scored what it measured among its first 20: the dense network is among them."""
+    whole, *_ = recorded(study.path, study)
+    known = tuple(r for r in whole.rows[:20] if isinstance(r.outcome, Measurement))
+    keys = {row.key for row in known}
+    assert DENSE in keys
+    config = study.model_copy(update={"folder": tmp_path})
+    shutil.copytree(study.path, config.path)
+    (config.path / "journal.jsonl").unlink()
+    with Journal(config.path / "journal.jsonl") as journal:
+        journal.append("warm_start", **to_event(WarmStart(known)))
+        for event in read_events(study.path / "journal.jsonl"):
+            if event.get("key") not in keys:
+                journal.append(event.pop("event"), **event)
+    found, table = rehearse(
+        config.path, config, workers=Workers(2), candidates=30, names=["random"], repeats=1
+    )
+    assert table.recalled == len(known)
+    assert [row.key for row in table.rows[: len(known)]] == [row.key for row in known]
+    assert {r.key: r.outcome for r in table.rows} == {r.key: r.outcome for r in whole.rows}
+    assert sum(r.trained is not None for r in table.rows) == 1
+    assert Evaluations.from_json(json.loads(json.dumps(table.to_json()))) == table
+    # after 30 of its own, it knows as much as the whole study did after those and the known ones
+    before, _ = rehearse(
+        study.path, study, workers=Workers(2), candidates=30 + len(known), names=["random"], repeats=1
+    )
+    assert found.itself[30] == before.itself[30 + len(known)]
 
 
 def test_what_is_recorded_comes_back_and_the_rest_is_near(study: StudyConfig) -> None:
