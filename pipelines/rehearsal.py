@@ -53,10 +53,11 @@ class Rehearsed:
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """What `rehearse` found. evaluations: that the study had made or taken over. durations: where the seconds of a job come from.
+    """What `rehearse` found. evaluations: that the study had made or taken over.
 
-    fit: of the accuracy that stands in for that of candidates which the study never scored. itself: evaluations -> the
-    hypervolume that the study's own search had then, with what it took over from earlier studies, which are not counted.
+    durations: where the seconds of a job come from. fit: of the accuracy that stands in for that of candidates which the
+    study never scored. itself: evaluations -> the hypervolume that the study's own search had then; it begins with what
+    was taken over from earlier studies, which is not counted.
     """
 
     study: str

@@ -112,7 +112,7 @@ def test_the_table_is_what_was_scored(study: StudyConfig) -> None:
 
 
 def test_what_was_taken_over_is_in_the_table_and_not_counted(study: StudyConfig, tmp_path: Path) -> None:
-    """The study as if an earlier one had scored what it measured among its first 20: the dense network is among them."""
+    """The study as if an earlier one had scored what it measured among its first 20, dense among them."""
     whole, *_ = recorded(study.path, study)
     known = tuple(r for r in whole.rows[:20] if isinstance(r.outcome, Measurement))
     keys = {row.key for row in known}
