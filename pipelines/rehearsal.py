@@ -55,9 +55,9 @@ class Rehearsed:
 class Rehearsal:
     """What `rehearse` found. evaluations: that the study had made or taken over.
 
-    durations: where the seconds of a job come from. fit: of the accuracy that stands in for that of candidates which the
-    study never scored. itself: evaluations -> the hypervolume that the study's own search had then; it begins with what
-    was taken over from earlier studies, which is not counted.
+    durations: where the seconds of a job come from. fit: of the accuracy that stands in for that of candidates which
+    the study never scored. itself: evaluations -> the hypervolume that the study's own search had then; it begins with
+    what was taken over from earlier studies, which is not counted.
     """
 
     study: str
