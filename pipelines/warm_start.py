@@ -21,7 +21,7 @@ from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
 from search.candidate import Candidate
 from search.front import ParetoFront
-from search.measurement import OBJECTIVES, Measurement, Objective
+from search.measurement import OBJECTIVES, Measurement, Objective, Outcome
 from search.space import SearchSpace
 
 EVALUATIONS = "evaluations.json"
@@ -98,8 +98,9 @@ def conditions(config: StudyConfig, data: Mapping[str, str], precision: str) -> 
 
 
 def publish(store: ArtifactStore, signature: Signature, found: Evaluations) -> None:
-    """Puts what a study scored where `read` finds it."""
-    put_json(store, EVALUATIONS, {"format": FORMAT, **asdict(signature), "evaluations": found.to_json()})
+    """Puts what a study scored where `read` finds it, without what it only predicted."""
+    scored = replace(found, rows=tuple(replace(row, outcome=_scored(row.outcome)) for row in found.rows))
+    put_json(store, EVALUATIONS, {"format": FORMAT, **asdict(signature), "evaluations": scored.to_json()})
 
 
 def read(uri: str, endpoint_url: str | None = None) -> Earlier:
@@ -203,6 +204,14 @@ def from_event(event: Mapping[str, Any]) -> WarmStart:
     return WarmStart(
         Evaluations.from_json(event["known"]).rows, tuple(Candidate.from_json(c) for c in event["seeds"])
     )
+
+
+def _scored(outcome: Outcome) -> Outcome:
+    """The outcome without predictions, which are of a study's own latency table."""
+    if not isinstance(outcome, Measurement):
+        return outcome
+    values, noise = ({k: v for k, v in d.items() if k in OBJECTIVES} for d in (outcome.values, outcome.noise))
+    return Measurement(values, noise)
 
 
 def _check_texts(row: Evaluation) -> None:

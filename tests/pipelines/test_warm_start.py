@@ -96,6 +96,19 @@ def test_what_was_scored_alike_is_known_and_comes_back_from_the_journal(tmp_path
     assert from_event(json.loads(json.dumps(to_event(found)))) == found
 
 
+def test_predictions_of_an_earlier_study_are_not_handed_on(tmp_path: Path) -> None:
+    """They are of its latency table; what it measured counts all the same."""
+    table = scored(5)
+    guessed = []
+    for row in table.rows:
+        assert isinstance(row.outcome, Measurement)
+        values = {**row.outcome.values, "predicted_latency_ratio": 0.5}
+        guessed.append(replace(row, outcome=Measurement(values, {"predicted_latency_ratio": 0.1})))
+    publish(DirectoryStore(tmp_path), HERE, replace(table, rows=tuple(guessed)))
+    assert "predicted" not in (tmp_path / EVALUATIONS).read_text()
+    assert start(tmp_path)[0].known == table.rows
+
+
 def test_of_scores_on_other_images_the_front_comes_first_anew(tmp_path: Path) -> None:
     table = scored(60)
     publish(DirectoryStore(tmp_path), replace(HERE, conditions="other images"), table)
