@@ -99,7 +99,7 @@ class Evolution:
         if suggested is not None:
             ledger.book(suggested)
             return suggested
-        return ledger.propose(self._draw)
+        return ledger.propose(self._draw, ledger.problem.space.sample)
 
     def _suggested(self) -> tuple[Candidate, ...]:
         """What the probes suggest, once they are told: networks along the front of their additive model."""

@@ -52,16 +52,16 @@ class Ledger:
         """The problem's seeds with their keys, the last one first."""
         return [(c.key(), c) for c in reversed(self.problem.seeds)]
 
-    def propose(self, draw: Callable[[np.random.Generator], Candidate]) -> Candidate:
-        """Books the next proposal: a seed while there are any, else the first new one of at most TRIES draws.
+    def propose(self, *draws: Callable[[np.random.Generator], Candidate]) -> Candidate:
+        """Books the next proposal: a seed while there are any, else the first new one of at most TRIES of each draw.
 
-        A space that is nearly used up gives its last draw again rather than nothing: proposals may then
-        repeat.
+        A later draw is for where an earlier one only repeats, e.g. when nothing is left around the best. A space that
+        is nearly used up gives its last draw again rather than nothing: proposals may then repeat.
         """
         candidate = self.next_seed()
         if candidate is None:
             rng = self.rng()
-            for _ in range(TRIES):
+            for draw in (d for d in draws for _ in range(TRIES)):
                 candidate = draw(rng)
                 if self.is_new(candidate):
                     break

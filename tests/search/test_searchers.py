@@ -81,6 +81,7 @@ def fuzz(searcher: Searcher, moves: list[int]) -> list[str]:
 
 
 MOVES = st.lists(st.integers(0, 400), min_size=10, max_size=60)
+ABSURD = st.floats(-1e9, 1e9, allow_subnormal=False) | st.sampled_from([0.0, -0.0, 1e-9, 1.0])
 FUZZ = settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -116,6 +117,30 @@ class TestContract:
     def test_only_failures(self, name: str) -> None:
         told = drive(make(name), lambda c: Failure("diverged", "loss is nan"), 40, parallel=3)
         assert len({c.key() for c, _ in told}) == 40
+
+    def test_nothing_meets_the_bounds(self, name: str) -> None:
+        """The search goes on, with new candidates, whatever is infeasible; the least violation may guide it."""
+        problem = replace(
+            TOY.problem, constraints=(Constraint("accuracy", low=2.0), Constraint("macs", high=0.5))
+        )
+        told = drive(make(name, problem), TOY.measure, 60, parallel=3)
+        assert len({c.key() for c, _ in told}) == 60
+
+    @pytest.mark.filterwarnings(
+        "ignore::RuntimeWarning:optuna"
+    )  # NSGA-III divides by the spread of the values
+    @settings(FUZZ, max_examples=5)
+    @given(numbers=st.lists(ABSURD, min_size=4, max_size=9))
+    def test_any_finite_numbers(self, name: str, numbers: list[float]) -> None:
+        """Also absurd ones, equal ones, and a noise larger than everything."""
+
+        def absurd(candidate: Candidate) -> Outcome:
+            first = int(candidate.key(), 16)
+            accuracy, cost, noise = (numbers[first // n % len(numbers)] for n in (1, 7, 49))
+            return Measurement({"accuracy": accuracy, "macs": cost}, {"accuracy": abs(noise)})
+
+        told = drive(make(name), absurd, 25, parallel=2)
+        assert all(TOY.problem.space.contains(c) for c, _ in told)
 
     def test_nothing_is_ever_told(self, name: str) -> None:
         searcher = make(name)
