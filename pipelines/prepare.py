@@ -36,12 +36,13 @@ from pruners.errors import PrunefrontError
 from pruners.granularities import granularities, layer_granularities
 from pruners.granularities.block import stack_granularities
 from pruners.graph import ChannelGraph
-from pruners.plan import Scores
+from pruners.plan import PruningPlan, Scores, plan
 from pruners.procedures import procedures
 from pruners.quantisers import quantisers
 from pruners.scoring import available, needs_of, rank, why_not
 from pruners.statistics import Batch, Statistics, gathered_by
 from pruners.trace import trace
+from search.candidate import Candidate
 from search.searchers import searchers
 
 SPARSE = frozenset({"element", "n_of_m"})
@@ -464,3 +465,10 @@ def _flat(data: Mapping[str, object], prefix: str = "") -> dict[str, object]:
         name = f"{prefix}{key}"
         flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat
+
+
+def planned_by(config: StudyConfig, network: Network, scores: Scores, candidate: Candidate) -> PruningPlan:
+    """What the study makes of a candidate. Raises PrunefrontError for what cannot be had."""
+    return plan(
+        network.graph, candidate.choices, scores, round_to=config.space.round_to, words=config.space.words
+    )

@@ -26,7 +26,8 @@ from pipelines.prepare import dense_network
 from pipelines.progress import Display
 from pipelines.report import FrontRow, select
 from pipelines.studies import _chosen
-from pipelines.study import _open_folder, next_steps
+from pipelines.study import next_steps
+from pipelines.study_folder import open_folder
 from pipelines.tracking import MlflowTracker
 from pruners.errors import PrunefrontError
 
@@ -59,30 +60,30 @@ def test_a_folder_that_holds_other_things_is_left_as_it_is(tmp_path: Path) -> No
     thesis.write_text("years of work")
     for fresh in (False, True):
         with pytest.raises(PrunefrontError, match=r"holds thesis\.txt and no study"):
-            _open_folder(study(tmp_path), resume=False, fresh=fresh)
+            open_folder(study(tmp_path), resume=False, fresh=fresh)
     assert thesis.read_text() == "years of work"
 
 
 def test_fresh_deletes_what_is_ours_and_nothing_else(tmp_path: Path) -> None:
     config = study(tmp_path)
     config.path.mkdir()
-    _open_folder(config, resume=False, fresh=False)
+    open_folder(config, resume=False, fresh=False)
     (config.path / "prepared").mkdir()
     (config.path / "notes.txt").write_text("mine")
     # a damaged journal is what its error sends people to --fresh for
     (config.path / "journal.jsonl").write_text("not JSON\n")
-    _open_folder(config, resume=False, fresh=True)
+    open_folder(config, resume=False, fresh=True)
     assert sorted(p.name for p in config.path.iterdir()) == ["notes.txt", "study.json"]
 
 
 def test_what_was_prepared_is_kept_for_a_study_that_had_not_asked_yet(tmp_path: Path) -> None:
     config = study(tmp_path)
     config.path.mkdir()
-    _open_folder(config, resume=False, fresh=False)
+    open_folder(config, resume=False, fresh=False)
     dense_network(config, silent)
     before = load_file(config.path / "prepared" / "dense.safetensors")
     lines: list[str] = []
-    _open_folder(config, resume=True, fresh=False)
+    open_folder(config, resume=True, fresh=False)
     dense_network(config, lines.append)
     after = load_file(config.path / "prepared" / "dense.safetensors")
     assert not any("training" in line for line in lines if not line.startswith("data:"))
@@ -90,22 +91,22 @@ def test_what_was_prepared_is_kept_for_a_study_that_had_not_asked_yet(tmp_path: 
     # another criterion needs other scores, and no other network
     (config.path / "prepared" / "scores.safetensors").write_bytes(b"")
     for resume in (True, False):
-        _open_folder(study(tmp_path, space={"criteria": ["l2"]}), resume=resume, fresh=False)
+        open_folder(study(tmp_path, space={"criteria": ["l2"]}), resume=resume, fresh=False)
         kept = sorted(p.name for p in (config.path / "prepared").iterdir())
         assert kept == ["data.json", "dense.safetensors", "graph.json", "initial.safetensors"]
     # with other training it is worth nothing
-    _open_folder(study(tmp_path, dense={"epochs": 2}), resume=True, fresh=False)
+    open_folder(study(tmp_path, dense={"epochs": 2}), resume=True, fresh=False)
     assert not (config.path / "prepared").exists()
 
 
 def test_a_study_whose_preparation_is_gone_does_not_go_on_with_another_network(tmp_path: Path) -> None:
     config = study(tmp_path)
     config.path.mkdir()
-    _open_folder(config, resume=False, fresh=False)
+    open_folder(config, resume=False, fresh=False)
     with Journal(config.path / "journal.jsonl") as journal:
         journal.append("asked", candidate={})
     with pytest.raises(PrunefrontError, match="prepared is gone"):
-        _open_folder(config, resume=True, fresh=False)
+        open_folder(config, resume=True, fresh=False)
 
 
 def test_data_that_changed_since_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,283 @@
+"""Second stage: the promising candidates and the dense network, each fine-tuned, measured and published by a trial."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pipelines.artifacts import locate
+from pipelines.cluster import Cluster
+from pipelines.controls import control_job, spread
+from pipelines.failures import PASSING
+from pipelines.final import Trained, chosen, standing
+from pipelines.forecast import CORRECTED, Forecast
+from pipelines.journal import write_json
+from pipelines.prepare import (
+    Network,
+    planned_by,
+)
+from pipelines.rungs import event_of, keeps, metrics, rungs_of, told
+from pipelines.scheduler import Reached
+from pipelines.screen import Screening
+from pipelines.session import Session
+from pipelines.studies import BOUNDS
+from pipelines.tracking import candidate_params
+from pipelines.tune import Queue, Trials, finetune_all
+from pipelines.workbench import Job
+from pruners.errors import PrunefrontError
+from pruners.plan import DENSE, PruningPlan, Scores
+from search.candidate import Candidate
+from search.constraints import resolve, shortfall
+from search.front import violation
+from search.halving import Rungs
+from search.measurement import Constraint, Failure, Outcome, outcome_from_json
+from search.promotion import promote
+from search.space import Problem
+
+
+def finetune(
+    session: Session,
+    network: Network,
+    scores: Scores,
+    screening: Screening,
+    task: Problem,
+    bench_ref: Any,
+    cluster: Cluster,
+) -> list[Trained]:
+    """Second stage: the promising ones and the dense network, fine-tuned, measured and published by Tune trials."""
+    config, journal = session.config, session.journal
+    if not journal.of("promoted"):
+        bounds = task.constraints
+        keys = promote(
+            {k: m for k, m in screening.measured.items() if k != DENSE},
+            config.training.candidates,
+            cost="size_bytes" if min(config.space.bits) < 32 else "macs",
+            chance=1.0 / network.splits.classes,
+            constraints=bounds,
+        )
+        if bounds and not keys:
+            _say_none_within(session, screening, bounds)
+        journal.append("promoted", candidates=[screening.candidates[key].to_json() for key in keys])
+
+    def planned(candidate: Candidate) -> PruningPlan:
+        return planned_by(config, network, scores, candidate)
+
+    nothing = planned(Candidate({}))
+    jobs = [Job(DENSE, Candidate({}, DENSE), nothing, epochs=0)]
+    if config.training.epochs > 0:
+        # what further training alone gives: pruned networks are compared with it, too
+        jobs.append(
+            Job(f"{DENSE}-finetuned", Candidate({}, f"{DENSE}, fine-tuned"), nothing, config.training.epochs)
+        )
+    for data in journal.of("promoted")[-1]["candidates"]:
+        candidate = Candidate.from_json(data)
+        aim = planned(candidate)
+        jobs.append(Job(aim.key(), candidate, aim, config.training.epochs, compared=True))
+    compared = {job.name for job in jobs if job.compared}
+
+    def rungs() -> Rungs:
+        return rungs_of(config, task, screening.measured, journal.events, compared)
+
+    return _make(session, jobs, bench_ref, cluster, stage="finetune", rungs=rungs)
+
+
+def _say_none_within(session: Session, screening: Screening, bounds: Sequence[Constraint]) -> None:
+    """That no scored candidate meets the bounds on exact costs, and which one is nearest."""
+    scored = {key: m for key, m in screening.measured.items() if key != DENSE}
+    if not scored or not session.config.training.candidates:
+        return
+    nearest = min(scored, key=lambda key: (violation(scored[key], bounds), key))
+    if missed := shortfall(scored[nearest].values, bounds):
+        session.display.say(
+            f"none of the {len(scored)} scored candidates meets the bounds, so none is fine-tuned; nearest: {nearest} "
+            f"with {missed}; give search.candidates more, or widen the bounds"
+        )
+
+
+def control(
+    session: Session,
+    network: Network,
+    scores: Scores,
+    front: Sequence[Trained],
+    bench_ref: Any,
+    cluster: Cluster,
+) -> list[Trained]:
+    """What the study file asks to compare some of the front's networks with, made as they were or from scratch."""
+    config, journal = session.config, session.journal
+    if not config.controls:
+        return []
+    if not journal.of("controlled"):
+        names = [t.name for t in spread(front, config.controlled, network.graph)]
+        journal.append("controlled", names=names)
+    found = {t.name: t for t in front}
+    subjects = [found[name] for name in journal.of("controlled")[-1]["names"]]
+    jobs = [
+        control_job(name, subject, network.graph, scores, config)
+        for name in config.controls
+        for subject in subjects
+    ]
+    return _make(session, jobs, bench_ref, cluster, stage="control")
+
+
+def _make(
+    session: Session,
+    jobs: Sequence[Job],
+    bench_ref: Any,
+    cluster: Cluster,
+    *,
+    stage: str,
+    rungs: Callable[[], Rungs] | None = None,
+) -> list[Trained]:
+    """Makes the networks that an earlier run did not, each in a Tune trial; returns all that reached the end.
+
+    rungs: where the compared ones among them may be stopped, as the journal has it.
+    """
+    config, journal = session.config, session.journal
+    named = {job.name: job for job in jobs}
+    finished = {e["name"] for e in journal.of("trained") if e["name"] in named and _settled(e)}
+    finished |= {e["name"] for e in journal.of("stopped") if e["name"] in named}
+    widened: set[int] = set()
+    busy = 0.0
+
+    def on_rung(reached: Reached) -> None:
+        nonlocal busy
+        kind, event = event_of(reached)
+        journal.append(kind, **event)
+        keep = keeps(config.training)
+        if reached.verdict.share > keep and reached.epoch not in widened:
+            widened.add(reached.epoch)
+            session.display.say(
+                f"the order after {reached.epoch} epochs says too little of the end: {reached.verdict.share:.0%} go on "
+                f"from there instead of {keep:.0%}"
+            )
+        if reached.verdict.go_on:
+            return
+        busy += reached.seconds
+        session.tracker.log(
+            reached.name,
+            candidate_params(named[reached.name].candidate) | {"stopped_after_epochs": reached.epoch},
+            reached.measurement,
+            stage=stage,
+            seconds=reached.seconds,
+        )
+        finished.add(reached.name)
+        accuracy = reached.measurement["accuracy"]
+        session.display.update(len(finished), f"stopped at epoch {reached.epoch}, accuracy {accuracy:.3f}")
+
+    def on_trained(name: str, outcome: Outcome, result: dict[str, Any]) -> None:
+        nonlocal busy
+        seconds = float(result.get("busy_seconds", 0.0))
+        busy += seconds
+        artifact = str(result.get("artifact", ""))
+        journal.append(
+            "trained",
+            name=name,
+            outcome=outcome.to_json(),
+            artifact=artifact.rpartition("/")[2],
+            epochs=result.get("epochs", 0),
+        )
+        session.tracker.log(
+            name,
+            candidate_params(named[name].candidate),
+            outcome,
+            artifact or None,
+            stage=stage,
+            seconds=seconds,
+        )
+        finished.add(name)
+        session.display.update(len(finished), _note(outcome))
+
+    label = {"finetune": "fine-tuning", "control": "controls"}[stage]
+    with session.display.stage(label, len(named), len(finished)):
+        left = Queue([job for name, job in named.items() if name not in finished])
+        if len(left):
+            trials = Trials(
+                cluster.workers, config.cluster, config.path / "tune", stage, rungs() if rungs else None
+            )
+            finetune_all(bench_ref, left, trials, on_trained, on_rung)
+            if rungs:
+                _say_rungs(session, rungs())
+    session.timing.busy[stage] = busy
+    if unfinished := len(named.keys() - finished):
+        raise PrunefrontError(
+            f"Ray Tune ended with {unfinished} of {len(named)} networks not trained; go on with --resume"
+        )
+    return _trained(session, named)
+
+
+def _say_rungs(session: Session, rungs: Rungs) -> None:
+    """What the rungs knew of the end, for whoever must decide how many candidates and epochs to pay for."""
+    summaries = rungs.summary()
+    for rung in summaries:
+        session.display.say(told(rung, rungs.keep, session.config.search.train_images))
+    if rungs.keep < 1.0 and not any(rung.level for rung in summaries):
+        session.display.say(
+            f"no candidate was stopped: none had lost all its channels after {rungs.levels[-1]} epochs, by procedure "
+            f"{session.config.training.procedure!r}, and before that they cannot be compared"
+        )
+    for rung in summaries:
+        session.tracker.log_values({f"rung/{k}": v for k, v in metrics(rung).items()}, step=rung.level)
+
+
+def _settled(event: dict[str, Any]) -> bool:
+    """Whether an outcome of the second stage stands. What failed by the machine or the store, and the dense network,
+    without which there is no front, are tried again when a study is resumed."""
+    outcome = outcome_from_json(event["outcome"])
+    return not (isinstance(outcome, Failure) and (outcome.kind in PASSING or event["name"] == DENSE))
+
+
+def _note(outcome: Outcome) -> str:
+    if isinstance(outcome, Failure):
+        return f"failed: {outcome.reason[:60]}"
+    return f"accuracy {outcome['accuracy']:.3f}, {outcome['latency_ratio']:.2f} × dense"
+
+
+def _trained(session: Session, jobs: Mapping[str, Job]) -> list[Trained]:
+    """What the journal knows of these jobs. Raises PrunefrontError if the dense network itself failed."""
+    trained, failures = [], []
+    latest = {event["name"]: event for event in session.journal.of("trained")}
+    stopped = {event["name"] for event in session.journal.of("stopped")}
+    for name, job in jobs.items():
+        if name in stopped:
+            continue
+        event = latest[name]
+        outcome = outcome_from_json(event["outcome"])
+        if isinstance(outcome, Failure):
+            failures.append((name, outcome))
+            continue
+        trained.append(Trained(job, outcome, event["artifact"], event["epochs"]))
+    for name, failure in failures:
+        session.display.say(f"{name} failed in training: {failure.kind}: {failure.reason}")
+        need_dense(name, failure)
+    return trained
+
+
+def need_dense(name: str, failure: Failure) -> None:
+    if name == DENSE:
+        raise PrunefrontError(
+            f"the dense network itself could not be measured and published: {failure.reason}; nothing can be "
+            "compared with it; mend that and go on with --resume"
+        )
+
+
+def compare_with_forecast(session: Session, predicting: Forecast, trained: Sequence[Trained]) -> None:
+    """Says how far predictions were off the networks that were measured, and keeps the predictor that knows them."""
+    config = session.config
+    points = predicting.points(((t.job.plan, t.measurement) for t in trained), config.name)
+    if not points:
+        return
+    corrected, error = predicting.corrected(points)
+    session.display.say(f"latency, predicted against measured after training: {error}")
+    session.tracker.log_values({f"latency_prediction_{k}": v for k, v in error.to_json().items()})
+    write_json(config.path / CORRECTED, corrected.table.to_json())
+
+
+def choose(session: Session, trained: Sequence[Trained]) -> list[Trained]:
+    """The front within the study's bounds, which are relative to the dense network as it was measured beside the
+    others; how they are met is kept in a file."""
+    bounds = session.config.search.constraints
+    dense = next(t for t in trained if t.name == DENSE)
+    limits = resolve(bounds, dense.measurement.values)
+    if bounds:
+        uri = session.store.uri
+        found = standing(trained, bounds, limits, lambda artifact: locate(uri, artifact))
+        write_json(session.config.path / BOUNDS, found)
+    return chosen(trained, limits)

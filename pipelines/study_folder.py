@@ -1,0 +1,90 @@
+"""A study's folder: what is its own there, and what a run may go on with or delete."""
+
+import json
+import shutil
+
+from pipelines.artifacts import FRONT
+from pipelines.config import StudyConfig
+from pipelines.forecast import CORRECTED
+from pipelines.inheritance import WEIGHTS
+from pipelines.journal import Journal, write_json
+from pipelines.latency_table import TABLE
+from pipelines.prepare import (
+    unchanged,
+)
+from pipelines.studies import BOUNDS
+from pruners.errors import PrunefrontError
+
+OURS = (
+    "journal.jsonl",  # first: without it, nothing that is left counts
+    "study.json",
+    "prepared",
+    WEIGHTS,
+    "tune",
+    "artifacts",
+    FRONT,
+    BOUNDS,
+    "front.html",
+    "front.png",
+    "timing.json",
+    CORRECTED,
+)
+"""What a study keeps in its folder, beside the lock; nothing else there is ever deleted."""
+
+
+NETWORK_KEYS = ("model.", "data.", "dense.", "seed", "space.frozen", "training.weight_decay")
+"""What the dense network and its channel graph follow from."""
+
+
+NETWORK_FILES = ("dense.safetensors", "initial.safetensors", "dense.onnx", "data.json", "graph.json")
+"""Where they are kept: hours of training are not repeated because a criterion was misspelt."""
+
+
+def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
+    """Makes the study's folder ready: as an earlier run left it to go on, else empty of what is ours, but for the dense
+    network of a run that had not begun to search.
+
+    Raises PrunefrontError if an earlier run would be overwritten, cannot be gone on with, or differs.
+    """
+    folder, kept = config.path, config.path / "study.json"
+    names = (path.name.removesuffix(".new") for path in folder.iterdir())  # `write_json` may have been killed
+    foreign = sorted(name for name in names if name not in (*OURS, TABLE, "lock"))
+    if foreign and not kept.exists():
+        raise PrunefrontError(
+            f"{folder} holds {', '.join(foreign[:3])} and no study; give the study another `name` or `folder`"
+        )
+    different, prepared = [], False
+    if not fresh:
+        with Journal(folder / "journal.jsonl") as journal:
+            begun = bool(journal.of("asked"))
+        prepared = (folder / "prepared" / "graph.json").exists()
+        if begun and not resume:
+            raise PrunefrontError(
+                f"study {config.name!r} has been searched before ({folder}); --resume goes on with it, --fresh "
+                "deletes it, another `name` keeps both"
+            )
+        different = unchanged(config, json.loads(kept.read_text())) if kept.exists() else []
+        if begun and different:
+            raise PrunefrontError(
+                f"study {config.name!r} was started with another {', '.join(different)}; set that back, or start "
+                "afresh with --fresh or another `name`"
+            )
+        if begun and not (prepared and kept.exists()):
+            raise PrunefrontError(
+                f"study {config.name!r} cannot go on: {folder / 'prepared' if kept.exists() else kept} is gone; put "
+                "it back, or start afresh with --fresh"
+            )
+        if begun or (resume and prepared and not different):
+            return
+    keep_network = not fresh and prepared and not any(key.startswith(NETWORK_KEYS) for key in different)
+    for name in OURS:
+        path = folder / name
+        if name == "prepared" and keep_network:
+            for file in path.iterdir():
+                if file.name not in NETWORK_FILES:
+                    file.unlink()
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    write_json(kept, config.to_json())
