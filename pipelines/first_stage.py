@@ -9,21 +9,11 @@ from pipelines.feasibility import above_dense, check_costs
 from pipelines.forecast import Forecast, PredictingPool
 from pipelines.inheritance import WEIGHTS, Inheritance
 from pipelines.pool import ScoringPool
-from pipelines.prepare import (
-    Network,
-    planned_by,
-)
+from pipelines.prepare import Network, planned_by
 from pipelines.screen import Pool, Screening
 from pipelines.session import Session
 from pipelines.tracking import candidate_params
-from pipelines.warm_start import (
-    Earlier,
-    Signature,
-    WarmStart,
-    from_event,
-    to_event,
-    warm_start,
-)
+from pipelines.warm_start import Earlier, Signature, WarmStart, from_event, to_event, warm_start
 from pruners.plan import DENSE, PruningPlan, Scores
 from search.candidate import Candidate
 from search.front import ParetoFront, reference_point

@@ -10,10 +10,7 @@ from pipelines.failures import PASSING
 from pipelines.final import Trained, chosen, standing
 from pipelines.forecast import CORRECTED, Forecast
 from pipelines.journal import write_json
-from pipelines.prepare import (
-    Network,
-    planned_by,
-)
+from pipelines.prepare import Network, planned_by
 from pipelines.rungs import event_of, keeps, metrics, rungs_of, told
 from pipelines.scheduler import Reached
 from pipelines.screen import Screening

@@ -18,15 +18,7 @@ from pipelines.first_stage import screen, warm_started
 from pipelines.forecast import forecast, steered
 from pipelines.gather import gather
 from pipelines.journal import Journal, lock, write_json
-from pipelines.prepare import (
-    Gather,
-    Network,
-    check_names,
-    dense_network,
-    fingerprint,
-    know,
-    make_bench,
-)
+from pipelines.prepare import Gather, Network, check_names, dense_network, fingerprint, know, make_bench
 from pipelines.problem import problem
 from pipelines.progress import Display
 from pipelines.report import FrontRow, write_html, write_png
@@ -35,15 +27,7 @@ from pipelines.session import Session, Timing
 from pipelines.studies import BOUNDS, bounds_kept
 from pipelines.study_folder import open_folder
 from pipelines.tracking import MlflowTracker, Status
-from pipelines.warm_start import (
-    Earlier,
-    Signature,
-    check_network,
-    conditions,
-    network_digest,
-    publish,
-    read,
-)
+from pipelines.warm_start import Earlier, Signature, check_network, conditions, network_digest, publish, read
 from pipelines.workbench import Workbench
 from pruners.cost import cost
 from pruners.errors import PrunefrontError

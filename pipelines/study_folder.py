@@ -9,9 +9,7 @@ from pipelines.forecast import CORRECTED
 from pipelines.inheritance import WEIGHTS
 from pipelines.journal import Journal, write_json
 from pipelines.latency_table import TABLE
-from pipelines.prepare import (
-    unchanged,
-)
+from pipelines.prepare import unchanged
 from pipelines.studies import BOUNDS
 from pruners.errors import PrunefrontError
 
