@@ -40,13 +40,15 @@ def silent(line: str) -> None:
 class Cifar:
     """The dense network, its scores, and a worker's evaluator.
 
-    sections: over those of STUDY. images: how many training images there are to train on; None = all.
+    sections: over those of STUDY. images: how many training images there are to train on; None = all. device: "cpu" or
+    "cuda", where candidates are scored and trained.
     """
 
-    def __init__(self, sections: dict[str, Any], images: int | None = None) -> None:
+    def __init__(self, sections: dict[str, Any], images: int | None = None, device: str = "cpu") -> None:
+        cluster = {"gpus_per_worker": 0.0 if device == "cpu" else 1.0}
         with tempfile.TemporaryDirectory(prefix="prunefront-") as folder:
             self.config: StudyConfig = parse(
-                STUDY | {"folder": folder} | sections, source="benchmark", base=Path()
+                STUDY | {"folder": folder, "cluster": cluster} | sections, source="benchmark", base=Path()
             )
             self.network: Network = dense_network(self.config, silent)
             bench = make_bench(self.config, self.network)

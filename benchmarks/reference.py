@@ -29,12 +29,15 @@ class Reference:
     """Candidates -> accuracy after re-estimating batch norms, and MACs; the same plan is paid for once.
 
     criteria: which may rank a group's channels. cache: a file that keeps what was measured from run to run.
+    device: as Cifar's.
     """
 
-    def __init__(self, criteria: Iterable[str] = ("l1",), cache: Path | None = None) -> None:
+    def __init__(
+        self, criteria: Iterable[str] = ("l1",), cache: Path | None = None, device: str = "cpu"
+    ) -> None:
         torch.set_num_threads(1)
         space = SECTIONS["space"] | {"criteria": list(criteria)}
-        self.cifar = Cifar(SECTIONS | {"space": space})
+        self.cifar = Cifar(SECTIONS | {"space": space}, device=device)
         self.graph = self.cifar.network.graph
         self.dense_macs = macs(self.graph)
         self._cache = cache

@@ -10,6 +10,9 @@ sleep for a second instead of scoring:
 
     python benchmarks/search_scale.py --ray [--quick] [--json] [--only random,evolution,auto] [--evaluations 1500]
                                       [--workers 64]
+
+Each actor is a process that imports torch, about three seconds of a core, so 64 of them take a while to be there on a
+small machine; `--quick` makes 8.
 """
 
 import argparse
@@ -39,6 +42,7 @@ from tests.problems import Separable, separable
 
 GROUPS = 9  # as ResNet-20's inner ones
 WORKERS = 64
+QUICK_WORKERS = 8
 
 
 def run(name: str, evaluations: int, groups: int) -> dict[str, Any]:
@@ -172,7 +176,8 @@ def ray_main(args: argparse.Namespace) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])  # of the workers
     import ray
 
-    ray.init(num_cpus=args.workers, include_dashboard=False, log_to_driver=False)
+    workers = args.workers or (QUICK_WORKERS if args.quick else WORKERS)
+    ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
     versions = {n: importlib.metadata.version(n) for n in ("ray", "numpy", "moocore")}
     where = {
         "machine": platform.machine(),
@@ -182,13 +187,13 @@ def ray_main(args: argparse.Namespace) -> None:
     }
     rows = []
     try:
-        for name in (args.only or "random,evolution,auto").split(","):
-            evaluations = args.evaluations or (300 if args.quick else 1500)
-            rows.append(on_ray(name, evaluations, args.groups, args.workers))
+        for name in (args.only or ("random,evolution" if args.quick else "random,evolution,auto")).split(","):
+            evaluations = args.evaluations or (80 if args.quick else 1500)
+            rows.append(on_ray(name, evaluations, args.groups, workers))
             r = rows[-1]
             if not args.json:
                 print(
-                    f"{name:<16}{r['evaluations']:>6} evaluations on {args.workers} actors in {r['seconds']:.1f} s, "
+                    f"{name:<16}{r['evaluations']:>6} evaluations on {workers} actors in {r['seconds']:.1f} s, "
                     f"busy {r['busy_share']:.1%}, driver "
                     f"{r['driver_ms']:.2f} ms of CPU each, journal {r['journal_mb']:.2f} MB",
                     flush=True,
@@ -204,10 +209,10 @@ def ray_main(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="2,000 evaluations")
+    parser.add_argument("--quick", action="store_true", help="2,000 evaluations; with --ray, 80 on 8 actors")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     parser.add_argument("--ray", action="store_true", help="real actors, journal and loop; jobs that sleep")
-    parser.add_argument("--workers", type=int, default=WORKERS, help="actors, with --ray")
+    parser.add_argument("--workers", type=int, help="actors, with --ray; default: 64")
     parser.add_argument("--only", help="comma-separated searchers")
     parser.add_argument("--evaluations", type=int)
     parser.add_argument("--groups", type=int, default=GROUPS)

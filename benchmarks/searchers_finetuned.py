@@ -10,7 +10,7 @@ ends there.
 Scores without training cost no epoch (they estimate batch norms on 1,024 images); only `ours` and `EagleEye` take any.
 
     python benchmarks/searchers_finetuned.py [--quick] [--json] [--only auto,random] [--seeds 3] [--images 10000]
-                                             [--cache FILE] [--trained FILE] [--plot FILE]
+                                             [--jobs 1] [--device cpu] [--cache FILE] [--trained FILE] [--plot FILE]
 
 --cache is the file of benchmarks/searchers.py; --trained keeps trained results, so that a run can be interrupted.
 """
@@ -20,17 +20,20 @@ import fcntl
 import importlib.metadata
 import importlib.util
 import json
+import multiprocessing
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
+import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -264,6 +267,21 @@ def run(trainer: Trainer, name: str, seed: int, epochs: int) -> list[float]:
     return volumes + [volumes[-1]] * (epochs - len(volumes))
 
 
+_trainer: Trainer | None = None
+
+
+def _begin(cache: Path | None, images: int, trained: Path | None, device: str) -> None:
+    global _trainer
+    _trainer = Trainer(Reference(cache=cache, device=device), images, trained)
+
+
+def _run(name: str, seed: int, epochs: int) -> tuple[list[float], list[float]]:
+    """In a process of the pool: `run`, and the seconds of each epoch that it trained."""
+    assert _trainer is not None
+    before = len(_trainer.seconds)
+    return run(_trainer, name, seed, epochs), _trainer.seconds[before:]
+
+
 def plot(found: dict[str, list[list[float]]], path: Path) -> None:
     """Mean curves with their spread over seeds."""
     import matplotlib
@@ -303,6 +321,8 @@ def main() -> None:
     parser.add_argument("--only", help="semicolon-separated methods; default: all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=10_000, help="of an epoch")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that search and train")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--cache", type=Path, help="keeps scores without training from run to run")
     parser.add_argument("--trained", type=Path, help="keeps trained results from run to run")
     parser.add_argument("--plot", type=Path, help="writes the curves as an image")
@@ -314,31 +334,41 @@ def main() -> None:
     if given.quick:
         names = given.only.split(";") if given.only else ["random", "uniform sweep"]
         points, seeds, images = (3,), 1, 256
-    trainer = Trainer(Reference(cache=given.cache), images, given.trained)
-    found: dict[str, list[list[float]]] = {}
-    for name in names:
-        for seed in range(1 if name in DRAWS_NOTHING else seeds):
-            found.setdefault(name, []).append(run(trainer, name, seed, points[-1]))
+    found: dict[str, list[list[float]]] = {name: [] for name in names}
+    seconds: list[float] = []
+    context = multiprocessing.get_context("spawn")
+    begin = (given.cache, images, given.trained, given.device)
+    with ProcessPoolExecutor(given.jobs, mp_context=context, initializer=_begin, initargs=begin) as pool:
+        runs = {
+            (name, seed): pool.submit(_run, name, seed, points[-1])
+            for seed in range(seeds)
+            for name in names
+            if seed == 0 or name not in DRAWS_NOTHING
+        }
+        for (name, seed), done in runs.items():
+            volumes, took = done.result()
+            found[name].append(volumes)
+            seconds += took
             if not given.json:
-                values = "  ".join(f"{p}: {found[name][-1][p - 1]:.4f}" for p in points)
+                values = "  ".join(f"{p}: {volumes[p - 1]:.4f}" for p in points)
                 print(f"{name:22} seed {seed}  {values}", flush=True)
     if given.plot:
         plot(found, given.plot)
     versions = {n: importlib.metadata.version(n) for n in ("torch", "numpy", "optuna", "prunefront")}
     where = {"machine": platform.machine(), "python": platform.python_version(), **versions}
+    if given.device == "cuda":
+        where["gpu"] = torch.cuda.get_device_name()
     table = {name: means(runs, points) for name, runs in found.items()}
     if given.json:
-        settings = {"seeds": seeds, "images": trainer.images, "where": where}
+        settings = {"seeds": seeds, "images": images, "where": where}
         curves = {name: [[round(v, 4) for v in r] for r in runs] for name, runs in found.items()}
         print(json.dumps({"hypervolume": table, **settings, "runs": curves}))
         return
-    print("\n" + ", ".join(f"{k} {v}" for k, v in where.items()) + f"; {trainer.images:,} images an epoch")
+    print("\n" + ", ".join(f"{k} {v}" for k, v in where.items()) + f"; {images:,} images an epoch")
     for name, volumes in table.items():
         print(f"{name:22} " + "  ".join(f"{p}: {v:.4f}" for p, v in volumes.items()))
-    if trainer.seconds:
-        print(
-            f"{len(trainer.seconds)} epochs trained, {statistics.median(trainer.seconds):.1f} s each (median)"
-        )
+    if seconds:
+        print(f"{len(seconds)} epochs trained, {statistics.median(seconds):.1f} s each (median)")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,169 @@
+"""On a GPU, everything that a study does there comes out as it does on the CPU."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.config import StudyConfig, parse
+from pipelines.evaluate import Evaluator
+from pipelines.prepare import (
+    Knowledge,
+    Network,
+    calibration,
+    dense_network,
+    know,
+    make_bench,
+    planned_by,
+)
+from pipelines.problem import problem
+from pipelines.runtimes import runtimes
+from pipelines.train import Recipe
+from pipelines.workbench import Job, Workbench
+from pruners.criteria import criteria
+from pruners.errors import PrunefrontError
+from pruners.graph import ChannelGraph
+from pruners.plan import PruningPlan
+from pruners.procedures import procedures
+from pruners.scoring import available, needs_of, rank
+from pruners.statistics import collect
+from search.candidate import Candidate
+
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA GPU on this machine", allow_module_level=True)
+
+DEVICE = "cuda"
+STUDY: dict[str, Any] = {
+    "name": "cuda",
+    "model": {"factory": "resnet20", "options": {"width": 8}},
+    "dense": {"epochs": 4},
+    "space": {
+        "criteria": ["l2"],
+        "granularities": [
+            "channel", "block", "gather", "scatter", "kernel", "intra_kernel", "low_rank", "element", "n_of_m",
+        ],
+        "bits": [32, 8, 4],
+        "calibration_images": 128,
+    },
+    "training": {"epochs": 1, "precision": "float32"},
+    "measure": {"pairs": 10, "warmup": 1},
+}  # fmt: skip
+
+
+class Study:
+    """A small network on digits, and a worker on each device."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config: StudyConfig = parse(STUDY | {"folder": str(folder)}, source="test", base=Path())
+        self.network: Network = dense_network(self.config, lambda _: None)
+        self.knowledge: Knowledge = know(self.config, self.network, self.gather, lambda _: None)
+        here = make_bench(self.config, self.network)
+        self.benches: Mapping[str, Workbench] = {"cpu": here, DEVICE: replace(here, device=DEVICE)}
+        self.workers = {device: Evaluator(bench) for device, bench in self.benches.items()}
+
+    def gather(self, graph: ChannelGraph, batches: Any, needs: Any) -> Any:
+        return collect(self.network.model, graph, batches, needs)
+
+    def plans(self, count: int) -> list[PruningPlan]:
+        """Of anything that the study may propose."""
+        scores = self.knowledge.scores
+        space = problem(self.network.graph, scores, self.config.space, self.config.search, chance=0.1).space
+        rng = np.random.default_rng(0)
+        found: list[PruningPlan] = []
+        while len(found) < count:
+            with suppress(PrunefrontError):  # layers within which nothing can go once their channels went
+                found.append(planned_by(self.config, self.network, scores, space.sample(rng)))
+        return found
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    torch.backends.cudnn.allow_tf32 = False
+    return Study(tmp_path_factory.mktemp("cuda"))
+
+
+def test_networks_of_all_granularities_and_words_score_the_same(study: Study) -> None:
+    images = len(study.benches["cpu"].data.validation)
+    for plan in study.plans(30):
+        there, here = (study.workers[device].score(plan) for device in (DEVICE, "cpu"))
+        assert there["macs"] == here["macs"]
+        # rounding moves an image across the border here and there
+        assert abs(there["accuracy"] - here["accuracy"]) * images <= 0.03 * images, plan
+
+
+def test_every_criterion_ranks_the_same(study: Study) -> None:
+    graph, batches = study.network.graph, calibration(study.config, study.network.splits.for_search())
+    fitting = sorted({name for names in available(graph).values() for name in names})
+    model = study.workers[DEVICE].dense
+    there = [(images.to(DEVICE), labels.to(DEVICE)) for images, labels in batches]
+    needs = needs_of(fitting)
+    found = rank(model, graph, fitting, collect(model, graph, there, needs))
+    wanted = rank(study.network.model, graph, fitting, study.gather(graph, batches, needs))
+    assert set(found) == set(fitting) <= set(criteria)
+    for name in fitting:
+        for group, scores in wanted[name].items():
+            close = np.isclose(found[name][group], scores, rtol=1e-2, atol=1e-3 * np.abs(scores).max())
+            assert close.mean() >= 0.7, (
+                name,
+                group,
+                found[name][group],
+                scores,
+            )  # a near tie may turn an order
+
+
+@pytest.mark.parametrize("procedure", sorted(procedures))
+def test_every_procedure_trains_there(study: Study, procedure: str) -> None:
+    bench = replace(study.benches[DEVICE], procedure=procedure)
+    plan = channels_alone(study)
+    steps = Evaluator(bench).train(Job("a", Candidate({}), plan, epochs=1))
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            model, made = done.value
+            break
+    assert {p.device.type for p in model.parameters()} == {DEVICE}
+    assert Evaluator(bench).measure(model, made)["macs"] == study.workers["cpu"].score(plan)["macs"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_candidate_is_trained_before_its_score(study: Study, precision: Any) -> None:
+    recipe: Recipe = replace(
+        study.benches[DEVICE].recipe, precision=precision, channels_last=precision != "float32"
+    )
+    bench = replace(study.benches[DEVICE], train_images=256, recipe=recipe)
+    measured, model = Evaluator(bench).score_trained(channels_alone(study), None)
+    assert measured["accuracy"] > 0.1
+    assert {p.device.type for p in model.parameters()} == {DEVICE}
+
+
+@pytest.mark.parametrize("runtime", ["eager", "onnxruntime", "cuda"])
+def test_what_was_made_there_is_published_and_timed(study: Study, tmp_path: Path, runtime: str) -> None:
+    assert runtime in runtimes
+    bench = study.benches[DEVICE]
+    bench = replace(
+        bench, measure=bench.measure.model_copy(update={"runtime": runtime}), artifact_uri=str(tmp_path)
+    )
+    worker = Evaluator(bench)
+    for number, plan in enumerate(study.plans(6)):
+        model = worker.prune(plan)
+        measured, artifact = worker.publish(f"n{number}", model, plan, worker.measure(model, plan))
+        assert measured["latency_ms"] > 0
+        assert artifact
+
+
+def channels_alone(study: Study) -> PruningPlan:
+    """Half of every channel group."""
+    choices = {g.name: g.choose(g.nearest(g.units / 2)) for g in channel_groups(study)}
+    return planned_by(study.config, study.network, study.knowledge.scores, Candidate(choices))
+
+
+def channel_groups(study: Study) -> list[Any]:
+    space = study.config.space.model_copy(update={"granularities": ("channel",), "bits": (32,)})
+    scores = study.knowledge.scores
+    return list(problem(study.network.graph, scores, space, study.config.search, chance=0.1).space.groups)
