@@ -9,7 +9,7 @@ Hypervolume of all that was evaluated and feasible, as a share of the box betwee
 Ours have four candidates in flight; pymoo evaluates a generation at a time, and has the better of two populations.
 
     python benchmarks/multiobjective.py [--quick] [--json] [--only evolution,random] [--problems ZDT1,BNH]
-                                        [--evaluations 500] [--repeats 11]
+                                        [--evaluations 500] [--repeats 11] [--first-seed 0]
 
 pymoo is no dependency: without it (`pip install 'prunefront[peers]'`) only ours are run.
 """
@@ -252,7 +252,7 @@ def nsga2(population: int, formula: Formula, seed: int, evaluations: int) -> flo
     return volume(formula, found[:evaluations])
 
 
-def compare(name: str, formula: Formula, evaluations: int, repeats: int) -> dict[str, Any]:
+def compare(name: str, formula: Formula, evaluations: int, seeds: range) -> dict[str, Any]:
     """One row: the method's hypervolumes over seeds; of pymoo those of its better population."""
     started = time.perf_counter()
     ways: list[tuple[str, Callable[[int], float]]] = (
@@ -263,7 +263,7 @@ def compare(name: str, formula: Formula, evaluations: int, repeats: int) -> dict
         if name == PEER
         else [("", lambda s: ours(name, formula, s, evaluations))]
     )
-    runs = {how: [run(seed) for seed in range(repeats)] for how, run in ways}
+    runs = {how: [run(seed) for seed in seeds] for how, run in ways}
     how = max(runs, key=lambda h: statistics.median(runs[h]))
     return {
         "problem": formula.name,
@@ -272,7 +272,7 @@ def compare(name: str, formula: Formula, evaluations: int, repeats: int) -> dict
         "median": round(statistics.median(runs[how]), 4),
         "worst": round(min(runs[how]), 4),
         "best": round(max(runs[how]), 4),
-        "seconds": round((time.perf_counter() - started) / len(ways) / repeats, 2),
+        "seconds": round((time.perf_counter() - started) / len(ways) / len(seeds), 2),
     }
 
 
@@ -285,7 +285,8 @@ def main() -> None:
     parser.add_argument("--only", help=f"comma-separated of our searchers and {PEER!r}")
     parser.add_argument("--problems", help="semicolon-separated; default: all")
     parser.add_argument("--evaluations", type=int, default=500)
-    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--repeats", type=int, default=11, help="seeds")
+    parser.add_argument("--first-seed", type=int, default=0)
     given = parser.parse_args()
     there = importlib.util.find_spec("pymoo") is not None
     names = given.only.split(",") if given.only else [*OURS, *([PEER] if there else [])]
@@ -299,12 +300,13 @@ def main() -> None:
     evaluations, repeats = given.evaluations, given.repeats
     if given.quick:
         titles, evaluations, repeats = ["ZDT1", "BNH"], 100, 2
+    numbers = range(given.first_seed, given.first_seed + repeats)
     libraries = ("numpy", "moocore", *(["pymoo"] if there else []))
     versions = {n: importlib.metadata.version(n) for n in libraries}
     where = {"machine": platform.machine(), "python": platform.python_version(), **versions}
     if not given.json:
         print(", ".join(f"{k} {v}" for k, v in where.items()))
-        print(f"{evaluations} evaluations, {repeats} seeds; ours: {IN_FLIGHT} in flight")
+        print(f"{evaluations} evaluations, seeds {numbers[0]} to {numbers[-1]}; ours: {IN_FLIGHT} in flight")
         if not there:
             print("pymoo is not installed, so only ours are run: pip install 'prunefront[peers]'")
     rows: list[dict[str, Any]] = []
@@ -313,7 +315,7 @@ def main() -> None:
         if not given.json:
             print(f"\n{title}: reference point {formula.reference}, box from {formula.best}")
         for name in names:
-            rows.append(compare(name, formula, evaluations, repeats))
+            rows.append(compare(name, formula, evaluations, numbers))
             r = rows[-1]
             if not given.json:
                 print(
@@ -322,7 +324,7 @@ def main() -> None:
                     flush=True,
                 )
     if given.json:
-        settings = {"evaluations": evaluations, "seeds": repeats, "in_flight": IN_FLIGHT}
+        settings = {"evaluations": evaluations, "seeds": list(numbers), "in_flight": IN_FLIGHT}
         print(json.dumps({"where": where, **settings, "rows": rows}))
 
 

@@ -172,17 +172,21 @@ def _gather(bench: Workbench, cluster: Cluster, config: StudyConfig) -> Gather:
 
 
 def _say_problem(session: Session, network: Network, task: Problem) -> None:
-    dense = cost(network.graph)
+    dense, frozen = cost(network.graph), len(network.graph.frozen)
     session.display.say(
         f"{session.config.model.factory}: {dense.macs:,} MACs, {dense.params:,} parameters; to search: "
-        f"{_counted(task)}; {len(network.graph.frozen)} groups are frozen"
+        f"{_counted(task)}; frozen: {frozen} {'group' if frozen == 1 else 'groups'}"
     )
 
 
 def _counted(task: Problem) -> str:
     kinds = [g.kind for g in task.space.groups]
-    words = {"channels": "channel groups", "blocks": "stacks of blocks", "layer": "layers"}
-    return ", ".join(f"{kinds.count(kind)} {word}" for kind, word in words.items() if kind in kinds)
+    words = {
+        "channels": ("channel group", "channel groups"),
+        "blocks": ("stack of blocks", "stacks of blocks"),
+        "layer": ("layer", "layers"),
+    }
+    return ", ".join(f"{n} {word[n > 1]}" for kind, word in words.items() if (n := kinds.count(kind)))
 
 
 def _check_storage(config: StudyConfig, cluster: Cluster) -> None:
