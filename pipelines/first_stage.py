@@ -114,6 +114,10 @@ def screen(
             finally:
                 session.timing.busy["screen"] = pool.busy_seconds
                 pool.close()
+                if pool.lost:
+                    session.display.say(
+                        f"workers died {pool.lost} times; a candidate is handed out once more, then it counts as failed"
+                    )
     scored = screening.scored
     if scored < config.search.candidates and enough():
         gain = recent_gain(volumes, patience)

@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -53,7 +53,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 class Journal:
-    """Append-only. An event is on disk before anything follows from it."""
+    """Append-only. An event that cannot be had again is on disk before anything follows from it."""
 
     def __init__(self, path: Path) -> None:
         """Opens the journal, and drops a last line that a killed process left half written."""
@@ -63,12 +63,23 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a")
 
-    def append(self, event: str, **data: Any) -> None:
-        """Writes one event and waits until the disk has it."""
+    def append(self, event: str, *, lasting: bool = True, **data: Any) -> None:
+        """Writes one event. lasting: waits until the disk has it, and all before it; without, the death of this process
+        loses nothing, but a power cut may, so it is for what would come about again in the same way.
+
+        Raises JournalError where it cannot be written, e.g. on a full disk.
+        """
         record = {"event": event, **data}
-        self._file.write(json.dumps(record, sort_keys=True) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(json.dumps(record, sort_keys=True) + "\n")
+            self._file.flush()
+            if lasting:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise JournalError(
+                f"{self.path} cannot be written: {error.strerror}; make room, or see to the disk, and go on with "
+                "--resume: everything up to here is kept"
+            ) from error
         self.events.append(record)
 
     def of(self, event: str) -> list[dict[str, Any]]:
@@ -76,7 +87,8 @@ class Journal:
         return [e for e in self.events if e["event"] == event]
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # what a full disk refused once, it refuses again; `append` has said so
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self

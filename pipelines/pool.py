@@ -1,7 +1,7 @@
 """Warm Ray actors that score candidates; they hold data, graph and dense weights for a whole study."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -74,8 +74,23 @@ class ScoringWorker:
             return None, str(error)
 
 
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A candidate on a worker. again: its first worker died."""
+
+    name: str
+    plan: PruningPlan
+    parent: Parent | None
+    worker: Any
+    again: bool = False
+
+
 class ScoringPool:
-    """Hands plans to free workers; a worker that dies costs its candidate a Failure and is replaced."""
+    """Hands plans to free workers. A worker that dies is replaced and its candidate handed out once more; when that one
+    dies as well it is the candidate, which gets a Failure.
+
+    lost: how many workers died. busy_seconds: what all workers together spent on scores.
+    """
 
     def __init__(
         self,
@@ -96,7 +111,8 @@ class ScoringPool:
         self._bench_ref = bench_ref
         self._threads = cluster.cpus_per_worker
         self._free = [self._make(bench_ref, self._threads) for _ in range(workers)]
-        self._running: dict[Any, tuple[str, Any]] = {}
+        self._running: dict[Any, _Task] = {}
+        self.lost = 0
         self.busy_seconds = 0.0
 
     @property
@@ -111,27 +127,33 @@ class ScoringPool:
     def submit(self, name: str, plan: PruningPlan) -> None:
         """Starts scoring; `next` will return `name` with the outcome."""
         parent = None if self._inheritance is None else self._inheritance.parent(name)
-        worker = self._free.pop()
-        self._running[worker.score.remote(plan, parent)] = (name, worker)
+        self._start(_Task(name, plan, parent, self._free.pop()))
 
     def next(self, timeout: float) -> tuple[str, Outcome, float | None] | None:
         """Waits for whichever candidate is finished first: name, outcome, the worker's seconds (None where it died).
 
-        None after `timeout` seconds.
+        None after `timeout` seconds, and where a worker died for the first time.
         """
         done, _ = ray.wait(list(self._running), num_returns=1, timeout=timeout)
         if not done:
             return None
-        name, worker = self._running.pop(done[0])
+        task = self._running.pop(done[0])
+        name = task.name
         try:
             scored: Scored = ray.get(done[0])
-        except OutOfMemoryError as error:
-            return name, self._lost(Failure("out_of_memory", str(error).splitlines()[0])), None
-        except RayActorError as error:
-            lost = Failure("crashed", f"the worker process died: {str(error).splitlines()[0]}")
-            return name, self._lost(lost), None
+        except (OutOfMemoryError, RayActorError) as error:
+            self.lost += 1
+            fresh = self._make(self._bench_ref, self._threads)
+            if not task.again:
+                self._start(replace(task, worker=fresh, again=True))
+                return None
+            self._free.append(fresh)
+            line = str(error).splitlines()[0]
+            if isinstance(error, OutOfMemoryError):
+                return name, Failure("out_of_memory", line), None
+            return name, Failure("crashed", f"the worker process died, twice: {line}"), None
         self.busy_seconds += scored.seconds
-        self._free.append(worker)
+        self._free.append(task.worker)
         if self._inheritance is not None:
             if scored.refused:
                 self._inheritance.refuse(name, scored.refused)
@@ -141,10 +163,9 @@ class ScoringPool:
 
     def close(self) -> None:
         """Ends the workers and gives their CPUs back."""
-        for worker in [*self._free, *(worker for _, worker in self._running.values())]:
+        for worker in [*self._free, *(task.worker for task in self._running.values())]:
             ray.kill(worker)
         self._free, self._running = [], {}
 
-    def _lost(self, reason: Failure) -> Failure:
-        self._free.append(self._make(self._bench_ref, self._threads))
-        return reason
+    def _start(self, task: _Task) -> None:
+        self._running[task.worker.score.remote(task.plan, task.parent)] = task

@@ -134,9 +134,9 @@ class Screening:
                 if candidate is None:
                     break
                 start = "" if self._inheritance is None else self._inheritance.start(candidate)
-                self.journal.append(
-                    "asked", candidate=candidate.to_json(), **({"start": start} if start else {})
-                )
+                # what a power cut takes of it is asked again: it follows from what was told, which is on disk
+                more = {"start": start} if start else {}
+                self.journal.append("asked", lasting=False, candidate=candidate.to_json(), **more)
                 over = len(self.over_budget)
                 plan = self._expect(candidate, start)
                 if plan is not None:
@@ -153,10 +153,10 @@ class Screening:
                 key, outcome, seconds = finished
                 if key not in self._waiting:  # a result that has come before changes nothing
                     continue
-                more: dict[str, Any] = {} if seconds is None else {"seconds": seconds}
+                known: dict[str, Any] = {} if seconds is None else {"seconds": seconds}
                 if self._inheritance is not None:
-                    more["inherited"] = self._inheritance.inherited(key)
-                self.journal.append("told", key=key, outcome=outcome.to_json(), **more)
+                    known["inherited"] = self._inheritance.inherited(key)
+                self.journal.append("told", key=key, outcome=outcome.to_json(), **known)
                 self._settle(key, outcome)
                 self._check_hope()
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search.encoding import Encoding, Floats, Rows
+from search.one_thread import one_thread
 
 POWERS = (1.0, 2.0, 4.0)
 """Of the depth of a cut: a group's loss is a sum of these, so that it may begin flat and end steep."""
@@ -69,6 +70,7 @@ class AccuracyModel:
         self.encoding = encoding
         self._features = _features(encoding)
 
+    @one_thread
     def fit(self, rows: Rows, loss: Floats, variance: Floats, like: Settings | None = None) -> Fitted:
         """The process that knows `loss` [n], the dense log accuracy minus that of candidates [n, G], each with its
         noise `variance` [n]. like: settings to take; None = those that are most likely."""
@@ -96,6 +98,7 @@ class AccuracyModel:
         assert found is not None
         return found[1]
 
+    @one_thread
     def predict(self, fitted: Fitted, rows: Rows) -> tuple[Floats, Floats]:
         """Mean and standard deviation of the losses of candidates [n, G]."""
         from scipy.linalg import solve_triangular

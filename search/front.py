@@ -64,7 +64,7 @@ class ParetoFront:
         # all feasible rows, not only the front's: with noise the relation is not transitive
         self._table = np.empty((2, len(self.objectives), 64))  # values and noise; grows by doubling
         self._members: set[str] = set()
-        self._names: list[str] = []  # of the rows
+        self._places: dict[str, int] = {}  # of the rows
 
     def add(self, key: str, measurement: Measurement) -> bool:
         """Whether the measurement joined the front. A key that came before is ignored, an infeasible one
@@ -79,17 +79,17 @@ class ParetoFront:
         self._keys.add(key)
         if not feasible:
             return False
-        count = len(self._names)
+        count = len(self._places)
         gain = self._table[0, :, :count] - values[:, None]  # by how much the new one is better than each
         margin = np.sqrt(self._table[1, :, :count] ** 2 + noise[:, None] ** 2)
-        beaten = (gain >= 0).all(axis=0) & (gain > margin).any(axis=0)
+        beaten = np.atleast_1d((gain >= 0).all(axis=0) & (gain > margin).any(axis=0))
         beats = (gain <= 0).all(axis=0) & (-gain > margin).any(axis=0)
-        self._members -= {self._names[i] for i in np.flatnonzero(beaten)}
+        self._members -= {name for name in self._members if beaten[self._places[name]]}
         self._feasible[key] = measurement
         if count == self._table.shape[2]:
             self._table = np.concatenate([self._table, np.empty_like(self._table)], axis=2)
         self._table[:, :, count] = values, noise
-        self._names.append(key)
+        self._places[key] = count
         if beats.any():
             return False
         self._members.add(key)

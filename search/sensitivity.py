@@ -48,14 +48,19 @@ class Sensitivity:
         self._chance = problem.chance
         self._space = problem.space
         self._losses: Floats | None = None
+        self._asked = 0  # probes that are not new any more
 
     @cached_property
     def _encoding(self) -> Encoding:
         return Encoding(self._space)
 
     def next(self, is_new: Callable[[Candidate], bool]) -> Candidate | None:
-        """The first probe that is new."""
-        return next((c for c in self.candidates if is_new(c)), None)
+        """The first probe that is new. is_new: what was asked once stays so."""
+        while self._asked < len(self.candidates):
+            if is_new(self.candidates[self._asked]):
+                return self.candidates[self._asked]
+            self._asked += 1
+        return None
 
     def losses(self, told: Mapping[str, Outcome]) -> Floats | None:
         """[G, O], as `Fitted.losses`; None before all probes are told, or where the dense network was not measured."""

@@ -38,7 +38,16 @@ RULES = (
     Rule(
         "search",
         may=frozenset(
-            {"search", "numpy", "scipy", "moocore", "pruners.choice", "pruners.registry", "pruners.errors"}
+            {
+                "search",
+                "numpy",
+                "scipy",
+                "moocore",
+                "threadpoolctl",
+                "pruners.choice",
+                "pruners.registry",
+                "pruners.errors",
+            }
         ),
     ),
     Rule("pruners", may=frozenset({"pruners", "torch", "numpy", "jaxtyping", "safetensors"})),

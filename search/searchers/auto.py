@@ -125,9 +125,13 @@ class Auto:
         self._owner = dict(state["owner"])
         self._front = ParetoFront(self._ledger.problem.objectives, self._ledger.problem.constraints)
         self._reference, self._volume = {}, 0.0
+        dense = self._ledger.problem.space.dense().key()
         for key, outcome in self._ledger.told.items():
-            if key in self._ledger.asked:
-                self._gain(self._ledger.asked[key], outcome)
+            if key in self._ledger.asked and isinstance(outcome, Measurement):
+                self._front.add(key, outcome)
+        if isinstance(told := self._ledger.told.get(dense), Measurement):
+            self._reference = reference_point(self._ledger.problem.objectives, told)
+            self._volume = self._front.hypervolume(self._reference)
         self._credit = dict(state["credit"])
 
     def _gain(self, candidate: Candidate, outcome: Outcome) -> float:

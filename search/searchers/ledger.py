@@ -3,6 +3,7 @@ inherited.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -167,9 +168,15 @@ def pack(candidates: Sequence[Candidate]) -> dict[str, Any]:
     }
 
 
+@lru_cache(maxsize=2**16)
+def _first_of(choice: GroupChoice) -> GroupChoice:
+    """The first choice that was equal to this one: looking up the same object takes half as long as an equal one."""
+    return choice
+
+
 def unpack(data: Mapping[str, Any]) -> list[Candidate]:
     """The candidates that were packed."""
-    choices = [GroupChoice.from_json(choice) for choice in data["choices"]]
+    choices = [_first_of(GroupChoice.from_json(choice)) for choice in data["choices"]]
     return [
         Candidate(
             {name: choices[place] for name, place in zip(data["names"], row[1:], strict=True)},

@@ -13,6 +13,7 @@ from search.acquisition import CostBox
 from search.candidate import Candidate
 from search.encoding import Encoding, Floats, Rows
 from search.measurement import Measurement, Outcome
+from search.one_thread import one_thread
 from search.searcher import searchers
 from search.searchers.ledger import Ledger
 from search.searchers.options import option, read_options
@@ -124,6 +125,7 @@ class Surrogate:
         self._settings = Settings.from_json(state["settings"]) if state["settings"] else None
         self._settings_at = state["settings_at"]
 
+    @one_thread
     def _proposals(self, rng: np.random.Generator) -> list[Candidate]:
         """The next candidates, best first; none before the dense network was measured."""
         known = self._known()

@@ -3,11 +3,13 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from pipelines.journal import Journal, JournalError, StudyRunning, lock, write_json
+from pipelines.journal import Journal, JournalError, StudyRunning, lock, read_events, write_json
 
 
 def test_events_come_back_in_order(tmp_path: Path) -> None:
@@ -73,3 +75,35 @@ def test_write_json_leaves_no_second_file(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", [1, 2])
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_text() == "[\n 1,\n 2\n]\n"
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from pipelines.journal import Journal, JournalError
+
+journal = Journal(Path(sys.argv[1]))
+journal.append("asked", n=1)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))  # as a disk that is full
+try:
+    journal.append("told", n=1, text="x" * 500)
+except JournalError as error:
+    print(error)
+journal.close()
+"""
+
+
+def test_a_full_disk_is_one_line_and_what_was_written_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    assert str(path) in done.stdout
+    assert "--resume" in done.stdout
+    again = Journal(path)
+    assert [e["event"] for e in again.events] == ["asked"]
+    again.append("told", n=1)
+    again.close()
+    assert [e["event"] for e in read_events(path)] == ["asked", "told"]

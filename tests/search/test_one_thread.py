@@ -1,0 +1,28 @@
+"""BLAS has one thread where a searcher asks for it, and the caller's number elsewhere."""
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from search.one_thread import one_thread
+
+
+def threads() -> set[int]:
+    assert np.ones((2, 2)) @ np.ones(2) is not None
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+@one_thread
+def inside(fail: bool = False) -> set[int]:
+    if fail:
+        raise ValueError("on purpose")
+    return threads()
+
+
+def test_one_thread_inside_and_as_many_as_before_afterwards_also_after_an_error() -> None:
+    with threadpool_limits(2, user_api="blas"):
+        assert inside() == {1}
+        assert threads() == {2}
+        with pytest.raises(ValueError, match="on purpose"):
+            inside(fail=True)
+        assert threads() == {2}
