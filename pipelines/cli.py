@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -12,6 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pruners.errors import PrunefrontError
+
+if TYPE_CHECKING:
+    from pipelines.status import Status
 
 app = typer.Typer(
     name="prunefront",
@@ -167,6 +170,21 @@ def front(study: Study, as_json: AsJson = False) -> None:
         print_front(rows, Console())
     print_bounds(folder, Console(stderr=as_json))
     Console(stderr=as_json).print(pages, highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+def status(study: Study, as_json: AsJson = False) -> None:
+    """How far a study is: candidates, failures by reason, rate, workers' time, expected end. It may be running."""
+    from pipelines.status import status as state_of
+    from pipelines.studies import locate
+
+    found = state_of(locate(study))
+    if as_json:
+        print_json(found.to_json())
+        return
+    console = Console()
+    for name, value in status_rows(found):
+        console.print(f"{name:<12}{value}", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -356,6 +374,38 @@ def print_front(rows: list[dict[str, Any]], console: Console) -> None:
     console.print(table(rows))
     if (controls := controls_table(rows)) is not None:
         console.print(controls)
+
+
+def status_rows(found: "Status") -> list[tuple[str, str]]:
+    """Label and text of each line that `prunefront status` prints."""
+    running = f", process {found.process}" if found.process else ""
+    rows = [("study", f"{found.study}: {found.state}{running}")]
+    for stage in found.stages:
+        failed = f", {stage.failed} failed" if stage.failed else ""
+        rows.append((stage.name, f"{stage.done} of {stage.total}{failed}"))
+    rows += [
+        ("failed", f"{count} {kind}, the last one: {found.reasons[kind]}")
+        for kind, count in sorted(found.failures.items())
+    ]
+    if found.per_minute:
+        left = (
+            "" if found.seconds_left is None else f", about {duration(found.seconds_left)} left of this stage"
+        )
+        rows.append(("rate", f"{found.per_minute:.3g} a minute{left}"))
+        rows.append(("busy", f"{found.busy:.1f} workers on average"))
+    rows.append(("spent", f"{duration(found.worker_seconds)} of workers' time on candidates"))
+    if found.idle_seconds is not None:
+        rows.append(("last", f"event {duration(found.idle_seconds)} ago"))
+    return rows
+
+
+def duration(seconds: float) -> str:
+    """In one or two units, such as 3 h 20 min."""
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def print_bounds(folder: Path, console: Console) -> None:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -64,12 +65,13 @@ class Journal:
         self._file = path.open("a")
 
     def append(self, event: str, *, lasting: bool = True, **data: Any) -> None:
-        """Writes one event. lasting: waits until the disk has it, and all before it; without, the death of this process
-        loses nothing, but a power cut may, so it is for what would come about again in the same way.
+        """Writes one event and its time, in seconds since the epoch.
 
-        Raises JournalError where it cannot be written, e.g. on a full disk.
+        lasting: waits until the disk has it, and all before it; without, the death of this process loses nothing, but a
+        power cut may, so it is for what would come about again in the same way. Raises JournalError where it cannot be
+        written, e.g. on a full disk.
         """
-        record = {"event": event, **data}
+        record = {"event": event, **data, "time": round(time.time(), 3)}
         try:
             self._file.write(json.dumps(record, sort_keys=True) + "\n")
             self._file.flush()

@@ -170,6 +170,7 @@ def _make(
             outcome=outcome.to_json(),
             artifact=artifact.rpartition("/")[2],
             epochs=result.get("epochs", 0),
+            seconds=round(seconds, 3),
         )
         session.tracker.log(
             name,
