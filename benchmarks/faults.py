@@ -5,7 +5,7 @@ a person would. Then the journal is counted. Finished is what the journal told o
 
     lost       finished evaluations that the journal no longer holds, or holds otherwise
     repeated   evaluations told of more than once
-    recover_s  median seconds from the fault until the journal goes on (for the driver: from its restart)
+    recover_s  seconds from the fault until the journal goes on (for what ended the search: from its restart), median
     whole      whether every study ended with the asked number of candidates, and with the front of its own journal
 
     python benchmarks/faults.py [--quick] [--json] [--only driver,worker,…] [--n 20] [--seed 0]
@@ -28,7 +28,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,28 +165,22 @@ def finished(events: Events) -> dict[str, Any]:
     return {name: outcome for name, outcome in found.items() if "failure" not in outcome}
 
 
-def counted(fault: str, studies: list[Study]) -> Row:
-    """What the journals of studies that came to their ends say."""
-    lost = repeated = 0
-    whole = True
-    for study in studies:
-        events = study.events()
-        now = finished(events)
-        lost += sum(now.get(name) != outcome for name, outcome in study.finished.items())
-        told = Counter(f"score {e['key']}" for e in events if e["event"] == "told")
-        told += Counter(
-            f"train {e['name']}" for e in events if e["event"] == "trained" and "failure" not in e["outcome"]
-        )
-        repeated += sum(count - 1 for count in told.values())
-        whole &= sum(name.startswith("score") for name in told) == CANDIDATES and front_agrees(study)
-    times = [seconds for study in studies for seconds in study.recovered]
+def counted(fault: str, study: Study) -> Row:
+    """What the journal of a study that came to its end says."""
+    events = study.events()
+    now = finished(events)
+    told = Counter(f"score {e['key']}" for e in events if e["event"] == "told")
+    told += Counter(
+        f"train {e['name']}" for e in events if e["event"] == "trained" and "failure" not in e["outcome"]
+    )
+    scored = sum(name.startswith("score") for name in told)
     return Row(
         fault,
-        sum(study.faults for study in studies),
-        lost,
-        repeated,
-        round(statistics.median(times), 1) if times else None,
-        whole,
+        study.faults,
+        lost=sum(now.get(name) != outcome for name, outcome in study.finished.items()),
+        repeated=sum(count - 1 for count in told.values()),
+        recover_s=round(statistics.median(study.recovered), 1) if study.recovered else None,
+        whole=scored == CANDIDATES and front_agrees(study),
     )
 
 
@@ -213,13 +207,12 @@ def driver(study: Study, n: int, rng: random.Random, how: signal.Signals = signa
             time.sleep(0.01)
         time.sleep(0.5 * rng.random())
         if not study.running:
-            study.recovered.pop()
-            return
+            break
         assert study.search is not None
         study.search.send_signal(how)
         study.search.wait(timeout=PATIENCE)
         study.strike()
-    study.recovered.pop(0)  # the first one started from nothing
+    del study.recovered[:1]  # the first one started from nothing
 
 
 def stopped(study: Study, n: int, rng: random.Random) -> None:
@@ -337,6 +330,24 @@ def small_disk(folder: Path) -> Iterator[None]:
 
 
 def strike(name: str, n: int, rng: random.Random) -> Row:
+    """Studies one after the other until `n` faults struck; a study lasts for a few of them."""
+    rows: list[Row] = []
+    while (struck := sum(r.n for r in rows)) < n:
+        rows.append(one_study(name, n - struck, rng))
+        if not rows[-1].n:
+            raise SystemExit(f"{name}: a whole study went by and nothing was struck")
+    times = [r.recover_s for r in rows if r.recover_s is not None]
+    return Row(
+        rows[0].fault,
+        sum(r.n for r in rows),
+        sum(r.lost for r in rows),
+        sum(r.repeated for r in rows),
+        statistics.median(times) if times else None,
+        all(r.whole for r in rows),
+    )
+
+
+def one_study(name: str, n: int, rng: random.Random) -> Row:
     """One study, struck `n` times or as often as it lasts."""
     title, fault, *_ = FAULTS[name]
     folder = Path(tempfile.mkdtemp(prefix="prunefront-faults-"))
@@ -344,14 +355,10 @@ def strike(name: str, n: int, rng: random.Random) -> Row:
     (folder / "studies").mkdir()
     study = Study(folder)
     try:
-        if name == "disk":
-            with small_disk(folder / "studies"):
-                fault(study, n, rng)
-                study.end()
-                return counted(title, [study])
-        fault(study, n, rng)
-        study.end()
-        return counted(title, [study])
+        with small_disk(folder / "studies") if name == "disk" else nullcontext():
+            fault(study, n, rng)
+            study.end()
+            return counted(title, study)
     finally:
         if study.running:
             assert study.search is not None
