@@ -342,7 +342,7 @@ def strike(name: str, n: int, rng: random.Random) -> Row:
         sum(r.n for r in rows),
         sum(r.lost for r in rows),
         sum(r.repeated for r in rows),
-        statistics.median(times) if times else None,
+        round(statistics.median(times), 1) if times else None,
         all(r.whole for r in rows),
     )
 
