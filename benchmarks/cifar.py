@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from pipelines.accuracy import accuracy
 from pipelines.config import StudyConfig, parse
 from pipelines.evaluate import Evaluator
@@ -69,9 +71,17 @@ class Cifar:
 
     def train(self, plan: PruningPlan, epochs: int, say: Callable[[str], None] = silent) -> Any:
         """The trained network of a plan, in eval mode."""
-        work = self.evaluator.train(Job(plan.key(), Candidate({}), plan, epochs))
-        while True:
-            try:
-                say(f"{next(work).measurement['accuracy']:.4f}")
-            except StopIteration as done:
-                return done.value[0]
+        return trained(self.evaluator, plan, epochs, say)
+
+
+def trained(
+    worker: Evaluator, plan: PruningPlan, epochs: int, say: Callable[[str], None] = silent
+) -> nn.Module:
+    """The network that a worker makes of a plan, in eval mode."""
+    work = worker.train(Job(plan.key(), Candidate({}), plan, epochs))
+    while True:
+        try:
+            say(f"{next(work).measurement['accuracy']:.4f}")
+        except StopIteration as done:
+            model: nn.Module = done.value[0]
+            return model

@@ -32,13 +32,13 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.cifar import trained
 from benchmarks.peers import OURS, PEERS
 from benchmarks.reference import CHANCE, Reference
 from pipelines.accuracy import accuracy
 from pipelines.evaluate import Evaluator
 from pipelines.problem import problem
 from pipelines.train import train
-from pipelines.workbench import Job
 from pruners.cost import macs
 from pruners.plan import plan
 from search.candidate import Candidate
@@ -106,13 +106,7 @@ class Trainer:
     def short(self, candidate: Candidate, epochs: int) -> nn.Module:
         """The candidate's network after a schedule of so many epochs."""
         aim = plan(self.reference.graph, candidate.choices, self.reference.cifar.scores)
-        work = self.worker.train(Job(aim.key(), candidate, aim, epochs))
-        while True:
-            try:
-                next(work)
-            except StopIteration as made:
-                model: nn.Module = made.value[0]
-                return model
+        return trained(self.worker, aim, epochs)
 
     def further(self, model: nn.Module, epochs: int) -> nn.Module:
         """Another schedule, in place, on other batches."""

@@ -38,12 +38,12 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.cifar import trained
 from benchmarks.peers import MAX_RATIO, Moasha, Optuna, Peer, at_ratios, random, tpe
 from benchmarks.reference import CHANCE, Reference
 from pipelines.accuracy import accuracy
 from pipelines.evaluate import Evaluator
 from pipelines.train import train
-from pipelines.workbench import Job
 from pruners.cost import macs
 from pruners.plan import PruningPlan, plan
 from search.candidate import Candidate
@@ -120,7 +120,7 @@ class Trainer:
             started = time.perf_counter()
             epochs = parts[number]
             if model is None:
-                model = self._cut_and_trained(aim, epochs)
+                model = trained(self._evaluator, aim, epochs)
             else:  # other batches than before
                 recipe = replace(self.recipe, epochs=epochs, seed=self.recipe.seed + number)
                 for _ in train(model, self.data, recipe, teacher=self._evaluator.dense):
@@ -129,15 +129,6 @@ class Trainer:
         assert model is not None
         self._models[aim.key()] = parts, model
         return model
-
-    def _cut_and_trained(self, aim: PruningPlan, epochs: int) -> nn.Module:
-        work = self._evaluator.train(Job(aim.key(), Candidate({}), aim, epochs))
-        while True:
-            try:
-                next(work)
-            except StopIteration as made:
-                model: nn.Module = made.value[0]
-                return model
 
 
 def each(make: Callable[[Reference, int, int], Peer]) -> Method:

@@ -378,6 +378,8 @@ def print_front(rows: list[dict[str, Any]], console: Console) -> None:
 
 def status_rows(found: "Status") -> list[tuple[str, str]]:
     """Label and text of each line that `prunefront status` prints."""
+    from pipelines.progress import clock
+
     running = f", process {found.process}" if found.process else ""
     rows = [("study", f"{found.study}: {found.state}{running}")]
     for stage in found.stages:
@@ -388,24 +390,13 @@ def status_rows(found: "Status") -> list[tuple[str, str]]:
         for kind, count in sorted(found.failures.items())
     ]
     if found.per_minute:
-        left = (
-            "" if found.seconds_left is None else f", about {duration(found.seconds_left)} left of this stage"
-        )
+        left = "" if found.seconds_left is None else f", about {clock(found.seconds_left)} left of this stage"
         rows.append(("rate", f"{found.per_minute:.3g} a minute{left}"))
         rows.append(("busy", f"{found.busy:.1f} workers on average"))
-    rows.append(("spent", f"{duration(found.worker_seconds)} of workers' time on candidates"))
+    rows.append(("spent", f"{clock(found.worker_seconds)} of workers' time on candidates"))
     if found.idle_seconds is not None:
-        rows.append(("last", f"event {duration(found.idle_seconds)} ago"))
+        rows.append(("last", f"event {clock(found.idle_seconds)} ago"))
     return rows
-
-
-def duration(seconds: float) -> str:
-    """In one or two units, such as 3 h 20 min."""
-    whole = round(seconds)
-    if whole < 120:
-        return f"{whole} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def print_bounds(folder: Path, console: Console) -> None:

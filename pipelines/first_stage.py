@@ -116,7 +116,7 @@ def screen(
                 pool.close()
                 if pool.lost:
                     session.display.say(
-                        f"workers died {pool.lost} times; a candidate is handed out once more, then it counts as failed"
+                        f"worker processes that died: {pool.lost}; a candidate is handed out once more, then it failed"
                     )
     scored = screening.scored
     if scored < config.search.candidates and enough():

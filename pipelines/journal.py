@@ -7,9 +7,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from pruners.errors import PrunefrontError
+
+LOCK_TRIES = 5
+"""A tenth of a second apart."""
 
 
 class StudyRunning(PrunefrontError):
@@ -39,18 +42,28 @@ def lock(folder: Path) -> Iterator[None]:
             "`folder` in the study file"
         ) from error
     with opened as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(file):
             file.seek(0)
             raise StudyRunning(
                 f"study {folder.name!r} is already running (process {file.read().strip() or 'unknown'}); wait for "
                 "it, stop it, or give this one another name"
-            ) from None
+            )
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _locked(file: TextIO) -> bool:
+    """Whether the lock is ours now. A few tries, for `prunefront status` holds it for a moment to see who has it."""
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+        else:
+            return True
+    return False
 
 
 class Journal:

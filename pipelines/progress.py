@@ -65,3 +65,10 @@ class Display:
         elif done == self._total or done / max(self._total, 1) - self._printed >= 0.2:
             self._printed = done / max(self._total, 1)
             self.say(f"{self._label}: {done}/{self._total}  {note}")
+
+
+def clock(seconds: float) -> str:
+    """A length of time in the unit that suits it, such as 3.5 min."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

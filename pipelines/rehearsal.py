@@ -17,6 +17,7 @@ from pipelines.evaluations import Evaluations, evaluations, nothing_yet
 from pipelines.journal import read_events
 from pipelines.prepare import kept
 from pipelines.problem import problem
+from pipelines.progress import clock
 from pruners.cost import cost
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
@@ -286,7 +287,7 @@ def print_rehearsal(found: Rehearsal, console: Console) -> None:
                 "–" if v is None else f"{v[0]:.3f}" + (f" ± {v[1]:.3f}" if found.repeats > 1 else "")
                 for v in volumes
             ),
-            _clock(row.seconds),
+            clock(row.seconds),
             f"{row.busy:.0%}",
             f"{row.recorded:.0%}",
         ]
@@ -312,9 +313,3 @@ def print_rehearsal(found: Rehearsal, console: Console) -> None:
                 soft_wrap=True,
                 markup=False,
             )
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -89,11 +89,21 @@ def summed_up(
     promoted = [e for e in events if e["event"] == "promoted"]
     # a network that failed for a passing reason is made again: its last outcome counts
     made = {e["name"]: e for e in events if e["event"] in ("trained", "stopped")}
-    compared = [e for name, e in made.items() if name not in DENSE_NETWORKS]
+    controls = {
+        f"{control}-{name}"
+        for event in events
+        if event["event"] == "controlled"
+        for control in config.controls
+        for name in event["names"]
+    }
     stages = [Stage("scored", len(scored), config.search.candidates, sum(map(_failed, scored)))]
     if promoted:
-        total = max(len(promoted[-1]["candidates"]), len(compared))
+        compared = [e for name, e in made.items() if name not in controls | {*DENSE_NETWORKS}]
+        total = len(promoted[-1]["candidates"])
         stages.append(Stage("fine-tuned", len(compared), total, sum(map(_failed, compared))))
+    if controls:
+        found = [e for name, e in made.items() if name in controls]
+        stages.append(Stage("controls", len(found), len(controls), sum(map(_failed, found))))
     lost = [e["outcome"] for e in (*scored, *made.values()) if _failed(e)]
     present = [e for e in (made.values() if promoted else scored) if "time" in e]
     # what was before this run and this stage says nothing of how fast they go

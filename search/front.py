@@ -82,7 +82,7 @@ class ParetoFront:
         count = len(self._places)
         gain = self._table[0, :, :count] - values[:, None]  # by how much the new one is better than each
         margin = np.sqrt(self._table[1, :, :count] ** 2 + noise[:, None] ** 2)
-        beaten = np.atleast_1d((gain >= 0).all(axis=0) & (gain > margin).any(axis=0))
+        beaten = np.asarray((gain >= 0).all(axis=0) & (gain > margin).any(axis=0))
         beats = (gain <= 0).all(axis=0) & (-gain > margin).any(axis=0)
         self._members -= {name for name in self._members if beaten[self._places[name]]}
         self._feasible[key] = measurement

@@ -1,10 +1,12 @@
 """The journal survives a killed writer, and a study has one writer at a time."""
 
+import fcntl
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,16 @@ def test_a_second_writer_is_told_who_the_first_is_and_a_killed_one_frees_the_stu
     first.join()
     with lock(tmp_path):
         pass
+
+
+def test_a_look_at_the_lock_does_not_keep_a_study_from_starting(tmp_path: Path) -> None:
+    with lock(tmp_path):
+        pass
+    with (tmp_path / "lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.15, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+        with lock(tmp_path):
+            assert (tmp_path / "lock").read_text() == str(os.getpid())
 
 
 def test_write_json_leaves_no_second_file(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.cli import duration, status_rows
+from pipelines.cli import status_rows
 from pipelines.config import parse
 from pipelines.journal import Journal, lock, write_json
 from pipelines.status import RECENT_SECONDS, Status, status, summed_up
@@ -51,7 +51,7 @@ def test_rate_time_left_busy_workers_and_failures_while_candidates_are_scored() 
     assert text["study"] == "s: running, process 77"
     assert text["scored"] == "4 of 10, 1 failed"
     assert text["failed"] == "1 crashed, the last one: the worker process died, twice"
-    assert text["rate"] == "6 a minute, about 60 s left of this stage"
+    assert text["rate"] == "6 a minute, about 60.0 s left of this stage"
 
 
 def test_an_earlier_run_and_what_is_long_ago_say_nothing_of_the_rate() -> None:
@@ -79,6 +79,19 @@ def test_fine_tuning_counts_each_network_once_and_not_the_dense_ones() -> None:
     assert of(events, now=320.0, process="").state == "stopped"
 
 
+def test_controls_are_a_stage_of_their_own() -> None:
+    config = CONFIG.model_copy(update={"controls": ("scratch_e", "random_units")})
+    events = [{"event": "promoted", "candidates": [{}], "time": 1.0}]
+    events += [{"event": "trained", "name": "a", "outcome": FINE, "time": 2.0}]
+    events += [{"event": "controlled", "names": ["a"], "time": 3.0}]
+    events += [{"event": "trained", "name": "scratch_e-a", "outcome": CRASHED, "time": 4.0}]
+    found = summed_up(config, events, process="7", since=0.0, finished=False, now=5.0)
+    assert [(s.name, s.done, s.total, s.failed) for s in found.stages[1:]] == [
+        ("fine-tuned", 1, 1, 0),
+        ("controls", 1, 2, 1),
+    ]
+
+
 @given(st.lists(st.floats(0, 1e10), max_size=6), st.floats(0, 1e10), st.floats(0, 1e10))
 def test_clocks_that_jump_give_no_negative_times(times: list[float], now: float, since: float) -> None:
     found = of([told(str(i), at) for i, at in enumerate(times)], now=now, since=since)
@@ -102,11 +115,3 @@ def test_a_folder_says_whether_its_study_runs(tmp_path: Path) -> None:
         assert (found.state, found.process) == ("running", str(os.getpid()))
         assert found.per_minute > 0
     assert status(folder).state == "stopped"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "2 h 0 min"), (9000, "2 h 30 min")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

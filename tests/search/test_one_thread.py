@@ -1,6 +1,5 @@
 """BLAS has one thread where a searcher asks for it, and the caller's number elsewhere."""
 
-import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -8,7 +7,6 @@ from search.one_thread import one_thread
 
 
 def threads() -> set[int]:
-    assert np.ones((2, 2)) @ np.ones(2) is not None
     return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
 
