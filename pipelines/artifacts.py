@@ -51,6 +51,14 @@ class ArtifactNotFound(ArtifactError):
     """A store holds nothing under the key."""
 
 
+class StoreAway(ArtifactError):
+    """A store does not answer now, or not whole; the same request may succeed in a while."""
+
+
+class StoreRefused(ArtifactError):
+    """A store answers and will not do it, however often it is asked: a person must mend something."""
+
+
 class ArtifactStore(Protocol):
     """Where files are kept under keys such as `dense-0123456789ab/plan.json`. Every method checks its key."""
 
@@ -198,14 +206,11 @@ class DirectoryStore:
 
 
 class MemoryStore:
-    """Objects are bytes in this process: for tests and notebooks."""
+    """Objects are bytes in this process, in the order in which they came."""
 
-    def __init__(self) -> None:
+    def __init__(self, uri: str = "memory:") -> None:
+        self.uri = uri
         self.objects: dict[str, bytes] = {}
-
-    @property
-    def uri(self) -> str:
-        return "memory:"
 
     def put(self, key: str, file: Path) -> str:
         self.objects[check_key(key)] = file.read_bytes()
@@ -461,6 +466,8 @@ def _is_stored(store: ArtifactStore, manifest: Manifest) -> bool:
         return False
     try:
         return read_text(store, key, limit=MANIFEST_LIMIT) == manifest.text()
+    except (StoreAway, StoreRefused):
+        raise
     except ArtifactError:
         return False  # unreadable is as good as absent: publishing again mends it
 
@@ -485,7 +492,7 @@ def _download(store: ArtifactStore, artifact: str, manifest: Manifest, part: Pat
             store.get(f"{artifact}/{name}", part / name, limit=record.size_bytes)
             _check_file(part / name, record)
         except ArtifactError as error:
-            raise ArtifactError(f"{store.uri}/{artifact}: {error}") from None
+            raise type(error)(f"{store.uri}/{artifact}: {error}") from None
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pipelines import pt2_export
 from pipelines.accuracy import Accuracy, accuracy
-from pipelines.artifacts import Artifact, open_store, publish
+from pipelines.artifacts import Artifact, open_store
 from pipelines.card import card
 from pipelines.config import MeasureSection
 from pipelines.data import Split, batches
@@ -29,6 +29,7 @@ from pipelines.int8 import check_int8, quantise_onnx
 from pipelines.latency import Latency, compare, runtimes
 from pipelines.models import build
 from pipelines.onnx_export import check, export
+from pipelines.spool import published
 from pipelines.train import Recipe, begin, carry_out
 from pipelines.weights import unpacked
 from pipelines.workbench import Job, Workbench
@@ -197,7 +198,8 @@ class Evaluator:
     ) -> tuple[Measurement, Artifact]:
         """Exports, checks, times and stores a finished network; returns the measurement with latency and file size.
 
-        Raises PrunefrontError where the ONNX network disagrees with torch's, or the store refuses.
+        Raises PrunefrontError where the ONNX network disagrees with torch's, or the store refuses. While the store is
+        away the network waits in the bench's refuge.
         """
         with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
             folder = Path(temporary)
@@ -225,7 +227,7 @@ class Evaluator:
             _write(folder / "measurement.json", record)
             (folder / "card.md").write_text(card(description, record), encoding="utf-8")
             store = open_store(self.bench.artifact_uri, self.bench.artifacts.endpoint_url)
-            return measured, publish(store, folder, name)
+            return measured, published(store, folder, name, self.bench.refuge)
 
     def _write_network(self, model: nn.Module, plan: PruningPlan, folder: Path) -> None:
         """Weights, ONNX and pt2, each compared with torch before it counts."""

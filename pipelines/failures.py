@@ -2,12 +2,15 @@
 
 import torch
 
-from pipelines.artifacts import ArtifactError
+from pipelines.artifacts import ArtifactError, StoreRefused
 from pruners.errors import PrunefrontError
 from pruners.procedures.loop import Diverged
 from search.measurement import Failure, NotFinite
 
-PASSING = ("crashed", "out_of_memory", "storage")
+REFUSED = "store_refused"
+"""The artifact store will take nothing until a person mends something."""
+
+PASSING = ("crashed", "out_of_memory", "storage", REFUSED)
 """Kinds of failure that may be gone at another time: they say more of the machine than of the candidate."""
 
 
@@ -17,6 +20,8 @@ def failure(error: BaseException) -> Failure:
         kind = "diverged"
     elif isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         kind = "out_of_memory"
+    elif isinstance(error, StoreRefused):
+        kind = REFUSED
     elif isinstance(error, ArtifactError | OSError):
         kind = "storage"
     elif isinstance(error, NotFinite):

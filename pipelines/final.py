@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from pipelines.accuracy import Accuracy
-from pipelines.artifacts import ArtifactStore, fetch_from, publish
+from pipelines.artifacts import ArtifactStore, StoreAway, StoreRefused, fetch_from, publish
 from pipelines.card import card
 from pipelines.data import Split, Transform
 from pipelines.failures import failure
@@ -118,7 +118,7 @@ def report(
 
     The set of rows is given: nothing is selected by a test figure. A row that turns out dominated on the test figures
     stays, and says so. Returns the rows, fastest first, and by name the networks that could not be fetched, run or
-    published.
+    published. Raises StoreAway and StoreRefused, for a front without what lies in the store would be another.
     """
     with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
         folders: dict[str, Path] = {}
@@ -126,6 +126,8 @@ def report(
         for network in networks:
             try:
                 folders[network.name] = fetch_from(store, network.artifact, Path(temporary) / network.name)
+            except (StoreAway, StoreRefused):  # says nothing of this network
+                raise
             except PrunefrontError as error:
                 failures[network.name] = failure(error)
         test_ref, transform_ref = ray.put(test), ray.put(transform)
@@ -150,6 +152,8 @@ def report(
         for name, row in _mark(rows).items():
             try:
                 published.append(_publish(store, folders[name], row, logits[name]))
+            except (StoreAway, StoreRefused):
+                raise
             except PrunefrontError as error:
                 failures[name] = failure(error)
         return sorted(published, key=lambda row: (row.latency_ms, row.key)), failures

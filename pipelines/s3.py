@@ -23,8 +23,14 @@ from botocore.exceptions import (
 )
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S3ValidationError
 
-from pipelines.artifacts import ArtifactError, ArtifactNotFound, check_key, check_limit
-from pruners.errors import PrunefrontError
+from pipelines.artifacts import (
+    ArtifactError,
+    ArtifactNotFound,
+    StoreAway,
+    StoreRefused,
+    check_key,
+    check_limit,
+)
 
 PROBE = "probe"
 PART_BYTES = 8 << 20
@@ -38,10 +44,25 @@ _EXPIRED = {"ExpiredToken", "InvalidToken", "ExpiredTokenException", "TokenRefre
 _CLOCK = {"RequestTimeTooSkewed", "RequestExpired"}
 _REGION = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 _CHECKSUM = {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
+_BUSY = {
+    "SlowDown",
+    "ServiceUnavailable",
+    "InternalError",
+    "RequestTimeout",
+    "RequestLimitExceeded",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+}
+"""Said with statuses below 500 by some servers."""
 
 
-class S3Error(PrunefrontError):
+class S3Error(StoreRefused):
     """A bucket cannot be used; the message says what to do."""
+
+
+class S3Away(StoreAway):
+    """A server does not answer, is busy, or broke off; the message says which."""
 
 
 class S3Store:
@@ -159,19 +180,19 @@ class S3Store:
         except ProfileNotFound as error:
             raise S3Error(f"{what}: {_one_line(error)}; check AWS_PROFILE and ~/.aws/config") from None
         except (HTTPClientError, ConnectionError) as error:
-            raise S3Error(
+            raise S3Away(
                 f"{what}: no answer from {self.endpoint} ({_cause(error)}); check artifacts.endpoint_url or "
                 "AWS_ENDPOINT_URL, and that the server runs"
             ) from None
         except (RetriesExceededError, S3DownloadFailedError, S3ValidationError) as error:
             cause = getattr(error, "last_exception", error)
-            raise S3Error(f"{what}: the transfer broke off ({_one_line(cause)}); try again") from None
+            raise S3Away(f"{what}: the transfer broke off ({_one_line(cause)}); try again") from None
         except BotoCoreError as error:
             raise S3Error(f"{what}: {_one_line(error)}") from None
         except OSError as error:
             raise ArtifactError(f"{what}: {error}") from None
 
-    def _explain(self, error: ClientError, what: str, key: str) -> PrunefrontError:
+    def _explain(self, error: ClientError, what: str, key: str) -> ArtifactError:
         code = _code(error)
         at = f"{what} at {self.endpoint}"
         if code == "NoSuchBucket" or (code in _ABSENT and not key):
@@ -195,7 +216,9 @@ class S3Store:
         if code in _REGION:
             return S3Error(f"{at}: the bucket is in another region; set AWS_REGION to it")
         if code in _CHECKSUM:
-            return S3Error(f"{at}: the content arrived damaged ({code}); check network and proxy, try again")
+            return S3Away(f"{at}: the content arrived damaged ({code}); check network and proxy, try again")
+        if code in _BUSY or _status(error) == 429 or (_status(error) >= 500 and _status(error) != 501):
+            return S3Away(f"{at}: the server is in trouble or busy ({_one_line(error)}); try again later")
         return S3Error(f"{at}: {_one_line(error)}")
 
 
@@ -238,6 +261,10 @@ def _transfer() -> TransferConfig:
 
 def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _cause(error: BotoCoreError) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from pipelines.artifacts import locate
 from pipelines.cluster import Cluster
 from pipelines.controls import control_job, spread
-from pipelines.failures import PASSING
+from pipelines.failures import PASSING, REFUSED
 from pipelines.final import Trained, chosen, standing
 from pipelines.forecast import CORRECTED, Forecast
 from pipelines.journal import write_json
@@ -180,6 +180,11 @@ def _make(
             stage=stage,
             seconds=seconds,
         )
+        if isinstance(outcome, Failure) and outcome.kind == REFUSED:
+            raise PrunefrontError(
+                f"networks cannot be published: {outcome.reason}; what was done is kept, mend that and go on with "
+                "--resume"
+            )
         finished.add(name)
         session.display.update(len(finished), _note(outcome))
 

@@ -4,6 +4,7 @@ import math
 import shlex
 from collections.abc import Sequence, Set
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -24,6 +25,7 @@ from pipelines.progress import Display
 from pipelines.report import FrontRow, write_html, write_png
 from pipelines.second_stage import choose, compare_with_forecast, control, finetune, need_dense
 from pipelines.session import Session, Timing
+from pipelines.spool import SPOOL, Refuge, Spool, spooling
 from pipelines.studies import BOUNDS, bounds_kept
 from pipelines.study_folder import open_folder
 from pipelines.tracking import MlflowTracker, Status
@@ -55,11 +57,14 @@ def run(
         )
     check_names(config)
     with lock(config.path):
-        store = open_store(config.artifact_uri, config.artifacts.endpoint_url)
-        store.probe()  # before anything of an earlier run is deleted
+        behind = open_store(config.artifact_uri, config.artifacts.endpoint_url)
+        behind.probe()  # before anything of an earlier run is deleted
         warm = _read_earlier(config) if fresh else None  # also before: it may be what is deleted here
         open_folder(config, resume=resume, fresh=fresh)
-        with Journal(config.path / "journal.jsonl") as journal:
+        with (
+            Journal(config.path / "journal.jsonl") as journal,
+            spooling(behind, Spool(config.path / SPOOL), display.say) as store,
+        ):
             tracker = MlflowTracker(config.tracking_uri, config.tracking.experiment, config.folder)
             earlier = journal.of("tracking")
             run_id = tracker.start(config.to_json(), resume_run_id=earlier[-1]["run"] if earlier else None)
@@ -119,7 +124,7 @@ def _stages(session: Session, address: str | None, earlier: Sequence[Earlier] | 
                 chance=1.0 / network.splits.classes,
             )
             _say_problem(session, network, task)
-        bench_ref = ray.put(bench)
+        bench_ref = ray.put(replace(bench, refuge=_refuge(config, cluster)))
         with timing.stage("latency"):
             predicting = forecast(config, bench, task, session.display, gpus=config.cluster.gpus_per_worker)
             task = task if predicting is None else steered(task, predicting)
@@ -150,6 +155,13 @@ def _join(stack: ExitStack, config: StudyConfig, address: str | None) -> Cluster
     cluster = stack.enter_context(connected(address, config.cluster))
     _check_storage(config, cluster)
     return cluster
+
+
+def _refuge(config: StudyConfig, cluster: Cluster) -> Refuge | None:
+    """None where the study runs outside the cluster: its workers cannot write to this disk."""
+    if cluster.remote:
+        return None
+    return Refuge(ray.get_runtime_context().get_node_id(), (config.path / SPOOL).absolute())
 
 
 def _gather(bench: Workbench, cluster: Cluster, config: StudyConfig) -> Gather:

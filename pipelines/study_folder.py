@@ -10,6 +10,7 @@ from pipelines.inheritance import WEIGHTS
 from pipelines.journal import Journal, write_json
 from pipelines.latency_table import TABLE
 from pipelines.prepare import unchanged
+from pipelines.spool import SPOOL
 from pipelines.studies import BOUNDS
 from pruners.errors import PrunefrontError
 
@@ -19,6 +20,7 @@ OURS = (
     "prepared",
     WEIGHTS,
     "tune",
+    SPOOL,
     "artifacts",
     FRONT,
     BOUNDS,

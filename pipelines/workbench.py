@@ -11,6 +11,7 @@ from torch import nn
 from pipelines.config import ArtifactSection, MeasureSection, ModelSection
 from pipelines.data import SearchData
 from pipelines.models import build
+from pipelines.spool import Refuge
 from pipelines.train import Recipe
 from pruners.controls import Start
 from pruners.errors import PrunefrontError
@@ -48,7 +49,8 @@ class Workbench:
     recipe, procedure, options: how a candidate is trained. scratch: how a network is that starts without training.
     initial: the weights before the dense training, where they are known.
     train_images: on how many a candidate is trained before it is scored; 0 = it is scored as it was cut.
-    device: of training and scoring. artifact_uri: where workers publish. description: goes into every plan.json.
+    device: of training and scoring. artifact_uri: where workers publish; refuge: where that waits while the
+    store is away, None = nowhere. description: goes into every plan.json.
     """
 
     study: str
@@ -73,6 +75,7 @@ class Workbench:
     description: Mapping[str, object]
     device: str = "cpu"
     train_images: int = 0
+    refuge: Refuge | None = None
 
     def dense_model(self) -> nn.Module:
         """A fresh copy of the dense network in eval mode, with its own memory."""

@@ -15,6 +15,7 @@ from pipelines.artifacts import (
     MANIFEST,
     ArtifactError,
     ArtifactNotFound,
+    StoreRefused,
     check_digests,
     fetch,
     open_store,
@@ -23,7 +24,9 @@ from pipelines.artifacts import (
     read_front,
 )
 from pipelines.s3 import PART_BYTES, S3Error, S3Store
+from pipelines.spool import Spool, SpoolingStore
 from tests.services.ceph import S3Server
+from tests.services.s3_proxy import FAULTS, proxied
 
 pytestmark = pytest.mark.services
 
@@ -107,7 +110,14 @@ def test_a_wrong_secret(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_without_the_right_to_write(bucket: str) -> None:
-    policy = {
+    _client().put_bucket_policy(Bucket=bucket, Policy=json.dumps(no_writing(bucket)))
+    with pytest.raises(S3Error, match=r"cannot write .*access denied.*s3:PutObject"):
+        S3Store(f"s3://{bucket}/p").probe()
+
+
+def no_writing(bucket: str) -> dict[str, Any]:
+    """A policy that lets nobody put objects."""
+    return {
         "Version": "2012-10-17",
         "Statement": [
             {
@@ -118,9 +128,6 @@ def test_without_the_right_to_write(bucket: str) -> None:
             }
         ],
     }
-    _client().put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
-    with pytest.raises(S3Error, match=r"cannot write .*access denied.*s3:PutObject"):
-        S3Store(f"s3://{bucket}/p").probe()
 
 
 def test_what_is_not_there(bucket: str, tmp_path: Path) -> None:
@@ -143,3 +150,36 @@ def _client() -> Any:
 
 def _listed(bucket: str) -> set[str]:
     return {item["Key"] for item in _client().list_objects_v2(Bucket=bucket).get("Contents", [])}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_a_bad_network_keeps_back_arrives(
+    fault: str, ceph_s3: S3Server, bucket: str, made: Path, tmp_path: Path
+) -> None:
+    """Publishing goes on at once, and everything is there, whole, soon after the fault has passed."""
+    said: list[str] = []
+    with proxied(ceph_s3.endpoint) as proxy:
+        behind = S3Store(f"s3://{bucket}/p", endpoint_url=proxy.endpoint)
+        behind.probe()
+        proxy.fault = fault
+        store = SpoolingStore(behind, Spool(tmp_path / "spool"), said.append, pause=0.05)
+        artifact = publish(store, made, "dense")
+        put_json(store, FRONT, [{"key": "dense", "artifact": artifact.uri}])
+        if fault == "slow":  # no fault in the end
+            assert not said
+            assert proxy.requests > len(LIMITS)
+        else:
+            assert MANIFEST not in "".join(_listed(bucket))
+        proxy.fault = ""
+        store.close(drain=True)
+    (row,) = read_front(open_store(f"s3://{bucket}/p"))
+    assert check_digests(fetch(row["artifact"], tmp_path / "out")).sha256 == artifact.sha256
+
+
+def test_credentials_that_are_taken_back_are_no_outage(bucket: str, made: Path, tmp_path: Path) -> None:
+    store = SpoolingStore(S3Store(f"s3://{bucket}/p"), Spool(tmp_path / "spool"), lambda line: None)
+    _client().put_bucket_policy(Bucket=bucket, Policy=json.dumps(no_writing(bucket)))
+    with pytest.raises(StoreRefused, match="access denied"):
+        publish(store, made, "dense")
+    assert not store.spool.entries()
+    store.close(drain=True)
