@@ -39,17 +39,17 @@ PATIENCE = 600.0
 LONGEST_PAUSE = 15.0
 """Seconds between two tries, at the most."""
 
-OBJECT, KEY = "object", "key"
+OBJECT, KEY, WHY = "object", "key", "why"
 
 
 class Spool:
-    """A folder of numbered entries, each one object and its key. Several processes of one machine may add to it; an
-    entry is there whole or not at all."""
+    """A folder of numbered entries, each one object, its key and why it had to wait. Several processes of one machine may
+    add to it; an entry is there whole or not at all."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def keep(self, key: str, file: Path) -> None:
+    def keep(self, key: str, file: Path, why: str) -> None:
         """Adds a copy of the file as the last entry; it is on disk when this returns. Raises OSError."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".") as temporary:
@@ -57,7 +57,8 @@ class Spool:
             entry.mkdir()
             shutil.copyfile(file, entry / OBJECT)
             (entry / KEY).write_text(check_key(key))
-            for path in (entry / OBJECT, entry / KEY, entry):
+            (entry / WHY).write_text(why)
+            for path in (*entry.iterdir(), entry):
                 _sync(path)
             with self._numbering():
                 number = int(entries[-1].name) + 1 if (entries := self.entries()) else 1
@@ -73,7 +74,7 @@ class Spool:
     def find(self, key: str) -> Path | None:
         """The object last kept under a key."""
         for entry in reversed(self.entries()):
-            if key_of(entry) == key:
+            if read_entry(entry, KEY) == key:
                 return entry / OBJECT
         return None
 
@@ -92,10 +93,10 @@ class Spool:
             yield
 
 
-def key_of(entry: Path) -> str | None:
-    """None for an entry that was sent in the meantime."""
+def read_entry(entry: Path, name: str) -> str | None:
+    """KEY or WHY of an entry; None for one that was sent in the meantime."""
     try:
-        return (entry / KEY).read_text()
+        return (entry / name).read_text()
     except FileNotFoundError:
         return None
 
@@ -131,13 +132,14 @@ class SpoolingStore:
 
     def put(self, key: str, file: Path) -> str:
         self._check_refused()
+        why = f"{self.uri} is away"
         # what waits comes first, or a manifest might arrive before its files
         if not self.spool.entries():
             try:
                 return self._behind.put(key, file)
-            except StoreAway:
-                pass
-        self.spool.keep(key, file)
+            except StoreAway as error:
+                why = str(error)
+        self.spool.keep(key, file, why)
         self._wake.set()
         return f"{self.uri}/{key}"
 
@@ -211,28 +213,31 @@ class SpoolingStore:
 
     def _send_all(self) -> None:
         """The thread: sends entries as they come, one after the other."""
-        pause, away, sent = self._pause, False, 0
+        waiting, sent, pause = False, 0, self._pause
+        if left := self.spool.entries():
+            self._say(f"what an earlier run could not send to {self.uri} is sent now; objects: {len(left)}")
+            waiting = True
         while not self._closing.is_set():
             entries = self.spool.entries()
             if not entries:
-                if away:
+                if waiting:
                     self._say(f"{self.uri} answers again; objects that waited and were sent: {sent}")
-                pause, away, sent = self._pause, False, 0
+                waiting, sent = False, 0
                 # workers add to the folder without a word
                 self._wake.wait(1.0)
                 self._wake.clear()
                 continue
+            if not waiting:
+                why = read_entry(entries[0], WHY)
+                self._say(
+                    f"{why}; the search goes on, results wait in {self.spool.folder} and are sent when it is back"
+                )
+                waiting = True
             try:
-                if (key := key_of(entries[0])) is not None:
-                    self._behind.put(key, entries[0] / OBJECT)
+                self._behind.put((entries[0] / KEY).read_text(), entries[0] / OBJECT)
                 self.spool.drop(entries[0])
                 sent, pause = sent + 1, self._pause
-            except StoreAway as error:
-                if not away:
-                    self._say(
-                        f"{error}; the search goes on, results wait in {self.spool.folder} and are sent when it is back"
-                    )
-                    away = True
+            except StoreAway:
                 self._closing.wait(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, LONGEST_PAUSE)
             except StoreRefused as error:
@@ -295,19 +300,19 @@ def _bring(objects: Mapping[str, bytes], refuge: Refuge, away: StoreAway) -> Non
     there = NodeAffinitySchedulingStrategy(refuge.node, soft=False)
     keep = ray.remote(keep_all).options(num_cpus=0, scheduling_strategy=there)
     try:
-        ray.get(keep.remote(refuge.folder, objects))
+        ray.get(keep.remote(refuge.folder, objects, str(away)))
     except (RayError, OSError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise StoreAway(f"{away}; nor could it wait in {refuge.folder}: {reason}") from None
 
 
-def keep_all(folder: Path, objects: Mapping[str, bytes]) -> None:
+def keep_all(folder: Path, objects: Mapping[str, bytes], why: str) -> None:
     """Adds objects to the spool in a folder, in their order. Raises OSError."""
     spool = Spool(folder)
     with tempfile.NamedTemporaryFile() as file:
         for key, content in objects.items():
             Path(file.name).write_bytes(content)
-            spool.keep(key, Path(file.name))
+            spool.keep(key, Path(file.name), why)
 
 
 def _sync(path: Path) -> None:

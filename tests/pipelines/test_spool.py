@@ -205,7 +205,7 @@ def test_a_worker_without_a_refuge_tries_again(made: Path) -> None:
 
 def test_many_processes_may_add(tmp_path: Path) -> None:
     threads = [
-        threading.Thread(target=keep_all, args=(tmp_path / "spool", {f"{n}/a": b"1", f"{n}/b": b"2"}))
+        threading.Thread(target=keep_all, args=(tmp_path / "spool", {f"{n}/a": b"1", f"{n}/b": b"2"}, "away"))
         for n in range(8)
     ]
     for thread in threads:

@@ -1,11 +1,13 @@
-"""A whole study whose networks go to a real S3 server (Ceph RGW) and whose record goes to a real MLflow server."""
+"""A whole study whose networks go to a real S3 server (Ceph RGW), which is away for a while, and whose record goes to a
+real MLflow server."""
 
 import json
 import os
 import subprocess
 import sys
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,12 @@ import boto3
 import pytest
 from mlflow.tracking import MlflowClient
 
+from pipelines.journal import read_events
+from pipelines.spool import Spool
 from pipelines.warm_start import read
 from search.measurement import Measurement
 from tests.services.ceph import S3Server
+from tests.services.s3_proxy import Proxy, proxied
 from tests.services.test_mlflow_server import free_port, mlflow_server
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
@@ -59,6 +64,7 @@ class Searched:
     tracking: str
     s3: S3Server
     rows: list[dict[str, Any]]
+    said: str
 
 
 def environment(s3: S3Server, **changed: str) -> dict[str, str]:
@@ -106,17 +112,46 @@ def bucket(ceph_s3: S3Server) -> str:
 @pytest.fixture(scope="module")
 def searched(ceph_s3: S3Server, bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searched]:
     folder, server = tmp_path_factory.mktemp("searched"), tmp_path_factory.mktemp("mlflow")
-    with mlflow_server(server, free_port()) as tracking:
+    with mlflow_server(server, free_port()) as tracking, proxied(ceph_s3.endpoint) as proxy:
         artifacts = f"s3://{bucket}/studies/remote"
         (folder / "s.toml").write_text(
             STUDY.format(
-                candidates=CANDIDATES, artifacts=artifacts, endpoint=ceph_s3.endpoint, tracking=tracking
+                candidates=CANDIDATES, artifacts=artifacts, endpoint=proxy.endpoint, tracking=tracking
             )
         )
         env = environment(ceph_s3)
-        prunefront("search", "s.toml", folder=folder, env=env)
+        said = searched_through_an_outage(folder, env, proxy)
         rows = json.loads(prunefront("front", "remote", "--json", folder=folder, env=env))
-        yield Searched(folder, artifacts, tracking, ceph_s3, rows)
+        yield Searched(folder, artifacts, tracking, ceph_s3, rows, said)
+
+
+def searched_through_an_outage(folder: Path, env: dict[str, str], proxy: Proxy) -> str:
+    """What a search says whose store is busy, then gone, from before the first network is published until some wait."""
+    study = folder / "studies/remote"
+    with (folder / "said.txt").open("w") as out:
+        search = subprocess.Popen([PROGRAM, "search", "s.toml"], cwd=folder, env=env, stdout=out, stderr=out)
+    try:
+        happened(lambda: any(e["event"] == "promoted" for e in read_events(study / "journal.jsonl")), search)
+        proxy.fault = "503"
+        happened(lambda: Spool(study / "spool").entries(), search)
+        proxy.fault = "down"
+        happened(lambda: any(e["event"] == "trained" for e in read_events(study / "journal.jsonl")), search)
+        happened(lambda: "the search goes on" in (folder / "said.txt").read_text(), search)
+        proxy.fault = ""
+        code = search.wait(timeout=240)
+    finally:
+        search.kill()
+        search.wait()
+    said = (folder / "said.txt").read_text()
+    assert code == 0, said
+    return said
+
+
+def happened(met: Callable[[], object], search: "subprocess.Popen[bytes]") -> None:
+    """Waits for it; fails where the search ends before."""
+    while not met():
+        assert search.poll() is None, "the search ended too early"
+        time.sleep(0.05)
 
 
 def test_every_point_of_the_front_lies_in_the_bucket(searched: Searched) -> None:
@@ -124,6 +159,16 @@ def test_every_point_of_the_front_lies_in_the_bucket(searched: Searched) -> None
     for row in searched.rows:
         assert row["artifact"].startswith(f"{searched.artifacts}/{row['key']}-")
     assert not (searched.folder / "studies/remote/artifacts").exists()
+
+
+def test_the_outage_is_said_and_nothing_is_left_waiting(searched: Searched) -> None:
+    assert "the search goes on, results wait in" in searched.said
+    assert "answers again; objects that waited and were sent" in searched.said
+    assert not Spool(searched.folder / "studies/remote/spool").entries()
+    events = read_events(searched.folder / "studies/remote/journal.jsonl")
+    trained = [e for e in events if e["event"] == "trained"]
+    assert len({e["name"] for e in trained}) == len(trained) == 4
+    assert not any("failure" in e["outcome"] for e in trained)
 
 
 def test_a_point_is_fetched_and_verified_on_another_machine(searched: Searched, tmp_path: Path) -> None:
