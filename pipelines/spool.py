@@ -43,8 +43,10 @@ OBJECT, KEY, WHY = "object", "key", "why"
 
 
 class Spool:
-    """A folder of numbered entries, each one object, its key and why it had to wait. Several processes of one machine may
-    add to it; an entry is there whole or not at all."""
+    """A folder of numbered entries: an object, its key, and why it had to wait.
+
+    Several processes of one machine may add to it; an entry is there whole or not at all.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

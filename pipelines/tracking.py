@@ -178,6 +178,8 @@ class MlflowTracker:
         # MLflow's own patience (7 retries of 120 s) is for a script that has nothing else to do
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        # it prints two lines for every run that ends, between ours
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 

@@ -125,6 +125,33 @@ class SearcherAdapter(TuneSearcher):
         """See `save`."""
 
 
+class Guard(tune.Callback):
+    """Ends an experiment with the first error of ours: Tune itself logs what a searcher or a scheduler raises, and goes
+    on."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing of ours goes into Tune's own snapshots; see `SearcherAdapter`."""
+        return {}
+
+    def guarded(self, call: Callable[..., None]) -> Callable[..., None]:
+        """The same, but what it raises is kept. Later calls are made all the same: what is told is told."""
+
+        def made(*arguments: Any) -> None:
+            try:
+                call(*arguments)
+            except Exception as error:  # noqa: BLE001 - raised again at the end of Tune's step
+                self.error = self.error or error
+
+        return made
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+        if self.error is not None:
+            raise self.error
+
+
 class FinetuneTrial(tune.Trainable):
     """One candidate: pruned, fine-tuned an epoch a step, measured in the exclusive slot, published.
 
@@ -282,12 +309,13 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained, on
     def name(trial: Trial) -> str:
         return queue.job(Candidate.from_json(trial.config)).name
 
-    adapter = SearcherAdapter(queue, len(queue), on_told)
-    tune.Tuner(
+    guard = Guard()
+    adapter = SearcherAdapter(queue, len(queue), guard.guarded(on_told))
+    tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=adapter,
-            scheduler=HalvingScheduler(trials.rungs, on_rung, name) if trials.rungs else None,
+            scheduler=HalvingScheduler(trials.rungs, guard.guarded(on_rung), name) if trials.rungs else None,
             num_samples=len(queue),
             max_concurrent_trials=trials.workers,
             reuse_actors=True,
@@ -299,7 +327,11 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained, on
             name=trials.name,
             storage_path=str(trials.storage.absolute()),
             verbose=0,
+            callbacks=[guard],
             failure_config=tune.FailureConfig(max_failures=1),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
-    ).fit()
+    )
+    tuner.fit()
+    if guard.error is not None:  # of the last step
+        raise guard.error

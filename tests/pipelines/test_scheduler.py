@@ -14,7 +14,7 @@ from ray.tune.search.optuna import OptunaSearch
 from pipelines.cluster import connected
 from pipelines.config import ClusterSection
 from pipelines.scheduler import EPOCH, MEASURED, OUTCOME, HalvingScheduler, Reached
-from pipelines.tune import SearcherAdapter
+from pipelines.tune import Guard, SearcherAdapter
 from search.candidate import Candidate
 from search.halving import Rungs
 from search.measurement import OBJECTIVES, Failure, Measurement, Outcome
@@ -163,6 +163,8 @@ def test_it_stops_trials_on_several_objectives_beside_any_searcher(beside: str, 
                 failure_config=tune.FailureConfig(max_failures=1),
             ),
         ).fit()
+        if beside == "ours":
+            assert_the_first_error_ends_it(tmp_path)
     assert (tmp_path / "crashed").exists(), "no process died"
     ends = {r.metrics["trial_id"]: r.metrics for r in results}
     assert len(ends) == 24
@@ -184,3 +186,27 @@ def test_it_stops_trials_on_several_objectives_beside_any_searcher(beside: str, 
     if beside == "ours":
         assert len(told) == 24, "a stopped trial is told, as any other"
         assert all(isinstance(outcome, Measurement) for _, outcome in told)
+
+
+def assert_the_first_error_ends_it(folder: Path) -> None:
+    """Tune alone would log it and start the other 23."""
+    space = SearchSpace((GroupSpace("g", 16, tuple(range(2, 17)), ("good",), unit_macs=1.0),))
+    guard, told = Guard(), []
+
+    def full(candidate: Candidate, outcome: Outcome, result: dict[str, Any]) -> None:
+        told.append(candidate)
+        raise OSError("no space left on the device")
+
+    searcher = searchers["random"](Problem(space, PAIR, (), ()), seed=1)
+    with pytest.raises(OSError, match="no space left"):
+        tune.Tuner(
+            trainable(folder / "crashed"),
+            tune_config=tune.TuneConfig(
+                search_alg=SearcherAdapter(searcher, 24, guard.guarded(full)),
+                num_samples=24,
+                max_concurrent_trials=2,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(name="full", storage_path=str(folder), verbose=0, callbacks=[guard]),
+        ).fit()
+    assert 1 <= len(told) < 6
