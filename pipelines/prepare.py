@@ -50,6 +50,9 @@ SPARSE = frozenset({"element", "n_of_m"})
 
 Say = Callable[[str], None]
 
+KEPT_WHERE = frozenset({"folder", "artifacts.state"})
+"""Keys that say where a study's state is, not what it searches."""
+
 SAY_SECONDS = 20.0
 """While a dense network is trained, a line at least this far apart."""
 
@@ -450,12 +453,13 @@ def _recipe(config: StudyConfig, network: Network, data: SearchData, device: str
 
 
 def unchanged(config: StudyConfig, kept: Mapping[str, object]) -> list[str]:
-    """The keys, dotted, in which `config` differs from the one that an earlier run kept; [cluster] may differ."""
+    """The keys, dotted, in which `config` differs from the one that an earlier run kept. [cluster] may differ, and
+    where the study is kept: it may go on elsewhere."""
     ours, theirs = _flat(config.to_json()), _flat(kept)
     return sorted(
         k
         for k in ours.keys() | theirs.keys()
-        if not k.startswith("cluster.") and ours.get(k) != theirs.get(k)
+        if not k.startswith("cluster.") and k not in KEPT_WHERE and ours.get(k) != theirs.get(k)
     )
 
 

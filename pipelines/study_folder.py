@@ -9,12 +9,15 @@ from pipelines.forecast import CORRECTED
 from pipelines.inheritance import WEIGHTS
 from pipelines.journal import Journal, write_json
 from pipelines.latency_table import TABLE
+from pipelines.ownership import OWNER
 from pipelines.prepare import unchanged
+from pipelines.state import RUN, SUPERSEDED
 from pipelines.studies import BOUNDS
 from pruners.errors import PrunefrontError
 
 OURS = (
     "journal.jsonl",  # first: without it, nothing that is left counts
+    SUPERSEDED,
     "study.json",
     "prepared",
     WEIGHTS,
@@ -29,10 +32,11 @@ OURS = (
 )
 """What a study keeps in its folder, beside the lock; nothing else there is ever deleted."""
 
+KEPT = (TABLE, "lock", OWNER, RUN)
+"""Also ours, and never deleted here: what was measured by a command of its own, and whose the study is."""
 
 NETWORK_KEYS = ("model.", "data.", "dense.", "seed", "space.frozen", "training.weight_decay")
 """What the dense network and its channel graph follow from."""
-
 
 NETWORK_FILES = ("dense.safetensors", "initial.safetensors", "dense.onnx", "data.json", "graph.json")
 """Where they are kept: hours of training are not repeated because a criterion was misspelt."""
@@ -46,7 +50,7 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
     """
     folder, kept = config.path, config.path / "study.json"
     names = (path.name.removesuffix(".new") for path in folder.iterdir())  # `write_json` may have been killed
-    foreign = sorted(name for name in names if name not in (*OURS, TABLE, "lock"))
+    foreign = sorted(name for name in names if name not in (*OURS, *KEPT))
     if foreign and not kept.exists():
         raise PrunefrontError(
             f"{folder} holds {', '.join(foreign[:3])} and no study; give the study another `name` or `folder`"
