@@ -266,10 +266,7 @@ class DirectoryStore:
     def delete(self, key: str) -> None:
         path = self.root / check_key(key)
         with _folder_errors(f"{path} cannot be deleted"):
-            path.unlink(missing_ok=True)
-            for folder in list(path.parents)[: key.count("/")]:
-                with contextlib.suppress(OSError):  # not empty, or somebody has just made it anew
-                    folder.rmdir()
+            self._drop(path)
 
     def uploads(self) -> Iterator[Upload]:
         for path, status in self._files():
@@ -282,7 +279,16 @@ class DirectoryStore:
             raise ArtifactError(f"{upload.id!r:.80} is no unfinished file of a store")
         path = (self.root / check_key(upload.key)).with_name(upload.id)
         with _folder_errors(f"{path} cannot be deleted"):
-            path.unlink(missing_ok=True)
+            self._drop(path)
+
+    def _drop(self, path: Path) -> None:
+        """Deletes a file, and the folders below the root that are empty then."""
+        path.unlink(missing_ok=True)
+        for folder in path.parents:
+            if folder == self.root:
+                return
+            with contextlib.suppress(OSError):  # not empty, or somebody has just made it anew
+                folder.rmdir()
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
         """Every file below the root; links are not followed, so that nothing outside is ever named."""
@@ -510,6 +516,11 @@ def read_front(store: ArtifactStore) -> list[dict[str, Any]]:
         if row.get("artifact") is not None:
             row["artifact"] = locate(store.uri, row["artifact"])
     return rows
+
+
+def is_artifact_id(text: object) -> bool:
+    """Whether it looks like `dense-0123456789ab`."""
+    return isinstance(text, str) and _ID.fullmatch(text) is not None
 
 
 def locate(root: str, artifact: object) -> str:

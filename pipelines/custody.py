@@ -6,10 +6,20 @@ from dataclasses import dataclass
 
 from pipelines.artifacts import ArtifactStore
 from pipelines.config import StudyConfig
-from pipelines.journal import read_events
+from pipelines.journal import is_begun, read_events
 from pipelines.mirror import Mirror
 from pipelines.ownership import NotOurs, Owner, check_owner, claim, owner_of
-from pipelines.state import JOURNAL, Place, Stand, TakenOver, is_ahead, kept_run, refuse_running, restore
+from pipelines.state import (
+    JOURNAL,
+    Place,
+    Stand,
+    TakenOver,
+    events_in,
+    is_ahead,
+    kept_run,
+    refuse_running,
+    restore,
+)
 from pruners.errors import PrunefrontError
 
 Say = Callable[[str], None]
@@ -33,7 +43,7 @@ def take(config: StudyConfig, store: ArtifactStore, say: Say, *, resume: bool, f
     elsewhere, and where it was searched elsewhere and neither `resume` nor `fresh` says what to do.
     """
     folder, study = config.path, config.name
-    begun = not fresh and any(event["event"] == "asked" for event in read_events(folder / JOURNAL))
+    begun = not fresh and is_begun(read_events(folder / JOURNAL))
     if not store.conditional:
         say(
             f"{store.uri} does not refuse to write over what is there (If-None-Match), so two studies, or two drivers "
@@ -58,7 +68,9 @@ def take(config: StudyConfig, store: ArtifactStore, say: Say, *, resume: bool, f
     stand = _stand(store, owner, config)
     refuse_running(stand, store, study)
     place = Place(store, owner.id)
-    if stand.snapshot is not None and not is_ahead(folder / JOURNAL, stand.snapshot):
+    if stand.snapshot is not None and not is_ahead(folder, stand.snapshot):
+        if not resume and not is_begun(events_in(place, stand.snapshot)):
+            return Custody(owner, place, stand)  # nothing there is worth a question
         if not resume:
             raise PrunefrontError(
                 f"study {study!r} has been searched elsewhere ({stand.run}; its state is in {place.uri}); --resume "

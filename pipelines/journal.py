@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TextIO
@@ -146,6 +146,11 @@ def read_events(path: Path) -> list[dict[str, Any]]:
             )
         events.append(record)
     return events
+
+
+def is_begun(events: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a search has asked for anything: then there is something to lose."""
+    return any(event["event"] == "asked" for event in events)
 
 
 def write_json(path: Path, data: Mapping[str, Any] | list[Any]) -> None:

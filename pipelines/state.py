@@ -83,7 +83,7 @@ SNAPSHOT_LIMIT = 8 << 20
 SEGMENT_LIMIT = 1 << 30
 MOST_SEGMENTS = 1 << 14
 _RECORD_LIMIT = 64 << 10
-_RUN_KEY = re.compile(r"run-(\d{6})(\.json|/snapshot\.json)")
+_RUN_KEY = re.compile(r"run-([0-9]{6})(\.json|/snapshot\.json)")
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 
 
@@ -301,10 +301,14 @@ def refuse_running(stand: Stand, store: ArtifactStore, study: str) -> None:
         )
 
 
-def is_ahead(journal: Path, snapshot: Snapshot) -> bool:
-    """Whether a local journal holds all that the snapshot's does, and perhaps more."""
+def is_ahead(folder: Path, snapshot: Snapshot) -> bool:
+    """Whether a study's folder holds the journal that the snapshot does, and perhaps more; before the first event,
+    whether it holds the files."""
+    journal = folder / JOURNAL
+    if not snapshot.segments and not snapshot.tail:
+        return all((folder / name).exists() for name in snapshot.files)
     if not journal.exists():
-        return not snapshot.segments and not snapshot.tail
+        return False
     with journal.open("rb") as file:
         known = all(digest_of(file.read(r.size_bytes)) == r for r in snapshot.segments)
         tail = snapshot.tail.encode()

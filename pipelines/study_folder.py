@@ -7,7 +7,7 @@ from pipelines.artifacts import FRONT
 from pipelines.config import StudyConfig
 from pipelines.forecast import CORRECTED
 from pipelines.inheritance import WEIGHTS
-from pipelines.journal import Journal, write_json
+from pipelines.journal import Journal, is_begun, write_json
 from pipelines.latency_table import TABLE
 from pipelines.ownership import OWNER
 from pipelines.prepare import unchanged
@@ -58,7 +58,7 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
     different, prepared = [], False
     if not fresh:
         with Journal(folder / "journal.jsonl") as journal:
-            begun = bool(journal.of("asked"))
+            begun = is_begun(journal.events)
         prepared = (folder / "prepared" / "graph.json").exists()
         if begun and not resume:
             raise PrunefrontError(
