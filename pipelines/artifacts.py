@@ -243,6 +243,10 @@ class DirectoryStore:
                     os.link(whole, target)  # unlike a rename, refused where the name is taken
                 except FileExistsError:
                     return False
+                except (
+                    PermissionError
+                ):  # a file system without hard links; small as these files are, one write
+                    return _create(target, whole)
             _sync_folder(target.parent)
         return True
 
@@ -564,6 +568,17 @@ def _temporary(target: Path, write: Callable[[BinaryIO], object]) -> Iterator[Pa
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _create(target: Path, source: Path) -> bool:
+    """Whether `target` could be made anew, with what `source` holds."""
+    try:
+        with target.open("xb") as file:
+            file.write(source.read_bytes())
+            os.fsync(file.fileno())
+    except FileExistsError:
+        return False
+    return True
 
 
 def _sync_folder(path: Path) -> None:
