@@ -442,6 +442,7 @@ def print_garbage(found: "Garbage", console: Console, *, deleted: bool) -> None:
 
     if found.items:
         table = Table("why", "what", "bytes", "age", box=None, padding=(0, 2, 0, 0))
+        table.columns[1].overflow = "fold"
         table.columns[2].justify = table.columns[3].justify = "right"
         for item in found.items:
             table.add_row(

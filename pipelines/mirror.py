@@ -27,10 +27,16 @@ from pipelines.state import (
 from pruners.errors import PrunefrontError
 
 PAUSE_SECONDS = 1.0
-"""Between two looks at what has changed."""
+"""At least between two puts; what happens meanwhile is put together."""
+
+TICK_SECONDS = 0.1
+"""How often the journal's size is looked at: after a quiet while an event is put at once."""
 
 FENCE_SECONDS = 5.0
 """How often a driver asks whether a newer run has begun."""
+
+LOOK_SECONDS = 2.0
+"""How often the other files are looked at while the journal is quiet."""
 
 LONGEST_PAUSE = 60.0
 
@@ -105,7 +111,7 @@ class Mirror:
     def _work(self) -> None:
         pause = PAUSE_SECONDS
         while not self._taken:
-            last = self._closing.wait(pause)
+            last = self._wait(pause)
             begun = time.monotonic()
             if self._try(last):
                 if last:
@@ -118,6 +124,17 @@ class Mirror:
                 return
             else:
                 time.sleep(PAUSE_SECONDS)
+
+    def _wait(self, pause: float) -> bool:
+        """Returns when there may be something to put and the last put is long enough ago; True when the run is over."""
+        begun, path = time.monotonic(), self._folder / JOURNAL
+        known = self._offset + len(self._tail)
+        while not self._closing.wait(min(TICK_SECONDS, pause)):
+            waited = time.monotonic() - begun
+            grown = path.exists() and path.stat().st_size > known
+            if waited >= pause and (grown or self._away or waited >= LOOK_SECONDS):
+                return False
+        return True
 
     def _try(self, last: bool) -> bool:
         """Whether all that has changed is in the store now. last: the run is over, and says so there."""

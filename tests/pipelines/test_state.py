@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import random
 import time
 import weakref
 from collections.abc import Callable
@@ -232,7 +231,8 @@ def test_of_two_that_resume_at_once_one_is_let_in(store: ArtifactStore, tmp_path
 
 
 def test_the_thread_goes_on_through_an_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirroring, "PAUSE_SECONDS", 0.01)
+    for name in ("PAUSE_SECONDS", "TICK_SECONDS", "LOOK_SECONDS"):
+        monkeypatch.setattr(mirroring, name, 0.01)
     store = _Away()
     here = Machine(tmp_path / "a", store).begin()
     here.mirror.start()
@@ -256,7 +256,8 @@ def test_the_thread_goes_on_through_an_outage(tmp_path: Path, monkeypatch: pytes
 
 
 def test_what_does_not_get_there_in_the_end_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirroring, "PAUSE_SECONDS", 0.01)
+    for name in ("PAUSE_SECONDS", "TICK_SECONDS", "LOOK_SECONDS"):
+        monkeypatch.setattr(mirroring, name, 0.01)
     store = _Away()
     here = Machine(tmp_path / "a", store).begin()
     here.journal.append("asked")
@@ -391,4 +392,4 @@ def _until(true: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not true():
         assert time.monotonic() < deadline
-        time.sleep(random.uniform(0.001, 0.02))
+        time.sleep(0.005)
