@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pipelines.artifacts import ArtifactStore
+from pipelines.artifacts import ArtifactStore, open_store
 from pipelines.config import StudyConfig
 from pipelines.journal import is_begun, read_events
 from pipelines.mirror import Mirror
@@ -93,7 +93,9 @@ def held(custody: Custody, config: StudyConfig, store: ArtifactStore, say: Say) 
     if custody.place is not None and custody.stand is not None:
         before = custody.stand.run
         run = custody.place.begin(before.number + 1 if before else 1, config.path)
-        mirror = Mirror(custody.place, run, config.path, custody.stand.snapshot, say)
+        # a client of its own: an S3 store reads one object at a time
+        apart = open_store(config.artifact_uri, config.artifacts.endpoint_url)
+        mirror = Mirror(Place(apart, owner.id), run, config.path, custody.stand.snapshot, say)
         mirror.start()
     try:
         yield Held(store, owner, mirror)
@@ -120,7 +122,7 @@ class Held:
         try:
             check_owner(self.store, self.owner)
             if self.mirror is not None:
-                self.mirror.check_now()
+                self.mirror.check_now(self.store)
         except (NotOurs, TakenOver):
             raise
         except PrunefrontError:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.artifacts import ArtifactError, FileRecord, measure_file, put_text
+from pipelines.artifacts import ArtifactError, ArtifactStore, FileRecord, measure_file, put_text
 from pipelines.inheritance import WEIGHTS
 from pipelines.ownership import owner_of
 from pipelines.state import (
@@ -64,24 +64,28 @@ class Mirror:
         self._segments: list[FileRecord] = []
         self._tail, self._offset = b"", 0
         self._put: Snapshot | None = None
-        self._beaten = self._fenced = self._deadline = float("-inf")
+        self._fenced = self._tried = self._deadline = float("-inf")
         self._taken = ""
         self._away = False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="prunefront-state", daemon=True)
+        # of its own: a large file may be on its way for longer than a driver is believed to live without it
+        self._heart = threading.Thread(target=self._live, name="prunefront-heartbeat", daemon=True)
         self._begin(base)
 
     def start(self) -> None:
         self._thread.start()
+        self._heart.start()
 
     def check(self) -> None:
         """Raises TakenOver where a newer run of the study has begun, as far as was seen; asks nobody."""
         if self._taken:
             raise TakenOver(self._taken)
 
-    def check_now(self) -> None:
-        """As `check`, after a look at the store. Raises PrunefrontError also where it does not answer."""
-        self._look_for_newer()
+    def check_now(self, store: ArtifactStore) -> None:
+        """As `check`, after a look at the store, by a way to it that the caller has for itself. Raises PrunefrontError
+        also where it does not answer."""
+        self._look_for_newer(store)
         self.check()
 
     def close(self, patience: float = 30.0) -> None:
@@ -129,10 +133,10 @@ class Mirror:
         """Returns when there may be something to put and the last put is long enough ago; True when the run is over."""
         begun, path = time.monotonic(), self._folder / JOURNAL
         known = self._offset + len(self._tail)
-        while not self._closing.wait(min(TICK_SECONDS, pause)):
-            waited = time.monotonic() - begun
+        while not self._closing.wait(TICK_SECONDS):
+            now = time.monotonic()
             grown = path.exists() and path.stat().st_size > known
-            if waited >= pause and (grown or self._away or waited >= LOOK_SECONDS):
+            if now - self._tried >= pause and (grown or self._away or now - begun >= LOOK_SECONDS):
                 return False
         return True
 
@@ -141,14 +145,16 @@ class Mirror:
         try:
             self._look()
             if last and not self._taken:
+                self._heart.join(HEARTBEAT_SECONDS)
                 self._place.beat(self._run, ended=True)
-        except (PrunefrontError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever a store raises, the search goes on
             if not self._away:
                 self._say(
                     f"the state of this study cannot be kept in {self._place.uri} for now ({error}); the search goes "
                     "on and tries again"
                 )
             self._away = True
+            self._tried = time.monotonic()
             return False
         if self._away:
             self._say(f"the state of this study is kept in {self._place.uri} again")
@@ -163,9 +169,6 @@ class Mirror:
             self._fenced = now
         if self._taken:
             return
-        if now - self._beaten > HEARTBEAT_SECONDS:
-            self._place.beat(self._run)
-            self._beaten = now
         self._read_journal()  # before the files: what it tells of is among them
         self._read_files()
         snapshot = Snapshot(
@@ -176,14 +179,22 @@ class Mirror:
         if snapshot == self._put:
             return
         put_text(self._place.store, self._place.snapshot_key(self._run.number), snapshot.text())
+        self._tried = time.monotonic()
         if self._put is not None:
             self._garbage |= self._put.digests
         self._put = snapshot
         self._garbage -= snapshot.digests
         self._delete_garbage()
 
-    def _look_for_newer(self) -> None:
-        place, number = self._place, self._run.number + 1
+    def _live(self) -> None:
+        while not self._closing.wait(HEARTBEAT_SECONDS) and not self._taken:
+            try:
+                self._place.beat(self._run)
+            except Exception as error:  # noqa: BLE001 - as in `_try`, which says what is wrong with the store
+                log.debug("no heartbeat: %s", error)
+
+    def _look_for_newer(self, store: ArtifactStore | None = None) -> None:
+        place, number = Place(store or self._place.store, self._place.study), self._run.number + 1
         owner = owner_of(place.store)
         if owner is not None and owner.id != place.study:
             self._taken = (
