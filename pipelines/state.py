@@ -346,6 +346,8 @@ def restore(place: Place, snapshot: Snapshot, folder: Path) -> None:
         _sync(part)
         for name in ("prepared", WEIGHTS):
             shutil.rmtree(folder / name, ignore_errors=True)
+        for name in FILES.keys() - snapshot.files.keys():  # such as the front of a search that was begun anew
+            (folder / name).unlink(missing_ok=True)
         for path in sorted(part.iterdir()):
             if path.name not in (JOURNAL, "segment"):
                 os.replace(path, folder / path.name)

@@ -66,9 +66,12 @@ def test_a_study_moves_from_machine_to_machine_and_back(tmp_path: Path) -> None:
         journal.append("asked", n=2)
     assert "the study was brought to where it stands in" in said[0]
     assert "run 1 on" in said[0]
-    with pytest.raises(
-        PrunefrontError, match=r"searched elsewhere \(run 2 on .*--resume goes on with it here"
-    ), running(first):
+    with (
+        pytest.raises(
+            PrunefrontError, match=r"searched elsewhere \(run 2 on .*--resume goes on with it here"
+        ),
+        running(first),
+    ):
         pass
     with running(first, resume=True) as (_, journal):
         assert [e["n"] for e in journal.events] == [1, 2]

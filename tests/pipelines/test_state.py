@@ -280,6 +280,7 @@ def test_damage_is_found_and_changes_nothing(tmp_path: Path, monkeypatch: pytest
     assert stand.snapshot is not None
     there = Machine(tmp_path / "b", store, resume=True)
     there.file("mine.txt", b"stays")
+    there.file("front.json", b"[]")
     for digest in stand.snapshot.digests:
         key = here.place.object_key(digest)
         whole = store.objects[key]
@@ -290,7 +291,7 @@ def test_damage_is_found_and_changes_nothing(tmp_path: Path, monkeypatch: pytest
                 store.objects[key] = damaged
             with pytest.raises(ArtifactError):
                 restore(there.place, stand.snapshot, there.folder)
-            assert set(there.files()) == {"mine.txt"}
+            assert set(there.files()) == {"mine.txt", "front.json"}
         store.objects[key] = whole
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
     restore(there.place, stand.snapshot, there.folder)
