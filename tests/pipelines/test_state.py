@@ -121,6 +121,36 @@ def test_what_was_put_goes_on_on_any_machine(
         here.journal.close()
 
 
+@settings(max_examples=50)
+@given(left=st.integers(0, 60), segment=st.sampled_from([1, 150, 1 << 20]))
+def test_a_machine_that_vanishes_in_any_moment_leaves_a_whole_state(
+    left: int, segment: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """After whichever write or deletion it was gone: what is there is restored, a beginning of what it knew."""
+    tmp_path, store = tmp_path_factory.mktemp("state"), _Vanishing()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mirroring, "SEGMENT_BYTES", segment)
+        here = Machine(tmp_path / "a", store).begin()
+        store.left = left
+        with contextlib.suppress(_Vanished):
+            for number in range(8):
+                here.file(f"weights/{number}.safetensors", bytes([number]))
+                here.file("prepared/graph.json", str(number // 4).encode())
+                if number > 2:
+                    (here.folder / f"weights/{number - 3}.safetensors").unlink()
+                here.journal.append("told", number=number)
+                here.put()
+        store.left = 10**6
+        here.place.beat(here.run, ended=True)
+        there = Machine(tmp_path / "b", store, resume=True).begin()
+        known = there.journal.events
+        assert known == here.journal.events[: len(known)]
+        assert len(known) >= len(here.journal.events) - 1
+        assert len(list((there.folder / "weights").glob("*"))) == min(len(known), 3)
+        here.journal.close()
+        there.journal.close()
+
+
 def test_a_closed_segment_is_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mirroring, "SEGMENT_BYTES", 500)
     store = _Counting()
@@ -371,6 +401,29 @@ class _Counting(MemoryStore):
     def put(self, key: str, file: Path) -> str:
         self.sent.append(key)
         return super().put(key, file)
+
+
+class _Vanished(BaseException):
+    """The machine is gone."""
+
+
+class _Vanishing(MemoryStore):
+    """A store of a machine that has so many changes `left` before it is gone."""
+
+    left = 10**6
+
+    def put(self, key: str, file: Path) -> str:
+        self._count()
+        return super().put(key, file)
+
+    def delete(self, key: str) -> None:
+        self._count()
+        super().delete(key)
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise _Vanished
 
 
 class _Away(MemoryStore):
