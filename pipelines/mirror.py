@@ -38,6 +38,9 @@ FENCE_SECONDS = 5.0
 LOOK_SECONDS = 2.0
 """How often the other files are looked at while the journal is quiet."""
 
+WEIGHTS_SECONDS = 1.0
+"""So long, and for one file more, weights are put before the journal has its turn again."""
+
 LONGEST_PAUSE = 60.0
 
 Stamp = tuple[int, int, int]  # inode, size, time of change: a file that has another one is read anew
@@ -66,7 +69,7 @@ class Mirror:
         self._put: Snapshot | None = None
         self._fenced = self._tried = self._deadline = float("-inf")
         self._taken = ""
-        self._away = False
+        self._away = self._more = False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="prunefront-state", daemon=True)
         # of its own: a large file may be on its way for longer than a driver is believed to live without it
@@ -118,7 +121,7 @@ class Mirror:
             last = self._wait(pause)
             begun = time.monotonic()
             if self._try(last):
-                if last:
+                if last and (not self._more or time.monotonic() > self._deadline):
                     return
                 # a slow store is not asked all the time
                 pause = max(PAUSE_SECONDS, min(2 * (time.monotonic() - begun), LONGEST_PAUSE))
@@ -136,7 +139,9 @@ class Mirror:
         while not self._closing.wait(TICK_SECONDS):
             now = time.monotonic()
             grown = path.exists() and path.stat().st_size > known
-            if now - self._tried >= pause and (grown or self._away or now - begun >= LOOK_SECONDS):
+            if now - self._tried >= pause and (
+                grown or self._more or self._away or now - begun >= LOOK_SECONDS
+            ):
                 return False
         return True
 
@@ -232,10 +237,15 @@ class Mirror:
             names = again
         for gone in self._files.keys() - names.keys():
             del self._files[gone]
-        for name, stamp in names.items():
-            if name in self._files and self._files[name][0] == stamp:
-                continue
-            path = self._folder / name
+        changed = [n for n, stamp in names.items() if n not in self._files or self._files[n][0] != stamp]
+        # what the search cannot do without comes first, then the latest weights; the journal does not wait for all
+        changed.sort(key=lambda n: (n not in FILES, -names[n][2]))
+        begun, self._more = time.monotonic(), False
+        for name in changed:
+            if name not in FILES and time.monotonic() - begun > WEIGHTS_SECONDS:
+                self._more = True
+                return
+            stamp, path = names[name], self._folder / name
             try:
                 record = measure_file(path)
                 if record.size_bytes > (limit_of(name) or 0):

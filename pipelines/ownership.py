@@ -94,7 +94,12 @@ def owner_of(store: ArtifactStore) -> Owner | None:
         text = read_text(store, OWNER, limit=LIMIT)
     except ArtifactNotFound:
         return None
-    return Owner.parse(text, source=f"{store.uri}/{OWNER}")
+    try:
+        return Owner.parse(text, source=f"{store.uri}/{OWNER}")
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{error}; put it back, or delete it if no study publishes there any more"
+        ) from None
 
 
 def kept_owner(folder: Path) -> Owner | None:

@@ -191,6 +191,25 @@ def test_weights_that_are_dropped_are_dropped_there_too(store: ArtifactStore, tm
     there.journal.close()
 
 
+def test_the_journal_does_not_wait_for_all_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirroring, "WEIGHTS_SECONDS", -1.0)
+    store = MemoryStore()
+    here = Machine(tmp_path / "a", store).begin()
+    here.file("prepared/graph.json", b"{}")
+    for number in range(3):
+        here.file(f"weights/{number}.safetensors", bytes([number]))
+    here.journal.append("told")
+    here.put()
+    snapshot = here.place.stand().snapshot
+    assert snapshot is not None
+    assert list(snapshot.files) == ["prepared/graph.json"]
+    assert snapshot.tail
+    monkeypatch.setattr(mirroring, "WEIGHTS_SECONDS", 60.0)
+    here.put()
+    here.journal.close()
+    assert len((here.place.stand().snapshot or snapshot).files) == 4
+
+
 def test_a_driver_that_was_thought_dead_ends_before_it_writes(store: ArtifactStore, tmp_path: Path) -> None:
     old = Machine(tmp_path / "a", store).begin()
     old.journal.append("asked", n=1)
