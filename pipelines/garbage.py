@@ -8,7 +8,7 @@ that are not ours by their name stay.
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -213,7 +213,7 @@ def find(at: Target, *, older_than: float, dominated: bool = False, now: float |
             foreign += [f"{identity}/{name}" for name in strange]
             kind = None  # whoever put something there means to keep it
         else:
-            kind = why(identity, whole=MANIFEST in names)
+            kind = why(identity, MANIFEST in names, max(o.modified for o in objects))
         if kind is None:
             kept, kept_bytes = kept + 1, kept_bytes + size
         else:
@@ -265,8 +265,11 @@ def _nearest(text: str, source: str) -> str:
     return name if isinstance(name, str) else ""
 
 
-def _judge(at: Target, front: frozenset[str] | None, *, dominated: bool, notes: list[str]) -> Any:
-    """The kind of garbage that an artifact is, None where it stays, as a function of its id and whether it is whole."""
+def _judge(
+    at: Target, front: frozenset[str] | None, *, dominated: bool, notes: list[str]
+) -> Callable[[str, bool, float], str | None]:
+    """The kind of garbage that an artifact is, None where it stays, as a function of its id, whether it is whole, and
+    when it was written."""
     named = front or frozenset()
     wanted = {name: identity for known in at.journals for name, identity in known.wanted.items()}
     needed = named | {identity for known in at.journals for identity in known.wanted.values()}
@@ -287,7 +290,7 @@ def _judge(at: Target, front: frozenset[str] | None, *, dominated: bool, notes: 
             )
         )
 
-    def why(identity: str, *, whole: bool) -> str | None:
+    def why(identity: str, whole: bool, written: float) -> str | None:
         if identity in named:
             return None
         if identity in needed:
@@ -295,9 +298,12 @@ def _judge(at: Target, front: frozenset[str] | None, *, dominated: bool, notes: 
             return "dominated" if goes else None
         if not whole:
             return "unfinished"
-        if not at.journals:
-            return "dominated" if dominated and ended else None
-        return "superseded" if identity in replaced else "orphaned"
+        if identity in replaced:
+            return "superseded"
+        # before the root had an owner, several studies may have published there: whose it is cannot be told
+        if at.journals and at.owner is not None and written >= at.owner.begun:
+            return "orphaned"
+        return "orphaned" if dominated and ended else None
 
     return why
 

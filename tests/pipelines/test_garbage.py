@@ -27,7 +27,7 @@ from pipelines.artifacts import (
 from pipelines.garbage import Garbage, Known, Target, delete, find, known_by, parse_age, target
 from pipelines.journal import Journal, StudyRunning, lock
 from pipelines.mirror import Mirror
-from pipelines.ownership import claim
+from pipelines.ownership import Owner, claim
 from pipelines.state import JOURNAL, Place
 from pruners.errors import PrunefrontError
 
@@ -57,7 +57,7 @@ class Published:
         put_json(self.store, FRONT, rows)
 
     def at(self, *journals: Known) -> Target:
-        return Target(self.store, None, journals, frozenset(), None)
+        return Target(self.store, Owner("digits", "0" * 32, "here", 0.0), journals, frozenset(), None)
 
 
 @pytest.fixture
@@ -148,6 +148,20 @@ def test_a_front_that_cannot_be_read_stops_it(made: Published, front: str) -> No
     put_text(made.store, FRONT, front)
     with pytest.raises(ArtifactError):
         find(made.at(), older_than=0.0, dominated=True)
+
+
+def test_what_was_there_before_the_root_had_an_owner_may_be_another_studys(made: Published) -> None:
+    a = study(made)
+    known = known_by([trained(a["dense"]), published(a["dense, tested"])])
+    made.age(2 * DAY)
+    owner = Owner("digits", "0" * 32, "here", time.time() - DAY)
+    for by in (owner, None):
+        at = Target(made.store, by, (known,), frozenset(), None)
+        assert kinds(find(at, older_than=DAY)) == {
+            a["dense"].id: "superseded",
+            a["half"].id: "unfinished",
+        }
+        assert kinds(find(at, older_than=DAY, dominated=True))[a["orphan"].id] == "orphaned"
 
 
 def test_a_strange_file_saves_its_artifact(made: Published) -> None:
