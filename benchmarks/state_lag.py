@@ -40,18 +40,22 @@ class Timed(S3Store):
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
         self.snapshots: list[tuple[float, int]] = []
-        self.puts, self.bytes = 0, 0
+        self.puts, self.bytes, self.segment = 0, 0, -1
 
     def put(self, key: str, file: Path) -> str:
-        size = file.stat().st_size
-        text = file.read_text() if key.endswith("snapshot.json") else ""
+        text = file.read_text()
         uri = super().put(key, file)
-        self.puts, self.bytes = self.puts + 1, self.bytes + size
-        if text:
-            lines = json.loads(text)["tail"].splitlines()
-            if lines:
-                self.snapshots.append((time.perf_counter(), json.loads(lines[-1])["number"]))
+        self.puts, self.bytes = self.puts + 1, self.bytes + len(text)
+        if "/objects/" in key:  # a closed segment: this study has no other files
+            self.segment = _last(text)
+        elif key.endswith("snapshot.json"):
+            self.snapshots.append((time.perf_counter(), max(self.segment, _last(json.loads(text)["tail"]))))
         return uri
+
+
+def _last(lines: str) -> int:
+    """The number of the last event; -1 without one."""
+    return int(json.loads(lines.splitlines()[-1])["number"]) if lines else -1
 
 
 def append(

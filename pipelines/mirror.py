@@ -13,6 +13,7 @@ from pipelines.artifacts import ArtifactError, ArtifactStore, FileRecord, measur
 from pipelines.inheritance import WEIGHTS
 from pipelines.ownership import owner_of
 from pipelines.state import (
+    CONFIG,
     FILES,
     HEARTBEAT_SECONDS,
     JOURNAL,
@@ -24,6 +25,7 @@ from pipelines.state import (
     digest_of,
     limit_of,
 )
+from pipelines.tracking import without_password
 from pruners.errors import PrunefrontError
 
 PAUSE_SECONDS = 1.0
@@ -247,10 +249,9 @@ class Mirror:
                 return
             stamp, path = names[name], self._folder / name
             try:
-                record = measure_file(path)
-                if record.size_bytes > (limit_of(name) or 0):
+                if path.stat().st_size > (limit_of(name) or 0):
                     continue
-                self._send(record, path)
+                record = self._send_file(name, path)
                 if _stamp(path) == stamp:  # else it was written meanwhile: the next look takes it
                     self._files[name] = (stamp, record)
             except FileNotFoundError:
@@ -264,6 +265,19 @@ class Mirror:
             if limit_of(name) is not None and (stamp := _stamp(self._folder / name)) is not None:
                 found[name] = stamp
         return found
+
+    def _send_file(self, name: str, path: Path) -> FileRecord:
+        """Puts a file as it is, but for passwords in the addresses of a study's configuration."""
+        if name != CONFIG:
+            record = measure_file(path)
+            self._send(record, path)
+            return record
+        with tempfile.TemporaryDirectory() as temporary:
+            shown = Path(temporary) / CONFIG
+            shown.write_text(without_password(path.read_text()))
+            record = measure_file(shown)
+            self._send(record, shown)
+            return record
 
     def _send(self, record: FileRecord, file: Path) -> None:
         if record.sha256 not in self._sent:

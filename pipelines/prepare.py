@@ -25,6 +25,7 @@ from pipelines.models import build
 from pipelines.onnx_export import export
 from pipelines.problem import check_space, widest_space, within
 from pipelines.runtimes import runtimes
+from pipelines.tracking import without_password
 from pipelines.train import Recipe, faster_precision, train
 from pipelines.weights import load_weights, save_weights
 from pipelines.workbench import Workbench, arrays
@@ -455,7 +456,10 @@ def _recipe(config: StudyConfig, network: Network, data: SearchData, device: str
 def unchanged(config: StudyConfig, kept: Mapping[str, object]) -> list[str]:
     """The keys, dotted, in which `config` differs from the one that an earlier run kept. [cluster] may differ, and
     where the study is kept: it may go on elsewhere."""
-    ours, theirs = _flat(config.to_json()), _flat(kept)
+    # what was kept in a store is without passwords
+    ours, theirs = (
+        _flat(json.loads(without_password(json.dumps(data)))) for data in (config.to_json(), kept)
+    )
     return sorted(
         k
         for k in ours.keys() | theirs.keys()

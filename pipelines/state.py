@@ -46,6 +46,7 @@ STATE = "state"
 FORMAT = "prunefront-state"
 VERSION = 1
 
+CONFIG = "study.json"
 JOURNAL = "journal.jsonl"
 SUPERSEDED = "journal-superseded.jsonl"
 """In a study's folder: the journal of a run that another machine went on without."""
@@ -60,7 +61,7 @@ ALIVE_SECONDS = 60.0
 """A driver whose heartbeat is younger than this is believed to live."""
 
 FILES: Mapping[str, int] = {
-    "study.json": 1 << 20,
+    CONFIG: 1 << 20,
     BOUNDS: 1 << 20,
     FRONT: 64 << 20,
     "prepared/data.json": 1 << 20,

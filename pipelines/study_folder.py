@@ -77,6 +77,7 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
                 "it back, or start afresh with --fresh"
             )
         if begun or (resume and prepared and not different):
+            write_json(kept, config.to_json())  # one from a store has no passwords
             return
     keep_network = not fresh and prepared and not any(key.startswith(NETWORK_KEYS) for key in different)
     for name in OURS:

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from pipelines.artifacts import ArtifactStore, DirectoryStore, MemoryStore, open_store
-from pipelines.config import StudyConfig, parse
+from pipelines.config import StudyConfig, TrackingSection, parse
 from pipelines.custody import Held, held, take
 from pipelines.journal import Journal, StudyRunning, lock
 from pipelines.ownership import NotOurs, owner_of
 from pipelines.state import JOURNAL, TakenOver
+from pipelines.studies import kept_config
 from pipelines.study_folder import open_folder
 from pruners.errors import PrunefrontError
 
@@ -75,6 +76,25 @@ def test_a_study_moves_from_machine_to_machine_and_back(tmp_path: Path) -> None:
         pass
     with running(first, resume=True) as (_, journal):
         assert [e["n"] for e in journal.events] == [1, 2]
+
+
+def test_no_password_goes_to_the_store(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    first, second = (
+        study(tmp_path / name, shared).model_copy(
+            update={"tracking": TrackingSection(uri="postgresql://me:never-stored@host/mlflow")}
+        )
+        for name in ("first", "second")
+    )
+    with running(first) as (_, journal):
+        prepare(first)
+        journal.append("asked")
+    assert not any(b"never-stored" in p.read_bytes() for p in shared.rglob("*") if p.is_file())
+    with running(second, resume=True):
+        assert kept_config(second.path).tracking_uri == first.tracking_uri
+    other = second.model_copy(update={"tracking": TrackingSection(uri="postgresql://me:x@elsewhere/mlflow")})
+    with pytest.raises(PrunefrontError, match=r"another tracking\.uri"), running(other, resume=True):
+        pass
 
 
 def test_who_runs_is_left_alone_and_who_was_left_ends(tmp_path: Path) -> None:
