@@ -226,9 +226,15 @@ class Place:
         runs, snapshots = set(), set()
         for number, is_snapshot in self.numbers():
             (snapshots if is_snapshot else runs).add(number)
-        run = self.run(max(runs)) if runs else None
-        snapshot = self.snapshot(max(snapshots)) if snapshots else None
-        return Stand(run, snapshot, self._alive(over))
+        try:
+            run = self.run(max(runs)) if runs else None
+            snapshot = self.snapshot(max(snapshots)) if snapshots else None
+            return Stand(run, snapshot, self._alive(over))
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"{error}; go on in the folder of the study with [artifacts] state = false, or delete {self.uri} if there "
+                "is none and start with --fresh"
+            ) from None
 
     def numbers(self) -> Iterator[tuple[int, bool]]:
         """Of every run that was begun, False, and of every one that left a snapshot, True."""
