@@ -232,8 +232,8 @@ class Place:
             return Stand(run, snapshot, self._alive(over))
         except ArtifactError as error:
             raise ArtifactError(
-                f"{error}; go on in the folder of the study with [artifacts] state = false, or delete {self.uri} if there "
-                "is none and start with --fresh"
+                f"{error}; go on in the folder of the study with [artifacts] state = false, or delete {self.uri} if "
+                "there is none and start with --fresh"
             ) from None
 
     def numbers(self) -> Iterator[tuple[int, bool]]:
