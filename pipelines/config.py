@@ -298,6 +298,15 @@ class ArtifactSection(Section):
     state: bool | None = None
     """Keep the study's state there, too, so that `--resume` goes on from any machine. Default: where it is S3."""
 
+    @model_validator(mode="after")
+    def _elsewhere(self) -> Self:
+        if self.state and self.uri is None:
+            raise ValueError(
+                "state = true keeps the state beside the networks, which are in the study's own folder; set "
+                "artifacts.uri to a place that other machines see"
+            )
+        return self
+
 
 class ClusterSection(Section):
     """How much of the machine or the cluster a study takes."""

@@ -174,6 +174,11 @@ def test_without_state_there_a_study_is_gone_on_with_where_it_is(tmp_path: Path)
         pass
 
 
+def test_a_state_in_the_folder_that_may_be_lost_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PrunefrontError, match=r"set artifacts\.uri to a place that other machines see"):
+        study(tmp_path, None, state=True)
+
+
 def test_a_store_that_keeps_no_conditions_is_said_once(tmp_path: Path) -> None:
     class Careless(DirectoryStore):
         conditional = False
