@@ -14,6 +14,7 @@ from rich.text import Text
 from pruners.errors import PrunefrontError
 
 if TYPE_CHECKING:
+    from pipelines.garbage import Garbage
     from pipelines.status import Status
 
 app = typer.Typer(
@@ -278,6 +279,38 @@ def fetch(
 
 
 @app.command()
+def gc(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A study (file, name or folder), or the URI of its artifact store.", show_default=False
+        ),
+    ],
+    delete: Annotated[bool, typer.Option("--delete", help="Delete what is listed.")] = False,
+    older_than: Annotated[
+        str, typer.Option(help="What is younger stays: it may be under way. E.g. 12h, 1d.")
+    ] = "1d",
+    dominated: Annotated[
+        bool, typer.Option("--dominated", help="Also networks that are not on the front, once there is one.")
+    ] = False,
+    endpoint_url: Annotated[str | None, typer.Option(help="Of an S3 server that is not AWS.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what a study's store holds that nothing refers to any more; with --delete, delete it."""
+    from pipelines.garbage import delete as carry_out
+    from pipelines.garbage import find, parse_age, target
+
+    seconds, at = parse_age(older_than), target(source, endpoint_url)
+    found = find(at, older_than=seconds, dominated=dominated)
+    if delete:
+        carry_out(at, found)
+    if as_json:
+        print_json(found.to_json(deleted=delete))
+    else:
+        print_garbage(found, Console(), deleted=delete)
+
+
+@app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(help="A fetched artifact.", show_default=False)],
     study: Annotated[
@@ -397,6 +430,47 @@ def status_rows(found: "Status") -> list[tuple[str, str]]:
     if found.idle_seconds is not None:
         rows.append(("last", f"event {clock(found.idle_seconds)} ago"))
     return rows
+
+
+def print_garbage(found: "Garbage", console: Console, *, deleted: bool) -> None:
+    """What goes, what stays and why, for people."""
+    from pipelines.garbage import KINDS
+    from pipelines.progress import clock
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+    if found.items:
+        table = Table("why", "what", "bytes", "age", box=None, padding=(0, 2, 0, 0))
+        table.columns[1].overflow = "fold"
+        table.columns[2].justify = table.columns[3].justify = "right"
+        for item in found.items:
+            table.add_row(
+                item.kind, Text(printable(item.what)), f"{item.size_bytes:,}", clock(item.age_seconds)
+            )
+        console.print(table)
+        for kind in dict.fromkeys(item.kind for item in found.items):
+            say(f"{kind}: {KINDS[kind]}")
+    count = f"{len(found.items)} {'thing' if len(found.items) == 1 else 'things'}, {found.size_bytes:,} bytes"
+    if not found.items:
+        say(f"nothing to delete in {found.uri}")
+    elif deleted:
+        say(f"deleted from {found.uri}: {count}")
+    else:
+        say(f"{count}; nothing was deleted: --delete does that")
+    say(f"kept: {found.kept} {'network' if found.kept == 1 else 'networks'}, {found.kept_bytes:,} bytes")
+    if found.young:
+        say(f"too young to go: {len(found.young)}; --older-than says what is")
+    if found.foreign:
+        shown = ", ".join(printable(key) for key in found.foreign[:3])
+        say(f"left alone, as not prunefront's: {len(found.foreign)} objects, such as {shown}")
+    for note in found.notes:
+        say(note)
+
+
+def printable(text: str) -> str:
+    """Text from a store, which may hold what a terminal obeys."""
+    return text.encode("unicode_escape").decode()[:120]
 
 
 def print_bounds(folder: Path, console: Console) -> None:

@@ -295,6 +295,17 @@ class ArtifactSection(Section):
     """Store codes of short words by their frequency, where that is shorter (Deep Compression's last step)."""
     shared: bool = False
     """The folder lies on storage that all machines of the cluster see."""
+    state: bool | None = None
+    """Keep the study's state there, too, so that `--resume` goes on from any machine. Default: where it is S3."""
+
+    @model_validator(mode="after")
+    def _elsewhere(self) -> Self:
+        if self.state and self.uri is None:
+            raise ValueError(
+                "state = true keeps the state beside the networks, which are in the study's own folder; set "
+                "artifacts.uri to a place that other machines see"
+            )
+        return self
 
 
 class ClusterSection(Section):
@@ -348,6 +359,12 @@ class StudyConfig(Section):
         uri = self.artifacts.uri or str(self.path / "artifacts")
         # workers have other current folders
         return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether the study's state goes to its artifact store, with the default filled in."""
+        kept = self.artifacts.state
+        return self.artifact_uri.startswith("s3://") if kept is None else kept
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")

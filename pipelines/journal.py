@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TextIO
@@ -69,9 +69,10 @@ def _locked(file: TextIO) -> bool:
 class Journal:
     """Append-only. An event that cannot be had again is on disk before anything follows from it."""
 
-    def __init__(self, path: Path) -> None:
-        """Opens the journal, and drops a last line that a killed process left half written."""
-        self.path = path
+    def __init__(self, path: Path, guard: Callable[[], None] = lambda: None) -> None:
+        """Opens the journal, and drops a last line that a killed process left half written. guard: called before each
+        event is written; raises where this process may write no more."""
+        self.path, self._guard = path, guard
         self.events = read_events(path)
         _drop_half_line(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +85,7 @@ class Journal:
         power cut may, so it is for what would come about again in the same way. Raises JournalError where it cannot be
         written, e.g. on a full disk.
         """
+        self._guard()
         record = {"event": event, **data, "time": round(time.time(), 3)}
         try:
             self._file.write(json.dumps(record, sort_keys=True) + "\n")
@@ -144,6 +146,11 @@ def read_events(path: Path) -> list[dict[str, Any]]:
             )
         events.append(record)
     return events
+
+
+def is_begun(events: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a search has asked for anything: then there is something to lose."""
+    return any(event["event"] == "asked" for event in events)
 
 
 def write_json(path: Path, data: Mapping[str, Any] | list[Any]) -> None:

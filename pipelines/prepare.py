@@ -25,6 +25,7 @@ from pipelines.models import build
 from pipelines.onnx_export import export
 from pipelines.problem import check_space, widest_space, within
 from pipelines.runtimes import runtimes
+from pipelines.tracking import without_password
 from pipelines.train import Recipe, faster_precision, train
 from pipelines.weights import load_weights, save_weights
 from pipelines.workbench import Workbench, arrays
@@ -49,6 +50,9 @@ SPARSE = frozenset({"element", "n_of_m"})
 """Granularities that leave single weights zero in a tensor of the whole size."""
 
 Say = Callable[[str], None]
+
+KEPT_WHERE = frozenset({"folder", "artifacts.state"})
+"""Keys that say where a study's state is, not what it searches."""
 
 SAY_SECONDS = 20.0
 """While a dense network is trained, a line at least this far apart."""
@@ -450,12 +454,16 @@ def _recipe(config: StudyConfig, network: Network, data: SearchData, device: str
 
 
 def unchanged(config: StudyConfig, kept: Mapping[str, object]) -> list[str]:
-    """The keys, dotted, in which `config` differs from the one that an earlier run kept; [cluster] may differ."""
-    ours, theirs = _flat(config.to_json()), _flat(kept)
+    """The keys, dotted, in which `config` differs from the one that an earlier run kept. [cluster] may differ, and
+    where the study is kept: it may go on elsewhere."""
+    # what was kept in a store is without passwords
+    ours, theirs = (
+        _flat(json.loads(without_password(json.dumps(data)))) for data in (config.to_json(), kept)
+    )
     return sorted(
         k
         for k in ours.keys() | theirs.keys()
-        if not k.startswith("cluster.") and ours.get(k) != theirs.get(k)
+        if not k.startswith("cluster.") and k not in KEPT_WHERE and ours.get(k) != theirs.get(k)
     )
 
 

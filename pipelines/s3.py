@@ -5,6 +5,7 @@ import io
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,15 @@ from pipelines.artifacts import (
     ArtifactError,
     ArtifactNotFound,
     StoreAway,
+    Stored,
     StoreRefused,
+    Upload,
     check_key,
     check_limit,
 )
 
 PROBE = "probe"
+_CREATE_TRIES = 5
 PART_BYTES = 8 << 20
 """Files from this size on are sent and read in parts of this size, several at a time."""
 
@@ -43,6 +47,14 @@ _WRONG_KEYS = {"SignatureDoesNotMatch", "InvalidAccessKeyId", "AuthFailure", "Un
 _EXPIRED = {"ExpiredToken", "InvalidToken", "ExpiredTokenException", "TokenRefreshRequired"}
 _CLOCK = {"RequestTimeTooSkewed", "RequestExpired"}
 _REGION = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+_EXISTS = {"PreconditionFailed", "412"}
+_AT_ONCE = {"ConditionalRequestConflict", "OperationAborted", "409"}
+_NO_CONDITIONS = {"NotImplemented", "501", "InvalidArgument", "InvalidRequest", "400", "MethodNotAllowed"}
+_RIGHTS = {
+    "delete": "s3:DeleteObject",
+    "list uploads below": "s3:ListBucketMultipartUploads and s3:ListMultipartUploadParts",
+    "abort an upload of": "s3:AbortMultipartUpload",
+}
 _CHECKSUM = {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
 _BUSY = {
     "SlowDown",
@@ -86,6 +98,8 @@ class S3Store:
         endpoint = endpoint_url or next((os.environ[v] for v in variables if os.environ.get(v)), None)
         with self._clear_errors("use", ""):
             self._client = _client(endpoint)
+        self.conditional = True
+        """Whether the server does conditional writes (If-None-Match), as far as is known: `probe` finds out."""
 
     @property
     def uri(self) -> str:
@@ -100,6 +114,32 @@ class S3Store:
         with self._clear_errors("write", key), file.open("rb") as stream:
             self._client.upload_fileobj(stream, self.bucket, self._full(key), Config=_transfer())
         return f"{self.uri}/{key}"
+
+    def put_new(self, key: str, file: Path) -> bool:
+        """As the protocol says where `conditional`; elsewhere two that write in the same moment both get True, so that
+        a caller reads back what came of it."""
+        if not self.conditional:
+            if self.exists(key):
+                return False
+            self.put(key, file)
+            return True
+        with self._clear_errors("write", key):
+            return self._create(self._full(key), file.read_bytes())
+
+    def _create(self, key: str, body: bytes) -> bool:
+        """One conditional write, in one request. Raises ClientError."""
+        for left in reversed(range(_CREATE_TRIES)):
+            try:
+                self._client.put_object(Bucket=self.bucket, Key=key, Body=body, IfNoneMatch="*")
+            except ClientError as error:
+                if _code(error) in _EXISTS:
+                    return False
+                if _code(error) not in _AT_ONCE or not left:
+                    raise
+                time.sleep(0.2)  # another's write to the key is not decided yet
+            else:
+                return True
+        raise AssertionError("the last try returns or raises")
 
     def get(self, key: str, file: Path, *, limit: int | None = None) -> None:
         try:
@@ -125,8 +165,42 @@ class S3Store:
             return False
         return True
 
+    def list(self, prefix: str = "") -> Iterator[Stored]:
+        with self._clear_errors("list", ""):
+            pages = self._client.get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix):
+                for item in page.get("Contents", ()):
+                    key = item["Key"].removeprefix(self.prefix)
+                    yield Stored(key, item["Size"], item["LastModified"].timestamp())
+
+    def delete(self, key: str) -> None:
+        with self._clear_errors("delete", key):
+            self._client.delete_object(Bucket=self.bucket, Key=self._full(key))
+
+    def uploads(self) -> Iterator[Upload]:
+        with self._clear_errors("list uploads below", ""):
+            pages = self._client.get_paginator("list_multipart_uploads")
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix):
+                for item in page.get("Uploads", ()):
+                    key, name = item["Key"], item["UploadId"]
+                    parts = self._client.get_paginator("list_parts").paginate(
+                        Bucket=self.bucket, Key=key, UploadId=name
+                    )
+                    size = sum(part["Size"] for found in parts for part in found.get("Parts", ()))
+                    yield Upload(key.removeprefix(self.prefix), name, size, item["Initiated"].timestamp())
+
+    def abort(self, upload: Upload) -> None:
+        with self._clear_errors("abort an upload of", upload.key):
+            try:
+                self._client.abort_multipart_upload(
+                    Bucket=self.bucket, Key=self._full(upload.key), UploadId=upload.id
+                )
+            except ClientError as error:
+                if _code(error) != "NoSuchUpload":  # ended in the meantime
+                    raise
+
     def probe(self) -> None:
-        """Four small requests: write, look at, list, delete. Raises S3Error naming the one refused.
+        """Small requests: write, write on condition, look at, list, delete. Raises S3Error naming the one refused.
 
         The write comes first because only it is answered with a reason: a refused HEAD has no body. A store
         that forbids deleting keeps one ten-byte object called `probe`.
@@ -134,6 +208,7 @@ class S3Store:
         key = self._full(PROBE)
         with self._clear_errors("write", PROBE):
             self._client.upload_fileobj(io.BytesIO(b"prunefront"), self.bucket, key, Config=_transfer())
+            self.conditional = self._keeps_conditions(key)
         self.exists(PROBE)
         with self._clear_errors("list", ""):
             self._client.head_bucket(Bucket=self.bucket)
@@ -143,6 +218,18 @@ class S3Store:
             except ClientError as error:
                 if _code(error) not in _DENIED:
                     raise
+
+    def _keeps_conditions(self, key: str) -> bool:
+        """Whether the server refuses to write over an object that is there when told so. Raises ClientError."""
+        for _ in range(3):  # another study's probe may delete the object between two tries
+            try:
+                if not self._create(key, b"prunefront"):
+                    return True
+            except ClientError as error:
+                if _code(error) in _NO_CONDITIONS:
+                    return False
+                raise
+        return False
 
     def _full(self, key: str) -> str:
         return self.prefix + check_key(key)
@@ -207,9 +294,13 @@ class S3Store:
         if code in _EXPIRED:
             return S3Error(f"{at}: the session token is no longer valid ({code}); log in again")
         if code in _DENIED:
+            rights = next(
+                (needed for verb, needed in _RIGHTS.items() if what.startswith(f"cannot {verb} ")),
+                "s3:PutObject, s3:GetObject and s3:ListBucket",
+            )
             return S3Error(
                 f"{at}: access denied; check that AWS_SECRET_ACCESS_KEY is right and that the credentials may "
-                f"s3:PutObject, s3:GetObject and s3:ListBucket in bucket {self.bucket!r} (docs/artifacts.md)"
+                f"{rights} in bucket {self.bucket!r} (docs/artifacts.md)"
             )
         if code in _CLOCK:
             return S3Error(f"{at}: this machine's clock differs too much from the server's; set it right")

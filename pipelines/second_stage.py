@@ -237,6 +237,7 @@ def _trained(session: Session, jobs: Mapping[str, Job]) -> list[Trained]:
     """What the journal knows of these jobs. Raises PrunefrontError if the dense network itself failed."""
     trained, failures = [], []
     latest = {event["name"]: event for event in session.journal.of("trained")}
+    published = {event["name"]: event["artifact"] for event in session.journal.of("published")}
     stopped = {event["name"] for event in session.journal.of("stopped")}
     for name, job in jobs.items():
         if name in stopped:
@@ -246,7 +247,7 @@ def _trained(session: Session, jobs: Mapping[str, Job]) -> list[Trained]:
         if isinstance(outcome, Failure):
             failures.append((name, outcome))
             continue
-        trained.append(Trained(job, outcome, event["artifact"], event["epochs"]))
+        trained.append(Trained(job, outcome, published.get(name, event["artifact"]), event["epochs"]))
     for name, failure in failures:
         session.display.say(f"{name} failed in training: {failure.kind}: {failure.reason}")
         need_dense(name, failure)

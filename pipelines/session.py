@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pipelines.artifacts import ArtifactStore
 from pipelines.config import StudyConfig
+from pipelines.custody import Held
 from pipelines.journal import Journal
 from pipelines.progress import Display
 from pipelines.tracking import Tracker
@@ -31,7 +32,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What the stages of one run share and write to."""
+    """What the stages of one run share and write to. custody: the right to write what is the study's alone."""
 
     config: StudyConfig
     display: Display
@@ -39,3 +40,4 @@ class Session:
     tracker: Tracker
     store: ArtifactStore
     timing: Timing
+    custody: Held

@@ -62,7 +62,7 @@ class Status:
 def status(folder: Path, now: float | None = None) -> Status:
     """Of the study in a folder. now: seconds since the epoch; None = the clock's. Raises PrunefrontError for a folder
     that holds no study, or a journal that cannot be read."""
-    process, since = _holder(folder / "lock")
+    process, since = holder(folder / "lock")
     return summed_up(
         kept_config(folder),
         read_events(folder / "journal.jsonl"),
@@ -133,7 +133,7 @@ def _failed(event: Mapping[str, Any]) -> bool:
     return "failure" in event.get("outcome", {})
 
 
-def _holder(lock: Path) -> tuple[str, float]:
+def holder(lock: Path) -> tuple[str, float]:
     """The process that holds a study's lock, "" where nobody on this machine does, and since when."""
     try:
         file = lock.open()

@@ -14,6 +14,7 @@ from ray.tune import TuneError
 from pipelines.artifacts import FRONT, open_store, put_json
 from pipelines.cluster import Cluster, connected, named
 from pipelines.config import StudyConfig
+from pipelines.custody import held, take
 from pipelines.final import Trained, report
 from pipelines.first_stage import screen, warm_started
 from pipelines.forecast import forecast, steered
@@ -26,6 +27,7 @@ from pipelines.report import FrontRow, write_html, write_png
 from pipelines.second_stage import choose, compare_with_forecast, control, finetune, need_dense
 from pipelines.session import Session, Timing
 from pipelines.spool import SPOOL, Refuge, Spool, spooling
+from pipelines.state import JOURNAL
 from pipelines.studies import BOUNDS, bounds_kept
 from pipelines.study_folder import open_folder
 from pipelines.tracking import MlflowTracker, Status
@@ -60,17 +62,19 @@ def run(
         behind = open_store(config.artifact_uri, config.artifacts.endpoint_url)
         behind.probe()  # before anything of an earlier run is deleted
         warm = _read_earlier(config) if fresh else None  # also before: it may be what is deleted here
+        custody = take(config, behind, display.say, resume=resume, fresh=fresh)
         open_folder(config, resume=resume, fresh=fresh)
         with (
-            Journal(config.path / "journal.jsonl") as journal,
+            held(custody, config, behind, display.say) as ours,
+            Journal(config.path / JOURNAL, guard=ours.check) as journal,
             spooling(behind, Spool(config.path / SPOOL), display.say) as store,
         ):
             tracker = MlflowTracker(config.tracking_uri, config.tracking.experiment, config.folder)
             earlier = journal.of("tracking")
             run_id = tracker.start(config.to_json(), resume_run_id=earlier[-1]["run"] if earlier else None)
-            if not earlier:
+            if not earlier or run_id != earlier[-1]["run"]:  # another machine may have another tracking store
                 journal.append("tracking", run=run_id)
-            session = Session(config, display, journal, tracker, store, Timing())
+            session = Session(config, display, journal, tracker, store, Timing(), ours)
             status: Status = "FAILED"
             try:
                 rows = _stages(session, address, warm)
@@ -133,6 +137,7 @@ def _stages(session: Session, address: str | None, earlier: Sequence[Earlier] | 
             screening = screen(
                 session, network, knowledge.scores, task, bench_ref, cluster, predicting, begin
             )
+            session.custody.check_now()
             publish(session.store, signature, screening.table(config.name))
         with timing.stage("finetune"):
             trained = finetune(session, network, knowledge.scores, screening, task, bench_ref, cluster)
@@ -232,8 +237,11 @@ def _report(session: Session, network: Network, front: list[Trained]) -> list[Fr
         session.tracker.log(name, {}, failure, stage="test")
         session.display.say(f"{name} is left out of the front: {failure.kind}: {failure.reason}")
         need_dense(name, failure)
+    for row in rows:  # a resumed study reports these: the ones before, without test figures, may be collected
+        session.journal.append("published", name=row.key, artifact=row.artifact.rpartition("/")[2])
     data = [row.to_json() for row in rows]
     write_json(folder / FRONT, data)
+    session.custody.check_now()
     put_json(session.store, FRONT, data)
     write_html(data, folder / "front.html", config.name, note=bounds_kept(folder))
     write_png(data, folder / "front.png", config.name)

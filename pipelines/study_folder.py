@@ -7,15 +7,18 @@ from pipelines.artifacts import FRONT
 from pipelines.config import StudyConfig
 from pipelines.forecast import CORRECTED
 from pipelines.inheritance import WEIGHTS
-from pipelines.journal import Journal, write_json
+from pipelines.journal import Journal, is_begun, write_json
 from pipelines.latency_table import TABLE
+from pipelines.ownership import OWNER
 from pipelines.prepare import unchanged
 from pipelines.spool import SPOOL
+from pipelines.state import RUN, SUPERSEDED
 from pipelines.studies import BOUNDS
 from pruners.errors import PrunefrontError
 
 OURS = (
     "journal.jsonl",  # first: without it, nothing that is left counts
+    SUPERSEDED,
     "study.json",
     "prepared",
     WEIGHTS,
@@ -31,10 +34,11 @@ OURS = (
 )
 """What a study keeps in its folder, beside the lock; nothing else there is ever deleted."""
 
+KEPT = (TABLE, "lock", OWNER, RUN)
+"""Also ours, and never deleted here: what was measured by a command of its own, and whose the study is."""
 
 NETWORK_KEYS = ("model.", "data.", "dense.", "seed", "space.frozen", "training.weight_decay")
 """What the dense network and its channel graph follow from."""
-
 
 NETWORK_FILES = ("dense.safetensors", "initial.safetensors", "dense.onnx", "data.json", "graph.json")
 """Where they are kept: hours of training are not repeated because a criterion was misspelt."""
@@ -48,7 +52,7 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
     """
     folder, kept = config.path, config.path / "study.json"
     names = (path.name.removesuffix(".new") for path in folder.iterdir())  # `write_json` may have been killed
-    foreign = sorted(name for name in names if name not in (*OURS, TABLE, "lock"))
+    foreign = sorted(name for name in names if name not in (*OURS, *KEPT))
     if foreign and not kept.exists():
         raise PrunefrontError(
             f"{folder} holds {', '.join(foreign[:3])} and no study; give the study another `name` or `folder`"
@@ -56,7 +60,7 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
     different, prepared = [], False
     if not fresh:
         with Journal(folder / "journal.jsonl") as journal:
-            begun = bool(journal.of("asked"))
+            begun = is_begun(journal.events)
         prepared = (folder / "prepared" / "graph.json").exists()
         if begun and not resume:
             raise PrunefrontError(
@@ -75,6 +79,7 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
                 "it back, or start afresh with --fresh"
             )
         if begun or (resume and prepared and not different):
+            write_json(kept, config.to_json())  # one from a store has no passwords
             return
     keep_network = not fresh and prepared and not any(key.startswith(NETWORK_KEYS) for key in different)
     for name in OURS:

@@ -1,7 +1,9 @@
 """Artifacts through folders and memory: round trips, interrupted uploads, and stores that lie."""
 
 import contextlib
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,6 +45,7 @@ from pipelines.artifacts import (
 )
 from pruners.errors import PrunefrontError
 from pruners.saved import load_network
+from tests.stores import check_first_come_first_served, check_list_and_delete, check_two_studies_do_no_harm
 
 
 @pytest.fixture
@@ -75,6 +78,23 @@ def test_round_trip(store: ArtifactStore, made: Path, tmp_path: Path) -> None:
     assert all((out / name).read_bytes() == (made / name).read_bytes() for name in LIMITS)
     assert check_digests(out).sha256 == artifact.sha256
     assert load_file(out / "weights.safetensors")["conv.weight"].equal(torch.arange(6.0).reshape(2, 3))
+
+
+def test_what_every_store_does(store: ArtifactStore, tmp_path: Path) -> None:
+    check_list_and_delete(store, tmp_path)
+    check_first_come_first_served(store, tmp_path)
+
+
+def test_two_studies_in_one_folder(tmp_path: Path) -> None:
+    check_two_studies_do_no_harm(lambda: DirectoryStore(tmp_path / "store"), tmp_path)
+
+
+def test_a_folder_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    check_first_come_first_served(DirectoryStore(tmp_path / "store"), tmp_path)
 
 
 def test_the_same_content_is_sent_once(made: Path) -> None:
@@ -320,6 +340,8 @@ def test_no_store_takes_a_bad_key(store: ArtifactStore, tmp_path: Path, key: str
         lambda: store.put(key, file),
         lambda: store.get(key, tmp_path / "out"),
         lambda: store.exists(key),
+        lambda: store.put_new(key, file),
+        lambda: store.delete(key),
     ):
         with pytest.raises(ArtifactError, match="cannot be a key"):
             call()

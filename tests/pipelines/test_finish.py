@@ -301,7 +301,9 @@ def test_ctrl_c_while_fine_tuning_ends_nothing_early_and_a_lost_network_costs_on
     # a finished study reports again; what is no longer in the store is said, and costs nobody else his row
     rows = json.loads(prunefront(tmp_path, "front", "small", "--json"))
     lost = next(r["key"] for r in rows if r["key"] != "dense")
-    artifact = next(e["artifact"] for e in after if e["event"] == "trained" and e["name"] == lost)
+    first = next(e["artifact"] for e in after if e["event"] == "trained" and e["name"] == lost)
+    artifact = next(e["artifact"] for e in after if e["event"] == "published" and e["name"] == lost)
+    assert artifact != first  # the network with test figures, which a resumed study goes on from
     shutil.rmtree(tmp_path / "studies" / "small" / "artifacts" / artifact)
     out = prunefront(tmp_path, "search", "s.toml", "--resume")
     assert f"{lost} is left out of the front: storage: there is no artifact" in out

@@ -12,6 +12,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
 
 from pipelines.artifacts import (
@@ -19,6 +20,7 @@ from pipelines.artifacts import (
     MANIFEST,
     ArtifactError,
     ArtifactNotFound,
+    Upload,
     check_digests,
     fetch,
     open_store,
@@ -26,6 +28,7 @@ from pipelines.artifacts import (
 )
 from pipelines.s3 import PART_BYTES, S3Error, S3Store
 from pruners.errors import PrunefrontError
+from tests.stores import check_first_come_first_served, check_list_and_delete, check_two_studies_do_no_harm
 
 SECRET = "never-printed"
 
@@ -110,6 +113,97 @@ def test_large_files_travel_in_parts(bucket: str, tmp_path: Path) -> None:
     assert _client().head_object(Bucket=bucket, Key="p/big")["ETag"].endswith('-2"')
     with pytest.raises(ArtifactError, match="at most"):
         store.get("big", tmp_path / "back", limit=PART_BYTES)
+
+
+def test_what_every_store_does(bucket: str, tmp_path: Path) -> None:
+    check_list_and_delete(S3Store(f"s3://{bucket}/p"), tmp_path)
+    check_first_come_first_served(S3Store(f"s3://{bucket}/p"), tmp_path)
+
+
+def test_two_studies_under_one_prefix(bucket: str, tmp_path: Path) -> None:
+    check_two_studies_do_no_harm(lambda: S3Store(f"s3://{bucket}/p"), tmp_path)
+
+
+def test_more_objects_than_a_page_holds(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = _client()
+    for number in range(7):
+        client.put_object(Bucket=bucket, Key=f"p/{number}")
+    client.put_object(Bucket=bucket, Key="p/.strange key ä")  # one of somebody else's
+    store = S3Store(f"s3://{bucket}/p")
+    asked: list[dict[str, Any]] = []
+
+    def two_at_a_time(params: dict[str, Any], **_: object) -> None:
+        params["MaxKeys"] = 2
+        asked.append(params)
+
+    store._client.meta.events.register("before-parameter-build.s3.ListObjectsV2", two_at_a_time)
+    assert {s.key for s in store.list()} == {*map(str, range(7)), ".strange key ä"}
+    assert len(asked) == 4
+
+
+def test_an_upload_that_was_never_ended_is_found_and_dropped(bucket: str) -> None:
+    client = _client()
+    for key in ("p/a/model.onnx", "p-other/b"):
+        begun = client.create_multipart_upload(Bucket=bucket, Key=key)
+        client.upload_part(Bucket=bucket, Key=key, UploadId=begun["UploadId"], PartNumber=1, Body=b"12345")
+    store = S3Store(f"s3://{bucket}/p")
+    (upload,) = store.uploads()
+    assert (upload.key, upload.size_bytes) == ("a/model.onnx", 5)
+    store.abort(upload)
+    store.abort(upload)
+    assert list(store.uploads()) == []
+    assert len(client.list_multipart_uploads(Bucket=bucket)["Uploads"]) == 1
+
+
+@pytest.mark.parametrize("answer", ["ignores", "refuses"])
+def test_a_server_without_conditional_writes_is_found_out(bucket: str, tmp_path: Path, answer: str) -> None:
+    store = S3Store(f"s3://{bucket}/p")
+
+    def without(params: dict[str, Any], **_: object) -> None:
+        if params["headers"].pop("If-None-Match", None) and answer == "refuses":
+            raise ClientError({"Error": {"Code": "NotImplemented", "Message": "no"}}, "PutObject")
+
+    store._client.meta.events.register("before-call.s3.PutObject", without)
+    store.probe()
+    assert not store.conditional
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "b").write_text("b")
+    assert store.put_new("key", tmp_path / "a")
+    assert not store.put_new("key", tmp_path / "b")  # one after the other it holds all the same
+    store.get("key", tmp_path / "back")
+    assert (tmp_path / "back").read_text() == "a"
+
+
+def test_a_write_that_another_is_in_the_middle_of_is_tried_again(bucket: str, tmp_path: Path) -> None:
+    store, answers = S3Store(f"s3://{bucket}/p"), ["ConditionalRequestConflict", "ConditionalRequestConflict"]
+
+    def busy(**_: object) -> None:
+        if answers:
+            raise ClientError({"Error": {"Code": answers.pop(), "Message": "busy"}}, "PutObject")
+
+    store._client.meta.events.register("before-call.s3.PutObject", busy)
+    (tmp_path / "a").write_text("a")
+    assert store.put_new("key", tmp_path / "a")
+    answers += ["ConditionalRequestConflict"] * 9
+    _one_line(lambda: store.put_new("other", tmp_path / "a"), "ConditionalRequestConflict|busy")
+
+
+@pytest.mark.parametrize(
+    ("call", "rights"),
+    [
+        (lambda store: store.delete("a"), "s3:DeleteObject"),
+        (
+            lambda store: list(store.uploads()),
+            "s3:ListBucketMultipartUploads and s3:ListMultipartUploadParts",
+        ),
+        (lambda store: store.abort(Upload("a", "1", 0, 0.0)), "s3:AbortMultipartUpload"),
+        (lambda store: list(store.list()), "s3:PutObject, s3:GetObject and s3:ListBucket"),
+    ],
+)
+def test_what_gc_may_not_do_is_named(call: Callable[[S3Store], object], rights: str) -> None:
+    with _refusing("AccessDenied", 403) as url:
+        store = S3Store("s3://bucket/p", endpoint_url=url)
+        _one_line(lambda: call(store), f"may {rights} in bucket 'bucket'")
 
 
 def test_a_corrupt_object_is_found(bucket: str, made: Path, tmp_path: Path) -> None:
@@ -253,7 +347,7 @@ def _answering(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str
     """The address of a server that answers as told."""
 
     class Handler(BaseHTTPRequestHandler):
-        do_PUT = do_GET = do_HEAD = lambda self: answer(self)
+        do_PUT = do_GET = do_HEAD = do_DELETE = lambda self: answer(self)
 
         def log_message(self, *_: object) -> None:
             """Nothing on the terminal."""

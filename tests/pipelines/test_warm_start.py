@@ -441,6 +441,7 @@ pairs = 10
 workers = 2
 [artifacts]
 uri = "{artifacts}"
+state = false
 """
 
 

@@ -27,6 +27,7 @@ from pipelines.s3 import PART_BYTES, S3Error, S3Store
 from pipelines.spool import Spool, SpoolingStore
 from tests.services.ceph import S3Server
 from tests.services.s3_proxy import FAULTS, proxied
+from tests.stores import check_first_come_first_served, check_list_and_delete, check_two_studies_do_no_harm
 
 pytestmark = pytest.mark.services
 
@@ -73,6 +74,29 @@ def test_publish_find_and_fetch(bucket: str, made: Path, tmp_path: Path) -> None
     out = fetch(row["artifact"], tmp_path / "out")
     assert check_digests(out).sha256 == artifact.sha256
     assert all((out / name).read_bytes() == (made / name).read_bytes() for name in LIMITS)
+
+
+def test_what_every_store_does(bucket: str, tmp_path: Path) -> None:
+    check_list_and_delete(S3Store(f"s3://{bucket}/p"), tmp_path)
+    check_first_come_first_served(S3Store(f"s3://{bucket}/p"), tmp_path)
+
+
+def test_two_studies_under_one_prefix(bucket: str, tmp_path: Path) -> None:
+    check_two_studies_do_no_harm(lambda: S3Store(f"s3://{bucket}/p"), tmp_path)
+
+
+def test_an_upload_that_was_never_ended_is_found_and_dropped(bucket: str) -> None:
+    client = _client()
+    begun = client.create_multipart_upload(Bucket=bucket, Key="p/a/model.onnx")
+    client.upload_part(
+        Bucket=bucket, Key="p/a/model.onnx", UploadId=begun["UploadId"], PartNumber=1, Body=b"12345"
+    )
+    store = S3Store(f"s3://{bucket}/p")
+    (upload,) = store.uploads()
+    assert (upload.key, upload.size_bytes) == ("a/model.onnx", 5)
+    store.abort(upload)
+    store.abort(upload)
+    assert list(store.uploads()) == []
 
 
 def test_64_megabytes_travel_in_parts(bucket: str, tmp_path: Path) -> None:

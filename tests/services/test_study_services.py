@@ -3,6 +3,8 @@ real MLflow server."""
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,9 +18,14 @@ import boto3
 import pytest
 from mlflow.tracking import MlflowClient
 
+from pipelines.artifacts import ArtifactStore, open_store, read_front
+from pipelines.final import FRONT_OBJECTIVES
 from pipelines.journal import read_events
+from pipelines.ownership import owner_of
 from pipelines.spool import Spool
+from pipelines.state import Place, events_in
 from pipelines.warm_start import read
+from search.front import ParetoFront
 from search.measurement import Measurement
 from tests.services.ceph import S3Server
 from tests.services.s3_proxy import Proxy, proxied
@@ -222,6 +229,84 @@ def test_the_mlflow_server_holds_the_study_and_its_candidates(searched: Searched
     assert {"front.html", "front.png", "front.json", "study.json"} <= files
     front = Path(client.download_artifacts(parent.info.run_id, "front.json", str(tmp_path)))
     assert json.loads(front.read_text()) == searched.rows
+
+
+def test_a_search_goes_on_where_its_folder_never_was(
+    searched: Searched, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed, its folder deleted: another machine takes over from the store alone, and nothing is scored twice."""
+    artifacts, env = f"s3://{bucket}/studies/moved", environment(searched.s3)
+    text = STUDY.format(
+        artifacts=artifacts, endpoint=searched.s3.endpoint, tracking=searched.tracking, candidates=CANDIDATES
+    ).replace('"remote"', '"moved"')
+    text = text.replace("candidates = 2\nepochs = 1", "candidates = 1\nepochs = 0")
+    for machine in ("first", "second"):
+        (tmp_path / machine).mkdir()
+        (tmp_path / machine / "s.toml").write_text(text)
+    for name, value in env.items():
+        if name.startswith("AWS_"):
+            monkeypatch.setenv(name, value)
+    store = open_store(artifacts, searched.s3.endpoint)
+    driver = subprocess.Popen(
+        [PROGRAM, "search", "s.toml"],
+        cwd=tmp_path / "first",
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        place = _scored_in_store(store, driver, at_least=3)
+    finally:
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+    shutil.rmtree(tmp_path / "first" / "studies")
+    there = tmp_path / "second"
+    refused = outcome("search", "s.toml", "--resume", folder=there, env=env)
+    assert refused.returncode == 2
+    assert "is running elsewhere" in refused.stderr
+    store.delete(place.heartbeat_key)  # a minute later
+    snapshot = place.stand().snapshot
+    assert snapshot is not None
+    known = events_in(place, snapshot)
+    out = prunefront("search", "s.toml", "--resume", folder=there, env=env)
+    assert f"the study was brought to where it stands in {place.uri}: run 1 on " in out
+    events = read_events(there / "studies/moved/journal.jsonl")
+    assert events[: len(known)] == known
+    told = [e["key"] for e in events if e["event"] == "told"]
+    assert len(told) == len(set(told)) == CANDIDATES
+    front = ParetoFront(FRONT_OBJECTIVES)
+    for event in events:
+        if event["event"] == "trained":
+            front.add(event["name"], Measurement.from_json(event["outcome"]))
+    rows = json.loads((there / "studies/moved/front.json").read_text())
+    assert {row["key"] for row in rows} == {*front.members, "dense"}
+    assert read_front(store) == rows
+
+    # what was published before the test figures came goes, and the front is as good as before
+    look = ("gc", artifacts, "--endpoint-url", searched.s3.endpoint, "--older-than", "0s", "--json")
+    found = json.loads(prunefront(*look, folder=tmp_path, env=env))
+    superseded = {i["what"] for i in found["items"] if i["kind"] == "superseded"}
+    firsts = {e["name"]: e["artifact"] for e in events if e["event"] == "trained"}
+    assert superseded == {firsts[row["key"]] for row in rows}
+    assert json.loads(prunefront(*look, "--delete", folder=tmp_path, env=env))["deleted"]
+    assert json.loads(prunefront(*look, folder=tmp_path, env=env))["items"] == []
+    prunefront("fetch", "s.toml", "--key", "dense", "-o", "dense/", folder=there, env=env)
+
+
+def _scored_in_store(store: ArtifactStore, driver: "subprocess.Popen[bytes]", *, at_least: int) -> Place:
+    """Where a running search keeps its state, once so many were scored in what is there."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        assert driver.poll() is None, "the search ended before it could be killed"
+        if (owner := owner_of(store)) is not None:
+            place = Place(store, owner.id)
+            stand = place.stand()
+            events = [] if stand.snapshot is None else events_in(place, stand.snapshot)
+            if sum(e["event"] == "told" for e in events) >= at_least:
+                return place
+        time.sleep(0.2)
+    raise AssertionError("nothing was scored in time")
 
 
 @pytest.mark.parametrize(

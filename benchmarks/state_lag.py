@@ -1,0 +1,134 @@
+"""How far a study's state in its store is behind its journal, and what keeping it there costs the driver.
+
+    python benchmarks/state_lag.py [--seconds 60] [--events 20] [--json]
+
+Starts a real S3 server (Ceph RGW, in memory) and appends events of a usual size at a steady rate, as a driver does. The
+lag of an event is the time from its line being on the disk to a snapshot with it being in the store. A machine that
+vanishes at a random moment loses the events of the lag at that moment.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import boto3
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipelines.artifacts import open_store
+from pipelines.journal import Journal
+from pipelines.mirror import Mirror
+from pipelines.ownership import claim
+from pipelines.s3 import S3Store
+from pipelines.state import JOURNAL, Place, events_in
+from tests.services import ceph
+
+OUTCOME = {"values": {"accuracy": 0.9123, "macs": 12345678.0, "params": 234567.0, "size_bytes": 938268.0}}
+CHOICES = {f"layer{i}": {"criterion": "taylor", "ratio": i / 64} for i in range(32)}
+
+
+class Timed(S3Store):
+    """Notes when each snapshot had been put, and how many bytes all puts had."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self.snapshots: list[tuple[float, int]] = []
+        self.puts, self.bytes, self.segment = 0, 0, -1
+
+    def put(self, key: str, file: Path) -> str:
+        text = file.read_text()
+        uri = super().put(key, file)
+        self.puts, self.bytes = self.puts + 1, self.bytes + len(text)
+        if "/objects/" in key:  # a closed segment: this study has no other files
+            self.segment = _last(text)
+        elif key.endswith("snapshot.json"):
+            self.snapshots.append((time.perf_counter(), max(self.segment, _last(json.loads(text)["tail"]))))
+        return uri
+
+
+def _last(lines: str) -> int:
+    """The number of the last event; -1 without one."""
+    return int(json.loads(lines.splitlines()[-1])["number"]) if lines else -1
+
+
+def append(
+    folder: Path, seconds: float, events: float, mirror: Mirror | None
+) -> tuple[list[float], list[float]]:
+    """When each event was on the disk, and how long its append took, in seconds."""
+    written, took = [], []
+    with Journal(folder / JOURNAL, guard=mirror.check if mirror else lambda: None) as journal:
+        start = time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            before = time.perf_counter()
+            journal.append("told", number=len(written), key="0" * 16, outcome=OUTCOME, choices=CHOICES)
+            written.append(time.perf_counter())
+            took.append(written[-1] - before)
+            time.sleep(max(0.0, start + len(written) / events - time.perf_counter()))
+    return written, took
+
+
+def measure(seconds: float, events: float) -> Mapping[str, float]:
+    """The figures, in seconds, bytes and counts."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, plain = Path(temporary) / "study", Path(temporary) / "plain"
+        folder.mkdir()
+        plain.mkdir()
+        boto3.session.Session().client("s3", region_name="us-east-1").create_bucket(Bucket="lag")
+        store = Timed("s3://lag/study")
+        owner = claim(store, folder, "study", begun=False)
+        place = Place(store, owner.id)
+        mirror = Mirror(place, place.begin(1, folder), folder, None, print)
+        _, without = append(plain, seconds / 4, events, None)
+        mirror.start()
+        written, took = append(folder, seconds, events, mirror)
+        mirror.close()
+        snapshot = Place(open_store(store.uri), owner.id).stand().snapshot
+        assert snapshot is not None
+        assert len(events_in(place, snapshot)) == len(written)
+        lags, at = [], 0
+        for moment, last in store.snapshots:
+            while at <= last:
+                lags.append(moment - written[at])
+                at += 1
+        lags.sort()
+        return {
+            "events": len(written),
+            "lag_median_s": statistics.median(lags),
+            "lag_p99_s": lags[int(0.99 * len(lags))],
+            "lag_max_s": lags[-1],
+            "append_median_ms": 1000 * statistics.median(took),
+            "append_median_without_ms": 1000 * statistics.median(without),
+            "puts": store.puts,
+            "bytes_put": store.bytes,
+            "journal_bytes": (folder / JOURNAL).stat().st_size,
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--events", type=float, default=20.0, help="a second")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with ceph.running() as server:
+        os.environ.update(server.environment())
+        found = measure(options.seconds, options.events)
+    if options.json:
+        print(json.dumps(found))
+        return
+    print(
+        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, Ceph RGW in memory"
+    )
+    for name, value in found.items():
+        print(f"{name:<26}{value:,.4g}" if isinstance(value, float) else f"{name:<26}{value:,}")
+
+
+if __name__ == "__main__":
+    main()
