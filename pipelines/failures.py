@@ -3,11 +3,12 @@
 import torch
 
 from pipelines.artifacts import ArtifactError
+from pipelines.device import DeviceLost
 from pruners.errors import PrunefrontError
 from pruners.procedures.loop import Diverged
 from search.measurement import Failure, NotFinite
 
-PASSING = ("crashed", "out_of_memory", "storage")
+PASSING = ("crashed", "out_of_memory", "storage", "device_lost")
 """Kinds of failure that may be gone at another time: they say more of the machine than of the candidate."""
 
 
@@ -19,6 +20,8 @@ def failure(error: BaseException) -> Failure:
         kind = "out_of_memory"
     elif isinstance(error, ArtifactError | OSError):
         kind = "storage"
+    elif isinstance(error, DeviceLost):
+        kind = "device_lost"
     elif isinstance(error, NotFinite):
         kind = "not_finite"
     elif isinstance(error, PrunefrontError):

@@ -1,5 +1,6 @@
 """Second stage: the promising candidates and the dense network, each fine-tuned, measured and published by a trial."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipelines.screen import Screening
 from pipelines.session import Session
 from pipelines.studies import BOUNDS
 from pipelines.tracking import candidate_params
-from pipelines.tune import Queue, Trials, finetune_all
+from pipelines.tune import MEASURED_ON, Queue, Trials, finetune_all
 from pipelines.workbench import Job
 from pruners.errors import PrunefrontError
 from pruners.plan import DENSE, PruningPlan, Scores
@@ -164,6 +165,7 @@ def _make(
         seconds = float(result.get("busy_seconds", 0.0))
         busy += seconds
         artifact = str(result.get("artifact", ""))
+        place = {MEASURED_ON: json.loads(result[MEASURED_ON])} if MEASURED_ON in result else {}
         journal.append(
             "trained",
             name=name,
@@ -171,10 +173,11 @@ def _make(
             artifact=artifact.rpartition("/")[2],
             epochs=result.get("epochs", 0),
             seconds=round(seconds, 3),
+            **place,
         )
         session.tracker.log(
             name,
-            candidate_params(named[name].candidate),
+            candidate_params(named[name].candidate) | {k: v["host"] for k, v in place.items()},
             outcome,
             artifact or None,
             stage=stage,
@@ -245,6 +248,10 @@ def _trained(session: Session, jobs: Mapping[str, Job]) -> list[Trained]:
     for name, failure in failures:
         session.display.say(f"{name} failed in training: {failure.kind}: {failure.reason}")
         need_dense(name, failure)
+    if again := sum(failure.kind in PASSING for _, failure in failures):
+        session.display.say(
+            f"{again} of them failed by the machine and not by themselves: --resume tries them once more"
+        )
     return trained
 
 

@@ -22,6 +22,7 @@ from ray.util.queue import Queue as EventQueue
 
 from pipelines.cluster import set_up_tune
 from pipelines.config import ClusterSection
+from pipelines.device import named_place
 from pipelines.evaluate import Evaluator
 from pipelines.failures import failure
 from pipelines.scheduler import EPOCH, MEASURED, OUTCOME, HalvingScheduler, OnRung, Reached
@@ -30,6 +31,9 @@ from pruners.plan import DENSE
 from search.candidate import Candidate
 from search.halving import Rungs
 from search.measurement import Failure, Measurement, Outcome, outcome_from_json
+
+MEASURED_ON = "measured_on"
+"""In a trial's last result: the machine that its network was timed on, as JSON."""
 
 
 class AskTell(Protocol):
@@ -188,10 +192,11 @@ class FinetuneTrial(tune.Trainable):
                     report[MEASURED] = json.dumps(progress.measurement.to_json())
                 yield report
         measured = self._evaluator.measure(model, plan)
-        measured, artifact = self._evaluator.publish(job.name, model, plan, measured)
+        measured, artifact, where = self._evaluator.publish(job.name, model, plan, measured)
         yield {
             OUTCOME: json.dumps(measured.to_json()),
             "artifact": artifact.uri,
+            MEASURED_ON: json.dumps(named_place(where)),
             "accuracy": measured["accuracy"],
             "epochs": job.epochs,
             DONE: True,
