@@ -18,6 +18,7 @@ from pipelines import device, nodes, tune
 from pipelines.config import ClusterSection, ConfigError, MeasureSection, StudyConfig, parse
 from pipelines.device import DeviceLost, check_address, check_runtime
 from pipelines.failures import PASSING, failure
+from pipelines.latency_table import measure_for
 from pipelines.nodes import Machine, Node, check_nodes, custom
 from pipelines.progress import Display
 from pipelines.study import run
@@ -225,8 +226,20 @@ def test_only_the_device_measures_and_its_loss_is_a_failure_that_passes(
 ) -> None:
     monkeypatch.setattr(device, "AWAY_SECONDS", 3.0)
     shared = {"workers": 2, "gpus_per_worker": 0.5}
-    config = study(tmp_path, measure={"device": "pi", "pairs": 10}, cluster=shared)
+    config = study(
+        tmp_path,
+        search={"searcher": "random", "candidates": 3, "objectives": ["accuracy", "latency_ratio"]},
+        measure={"device": "pi", "pairs": 10, "latency_table": str(tmp_path / "t.json")},
+        cluster=shared,
+    )
+    table = measure_for(
+        config, tmp_path / "t.json", joint=0, address=cluster.address, display=Remembers({})
+    ).table
+    assert len(table.points) == table.planned > 3
     (pi,) = cluster.worker_nodes
+    assert (
+        table.device["node"] == pi.node_id
+    )  # and the study, which takes that table, asks the same node what it is
 
     display = Remembers({"fine-tuning": lambda: cluster.remove_node(pi, allow_graceful=False)})
     with pytest.raises(
