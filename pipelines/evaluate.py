@@ -26,7 +26,7 @@ from pipelines.int8 import check_int8, quantise_onnx
 from pipelines.latency import Timed, compare, runtimes
 from pipelines.models import build
 from pipelines.onnx_export import check, export
-from pipelines.train import Recipe, begin, carry_out
+from pipelines.train import Keep, Recipe, begin, carry_out
 from pipelines.weights import unpacked
 from pipelines.workbench import Job, Workbench
 from pruners.cost import cost
@@ -36,6 +36,7 @@ from pruners.inherit import inherited, unfitted
 from pruners.plan import DENSE, PruningPlan, inside, removed_blocks, without_channels
 from pruners.procedures import Phase, procedures
 from pruners.procedures.loop import EpochReport
+from pruners.procedures.snapshot import Snapshot
 from pruners.prune import prune, settle
 from pruners.recalibrate import recalibrate
 from pruners.saved import PLAN, WEIGHTS, described, rebuild, save_network
@@ -129,13 +130,17 @@ class Evaluator:
         model.load_state_dict(inherited(model, self.bench.graph, parent.plan, unpacked(parent.weights)))
         return model
 
-    def train(self, job: Job) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
+    def train(
+        self, job: Job, keep: Keep | None = None, snapshot: Snapshot | None = None
+    ) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
         """Makes a job's network; how it stands after each epoch but the last. Raises Diverged.
 
+        keep: of procedures that resume. snapshot: of this job, to go on from; its epoch is the first that is told.
+        Raises SnapshotError for one of another.
         Returns the network and the plan that it follows: a procedure may have chosen other units than the job did.
         """
         if job.start != "dense":
-            return (yield from self._from_scratch(job))
+            return (yield from self._from_scratch(job, keep, snapshot))
         bench = self.bench
         recipe = replace(bench.recipe, epochs=job.epochs)
         with shared():
@@ -144,11 +149,17 @@ class Evaluator:
         procedure, options = ("one_shot", {}) if job.plan.key() == DENSE else (bench.procedure, bench.options)
         phases = procedures[procedure](run, **options)
         teacher = self.dense if recipe.distill > 0 else None
-        epochs = carry_out(run, phases, bench.data, recipe, teacher=teacher, yield_point=shared)
+        if not procedures[procedure].resumes:
+            keep = snapshot = None
+        epochs = carry_out(
+            run, phases, bench.data, recipe, teacher=teacher, yield_point=shared, keep=keep, snapshot=snapshot
+        )
         yield from self._progress(epochs, lambda: (run.model, run.plan(), run.arrived), recipe)
         return run.model, run.plan()
 
-    def _from_scratch(self, job: Job) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
+    def _from_scratch(
+        self, job: Job, keep: Keep | None, snapshot: Snapshot | None
+    ) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
         bench = self.bench
         recipe = replace(bench.scratch, epochs=job.epochs)
         with shared():
@@ -158,7 +169,8 @@ class Evaluator:
             # its channels are those of the plan; what that does to blocks and within layers comes before training
             rest = replace(bench.graph, groups=())
             run = begin(model, rest, without_channels(job.plan), bench.data, recipe, self._calibration)
-        epochs = carry_out(run, [Phase(run.steps)], bench.data, recipe, yield_point=shared)
+        phases = [Phase(run.steps)]
+        epochs = carry_out(run, phases, bench.data, recipe, yield_point=shared, keep=keep, snapshot=snapshot)
         yield from self._progress(epochs, lambda: (run.model, job.plan, True), recipe)
         return run.model, job.plan
 

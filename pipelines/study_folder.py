@@ -4,6 +4,7 @@ import json
 import shutil
 
 from pipelines.artifacts import FRONT
+from pipelines.checkpoints import CHECKPOINTS
 from pipelines.config import StudyConfig
 from pipelines.forecast import CORRECTED
 from pipelines.inheritance import WEIGHTS
@@ -19,6 +20,7 @@ OURS = (
     "prepared",
     WEIGHTS,
     "tune",
+    CHECKPOINTS,
     "artifacts",
     FRONT,
     BOUNDS,

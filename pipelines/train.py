@@ -25,6 +25,10 @@ from pruners.procedures.snapshot import Snapshot, Sums, take
 from pruners.statistics import Batch
 
 Precision = Literal["float32", "bfloat16"]
+Keep = Callable[[Callable[[], bytes]], None]
+"""Given, at the end of an epoch, what makes the bytes of a `Snapshot` that the same run can go on from; that can be
+called until the next step."""
+
 YieldPoint = Callable[[], AbstractContextManager[object]]
 
 MOMENTUM = 0.9
@@ -116,13 +120,12 @@ def carry_out(
     *,
     teacher: nn.Module | None = None,
     yield_point: YieldPoint | None = None,
-    keep: Callable[[Callable[[], bytes]], None] | None = None,
+    keep: Keep | None = None,
     snapshot: Snapshot | None = None,
 ) -> Iterator[EpochReport]:
     """Goes through a procedure's phases on the data; `run.model` is the network in the end. As `train` else.
 
-    keep: given, at the end of each epoch, what makes the bytes of a `Snapshot` that the same run can go on from; only
-    while the call lasts. snapshot: such a one, to go on from. Raises SnapshotError for one of another run.
+    snapshot: to go on from. Raises SnapshotError for one of another run.
     """
     if recipe.distill > 0 and teacher is None:
         raise PrunefrontError(f"distill = {recipe.distill} needs a teacher; give one, or set distill = 0")
