@@ -88,13 +88,13 @@ class Target:
                 seen = now
             if now - seen > self.away_seconds:
                 raise DeviceLost(
-                    f"no node has had measure.device = {self.name!r} for {self.away_seconds:g} s; let it join again, "
-                    "and --resume measures what is missing"
+                    f"no node has had measure.device = {self.name!r} for {self.away_seconds:g} s; let it join again and "
+                    "go on: what is missing is measured then"
                 )
             if now - begun > ANSWER_SECONDS:
                 raise DeviceLost(
                     f"measure.device = {self.name!r} is there and has not measured within {ANSWER_SECONDS:g} s; see "
-                    "what it is busy with, and --resume measures what is missing"
+                    "what it is busy with and go on: what is missing is measured then"
                 )
 
 

@@ -263,7 +263,7 @@ def _trained(session: Session, jobs: Mapping[str, Job]) -> list[Trained]:
         need_dense(name, failure)
     if again := sum(failure.kind in PASSING for _, failure in failures):
         session.display.say(
-            f"{again} of them failed by the machine and not by themselves: --resume tries them once more"
+            f"{again} of them failed by the machine and not by themselves: --resume tries them again"
         )
     return trained
 

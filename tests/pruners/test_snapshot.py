@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -131,8 +133,20 @@ def test_no_snapshot_is_taken_of_what_would_not_be_made_again() -> None:
 
 def test_the_simplest_procedures_resume_and_an_entry_says_so() -> None:
     assert {"one_shot", "iterative", "cubic_ramp"} <= set(RESUMING) < set(procedures)
+    resume, again = docs_say()
+    assert (resume, again) == (RESUMING, sorted(set(procedures) - set(RESUMING)))
     # masks that are drawn or learned are not in the snapshot
     assert not any(procedures[name].over == "weights" for name in RESUMING)
+
+
+def docs_say() -> tuple[list[str], list[str]]:
+    """The names that docs/placement.md has under each of its two points."""
+    text = (Path(__file__).parents[2] / "docs" / "placement.md").read_text()
+    found = []
+    for begin in ("- Procedures whose cuts", "- The others start again"):
+        point = text[text.index(begin) :].partition("\n- ")[0]
+        found.append(sorted(re.findall(r"`(\w+)`", point)))
+    return found[0], found[1]
 
 
 def test_a_snapshot_of_another_run_is_refused() -> None:
