@@ -88,8 +88,8 @@ class Target:
                 seen = now
             if now - seen > self.away_seconds:
                 raise DeviceLost(
-                    f"no node has had measure.device = {self.name!r} for {self.away_seconds:g} s; let it join again and "
-                    "go on: what is missing is measured then"
+                    f"no node has had measure.device = {self.name!r} for {self.away_seconds:g} s; let it join again "
+                    "and go on: what is missing is measured then"
                 )
             if now - begun > ANSWER_SECONDS:
                 raise DeviceLost(
