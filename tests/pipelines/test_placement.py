@@ -6,18 +6,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.cluster_utils import Cluster as FakeCluster
+from ray.exceptions import WorkerCrashedError
 from rich.console import Console
 
 from pipelines import device, nodes, tune
 from pipelines.config import ClusterSection, ConfigError, MeasureSection, StudyConfig, parse
-from pipelines.device import DeviceLost, check_address, check_runtime
+from pipelines.device import DeviceLost, Target, check_address, check_runtime
 from pipelines.failures import PASSING, failure
 from pipelines.latency_table import measure_for
 from pipelines.nodes import Machine, Node, check_nodes, custom
@@ -294,7 +297,30 @@ def trained(config: StudyConfig) -> dict[str, Any]:
     return {e["name"]: e for e in map(json.loads, lines) if e["event"] == "trained"}
 
 
-def test_a_lost_device_is_no_candidates_fault() -> None:
-    found = failure(DeviceLost("gone"))
+@pytest.mark.parametrize(
+    ("answers", "there", "said"),
+    [
+        (True, True, "measure.device = 'pi' died while it measured: The worker died unexpectedly"),
+        (False, True, "measure.device = 'pi' is there and has not measured within 0 s"),
+        (False, False, "no node has had measure.device = 'pi' for 0 s"),
+    ],
+)
+def test_a_lost_device_is_no_candidates_fault(
+    answers: bool, there: bool, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def died(task: object) -> None:
+        raise WorkerCrashedError
+
+    monkeypatch.setattr(
+        device, "_run", SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: "task"))
+    )
+    monkeypatch.setattr(device.ray, "wait", lambda tasks, timeout: (tasks, []) if answers else ([], tasks))
+    monkeypatch.setattr(device.ray, "get", died)
+    monkeypatch.setattr(device, "alive", lambda: [Node("a", "", {"pi": 1.0})] if there else [])
+    monkeypatch.setattr(device, "ANSWER_SECONDS", 0.0)
+    with pytest.raises(DeviceLost) as caught:
+        Target("pi", MeasureSection(), "dense", away_seconds=0.0).time(b"", np.zeros(1, np.float32))
+    found = failure(caught.value)
+    assert found.reason.startswith(said)
     assert found.kind == "device_lost"
     assert found.kind in PASSING
