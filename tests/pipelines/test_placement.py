@@ -261,9 +261,8 @@ def test_only_the_device_measures_and_its_loss_is_a_failure_that_passes(
     ).table
     assert len(table.points) == table.planned > 2
     (pi,) = cluster.worker_nodes
-    assert (
-        table.device["node"] == pi.node_id
-    )  # and the study, which takes that table, asks the same node what it is
+    # and the study, which takes that table, asks the same node what it is
+    assert table.device["node"] == pi.node_id
 
     display = Remembers({"fine-tuning": lambda: cluster.remove_node(pi, allow_graceful=False)})
     with pytest.raises(
@@ -284,7 +283,7 @@ def test_only_the_device_measures_and_its_loss_is_a_failure_that_passes(
     where: list[str] = []
     display = Remembers({"fine-tuning": lambda: where.append(node_with("pi"))})
     rows = run(config, display=display, address=cluster.address, resume=True)
-    assert len(rows) == 2
+    assert "dense" in {row.key for row in rows}
     for event in trained(config).values():
         assert event[MEASURED_ON]["node"] == where[0]
         record = json.loads((config.path / "artifacts" / event["artifact"] / "measurement.json").read_text())
