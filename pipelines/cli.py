@@ -129,9 +129,16 @@ def latency_table(
         int, typer.Option(min=0, help="How many networks with several groups cut are timed.")
     ] = 48,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what is there.")] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(help="The Ray cluster that the study's [measure] device is in, as for search."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Time variants of the network on this machine, so that a search can predict latency; can be cut short."""
+    """Time variants of the network, on this machine or the study's device, so that a search can predict latency.
+
+    Can be cut short.
+    """
     from pipelines.config import load
     from pipelines.latency_table import TABLE, measure_for
     from pipelines.progress import Display
@@ -139,7 +146,7 @@ def latency_table(
     config, console = load(study), Console(stderr=as_json)
     display = Display(console)
     try:
-        found = measure_for(config, out, fresh=fresh, joint=joint, display=display)
+        found = measure_for(config, out, fresh=fresh, joint=joint, address=address, display=display)
     except KeyboardInterrupt:
         said = f"stopped; the same command goes on; what was timed is in {out or config.path / TABLE}"
         Console(stderr=True).print(said, highlight=False, soft_wrap=True, markup=False)

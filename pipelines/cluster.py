@@ -23,7 +23,7 @@ CLIENT_PORT = 10001
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What there is to work with. workers: processes that the study will use. nodes: machines that are alive.
+    """What there is to work with. workers: processes that the study will use. nodes: machines that they may be on.
 
     remote: the study itself runs outside the cluster, through ray://.
     """
@@ -142,16 +142,17 @@ def _why(error: Exception) -> str:
 
 
 def _room(section: ClusterSection, *, remote: bool) -> Cluster:
-    import ray
+    from pipelines.nodes import alive
 
-    resources = ray.cluster_resources()
-    by_cpu = int(resources.get("CPU", 0) // section.cpus_per_worker)
-    gpus = section.gpus_per_worker
-    room = by_cpu if gpus == 0 else min(by_cpu, int(resources.get("GPU", 0) / gpus))
+    nodes = alive()
+    # by node: a worker that fits on none of them would be waited for without end
+    rooms = [room for node in nodes if (room := node.room(section))]
+    room = sum(rooms)
     if room < 1:
+        cpus, gpus = (max((n.resources.get(r, 0) for n in nodes), default=0) for r in ("CPU", "GPU"))
         raise PrunefrontError(
-            f"Ray has {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs, but one worker asks for "
-            f"{section.cpus_per_worker} and {gpus:g}; lower [cluster] cpus_per_worker or gpus_per_worker"
+            f"Ray has at most {cpus:g} CPUs and {gpus:g} GPUs on one node, but one worker asks for "
+            f"{section.cpus_per_worker} and {section.gpus_per_worker:g}; lower [cluster] cpus_per_worker or "
+            "gpus_per_worker"
         )
-    nodes = sum(1 for node in ray.nodes() if node["Alive"])
-    return Cluster(min(section.workers or room, room), nodes, remote)
+    return Cluster(min(section.workers or room, room), len(rooms), remote)

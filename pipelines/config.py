@@ -270,9 +270,21 @@ class MeasureSection(Section):
     """How many times candidate and dense network are run in turn."""
     warmup: Annotated[int, Field(ge=0)] = 10
     """Untimed forwards of each before."""
+    device: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,99}$")] | None = None
+    """The node that measures for all, by the resource with which it joined the cluster: docs/placement.md. Default:
+    each worker measures where it is."""
     latency_table: Path | None = None
     """Made by `prunefront latency-table`. Without it, one is measured where latency is among objectives or
     constraints."""
+
+    @model_validator(mode="after")
+    def _a_device_of_ones_own(self) -> Self:
+        if self.device in ("CPU", "GPU", "TPU", "memory", "object_store_memory"):
+            raise ValueError(
+                f"device = {self.device!r} is a resource that Ray gives nodes itself; let the device join with one of "
+                "its own, such as --resources='{\"jetson\": 1}'"
+            )
+        return self
 
 
 class TrackingSection(Section):
@@ -316,7 +328,16 @@ class ClusterSection(Section):
     cpus_per_worker: Annotated[int, Field(ge=1)] = 1
     """CPUs and threads of each worker."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs of each worker; above 0, scoring and training run there."""
+    """GPUs of each worker, or a share of one such as 0.25; above 0, scoring and training run there."""
+
+    @model_validator(mode="after")
+    def _shares_are_of_one_gpu(self) -> Self:
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise ValueError(
+                f"gpus_per_worker = {self.gpus_per_worker:g}: a share is of one GPU; give a whole number, or less "
+                "than 1"
+            )
+        return self
 
 
 class StudyConfig(Section):

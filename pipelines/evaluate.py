@@ -3,16 +3,13 @@
 import hashlib
 import itertools
 import json
-import platform
 import tempfile
-import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -21,16 +18,16 @@ from pipelines import pt2_export
 from pipelines.accuracy import Accuracy, accuracy
 from pipelines.artifacts import Artifact, open_store
 from pipelines.card import card
-from pipelines.config import MeasureSection
 from pipelines.data import Split, batches
+from pipelines.environment import environment
 from pipelines.exclusive import exclusive, shared
 from pipelines.inheritance import Parent
 from pipelines.int8 import check_int8, quantise_onnx
-from pipelines.latency import Latency, compare, runtimes
+from pipelines.latency import Timed, compare, runtimes
 from pipelines.models import build
 from pipelines.onnx_export import check, export
 from pipelines.spool import published
-from pipelines.train import Recipe, begin, carry_out
+from pipelines.train import Keep, Recipe, begin, carry_out
 from pipelines.weights import unpacked
 from pipelines.workbench import Job, Workbench
 from pruners.cost import cost
@@ -40,6 +37,7 @@ from pruners.inherit import inherited, unfitted
 from pruners.plan import DENSE, PruningPlan, inside, removed_blocks, without_channels
 from pruners.procedures import Phase, procedures
 from pruners.procedures.loop import EpochReport
+from pruners.procedures.snapshot import Snapshot
 from pruners.prune import prune, settle
 from pruners.recalibrate import recalibrate
 from pruners.saved import PLAN, WEIGHTS, described, rebuild, save_network
@@ -63,7 +61,7 @@ class Evaluator:
     """Holds the dense network and the calibration batches; every candidate starts from copies of them."""
 
     def __init__(self, bench: Workbench) -> None:
-        self.bench = bench
+        self.bench = bench = bench.here()
         self.dense = bench.dense_model()
         recipe = bench.recipe
         rng = np.random.default_rng([bench.seed, 1])
@@ -133,13 +131,17 @@ class Evaluator:
         model.load_state_dict(inherited(model, self.bench.graph, parent.plan, unpacked(parent.weights)))
         return model
 
-    def train(self, job: Job) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
+    def train(
+        self, job: Job, keep: Keep | None = None, snapshot: Snapshot | None = None
+    ) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
         """Makes a job's network; how it stands after each epoch but the last. Raises Diverged.
 
+        keep: of procedures that resume. snapshot: of this job, to go on from; its epoch is the first that is told.
+        Raises SnapshotError for one of another.
         Returns the network and the plan that it follows: a procedure may have chosen other units than the job did.
         """
         if job.start != "dense":
-            return (yield from self._from_scratch(job))
+            return (yield from self._from_scratch(job, keep, snapshot))
         bench = self.bench
         recipe = replace(bench.recipe, epochs=job.epochs)
         with shared():
@@ -148,11 +150,17 @@ class Evaluator:
         procedure, options = ("one_shot", {}) if job.plan.key() == DENSE else (bench.procedure, bench.options)
         phases = procedures[procedure](run, **options)
         teacher = self.dense if recipe.distill > 0 else None
-        epochs = carry_out(run, phases, bench.data, recipe, teacher=teacher, yield_point=shared)
+        if not procedures[procedure].resumes:
+            keep = snapshot = None
+        epochs = carry_out(
+            run, phases, bench.data, recipe, teacher=teacher, yield_point=shared, keep=keep, snapshot=snapshot
+        )
         yield from self._progress(epochs, lambda: (run.model, run.plan(), run.arrived), recipe)
         return run.model, run.plan()
 
-    def _from_scratch(self, job: Job) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
+    def _from_scratch(
+        self, job: Job, keep: Keep | None, snapshot: Snapshot | None
+    ) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
         bench = self.bench
         recipe = replace(bench.scratch, epochs=job.epochs)
         with shared():
@@ -162,7 +170,8 @@ class Evaluator:
             # its channels are those of the plan; what that does to blocks and within layers comes before training
             rest = replace(bench.graph, groups=())
             run = begin(model, rest, without_channels(job.plan), bench.data, recipe, self._calibration)
-        epochs = carry_out(run, [Phase(run.steps)], bench.data, recipe, yield_point=shared)
+        phases = [Phase(run.steps)]
+        epochs = carry_out(run, phases, bench.data, recipe, yield_point=shared, keep=keep, snapshot=snapshot)
         yield from self._progress(epochs, lambda: (run.model, job.plan, True), recipe)
         return run.model, job.plan
 
@@ -195,18 +204,20 @@ class Evaluator:
 
     def publish(
         self, name: str, model: nn.Module, plan: PruningPlan, measured: Measurement
-    ) -> tuple[Measurement, Artifact]:
-        """Exports, checks, times and stores a finished network; returns the measurement with latency and file size.
+    ) -> tuple[Measurement, Artifact, Mapping[str, Any]]:
+        """Exports, checks, times and stores a finished network; returns the measurement with latency and file size, the
+        artifact, and where it was timed.
 
-        Raises PrunefrontError where the ONNX network disagrees with torch's, or the store refuses. While the store is
-        away the network waits in the bench's refuge.
+        Raises PrunefrontError where the ONNX network disagrees with torch's, or the store refuses; DeviceLost where the
+        study's device does not answer. While the store is away the network waits in the bench's refuge.
         """
         with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
             folder = Path(temporary)
             model = model.cpu().eval().to(memory_format=torch.contiguous_format)
             with shared():
                 self._write_network(model, plan, folder)
-            latency = self._time(model, folder / "model.onnx")
+            timed = self._time(model, folder / "model.onnx")
+            latency = timed.latency
             measured = Measurement(
                 {
                     **measured.values,
@@ -221,13 +232,13 @@ class Evaluator:
                 "key": name,
                 "validation": measured.to_json(),
                 "latency": {n: getattr(latency, n) for n in latency.__slots__},
-                "environment": environment(self.bench.measure),
+                "environment": timed.where,
             }
             _write(folder / PLAN, description)
             _write(folder / "measurement.json", record)
             (folder / "card.md").write_text(card(description, record), encoding="utf-8")
             store = open_store(self.bench.artifact_uri, self.bench.artifacts.endpoint_url)
-            return measured, published(store, folder, name, self.bench.refuge)
+            return measured, published(store, folder, name, self.bench.refuge), timed.where
 
     def _write_network(self, model: nn.Module, plan: PruningPlan, folder: Path) -> None:
         """Weights, ONNX and pt2, each compared with torch before it counts."""
@@ -264,9 +275,12 @@ class Evaluator:
             settle(model, plan, self._calibration)
         return model
 
-    def _time(self, model: nn.Module, onnx: Path) -> Latency:
-        section = self.bench.measure
+    def _time(self, model: nn.Module, onnx: Path) -> Timed:
+        """Against the dense network: on the study's device where it has one, else on this machine."""
+        section, target = self.bench.measure, self.bench.target
         example = self._images(section.batch_size)
+        if target is not None:
+            return target.time(onnx.read_bytes(), example.numpy())
         make = runtimes[section.runtime]
         with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
             dense_onnx = Path(temporary) / "dense.onnx"
@@ -275,7 +289,8 @@ class Evaluator:
                 dense = make(self.dense, dense_onnx, example, section.threads)
                 candidate = make(model, onnx, example, section.threads)
             with exclusive():
-                return compare(dense, candidate, pairs=section.pairs, warmup=section.warmup)
+                latency = compare(dense, candidate, pairs=section.pairs, warmup=section.warmup)
+        return Timed(latency, environment(section))
 
     def _images(self, count: int) -> Tensor:
         validation = self.bench.data.validation
@@ -336,30 +351,6 @@ def stored_shapes(weights: Path) -> dict[str, list[int]]:
     """Name -> shape of every tensor in a file that this process wrote."""
     with safe_open(weights, "pt") as stored:
         return {name: list(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
-
-
-def environment(section: MeasureSection) -> dict[str, Any]:
-    """What a latency depends on besides the network."""
-    return {
-        "runtime": section.runtime,
-        "batch_size": section.batch_size,
-        "torch": torch.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "threads": section.threads,
-        "measured": time.strftime("%Y-%m-%d"),
-    }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = (
-        [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        if cpuinfo.exists()
-        else []
-    )
-    return names[0].partition(":")[2].strip() if names else platform.processor()
 
 
 def _first(split: Split, limit: int | None) -> Split:

@@ -4,18 +4,29 @@ Two lock files. Everyone passes the *turnstile* first, one by one; then the *roo
 of sharers or by a single exclusive holder. An exclusive holder keeps the turnstile while it waits for the
 room to empty, so that no new sharer gets in before it (Courtois et al. 1971, the second problem). The
 kernel drops a process's locks when it ends, however it ends, so nothing is left behind by `kill -9`.
+Whoever gets in writes its process number into the lock file, for those who wait long.
 """
 
 import fcntl
+import logging
 import os
 import stat
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pruners.errors import PrunefrontError
+
+log = logging.getLogger(__name__)
+
+SAY_AFTER_SECONDS = 60.0
+"""Who has waited for so long logs one line that says for whom."""
+
+NOTE_BYTES = 160
+"""Of a lock file: who holds it. Always as many, so that no reader sees half of one note and half of another."""
 
 _held = threading.local()
 
@@ -30,7 +41,8 @@ def shared(folder: Path | None = None) -> Iterator[None]:
     """Holds the machine together with other sharers: around one training or scoring step, not a whole epoch.
 
     folder: where the two lock files are; default `default_folder()`. Takes tens of microseconds when nobody
-    measures. Waits for as long as somebody holds `exclusive` or is waiting for it. Raises RuntimeError
+    measures. Waits for as long as somebody holds `exclusive` or is waiting for it, and logs who that is after
+    `SAY_AFTER_SECONDS`. Raises RuntimeError
     inside another turnstile of the same folder and thread, PrunefrontError where the lock files cannot be
     used.
     """
@@ -92,11 +104,50 @@ def _lock(folder: Path, name: str, mode: int) -> int:
             "set TMPDIR to a folder that this user can write to"
         ) from None
     try:
-        fcntl.flock(file, mode)
+        try:
+            fcntl.flock(file, mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with _saying(folder / name):
+                fcntl.flock(file, mode)
+        with suppress(OSError):  # a full disk keeps nobody out: the note is only for those who wait long
+            os.pwrite(file, _NOTE[os.getpid()], 0)
     except BaseException:  # KeyboardInterrupt while waiting: the descriptor must not stay open
         os.close(file)
         raise
     return file
+
+
+class _Notes(dict[int, bytes]):
+    """Process number -> what it writes into a lock file; made once, and anew in a forked child."""
+
+    def __missing__(self, pid: int) -> bytes:
+        program = " ".join([Path(sys.argv[0]).name, *(a for a in sys.argv[1:3] if not a.startswith("-"))])
+        note = f"{pid} {program}".encode(errors="replace")[: NOTE_BYTES - 1].ljust(NOTE_BYTES - 1) + b"\n"
+        self[pid] = note
+        return note
+
+
+_NOTE = _Notes()
+
+
+@contextmanager
+def _saying(lock: Path) -> Iterator[None]:
+    """Logs one line if the body, which waits for a lock, takes long."""
+
+    def say() -> None:
+        number, _, program = lock.read_bytes()[:NOTE_BYTES].decode(errors="replace").partition(" ")
+        who = f"process {number or 'unknown'} ({program.strip() or 'unknown'})"
+        # any number may be in the room, and only the latest is known
+        has = f"the last to come in was {who}" if lock.name.startswith("room") else f"{who} has it"
+        log.warning("waited %g s for a turn on this machine; %s; lock: %s", SAY_AFTER_SECONDS, has, lock)
+
+    timer = threading.Timer(SAY_AFTER_SECONDS, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _open(folder: Path, name: str) -> int:

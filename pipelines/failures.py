@@ -3,6 +3,7 @@
 import torch
 
 from pipelines.artifacts import ArtifactError, StoreRefused
+from pipelines.device import DeviceLost
 from pruners.errors import PrunefrontError
 from pruners.procedures.loop import Diverged
 from search.measurement import Failure, NotFinite
@@ -10,7 +11,7 @@ from search.measurement import Failure, NotFinite
 REFUSED = "store_refused"
 """The artifact store will take nothing until a person mends something."""
 
-PASSING = ("crashed", "out_of_memory", "storage", REFUSED)
+PASSING = ("crashed", "out_of_memory", "storage", "device_lost", REFUSED)
 """Kinds of failure that may be gone at another time: they say more of the machine than of the candidate."""
 
 
@@ -24,6 +25,8 @@ def failure(error: BaseException) -> Failure:
         kind = REFUSED
     elif isinstance(error, ArtifactError | OSError):
         kind = "storage"
+    elif isinstance(error, DeviceLost):
+        kind = "device_lost"
     elif isinstance(error, NotFinite):
         kind = "not_finite"
     elif isinstance(error, PrunefrontError):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import RayTaskError
 
 from pipelines.config import StudyConfig
 from pipelines.evaluations import Evaluation
@@ -221,24 +222,23 @@ class PredictedCosts:
 
 
 class TimingWorker:
-    """A `PointTimer` in a worker process, where candidates will be timed, too."""
+    """A `PointTimer` in a worker process. Networks are timed where candidates will be, too."""
 
     def __init__(self, bench: Workbench) -> None:
         self._bench = bench
         self._timer: PointTimer | None = None
 
     def device(self) -> dict[str, Any]:
-        """Of the machine that the worker is on."""
-        return device(self._bench.measure)
+        """Of the machine that networks are timed on: the worker's own, or the study's device."""
+        target, section = self._bench.target, self._bench.measure
+        return device(section) if target is None else target.run(device, section)
 
     def time(self, kept: Mapping[str, int]) -> tuple[Point, float]:
         """As `PointTimer.time`."""
         if self._timer is None:
-            bench = self._bench
-            model = bench.dense_model().cpu()
-            self._timer = PointTimer(
-                Subject(model, bench.graph, bench.dense_onnx, bench.input_shape), bench.measure
-            )
+            bench = self._bench.here()
+            network = Subject(bench.dense_model().cpu(), bench.graph, bench.dense_onnx, bench.input_shape)
+            self._timer = PointTimer(network, bench.measure, bench.target)
             self._timer.time({})
         return self._timer.time(kept)
 
@@ -336,7 +336,7 @@ def _table(
 ) -> LatencyTable:
     worker = ray.remote(TimingWorker).options(num_cpus=1, num_gpus=gpus).remote(ray.put(bench))
     try:
-        where = ray.get(worker.device.remote())
+        where = _answer(worker.device.remote())
         path = given or config.path / TABLE
         if given is None:
             _measure(config, bench, path, where, worker, display)
@@ -349,6 +349,16 @@ def _table(
         ray.kill(worker)
 
 
+def _answer(task: Any) -> Any:
+    """What the worker returns. Raises what it raised where a person can mend that, such as a device that went away."""
+    try:
+        return ray.get(task)
+    except RayTaskError as error:
+        if isinstance(error.cause, PrunefrontError):
+            raise error.cause from None
+        raise
+
+
 def _measure(
     config: StudyConfig, bench: Workbench, path: Path, where: Mapping[str, Any], worker: Any, display: Display
 ) -> None:
@@ -357,7 +367,7 @@ def _measure(
     empty = empty_table(bench.graph, bench.dense_onnx, where, keeps, todo)
 
     def time_point(kept: Mapping[str, int]) -> tuple[Point, float]:
-        point, ms = ray.get(worker.time.remote(dict(kept)))
+        point, ms = _answer(worker.time.remote(dict(kept)))
         return point, ms
 
     with display.stage("timing", len(todo)):

@@ -38,7 +38,7 @@ def gather(
     found = tasks(graph, needs, batches, parts=PARTS * workers)
     shared = ray.put((section, classes, input_shape, dict(weights), graph, list(batches)))
     remote = _run.options(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker)
-    device = "cuda" if cluster.gpus_per_worker > 0 else "cpu"
+    device = "cuda" if cluster.gpus_per_worker > 0 else "cpu"  # where the worker has one
     pending = [remote.remote(task, shared, cluster.cpus_per_worker, device) for task in found]
     try:
         # where one fails, the others end with the driver: Ray aborts a driver whose ray.cancel meets the task's answer
@@ -54,6 +54,7 @@ def gather(
 def _run(task: Task, shared: Any, threads: int, device: str) -> Values:
     section, classes, input_shape, weights, graph, batches = shared
     torch.set_num_threads(threads)
+    device = device if torch.cuda.is_available() else "cpu"
     model = build(section, classes=classes, input_shape=input_shape)
     model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
     here = [(inputs.to(device), labels.to(device)) for inputs, labels in batches]

@@ -4,13 +4,14 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipelines.runtimes import Runtime, runtimes
 from pruners.errors import PrunefrontError
 
-__all__ = ["Latency", "Runtime", "compare", "median_interval", "runtimes"]
+__all__ = ["Latency", "Runtime", "Timed", "compare", "median_interval", "runtimes"]
 
 SAMPLE_SECONDS = 1e-3  # far above the timer's and the loop's own cost of about 0.1 µs
 MOST_CALLS = 10_000
@@ -33,6 +34,14 @@ class Latency:
     ratio_high: float
     pairs: int
     calls_per_sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A comparison, and the machine that it was made on, see `pipelines.environment`."""
+
+    latency: Latency
+    where: Mapping[str, Any]
 
 
 def compare(

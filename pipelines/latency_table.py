@@ -8,7 +8,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,13 +19,16 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from pipelines.cluster import connected
 from pipelines.config import MeasureSection, StudyConfig
 from pipelines.data import load as load_data
-from pipelines.evaluate import environment
+from pipelines.device import Target, check_address, target
+from pipelines.environment import PLACE, environment
 from pipelines.exclusive import exclusive, shared
 from pipelines.journal import write_json
-from pipelines.latency import compare, runtimes
+from pipelines.latency import Latency, compare, runtimes
 from pipelines.models import build
+from pipelines.nodes import check_nodes
 from pipelines.onnx_cut import cut, same_as_exported
 from pipelines.onnx_export import export
 from pipelines.prepare import check_names, trace_model
@@ -325,9 +328,12 @@ def subject(config: StudyConfig) -> Subject:
 class PointTimer:
     """Times variants of one network against it. Each is an ONNX file and a module, whichever the runtime runs."""
 
-    def __init__(self, network: Subject, section: MeasureSection) -> None:
-        """Takes seconds: compares once whether cutting the ONNX file gives what exporting gives, else exports each."""
-        self._network, self._section = network, section
+    def __init__(self, network: Subject, section: MeasureSection, target: Target | None = None) -> None:
+        """Takes seconds: compares once whether cutting the ONNX file gives what exporting gives, else exports each.
+
+        target: where they are timed; None = here.
+        """
+        self._network, self._section, self._target = network, section, target
         self._make = runtimes[section.runtime]
         generator = torch.Generator().manual_seed(0)
         self._example: Tensor = torch.randn(section.batch_size, *network.input_shape, generator=generator)
@@ -335,21 +341,20 @@ class PointTimer:
         self.cuts = same_as_exported(
             network.onnx_file, network.model, network.graph, planned(network.graph, halved)
         )
-        with _file(network.onnx_file) as path:
-            self._dense = self._make(network.model, path, self._example, section.threads)
+        if target is None:
+            with _file(network.onnx_file) as path:
+                self._dense = self._make(network.model, path, self._example, section.threads)
 
     def time(self, kept: Mapping[str, int]) -> tuple[Point, float]:
         """The network that keeps so many units of each group; and the dense one's milliseconds meanwhile."""
-        network, section = self._network, self._section
+        network = self._network
         aim = planned(network.graph, kept)
         with shared():
             model = apply(network.model, network.graph, aim)
-            with _file(self._onnx(model, aim)) as path:
-                call = self._make(model, path, self._example, section.threads)
+            once = self._prepared(model, self._onnx(model, aim))
         best = None
         for _ in range(TRIES):
-            with exclusive():
-                got = compare(self._dense, call, pairs=section.pairs, warmup=section.warmup)
+            got = once()
             origin = "single" if len(kept) == 1 else "joint"
             point = Point(dict(kept), got.ratio, got.ratio_low, got.ratio_high, origin)
             if best is None or point.spread < best[0].spread:
@@ -358,6 +363,19 @@ class PointTimer:
                 break
         assert best is not None
         return best
+
+    def _prepared(self, model: nn.Module, onnx_file: bytes) -> Callable[[], Latency]:
+        section, target = self._section, self._target
+        if target is not None:
+            return lambda: target.time(onnx_file, self._example.numpy()).latency
+        with _file(onnx_file) as path:
+            call = self._make(model, path, self._example, section.threads)
+
+        def timed() -> Latency:
+            with exclusive():
+                return compare(self._dense, call, pairs=section.pairs, warmup=section.warmup)
+
+        return timed
 
     def _onnx(self, model: nn.Module, aim: PruningPlan) -> bytes:
         if self.cuts:
@@ -417,7 +435,7 @@ def measure(
         found = read(path)
         if replace(found, points=(), dense_ms=math.nan, device=empty.device) != replace(
             empty, dense_ms=math.nan
-        ) or any(found.device.get(k) != v for k, v in empty.device.items() if k != "measured"):
+        ) or any(found.device.get(k) != v for k, v in empty.device.items() if k not in PLACE):
             raise TableError(
                 f"{path} is a latency table of another network, device or space, or was made by another version; give "
                 "-o another file, or --fresh to replace it"
@@ -532,24 +550,38 @@ def measure_for(
     *,
     fresh: bool = False,
     joint: int = JOINT,
+    address: str | None = None,
     display: Display,
 ) -> Measured:
-    """The latency table of a study's network on this machine, measured in this process, or gone on with.
+    """The latency table of a study's network, measured from this process, or gone on with.
 
-    path: the file; default `latency.json` in the study's folder. fresh: replaces it. Raises PrunefrontError.
+    It is of this machine, or of the study's device in the Ray cluster at `address`. path: the file; default
+    `latency.json` in the study's folder. fresh: replaces it. Raises PrunefrontError.
     """
-    path = path or config.path / TABLE
+    check_address(config.measure, address)
+    with ExitStack() as stack:
+        if config.measure.device is not None:
+            check_names(config)
+            stack.enter_context(connected(address, config.cluster))
+            for line in check_nodes(config.measure, config.cluster):
+                display.say(line)
+        return _measured(config, path or config.path / TABLE, fresh, joint, display)
+
+
+def _measured(config: StudyConfig, path: Path, fresh: bool, joint: int, display: Display) -> Measured:
     network = subject(config)
+    there = target(config.measure, network.onnx_file)
+    where = device(config.measure) if there is None else there.run(device, config.measure)
     keeps = widths(network.graph, config)
     todo = design(keeps, joint=joint, seed=config.seed)
-    empty = empty_table(network.graph, network.onnx_file, device(config.measure), keeps, todo)
+    empty = empty_table(network.graph, network.onnx_file, where, keeps, todo)
     if fresh:
         path.unlink(missing_ok=True)
     timers: list[PointTimer] = []
 
     def time_point(kept: Mapping[str, int]) -> tuple[Point, float]:
         if not timers:
-            timers.append(PointTimer(network, config.measure))
+            timers.append(PointTimer(network, config.measure, there))
             if not timers[0].cuts:
                 display.say(
                     "the ONNX file of this network cannot be cut; every network is exported, which takes seconds"

@@ -19,14 +19,14 @@ from torch import nn
 from pipelines.config import SpaceSection, StudyConfig
 from pipelines.data import SearchData, Splits, batches
 from pipelines.data import load as load_data
+from pipelines.device import check_runtime
 from pipelines.feasibility import check_bounds
 from pipelines.journal import write_json
 from pipelines.models import build
 from pipelines.onnx_export import export
 from pipelines.problem import check_space, widest_space, within
-from pipelines.runtimes import runtimes
 from pipelines.tracking import without_password
-from pipelines.train import Recipe, faster_precision, train
+from pipelines.train import Precision, Recipe, faster_precision, train
 from pipelines.weights import load_weights, save_weights
 from pipelines.workbench import Workbench, arrays
 from pruners.activations import check_inputs
@@ -106,12 +106,7 @@ def check_names(config: StudyConfig) -> None:
             "the control 'lottery_ticket' starts from the weights before training, which are not known, as the network "
             "comes trained: give them as model.initial, or leave model.weights out so that the study trains it"
         )
-    runtime = runtimes[config.measure.runtime]
-    if missing := runtime.missing():
-        raise PrunefrontError(
-            f"measure.runtime = {runtime.name!r} cannot be used here: {missing}; `prunefront list runtimes` says "
-            "which can"
-        )
+    check_runtime(config.measure)
 
 
 def check_space_names(section: SpaceSection, procedure: str) -> None:
@@ -426,8 +421,14 @@ def make_bench(config: StudyConfig, network: Network) -> Workbench:
 def _recipe(config: StudyConfig, network: Network, data: SearchData, device: str) -> Recipe:
     section = config.training
     path = config.path / "prepared" / "precision.json"
+    precision: Precision
     if section.precision != "auto":
         precision, channels_last = section.precision, section.precision == "bfloat16"
+    elif device == "cuda" and not torch.cuda.is_available():
+        precision, channels_last = (
+            "float32",
+            False,
+        )  # what is faster on GPUs of other machines cannot be tried here
     else:
         if not path.exists():
             found = faster_precision(

@@ -1,9 +1,11 @@
 """Second stage: the promising candidates and the dense network, each fine-tuned, measured and published by a trial."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipelines.artifacts import locate
+from pipelines.checkpoints import kept_in
 from pipelines.cluster import Cluster
 from pipelines.controls import control_job, spread
 from pipelines.failures import PASSING, REFUSED
@@ -17,7 +19,7 @@ from pipelines.screen import Screening
 from pipelines.session import Session
 from pipelines.studies import BOUNDS
 from pipelines.tracking import candidate_params
-from pipelines.tune import Queue, Trials, finetune_all
+from pipelines.tune import MEASURED_ON, RESUMED, Queue, Trials, finetune_all
 from pipelines.workbench import Job
 from pruners.errors import PrunefrontError
 from pruners.plan import DENSE, PruningPlan, Scores
@@ -156,6 +158,7 @@ def _make(
             seconds=reached.seconds,
         )
         finished.add(reached.name)
+        kept.drop(reached.name)
         accuracy = reached.measurement["accuracy"]
         session.display.update(len(finished), f"stopped at epoch {reached.epoch}, accuracy {accuracy:.3f}")
 
@@ -164,6 +167,8 @@ def _make(
         seconds = float(result.get("busy_seconds", 0.0))
         busy += seconds
         artifact = str(result.get("artifact", ""))
+        resumed = {RESUMED: result[RESUMED]} if RESUMED in result else {}
+        place = {MEASURED_ON: json.loads(result[MEASURED_ON])} if MEASURED_ON in result else {}
         journal.append(
             "trained",
             name=name,
@@ -171,10 +176,14 @@ def _make(
             artifact=artifact.rpartition("/")[2],
             epochs=result.get("epochs", 0),
             seconds=round(seconds, 3),
+            **place,
+            **resumed,
         )
+        if _settled(journal.events[-1]):  # else --resume goes on from what was kept
+            kept.drop(name)
         session.tracker.log(
             name,
-            candidate_params(named[name].candidate),
+            candidate_params(named[name].candidate) | {k: v["host"] for k, v in place.items()},
             outcome,
             artifact or None,
             stage=stage,
@@ -192,16 +201,23 @@ def _make(
     with session.display.stage(label, len(named), len(finished)):
         left = Queue([job for name, job in named.items() if name not in finished])
         if len(left):
-            trials = Trials(
-                cluster.workers, config.cluster, config.path / "tune", stage, rungs() if rungs else None
-            )
-            finetune_all(bench_ref, left, trials, on_trained, on_rung)
+            unfinished = named.keys() - finished
+            with kept_in(config.path, stage, unfinished, remote=cluster.remote) as kept:
+                trials = Trials(
+                    cluster.workers,
+                    config.cluster,
+                    config.path / "tune",
+                    stage,
+                    rungs() if rungs else None,
+                    kept,
+                )
+                finetune_all(bench_ref, left, trials, on_trained, on_rung)
             if rungs:
                 _say_rungs(session, rungs())
     session.timing.busy[stage] = busy
-    if unfinished := len(named.keys() - finished):
+    if left_over := len(named.keys() - finished):
         raise PrunefrontError(
-            f"Ray Tune ended with {unfinished} of {len(named)} networks not trained; go on with --resume"
+            f"Ray Tune ended with {left_over} of {len(named)} networks not trained; go on with --resume"
         )
     return _trained(session, named)
 
@@ -251,6 +267,10 @@ def _trained(session: Session, jobs: Mapping[str, Job]) -> list[Trained]:
     for name, failure in failures:
         session.display.say(f"{name} failed in training: {failure.kind}: {failure.reason}")
         need_dense(name, failure)
+    if again := sum(failure.kind in PASSING for _, failure in failures):
+        session.display.say(
+            f"{again} of them failed by the machine and not by themselves: --resume tries them again"
+        )
     return trained
 
 

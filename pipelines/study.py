@@ -15,11 +15,13 @@ from pipelines.artifacts import FRONT, open_store, put_json
 from pipelines.cluster import Cluster, connected, named
 from pipelines.config import StudyConfig
 from pipelines.custody import held, take
+from pipelines.device import check_address, target
 from pipelines.final import Trained, report
 from pipelines.first_stage import screen, warm_started
 from pipelines.forecast import forecast, steered
 from pipelines.gather import gather
 from pipelines.journal import Journal, lock, write_json
+from pipelines.nodes import check_nodes
 from pipelines.prepare import Gather, Network, check_names, dense_network, fingerprint, know, make_bench
 from pipelines.problem import problem
 from pipelines.progress import Display
@@ -58,6 +60,7 @@ def run(
             "--resume goes on with what is there and --fresh deletes it; give one of the two"
         )
     check_names(config)
+    check_address(config.measure, address)
     with lock(config.path):
         behind = open_store(config.artifact_uri, config.artifacts.endpoint_url)
         behind.probe()  # before anything of an earlier run is deleted
@@ -105,7 +108,7 @@ def _stages(session: Session, address: str | None, earlier: Sequence[Earlier] | 
         earlier = [] if session.journal.of("warm_start") else _read_earlier(config)
     with ExitStack() as stack:
         # a cluster that cannot be used is said before anything is spent; here Ray starts when there is work for it
-        cluster = _join(stack, config, address) if named(address) else None
+        cluster = _join(stack, session, address) if named(address) else None
         with timing.stage("prepare"):
             network = dense_network(config, session.display.say)
             bench = make_bench(config, network)
@@ -114,7 +117,8 @@ def _stages(session: Session, address: str | None, earlier: Sequence[Earlier] | 
                 conditions(config, fingerprint(network.splits), bench.recipe.precision),
             )
             check_network(earlier, signature)  # before statistics and latencies are paid for
-        cluster = cluster or _join(stack, config, address)
+        cluster = cluster or _join(stack, session, address)
+        bench = replace(bench, target=target(config.measure, bench.dense_onnx))
         timing.workers = cluster.workers
         with timing.stage("score"):
             knowledge = know(config, network, _gather(bench, cluster, config), session.display.say)
@@ -155,10 +159,13 @@ def _stages(session: Session, address: str | None, earlier: Sequence[Earlier] | 
     return rows
 
 
-def _join(stack: ExitStack, config: StudyConfig, address: str | None) -> Cluster:
-    """Ray until the end of `stack`. Raises PrunefrontError if the study cannot run there."""
+def _join(stack: ExitStack, session: Session, address: str | None) -> Cluster:
+    """Ray until the end of `stack`. Raises PrunefrontError if the study cannot run there, or not be measured."""
+    config = session.config
     cluster = stack.enter_context(connected(address, config.cluster))
     _check_storage(config, cluster)
+    for line in check_nodes(config.measure, config.cluster):
+        session.display.say(line)
     return cluster
 
 

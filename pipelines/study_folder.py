@@ -4,6 +4,7 @@ import json
 import shutil
 
 from pipelines.artifacts import FRONT
+from pipelines.checkpoints import CHECKPOINTS
 from pipelines.config import StudyConfig
 from pipelines.forecast import CORRECTED
 from pipelines.inheritance import WEIGHTS
@@ -24,6 +25,7 @@ OURS = (
     WEIGHTS,
     "tune",
     SPOOL,
+    CHECKPOINTS,
     "artifacts",
     FRONT,
     BOUNDS,

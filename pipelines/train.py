@@ -20,10 +20,15 @@ from pruners.graph import ChannelGraph
 from pruners.plan import PruningPlan
 from pruners.procedures import Phase
 from pruners.procedures.loop import EpochReport, fit
-from pruners.procedures.run import Run
+from pruners.procedures.run import Run, SnapshotError
+from pruners.procedures.snapshot import Snapshot, Sums, take
 from pruners.statistics import Batch
 
 Precision = Literal["float32", "bfloat16"]
+Keep = Callable[[Callable[[], bytes]], None]
+"""Given, at the end of an epoch, what makes the bytes of a `Snapshot` that the same run can go on from; that can be
+called until the next step."""
+
 YieldPoint = Callable[[], AbstractContextManager[object]]
 
 MOMENTUM = 0.9
@@ -115,8 +120,13 @@ def carry_out(
     *,
     teacher: nn.Module | None = None,
     yield_point: YieldPoint | None = None,
+    keep: Keep | None = None,
+    snapshot: Snapshot | None = None,
 ) -> Iterator[EpochReport]:
-    """Goes through a procedure's phases on the data; `run.model` is the network in the end. As `train` else."""
+    """Goes through a procedure's phases on the data; `run.model` is the network in the end. As `train` else.
+
+    snapshot: to go on from. Raises SnapshotError for one of another run.
+    """
     if recipe.distill > 0 and teacher is None:
         raise PrunefrontError(f"distill = {recipe.distill} needs a teacher; give one, or set distill = 0")
     frozen = None
@@ -129,24 +139,38 @@ def carry_out(
         assert isinstance(images, Tensor)
         return _backward(model, frozen, images, labels, recipe, run.per_epoch + step)
 
+    generator = np.random.default_rng(recipe.seed)
+    if snapshot is not None:
+        try:
+            generator.bit_generator.state = snapshot.stream
+        except (ValueError, KeyError, TypeError) as error:
+            raise SnapshotError(f"the snapshot has no state of a stream of batches: {error}") from None
+
+    def taken(sums: Sums) -> None:
+        assert keep is not None
+        keep(lambda: take(run, sums, generator.bit_generator.state).to_bytes())
+
     try:
         yield from fit(
             run,
             iter(phases),
-            _stream(data, recipe, device),
+            _stream(data, recipe, device, generator),
             backward,
             learning_rate=recipe.learning_rate,
             schedule=lambda done: schedule(done, recipe.warmup),
             around=yield_point or nullcontext,
+            keep=None if keep is None else taken,
+            snapshot=snapshot,
         )
     finally:
         run.model.eval()
         run.model.to(memory_format=torch.contiguous_format)
 
 
-def _stream(data: SearchData, recipe: Recipe, device: torch.device) -> Iterator[Batch]:
-    """Training batches without end, every image once in each pass."""
-    generator = np.random.default_rng(recipe.seed)
+def _stream(
+    data: SearchData, recipe: Recipe, device: torch.device, generator: np.random.Generator
+) -> Iterator[Batch]:
+    """Training batches without end, every image once in each pass; between passes the generator is all that counts."""
     while True:
         yield from batches(
             data.train,

@@ -4,9 +4,10 @@ Tune gets only candidates that deserve training; a trial's config is the per-gro
 """
 
 import json
+import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,17 +20,31 @@ from ray.tune.experiment import Trial
 from ray.tune.result import DONE
 from ray.tune.search import Searcher as TuneSearcher
 from ray.util.queue import Queue as EventQueue
+from torch import nn
 
+from pipelines.checkpoints import Checkpoints
 from pipelines.cluster import set_up_tune
 from pipelines.config import ClusterSection
-from pipelines.evaluate import Evaluator
+from pipelines.device import named_place
+from pipelines.evaluate import Evaluator, Progress
 from pipelines.failures import failure
 from pipelines.scheduler import EPOCH, MEASURED, OUTCOME, HalvingScheduler, OnRung, Reached
 from pipelines.workbench import Job, Workbench
-from pruners.plan import DENSE
+from pruners.plan import DENSE, PruningPlan
+from pruners.procedures.run import SnapshotError
+from pruners.procedures.snapshot import Snapshot
 from search.candidate import Candidate
 from search.halving import Rungs
 from search.measurement import Failure, Measurement, Outcome, outcome_from_json
+
+MEASURED_ON = "measured_on"
+"""In a trial's last result: the machine that its network was timed on, as JSON."""
+
+
+RESUMED = "resumed"
+"""In a trial's last result: after how many steps of its training it went on from what another worker had kept."""
+
+log = logging.getLogger(__name__)
 
 
 class AskTell(Protocol):
@@ -165,11 +180,12 @@ class FinetuneTrial(tune.Trainable):
         bench: Workbench | None = None,
         queue: Queue | None = None,
         threads: int = 1,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         assert bench is not None
         assert queue is not None
         torch.set_num_threads(threads)
-        self._queue = queue
+        self._queue, self._checkpoints = queue, checkpoints
         self._broken: Failure | None = None
         try:
             self._evaluator = Evaluator(bench)
@@ -179,7 +195,7 @@ class FinetuneTrial(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._steps = self._run(Candidate.from_json(new_config))
-        self._seconds = 0.0
+        self._seconds, self._resumed = 0.0, 0
         return True
 
     def step(self) -> dict[str, Any]:
@@ -203,7 +219,7 @@ class FinetuneTrial(tune.Trainable):
         if job.name == DENSE:  # as it was brought
             model, plan = self._evaluator.bench.dense_model(), job.plan
         else:
-            epochs = self._evaluator.train(job)
+            epochs = self._trained(job)
             while True:
                 try:
                     progress = next(epochs)
@@ -215,17 +231,33 @@ class FinetuneTrial(tune.Trainable):
                     report[MEASURED] = json.dumps(progress.measurement.to_json())
                 yield report
         measured = self._evaluator.measure(model, plan)
-        measured, artifact = self._evaluator.publish(job.name, model, plan, measured)
+        measured, artifact, where = self._evaluator.publish(job.name, model, plan, measured)
         yield {
             OUTCOME: json.dumps(measured.to_json()),
             "artifact": artifact.uri,
+            MEASURED_ON: json.dumps(named_place(where)),
             "accuracy": measured["accuracy"],
             "epochs": job.epochs,
+            **({RESUMED: self._resumed} if self._resumed else {}),
             DONE: True,
         }
 
+    def _trained(self, job: Job) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
+        """As `Evaluator.train`, from what was kept where the job was begun before."""
+        keep = None if self._checkpoints is None else self._checkpoints.keeping(job.name)
+        content = None if self._checkpoints is None else self._checkpoints.read(job.name)
+        if content is not None:
+            try:
+                snapshot = Snapshot.from_bytes(content)
+                self._resumed = snapshot.step
+                return (yield from self._evaluator.train(job, keep, snapshot))
+            except SnapshotError as error:
+                self._resumed = 0
+                log.warning("%s is trained from its start: %s", job.name, error)
+        return (yield from self._evaluator.train(job, keep))
+
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Nothing to keep: a trial whose worker dies starts again from the dense weights."""
+        """Nothing for Tune to keep, which would pickle it: see `pipelines.checkpoints`."""
         return {}
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
@@ -239,13 +271,15 @@ OnTrained = Callable[[str, Outcome, dict[str, Any]], None]
 @dataclass(frozen=True, slots=True)
 class Trials:
     """How trials are run. workers: at a time, at most. storage: Tune's own folder, on the machine that runs Tune;
-    name: of the stage, and of its folder in there. rungs: where trials are compared and perhaps stopped."""
+    name: of the stage, and of its folder in there. rungs: where trials are compared and perhaps stopped. checkpoints:
+    where they are kept between epochs, so that one whose worker died goes on."""
 
     workers: int
     cluster: ClusterSection
     storage: Path
     name: str = "finetune"
     rungs: Rungs | None = None
+    checkpoints: Checkpoints | None = None
 
 
 def finetune_all(
@@ -298,6 +332,7 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained, on
             bench=bench_ref,
             queue=queue,
             threads=cluster.cpus_per_worker,
+            checkpoints=trials.checkpoints,
         ),
         {"cpu": cluster.cpus_per_worker, "gpu": cluster.gpus_per_worker},
     )

@@ -1,7 +1,7 @@
 """What every worker of a study holds: made once, sent once through the object store, read-only."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from pipelines.config import ArtifactSection, MeasureSection, ModelSection
 from pipelines.data import SearchData
+from pipelines.device import Target
 from pipelines.models import build
 from pipelines.spool import Refuge
 from pipelines.train import Recipe
@@ -49,8 +50,9 @@ class Workbench:
     recipe, procedure, options: how a candidate is trained. scratch: how a network is that starts without training.
     initial: the weights before the dense training, where they are known.
     train_images: on how many a candidate is trained before it is scored; 0 = it is scored as it was cut.
-    device: of training and scoring. artifact_uri: where workers publish; refuge: where that waits while the
-    store is away, None = nowhere. description: goes into every plan.json.
+    device: of training and scoring. target: the node that measures for all; None = each worker measures where it is.
+    artifact_uri: where workers publish; refuge: where that waits while the store is away, None = nowhere. description:
+    goes into every plan.json.
     """
 
     study: str
@@ -76,6 +78,11 @@ class Workbench:
     device: str = "cpu"
     train_images: int = 0
     refuge: Refuge | None = None
+    target: Target | None = None
+
+    def here(self) -> "Workbench":
+        """As this process can use it: on the CPU where GPUs were asked for and torch sees none."""
+        return self if torch.cuda.is_available() else replace(self, device="cpu")
 
     def dense_model(self) -> nn.Module:
         """A fresh copy of the dense network in eval mode, with its own memory."""

@@ -25,13 +25,15 @@ class MakeCall(Protocol):
 class Runtime:
     """One way of running a network. summary: a line for `prunefront list runtimes`.
 
-    missing: what this machine lacks for it, in a few words, or None.
+    missing: what this machine lacks for it, in a few words, or None. from_file: it runs the ONNX file and does not look
+    at the module, so it can time networks of another machine.
     """
 
     name: str
     summary: str
     prepare: MakeCall
     missing: Callable[[], str | None]
+    from_file: bool = False
 
     def __call__(
         self, model: nn.Module, onnx: Path | None, example: Tensor, threads: int
@@ -52,12 +54,12 @@ runtimes: Registry[Runtime] = Registry("runtime")
 
 
 def runtime(
-    name: str, summary: str, missing: Callable[[], str | None] = lambda: None
+    name: str, summary: str, missing: Callable[[], str | None] = lambda: None, *, from_file: bool = False
 ) -> Callable[[MakeCall], MakeCall]:
     """Decorator that files a `MakeCall` as a runtime."""
 
     def file(prepare: MakeCall) -> MakeCall:
-        runtimes.register(name)(Runtime(name, summary, prepare, missing))
+        runtimes.register(name)(Runtime(name, summary, prepare, missing, from_file))
         return prepare
 
     return file

@@ -12,7 +12,7 @@ from pipelines.runtimes import runtime
 from pruners.errors import PrunefrontError
 
 
-@runtime("onnxruntime", "ONNX Runtime on the CPU, from the exported model.onnx (default)")
+@runtime("onnxruntime", "ONNX Runtime on the CPU, from the exported model.onnx (default)", from_file=True)
 def prepare(model: nn.Module, onnx: Path | None, example: Tensor, threads: int) -> Callable[[], None]:
     """Runs the file, not the module. Input and outputs are bound once: a call converts nothing."""
     if onnx is None:

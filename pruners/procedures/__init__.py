@@ -44,7 +44,9 @@ class Procedure:
     """A training procedure. options: name -> default, as the function's signature has them.
 
     over: what it prunes beside what the plan says: nothing (`channels`), or single weights of the layers that are left.
-    choose: when, in a few words. paper: authors, year and arXiv number. summary: one line, for lists.
+    choose: when, in a few words. paper: authors, year and arXiv number. summary: one line, for lists. resumes: whether
+    what it does follows from the run's counts and steps alone, so that a training of it that was broken off goes on
+    from a snapshot; others start again.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Procedure:
     paper: str
     options: Mapping[str, Any] = field(default_factory=dict)
     over: Literal["channels", "weights"] = "channels"
+    resumes: bool = False
 
     def __call__(self, run: Run, **options: Any) -> Iterator[Phase]:
         """Starts the procedure. Raises PrunefrontError for an option that it does not have."""
@@ -83,7 +86,12 @@ procedures: Registry[Procedure] = Registry("procedure")
 
 
 def procedure(
-    name: str, *, choose: str = "", paper: str = "", over: Literal["channels", "weights"] = "channels"
+    name: str,
+    *,
+    choose: str = "",
+    paper: str = "",
+    over: Literal["channels", "weights"] = "channels",
+    resumes: bool = False,
 ) -> Callable[[Phases], Procedure]:
     """Decorator that registers a procedure; its keyword arguments are its options, each with a default.
 
@@ -96,7 +104,8 @@ def procedure(
         if bare := [p.name for p in others if p.default is p.empty]:
             raise ValueError(f"option {bare[0]!r} of procedure {name!r} has no default")
         options = {p.name: p.default for p in others}
-        return procedures.register(name)(Procedure(name, phases, summary, choose, paper, options, over))
+        found = Procedure(name, phases, summary, choose, paper, options, over, resumes)
+        return procedures.register(name)(found)
 
     return file
 

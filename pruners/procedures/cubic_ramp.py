@@ -11,6 +11,7 @@ from pruners.procedures.schedules import check, cubic, split
     "cubic_ramp",
     choose="as iterative, but most goes early, while there are steps left to recover",
     paper="Zhu & Gupta 2017, 1710.01878",
+    resumes=True,
 )
 def cubic_ramp(run: Run, end: float = 0.5, cuts: int = 10) -> Iterator[Phase]:
     """Cuts along a cubic ramp, fast at first, while training; the goal is reached at a share of the steps.

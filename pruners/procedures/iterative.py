@@ -11,6 +11,7 @@ from pruners.procedures.schedules import check, geometric, split
     "iterative",
     choose="when a cut at once costs too much: scores follow the network as it shrinks",
     paper="Molchanov et al. 2017, 1611.06440",
+    resumes=True,
 )
 def iterative(run: Run, rounds: int = 5) -> Iterator[Phase]:
     """Cuts in rounds at a geometric pace, each with scores of the network of now, and trains after each.

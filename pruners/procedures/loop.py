@@ -11,7 +11,8 @@ from torch import nn
 from pruners.errors import PrunefrontError
 from pruners.procedures import Phase
 from pruners.procedures.hook import Hook
-from pruners.procedures.run import Run
+from pruners.procedures.run import Run, SnapshotError
+from pruners.procedures.snapshot import Snapshot, Sums, put_back
 from pruners.statistics import Batch, images
 
 Backward = Callable[[nn.Module, Batch, int], float]
@@ -41,14 +42,25 @@ def fit(
     learning_rate: float,
     schedule: Callable[[float], float],
     around: Callable[[], AbstractContextManager[object]] = nullcontext,
+    keep: Callable[[Sums], None] | None = None,
+    snapshot: Snapshot | None = None,
 ) -> Iterator[EpochReport]:
     """Goes through the phases, a step for each batch of the stream; yields at the end of each epoch of steps.
 
     schedule: factor of the learning rate at a share in [0, 1] of the run, where a phase has none of its own. around:
     entered for each step. Between items the network is in eval mode and holds the weights that count.
+    keep: called at the end of each epoch, before it is yielded, when a snapshot can be taken. snapshot: of a run like
+    this one, to go on from: the phases are gone through again without a step and without scores, the stream gives the
+    batches after it, and the first item is its epoch. Raises SnapshotError for one of another run.
     Raises Diverged at the first loss that is not finite, ValueError for phases that do not spend exactly the steps.
     """
     total, seen, seconds = 0.0, 0, 0.0
+    if snapshot is not None:
+        if snapshot.of != run.identity or not 0 < snapshot.step <= run.steps:
+            raise SnapshotError(
+                f"the snapshot is of {snapshot.of}, after {snapshot.step}; this is {run.identity}"
+            )
+        run.repeat(snapshot.cuts)
     with around():
         run.arrive()
     while True:
@@ -58,8 +70,21 @@ def fit(
             break
         if phase.steps > run.left:
             raise ValueError(f"a phase of {phase.steps} steps is planned where {run.left} are left")
+        taken = min(phase.steps, snapshot.step - run.step) if snapshot is not None else 0
+        run.step += taken
+        again = snapshot is not None and run.step == snapshot.step
+        if snapshot is not None and again:
+            with around():
+                run.repeated()
+                put_back(run, snapshot)
+            total, seen, seconds = snapshot.sums.loss, snapshot.sums.images, snapshot.sums.seconds
+            snapshot = None
         with _training(run, phase):
-            for number in range(phase.steps):
+            if again and run.step < run.steps:
+                with effective(run, (*phase.hooks, *run.hooks)):
+                    yield EpochReport(run.step // run.per_epoch, total / seen, seen, seconds)
+                total, seen, seconds = 0.0, 0, 0.0
+            for number in range(taken, phase.steps):
                 batch = next(stream)
                 with around():
                     started = time.perf_counter()
@@ -79,6 +104,10 @@ def fit(
                     run.step += 1
                     total, seen = total + loss * images(batch), seen + images(batch)
                     seconds += time.perf_counter() - started
+                ends = run.step % run.per_epoch == 0 or run.step == run.steps
+                if keep is not None and ends and run.repeatable:
+                    with around():
+                        keep(Sums(total, seen, seconds))
                 if run.step % run.per_epoch == 0 and run.step < run.steps:
                     with effective(run, (*phase.hooks, *run.hooks)):
                         yield EpochReport(run.step // run.per_epoch, total / seen, seen, seconds)

@@ -10,6 +10,7 @@ from pruners.procedures.run import Run
     "one_shot",
     choose="the default: cheapest, and hard to beat at small ratios",
     paper="Li et al. 2017, 1608.08710",
+    resumes=True,
 )
 def one_shot(run: Run) -> Iterator[Phase]:
     """Cuts to the plan at once, then trains on."""

@@ -25,8 +25,15 @@ from pruners.word_length import word_lengths, wrap
 NOTHING = ChannelGraph((), (), (), {}, ())
 """Of a step that cuts no channel."""
 
+Kept = Mapping[str, tuple[int, ...]]
+"""Group -> the units that are still there, in the dense numbering."""
+
 UnitScores = Mapping[str, NDArray[np.float64]]
 """Group -> one score per unit that is still there, higher = keep."""
+
+
+class SnapshotError(PrunefrontError):
+    """Bytes that are no snapshot, or one of another run."""
 
 
 class Run:
@@ -38,6 +45,9 @@ class Run:
     step from now on, whatever the procedure: those of short words.
 
     What the goal asks besides channels is carried out as soon as the last of them is gone, for whichever procedure.
+
+    cuts: what each call of `cut` left. repeatable: whether a run that makes these cuts again has tensors of the same
+    names and shapes, with the same meaning (`pruners.procedures.snapshot`).
     """
 
     def __init__(
@@ -62,6 +72,9 @@ class Run:
         self.rng = np.random.default_rng([seed, 3])
         self.kept: dict[str, tuple[int, ...]] = {g.name: tuple(range(g.units)) for g in graph.groups}
         self.hooks: tuple[Hook, ...] = ()
+        self.cuts: list[Kept] = []
+        self.repeatable = True
+        self._repeat: list[Kept] | None = None
         self._compacted = not (goal.stacks or goal.layers)
         self._make_optimizer = optimizer
         self.optimizer = optimizer(model)
@@ -75,6 +88,11 @@ class Run:
     def left(self) -> int:
         """Steps that are left."""
         return self.steps - self.step
+
+    @property
+    def identity(self) -> str:
+        """Equal for runs with one goal and one length."""
+        return f"{self.goal.key()} in {self.steps} steps, {self.per_epoch} an epoch"
 
     @property
     def arrived(self) -> bool:
@@ -104,6 +122,8 @@ class Run:
         names: one criterion for all, or group -> criterion; a group that it leaves out has that of its own choice.
         Raises PrunefrontError where the criterion does not fit a group, unless an explicit pattern decides there.
         """
+        if self._repeat is not None:
+            return {}  # the cuts are known
         wanted, counts = self.wanted(), self.counts()
         chosen, explicit = {}, set()
         for g in self.goal.groups:
@@ -185,7 +205,9 @@ class Run:
 
         statistics: estimate batch norms anew; a procedure that cuts often and trains on at once saves it.
         """
-        stay = self.weakest(self.wanted() if counts is None else counts, scores)
+        stay = self._stay(self.wanted() if counts is None else counts, scores)
+        statistics = statistics and self._repeat is None
+        self.cuts.append(stay)
         if stay != self.kept:
             plan = self._relative(stay)
             before, graph, old = self.model, self.graph, self.optimizer
@@ -195,17 +217,38 @@ class Run:
             carry(old, self.optimizer, before, after, graph, plan)
         self.arrive()
 
+    def repeat(self, cuts: Sequence[Kept]) -> None:
+        """From now on makes these cuts, whatever is asked for, until `repeated`; nothing is scored or estimated."""
+        self._repeat = list(cuts)
+
+    def repeated(self) -> None:
+        """Ends `repeat`. Raises SnapshotError where not all of its cuts were made."""
+        if self._repeat:
+            raise SnapshotError(f"the snapshot is of a run with {len(self._repeat)} more cuts")
+        self._repeat = None
+
+    def _stay(self, counts: Mapping[str, int], scores: UnitScores | None) -> dict[str, tuple[int, ...]]:
+        if self._repeat is None:
+            return self.weakest(counts, scores)
+        if not self._repeat:
+            raise SnapshotError("the snapshot is of a run with fewer cuts")
+        stay = dict(self._repeat.pop(0))
+        if stay.keys() != self.kept.keys() or any(not set(stay[g]) <= set(self.kept[g]) for g in stay):
+            raise SnapshotError("the snapshot is of a run with other channel groups")
+        return stay
+
     def arrive(self) -> None:
         """Carries out what the goal asks besides channels, if these are all gone and it was not done yet."""
         if self._compacted or self.counts() != self.wanted():
             return
         self._compacted = True
+        self.repeatable = self.step == 0  # which units of a layer stay is decided on its weights of now
         before, old = self.model, self.optimizer
         self.model = compact(before, self.graph, self.goal)
         if short := self.goal.bits():
             wrap(self.model, short, self.goal.words)
             self.hooks = (WordLength(self.model, word_lengths(self.goal), self.goal.words),)
-        if self.calibration:
+        if self.calibration and self._repeat is None:
             settle(self.model, self.goal, self.calibration)
         self.optimizer = self._make_optimizer(self.model)
         carry(old, self.optimizer, before, self.model, NOTHING, PruningPlan(()))

@@ -11,6 +11,7 @@ from pruners.procedures.schedules import check, geometric, split
     "spectral_radius",
     choose="flat minima: many small cuts during training, each by the curvature of now",
     paper="Ebrahimi & Klabjan 2021, 2111.08577",
+    resumes=True,
 )
 def spectral_radius(run: Run, rounds: int = 10, end: float = 0.5) -> Iterator[Phase]:
     """Every few steps of training takes the units whose removal flattens the loss most, until the goal is reached.

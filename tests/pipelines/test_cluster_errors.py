@@ -51,8 +51,7 @@ def test_a_head_that_could_not_serve_a_client_is_asked_once_more(monkeypatch: py
             raise ConnectionAbortedError(TRACEBACK)
 
     monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}])
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "a", "Alive": True, "Resources": {"CPU": 3.0}}])
     monkeypatch.setattr("pipelines.cluster._reach", lambda address: None)
     with connected("ray://head:10001", ClusterSection()) as cluster:
         assert cluster.workers == 3

@@ -1,6 +1,7 @@
 """The turnstile, with real processes: who is inside together, who gets in at all, what a killed holder leaves."""
 
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -95,6 +96,30 @@ def test_exclusive_is_alone_and_a_killed_holder_frees_it(held: str, wanted: str,
         assert not enters_within(0.1, enter, tmp_path)
         child.send_signal(signal.SIGKILL)
         assert enters_within(PATIENCE, enter, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "said"),
+    [
+        ("exclusive", "shared", "process {pid} (-c exclusive"),
+        ("exclusive", "exclusive", "process {pid} (-c exclusive"),
+        ("shared", "exclusive", "the last to come in was process {pid} (-c shared"),
+    ],
+)
+def test_who_waits_long_says_for_whom(
+    held: str, wanted: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: queue.Queue[str] = queue.Queue()
+    monkeypatch.setattr(turnstile, "SAY_AFTER_SECONDS", 0.01)
+    monkeypatch.setattr(turnstile.log, "warning", lambda text, *values: lines.put(text % values))
+    with holder(held, tmp_path) as child:
+        wait_inside(child)
+        assert not enters_within(0.0, getattr(turnstile, wanted), tmp_path)
+        line = lines.get(timeout=PATIENCE)
+        assert said.format(pid=child.pid) in line
+        assert line.startswith("waited 0.01 s for a turn on this machine; ")
+        child.kill()
+        assert enters_within(PATIENCE, turnstile.exclusive, tmp_path)
 
 
 def test_a_killed_waiter_frees_the_turnstile(tmp_path: Path) -> None:

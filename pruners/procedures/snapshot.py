@@ -1,0 +1,123 @@
+"""A training run between two epochs, as bytes that it goes on from: safetensors with a JSON header, never a pickle."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pruners.procedures.run import Kept, Run, SnapshotError
+
+FORMAT = "prunefront training 1"
+HEADER = "training"
+NETWORK, OPTIMIZER = "network/", "optimizer/"
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Of the epoch that has just ended. loss: summed over images. seconds: in steps."""
+
+    loss: float = 0.0
+    images: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Where a run stood after `step` steps, at the end of an epoch.
+
+    of: the run's `identity`. cuts: what each call of `run.cut` left, in order. tensors: network and optimiser. rng:
+    state of the run's generator. stream: whatever the batches go on from, as JSON.
+    """
+
+    of: str
+    step: int
+    sums: Sums
+    cuts: tuple[Kept, ...]
+    tensors: Mapping[str, Tensor]
+    rng: Mapping[str, Any]
+    stream: Any
+
+    def to_bytes(self) -> bytes:
+        header = {
+            "format": FORMAT,
+            "of": self.of,
+            "step": self.step,
+            "sums": [self.sums.loss, self.sums.images, self.sums.seconds],
+            "cuts": [{group: list(units) for group, units in cut.items()} for cut in self.cuts],
+            "rng": self.rng,
+            "stream": self.stream,
+        }
+        return save(dict(self.tensors), {HEADER: json.dumps(header)})
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Snapshot":
+        """Raises SnapshotError for what `to_bytes` did not make."""
+        try:
+            length = int.from_bytes(content[:8], "little")
+            header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][HEADER])
+            if header["format"] != FORMAT:
+                raise ValueError(f"its format is {header['format']!r}")
+            loss, images, seconds = header["sums"]
+            cuts = ({str(g): tuple(map(int, units)) for g, units in cut.items()} for cut in header["cuts"])
+            return cls(
+                str(header["of"]),
+                int(header["step"]),
+                Sums(float(loss), int(images), float(seconds)),
+                tuple(cuts),
+                load(content),
+                dict(header["rng"]),
+                header["stream"],
+            )
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise SnapshotError(f"this is no snapshot of a training run: {error}") from None
+
+
+def take(run: Run, sums: Sums, stream: Any) -> Snapshot:
+    """The run as it is, between two epochs, outside of a step. Raises ValueError where it cannot be gone on with."""
+    if not run.repeatable:
+        raise ValueError(
+            "layers were made compact on trained weights, which a repetition would not choose alike"
+        )
+    tensors = {f"{NETWORK}{name}": tensor for name, tensor in run.model.state_dict().items()}
+    for name, parameter in run.model.named_parameters():
+        for key, value in run.optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{OPTIMIZER}{key}/{name}"] = value
+            elif value is not None:
+                raise ValueError(f"the optimiser's {key!r} of {name!r} is no tensor")
+    plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    return Snapshot(
+        run.identity, run.step, sums, tuple(run.cuts), plain, dict(run.rng.bit_generator.state), stream
+    )
+
+
+@torch.no_grad()
+def put_back(run: Run, snapshot: Snapshot) -> None:
+    """Gives a run whose cuts were repeated the values that it had. Raises SnapshotError for another network's."""
+    try:
+        held = snapshot.tensors
+        network = {n.removeprefix(NETWORK): t for n, t in held.items() if n.startswith(NETWORK)}
+        run.model.load_state_dict(network)
+        run.optimizer.state.clear()
+        for name, parameter in run.model.named_parameters():
+            state = {
+                key.removeprefix(OPTIMIZER).removesuffix(f"/{name}"): value
+                for key, value in held.items()
+                if key.startswith(OPTIMIZER) and key.endswith(f"/{name}")
+            }
+            if state:
+                run.optimizer.state[parameter] = {
+                    key: torch.empty_like(parameter).copy_(value)
+                    if value.shape == parameter.shape
+                    else value.clone()
+                    for key, value in state.items()
+                }
+        run.rng.bit_generator.state = dict(snapshot.rng)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise SnapshotError(f"the snapshot is of another network: {line}") from None
