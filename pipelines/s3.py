@@ -6,6 +6,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,14 @@ class S3Error(PrunefrontError):
     """A bucket cannot be used; the message says what to do."""
 
 
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What tells one content of an object from another."""
+
+    etag: str
+    size_bytes: int
+
+
 class S3Store:
     """Objects of one bucket, below a prefix.
 
@@ -52,10 +61,12 @@ class S3Store:
     accept a wrong checksum header, so `pipelines.artifacts` verifies what it reads. Not picklable.
     """
 
-    def __init__(self, uri: str, *, endpoint_url: str | None = None) -> None:
+    def __init__(self, uri: str, *, endpoint_url: str | None = None, setting: str = "artifacts.uri") -> None:
+        """setting: the key of the study file that named the bucket, for errors."""
         match = _URI.fullmatch(uri.rstrip("/"))
         if match is None:
             raise S3Error(f"{uri!r} is not an S3 address; it should look like s3://bucket/prefix")
+        self._setting = setting
         self.bucket = match["bucket"]
         self.prefix = f"{check_key(match['prefix'])}/" if match["prefix"] else ""
         variables = (
@@ -81,6 +92,17 @@ class S3Store:
         return f"{self.uri}/{key}"
 
     def get(self, key: str, file: Path, *, limit: int | None = None) -> None:
+        size_bytes = self.version(key).size_bytes
+        with self._clear_errors("read", key):
+            check_limit(size_bytes, limit, f"{self.uri}/{key}")
+            meter = _Meter(limit, f"{self.uri}/{key}")
+            with file.open("wb") as stream, self._closed_after():
+                self._client.download_fileobj(
+                    self.bucket, self._full(key), stream, Config=_transfer(), Callback=meter
+                )
+
+    def version(self, key: str) -> Version:
+        """Which content the object has now. Raises ArtifactNotFound, S3Error."""
         try:
             with self._clear_errors("read", key):
                 head = self._client.head_object(Bucket=self.bucket, Key=self._full(key))
@@ -88,13 +110,7 @@ class S3Store:
             with self._clear_errors("read", ""):  # a 404 to HEAD does not say whether the bucket exists
                 self._client.head_bucket(Bucket=self.bucket)
             raise
-        with self._clear_errors("read", key):
-            check_limit(head["ContentLength"], limit, f"{self.uri}/{key}")
-            meter = _Meter(limit, f"{self.uri}/{key}")
-            with file.open("wb") as stream, self._closed_after():
-                self._client.download_fileobj(
-                    self.bucket, self._full(key), stream, Config=_transfer(), Callback=meter
-                )
+        return Version(str(head["ETag"]), int(head["ContentLength"]))
 
     def exists(self, key: str) -> bool:
         try:
@@ -160,8 +176,8 @@ class S3Store:
             raise S3Error(f"{what}: {_one_line(error)}; check AWS_PROFILE and ~/.aws/config") from None
         except (HTTPClientError, ConnectionError) as error:
             raise S3Error(
-                f"{what}: no answer from {self.endpoint} ({_cause(error)}); check artifacts.endpoint_url or "
-                "AWS_ENDPOINT_URL, and that the server runs"
+                f"{what}: no answer from {self.endpoint} ({_cause(error)}); check "
+                f"{self._setting.partition('.')[0]}.endpoint_url or AWS_ENDPOINT_URL, and that the server runs"
             ) from None
         except (RetriesExceededError, S3DownloadFailedError, S3ValidationError) as error:
             cause = getattr(error, "last_exception", error)
@@ -175,7 +191,7 @@ class S3Store:
         code = _code(error)
         at = f"{what} at {self.endpoint}"
         if code == "NoSuchBucket" or (code in _ABSENT and not key):
-            return S3Error(f"{at}: there is no bucket {self.bucket!r}; create it or correct artifacts.uri")
+            return S3Error(f"{at}: there is no bucket {self.bucket!r}; create it or correct {self._setting}")
         if code in _ABSENT:
             return ArtifactNotFound(f"there is no {key} in {self.uri}")
         if code in _WRONG_KEYS:
