@@ -110,7 +110,8 @@ class S3Store:
             with self._clear_errors("read", ""):  # a 404 to HEAD does not say whether the bucket exists
                 self._client.head_bucket(Bucket=self.bucket)
             raise
-        return Version(str(head["ETag"]), int(head["ContentLength"]))
+        # S3 always has an ETag; a server without one has the next best
+        return Version(str(head.get("ETag") or head.get("LastModified", "")), int(head["ContentLength"]))
 
     def exists(self, key: str) -> bool:
         try:
