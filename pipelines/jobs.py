@@ -116,7 +116,9 @@ class JobsServer:
         """The studies among the cluster's jobs, the newest first."""
         with self._clear():
             found = [
-                _job(details) for details in self._client.list_jobs() if STUDY in (details.metadata or {})
+                _job(details)
+                for details in self._client.list_jobs()
+                if details.submission_id and STUDY in (details.metadata or {})
             ]
         return sorted(found, key=lambda job: (not job.over, job.started or 0.0), reverse=True)
 
@@ -148,17 +150,19 @@ class JobsServer:
     def submit(self, package: Package, folder: str, options: Sequence[str] = ()) -> Job:
         """Sends a study and starts it. folder: of results, on the head. options: of `prunefront search`."""
         search = ["prunefront", "search", package.study, "--address", "auto", "--folder", folder, *options]
-        with tempfile.TemporaryDirectory(prefix="prunefront-job-") as staging, self._clear():
+        with tempfile.TemporaryDirectory(prefix="prunefront-job-") as staging:
             package.write(Path(staging))
-            id = self._client.submit_job(
-                entrypoint=f"exec {shlex.join(search)}",
-                submission_id=f"{package.name}-{secrets.token_hex(3)}",
-                metadata={STUDY: package.name, FOLDER: f"{folder.rstrip('/')}/{package.name}"},
-                runtime_env={
-                    "working_dir": staging,
-                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
-                },
-            )
+            environment = {
+                "working_dir": staging,
+                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
+            }
+            with self._clear():
+                id = self._client.submit_job(
+                    entrypoint=f"exec {shlex.join(search)}",
+                    submission_id=f"{package.name}-{secrets.token_hex(3)}",
+                    metadata={STUDY: package.name, FOLDER: f"{folder.rstrip('/')}/{package.name}"},
+                    runtime_env=environment,
+                )
         return self.job(id)
 
     def log(self, job: Job) -> str:

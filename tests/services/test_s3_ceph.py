@@ -93,17 +93,15 @@ def test_training_images_are_kept_on_this_machine(
 ) -> None:
     """In several parts, and anew when the object is another one."""
     monkeypatch.setenv(FOLDER, str(tmp_path / "cache"))
-    sections = []
+    test = write_parquet(tmp_path / "test.parquet", split(9, size=128))
     for seed in (1, 2):
         part = split(240, seed=seed, size=128)
         file = write_parquet(tmp_path / "train.parquet", part)
         assert file.stat().st_size > PART_BYTES
         uri = S3Store(f"s3://{bucket}/d").put("train.parquet", file)
-        sections.append(
-            DataSection(source="parquet", train=uri, test=write_parquet(tmp_path / "t.parquet", split(9)))
-        )
+        section = DataSection(source="parquet", train=uri, test=test)
         for _ in range(2):
-            np.testing.assert_array_equal(load(sections[-1]).train.images, part.images[:200])
+            np.testing.assert_array_equal(load(section).train.images, part.images[:200])
     assert len([*(tmp_path / "cache").glob("*.parquet")]) == 2
 
 
