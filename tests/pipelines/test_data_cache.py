@@ -189,7 +189,9 @@ def test_what_cannot_be_had_is_one_line(
     assert f"set {cache.FOLDER} to a folder that can" in refused(DataError, f"s3://{bucket}/a")
 
 
-@pytest.mark.parametrize("place", ["s3://bucket", "s3://bucket/", "s3:///a", "s3://b/a", "gs://bucket/a", "", 3])
+@pytest.mark.parametrize(
+    "place", ["s3://bucket", "s3://bucket/", "s3:///a", "s3://b/a", "gs://bucket/a", "", 3]
+)
 def test_places_that_are_none(place: object) -> None:
     given = {"name": "s", "model": {"factory": "digits_cnn"}, "data": {"train": place}}
     with pytest.raises(
