@@ -73,7 +73,7 @@ def pack(study: Path, *, include: Iterable[Path] = (), here: Path | None = None)
         }.items()
         if path is not None
     }
-    own = {key: study.parent / path for key, path in named.items() if not elsewhere(path)}
+    own = {key: study.parent / path for key, path in named.items() if not path.is_absolute()}
     for key, file in own.items():
         if not file.is_file():
             raise PackageError(f"{key}: there is no file {file}; it would go along, as its path is relative")
@@ -91,7 +91,7 @@ def pack(study: Path, *, include: Iterable[Path] = (), here: Path | None = None)
 
 
 def elsewhere(path: Path | str) -> bool:
-    """Whether a path of a study file says itself where it is: absolute, below a home folder, or a URI."""
+    """Whether where results go says itself where it is: absolute, below a home folder, or a URI."""
     return "://" in str(path) or str(path).startswith(("/", "~"))
 
 
@@ -102,7 +102,7 @@ def _folder(config: StudyConfig) -> str:
 def _check_data(config: StudyConfig) -> None:
     for key in ("train", "test"):
         path = getattr(config.data, key)
-        if path is not None and not elsewhere(path):
+        if path is not None and "://" not in str(path) and not Path(path).is_absolute():
             raise PackageError(
                 f"data.{key} = {str(path)!r} lies beside the study, and data does not go along with a job: put it on "
                 f"storage that the cluster's head sees and give its absolute path, or give s3://bucket/{Path(path).name}"

@@ -98,6 +98,7 @@ def test_included_files_go_along_where_they_are(tmp_path: Path) -> None:
     [
         ('[data]\nsource = "parquet"\ntrain = "d/a.parquet"\n', "s3://bucket/a.parquet"),
         ('[data]\nsource = "folder"\ntrain = "/d/a"\ntest = "images"\n', "data.test = 'images' lies beside"),
+        ('[data]\nsource = "folder"\ntrain = "~/a"\n', "data.train = '~/a' lies beside"),
         ('[artifacts]\nuri = "made"\n', "artifacts.uri = 'made' would lie in the job's folder"),
         ('[tracking]\nuri = "sqlite:///m.db"\n', "sqlite:////absolute/path.db"),
         ('[search]\nwarm_start = ["studies/a/artifacts"]\n', "search.warm_start = 'studies/a/artifacts'"),
