@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.cli_jobs import StudyFile, logs, stop, submit, submitted_status
 from pruners.errors import PrunefrontError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-StudyFile = Annotated[Path, typer.Argument(help="The study file (TOML).", show_default=False)]
 Study = Annotated[
     str, typer.Argument(help="A study file, a study's name, or its folder.", show_default=False)
 ]
@@ -99,6 +99,9 @@ def search(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete what an earlier run of this study left.")
     ] = False,
+    folder: Annotated[
+        str | None, typer.Option(help="Where results go, instead of the study's `folder`; ~ is expanded.")
+    ] = None,
 ) -> None:
     """Search: score many candidates, fine-tune the promising ones, measure, publish, report the front."""
     from pipelines.config import load
@@ -107,6 +110,8 @@ def search(
 
     console = Console()
     config = load(study)
+    if folder is not None:
+        config = config.model_copy(update={"folder": Path(folder).expanduser()})
     try:
         rows = run(config, display=Display(console), address=address, resume=resume, fresh=fresh)
     except KeyboardInterrupt:
@@ -115,7 +120,12 @@ def search(
         raise typer.Exit(130) from None
     print_front([row.to_json() for row in rows], console)
     print_bounds(config.path, console)
-    console.print(next_steps(config, study, rows), highlight=False, soft_wrap=True, markup=False)
+    found_by = study if folder is None else config.path
+    console.print(next_steps(config, found_by, rows), highlight=False, soft_wrap=True, markup=False)
+
+
+for command in (submit, logs, stop):
+    app.command()(command)
 
 
 @app.command("latency-table")
@@ -181,8 +191,20 @@ def front(study: Study, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def status(study: Study, as_json: AsJson = False) -> None:
+def status(
+    study: Study,
+    as_json: AsJson = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a submitted study: the cluster's jobs server, http://HEAD:8265.", show_default=False
+        ),
+    ] = None,
+) -> None:
     """How far a study is: candidates, failures by reason, rate, workers' time, expected end. It may be running."""
+    if address is not None:
+        submitted_status(study, address, as_json)
+        return
     from pipelines.status import status as state_of
     from pipelines.studies import locate
 

@@ -1,6 +1,7 @@
 """`StudyConfig`: a study file in TOML, checked before anything is spent."""
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -14,6 +15,7 @@ from pydantic import (
     Field,
     InstanceOf,
     PlainSerializer,
+    PlainValidator,
     StringConstraints,
     ValidationError,
     model_validator,
@@ -31,6 +33,19 @@ Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 class ConfigError(PrunefrontError):
     """The study file asks for something that there is not."""
+
+
+def _located(asked: object) -> Path | str:
+    """A path, or an S3 address as it stands: pathlib would take one of its slashes."""
+    if isinstance(asked, Path) or (isinstance(asked, str) and asked and "://" not in asked):
+        return Path(asked)
+    if not isinstance(asked, str) or not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/.*[^/]", asked):
+        raise ValueError("should be a path or s3://bucket/key")
+    return asked
+
+
+Located = Annotated[Path | str, PlainValidator(_located), PlainSerializer(str, return_type=str)]
+"""A path, or s3://bucket/key as a str."""
 
 
 class Section(BaseModel):
@@ -59,10 +74,12 @@ class DataSection(Section):
 
     source: str = "digits"
     """`digits`, `parquet`, `folder`, or `module:callable` that returns `pipelines.data.Splits`."""
-    train: Path | None = None
-    """Training images: a parquet file, or a folder with one folder for each class."""
-    test: Path | None = None
+    train: Located | None = None
+    """Training images: a parquet file, here or s3://bucket/key, or a folder with one folder for each class."""
+    test: Located | None = None
     """Held-out images in the same form; no search step sees them."""
+    endpoint_url: str | None = None
+    """Of an S3 server that is not AWS. Credentials come from the environment, as boto3 reads them."""
     options: dict[str, Any] = {}
     """Keyword arguments of a `module:callable` source."""
     validation: Annotated[int, Field(ge=2)] | None = None
@@ -81,6 +98,11 @@ class DataSection(Section):
     """What training images go through: random shifts, and for `crop_flip` mirroring."""
     padding: Annotated[int, Field(ge=0, le=64)] = 1
     """Pixels of black border that the random crop plays in."""
+
+    @property
+    def stored(self) -> bool:
+        """Whether images come from S3."""
+        return isinstance(self.train, str) or isinstance(self.test, str)
 
 
 class DenseSection(Section):
@@ -407,8 +429,8 @@ def _settings(section: type[BaseModel], prefix: str) -> dict[str, str]:
     return lines
 
 
-def load(path: Path) -> StudyConfig:
-    """Reads and checks a study file. Relative paths in it are relative to the file.
+def load(path: Path, *, base: Path | None = None) -> StudyConfig:
+    """Reads and checks a study file. base: what relative paths in it are relative to; None = the file's folder.
 
     Raises ConfigError: one line that says where, what was asked, what is possible.
     """
@@ -420,7 +442,7 @@ def load(path: Path) -> StudyConfig:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
-    return parse(data, source=str(path), base=path.parent)
+    return parse(data, source=str(path), base=path.parent if base is None else base)
 
 
 def parse(data: Mapping[str, Any], *, source: str, base: Path) -> StudyConfig:
@@ -433,8 +455,8 @@ def parse(data: Mapping[str, Any], *, source: str, base: Path) -> StudyConfig:
 
 
 def _anchor(config: StudyConfig, base: Path) -> StudyConfig:
-    def at(path: Path | None) -> Path | None:
-        return None if path is None else (base / path)
+    def at(path: Any) -> Any:
+        return base / path if isinstance(path, Path) else path
 
     return config.model_copy(
         update={

@@ -153,6 +153,11 @@ def _data_of(folder: Path) -> DataSection:
             f"the images to calibrate on come from {section.source!r}, code that an artifact may not import; "
             "pass the study file that names it"
         )
+    if section.stored:
+        raise PrunefrontError(
+            "the images to calibrate on come from S3, and this machine's credentials are not for an artifact to use; "
+            "pass the study file that names them"
+        )
     return section
 
 

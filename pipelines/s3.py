@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,14 @@ class S3Away(StoreAway):
     """A server does not answer, is busy, or broke off; the message says which."""
 
 
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What tells one content of an object from another."""
+
+    etag: str
+    size_bytes: int
+
+
 class S3Store:
     """Objects of one bucket, below a prefix.
 
@@ -85,10 +94,12 @@ class S3Store:
     accept a wrong checksum header, so `pipelines.artifacts` verifies what it reads. Not picklable.
     """
 
-    def __init__(self, uri: str, *, endpoint_url: str | None = None) -> None:
+    def __init__(self, uri: str, *, endpoint_url: str | None = None, setting: str = "artifacts.uri") -> None:
+        """setting: the key of the study file that named the bucket, for errors."""
         match = _URI.fullmatch(uri.rstrip("/"))
         if match is None:
             raise S3Error(f"{uri!r} is not an S3 address; it should look like s3://bucket/prefix")
+        self._setting = setting
         self.bucket = match["bucket"]
         self.prefix = f"{check_key(match['prefix'])}/" if match["prefix"] else ""
         variables = (
@@ -142,6 +153,17 @@ class S3Store:
         raise AssertionError("the last try returns or raises")
 
     def get(self, key: str, file: Path, *, limit: int | None = None) -> None:
+        size_bytes = self.version(key).size_bytes
+        with self._clear_errors("read", key):
+            check_limit(size_bytes, limit, f"{self.uri}/{key}")
+            meter = _Meter(limit, f"{self.uri}/{key}")
+            with file.open("wb") as stream, self._closed_after():
+                self._client.download_fileobj(
+                    self.bucket, self._full(key), stream, Config=_transfer(), Callback=meter
+                )
+
+    def version(self, key: str) -> Version:
+        """Which content the object has now. Raises ArtifactNotFound, S3Error."""
         try:
             with self._clear_errors("read", key):
                 head = self._client.head_object(Bucket=self.bucket, Key=self._full(key))
@@ -149,13 +171,8 @@ class S3Store:
             with self._clear_errors("read", ""):  # a 404 to HEAD does not say whether the bucket exists
                 self._client.head_bucket(Bucket=self.bucket)
             raise
-        with self._clear_errors("read", key):
-            check_limit(head["ContentLength"], limit, f"{self.uri}/{key}")
-            meter = _Meter(limit, f"{self.uri}/{key}")
-            with file.open("wb") as stream, self._closed_after():
-                self._client.download_fileobj(
-                    self.bucket, self._full(key), stream, Config=_transfer(), Callback=meter
-                )
+        # S3 always has an ETag; a server without one has the next best
+        return Version(str(head.get("ETag") or head.get("LastModified", "")), int(head["ContentLength"]))
 
     def exists(self, key: str) -> bool:
         try:
@@ -268,8 +285,8 @@ class S3Store:
             raise S3Error(f"{what}: {_one_line(error)}; check AWS_PROFILE and ~/.aws/config") from None
         except (HTTPClientError, ConnectionError) as error:
             raise S3Away(
-                f"{what}: no answer from {self.endpoint} ({_cause(error)}); check artifacts.endpoint_url or "
-                "AWS_ENDPOINT_URL, and that the server runs"
+                f"{what}: no answer from {self.endpoint} ({_cause(error)}); check "
+                f"{self._setting.partition('.')[0]}.endpoint_url or AWS_ENDPOINT_URL, and that the server runs"
             ) from None
         except (RetriesExceededError, S3DownloadFailedError, S3ValidationError) as error:
             cause = getattr(error, "last_exception", error)
@@ -283,7 +300,7 @@ class S3Store:
         code = _code(error)
         at = f"{what} at {self.endpoint}"
         if code == "NoSuchBucket" or (code in _ABSENT and not key):
-            return S3Error(f"{at}: there is no bucket {self.bucket!r}; create it or correct artifacts.uri")
+            return S3Error(f"{at}: there is no bucket {self.bucket!r}; create it or correct {self._setting}")
         if code in _ABSENT:
             return ArtifactNotFound(f"there is no {key} in {self.uri}")
         if code in _WRONG_KEYS:

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import signal
 from collections.abc import Sequence, Set
 from contextlib import ExitStack
 from dataclasses import replace
@@ -84,6 +85,7 @@ def run(
                 status = "FINISHED"
                 return rows
             except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM into the second
+                signal.alarm(0)  # and its C++ part has set one, to end the process after three seconds
                 status = "KILLED"
                 raise
             except (RayError, TuneError) as error:

@@ -96,7 +96,8 @@ def verify(
 
     splits: loads the data, `pipelines.data.load`. factory, data: sections of a study file that the user trusts;
     they stand in for what the artifact names. A `module:callable` that only the artifact names is never
-    imported: without `factory` torch is skipped, without `data` there is nothing to measure on, an error.
+    imported, and no store that only the artifact names is asked: without `factory` torch is skipped, without `data`
+    there is nothing to measure on, an error.
     Where a digest differs, nothing else is looked at. Raises PrunefrontError for a folder that holds no
     artifact, or one without figures.
     """
@@ -109,6 +110,11 @@ def verify(
         raise PrunefrontError(
             f"the test images come from {section.source!r}, code that an artifact may not import; "
             "pass the study file that names it"
+        )
+    if data is None and section.stored:
+        raise PrunefrontError(
+            "the test images come from S3, and this machine's credentials are not for an artifact to use; pass the "
+            "study file that names them"
         )
     loaded = splits(section)
     checks = (*files, *_check_plan(folder, recorded), *_check_onnx(folder, recorded, loaded))

@@ -52,6 +52,12 @@ def _decode_one(source: bytes | Path, name: str) -> NDArray[np.uint8]:
             if image.mode in DEEP_MODES:  # pillow would clip them to 255 without a word
                 raise DataError(f"{name} has more than 8 bits per pixel; scale the images to 8 bits first")
             array = np.asarray(image.convert("L" if image.mode in GREY_MODES else "RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:  # pillow's, by format
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,  # a size far beyond what its bytes can hold
+        OSError,
+        ValueError,
+        SyntaxError,
+    ) as error:  # pillow's, by format
         raise DataError(f"{name} cannot be decoded as an image: {' '.join(str(error).split())}") from error
     return array[:, :, None] if array.ndim == 2 else array

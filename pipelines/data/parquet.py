@@ -21,8 +21,8 @@ def load(section: DataSection) -> Parts:
     Validation rows are set aside before `train_limit` is applied, so that it does not change them. Only rows
     that are used are decoded. Raises DataError for a missing file or column, other types, undecodable images.
     """
-    rows = _open(path_of(section, "train", "file"))
-    test = _open(path_of(section, "test", "file"))
+    rows = _open(path_of(section, "train", "file"), section.train)
+    test = _open(path_of(section, "test", "file"), section.test)
     count = validation_count(len(rows), section.validation)
     train = rows.slice(0, len(rows) - count).slice(0, section.train_limit)
     validation = rows.slice(len(rows) - count)
@@ -33,19 +33,19 @@ def load(section: DataSection) -> Parts:
     )
 
 
-def _open(path: Path) -> pa.Table:
-    """Two columns, `image` (binary) and `label`, of a parquet file."""
+def _open(file: Path, path: Path | str | None) -> pa.Table:
+    """Two columns, `image` (binary) and `label`, of a parquet file. path: what to call it in an error."""
     try:
-        with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
+        with pq.ParquetFile(file) as opened:
+            schema = opened.schema_arrow
             column = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
             if column is None or LABEL_COLUMN not in schema.names:
                 absent = " or ".join(map(repr, IMAGE_COLUMNS)) if column is None else repr(LABEL_COLUMN)
                 raise DataError(
                     f"{path} has no column {absent}; its columns: {', '.join(schema.names) or 'none'}"
                 )
-            table = file.read(columns=[column, LABEL_COLUMN])
-    except (pa.ArrowInvalid, OSError) as error:
+            table = opened.read(columns=[column, LABEL_COLUMN])
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is no UTF-8
         raise DataError(f"{path} cannot be read as parquet: {' '.join(str(error).split())}") from error
     if not pa.types.is_integer(table.schema.field(LABEL_COLUMN).type):
         raise DataError(
@@ -58,7 +58,7 @@ def _open(path: Path) -> pa.Table:
     return pa.table({"image": _bytes(table[column], column, path), "label": table[LABEL_COLUMN]})
 
 
-def _bytes(images: pa.ChunkedArray, column: str, path: Path) -> pa.ChunkedArray:
+def _bytes(images: pa.ChunkedArray, column: str, path: Path | str | None) -> pa.ChunkedArray:
     if pa.types.is_struct(images.type) and images.type.get_field_index("bytes") >= 0:
         images = pa.chunked_array(
             [chunk.field("bytes") for chunk in images.chunks], images.type.field("bytes").type
@@ -74,7 +74,7 @@ def _bytes(images: pa.ChunkedArray, column: str, path: Path) -> pa.ChunkedArray:
     return images
 
 
-def _decode(table: pa.Table, path: Path | None, first: int) -> Split:
+def _decode(table: pa.Table, path: Path | str | None, first: int) -> Split:
     names = [f"row {first + i} of {path}" for i in range(len(table))]
     images = decode(table["image"].to_pylist(), names)
     return Split(images, table["label"].to_numpy().astype(np.int64))

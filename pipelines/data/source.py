@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pipelines.config import DataSection
+from pipelines.data.cache import fetched
 from pipelines.data.splits import DataError, Split
 
 Parts = tuple[Split, Split, Split]
@@ -27,14 +28,22 @@ def set_aside(rest: Split, asked: int | None) -> tuple[Split, Split]:
 
 
 def path_of(section: DataSection, key: str, kind: str) -> Path:
-    """The path under data.`key`, which must exist and be a `kind` ("file" or "folder"). Raises DataError."""
-    path: Path | None = getattr(section, key)
-    if path is None:
+    """The path under data.`key`, which must exist and be a `kind` ("file" or "folder"); of an object in S3, its copy on
+    this machine. Raises DataError."""
+    given: Path | str | None = getattr(section, key)
+    if given is None:
         raise DataError(
             f"data.source = {section.source!r} needs data.{key}, the {kind} with the {key} images"
         )
-    if not path.exists():
-        raise DataError(f"data.{key}: there is no {kind} {path}")
-    if path.is_dir() != (kind == "folder"):
-        raise DataError(f"data.{key}: {path} is not a {kind}, which data.source = {section.source!r} needs")
-    return path
+    if isinstance(given, str):
+        if kind != "file":
+            raise DataError(
+                f"data.{key} = {given!r}: data.source = {section.source!r} reads a {kind}; images in S3 come as a "
+                "parquet file, source = 'parquet'"
+            )
+        return fetched(given, section.endpoint_url, key=f"data.{key}")
+    if not given.exists():
+        raise DataError(f"data.{key}: there is no {kind} {given}")
+    if given.is_dir() != (kind == "folder"):
+        raise DataError(f"data.{key}: {given} is not a {kind}, which data.source = {section.source!r} needs")
+    return given

@@ -90,6 +90,9 @@ def test_images_from_foreign_code(folder: Path, tmp_path: Path, splits: Splits) 
 
     with pytest.raises(PrunefrontError, match="'evil:load', code that an artifact may not import"):
         convert(folder, "int8", tmp_path / "a.onnx", splits=load)
+    _seal(folder, {"data": {"source": "parquet", "test": "s3://evil/a"}, "onnx": "float32"})
+    with pytest.raises(PrunefrontError, match="this machine's credentials are not for an artifact to use"):
+        convert(folder, "int8", tmp_path / "a.onnx", splits=load)
     assert seen == []
     mine = DataSection(source="mine:load")
     convert(folder, "int8", tmp_path / "a.onnx", splits=load, data=mine)

@@ -243,6 +243,46 @@ def test_images_of_two_sizes_and_images_that_are_none(tmp_path: Path) -> None:
         load(section)
 
 
+def test_an_image_that_claims_to_be_immense(tmp_path: Path) -> None:
+    """A few bytes that would be 1.2 GB of pixels."""
+    folder = write_folder(tmp_path / "train", split(9))
+    (folder / "class0/bomb.ppm").write_bytes(b"P6 20000 20000 255\n")
+    section = DataSection(source="folder", train=folder, test=write_folder(tmp_path / "test", split(3)))
+    with pytest.raises(DataError, match=r"bomb\.ppm cannot be decoded as an image: Image size \(400000000"):
+        load(section)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """A test file, and the bytes of a training file that goes with it."""
+    folder = tmp_path_factory.mktemp("whole")
+    train = write_parquet(folder / "train.parquet", split(20)).read_bytes()
+    return write_parquet(folder / "test.parquet", split(6, seed=1)), train
+
+
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_a_damaged_parquet_file_is_one_clear_line(whole: tuple[Path, bytes], data: st.DataObject) -> None:
+    """Cut off, or with other bytes, half of them in the footer, where the format says what is where."""
+    test, train = whole
+    damaged = bytearray(train)
+    footer = len(train) - 8 - int.from_bytes(train[-8:-4], "little")
+    first = footer if data.draw(st.booleans()) else 0
+    places = st.dictionaries(st.integers(first, len(train) - 1), st.integers(0, 255), max_size=8)
+    for place, byte in data.draw(places).items():
+        damaged[place] = byte
+    if data.draw(st.booleans()):
+        del damaged[data.draw(st.integers(0, len(train) - 1)) :]
+    file = test.with_name("damaged.parquet")
+    file.write_bytes(damaged)
+    said = ""
+    try:
+        load(DataSection(source="parquet", train=file, test=test))
+    except PrunefrontError as error:
+        said = str(error)
+    assert "\n" not in said
+
+
 def parts(**changes: Split) -> Splits:
     made = {"train": split(30), "validation": split(9, seed=1), "test": split(9, seed=2)} | changes
     return Splits(**made, transform=Transform((0.5,) * 3, (0.2,) * 3), classes=3)

@@ -190,6 +190,10 @@ def test_test_images_from_foreign_code(folder: Path, splits: Splits) -> None:
     _rewrite(folder, lambda plan, row: plan["data"].update(source="evil:load"))
     with pytest.raises(PrunefrontError, match="'evil:load', code that an artifact may not import"):
         verify(folder, splits=load)
+    evil = {"source": "parquet", "train": "s3://evil/a", "endpoint_url": "http://evil"}
+    _rewrite(folder, lambda plan, row: plan["data"].update(evil))
+    with pytest.raises(PrunefrontError, match="this machine's credentials are not for an artifact to use"):
+        verify(folder, splits=load)
     assert seen == []
     mine = DataSection(source="mine:load")
     assert verify(folder, splits=load, data=mine).ok

@@ -1,13 +1,15 @@
-"""cluster.yaml and pipelines/job.py against a real sshd, by the steps of docs/cluster.md."""
+"""cluster.yaml, pipelines/job.py and `prunefront submit` against a real sshd, by the steps of docs/cluster.md."""
 
 import json
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,20 @@ epochs = 1
 pairs = 10
 [cluster]
 workers = 1
+"""
+MINE = """\
+from torch import nn
+from layers import layer
+
+class Mine(nn.Sequential):
+    def __init__(self):
+        super().__init__(*layer(1, 8), *layer(8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+"""
+LAYERS = """\
+from torch import nn
+
+def layer(before, after):
+    return nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
 """
 
 
@@ -142,10 +158,9 @@ def test_ray_submit_of_a_study_that_is_not_there_says_what_to_do(cluster: Cluste
     assert "Traceback" not in done.stdout
 
 
-def test_ray_job_submit_searches_on_the_cluster(cluster: Cluster) -> None:
-    (cluster.project / "study.toml").write_text(
-        STUDY.format(name="job", folder=cluster.machine.home / "studies")
-    )
+@pytest.fixture(scope="module")
+def jobs(cluster: Cluster) -> Iterator[Cluster]:
+    """The same cluster, its jobs server reached through `ray dashboard`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -153,7 +168,6 @@ def test_ray_job_submit_searches_on_the_cluster(cluster: Cluster) -> None:
         "RAY_AUTH_MODE": "token",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
     }
-    there = Cluster(cluster.machine, cluster.project, environment)
     tunnel = subprocess.Popen(
         ["ray", "dashboard", "cluster.yaml", "--port", str(port)],
         cwd=cluster.project,
@@ -165,16 +179,66 @@ def test_ray_job_submit_searches_on_the_cluster(cluster: Cluster) -> None:
     )
     try:
         wait_for_port(port, seconds=60)
-        search = ("prunefront", "search", "study.toml", "--address", "auto")
-        log = there.run("ray", "job", "submit", "--working-dir", ".", "--", *search)
-        assert "succeeded" in log
-        assert_front(cluster.front(Path("studies/job")))
-
-        anonymous = Cluster(cluster.machine, cluster.project, environment | {"RAY_AUTH_MODE": "disabled"})
-        assert "Unauthorized" in anonymous.outcome("ray", "job", "list").stdout
+        yield Cluster(cluster.machine, cluster.project, environment)
     finally:
         os.killpg(tunnel.pid, 15)
         tunnel.wait()
+
+
+def test_prunefront_submit_searches_on_the_cluster(jobs: Cluster) -> None:
+    """With a network that only this side has."""
+    text = STUDY.format(name="job", folder="studies")
+    (jobs.project / "job.toml").write_text(text.replace("digits_cnn", "mine:Mine"))
+    (jobs.project / "mine.py").write_text(MINE)
+    (jobs.project / "layers.py").write_text(LAYERS)
+    log = jobs.run("prunefront", "submit", "job.toml")
+    assert "go along: job.toml, mine.py, layers.py\n" in log
+    assert "measuring" in log, "the log is followed"
+    assert log.splitlines()[-1].endswith(": succeeded")
+    assert_front(jobs.front(Path("prunefront/studies/job")))
+
+    again = jobs.outcome("prunefront", "submit", "job.toml")
+    assert again.returncode == 2
+    assert "--resume goes on with it" in again.stdout
+
+
+def test_a_job_that_is_stopped_ends_cleanly(jobs: Cluster) -> None:
+    text = STUDY.format(name="stopped", folder="studies").replace("candidates = 6", "candidates = 5000")
+    (jobs.project / "stopped.toml").write_text(text)
+    jobs.run("prunefront", "submit", "stopped.toml", "--detach")
+    server = jobs.environment["RAY_API_SERVER_ADDRESS"]
+    journal = jobs.machine.home / "prunefront/studies/stopped/journal.jsonl"
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and '"told"' in journal.read_text()):
+        assert time.monotonic() < deadline, jobs.outcome(
+            "prunefront", "logs", "stopped", "--no-follow"
+        ).stdout
+        time.sleep(0.5)
+    found = json.loads(jobs.run("prunefront", "status", "stopped.toml", "--address", server, "--json"))
+    assert (found["study"], found["state"]) == ("stopped", "RUNNING")
+    second = jobs.outcome("prunefront", "submit", "stopped.toml", "--resume")
+    assert second.returncode == 2
+    assert f"study 'stopped' is running there as job {found['id']}" in second.stdout
+
+    assert "--resume goes on" in jobs.run("prunefront", "stop", "stopped")
+    assert jobs.outcome("prunefront", "logs", found["id"]).returncode == 143
+    with closing(sqlite3.connect(journal.parents[1] / "mlflow.db")) as database:
+        runs = "select status from runs where name = 'stopped'"
+        assert database.execute(runs).fetchall() == [("KILLED",)]
+
+
+def test_a_jobs_server_wants_the_token(jobs: Cluster, tmp_path: Path) -> None:
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray/auth_token").write_text("0" * 64)
+    for changes, said in (
+        ({"RAY_AUTH_MODE": "disabled"}, "RAY_AUTH_MODE=token is not set"),
+        ({"HOME": str(tmp_path)}, "does not take this token"),
+    ):
+        other = Cluster(jobs.machine, jobs.project, jobs.environment | changes)
+        done = other.outcome("prunefront", "stop", "job")
+        assert done.returncode == 2
+        (line,) = done.stdout.splitlines()
+        assert said in line
 
 
 def wait_for_port(port: int, *, seconds: float) -> None:

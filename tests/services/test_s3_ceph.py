@@ -23,8 +23,12 @@ from pipelines.artifacts import (
     put_json,
     read_front,
 )
+from pipelines.config import DataSection
+from pipelines.data import load
+from pipelines.data.cache import FOLDER
 from pipelines.s3 import PART_BYTES, S3Error, S3Store
 from pipelines.spool import Spool, SpoolingStore
+from tests.pipelines.test_data import split, write_parquet
 from tests.services.ceph import S3Server
 from tests.services.s3_proxy import FAULTS, proxied
 from tests.stores import check_first_come_first_served, check_list_and_delete, check_two_studies_do_no_harm
@@ -109,6 +113,23 @@ def test_64_megabytes_travel_in_parts(bucket: str, tmp_path: Path) -> None:
     assert (tmp_path / "back").read_bytes() == file.read_bytes()
     with pytest.raises(ArtifactError, match=f"at most {LARGE - 1}"):
         store.get("large", tmp_path / "back", limit=LARGE - 1)
+
+
+def test_training_images_are_kept_on_this_machine(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In several parts, and anew when the object is another one."""
+    monkeypatch.setenv(FOLDER, str(tmp_path / "cache"))
+    test = write_parquet(tmp_path / "test.parquet", split(9, size=128))
+    for seed in (1, 2):
+        part = split(240, seed=seed, size=128)
+        file = write_parquet(tmp_path / "train.parquet", part)
+        assert file.stat().st_size > PART_BYTES
+        uri = S3Store(f"s3://{bucket}/d").put("train.parquet", file)
+        section = DataSection(source="parquet", train=uri, test=test)
+        for _ in range(2):
+            np.testing.assert_array_equal(load(section).train.images, part.images[:200])
+    assert len([*(tmp_path / "cache").glob("*.parquet")]) == 2
 
 
 def test_a_corrupt_object_is_found(bucket: str, made: Path, tmp_path: Path) -> None:
