@@ -78,6 +78,8 @@ class Evaluator:
         # drawn and augmented once: every candidate's statistics come from the same images
         self._calibration = list(itertools.islice(stream, -(-bench.calibration_images // CALIBRATION_BATCH)))
         self._validation = _first(bench.data.validation, bench.validation_limit)
+        self.timing_seconds = 0.0
+        """What the last latency measurement took, without the wait for its slot."""
 
     def prune(self, plan: PruningPlan) -> nn.Module:
         """The pruned network before any training: cut, repaired, its batch norm statistics estimated anew."""
@@ -273,7 +275,10 @@ class Evaluator:
                 dense = make(self.dense, dense_onnx, example, section.threads)
                 candidate = make(model, onnx, example, section.threads)
             with exclusive():
-                return compare(dense, candidate, pairs=section.pairs, warmup=section.warmup)
+                start = time.perf_counter()
+                found = compare(dense, candidate, pairs=section.pairs, warmup=section.warmup)
+                self.timing_seconds = time.perf_counter() - start
+                return found
 
     def _images(self, count: int) -> Tensor:
         validation = self.bench.data.validation

@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TextIO
@@ -69,9 +69,12 @@ def _locked(file: TextIO) -> bool:
 class Journal:
     """Append-only. An event that cannot be had again is on disk before anything follows from it."""
 
-    def __init__(self, path: Path) -> None:
-        """Opens the journal, and drops a last line that a killed process left half written."""
-        self.path = path
+    def __init__(
+        self, path: Path, on_append: Callable[[Mapping[str, Any]], None] = lambda record: None
+    ) -> None:
+        """Opens the journal, and drops a last line that a killed process left half written. on_append: told of each
+        event that is added, when it is written."""
+        self.path, self._on_append = path, on_append
         self.events = read_events(path)
         _drop_half_line(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,6 +99,7 @@ class Journal:
                 "--resume: everything up to here is kept"
             ) from error
         self.events.append(record)
+        self._on_append(record)
 
     def of(self, event: str) -> list[dict[str, Any]]:
         """All events of one kind, in order."""

@@ -9,6 +9,7 @@ from pipelines.forecast import CORRECTED
 from pipelines.inheritance import WEIGHTS
 from pipelines.journal import Journal, write_json
 from pipelines.latency_table import TABLE
+from pipelines.partial import PAGE_NAME, PARTIAL
 from pipelines.prepare import unchanged
 from pipelines.studies import BOUNDS
 from pruners.errors import PrunefrontError
@@ -24,6 +25,8 @@ OURS = (
     BOUNDS,
     "front.html",
     "front.png",
+    PARTIAL,
+    PAGE_NAME,
     "timing.json",
     CORRECTED,
 )

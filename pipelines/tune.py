@@ -31,6 +31,9 @@ from search.candidate import Candidate
 from search.halving import Rungs
 from search.measurement import Failure, Measurement, Outcome, outcome_from_json
 
+COSTS = ("epoch_seconds", "latency_seconds", "artifact_bytes")
+"""Keys of a trial's last result: what training, the latency measurement and the artifact took, where there were any."""
+
 
 class AskTell(Protocol):
     """The part of a searcher that Tune needs."""
@@ -172,7 +175,7 @@ class FinetuneTrial(tune.Trainable):
         return {**report, "busy_seconds": self._seconds}
 
     def _run(self, candidate: Candidate) -> Iterator[dict[str, Any]]:
-        job = self._queue.job(candidate)
+        job, start = self._queue.job(candidate), time.perf_counter()
         if job.name == DENSE:  # as it was brought
             model, plan = self._evaluator.bench.dense_model(), job.plan
         else:
@@ -187,6 +190,7 @@ class FinetuneTrial(tune.Trainable):
                 if progress.whole and job.compared:
                     report[MEASURED] = json.dumps(progress.measurement.to_json())
                 yield report
+        trained = time.perf_counter() - start
         measured = self._evaluator.measure(model, plan)
         measured, artifact = self._evaluator.publish(job.name, model, plan, measured)
         yield {
@@ -194,6 +198,9 @@ class FinetuneTrial(tune.Trainable):
             "artifact": artifact.uri,
             "accuracy": measured["accuracy"],
             "epochs": job.epochs,
+            **({"epoch_seconds": round(trained / job.epochs, 3)} if job.epochs else {}),
+            "latency_seconds": round(self._evaluator.timing_seconds, 3),
+            "artifact_bytes": artifact.size_bytes,
             DONE: True,
         }
 
