@@ -7,12 +7,12 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.events import Event
+from pipelines.run_events import Event
 from pipelines.tracking import without_password
 from pruners.errors import PrunefrontError
 
@@ -125,9 +125,10 @@ def json_lines(target: str | None) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-        handler.close()
         logger.setLevel(level)
         logger.propagate = propagates
+        with suppress(OSError):  # a full disk refuses again what it refused before, and that was said
+            handler.close()
 
 
 def _handler(target: str | None) -> logging.Handler:

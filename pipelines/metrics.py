@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipelines.events import Event, Events
+from pipelines.run_events import Event, Events
 
 EVERY_SECONDS = 5.0
 """How often what is watched is looked at. Ray hands figures to its exporter every 10 s."""

@@ -95,7 +95,7 @@ class PartialFront:
 
 def partial_front(config: StudyConfig, events: Events) -> PartialFront | None:
     """Of the networks that were trained, once the dense one and a candidate were; before that, of the candidates that
-    were scored. None before the dense network and another one were. Bounds hold where they are known."""
+    were scored. None before any was. Bounds hold as far as they are known."""
     return _trained(config, events) or _scored(config, events)
 
 
@@ -151,14 +151,15 @@ def _row(
 def _scored(config: StudyConfig, events: Events) -> PartialFront | None:
     told = [e for e in events if e["event"] == "told"]
     found = {e["key"]: measured for e in told if (measured := _measured(e)) is not None}
-    if DENSE not in found or len(found) < 2:
+    if not found.keys() - {DENSE}:
         return None
-    bounds = resolve(config.search.constraints, found[DENSE].values, EXACT)
+    dense = found.get(DENSE)
+    bounds = () if dense is None else resolve(config.search.constraints, dense.values, EXACT)
     front = ParetoFront(_objectives(config, found.values()), bounds)
     for key, measured in found.items():
         front.add(key, measured)
     rows = []
-    for key in {DENSE, *front.members}:
+    for key in ({DENSE} & found.keys()) | front.members.keys():
         measured = found[key]
         low, high = _interval(measured)
         costs = {name: int(measured[name]) for name in ("macs", "params", "size_bytes")}
@@ -216,11 +217,11 @@ def _cells(found: PartialFront) -> tuple[tuple[str, ...], list[tuple[str, ...]]]
     """Headers and rows of a table of scored candidates."""
     rows = [row for row in found.rows if isinstance(row, ScoredRow)]
     timed = any(row.predicted_latency_ratio is not None for row in rows)
-    dense = next(row for row in rows if row.key == DENSE)
+    dense = next((row for row in rows if row.key == DENSE), None)
     cells = []
     for row in rows:
         half = 50 * (row.accuracy_high - row.accuracy_low)
-        fold = f" ÷{dense.macs / row.macs:.3g}" if row.macs and row.macs != dense.macs else ""
+        fold = f" ÷{dense.macs / row.macs:.3g}" if dense and row.macs and row.macs != dense.macs else ""
         predicted = row.predicted_latency_ratio
         cells.append(
             (
@@ -273,7 +274,7 @@ def kept(
     config: StudyConfig, say: Callable[[str], None], tell: Callable[..., None] = lambda event, **data: None
 ) -> Iterator[None]:
     """Writes the partial front of a study that does not get to its end within, whatever the reason. say: takes a line;
-    tell: an event, see `pipelines.events`."""
+    tell: an event, see `pipelines.run_events`."""
     try:
         yield
     except BaseException:

@@ -55,9 +55,9 @@ def event_of(reached: Reached) -> tuple[str, dict[str, Any]]:
         "name": reached.name,
         "epoch": reached.epoch,
         "outcome": reached.measurement.to_json(),
-        "seconds": round(reached.seconds, 3),
         "share": verdict.share,
         "of": verdict.of,
+        "seconds": round(reached.seconds, 3),
     }
 
 

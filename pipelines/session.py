@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from pipelines.artifacts import ArtifactStore
 from pipelines.config import StudyConfig
-from pipelines.events import Events
 from pipelines.journal import Journal
 from pipelines.progress import Display
+from pipelines.run_events import Events
 from pipelines.tracking import Tracker
 
 

@@ -13,7 +13,6 @@ from ray.tune import TuneError
 from pipelines.artifacts import FRONT, open_store, put_json
 from pipelines.cluster import Cluster, connected, named
 from pipelines.config import StudyConfig
-from pipelines.events import Events
 from pipelines.final import Trained, report
 from pipelines.first_stage import screen, warm_started
 from pipelines.forecast import forecast, steered
@@ -26,6 +25,7 @@ from pipelines.prepare import Gather, Network, check_names, dense_network, finge
 from pipelines.problem import problem
 from pipelines.progress import Display
 from pipelines.report import FrontRow, write_html, write_png
+from pipelines.run_events import Events
 from pipelines.second_stage import choose, compare_with_forecast, control, finetune, need_dense
 from pipelines.session import Session, Timing
 from pipelines.studies import BOUNDS, bounds_kept
