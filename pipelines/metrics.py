@@ -61,6 +61,8 @@ FAMILIES = (
 )
 """All that `samples` and what is watched may record."""
 
+GAUGES = {family.name for family in FAMILIES if family.kind == "gauge"}
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -146,13 +148,18 @@ def exported(events: Events, *, workers: int, remote: bool) -> Iterator[None]:
     else:
         record = Exporter().record
 
+    gauges: dict[str, Sample] = {}
+
     def metrics(event: Event) -> None:
         if found := samples(event):
+            gauges.update({sample.family: sample for sample in found if sample.family in GAUGES})
             record(found)
 
     def look() -> None:
+        # Ray drops a gauge that nobody sets for two of its intervals, so those that did not change are set as well
         study = {"study": events.study}
-        record([Sample(name, float(now()), study) for name, now in tuple(events.watched.items())])
+        now = {name: Sample(name, float(value()), study) for name, value in tuple(events.watched.items())}
+        record([*(gauges.copy() | now).values()])
 
     over = threading.Event()
 
