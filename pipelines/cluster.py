@@ -55,13 +55,7 @@ def connected(
         if section.workers is not None:
             options["num_cpus"] = max(section.workers * section.cpus_per_worker, 1)
         if metrics_port is not None:
-            _check_free(metrics_port)
             options["_metrics_export_port"] = metrics_port
-    elif metrics_port is not None:
-        raise PrunefrontError(
-            f"a cluster exports metrics where it was told to when it was started, so --metrics-port {metrics_port} and "
-            f"--address {address} do not go together; use `ray start --metrics-export-port {metrics_port}`"
-        )
     else:
         options["address"] = address
         if _remote(address) and "RAY_RUNTIME_ENV" in os.environ:
@@ -110,8 +104,14 @@ def set_up_tune() -> None:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 
-def _check_free(port: int) -> None:
-    """Raises PrunefrontError where something listens at the port: Ray would go on without its metrics."""
+def check_metrics_port(address: str | None, port: int) -> None:
+    """Raises PrunefrontError where Ray's metrics cannot go to a port: on a cluster, which was told when it was started,
+    and where something listens already, for Ray would go on without them. address: as for `named`."""
+    if (address := named(address)) is not None:
+        raise PrunefrontError(
+            f"a cluster exports metrics where it was told to when it was started, so --metrics-port {port} and the "
+            f"address {address} do not go together; use `ray start --metrics-export-port {port}`"
+        )
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

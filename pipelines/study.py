@@ -11,7 +11,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.tune import TuneError
 
 from pipelines.artifacts import FRONT, open_store, put_json
-from pipelines.cluster import Cluster, connected, named
+from pipelines.cluster import Cluster, check_metrics_port, connected, named
 from pipelines.config import StudyConfig
 from pipelines.final import Trained, report
 from pipelines.first_stage import screen, warm_started
@@ -61,6 +61,8 @@ def run(
             "--resume goes on with what is there and --fresh deletes it; give one of the two"
         )
     check_names(config)
+    if metrics_port is not None:
+        check_metrics_port(address, metrics_port)
     with lock(config.path):
         store = open_store(config.artifact_uri, config.artifacts.endpoint_url)
         store.probe()  # before anything of an earlier run is deleted
