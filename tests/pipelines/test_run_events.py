@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import queue
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from pipelines.journal import Journal
 from pipelines.json_log import JsonFormatter, json_lines, redacted, secrets, to_logging, wanted
-from pipelines.metrics import FAMILIES, samples
+from pipelines.metrics import FAMILIES, exported, samples
 from pipelines.run_events import Events
 from pipelines.session import Timing
 from pruners.errors import PrunefrontError
@@ -218,3 +219,36 @@ def test_a_record_of_another_kind_is_a_line_too() -> None:
     )
     line = json.loads(JsonFormatter().format(record))
     assert (line["event"], line["message"]) == ("log", "a b")
+
+
+def test_gauges_are_set_again_while_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray drops those that are not. What Ray makes of them is seen in test_finish."""
+    recorded: queue.Queue[set[tuple[str, float]]] = queue.Queue()
+
+    class Recorder:
+        def record(self, found: Any) -> None:
+            recorded.put({(sample.family, sample.value) for sample in found})
+
+    monkeypatch.setattr("pipelines.metrics.Exporter", Recorder)
+    monkeypatch.setattr("pipelines.metrics.EVERY_SECONDS", 0.01)
+    events = Events("s")
+    events.watched["workers_busy"] = lambda: 1
+    with exported(events, workers=2, remote=False):
+        assert recorded.get(timeout=10) == {("workers", 2)}
+        for _ in range(2):
+            assert recorded.get(timeout=10) == {("workers", 2), ("workers_busy", 1)}
+
+
+def test_what_cannot_be_looked_at_ends_the_figures_with_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: queue.Queue[str] = queue.Queue()
+
+    class Recorder:
+        def record(self, found: Any) -> None:
+            """Nobody reads it."""
+
+    monkeypatch.setattr("pipelines.metrics.Exporter", Recorder)
+    monkeypatch.setattr("pipelines.metrics.EVERY_SECONDS", 0.01)
+    events = Events("s", said.put)
+    events.watched["workers_busy"] = lambda: 1 / 0
+    with exported(events, workers=2, remote=False):
+        assert "ZeroDivisionError" in said.get(timeout=10)
