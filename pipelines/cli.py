@@ -16,6 +16,7 @@ from pruners.errors import PrunefrontError
 
 if TYPE_CHECKING:
     from pipelines.garbage import Garbage
+    from pipelines.partial import PartialFront
     from pipelines.status import Status
 
 app = typer.Typer(
@@ -102,22 +103,50 @@ def search(
     folder: Annotated[
         str | None, typer.Option(help="Where results go, instead of the study's `folder`; ~ is expanded.")
     ] = None,
+    log_json: Annotated[
+        str | None,
+        typer.Option(
+            help="Also write one line of JSON per event, to this file, or to stdout for -, which moves all else to "
+            "stderr. PRUNEFRONT_LOG=json does the latter."
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65535, help="Where Ray on this machine exports metrics for Prometheus."),
+    ] = None,
 ) -> None:
-    """Search: score many candidates, fine-tune the promising ones, measure, publish, report the front."""
-    from pipelines.config import load
-    from pipelines.progress import Display
-    from pipelines.study import next_steps, run
+    """Search: score many candidates, fine-tune the promising ones, measure, publish, report the front.
 
-    console = Console()
+    Ctrl-C or SIGTERM stops it: what is finished is kept, and a partial front is written; a second one ends it at once.
+    """
+    from pipelines.config import load
+    from pipelines.json_log import STDOUT, json_lines, wanted
+    from pipelines.progress import Display
+    from pipelines.stopping import exit_code, stoppable
+
+    target = wanted(log_json)
+    console = Console(stderr=target == STDOUT)
     config = load(study)
     if folder is not None:
         config = config.model_copy(update={"folder": Path(folder).expanduser()})
     try:
-        rows = run(config, display=Display(console), address=address, resume=resume, fresh=fresh)
-    except KeyboardInterrupt:
+        with stoppable(), json_lines(target):
+            from pipelines.study import next_steps, run
+
+            rows = run(
+                config,
+                display=Display(console),
+                address=address,
+                resume=resume,
+                fresh=fresh,
+                metrics_port=metrics_port,
+            )
+    except (KeyboardInterrupt, SystemExit) as error:
+        if (code := exit_code(error)) is None:
+            raise
         said = f"stopped; go on with: prunefront search {shlex.quote(str(study))} --resume"
         Console(stderr=True).print(said, highlight=False, soft_wrap=True, markup=False)
-        raise typer.Exit(130) from None
+        raise typer.Exit(code) from None
     print_front([row.to_json() for row in rows], console)
     print_bounds(config.path, console)
     found_by = study if folder is None else config.path
@@ -170,11 +199,17 @@ def latency_table(
 
 @app.command()
 def front(study: Study, as_json: AsJson = False) -> None:
-    """The Pareto front as a table; also writes front.html and front.png into the study's folder."""
+    """The Pareto front as a table; also writes front.html and front.png into the study's folder.
+
+    Before the end of a search, what is finished, by its validation figures: a partial front, which says so.
+    """
     from pipelines.report import write_html, write_png
-    from pipelines.studies import bounds_kept, locate, read_front
+    from pipelines.studies import bounds_kept, locate, partial_front_of, read_front
 
     folder = locate(study)
+    if (partial := partial_front_of(folder)) is not None:
+        print_partial(partial, folder, as_json=as_json)
+        return
     rows = [row.to_json() for row in read_front(folder)]
     pages = f"pages: {folder / 'front.html'}  {folder / 'front.png'}"
     try:
@@ -436,6 +471,26 @@ def print_front(rows: list[dict[str, Any]], console: Console) -> None:
     console.print(table(rows))
     if (controls := controls_table(rows)) is not None:
         console.print(controls)
+
+
+def print_partial(found: "PartialFront", folder: Path, *, as_json: bool) -> None:
+    """A front of what is finished; also writes its page."""
+    from pipelines.partial import PAGE_NAME, best, table, write
+
+    page = f"page: {folder / PAGE_NAME}"
+    try:
+        write(found, folder)
+    except OSError as error:
+        page = f"no page was written: {error.filename}: {error.strerror}"
+    if as_json:
+        print_json(found.to_json())
+    else:
+        Console().print(table(found))
+    lines = [found.said, page]
+    if (network := best(found)) is not None:
+        lines.append(f"the most accurate so far: prunefront fetch {shlex.quote(network)} -o best/")
+    for line in lines:
+        Console(stderr=as_json).print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def status_rows(found: "Status") -> list[tuple[str, str]]:

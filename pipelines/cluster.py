@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipelines.config import ClusterSection
+from pipelines.stopping import handler_kept
 from pruners.errors import PrunefrontError
 
 ANSWER_SECONDS = 5.0
@@ -34,11 +35,13 @@ class Cluster:
 
 
 @contextmanager
-def connected(address: str | None, section: ClusterSection) -> Iterator[Cluster]:
+def connected(
+    address: str | None, section: ClusterSection, metrics_port: int | None = None
+) -> Iterator[Cluster]:
     """Ray for the length of a study; what was started here is ended here.
 
-    address: as for `named`. Raises PrunefrontError within seconds when no cluster answers there, or has no room for
-    one worker.
+    address: as for `named`. metrics_port: where Ray, if it starts here, exports metrics; None = a free port. Raises
+    PrunefrontError within seconds when no cluster answers there, or has no room for one worker.
     """
     set_up_tune()
     # Ray's warning that it leaves GPUs visible to workers that asked for none
@@ -51,6 +54,8 @@ def connected(address: str | None, section: ClusterSection) -> Iterator[Cluster]
         options |= {"address": "local", "include_dashboard": False}
         if section.workers is not None:
             options["num_cpus"] = max(section.workers * section.cpus_per_worker, 1)
+        if metrics_port is not None:
+            options["_metrics_export_port"] = metrics_port
     else:
         options["address"] = address
         if _remote(address) and "RAY_RUNTIME_ENV" in os.environ:
@@ -59,7 +64,7 @@ def connected(address: str | None, section: ClusterSection) -> Iterator[Cluster]
     try:
         if address is not None:
             _reach(address)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), handler_kept():
             # what it says is in the error, too
             warnings.filterwarnings("ignore", "Ray Client connection timed out")
             try:
@@ -97,6 +102,24 @@ def set_up_tune() -> None:
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     # a user's `module:callable` is imported from the folder that the search was started in
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+
+
+def check_metrics_port(address: str | None, port: int) -> None:
+    """Raises PrunefrontError where Ray's metrics cannot go to a port: on a cluster, which was told when it was started,
+    and where something listens already, for Ray would go on without them. address: as for `named`."""
+    if (address := named(address)) is not None:
+        raise PrunefrontError(
+            f"a cluster exports metrics where it was told to when it was started, so --metrics-port {port} and the "
+            f"address {address} do not go together; use `ray start --metrics-export-port {port}`"
+        )
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise PrunefrontError(
+                f"metrics cannot be exported at port {port}: {error.strerror}; give --metrics-port another one"
+            ) from error
 
 
 def _remote(address: str) -> bool:

@@ -18,7 +18,7 @@ from pipelines.artifacts import ArtifactStore, StoreAway, StoreRefused, fetch_fr
 from pipelines.card import card
 from pipelines.data import Split, Transform
 from pipelines.failures import failure
-from pipelines.report import FrontRow, made_of
+from pipelines.report import FRONT_OBJECTIVES, FrontRow, made_of
 from pipelines.verify import CHECKED_INPUTS, onnx_accuracy, onnx_outputs
 from pipelines.workbench import Job
 from pruners.cost import cost
@@ -28,10 +28,7 @@ from pruners.plan import DENSE
 from search.constraints import Bound, shortfall
 from search.dominance import dominance
 from search.front import ParetoFront, minimised, violation
-from search.measurement import OBJECTIVES, Constraint, Failure, Measurement
-
-FRONT_OBJECTIVES = tuple(OBJECTIVES[name] for name in ("accuracy", "latency_ratio", "size_bytes"))
-"""What a person chooses by. Latency as a ratio to the dense network's, which is steadier than milliseconds."""
+from search.measurement import Constraint, Failure, Measurement
 
 
 @dataclass(frozen=True, slots=True)

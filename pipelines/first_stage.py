@@ -87,6 +87,8 @@ def screen(
             if key not in screening.recalled:
                 volumes.append(volume)
             tracker.log_progress(done, volume, len(front))
+            if done >= max(earlier, 1):
+                session.events.tell("progress", scored=done, hypervolume=volume, front=len(front))
             if done > earlier and (figures := searcher.figures()):
                 tracker.log_values({f"searcher/{name}": value for name, value in figures.items()}, step=done)
             session.display.update(done, f"front {len(front)}  hypervolume {volume:.3f}")
@@ -107,7 +109,14 @@ def screen(
         screening.recall(begin.known if predicting is None else predicting.known(begin.known, planned))
         screening.replay()
         if screening.scored < config.search.candidates and not session.journal.of("promoted"):
-            pool = ScoringPool(bench_ref, cluster.workers, config.cluster, inheritance)
+            pool = ScoringPool(
+                bench_ref,
+                cluster.workers,
+                config.cluster,
+                inheritance,
+                on_lost=lambda key, why: session.events.tell("worker_lost", candidate=key, reason=why),
+            )
+            session.events.watched["workers_busy"] = lambda: pool.in_flight
             try:
                 scoring: Pool = pool if predicting is None else PredictingPool(pool, predicting)
                 screening.run(scoring, config.search.candidates, enough)

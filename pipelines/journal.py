@@ -69,10 +69,16 @@ def _locked(file: TextIO) -> bool:
 class Journal:
     """Append-only. An event that cannot be had again is on disk before anything follows from it."""
 
-    def __init__(self, path: Path, guard: Callable[[], None] = lambda: None) -> None:
-        """Opens the journal, and drops a last line that a killed process left half written. guard: called before each
-        event is written; raises where this process may write no more."""
-        self.path, self._guard = path, guard
+    def __init__(
+        self,
+        path: Path,
+        on_append: Callable[[Mapping[str, Any]], None] = lambda record: None,
+        guard: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Opens the journal, and drops a last line that a killed process left half written. on_append: told of each
+        event that is added, when it is written. guard: called before it is; raises where this process may write no
+        more."""
+        self.path, self._on_append, self._guard = path, on_append, guard
         self.events = read_events(path)
         _drop_half_line(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,6 +104,7 @@ class Journal:
                 "--resume: everything up to here is kept"
             ) from error
         self.events.append(record)
+        self._on_append(record)
 
     def of(self, event: str) -> list[dict[str, Any]]:
         """All events of one kind, in order."""

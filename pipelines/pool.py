@@ -1,6 +1,7 @@
 """Warm Ray actors that score candidates; they hold data, graph and dense weights for a whole study."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,9 +100,12 @@ class ScoringPool:
         cluster: ClusterSection,
         inheritance: Inheritance | None = None,
         worker: type = ScoringWorker,
+        on_lost: Callable[[str, str], None] = lambda name, why: None,
     ) -> None:
         """inheritance: where candidates are trained, who starts from whom. worker: made from a bench and a number of
-        threads, with a method `score` as ScoringWorker's."""
+        threads, with a method `score` as ScoringWorker's. on_lost: told of a worker that died, with the name of its
+        candidate and a line of why."""
+        self._on_lost = on_lost
         self._inheritance = inheritance
         self._make = (
             ray.remote(worker)
@@ -143,12 +147,13 @@ class ScoringPool:
             scored: Scored = ray.get(done[0])
         except (OutOfMemoryError, RayActorError) as error:
             self.lost += 1
+            line = str(error).splitlines()[0]
+            self._on_lost(name, line)
             fresh = self._make(self._bench_ref, self._threads)
             if not task.again:
                 self._start(replace(task, worker=fresh, again=True))
                 return None
             self._free.append(fresh)
-            line = str(error).splitlines()[0]
             if isinstance(error, OutOfMemoryError):
                 return name, Failure("out_of_memory", line), None
             return name, Failure("crashed", f"the worker process died, twice: {line}"), None

@@ -1,6 +1,6 @@
 """What a person sees while a study runs: candidates done, front size, hypervolume, time left."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -21,6 +21,7 @@ class Display:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.on_say: Callable[[str], None] = lambda line: None
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._label = ""
@@ -29,6 +30,7 @@ class Display:
 
     def say(self, line: str) -> None:
         """One line that stays."""
+        self.on_say(line)
         # a failure's reason is text, whatever brackets it holds
         self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 

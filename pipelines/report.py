@@ -25,6 +25,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0, strict=False)]  # 1e6 is a count too
 
+FRONT_OBJECTIVES = tuple(OBJECTIVES[name] for name in ("accuracy", "latency_ratio", "size_bytes"))
+"""What a person chooses by. Latency as a ratio to the dense network's, which is steadier than milliseconds."""
+
 DENSE = "dense"
 BLUE, ORANGE, GREY, PURPLE = "#1f5fa8", "#d95f02", "#6b7280", "#7b3294"
 
@@ -167,9 +170,9 @@ def _cells(row: FrontRow, dense: FrontRow | None, last: str) -> tuple[str, ...]:
         f"{100 * row.accuracy:.2f} ±{half:.2f}",
         f"{row.latency_ms:.3f}",
         "1" if row.key == DENSE else f"{row.latency_ratio:.3f} ±{spread:.3f}",
-        _count(row.macs) + _fold(row.macs, dense),
-        _bytes(row.size_bytes),
-        row.made if last == "made of" else _count(row.params),
+        count(row.macs) + _fold(row.macs, dense),
+        size(row.size_bytes),
+        row.made if last == "made of" else count(row.params),
     )
 
 
@@ -178,15 +181,17 @@ def _fold(value: int, dense: FrontRow | None) -> str:
     return f" ÷{dense.macs / value:.3g}" if dense and value and dense.macs != value else ""
 
 
-def _count(value: float) -> str:
+def count(value: float) -> str:
+    """Three digits and a unit, such as 10.2 M."""
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= unit:
             return f"{value / unit:.3g} {name}"
     return f"{value:g}"
 
 
-def _bytes(value: float) -> str:
-    return f"{_count(value)}B" if value >= 1000 else f"{value:g} B"
+def size(value: float) -> str:
+    """Of so many bytes, such as 275 kB."""
+    return f"{count(value)}B" if value >= 1000 else f"{value:g} B"
 
 
 def table(rows: Sequence[Row], title: str | None = None) -> "Table":
@@ -242,14 +247,17 @@ def controls_table(rows: Sequence[Row]) -> "Table | None":
             f"{100 * row.accuracy:.2f} ±{half:.2f}",
             gain,
             f"{row.latency_ms:.3f}",
-            _count(row.macs),
+            count(row.macs),
             str(row.epochs),
         )
     return drawn
 
 
-def figure(rows: Sequence[Row]) -> "Figure":
-    """The front as an interactive figure: accuracy over latency, intervals as bars, bigger for more params."""
+def figure(rows: Sequence[Row], images: str | None = None) -> "Figure":
+    """The front as an interactive figure: accuracy over latency, intervals as bars, bigger for more params.
+
+    images: what accuracies were measured on, where that is not the test images.
+    """
     import plotly.graph_objects as go
 
     front = read(rows)
@@ -317,7 +325,7 @@ def figure(rows: Sequence[Row]) -> "Figure":
             "rangemode": "tozero",
             "zeroline": False,
         },
-        yaxis={"title": {"text": f"accuracy on {front[0].images:,} test images [%]"}},
+        yaxis={"title": {"text": f"accuracy on {images or f'{front[0].images:,} test images'} [%]"}},
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
         hoverlabel={"align": "left", "bgcolor": "white"},
         height=520,
@@ -355,7 +363,7 @@ def _hover(row: FrontRow) -> str:
         f"<br>accuracy {100 * row.accuracy:.2f} % "
         f"({100 * row.accuracy_low:.2f} to {100 * row.accuracy_high:.2f})"
         f"<br>latency {row.latency_ms:.3f} ms, {row.latency_ratio:.3f} × dense"
-        f"<br>{_count(row.macs)} MACs, {_count(row.params)} params, {_bytes(row.size_bytes)}"
+        f"<br>{count(row.macs)} MACs, {count(row.params)} params, {size(row.size_bytes)}"
         + (f"<br>{html.escape(row.made)}" if row.made else "")
         + (f"<br>dropped:{ratios}{more}" if ratios else "")
     )
@@ -394,20 +402,32 @@ p {{ color: #4b5563; font-size: 13px; }}
 </tbody>
 </table>
 </div>
-<p>± is half of a 95&nbsp;% interval. Latency is measured in turn with the dense network on the same runtime;
-the marker grows with the number of parameters. The points were chosen on validation images, the figures are
-those of the test images.</p>
+<p>± is half of a 95&nbsp;% interval. {caption}</p>
 </body>
 </html>
 """
 
 
+FIGURES = (
+    "Latency is measured in turn with the dense network on the same runtime; the marker grows with the number of "
+    "parameters. "
+)
+TESTED = "The points were chosen on validation images, the figures are those of the test images."
+
+
 def write_html(
-    rows: Sequence[Row], path: Path, title: str = "Pareto front", *, note: str | None = None
+    rows: Sequence[Row],
+    path: Path,
+    title: str = "Pareto front",
+    *,
+    note: str | None = None,
+    images: str | None = None,
+    caption: str = TESTED,
 ) -> None:
     """Writes one page that needs no network: the figure, achieved ratios under the mouse, and the table.
 
-    note: a line of text below the title.
+    note: a line of text below the title. images: what accuracies were measured on, where that is not the test images;
+    caption: the last words of the page.
     """
     front = read(rows)
     dense = next((row for row in front if row.key == DENSE), None)
@@ -420,11 +440,12 @@ def write_html(
     page = PAGE.format(
         title=html.escape(title),
         note=f'<p class="note">{html.escape(note)}</p>\n' if note else "",
-        figure=figure(rows).to_html(
+        figure=figure(rows, images).to_html(
             full_html=False, include_plotlyjs=True, config={"displaylogo": False, "responsive": True}
         ),
         head="".join(f"<th>{html.escape('latency ms' if n == 'ms' else n)}</th>" for n in columns),
         body="\n".join(body),
+        caption=html.escape(FIGURES + caption),
     )
     path.write_text(page, encoding="utf-8")
 

@@ -19,7 +19,7 @@ from pipelines.screen import Screening
 from pipelines.session import Session
 from pipelines.studies import BOUNDS
 from pipelines.tracking import candidate_params
-from pipelines.tune import MEASURED_ON, RESUMED, Queue, Trials, finetune_all
+from pipelines.tune import COSTS, MEASURED_ON, RESUMED, Queue, Trials, finetune_all
 from pipelines.workbench import Job
 from pruners.errors import PrunefrontError
 from pruners.plan import DENSE, PruningPlan, Scores
@@ -178,6 +178,7 @@ def _make(
             seconds=round(seconds, 3),
             **place,
             **resumed,
+            **{name: result[name] for name in COSTS if name in result},
         )
         if _settled(journal.events[-1]):  # else --resume goes on from what was kept
             kept.drop(name)
@@ -197,6 +198,8 @@ def _make(
         finished.add(name)
         session.display.update(len(finished), _note(outcome))
 
+    # Tune keeps every worker busy as long as there are networks left
+    session.events.watched["workers_busy"] = lambda: min(cluster.workers, len(named.keys() - finished))
     label = {"finetune": "fine-tuning", "control": "controls"}[stage]
     with session.display.stage(label, len(named), len(finished)):
         left = Queue([job for name, job in named.items() if name not in finished])

@@ -1,7 +1,7 @@
 """What the stages of one run of a study share."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -10,24 +10,31 @@ from pipelines.config import StudyConfig
 from pipelines.custody import Held
 from pipelines.journal import Journal
 from pipelines.progress import Display
+from pipelines.run_events import Events
 from pipelines.tracking import Tracker
 
 
 @dataclass
 class Timing:
-    """Where a run's wall time went. seconds: per stage. busy: what workers spent on candidates, all together."""
+    """Where a run's wall time went. seconds: per stage. busy: what workers spent on candidates, all together.
+
+    on_stage: called with a stage's name and None when it begins, and with its seconds when it ends.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
     busy: dict[str, float] = field(default_factory=dict)
     workers: int = 0
+    on_stage: Callable[[str, float | None], None] = lambda name, seconds: None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
+        self.on_stage(name, None)
         try:
             yield
         finally:
             self.seconds[name] = time.perf_counter() - start
+            self.on_stage(name, self.seconds[name])
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +48,4 @@ class Session:
     store: ArtifactStore
     timing: Timing
     custody: Held
+    events: Events = field(default_factory=Events)

@@ -115,12 +115,14 @@ class SpoolingStore:
         behind: ArtifactStore,
         spool: Spool,
         say: Callable[[str], None],
+        on_outage: Callable[[str], None] = lambda why: None,
         *,
         patience: float = PATIENCE,
         pause: float = 0.5,
     ) -> None:
-        """say: takes a line for whoever watches. pause: seconds before the first try again; it doubles from there."""
-        self._behind, self.spool, self._say = behind, spool, say
+        """say: takes a line for whoever watches. on_outage: called with the reason when something has to wait. pause:
+        seconds before the first try again; it doubles from there."""
+        self._behind, self.spool, self._say, self._on_outage = behind, spool, say, on_outage
         self._patience, self._pause = patience, pause
         self._refused: StoreRefused | None = None
         self._closing = threading.Event()
@@ -231,6 +233,7 @@ class SpoolingStore:
                 continue
             if not waiting:
                 why = read_entry(entries[0], WHY)
+                self._on_outage(str(why))
                 self._say(
                     f"{why}; the search goes on, results wait in {self.spool.folder} and are sent when it is back"
                 )
@@ -248,9 +251,14 @@ class SpoolingStore:
 
 
 @contextmanager
-def spooling(behind: ArtifactStore, spool: Spool, say: Callable[[str], None]) -> Iterator[SpoolingStore]:
+def spooling(
+    behind: ArtifactStore,
+    spool: Spool,
+    say: Callable[[str], None],
+    on_outage: Callable[[str], None] = lambda why: None,
+) -> Iterator[SpoolingStore]:
     """A `SpoolingStore` that has sent everything when the context ends without an error; else it leaves at once."""
-    store = SpoolingStore(behind, spool, say)
+    store = SpoolingStore(behind, spool, say, on_outage)
     try:
         yield store
     except BaseException:

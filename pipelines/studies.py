@@ -9,11 +9,13 @@ from pipelines.artifacts import FRONT, MANIFEST, ArtifactNotFound, fetch, open_s
 from pipelines.artifacts import locate as within
 from pipelines.artifacts import read_front as read_stored_front
 from pipelines.config import StudyConfig, load, parse
+from pipelines.journal import read_events
 from pipelines.report import FrontRow, read, select
 from pruners.errors import PrunefrontError
 
 if TYPE_CHECKING:
     from pipelines.convert import Converted
+    from pipelines.partial import PartialFront
     from pipelines.verify import Verification
 
 STUDIES = Path("studies")
@@ -71,6 +73,16 @@ def read_front(folder: Path) -> list[FrontRow]:
         return read(json.loads(path.read_text()))
     except ValueError as error:
         raise NoStudy(f"{path} is not JSON ({error}); a search with --resume writes it again") from None
+
+
+def partial_front_of(folder: Path) -> "PartialFront | None":
+    """Of a study whose search has not come to its end: what is finished, from its journal. None where there is a front
+    proper, or nothing yet."""
+    from pipelines.partial import partial_front
+
+    if (folder / FRONT).exists():
+        return None
+    return partial_front(kept_config(folder), read_events(folder / "journal.jsonl"))
 
 
 def bounds_kept(folder: Path) -> str | None:

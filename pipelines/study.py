@@ -13,7 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.tune import TuneError
 
 from pipelines.artifacts import FRONT, open_store, put_json
-from pipelines.cluster import Cluster, connected, named
+from pipelines.cluster import Cluster, check_metrics_port, connected, named
 from pipelines.config import StudyConfig
 from pipelines.custody import held, take
 from pipelines.device import check_address, target
@@ -22,11 +22,15 @@ from pipelines.first_stage import screen, warm_started
 from pipelines.forecast import forecast, steered
 from pipelines.gather import gather
 from pipelines.journal import Journal, lock, write_json
+from pipelines.json_log import to_logging
+from pipelines.metrics import exported
 from pipelines.nodes import check_nodes
+from pipelines.partial import kept, remove
 from pipelines.prepare import Gather, Network, check_names, dense_network, fingerprint, know, make_bench
 from pipelines.problem import problem
 from pipelines.progress import Display
 from pipelines.report import FrontRow, write_html, write_png
+from pipelines.run_events import Events
 from pipelines.second_stage import choose, compare_with_forecast, control, finetune, need_dense
 from pipelines.session import Session, Timing
 from pipelines.spool import SPOOL, Refuge, Spool, spooling
@@ -50,11 +54,14 @@ def run(
     address: str | None = None,
     resume: bool = False,
     fresh: bool = False,
+    metrics_port: int | None = None,
 ) -> list[FrontRow]:
     """Runs a study to its end and returns its front, fastest first; the dense network is always among the rows.
 
     address: of a Ray cluster; None = this machine. resume: go on where the study stopped. fresh: delete what an
-    earlier run left. Raises PrunefrontError for everything that a person can mend.
+    earlier run left. metrics_port: where Ray, if it starts here, exports metrics; None = a free port. Raises
+    PrunefrontError for everything that a person can mend. Whatever ends it early, a partial front is left of what was
+    finished.
     """
     if resume and fresh:
         raise PrunefrontError(
@@ -62,26 +69,40 @@ def run(
         )
     check_names(config)
     check_address(config.measure, address)
+    if metrics_port is not None:
+        check_metrics_port(address, metrics_port)
     with lock(config.path):
         behind = open_store(config.artifact_uri, config.artifacts.endpoint_url)
         behind.probe()  # before anything of an earlier run is deleted
         warm = _read_earlier(config) if fresh else None  # also before: it may be what is deleted here
         custody = take(config, behind, display.say, resume=resume, fresh=fresh)
         open_folder(config, resume=resume, fresh=fresh)
+        events = Events(config.name, display.say)
         with (
+            events.heard_by(to_logging),
             held(custody, config, behind, display.say) as ours,
-            Journal(config.path / JOURNAL, guard=ours.check) as journal,
-            spooling(behind, Spool(config.path / SPOOL), display.say) as store,
+            Journal(config.path / JOURNAL, events.on_journal, guard=ours.check) as journal,
+            spooling(behind, Spool(config.path / SPOOL), display.say, events.on_outage("artifacts")) as store,
         ):
-            tracker = MlflowTracker(config.tracking_uri, config.tracking.experiment, config.folder)
+            tracker = MlflowTracker(
+                config.tracking_uri,
+                config.tracking.experiment,
+                config.folder,
+                on_outage=events.on_outage("tracking"),
+            )
             earlier = journal.of("tracking")
             run_id = tracker.start(config.to_json(), resume_run_id=earlier[-1]["run"] if earlier else None)
             if not earlier or run_id != earlier[-1]["run"]:  # another machine may have another tracking store
                 journal.append("tracking", run=run_id)
-            session = Session(config, display, journal, tracker, store, Timing(), ours)
+            events.watched["tracking_waiting"] = lambda: tracker.waiting
+            events.watched["artifacts_waiting"] = lambda: len(store.spool.entries())
+            display.on_say = lambda line: events.tell("said", line=line)
+            timing = Timing(on_stage=events.on_stage)
+            session = Session(config, display, journal, tracker, store, timing, ours, events)
             status: Status = "FAILED"
             try:
-                rows = _stages(session, address, warm)
+                with events.run(resumed=bool(journal.of("asked"))):
+                    rows = _stages(session, address, warm, metrics_port)
                 status = "FINISHED"
                 return rows
             except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM into the second
@@ -103,14 +124,20 @@ def _read_earlier(config: StudyConfig) -> list[Earlier]:
     return [read(uri, config.artifacts.endpoint_url) for uri in config.search.warm_start]
 
 
-def _stages(session: Session, address: str | None, earlier: Sequence[Earlier] | None) -> list[FrontRow]:
+def _stages(
+    session: Session,
+    address: str | None,
+    earlier: Sequence[Earlier] | None,
+    metrics_port: int | None = None,
+) -> list[FrontRow]:
     """earlier: what the study starts from where it has been read already; None = it is read here."""
     config, timing = session.config, session.timing
     if earlier is None:  # what has been taken over before is in the journal
         earlier = [] if session.journal.of("warm_start") else _read_earlier(config)
-    with ExitStack() as stack:
+    # the partial front comes first, and Ray's end, which takes a while, after it
+    with ExitStack() as stack, kept(config, session.display.say, session.events.tell):
         # a cluster that cannot be used is said before anything is spent; here Ray starts when there is work for it
-        cluster = _join(stack, session, address) if named(address) else None
+        cluster = _join(stack, session, address, metrics_port) if named(address) else None
         with timing.stage("prepare"):
             network = dense_network(config, session.display.say)
             bench = make_bench(config, network)
@@ -119,7 +146,7 @@ def _stages(session: Session, address: str | None, earlier: Sequence[Earlier] | 
                 conditions(config, fingerprint(network.splits), bench.recipe.precision),
             )
             check_network(earlier, signature)  # before statistics and latencies are paid for
-        cluster = cluster or _join(stack, session, address)
+        cluster = cluster or _join(stack, session, address, metrics_port)
         bench = replace(bench, target=target(config.measure, bench.dense_onnx))
         timing.workers = cluster.workers
         with timing.stage("score"):
@@ -161,13 +188,15 @@ def _stages(session: Session, address: str | None, earlier: Sequence[Earlier] | 
     return rows
 
 
-def _join(stack: ExitStack, session: Session, address: str | None) -> Cluster:
-    """Ray until the end of `stack`. Raises PrunefrontError if the study cannot run there, or not be measured."""
+def _join(stack: ExitStack, session: Session, address: str | None, metrics_port: int | None) -> Cluster:
+    """Ray, and what it exports, until the end of `stack`. Raises PrunefrontError if the study cannot run or be measured
+    there."""
     config = session.config
-    cluster = stack.enter_context(connected(address, config.cluster))
+    cluster = stack.enter_context(connected(address, config.cluster, metrics_port))
     _check_storage(config, cluster)
     for line in check_nodes(config.measure, config.cluster):
         session.display.say(line)
+    stack.enter_context(exported(session.events, workers=cluster.workers, remote=cluster.remote))
     return cluster
 
 
@@ -250,6 +279,7 @@ def _report(session: Session, network: Network, front: list[Trained]) -> list[Fr
         session.journal.append("published", name=row.key, artifact=row.artifact.rpartition("/")[2])
     data = [row.to_json() for row in rows]
     write_json(folder / FRONT, data)
+    remove(folder)  # a partial front of an earlier run
     session.custody.check_now()
     put_json(session.store, FRONT, data)
     write_html(data, folder / "front.html", config.name, note=bounds_kept(folder))

@@ -11,6 +11,7 @@ from pipelines.inheritance import WEIGHTS
 from pipelines.journal import Journal, is_begun, write_json
 from pipelines.latency_table import TABLE
 from pipelines.ownership import OWNER
+from pipelines.partial import PAGE_NAME, PARTIAL
 from pipelines.prepare import unchanged
 from pipelines.spool import SPOOL
 from pipelines.state import RUN, SUPERSEDED
@@ -31,6 +32,8 @@ OURS = (
     BOUNDS,
     "front.html",
     "front.png",
+    PARTIAL,
+    PAGE_NAME,
     "timing.json",
     CORRECTED,
 )

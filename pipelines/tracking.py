@@ -159,10 +159,20 @@ class MlflowTracker:
 
     uri: an MLflow server (`http://…`) or a database that this process writes itself (`sqlite:///…`,
     `postgresql://…`). folder: where artifacts go when a database has none of its own; an SQLite file has them
-    beside itself. patience: seconds that `finish` waits for a store that does not answer.
+    beside itself. patience: seconds that `finish` waits for a store that does not answer. on_outage: told when it stops
+    to answer, with a line, by another thread.
     """
 
-    def __init__(self, uri: str, experiment: str, folder: Path, *, patience: float = 30.0) -> None:
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        folder: Path,
+        *,
+        patience: float = 30.0,
+        on_outage: Callable[[str], None] = lambda why: None,
+    ) -> None:
+        self._on_outage = on_outage
         self.uri, self.experiment, self.folder, self.patience = uri, experiment, folder, patience
         self._children: dict[tuple[str, str], str] = {}  # (key, stage) -> run id; the writer's own
         self._done: set[tuple[str, str]] = set()  # the caller's own
@@ -171,6 +181,11 @@ class MlflowTracker:
     @property
     def errors(self) -> tuple[str, ...]:
         return tuple(self._writer.errors)
+
+    @property
+    def waiting(self) -> int:
+        """How many writes the store has not taken yet."""
+        return self._writer.waiting
 
     def start(self, study: Mapping[str, Any], resume_run_id: str | None = None) -> str:
         """Raises TrackingError within seconds: store out of reach, address not usable, experiment deleted."""
@@ -183,7 +198,7 @@ class MlflowTracker:
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
-        self._writer = _Writer(self._recover, self.patience)
+        self._writer = _Writer(self._recover, self.patience, on_outage=self._on_outage)
         study = json.loads(without_password(json.dumps(study)))
         try:
             with _quiet_migrations():
@@ -398,13 +413,24 @@ class _Writer:
     answer, the thread waits and tries again, until `close` has waited `patience` seconds.
     """
 
-    def __init__(self, recover: Callable[[], None], patience: float, size: int = 4096) -> None:
+    def __init__(
+        self,
+        recover: Callable[[], None],
+        patience: float,
+        size: int = 4096,
+        on_outage: Callable[[str], None] = lambda why: None,
+    ) -> None:
+        self._on_outage = on_outage
         self.errors: list[str] = []
         self._recover, self._patience = recover, patience
         self._queue: queue.Queue[tuple[str, Callable[[], Any]] | None] = queue.Queue(size)
         self._deadline: float | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="prunefront-tracking", daemon=True)
+
+    @property
+    def waiting(self) -> int:
+        return self._queue.qsize()
 
     def start(self) -> None:
         self._thread.start()
@@ -447,6 +473,7 @@ class _Writer:
                 except Exception as outage:  # noqa: BLE001 - as above: this decides between waiting and leaving out
                     if not told:
                         self.errors.append(f"{label}: waiting for the store: {_line(outage)}")
+                        self._on_outage(_line(outage))
                         told = True
                     if self._out_of_time(pause):
                         return False

@@ -40,9 +40,11 @@ from search.measurement import Failure, Measurement, Outcome, outcome_from_json
 MEASURED_ON = "measured_on"
 """In a trial's last result: the machine that its network was timed on, as JSON."""
 
-
 RESUMED = "resumed"
 """In a trial's last result: after how many steps of its training it went on from what another worker had kept."""
+
+COSTS = ("epoch_seconds", "latency_seconds", "artifact_bytes")
+"""Keys of a trial's last result: what training, the latency measurement and the artifact took, where there were any."""
 
 log = logging.getLogger(__name__)
 
@@ -215,7 +217,7 @@ class FinetuneTrial(tune.Trainable):
         return {**report, "busy_seconds": self._seconds}
 
     def _run(self, candidate: Candidate) -> Iterator[dict[str, Any]]:
-        job = self._queue.job(candidate)
+        job, start = self._queue.job(candidate), time.perf_counter()
         if job.name == DENSE:  # as it was brought
             model, plan = self._evaluator.bench.dense_model(), job.plan
         else:
@@ -230,6 +232,7 @@ class FinetuneTrial(tune.Trainable):
                 if progress.whole and job.compared:
                     report[MEASURED] = json.dumps(progress.measurement.to_json())
                 yield report
+        trained = time.perf_counter() - start
         measured = self._evaluator.measure(model, plan)
         measured, artifact, where = self._evaluator.publish(job.name, model, plan, measured)
         yield {
@@ -239,6 +242,9 @@ class FinetuneTrial(tune.Trainable):
             "accuracy": measured["accuracy"],
             "epochs": job.epochs,
             **({RESUMED: self._resumed} if self._resumed else {}),
+            **({"epoch_seconds": round(trained / job.epochs, 3)} if job.epochs and not self._resumed else {}),
+            "latency_seconds": round(self._evaluator.timing_seconds, 3),
+            "artifact_bytes": artifact.size_bytes,
             DONE: True,
         }
 

@@ -1,10 +1,15 @@
 """What is said when Ray can be neither started nor joined."""
 
+import signal
+import socket
+import sys
+
 import pytest
 import ray
 
-from pipelines.cluster import connected
+from pipelines.cluster import check_metrics_port, connected
 from pipelines.config import ClusterSection
+from pipelines.stopping import Stopped, stoppable
 from pruners.errors import PrunefrontError
 
 TRACEBACK = """\
@@ -56,3 +61,33 @@ def test_a_head_that_could_not_serve_a_client_is_asked_once_more(monkeypatch: py
     with connected("ray://head:10001", ClusterSection()) as cluster:
         assert cluster.workers == 3
     assert asked == ["ray://head:10001"] * 2
+
+
+def test_metrics_are_exported_here_at_a_free_port_or_it_is_said_before_anything_is_spent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PrunefrontError, match=f"at port {port}: Address already in use"):
+            check_metrics_port(None, port)
+    check_metrics_port(None, port)
+    with pytest.raises(PrunefrontError, match="ray start --metrics-export-port"):
+        check_metrics_port("auto", port)
+
+
+def test_a_handler_of_sigterm_survives_rays_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def init(**options: object) -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}])
+    try:
+        with stoppable(), connected(None, ClusterSection()), pytest.raises(Stopped, match="SIGTERM"):
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == before
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -2,11 +2,16 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -22,6 +27,7 @@ from pipelines.cli import main
 from pipelines.config import StudyConfig, parse
 from pipelines.failures import failure
 from pipelines.journal import Journal
+from pipelines.metrics import FAMILIES
 from pipelines.prepare import dense_network
 from pipelines.progress import Display
 from pipelines.report import FrontRow, select
@@ -30,6 +36,7 @@ from pipelines.study import next_steps
 from pipelines.study_folder import open_folder
 from pipelines.tracking import MlflowTracker
 from pruners.errors import PrunefrontError
+from tests.services.test_mlflow_server import free_port
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 deprecates
 pytestmark = pytest.mark.filterwarnings(
@@ -256,47 +263,83 @@ workers = 1
 """
 
 
+REPORTED = {"RAY_metrics_report_interval_ms": "1000"}
+"""Ray's figures reach their port once a second instead of every ten."""
+
+
+@contextmanager
+def scraped(port: int) -> Iterator[set[str]]:
+    """Names of our metrics that appear at the port in the meantime."""
+    names: set[str] = set()
+    over = threading.Event()
+
+    def scrape() -> None:
+        while not over.wait(0.3):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+                    text = answer.read().decode()
+            except OSError:  # Ray starts, or has ended
+                continue
+            names.update(re.findall(r'^(ray_prunefront_\w+){.*study="small"', text, re.MULTILINE))
+
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    try:
+        yield names
+    finally:
+        over.set()
+        thread.join()
+
+
 def journal(folder: Path) -> list[dict[str, Any]]:
     file = folder / "studies" / "small" / "journal.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def prunefront(folder: Path, *arguments: str) -> str:
-    done = subprocess.run([PROGRAM, *arguments], cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [PROGRAM, *arguments],
+        cwd=folder,
+        env=os.environ | REPORTED,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 @pytest.mark.slow
-def test_ctrl_c_while_fine_tuning_ends_nothing_early_and_a_lost_network_costs_only_itself(
+def test_ctrl_c_while_fine_tuning_leaves_a_partial_front_and_a_lost_network_costs_only_itself(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "s.toml").write_text(STUDY)
-    first = subprocess.Popen(
-        # a test run that was started in the background ignores Ctrl-C, and so would what it starts
-        ["env", "--default-signal=INT", PROGRAM, "search", "s.toml"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and not [e for e in journal(tmp_path) if e["event"] == "trained"]:
-        assert first.poll() is None, first.stderr
-        time.sleep(0.05)
-    os.killpg(first.pid, signal.SIGINT)  # as a terminal does: to every process in the foreground
-    _, error = first.communicate(timeout=100)
-    assert first.returncode == 130
-    assert error == "stopped; go on with: prunefront search s.toml --resume\n"
-    assert not (tmp_path / "studies" / "small" / "front.json").exists()
-    before = journal(tmp_path)
-    prunefront(tmp_path, "search", "s.toml", "--resume")
+    port = free_port()
+    watched = ("--log-json", "log.jsonl", "--metrics-port", str(port))
+    with scraped(port) as metrics:
+        stop_while_fine_tuning(tmp_path, *watched)
+        before = journal(tmp_path)
+        prunefront(tmp_path, "search", "s.toml", "--resume", *watched)
+    assert metrics >= {
+        f"{family.exported}{'_count' if family.kind == 'histogram' else ''}"
+        for family in FAMILIES
+        if family.name not in ("candidates_stopped_early", "candidates_failed", "workers_lost", "outages")
+    }
     after = journal(tmp_path)
     assert after[: len(before)] == before
     names = [e["name"] for e in after if e["event"] == "trained"]
     assert len(names) == len(set(names)) == 6  # four, and the dense network as it was and trained further
     assert not [e for e in after if "failure" in e.get("outcome", {})]
+    assert not (tmp_path / "studies" / "small" / "partial-front.json").exists()
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(e["status"], e.get("reason")) for e in log if e["event"] == "study_ends"] == [
+        ("stopped", "SIGINT"),
+        ("finished", None),
+    ]
+    told = [e for e in log if e["event"] in ("scored", "trained")]
+    assert [e["candidate"] for e in told] == [
+        e.get("key", e.get("name")) for e in after if e["event"] in ("told", "trained")
+    ]
 
     # a finished study reports again; what is no longer in the store is said, and costs nobody else his row
     rows = json.loads(prunefront(tmp_path, "front", "small", "--json"))
@@ -311,3 +354,37 @@ def test_ctrl_c_while_fine_tuning_ends_nothing_early_and_a_lost_network_costs_on
     assert {r["key"] for r in again} == {r["key"] for r in rows} - {lost}
     events = journal(tmp_path)[len(after) :]
     assert [(e["event"], e["name"]) for e in events] == [("unreported", lost)]
+
+
+def stop_while_fine_tuning(folder: Path, *arguments: str) -> None:
+    """Ctrl-C in a search as soon as the dense network and a candidate are trained; looks at what it leaves."""
+    first = subprocess.Popen(
+        # a test run that was started in the background ignores Ctrl-C, and so would what it starts
+        ["env", "--default-signal=INT", PROGRAM, "search", "s.toml", *arguments],
+        cwd=folder,
+        env=os.environ | REPORTED,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 200
+    trained: set[str] = set()
+    while time.monotonic() < deadline and not ("dense" in trained and trained - {"dense", "dense-finetuned"}):
+        assert first.poll() is None, first.stderr
+        time.sleep(0.05)
+        trained = {e["name"] for e in journal(folder) if e["event"] == "trained"}
+    os.killpg(first.pid, signal.SIGINT)  # as a terminal does: to every process in the foreground
+    _, error = first.communicate(timeout=100)
+    assert first.returncode == 130
+    assert error == "stopped; go on with: prunefront search s.toml --resume\n"
+    assert not (folder / "studies" / "small" / "front.json").exists()
+    kept = json.loads((folder / "studies" / "small" / "partial-front.json").read_text())
+    assert kept == json.loads(prunefront(folder, "front", "s.toml", "--json"))
+    assert kept["trained"]
+    assert (
+        {"dense"}
+        <= {row["key"] for row in kept["rows"]}
+        <= trained | {e["name"] for e in journal(folder) if "name" in e}
+    )
+    assert "validation images" in (folder / "studies" / "small" / "partial-front.html").read_text()

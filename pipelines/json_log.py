@@ -1,0 +1,164 @@
+"""Events as standard logging, and logging as one line of JSON per event."""
+
+import json
+import logging
+import logging.handlers
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipelines.run_events import Event
+from pipelines.tracking import without_password
+from pruners.errors import PrunefrontError
+
+ROOT = "prunefront"
+STDOUT = "-"
+
+WARNINGS = ("failed", "worker_lost", "outage")
+LEVELS = {"failed": logging.ERROR, "stopped": logging.WARNING}
+"""By how a run ended."""
+
+LOGGERS = {
+    "study": ("study_begins", "study_ends", "stage_begins", "stage_ends", "said", "partial_front"),
+    "candidates": ("scored", "trained", "failed", "stopped_early", "rung", "promoted", "progress"),
+    "cluster": ("worker_lost", "joined"),
+    "stores": ("outage", "tracking"),
+}
+"""Part of the logger's name -> its events; all others are `prunefront.study`'s."""
+
+_PART = {event: part for part, events in LOGGERS.items() for event in events}
+
+_SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY_ID", re.IGNORECASE)
+_PLACE = re.compile(r"_(FILE|PATH|MODE|URI|URL)$", re.IGNORECASE)
+"""Where a secret lies is none."""
+
+_SHORTEST_SECRET = 8
+"""Characters; a shorter value would black out words that only look like it."""
+
+logging.getLogger(ROOT).addHandler(logging.NullHandler())
+
+
+def to_logging(event: Event) -> None:
+    """A listener: each event is a record of the logger `prunefront.<part>`."""
+    name = event["event"]
+    logger = logging.getLogger(f"{ROOT}.{_PART.get(name, 'study')}")
+    level = logging.WARNING if name in WARNINGS else LEVELS.get(event.get("status", ""), logging.INFO)
+    if logger.isEnabledFor(level):
+        words = [name, event.get("candidate", event["stage"]), event.get("reason", event.get("line", ""))]
+        logger.log(level, " ".join(filter(None, map(str, words))), extra={"prunefront": dict(event)})
+
+
+class JsonFormatter(logging.Formatter):
+    """One line of JSON: time (UTC), level, logger, and the fields of the event; of other records, their message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        data = dict(getattr(record, ROOT, {"event": "log", "message": record.getMessage()}))
+        moment = datetime.fromtimestamp(data.pop("time", record.created), UTC)
+        if record.exc_info:
+            data["traceback"] = self.formatException(record.exc_info)
+        line = {
+            "time": moment.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            **{name: value for name, value in data.items() if value != ""},
+        }
+        return json.dumps(redacted(line), default=str)
+
+
+def redacted(value: Any, hidden: Sequence[str] | None = None) -> Any:
+    """The value without passwords in addresses and without `hidden`, at any depth; None = `secrets` of this process."""
+    hidden = secrets(os.environ) if hidden is None else hidden
+    if isinstance(value, str):
+        text = without_password(value)
+        for secret in hidden:
+            text = text.replace(secret, "***")
+        return text
+    if isinstance(value, Mapping):
+        return {redacted(str(name), hidden): redacted(item, hidden) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [redacted(item, hidden) for item in value]
+    return value
+
+
+def secrets(environment: Mapping[str, str]) -> list[str]:
+    """Values of variables whose names say that they are secret, longest first."""
+    found = {
+        value
+        for name, value in environment.items()
+        if _SECRET.search(name) and not _PLACE.search(name) and len(value) >= _SHORTEST_SECRET
+    }
+    return sorted(found, key=len, reverse=True)
+
+
+def wanted(option: str | None) -> str | None:
+    """Where lines of JSON go: what the command line says, else `PRUNEFRONT_LOG=json`, which is stdout; None = nowhere.
+
+    Raises PrunefrontError for another value of the variable.
+    """
+    if option is not None:
+        return option
+    asked = os.environ.get("PRUNEFRONT_LOG", "text")
+    if asked not in ("json", "text", ""):
+        raise PrunefrontError(f"PRUNEFRONT_LOG={asked} is not a form of log; possible: json, text")
+    return STDOUT if asked == "json" else None
+
+
+@contextmanager
+def json_lines(target: str | None) -> Iterator[None]:
+    """Within, events go to `target` as lines of JSON: a file that is added to, or `-` for stdout; None = nowhere.
+
+    Raises PrunefrontError for a file that cannot be written.
+    """
+    logger = logging.getLogger(ROOT)
+    level, propagates = logger.level, logger.propagate
+    handler = _handler(target)
+    logger.propagate = False  # a library that configures the root logger would print each event once more
+    if target is not None:
+        logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagates
+        with suppress(OSError):  # a full disk refuses again what it refused before, and that was said
+            handler.close()
+
+
+def _handler(target: str | None) -> logging.Handler:
+    if target is None:
+        return logging.NullHandler()
+    handler: logging.Handler
+    if target == STDOUT:
+        handler = _Stream(sys.stdout)
+    else:
+        try:
+            Path(target).absolute().parent.mkdir(parents=True, exist_ok=True)
+            handler = _File(target, encoding="utf-8")
+        except OSError as error:
+            raise PrunefrontError(
+                f"--log-json {target}: {error.strerror}; name a file that can be written, or - for stdout"
+            ) from error
+    handler.setFormatter(JsonFormatter())
+    return handler
+
+
+class _Once:
+    """logging prints a traceback for each line that a full disk refuses; here the first is told to `Events`."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise  # logging calls this within its `except`
+
+
+class _Stream(_Once, logging.StreamHandler):  # type: ignore[type-arg]
+    """Of this process."""
+
+
+class _File(_Once, logging.handlers.WatchedFileHandler):
+    """Goes on in a new file when the old one was moved away, as log rotation does."""

@@ -1,0 +1,80 @@
+"""A search that a person or a scheduler stops: the first signal is an exception, the second ends the process."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+APART_SECONDS = 1.0
+"""Signals that come closer together are one: `timeout`, for instance, sends its signal twice."""
+
+SHOW_CURSOR = b"\x1b[?25h"
+"""A live bar hides it."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM. number: of the signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def exit_code(error: KeyboardInterrupt | SystemExit) -> int | None:
+    """What shells and schedulers expect of a process that ended by a signal: 130 for Ctrl-C, 143 for SIGTERM; None
+    where it was no signal."""
+    if isinstance(error, Stopped):
+        return 128 + error.number
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    # while Ray starts its own handler is in place, which exits with the signal's number
+    return 128 + signal.SIGTERM if error.code == signal.SIGTERM else None
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within, the first Ctrl-C or SIGTERM raises Stopped in the main thread, so that what is finished can be written;
+    the next one, a second later or more, ends the process at once. A signal that is ignored stays so."""
+    first: list[float] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not first:
+            first.append(now)
+            raise Stopped(number)
+        if now - first[0] >= APART_SECONDS:
+            if sys.stderr.isatty():
+                os.write(sys.stderr.fileno(), SHOW_CURSOR)
+            os._exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {
+        number: handler
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if (handler := signal.getsignal(number)) is not signal.SIG_IGN
+    }
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def handler_kept(number: int = signal.SIGTERM) -> Iterator[None]:
+    """Puts a handler of ours back after a library took its place; where there was none, the library's stays."""
+    handler = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        main = threading.current_thread() is threading.main_thread()
+        if main and callable(handler):
+            signal.signal(number, handler)
