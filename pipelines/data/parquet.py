@@ -7,12 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.config import DataSection
-from pipelines.data.decode import decode
+from pipelines.data.decode import decode, memory
 from pipelines.data.source import Parts, path_of, validation_count
 from pipelines.data.splits import DataError, Split
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMN = "label"
+BATCH = 256
+"""Rows at a time."""
 
 
 def load(section: DataSection) -> Parts:
@@ -44,8 +46,8 @@ def _open(path: Path) -> pa.Table:
                 raise DataError(
                     f"{path} has no column {absent}; its columns: {', '.join(schema.names) or 'none'}"
                 )
-            table = file.read(columns=[column, LABEL_COLUMN])
-    except (pa.ArrowInvalid, OSError) as error:
+            table = _read(file, [column, LABEL_COLUMN], path)
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise DataError(f"{path} cannot be read as parquet: {' '.join(str(error).split())}") from error
     if not pa.types.is_integer(table.schema.field(LABEL_COLUMN).type):
         raise DataError(
@@ -56,6 +58,19 @@ def _open(path: Path) -> pa.Table:
     if table[LABEL_COLUMN].null_count:
         raise DataError(f"{path}: {table[LABEL_COLUMN].null_count} rows have no label")
     return pa.table({"image": _bytes(table[column], column, path), "label": table[LABEL_COLUMN]})
+
+
+def _read(file: pq.ParquetFile, columns: list[str], path: Path) -> pa.Table:
+    """The columns, a few rows at a time: some bytes can claim to hold any number of rows. Raises DataError where they
+    take more than this machine's memory."""
+    read, taken, most = [], 0, memory()
+    for batch in file.iter_batches(BATCH, columns=columns):
+        taken += batch.nbytes
+        if taken > most:
+            raise DataError(f"{path} takes more than the {most >> 20:,} MiB of memory that this machine has")
+        read.append(batch)
+    schema = pa.schema([file.schema_arrow.field(name) for name in columns])
+    return pa.Table.from_batches(read, schema).select(columns)
 
 
 def _bytes(images: pa.ChunkedArray, column: str, path: Path) -> pa.ChunkedArray:
