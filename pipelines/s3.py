@@ -24,6 +24,7 @@ from botocore.exceptions import (
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S3ValidationError
 
 from pipelines.artifacts import ArtifactError, ArtifactNotFound, check_key, check_limit
+from pipelines.redaction import without_password, without_secrets
 from pruners.errors import PrunefrontError
 
 PROBE = "probe"
@@ -72,8 +73,8 @@ class S3Store:
 
     @property
     def endpoint(self) -> str:
-        """The address that requests go to."""
-        return str(self._client.meta.endpoint_url)
+        """The address that requests go to, without a password."""
+        return without_password(str(self._client.meta.endpoint_url))
 
     def put(self, key: str, file: Path) -> str:
         with self._clear_errors("write", key), file.open("rb") as stream:
@@ -245,4 +246,4 @@ def _cause(error: BotoCoreError) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return without_secrets(" ".join(str(error).split()))[:300]
