@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pruners.errors import LONGEST, PrunefrontError
 
 EXAMPLES = int(os.environ.get("PRUNEFRONT_FUZZ", "80"))
-"""Of each reader; `make fuzz` asks for 1,000, of all of them together 25,000."""
+"""Of each reader; `make fuzz` asks for 500, of all of them together 12,500."""
 
 HANG_SECONDS = 60
 """No reader of a file of some kilobytes takes so long, on however busy a machine."""
