@@ -7,6 +7,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ import ray
 import ray.util.client
 import torch
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 from ray.tune.result import DONE
 from ray.tune.search import Searcher as TuneSearcher
@@ -283,7 +285,7 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained, on
         return queue.job(Candidate.from_json(trial.config)).name
 
     adapter = SearcherAdapter(queue, len(queue), on_told)
-    tune.Tuner(
+    tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=adapter,
@@ -302,4 +304,18 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained, on
             failure_config=tune.FailureConfig(max_failures=1),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
-    ).fit()
+    )
+    with _credentials_stay():
+        tuner.fit()
+
+
+@contextmanager
+def _credentials_stay() -> Iterator[None]:
+    """Tune would hand this process's AWS credentials to its actors within their runtime environments, which Ray writes
+    into logs that everybody on each machine can read. Workers have credentials of their own (docs/artifacts.md)."""
+    handed_on = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in handed_on if not name.startswith("AWS_")}
+    try:
+        yield
+    finally:
+        class_cache.ENV_VARS_TO_PROPAGATE = handed_on
