@@ -113,7 +113,7 @@ def test_no_secret_is_in_anything_that_a_study_leaves_or_says(searched: Path) ->
     } <= names
     assert any("raylet" in p.name for p in files)
     for path in files:
-        assert b"Hx7-" not in path.read_bytes(), path
+        assert b"Hx7-" not in path.read_bytes(), path.name
     kept = json.loads((searched / "studies" / "small" / "study.json").read_text())
     assert kept["artifacts"]["endpoint_url"] == "http://me:***@127.0.0.1:9/?X-Amz-Signature=***"
 
