@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -27,10 +28,11 @@ from search.constraints import parse as parse_bound
 from search.measurement import OBJECTIVES
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-MOST_BYTES = 1 << 20
+MOST_BYTES = 64 << 10
 """Of a study file."""
 DEEPEST = 32
 """Levels of tables and lists within a study file."""
+_DOTS = re.compile(rf"(?:[^\s.=\[\]{{}},#]{{1,64}}[ \t]*\.[ \t]*){{{DEEPEST},}}")
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -383,8 +385,11 @@ def load(path: Path) -> StudyConfig:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
-            raise ConfigError(f"{path} has more than the {MOST_BYTES >> 20} MiB that a study file may have")
-        data = tomllib.loads(content.decode())
+            raise ConfigError(f"{path} has more than the {MOST_BYTES >> 10} KiB that a study file may have")
+        text = content.decode()
+        if _DOTS.search(text):  # tomllib takes the square of their number
+            raise ConfigError(f"{path} names a key of more than {DEEPEST} parts")
+        data = tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"there is no study file {path}; see examples/digits.toml for one") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -63,11 +63,16 @@ def _open(path: Path) -> pa.Table:
 def _read(file: pq.ParquetFile, columns: list[str], path: Path) -> pa.Table:
     """The columns, a few rows at a time: some bytes can claim to hold any number of rows. Raises DataError where they
     take more than this machine's memory."""
-    read, taken, most = [], 0, memory()
+    read: list[pa.RecordBatch] = []
+    rows, taken, most = 0, 0, memory() // 2  # the other half is for the decoded ones
     for batch in file.iter_batches(BATCH, columns=columns):
-        taken += batch.nbytes
-        if taken > most:
-            raise DataError(f"{path} takes more than the {most >> 20:,} MiB of memory that this machine has")
+        rows, taken = rows + len(batch), taken + batch.nbytes
+        # said as soon as it can be told, not when memory is full
+        if taken * max(1.0, file.metadata.num_rows / max(rows, 1)) > most:
+            raise DataError(
+                f"{path}: the images of its {file.metadata.num_rows:,} rows take more than the {most >> 20:,} MiB that "
+                "are half of this machine's memory; give fewer or smaller ones"
+            )
         read.append(batch)
     schema = pa.schema([file.schema_arrow.field(name) for name in columns])
     return pa.Table.from_batches(read, schema).select(columns)

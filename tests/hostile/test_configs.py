@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -85,6 +86,24 @@ def test_files(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "s.toml"
     file.write_bytes(content)
     round_trip(answered(lambda: load(file)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a." * 30_000 + "a = 1",
+        "x = {" + "a . " * 15_000 + "a = 1}",
+        'x = "' + "a" * 100_000 + '"',
+        "x = " + "[" * 30_000,
+        "x = 1979-13-40",
+        "x = " + "1" * 5_000,
+        "x = nan",
+    ],
+)
+def test_files_that_take_long_or_never_end(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "s.toml"
+    file.write_text(text)
+    assert answered(lambda: load(file)) is None
 
 
 @given(

@@ -1,6 +1,8 @@
 """Parquet files and the images in them."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipelines.config import DataSection
-from pipelines.data import load
+from pipelines.data import DataError, load
 from tests.hostile.strategies import answered, damaged, fuzzed
 
 # pillow tells of damaged tags in images that it reads all the same
@@ -102,6 +104,32 @@ def tables(draw: st.DrawFn) -> bytes:
             st.sampled_from([pa.array(LABELS), pa.array([[1.0]] * ROWS), pa.array([{"a": 1}] * ROWS)])
         )
     return written(column, labels, compression=draw(st.sampled_from(["none", "zstd", "snappy"])))
+
+
+def test_a_file_that_unfolds_without_end_is_refused_before_it_does(tmp_path: Path) -> None:
+    """One image of a megabyte, named by three million rows: some kilobytes, and three terabytes."""
+    rows = 3_000_000
+    indices = pa.array(np.zeros(rows, np.int32))
+    images = pa.DictionaryArray.from_arrays(indices, pa.array([bytes(1 << 20)]))
+    file = tmp_path / "train.parquet"
+    file.write_bytes(
+        written(images, pa.array(np.zeros(rows, np.int8)), compression="zstd", store_schema=False)
+    )
+    assert file.stat().st_size < 1 << 20
+    with pytest.raises(DataError, match="half of this machine's memory"):
+        load(DataSection(source="parquet", train=file, test=file))
+
+
+def test_an_image_that_claims_a_billion_pixels_is_refused_by_its_header(tmp_path: Path) -> None:
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
+    chunk = (
+        struct.pack(">I", len(header)) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    )
+    bomb = b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    file = tmp_path / "train.parquet"
+    file.write_bytes(written(pa.array([bomb] * ROWS), pa.array(LABELS)))
+    with pytest.raises(DataError, match=r"row 0 of .*(pixels|bomb)"):
+        load(DataSection(source="parquet", train=file, test=file))
 
 
 @given(content=st.one_of(tables(), st.sampled_from(FILES).flatmap(damaged), st.binary(max_size=64)))
