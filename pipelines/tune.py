@@ -305,12 +305,12 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained, on
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )
-    with _credentials_stay():
+    with credentials_stay():
         tuner.fit()
 
 
 @contextmanager
-def _credentials_stay() -> Iterator[None]:
+def credentials_stay() -> Iterator[None]:
     """Tune would hand this process's AWS credentials to its actors within their runtime environments, which Ray writes
     into logs that everybody on each machine can read. Workers have credentials of their own (docs/artifacts.md)."""
     handed_on = class_cache.ENV_VARS_TO_PROPAGATE

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.tune.execution import class_cache
 
 from pipelines.cli import main
 from pipelines.config import ClusterSection, StudyConfig, parse
@@ -16,6 +17,7 @@ from pipelines.prepare import unchanged
 from pipelines.redaction import redacted, without_password, without_secrets
 from pipelines.studies import kept_config, tracking_uri
 from pipelines.study_folder import open_folder
+from pipelines.tune import credentials_stay
 from pruners.errors import PrunefrontError
 
 SECRET = "Hx7-marked-secret"
@@ -90,6 +92,20 @@ def test_a_studys_folder_keeps_no_password_and_goes_on_with_it_all_the_same(tmp_
     assert kept_config(config.path).name == "s"
     with pytest.raises(PrunefrontError, match="name the study file"):
         tracking_uri(str(config.path))
+
+
+def test_tune_hands_no_credentials_to_its_actors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray writes an actor's runtime environment into a log that everybody on the machine can read."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+
+    def environment() -> str:
+        made = class_cache._ActorClassCache().get(type("Trainable", (), {}))
+        return str(made._default_options["runtime_env"])
+
+    assert SECRET in environment()  # once Ray no longer does that, this test and what it is of can go
+    with credentials_stay():
+        assert SECRET not in environment()
+    assert SECRET in environment()
 
 
 @pytest.mark.parametrize("debug", [(), ("--debug",)])
