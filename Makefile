@@ -3,13 +3,14 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lint bench docs clean
+.PHONY: help setup demo test quick fuzz lint audit bench docs clean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # What `make setup` last installed for; pyproject.toml newer than this means: install again.
 INSTALLED := $(VENV)/installed
+N ?= 500
 STUDY ?= examples/digits.toml
 # Extras of pyproject.toml to install; machines of a cluster need none (scripts/setup-host.sh).
 EXTRAS ?= dev
@@ -35,10 +36,16 @@ test: services  ## everything that CI runs: lint, types, and the whole test suit
 quick: setup  ## the fast tests only
 	@$(BIN)/python -m pytest -q -m "not slow and not services"
 
+fuzz: setup  ## 500 hostile inputs for each reader of a file (minutes); N=… for another number
+	@PRUNEFRONT_FUZZ=$(N) $(BIN)/python -m pytest -q tests/hostile
+
 lint: setup  ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+audit: setup  ## known holes in what is installed; says NOT CHECKED where the advisories are out of reach
+	@$(BIN)/python scripts/audit.py
 
 bench: setup  ## what a search costs beside the work itself
 	@$(BIN)/python benchmarks/search_overhead.py

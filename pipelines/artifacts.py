@@ -17,9 +17,10 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from pruners.errors import PrunefrontError
+from pruners.strict_json import loads
 
 FORMAT = "prunefront-artifact"
 VERSION = 2
@@ -558,10 +559,10 @@ def locate(root: str, artifact: object) -> str:
 
 
 def parse_json(text: str, *, source: str) -> Any:
-    """JSON from a place that is not trusted. Raises ArtifactError, also for NaN and bottomless nesting."""
+    """JSON from a place that is not trusted. Raises ArtifactError, also for what is not JSON as we write it."""
     try:
-        return json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        return loads(text)
+    except ValueError as error:
         raise ArtifactError(f"{source} is not valid JSON: {error!s:.120}") from None
 
 
@@ -685,10 +686,6 @@ def _download(store: ArtifactStore, artifact: str, manifest: Manifest, part: Pat
             _check_file(part / name, record)
         except ArtifactError as error:
             raise type(error)(f"{store.uri}/{artifact}: {error}") from None
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -438,7 +439,9 @@ def export(
 def ui(
     study: Annotated[str | None, typer.Argument(help="A study; default: the one searched last.")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where the pages are served.")] = 5000,
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="The address of this machine to listen on: 127.0.0.1 or ::1.")
+    ] = "127.0.0.1",
 ) -> None:
     """The MLflow UI on this study's tracking store."""
     from pipelines.studies import tracking_uri
@@ -580,19 +583,25 @@ def main() -> None:
     try:
         app()
     except PrunefrontError as error:
-        if debug:
-            raise
-        _fail(str(error))
+        _fail(_traceback() if debug else str(error))
     except OSError as error:
         if debug:
-            raise
+            _fail(_traceback())
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         _fail(f"{what}; check path, permissions and free space (a stopped search goes on with --resume)")
 
 
 def _fail(line: str) -> NoReturn:
-    Console(stderr=True).print(Text.assemble(("error:", "red"), " ", line), highlight=False, soft_wrap=True)
+    """Ends the program; what libraries say of an address may hold its password."""
+    from pipelines.redaction import without_secrets
+
+    shown = Text.assemble(("error:", "red"), " ", without_secrets(line))
+    Console(stderr=True).print(shown, highlight=False, soft_wrap=True)
     sys.exit(2)
+
+
+def _traceback() -> str:
+    return f"\n{traceback.format_exc().rstrip()}"
 
 
 if __name__ == "__main__":

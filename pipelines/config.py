@@ -1,6 +1,7 @@
 """`StudyConfig`: a study file in TOML, checked before anything is spent."""
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,11 @@ from search.constraints import parse as parse_bound
 from search.measurement import OBJECTIVES
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+MOST_BYTES = 64 << 10
+"""Of a study file."""
+DEEPEST = 32
+"""Levels of tables and lists within a study file."""
+_DOTS = re.compile(rf"(?:[^\s.=\[\]{{}},#]{{1,64}}[ \t]*\.[ \t]*){{{DEEPEST},}}")
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -51,7 +57,7 @@ Located = Annotated[Path | str, PlainValidator(_located), PlainSerializer(str, r
 class Section(BaseModel):
     """Frozen, and closed: an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -435,18 +441,29 @@ def load(path: Path, *, base: Path | None = None) -> StudyConfig:
     Raises ConfigError: one line that says where, what was asked, what is possible.
     """
     try:
-        data = tomllib.loads(path.read_text())
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ConfigError(f"{path} has more than the {MOST_BYTES >> 10} KiB that a study file may have")
+        text = content.decode()
+        if _DOTS.search(text):  # tomllib takes the square of their number
+            raise ConfigError(f"{path} names a key of more than {DEEPEST} parts")
+        data = tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"there is no study file {path}; see examples/digits.toml for one") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError:
+        raise ConfigError(f"{path} is not valid TOML: it is nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError, and what dates and numbers raise that cannot be
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     return parse(data, source=str(path), base=path.parent if base is None else base)
 
 
 def parse(data: Mapping[str, Any], *, source: str, base: Path) -> StudyConfig:
     """Checks a study given as nested dicts; `base` is what its relative paths are relative to."""
+    if fault := _not_plain(data, ()):
+        raise ConfigError(f"{source}: {fault}")
     try:
         config = StudyConfig.model_validate(data)
     except ValidationError as error:
@@ -471,6 +488,30 @@ def _anchor(config: StudyConfig, base: Path) -> StudyConfig:
     )
 
 
+def _not_plain(value: object, where: tuple[str, ...]) -> str | None:
+    """What of a study could not be kept in study.json, or is nothing to show on a terminal; None where all is well."""
+    name = repr(".".join(where))
+    if len(where) > DEEPEST:
+        return f"{name:.80} is nested too deeply; at most {DEEPEST} levels are possible"
+    if isinstance(value, Mapping):
+        found = (_not_plain(str(k), where) or _not_plain(v, (*where, str(k))) for k, v in value.items())
+        return next(filter(None, found), None)
+    if isinstance(value, list | tuple):
+        return next(filter(None, (_not_plain(v, (*where, str(i))) for i, v in enumerate(value))), None)
+    if isinstance(value, str | Path):
+        text = str(value)
+        return (
+            None if text.isprintable() else f"{name} holds a character that cannot be printed: {text!r:.80}"
+        )
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        return f"{name} is a number beyond 64 bits"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{name} = {value}; numbers must be finite"
+    if value is None or isinstance(value, bool | int | float | Bound):
+        return None
+    return f"{name} is a {type(value).__name__}; possible are texts, numbers, flags, lists and tables of them"
+
+
 def _explain(error: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
@@ -482,7 +523,7 @@ def _explain(error: Mapping[str, Any], data: Mapping[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{where!r} is missing"
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should", "should")
-    return f"{where or 'the study'} = {error['input']!r}: {message}" if where else message
+    return f"{where or 'the study'} = {error['input']!r:.200}: {message}" if where else message
 
 
 def _known_keys(location: Sequence[int | str]) -> list[str]:

@@ -47,6 +47,7 @@ class Evaluations:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Evaluations":
+        """Raises as the readers of candidates and outcomes, and for unequal columns: it may come from elsewhere."""
         columns = (
             unpack(data["candidates"]),
             data["key"],
@@ -55,7 +56,17 @@ class Evaluations:
             (None if t is None else outcome_from_json(t) for t in data["trained"]),
         )
         rows = tuple(Evaluation(*row) for row in zip(*columns, strict=True))
-        return cls(data["study"], rows, data.get("recalled", 0))
+        study, recalled = data["study"], data.get("recalled", 0)
+        for row in rows:
+            if not isinstance(row.key, str):
+                raise TypeError("keys must be text")
+            if row.seconds is not None and (
+                type(row.seconds) not in (int, float) or not 0 <= row.seconds < 1e15
+            ):
+                raise ValueError(f"{row.seconds!r:.40} are no seconds")
+        if not isinstance(study, str) or type(recalled) is not int or not 0 <= recalled <= len(rows):
+            raise TypeError("the study must be text, and how many scores it took over a count of its rows")
+        return cls(study, rows, recalled)
 
 
 def evaluations(

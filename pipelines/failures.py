@@ -4,7 +4,8 @@ import torch
 
 from pipelines.artifacts import ArtifactError, StoreRefused
 from pipelines.device import DeviceLost
-from pruners.errors import PrunefrontError
+from pipelines.redaction import without_secrets
+from pruners.errors import PrunefrontError, one_line
 from pruners.procedures.loop import Diverged
 from search.measurement import Failure, NotFinite
 
@@ -35,4 +36,4 @@ def failure(error: BaseException) -> Failure:
         kind = "error"
     line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
     name = "" if isinstance(error, PrunefrontError) else f"{type(error).__name__}: "
-    return Failure(kind, f"{name}{line}"[:500])
+    return Failure(kind, one_line(without_secrets(f"{name}{line}"), 500))

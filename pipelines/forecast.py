@@ -4,7 +4,6 @@
 `latency_ms` until networks are measured (docs/decisions/0008-latency-table.md).
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from ray.exceptions import RayTaskError
 
 from pipelines.config import StudyConfig
 from pipelines.evaluations import Evaluation
-from pipelines.journal import write_json
+from pipelines.journal import changed, read_json, write_json
 from pipelines.latency_table import (
     TABLE,
     LatencyTable,
@@ -303,10 +302,7 @@ def forecast(
         )
     path = config.path / "prepared" / KEPT
     if path.exists():
-        data = json.loads(path.read_text())
-        found = Forecast(
-            LatencyPredictor.from_json(data["predictor"]), LatencyTable.from_json(data["table"]), bounds
-        )
+        found = kept_forecast(path, task.space, bounds)
     else:
         table = _table(config, bench, task, given, display, gpus)
         found = Forecast(table.predictor(), table, bounds)
@@ -324,6 +320,20 @@ def forecast(
     )
     found.check_reach(task.space)
     return found
+
+
+def kept_forecast(path: Path, space: SearchSpace, bounds: tuple[Constraint, ...] = ()) -> Forecast:
+    """What an earlier run kept. Raises PrunefrontError for a file that is none, or of other groups than the space."""
+    data = read_json(path)
+    try:
+        table = LatencyTable.from_json(data["table"])
+        predictor = LatencyPredictor.from_json(data["predictor"])
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, PrunefrontError) as error:
+        raise changed(path, f"{type(error).__name__}: {error}") from None
+    groups = {g.name: g.units for g in space.groups}
+    if predictor.operators != table.operators or not groups.items() <= predictor.groups.items():
+        raise changed(path, "it predicts another network")
+    return Forecast(predictor, table, bounds)
 
 
 def _table(

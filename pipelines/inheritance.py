@@ -54,6 +54,10 @@ class Inheritance:
         parent = self._realised.get(candidate.parent, "")
         return parent if parent in self._plans else ""
 
+    def knows(self, key: str) -> bool:
+        """Whether a network can start from this one."""
+        return key in self._plans
+
     def expect(self, plan: PruningPlan, start: str) -> None:
         """Notes that a network is to be scored. start: as `start` gave it, or the journal has it."""
         self._waiting[plan.key()] = plan

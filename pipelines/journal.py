@@ -9,7 +9,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+from pipelines.journal_events import fault
 from pruners.errors import PrunefrontError
+from pruners.strict_json import loads
+
+KEPT_LIMIT = 256 << 20
+"""Bytes of a JSON file that a study keeps."""
 
 LOCK_TRIES = 5
 """A tenth of a second apart."""
@@ -132,24 +137,28 @@ def _drop_half_line(path: Path) -> None:
 def read_events(path: Path) -> list[dict[str, Any]]:
     """All whole lines; the file, which a search may be writing, is left as it is. Empty where there is none.
 
-    Raises JournalError for a line that is no event.
+    Raises JournalError for a line that is no event, or not what its readers count on (`pipelines.journal_events`).
     """
     if not path.exists():
         return []
-    text = path.read_bytes()
-    whole = text[: text.rfind(b"\n") + 1]
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise JournalError(f"{path} cannot be read: {error.strerror}") from None
     events: list[dict[str, Any]] = []
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(text.split(b"\n")[:-1], 1):
         try:
-            record = json.loads(line)
-        except ValueError:
+            record = loads(line)
+        except ValueError as error:
             raise JournalError(
-                f"{path}, line {number}, is not JSON: the file was changed from outside; start the study afresh "
-                "with --fresh, or restore the file"
+                f"{path}, line {number}, is not JSON ({error!s:.80}): the file was changed from outside; start the "
+                "study afresh with --fresh, or restore the file"
             ) from None
-        if not isinstance(record, dict) or "event" not in record:
+        reason = fault(record) if isinstance(record, dict) else "it is no object"
+        if reason is not None:
             raise JournalError(
-                f"{path}, line {number}, is no journal event; start the study afresh with --fresh"
+                f"{path}, line {number}, is no journal event ({reason:.200}): the file was changed from outside; start "
+                "the study afresh with --fresh, or restore the file"
             )
         events.append(record)
     return events
@@ -158,6 +167,26 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 def is_begun(events: Iterable[Mapping[str, Any]]) -> bool:
     """Whether a search has asked for anything: then there is something to lose."""
     return any(event["event"] == "asked" for event in events)
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote. Raises StudyFolderError, which names the file, for what it cannot have written."""
+    try:
+        if path.stat().st_size > KEPT_LIMIT:
+            raise StudyFolderError(f"{path} has more than the {KEPT_LIMIT >> 20} MiB that it may have")
+        return loads(path.read_bytes())
+    except OSError as error:
+        raise StudyFolderError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise changed(path, str(error)) from None
+
+
+def changed(path: Path, reason: str) -> StudyFolderError:
+    """The error for a file of a study that does not hold what a study writes."""
+    return StudyFolderError(
+        f"{path} is not what a search writes ({reason:.200}): it was changed from outside; restore it, or start the "
+        "study afresh with --fresh"
+    )
 
 
 def write_json(path: Path, data: Mapping[str, Any] | list[Any]) -> None:

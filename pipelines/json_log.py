@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipelines.redaction import without_password
 from pipelines.run_events import Event
-from pipelines.tracking import without_password
 from pruners.errors import PrunefrontError
 
 ROOT = "prunefront"

@@ -37,15 +37,18 @@ from pruners.choice import GroupChoice, pattern
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
 from pruners.plan import PruningPlan, keep_counts, plan
+from pruners.strict_json import loads
 from pruners.surgery import apply
 from search.latency import (
     Axis,
     LatencyPredictor,
     Operator,
     Point,
+    check_operator,
     fit,
     operator_from_json,
     operator_to_json,
+    point_from_json,
 )
 
 FORMAT = 1
@@ -118,52 +121,34 @@ class LatencyTable:
         for group, counts in keeps.items():
             if not counts or list(counts) != sorted(set(counts)) or counts[0] < 1:
                 raise ValueError(f"the widths of group {group!r} do not ascend")
-        dense = data["dense_ms"]
+        dense, widest = data["dense_ms"], {group: counts[-1] for group, counts in keeps.items()}
         table = cls(
             str(data["network"]),
             dict(data["device"]),
             keeps,
-            tuple(_operator(o) for o in data["operators"]),
+            tuple(operator_from_json(o) for o in data["operators"]),
             int(data["planned"]),
-            tuple(_point(p, keeps) for p in data["points"]),
+            tuple(point_from_json(p, widest) for p in data["points"]),
             math.nan if dense is None else float(dense),
         )
+        for operator in table.operators:
+            check_operator(operator, widest)
         if table.points and not 0.0 < table.dense_ms < math.inf:
             raise ValueError(f"dense_ms must be positive, got {dense!r}")
         return table
 
 
-def _operator(data: Mapping[str, Any]) -> Operator:
-    found = operator_from_json(data)
-    numbers = [found.macs, found.positions]
-    for axis in (found.outputs, found.inputs):
-        numbers += [axis.fixed, *axis.per_unit.values()]
-    if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers) or found.macs <= 0:
-        raise ValueError(f"operator {found.name!r} has a number that is none")
-    return found
-
-
-def _point(data: Mapping[str, Any], keeps: Mapping[str, tuple[int, ...]]) -> Point:
-    point = Point(**data)
-    for group, count in point.kept.items():
-        if type(count) is not int or not 1 <= count <= keeps[group][-1]:
-            raise ValueError(
-                f"a point keeps {count!r} units of group {group!r}, which has {keeps[group][-1]}"
-            )
-    return point
-
-
 def read(path: Path) -> LatencyTable:
     """Raises TableError, in one line, where the file is no latency table."""
     try:
-        return LatencyTable.from_json(json.loads(path.read_text()))
+        return LatencyTable.from_json(loads(path.read_bytes()))
     except FileNotFoundError:
         raise TableError(
             f"there is no latency table {path}; `prunefront latency-table STUDY -o {path}` measures one"
         ) from None
     except OSError as error:
         raise TableError(f"the latency table {path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, PrunefrontError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, PrunefrontError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TableError(
             f"{path} is no latency table ({type(error).__name__}: {text:.200}); measure one with `prunefront "

@@ -12,6 +12,7 @@ from pathlib import Path
 from pipelines.artifacts import ArtifactError, FileRecord, ObjectStore, measure_file, put_text
 from pipelines.inheritance import WEIGHTS
 from pipelines.ownership import owner_of
+from pipelines.redaction import without_password
 from pipelines.state import (
     CONFIG,
     FILES,
@@ -25,7 +26,6 @@ from pipelines.state import (
     digest_of,
     limit_of,
 )
-from pipelines.tracking import without_password
 from pruners.errors import PrunefrontError
 
 PAUSE_SECONDS = 1.0

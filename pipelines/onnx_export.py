@@ -27,6 +27,7 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     ort_errors.InvalidProtobuf,
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
+    UnicodeDecodeError,  # of a name in the file
 )
 
 

@@ -1,7 +1,6 @@
 """What is done once per study: data, dense network, channel graph, scores. Every candidate only reads it."""
 
 import copy
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
@@ -13,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from pipelines.config import SpaceSection, StudyConfig
@@ -21,11 +19,12 @@ from pipelines.data import SearchData, Splits, batches
 from pipelines.data import load as load_data
 from pipelines.device import check_runtime
 from pipelines.feasibility import check_bounds
-from pipelines.journal import write_json
+from pipelines.journal import changed, write_json
 from pipelines.models import build
 from pipelines.onnx_export import export
+from pipelines.prepared import read_digests, read_facts, read_graph, read_precision, read_scores, save_nested
 from pipelines.problem import check_space, widest_space, within
-from pipelines.tracking import without_password
+from pipelines.redaction import redacted
 from pipelines.train import Precision, Recipe, faster_precision, train
 from pipelines.weights import load_weights, save_weights
 from pipelines.workbench import Workbench, arrays
@@ -164,10 +163,13 @@ def dense_network(config: StudyConfig, say: Say) -> Network:
     model = build(config.model, classes=splits.classes, input_shape=shape, seed=config.seed)
     kept, before = folder / "dense.safetensors", folder / "initial.safetensors"
     if (folder / "graph.json").exists():
-        _check_same_data(splits, folder / "data.json", config.name)
+        _check_same_data(splits, read_digests(folder), config.name)
         initial = _initial(model, before)
         load_weights(model, kept)
-        graph = ChannelGraph.from_json(json.loads((folder / "graph.json").read_text()))
+        graph = read_graph(folder)
+        # a second or two, and whatever else the file says cannot mislead what is computed from it
+        if graph != trace_model(model.eval(), config, shape):
+            raise changed(folder / "graph.json", "it is not the graph of this network")
         check_graph(config, graph)
         return Network(splits, model.eval(), graph, initial)
     folder.mkdir(parents=True, exist_ok=True)
@@ -230,7 +232,7 @@ def know(config: StudyConfig, network: Network, gather: Gather, say: Say) -> Kno
     folder = config.path / "prepared"
     kept, facts = folder / "scores.safetensors", folder / "facts.safetensors"
     if kept.exists():
-        return Knowledge(_load_nested(kept), _load_nested(facts))
+        return Knowledge(read_scores(folder, network.graph), read_facts(folder, network.graph))
     names = dict.fromkeys((*config.space.criteria, *chain.from_iterable(config.space.per_group.values())))
     wanted = frozenset(chain.from_iterable(allocators[a].needs for a in config.search.allocators)) - {SCORES}
     if config.space.bound == "redundancy":
@@ -251,8 +253,8 @@ def know(config: StudyConfig, network: Network, gather: Gather, say: Say) -> Kno
         if not groups:
             say(f"criterion {name!r} fits no channel group; `prunefront inspect` says why")
     found = {f: {g: t.numpy() for g, t in statistics.values.get(f, {}).items()} for f in sorted(wanted)}
-    _save_nested(found, facts)
-    _save_nested(scores, kept)  # last: its presence says that both are whole
+    save_nested(found, facts)
+    save_nested(scores, kept)  # last: its presence says that both are whole
     return Knowledge(scores, found)
 
 
@@ -267,9 +269,8 @@ def kept(study: Path) -> tuple[ChannelGraph, Knowledge]:
             f"study {study.name!r} has not scored the units of its network yet ({folder}); let `prunefront search` "
             "go on until it scores candidates"
         )
-    graph = ChannelGraph.from_json(json.loads((folder / "graph.json").read_text()))
-    scores, facts = (_load_nested(folder / f"{name}.safetensors") for name in ("scores", "facts"))
-    return graph, Knowledge(scores, facts)
+    graph = read_graph(folder)
+    return graph, Knowledge(read_scores(folder, graph), read_facts(folder, graph))
 
 
 def _rank_blocks(
@@ -302,9 +303,8 @@ def fingerprint(splits: Splits) -> dict[str, str]:
     return digests
 
 
-def _check_same_data(splits: Splits, kept: Path, study: str) -> None:
+def _check_same_data(splits: Splits, then: Mapping[str, str], study: str) -> None:
     """Candidates that were scored on different images cannot be compared."""
-    then = json.loads(kept.read_text())
     if changed := [name for name, digest in fingerprint(splits).items() if then[name] != digest]:
         raise PrunefrontError(
             f"the {' and '.join(changed)} images are no longer those that study {study!r} was started with; put them "
@@ -362,22 +362,6 @@ def dense_recipe(config: StudyConfig) -> Recipe:
     )
 
 
-def _save_nested(arrays: Mapping[str, Mapping[str, NDArray[np.float64]]], path: Path) -> None:
-    """Writes name -> group -> array in one go: a file that is there is whole."""
-    flat = {f"{n}/{g}": np.ascontiguousarray(v) for n, groups in arrays.items() for g, v in groups.items()}
-    new = path.with_suffix(".new")
-    save_file(flat, new)
-    new.replace(path)
-
-
-def _load_nested(path: Path) -> dict[str, dict[str, NDArray[np.float64]]]:
-    nested: dict[str, dict[str, NDArray[np.float64]]] = {}
-    for name, values in load_file(path).items():
-        first, _, group = name.partition("/")
-        nested.setdefault(first, {})[group] = values
-    return nested
-
-
 def make_bench(config: StudyConfig, network: Network) -> Workbench:
     """What every worker gets. Takes seconds: exports the dense network, finds the faster precision."""
     data = network.splits.for_search()
@@ -405,14 +389,16 @@ def make_bench(config: StudyConfig, network: Network) -> Workbench:
         dense_onnx=path.read_bytes(),
         artifact_uri=config.artifact_uri,
         artifacts=config.artifacts,
-        description={
-            "model": {
-                "factory": config.model.factory,
-                "options": config.model.options,
-                "license": config.model.license,
-            },
-            "data": config.data.model_dump(mode="json"),
-        },
+        description=redacted(
+            {
+                "model": {
+                    "factory": config.model.factory,
+                    "options": config.model.options,
+                    "license": config.model.license,
+                },
+                "data": config.data.model_dump(mode="json"),
+            }
+        ),
         device=device,
         train_images=config.search.train_images,
     )
@@ -439,8 +425,8 @@ def _recipe(config: StudyConfig, network: Network, data: SearchData, device: str
             )
             network.model.cpu()
             write_json(path, asdict(found))
-        kept = json.loads(path.read_text())
-        precision, channels_last = kept["precision"], kept["channels_last"]
+        kept = read_precision(path.parent)
+        precision, channels_last = kept.precision, kept.channels_last
     return Recipe(
         epochs=section.epochs,
         learning_rate=section.learning_rate,
@@ -457,10 +443,7 @@ def _recipe(config: StudyConfig, network: Network, data: SearchData, device: str
 def unchanged(config: StudyConfig, kept: Mapping[str, object]) -> list[str]:
     """The keys, dotted, in which `config` differs from the one that an earlier run kept. [cluster] may differ, and
     where the study is kept: it may go on elsewhere."""
-    # what was kept in a store is without passwords
-    ours, theirs = (
-        _flat(json.loads(without_password(json.dumps(data)))) for data in (config.to_json(), kept)
-    )
+    ours, theirs = _flat(redacted(config.to_json())), _flat(kept)
     return sorted(
         k
         for k in ours.keys() | theirs.keys()

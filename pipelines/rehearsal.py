@@ -1,6 +1,5 @@
 """`prunefront rehearse`: a study's evaluations replayed on virtual workers, to see what a budget would bring."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from rich.text import Text
 from pipelines.config import StudyConfig
 from pipelines.emulator import Emulator, Fit
 from pipelines.evaluations import Evaluations, evaluations, nothing_yet
-from pipelines.journal import read_events
+from pipelines.journal import changed, read_events, read_json
 from pipelines.prepare import kept
 from pipelines.problem import problem
 from pipelines.progress import clock
@@ -203,7 +202,7 @@ def rehearse(
     budget = config.search.candidates if candidates is None else candidates
     config = config.model_copy(update={"search": config.search.model_copy(update={"candidates": budget})})
     table, graph, scores, task = recorded(folder, config)
-    replay = Replay(config, graph, scores, table, _busy(folder))
+    replay = Replay(config, graph, scores, table, seconds_of_first_stage(folder))
     reference = reference_point(task.objectives, replay.dense)
     events = tuple(Event(0.0, "told", r.key, r.candidate, r.outcome) for r in table.rows)
     steps = progress(events, task, reference)
@@ -264,11 +263,16 @@ def _checkpoints(budget: int, most: int) -> list[int]:
     return [n for n in (*(c for c in CHECKPOINTS if c < budget), budget) if n <= most]
 
 
-def _busy(folder: Path) -> float | None:
+def seconds_of_first_stage(folder: Path) -> float | None:
     path = folder / "timing.json"
     if not path.exists():
         return None
-    found = json.loads(path.read_text())["busy"].get("screen")
+    try:
+        found = read_json(path)["busy"].get("screen")
+    except (LookupError, TypeError, AttributeError) as error:
+        raise changed(path, f"{type(error).__name__}: {error}") from None
+    if found is not None and (type(found) not in (int, float) or not 0 <= found < 1e15):
+        raise changed(path, f"{found!r:.40} are no seconds")
     return float(found) if found else None
 
 

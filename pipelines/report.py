@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pruners.errors import PrunefrontError
 from pruners.plan import PruningPlan
@@ -21,9 +21,17 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it holds what cannot be printed")
+    return text
+
+
+Label = Annotated[str, Field(max_length=300), AfterValidator(_printable)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=0, strict=False)]  # 1e6 is a count too
+Count = Annotated[int, Field(ge=0, le=1 << 62, strict=False)]  # 1e6 is a count too
 
 FRONT_OBJECTIVES = tuple(OBJECTIVES[name] for name in ("accuracy", "latency_ratio", "size_bytes"))
 """What a person chooses by. Latency as a ratio to the dense network's, which is steadier than milliseconds."""
@@ -45,7 +53,7 @@ class FrontRow(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
-    key: str
+    key: Label
     accuracy: Fraction
     accuracy_low: Fraction
     accuracy_high: Fraction
@@ -58,15 +66,15 @@ class FrontRow(BaseModel):
     size_bytes: Count
     macs: Count
     params: Count
-    achieved: dict[str, float]
-    artifact: str | None = None
+    achieved: dict[Label, float]
+    artifact: Annotated[str, Field(max_length=2000), AfterValidator(_printable)] | None = None
     validation_accuracy: float | None = None
-    origin: str = ""
+    origin: Label = ""
     epochs: Count = 0
     on_test_front: bool = True
-    control: str = ""
-    of: str = ""
-    made: str = ""
+    control: Label = ""
+    of: Label = ""
+    made: Label = ""
 
     @classmethod
     def from_json(cls, data: object) -> "FrontRow":
@@ -78,7 +86,7 @@ class FrontRow(BaseModel):
             where = ".".join(str(part) for part in first["loc"])
             key = data.get("key") if isinstance(data, Mapping) else None
             message = f"{where}: {first['msg']}" if where else first["msg"]
-            raise ReportError(f"row {key!r} of the front is not valid: {message}") from None
+            raise ReportError(f"row {key!r:.80} of the front is not valid: {message}") from None
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump()

@@ -35,6 +35,7 @@ from pipelines.artifacts import (
     check_key,
     check_limit,
 )
+from pipelines.redaction import without_password, without_secrets
 
 PROBE = "probe"
 _CREATE_TRIES = 5
@@ -118,8 +119,8 @@ class S3Store:
 
     @property
     def endpoint(self) -> str:
-        """The address that requests go to."""
-        return str(self._client.meta.endpoint_url)
+        """The address that requests go to, without a password."""
+        return without_password(str(self._client.meta.endpoint_url))
 
     def put(self, key: str, file: Path) -> str:
         with self._clear_errors("write", key), file.open("rb") as stream:
@@ -380,4 +381,4 @@ def _cause(error: BotoCoreError) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return without_secrets(" ".join(str(error).split()))[:300]

@@ -96,7 +96,13 @@ class Screening:
                         "the searcher no longer proposes what it proposed before: prunefront, its libraries or the "
                         "machine changed since; start the study afresh with --fresh"
                     )
-                self._expect(then, event.get("start", ""))
+                start = event.get("start", "")
+                if start and (self._inheritance is None or not self._inheritance.knows(start)):
+                    raise JournalError(
+                        f"the journal has a network start from {start!r}, whose weights no network before it left: the "
+                        "file was changed from outside; restore it, or start the study afresh with --fresh"
+                    )
+                self._expect(then, start)
             elif event["event"] == "told" and event["key"] not in self.outcomes:
                 if event["key"] not in self._waiting:
                     raise JournalError(

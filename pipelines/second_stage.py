@@ -11,7 +11,7 @@ from pipelines.controls import control_job, spread
 from pipelines.failures import PASSING, REFUSED
 from pipelines.final import Trained, chosen, standing
 from pipelines.forecast import CORRECTED, Forecast
-from pipelines.journal import write_json
+from pipelines.journal import JournalError, write_json
 from pipelines.prepare import Network, planned_by
 from pipelines.rungs import event_of, keeps, metrics, rungs_of, told
 from pipelines.scheduler import Reached
@@ -107,7 +107,13 @@ def control(
         names = [t.name for t in spread(front, config.controlled, network.graph)]
         journal.append("controlled", names=names)
     found = {t.name: t for t in front}
-    subjects = [found[name] for name in journal.of("controlled")[-1]["names"]]
+    names = journal.of("controlled")[-1]["names"]
+    if unknown := [name for name in names if name not in found]:
+        raise JournalError(
+            f"the journal asks for controls of {unknown[0]!r}, which is not on the front: the file was changed from "
+            "outside; restore it, or start the study afresh with --fresh"
+        )
+    subjects = [found[name] for name in names]
     jobs = [
         control_job(name, subject, network.graph, scores, config)
         for name in config.controls

@@ -1,6 +1,5 @@
 """Finding a study again: its folder, its front, its artifacts, its tracking store."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,9 +8,10 @@ from pipelines.artifacts import FRONT, MANIFEST, ArtifactNotFound, fetch, open_s
 from pipelines.artifacts import locate as within
 from pipelines.artifacts import read_front as read_stored_front
 from pipelines.config import StudyConfig, load, parse
-from pipelines.journal import read_events
+from pipelines.journal import StudyFolderError, read_events, read_json
+from pipelines.redaction import is_redacted
 from pipelines.report import FrontRow, read, select
-from pruners.errors import PrunefrontError
+from pruners.errors import PrunefrontError, one_line
 
 if TYPE_CHECKING:
     from pipelines.convert import Converted
@@ -36,11 +36,11 @@ def locate(study: str) -> Path:
     path = Path(study)
     if path.suffix == ".toml":
         folder = load(path).path
-        if not (folder / "study.json").exists():
+        if not _is_there(folder / "study.json"):
             raise NoStudy(f"{study} has not been searched yet; start with: prunefront search {study}")
         return folder
     for folder in (path, STUDIES / study):
-        if (folder / "study.json").exists():
+        if _is_there(folder / "study.json"):
             return folder
     known = sorted(p.parent.name for p in STUDIES.glob("*/study.json"))
     raise NoStudy(
@@ -53,13 +53,22 @@ def locate(study: str) -> Path:
     )
 
 
+def _is_there(path: Path) -> bool:
+    """False also for what is too long to be a path."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def kept_config(folder: Path) -> StudyConfig:
     """The configuration that a study was started with."""
+    path = folder / "study.json"
     try:
-        data = json.loads((folder / "study.json").read_text())
-    except (OSError, ValueError) as error:
-        raise NoStudy(f"{folder / 'study.json'} cannot be read: {error}") from None
-    return parse(data, source=str(folder / "study.json"), base=Path())
+        data = read_json(path)
+    except StudyFolderError as error:
+        raise NoStudy(str(error)) from None
+    return parse(data, source=str(path), base=Path())
 
 
 def read_front(folder: Path) -> list[FrontRow]:
@@ -70,9 +79,9 @@ def read_front(folder: Path) -> list[FrontRow]:
             f"study {folder.name!r} has no front yet; if it was stopped, go on with: prunefront search STUDY --resume"
         )
     try:
-        return read(json.loads(path.read_text()))
-    except ValueError as error:
-        raise NoStudy(f"{path} is not JSON ({error}); a search with --resume writes it again") from None
+        return read(read_json(path))
+    except StudyFolderError as error:
+        raise NoStudy(f"{error}; a search with --resume writes it again") from None
 
 
 def partial_front_of(folder: Path) -> "PartialFront | None":
@@ -92,8 +101,8 @@ def bounds_kept(folder: Path) -> str | None:
     if not path.exists():
         return None
     try:
-        return str(json.loads(path.read_text())["said"])
-    except (ValueError, KeyError, TypeError) as error:
+        return one_line(str(read_json(path)["said"]))
+    except (StudyFolderError, LookupError, TypeError) as error:
         raise NoStudy(f"{path} cannot be read ({error}); a search with --resume writes it again") from None
 
 
@@ -105,10 +114,10 @@ def fetch_best(
     source: a study, the root of an artifact store that holds a front.json, or the URI of one artifact. Raises
     PrunefrontError when there is none, and for bounds or a key where one artifact was named.
     """
-    if (Path(source) / MANIFEST).exists():
+    if _is_there(Path(source) / MANIFEST):
         return None, _fetch_one(source, under, key, out, endpoint_url)
     remote = "://" in source or (
-        (Path(source) / FRONT).exists() and not (Path(source) / "study.json").exists()
+        _is_there(Path(source) / FRONT) and not _is_there(Path(source) / "study.json")
     )
     if remote:
         store = open_store(source, endpoint_url)
@@ -119,8 +128,10 @@ def fetch_best(
         row = _chosen(read(front), under, best, key)
     else:
         folder = locate(source)
-        config = kept_config(folder)
-        endpoint_url = endpoint_url or config.artifacts.endpoint_url
+        config = load(Path(source)) if source.endswith(".toml") else kept_config(folder)
+        endpoint_url = (
+            endpoint_url or _whole(config.artifacts.endpoint_url or "", "artifacts.endpoint_url") or None
+        )
         store = open_store(config.artifact_uri, endpoint_url)
         row = _chosen(read_front(folder), under, best, key)
     return row, fetch(within(store.uri, row.artifact), out, endpoint_url)
@@ -155,11 +166,21 @@ def tracking_uri(study: str | None) -> str:
     if study is not None:
         if study.endswith(".toml"):
             return load(Path(study)).tracking_uri
-        return kept_config(locate(study)).tracking_uri
+        return _whole(kept_config(locate(study)).tracking_uri, "tracking.uri")
     searched = sorted(STUDIES.glob("*/study.json"), key=lambda p: p.stat().st_mtime)
     if not searched:
         raise NoStudy(f"there is no study in {STUDIES.absolute()}; name one, or search first")
-    return kept_config(searched[-1].parent).tracking_uri
+    return _whole(kept_config(searched[-1].parent).tracking_uri, "tracking.uri")
+
+
+def _whole(address: str, key: str) -> str:
+    """The address. Raises PrunefrontError where a password was in it, which a study's folder does not keep."""
+    if is_redacted(address):
+        raise PrunefrontError(
+            f"the address {address} holds a password, which is not kept in the study's folder; name the study file, in "
+            f"which {key} says it"
+        )
+    return address
 
 
 def verify_folder(folder: Path, study: Path | None) -> "Verification":

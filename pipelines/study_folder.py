@@ -1,18 +1,21 @@
 """A study's folder: what is its own there, and what a run may go on with or delete."""
 
-import json
 import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from pipelines.artifacts import FRONT
 from pipelines.checkpoints import CHECKPOINTS
 from pipelines.config import StudyConfig
 from pipelines.forecast import CORRECTED
 from pipelines.inheritance import WEIGHTS
-from pipelines.journal import Journal, is_begun, write_json
+from pipelines.journal import Journal, changed, is_begun, read_json, write_json
 from pipelines.latency_table import TABLE
 from pipelines.ownership import OWNER
 from pipelines.partial import PAGE_NAME, PARTIAL
 from pipelines.prepare import unchanged
+from pipelines.redaction import redacted
 from pipelines.spool import SPOOL
 from pipelines.state import RUN, SUPERSEDED
 from pipelines.studies import BOUNDS
@@ -72,7 +75,7 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
                 f"study {config.name!r} has been searched before ({folder}); --resume goes on with it, --fresh "
                 "deletes it, another `name` keeps both"
             )
-        different = unchanged(config, json.loads(kept.read_text())) if kept.exists() else []
+        different = unchanged(config, _object(kept)) if kept.exists() else []
         if begun and different:
             raise PrunefrontError(
                 f"study {config.name!r} was started with another {', '.join(different)}; set that back, or start "
@@ -84,7 +87,6 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
                 "it back, or start afresh with --fresh"
             )
         if begun or (resume and prepared and not different):
-            write_json(kept, config.to_json())  # one from a store has no passwords
             return
     keep_network = not fresh and prepared and not any(key.startswith(NETWORK_KEYS) for key in different)
     for name in OURS:
@@ -97,4 +99,11 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    write_json(kept, config.to_json())
+    write_json(kept, redacted(config.to_json()))
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise changed(path, "it holds no object")
+    return data

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from pipelines.redaction import redacted, without_password, without_secrets
 from pruners.errors import PrunefrontError
 from search.candidate import Candidate
 from search.measurement import Failure, Measurement, Outcome
@@ -199,7 +200,7 @@ class MlflowTracker:
         from mlflow.tracking import MlflowClient
 
         self._writer = _Writer(self._recover, self.patience, on_outage=self._on_outage)
-        study = json.loads(without_password(json.dumps(study)))
+        study = redacted(study)
         try:
             with _quiet_migrations():
                 self._client = MlflowClient(tracking_uri=self.uri)
@@ -207,7 +208,7 @@ class MlflowTracker:
                 self.run_id = self._open_run(study, resume_run_id)
         except (MlflowException, OSError) as error:
             raise TrackingError(
-                f"the tracking store {without_password(self.uri)} refused the study: {_line(error)}"
+                f"the tracking store {without_password(self.uri)} refused the study: {_refusal(error)}"
             ) from error
         self._writer.start()
         return self.run_id
@@ -368,7 +369,7 @@ class MlflowTracker:
         metrics: list[Metric] = []
         match outcome:
             case Failure(kind, reason):
-                tags |= {"prunefront.failure": kind, "prunefront.reason": reason[:MAX_TAG]}
+                tags |= {"prunefront.failure": kind, "prunefront.reason": without_secrets(reason)[:MAX_TAG]}
             case Measurement():
                 metrics = [Metric(name, value, now, 0) for name, value in with_bounds(outcome).items()]
         if (key, stage) not in self._children:
@@ -563,11 +564,6 @@ def with_bounds(measurement: Measurement) -> dict[str, float]:
     return values
 
 
-def without_password(text: str) -> str:
-    """The text with the password of every address in it replaced by ***."""
-    return re.sub(r"(://[^:/@\s\"]*):[^@/\s\"]+@", r"\1:***@", text)
-
-
 def _table(rows: Sequence[Row]) -> dict[str, Any]:
     """The rows in the layout that MLflow's UI shows as a table; nested values are left to front.json."""
     columns = [name for name, value in (rows[0] if rows else {}).items() if not isinstance(value, Mapping)]
@@ -583,7 +579,25 @@ def _rounded(value: object) -> object:
 def _line(error: BaseException) -> str:
     """The first line of an error's text, which is what MLflow and SQLAlchemy say before their details."""
     text = str(error).strip() or type(error).__name__
-    return without_password(text.splitlines()[0])[:300]
+    return without_secrets(text.splitlines()[0])[:300]
+
+
+def _refusal(error: BaseException) -> str:
+    """What a person can do about a store that answers no; MLflow says little more than the number."""
+    line = _line(error)
+    if "error code 401" in line:
+        given = "MLFLOW_TRACKING_USERNAME" in os.environ or "MLFLOW_TRACKING_TOKEN" in os.environ
+        return (
+            f"it {'does not accept the name and password' if given else 'asks for a name and password'} (401); set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    if "error code 403" in line or "PERMISSION_DENIED" in line:
+        return (
+            "this user may not record here (403); ask who owns the experiment for the permission EDIT, or set another "
+            "`experiment` under [tracking]; a server that does not know its own host name answers so, too "
+            "(`mlflow server --allowed-hosts`)"
+        )
+    return line
 
 
 def _version() -> str:

@@ -8,6 +8,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ import ray
 import ray.util.client
 import torch
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial
 from ray.tune.result import DONE
 from ray.tune.search import Searcher as TuneSearcher
@@ -373,6 +375,19 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained, on
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )
-    tuner.fit()
+    with credentials_stay():
+        tuner.fit()
     if guard.error is not None:  # of the last step
         raise guard.error
+
+
+@contextmanager
+def credentials_stay() -> Iterator[None]:
+    """Tune would hand this process's AWS credentials to its actors within their runtime environments, which Ray writes
+    into logs that everybody on each machine can read. Workers have credentials of their own (docs/artifacts.md)."""
+    handed_on = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in handed_on if not name.startswith("AWS_")}
+    try:
+        yield
+    finally:
+        class_cache.ENV_VARS_TO_PROPAGATE = handed_on

@@ -11,11 +11,13 @@ import time
 import webbrowser
 from collections.abc import Callable
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 from urllib.request import urlopen
 
-from pipelines.tracking import ARTIFACTS, TrackingError, reach, sqlite_file, without_password
+from pipelines.redaction import without_password
+from pipelines.tracking import ARTIFACTS, TrackingError, reach, sqlite_file
 
 START_SECONDS = 90.0
 
@@ -33,7 +35,7 @@ def serve(
     """
     if tracking_uri.startswith(("http://", "https://")):
         reach(tracking_uri)
-        say(f"MLflow is at {tracking_uri}")
+        say(f"MLflow is at {without_password(tracking_uri)}")
         if open_browser:
             webbrowser.open(tracking_uri)
         return
@@ -42,6 +44,12 @@ def serve(
         raise TrackingError(
             f"there is no tracking database {file}; run `prunefront search STUDY.toml` first, or name the "
             "store of a study"
+        )
+    if not _is_loopback(host):
+        raise TrackingError(
+            f"at {host}, everybody who reaches this machine could read, change and delete the record without a "
+            "password; leave --host out and come through ssh (ssh -L 5000:127.0.0.1:5000 THIS_MACHINE), or start a "
+            "server that asks for a password, as examples/mlflow/README.md shows"
         )
     reach(tracking_uri)
     _claim(host, port)
@@ -62,6 +70,15 @@ def serve(
             _end(server)
             for number, handler in previous:
                 signal.signal(number, handler)
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine gets there. Raises TrackingError for a name that is none."""
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
+    except OSError as error:
+        raise TrackingError(f"--host {host} is no address of this machine: {error.strerror}") from None
+    return all(ip_address(address.partition("%")[0]).is_loopback for address in map(str, found))
 
 
 def _start(uri: str, file: Path | None, host: str, port: int, output: int) -> subprocess.Popen[bytes]:

@@ -217,8 +217,6 @@ def _scored(outcome: Outcome) -> Outcome:
 def _check_texts(row: Evaluation) -> None:
     """Raises ValueError for a key or an origin that is no short text: both are shown and recorded."""
     origin = row.candidate.origin
-    if not isinstance(row.key, str):
-        raise ValueError("keys must be text")
     if not isinstance(origin, str) or len(origin) > LONGEST_ORIGIN or not origin.isprintable():
         raise ValueError(f"origins must be printable text of at most {LONGEST_ORIGIN} characters")
 

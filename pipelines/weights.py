@@ -1,6 +1,5 @@
 """Trained weights in and out of a module, without ever running what a file says."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -78,7 +77,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError) as error:  # KeyError: as in `unpacked`
             raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
     if path.suffix in (".pt", ".pth"):
         return _read_torch(path)
@@ -89,14 +88,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        IndexError,
-    ) as error:
+        Exception
+    ) as error:  # torch lets through whatever its unpickler stumbles over, struct.error and so on
         raise WeightsError(
             f"{path} is not a plain state dict, and reading anything else could run code; "
             "write it again where it was made: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"

@@ -26,6 +26,8 @@ class GroupChoice:
 
     def __post_init__(self) -> None:
         # six digits tell any two unit counts apart, and survive a round trip through JSON as text; + 0.0: no "-0.0"
+        if not isinstance(self.ratio, int | float):
+            raise TypeError(f"ratio of a choice must be a number, got {self.ratio!r:.40}")
         ratio = round(self.ratio, 6) + 0.0
         if not 0.0 <= ratio < 1.0:
             raise RatioError(f"ratio must be in [0, 1), got {self.ratio}")
@@ -39,8 +41,8 @@ class GroupChoice:
         """Unit indices of the explicit pattern, ascending; None when the criterion decides."""
         if self.keep is None:
             return None
-        mask = int(self.keep, 16)
-        return tuple(u for u in range(mask.bit_length()) if mask >> u & 1)
+        bits = f"{int(self.keep, 16):b}"
+        return tuple(u for u, bit in enumerate(reversed(bits)) if bit == "1")
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict; fields at their default are left out, so equal choices have equal text."""
@@ -56,11 +58,14 @@ class GroupChoice:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "GroupChoice":
         """Raises TypeError for anything but what `to_json` makes, as it may come from elsewhere."""
+        data = dict(data)
+        if isinstance(bits := data.get("bits", 32), bool) or not isinstance(bits, int):
+            raise TypeError("bits of a choice must be an integer")
+        if not isinstance(data.get("keep"), str | None):
+            raise TypeError("a pattern must be text")
         choice = cls(**data)
         if not isinstance(choice.criterion, str) or not isinstance(choice.granularity, str):
             raise TypeError("criterion and granularity of a choice must be text")
-        if type(choice.bits) is not int:
-            raise TypeError("bits of a choice must be an integer")
         return choice
 
 
@@ -97,12 +102,11 @@ class Words:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Words":
         """Raises TypeError for anything but what `to_json` makes, as it may come from elsewhere."""
+        data = dict(data)
+        if type(data.get("activation_bits", 8)) is not int:
+            raise TypeError("activation_bits must be an integer")
         words = cls(**data)
         texts, flag = (words.quantiser, words.activations), words.per_channel
-        if (
-            not all(isinstance(t, str) for t in texts)
-            or type(flag) is not bool
-            or type(words.activation_bits) is not int
-        ):
-            raise TypeError("words must be text, a flag and an integer")
+        if not all(isinstance(t, str) for t in texts) or type(flag) is not bool:
+            raise TypeError("words must be text and a flag")
         return words

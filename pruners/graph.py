@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Literal
 
 from pruners.layers import Layer, Stack
@@ -48,6 +49,10 @@ class MacOp:
 
     weight: str
     positions: int
+
+
+MOST = 1 << 40
+"""Elements of a tensor, and positions of an operator: more than any network has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,3 +148,37 @@ class ChannelGraph:
             stacks=tuple(Stack(s["name"], tuple(s["blocks"])) for s in data.get("stacks", ())),
             unstacked=dict(data.get("unstacked", {})),
         )
+
+
+def check_consistent(graph: ChannelGraph) -> None:
+    """Raises ValueError for a graph whose parts do not fit each other, as it may come from elsewhere."""
+    for name, shape in graph.shapes.items():
+        if any(n < 0 for n in shape) or prod(shape) > MOST:
+            raise ValueError(f"tensor {name!r:.60} has no size")
+    for group in graph.groups:
+        if not group.members or group.units < 1:
+            raise ValueError(f"group {group.name!r:.60} has no channels")
+        for member in group.members:
+            shape = graph.shapes.get(member.tensor, ())
+            if not 0 <= member.dim < len(shape) or len(member.index) != group.units:
+                raise ValueError(f"group {group.name!r:.60} does not fit tensor {member.tensor!r:.60}")
+            if any(not index or min(index) < 0 or max(index) >= shape[member.dim] for index in member.index):
+                raise ValueError(f"group {group.name!r:.60} names channels that {member.tensor!r:.60} lacks")
+    for op in graph.ops:
+        if op.weight not in graph.shapes or not 0 <= op.positions <= MOST:
+            raise ValueError(f"an operator multiplies {op.weight!r:.60}, which is no tensor, or nowhere")
+    for layer in graph.layers:
+        known = graph.shapes.get(layer.name) == layer.shape and len(layer.shape) in (2, 4)
+        if (
+            not known
+            or min(*layer.shape, *layer.stride, layer.positions, layer.groups) < 1
+            or layer.positions > MOST
+        ):
+            raise ValueError(f"layer {layer.name!r:.60} does not fit the network's tensors")
+    names = [g.name for g in graph.groups] + [s.name for s in graph.stacks] + [n.name for n in graph.layers]
+    if len(names) != len(set(names)) or not all(stack.blocks for stack in graph.stacks):
+        raise ValueError("groups, stacks and layers must have names of their own, and stacks hold blocks")
+    if absent := [name for name in graph.parameters if name not in graph.shapes]:
+        raise ValueError(f"parameter {absent[0]!r:.60} is no tensor")
+    if any(size not in (1, 2, 4, 8, 16) for size in graph.element_bytes.values()):
+        raise ValueError("elements have 1, 2, 4, 8 or 16 bytes")

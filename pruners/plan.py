@@ -54,8 +54,14 @@ class GroupPlan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "GroupPlan":
+        """Raises TypeError, ValueError or KeyError for what `to_json` never makes, as it may come from elsewhere."""
         choice = GroupChoice.from_json(data["choice"])
-        return cls(data["name"], choice, data["units"], tuple(data["kept"]), data["requested"])
+        name, units, kept = data["name"], data["units"], tuple(data["kept"])
+        if not isinstance(name, str) or type(units) is not int or not all(type(u) is int for u in kept):
+            raise TypeError("a group's name must be text, its units integers")
+        if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= units:
+            raise ValueError(f"the kept units of group {name!r:.40} must ascend, at least one, below {units}")
+        return cls(name, choice, units, kept, fraction(data["requested"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +94,22 @@ class LayerPlan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "LayerPlan":
-        return cls(
-            Layer.from_json(data["layer"]),
-            GroupChoice.from_json(data["choice"]),
-            data["count"],
-            data["requested"],
-            data["achieved"],
-        )
+        """Raises as `GroupPlan.from_json`."""
+        layer, count = Layer.from_json(data["layer"]), data["count"]
+        if count is not None and (type(count) is not int or count < 0):
+            raise TypeError(f"the count of layer {layer.name!r:.40} must be a whole number or nothing")
+        choice = GroupChoice.from_json(data["choice"])
+        return cls(layer, choice, count, fraction(data["requested"]), fraction(data["achieved"]))
+
+
+def fraction(value: object) -> float:
+    """The value. Raises TypeError or ValueError unless it is a number from 0 to 1."""
+    if type(value) not in (int, float):
+        raise TypeError(f"{value!r:.40} is no fraction")
+    assert isinstance(value, int | float)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{value} is no fraction")
+    return value
 
 
 @dataclass(frozen=True, slots=True)

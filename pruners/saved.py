@@ -8,7 +8,6 @@ are of. Neither is trusted: every size is checked against the dense network befo
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from pruners.stacks import without_blocks
 from pruners.storage import file as storage
 from pruners.storage.sizes import Counts
 from pruners.storage.streams import FLOATS, Codec, Levels
+from pruners.strict_json import loads
 from pruners.surgery import load as load_channels
 from pruners.word_length import BEHIND, wrap
 
@@ -106,10 +106,10 @@ def _read_json(path: Path, limit: int) -> Any:
     try:
         if path.stat().st_size > limit:
             raise PrunefrontError(f"{path} has more than the {limit} bytes that it may have")
-        return json.loads(path.read_bytes())
+        return loads(path.read_bytes())
     except OSError as error:
         raise PrunefrontError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise PrunefrontError(f"{path} is not valid JSON: {error!s:.80}") from None
 
 

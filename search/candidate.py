@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from pruners.choice import GroupChoice
+from pruners.errors import one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,12 @@ class Candidate:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Candidate":
-        choices = {name: GroupChoice.from_json(c) for name, c in data["choices"].items()}
-        return cls(choices, data.get("origin", ""), data.get("parent", ""))
+        """Raises TypeError, KeyError or RatioError for what `to_json` never makes, as it may come from elsewhere."""
+        choices = {name: GroupChoice.from_json(c) for name, c in dict(data["choices"]).items()}
+        origin, parent = data.get("origin", ""), data.get("parent", "")
+        if not isinstance(origin, str) or not isinstance(parent, str):
+            raise TypeError("origin and parent of a candidate must be text")
+        return cls(choices, one_line(origin, 200), parent)
 
 
 @lru_cache(maxsize=2**16)

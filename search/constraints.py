@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, InvalidOperation
 from difflib import get_close_matches
 from typing import Literal
 
@@ -18,6 +18,11 @@ EXACT = ("macs", "params", "size_bytes")
 """What follows from a plan alone, the same before training as after it; a size within 1 %."""
 
 POINTS = ("pt", "pts", "pp", "point", "points")
+
+LONGEST = 1000
+"""Characters of a bound."""
+MOST_DIGITS = 400
+"""Before or behind the point of a bound: more than any float has, few enough to be written out."""
 
 _COUNTS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
@@ -132,6 +137,8 @@ def parse(text: str) -> Bound:
 
     Raises ConstraintError, one line with what to write instead.
     """
+    if len(text) > LONGEST:
+        raise ConstraintError(f"a bound has at most {LONGEST} characters, not {len(text)} as {text!r:.40}")
     shown = " ".join(text.split())
     found = _TEXT.fullmatch(text.replace("≤", "<=").replace("≥", ">=").replace("−", "-"))
     if found is None or not found[2] or not found[3]:
@@ -148,7 +155,9 @@ def parse(text: str) -> Bound:
         raise ConstraintError(
             f"{shown!r}: {amount!r} is no number with a unit; write it as in '{_example(name)}'"
         )
-    value, unit = Decimal((number[1] + number[2]).replace("_", "")), " ".join(number[3].split())
+    value, unit = _decimal(number[1] + number[2]), " ".join(number[3].split())
+    if value is None:
+        raise ConstraintError(f"{shown!r}: a bound is a finite number")
     side: Side = "low" if sign == ">=" else "high"
     try:
         amount_read, relative = _read(name, value, unit, signed=bool(number[1]))
@@ -157,6 +166,17 @@ def parse(text: str) -> Bound:
     if fault_found := _fault(name, side, amount_read, relative):
         raise ConstraintError(f"{shown!r}: {fault_found}")
     return Bound(name, side, amount_read, relative)
+
+
+def _decimal(text: str) -> Decimal | None:
+    """None for a number far beyond every float, which takes long to calculate with."""
+    try:
+        value = Decimal(text.replace("_", ""))
+    except InvalidOperation:
+        return None
+    if value == 0:
+        return Decimal(0)
+    return value if abs(value.adjusted()) < MOST_DIGITS else None
 
 
 def _read(name: str, value: Decimal, unit: str, *, signed: bool) -> tuple[float, Relative]:

@@ -175,7 +175,9 @@ class Rungs:
         return self._verdicts[level, key]
 
     def end(self, key: str, measurement: Measurement) -> None:
-        """The trial `key` reached the end. Told twice, the first time stands."""
+        """The trial `key` reached the end. Told twice, the first time stands. Raises PrunefrontError for one
+        without accuracy."""
+        minimised(measurement, [o for o in self.objectives if o.name == "accuracy"])
         self._ends.setdefault(key, measurement)
 
     def withdraw(self, key: str) -> None:
@@ -231,7 +233,9 @@ class Rungs:
         return found
 
     def recall(self, level: int, key: str, measurement: Measurement, verdict: Verdict) -> None:
-        """Takes up what was reported and said by an earlier process: that verdict stands."""
+        """Takes up what was reported and said by an earlier process: that verdict stands. Raises PrunefrontError where
+        an objective is missing."""
+        minimised(self._with_costs(key, measurement), self.objectives)
         self.observe(level, key, measurement)
         self._verdicts.setdefault((level, key), verdict)
 

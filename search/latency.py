@@ -16,7 +16,7 @@ leave-one-out says that the data bear out (ridge around α, an empirical Bayes e
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,9 @@ MODEL_ERROR = 0.02
 SHARP = 0.1
 """Points with wider intervals, relative, say more about the machine than about predictions: errors are not taken
 on them."""
+
+MOST = 1e15
+"""MACs, positions and channels of an operator: more than any network has, and their products are floats."""
 
 FEWEST = 20
 """So many points are needed before a 95 % quantile of their errors means anything."""
@@ -186,14 +189,28 @@ class LatencyPredictor:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "LatencyPredictor":
-        """Inverse of `to_json`."""
+        """Inverse of `to_json`. Raises KeyError, TypeError or ValueError for what that never makes, as it may come from
+        elsewhere."""
+        groups, weights, half_width = dict(data["groups"]), tuple(data["weights"]), data["half_width"]
+        operators = tuple(operator_from_json(o) for o in data["operators"])
+        if not all(isinstance(g, str) and type(units) is int and units > 0 for g, units in groups.items()):
+            raise ValueError("a group has no units")
+        if len(weights) != 1 + len(operators) * KINDS or not all(_is_number(w) for w in weights):
+            raise ValueError(f"{len(operators)} operators have {1 + len(operators) * KINDS} weights")
+        if half_width is not None and not (_is_number(half_width) and half_width >= 0):
+            raise ValueError("the half-width of an interval is a positive number")
+        joint = None if data["joint"] is None else PredictionError(**data["joint"])
+        if joint is not None and not all(_is_number(n) for n in joint.to_json().values()):
+            raise ValueError("an error of predictions is no number")
+        for operator in operators:
+            check_operator(operator, groups)
         return cls(
-            dict(data["groups"]),
-            tuple(operator_from_json(o) for o in data["operators"]),
-            tuple(Point(**p) for p in data["points"]),
-            tuple(data["weights"]),
-            None if data["joint"] is None else PredictionError(**data["joint"]),
-            math.inf if data["half_width"] is None else data["half_width"],
+            groups,
+            operators,
+            tuple(point_from_json(p, groups) for p in data["points"]),
+            weights,
+            joint,
+            math.inf if half_width is None else half_width,
         )
 
 
@@ -385,11 +402,43 @@ def operator_to_json(operator: Operator) -> dict[str, Any]:
     return {"name": operator.name, "macs": operator.macs, "positions": operator.positions, **sides}
 
 
+def point_from_json(data: Mapping[str, Any], groups: Mapping[str, int]) -> Point:
+    """A timed network of groups with so many units. Raises KeyError, TypeError or ValueError as `from_json` above."""
+    point = Point(**{**data, "kept": dict(data["kept"])})
+    if not isinstance(point.origin, str) or len(point.origin) > 200 or not point.origin.isprintable():
+        raise ValueError("the origin of a point is a short text")
+    for group, count in point.kept.items():
+        if type(count) is not int or not 1 <= count <= groups[group]:
+            raise ValueError(
+                f"a point keeps {count!r:.40} units of group {group!r:.60}, which has {groups[group]}"
+            )
+    return point
+
+
+def check_operator(operator: Operator, groups: Mapping[str, int]) -> None:
+    """Raises KeyError for an operator of other groups, ValueError for one that is empty in the dense network."""
+    for axis in (operator.outputs, operator.inputs):
+        if axis.fixed + sum(n * groups[group] for group, n in axis.per_unit.items()) < 1:
+            raise ValueError(f"operator {operator.name!r:.60} has no channels")
+    if operator.positions < 1:
+        raise ValueError(f"operator {operator.name!r:.60} has no positions")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def operator_from_json(data: Mapping[str, Any]) -> Operator:
-    """Inverse of `operator_to_json`."""
+    """Inverse of `operator_to_json`. Raises KeyError, TypeError or ValueError as `from_json` above."""
     sides = {side: Axis(data[side]["fixed"], dict(data[side]["per_unit"])) for side in ("outputs", "inputs")}
-    return replace(
-        Operator(data["name"], data["macs"], data["positions"], Axis(0, {}), Axis(0, {})),
-        outputs=sides["outputs"],
-        inputs=sides["inputs"],
-    )
+    found = Operator(data["name"], data["macs"], data["positions"], sides["outputs"], sides["inputs"])
+    numbers = [found.macs, found.positions]
+    for axis in sides.values():
+        numbers += [axis.fixed, *axis.per_unit.values()]
+    if (
+        not isinstance(found.name, str)
+        or not all(_is_number(n) and 0 <= n < MOST for n in numbers)
+        or found.macs <= 0
+    ):
+        raise ValueError(f"operator {found.name!r:.60} has a number that is none")
+    return found

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pruners.errors import PrunefrontError
+from pruners.errors import PrunefrontError, one_line
 
 Direction = Literal["max", "min"]
 
@@ -72,7 +72,12 @@ class Measurement:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Measurement":
-        return cls(dict(data["values"]), dict(data["noise"]))
+        """Raises TypeError, KeyError or NotFinite for what `to_json` never makes, as it may come from elsewhere."""
+        values, noise = dict(data["values"]), dict(data["noise"])
+        for name, value in (*values.items(), *noise.items()):
+            if not isinstance(name, str) or type(value) not in (int, float):
+                raise TypeError(f"{name!r:.40} is measured as {value!r:.40}, which is no number")
+        return cls(values, noise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,5 +97,8 @@ Outcome = Measurement | Failure
 def outcome_from_json(data: Mapping[str, Any]) -> Outcome:
     """Inverse of `to_json` of either kind."""
     if "failure" in data:
-        return Failure(data["failure"], data["reason"])
+        kind, reason = data["failure"], data["reason"]
+        if not isinstance(kind, str) or not isinstance(reason, str):
+            raise TypeError("kind and reason of a failure must be text")
+        return Failure(one_line(kind, 40), one_line(reason, 500))
     return Measurement.from_json(data)

@@ -80,7 +80,15 @@ def violations(name: str, source: str) -> list[str]:
 
 
 PICKLING = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
-RUNS_CODE = {"eval", "exec", "torch.jit.load", "torch.hub.load"}
+RUNS_CODE = {
+    "eval", "exec", "compile", "__import__", "torch.jit.load", "torch.hub.load", "torch.export.load",
+    "torch.package.PackageImporter", "yaml.unsafe_load", "yaml.full_load", "os.system", "os.popen", "pd.read_pickle",
+    "pandas.read_pickle",
+}  # fmt: skip
+
+
+OWN_FILES = {("pipelines/pt2_export.py", "torch.export.load")}
+"""It compares what it has just written."""
 
 
 def unsafe(name: str, source: str) -> list[str]:
@@ -103,10 +111,14 @@ def unsafe(name: str, source: str) -> list[str]:
             found.append(f"{name}:{node.lineno} torch.load without weights_only=True")
         if call in {"np.load", "numpy.load"} and given.get("allow_pickle", "False") != "False":
             found.append(f"{name}:{node.lineno} numpy.load with pickles")
-        if call in RUNS_CODE:
+        if call in {"yaml.load", "yaml.load_all"} and "Safe" not in given.get("Loader", ""):
+            found.append(f"{name}:{node.lineno} yaml.load with a loader that makes objects")
+        if given.get("shell", "False") != "False":
+            found.append(f"{name}:{node.lineno} a shell")
+        if call in RUNS_CODE and (name, call) not in OWN_FILES:
             found.append(f"{name}:{node.lineno} {call}")
     return found + [
-        f"{name}:{n} {what}" for n, what in imported(tree) if what in {"torch.load", "numpy.load"}
+        f"{name}:{n} {what}" for n, what in imported(tree) if what in {"torch.load", "numpy.load"} | RUNS_CODE
     ]
 
 
@@ -146,6 +158,14 @@ def test_the_import_rules_can_fail(name: str, source: str) -> None:
         "torch.load(path, weights_only=False)",
         "np.load(path, allow_pickle=True)",
         "eval(text)",
+        "torch.export.load(path)",
+        "from torch.export import load",
+        "yaml.load(text)",
+        "yaml.load(text, Loader=yaml.Loader)",
+        "subprocess.run(line, shell=True)",
+        "os.system(line)",
+        "import shelve\nshelve.open(path)",
+        "import joblib\njoblib.load(path)",
     ],
 )
 def test_the_safety_rules_can_fail(source: str) -> None:
@@ -159,6 +179,10 @@ def test_the_safety_rules_can_fail(source: str) -> None:
         ("search/searchers/optuna.py", "import optuna\nfrom search.space import SearchSpace"),
         ("pruners/plan.py", "import torch\nfrom torch import nn\nfrom pruners.graph import ChannelGraph"),
         ("pipelines/x.py", "import ray\nimport search\ntorch.load(path, weights_only=True)\nmodel.eval()"),
+        (
+            "pipelines/x.py",
+            "import yaml\nyaml.load(text, Loader=yaml.SafeLoader)\nsubprocess.run([a], shell=False)",
+        ),
         ("pipelines/x.py", "import pickle\ntry: f()\nexcept pickle.UnpicklingError: g()"),
     ],
 )

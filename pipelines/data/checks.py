@@ -102,6 +102,11 @@ def _check_labels(parts: dict[str, Split], classes: int) -> None:
         raise DataError(
             f"all {len(train)} training images have label {train[0]}; at least two classes are needed"
         )
+    if classes > len(train):  # said before anything of that size is made
+        raise DataError(
+            f"labels must be 0..{classes - 1} without a gap, and there are {len(train)} training images; "
+            "number the classes from 0, raise data.train_limit, or shuffle rows that are sorted by class"
+        )
     if train.max() >= classes:
         raise DataError(
             f"the highest training label is {train.max()}, which needs more than {classes} classes"

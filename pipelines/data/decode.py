@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from pipelines.data.splits import DataError
 
 CHUNK = 256
 """Images per task: a task for each costs more than decoding a small image does."""
+
+MOST_PIXELS = 1 << 26
+"""Of one image; a file of some bytes can claim to hold more than fits in memory."""
 
 GREY_MODES = ("1", "L", "LA")
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -23,22 +26,25 @@ def decode(images: Sequence[bytes | Path], names: Sequence[str]) -> NDArray[np.u
     """(n, c, h, w) uint8: c = 1 when every image is grey, else 3. Decoded by one thread per core.
 
     images: encoded bytes, or files. names: what to call each in an error. Raises DataError for an image that
-    cannot be decoded or whose size differs from the first one's.
+    cannot be decoded, whose size differs from the first one's or is absurd, and for more images than memory holds.
     """
+    if not images:
+        return np.empty((0, 1, 0, 0), np.uint8)
+    size = _decode_one(images[0], names[0]).shape[:2]  # what all must have, before it is made of any other
+    needed, there = len(images) * size[0] * size[1] * 3, memory()
+    if needed > there:
+        raise DataError(
+            f"{len(images):,} images of {size[0]}x{size[1]} take {needed >> 20:,} MiB decoded, this machine has "
+            f"{there >> 20:,} MiB of memory; give smaller images, or fewer with data.train_limit"
+        )
 
     def decode_chunk(start: int) -> list[NDArray[np.uint8]]:
         chunk = slice(start, start + CHUNK)
-        return [_decode_one(*one) for one in zip(images[chunk], names[chunk], strict=True)]
+        found = zip(images[chunk], names[chunk], strict=True)
+        return [_decode_one(image, name, size, names[0]) for image, name in found]
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         arrays = [array for chunk in pool.map(decode_chunk, range(0, len(images), CHUNK)) for array in chunk]
-    for array, name in zip(arrays, names, strict=True):
-        if array.shape[:2] != arrays[0].shape[:2]:
-            first, other = arrays[0].shape, array.shape
-            raise DataError(
-                f"{name} is {other[0]}x{other[1]} (height x width) and {names[0]} is {first[0]}x{first[1]}; "
-                "give all images one size"
-            )
     channels = max(array.shape[2] for array in arrays)
     out = np.empty((len(arrays), channels, *arrays[0].shape[:2]), np.uint8)
     for row, array in zip(out, arrays, strict=True):
@@ -46,18 +52,32 @@ def decode(images: Sequence[bytes | Path], names: Sequence[str]) -> NDArray[np.u
     return out
 
 
-def _decode_one(source: bytes | Path, name: str) -> NDArray[np.uint8]:
+def memory() -> int:
+    """Bytes that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _decode_one(
+    source: bytes | Path, name: str, size: tuple[int, ...] = (), first: str = ""
+) -> NDArray[np.uint8]:
+    """(h, w, c). size: height and width that it must have, those of `first`."""
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            width, height = image.size
+            if width * height > MOST_PIXELS:
+                raise DataError(f"{name} claims {width}x{height} pixels; at most {MOST_PIXELS:,} are read")
+            if size and (height, width) != size:
+                raise DataError(
+                    f"{name} is {height}x{width} (height x width) and {first} is {size[0]}x{size[1]}; "
+                    "give all images one size"
+                )
             if image.mode in DEEP_MODES:  # pillow would clip them to 255 without a word
                 raise DataError(f"{name} has more than 8 bits per pixel; scale the images to 8 bits first")
             array = np.asarray(image.convert("L" if image.mode in GREY_MODES else "RGB"))
-    except (
-        UnidentifiedImageError,
-        Image.DecompressionBombError,  # a size far beyond what its bytes can hold
-        OSError,
-        ValueError,
-        SyntaxError,
-    ) as error:  # pillow's, by format
+    except DataError:
+        raise
+    except Image.DecompressionBombWarning as error:  # where warnings are errors
+        raise DataError(f"{name} cannot be decoded as an image: {error}") from error
+    except Exception as error:  # pillow's, by format: struct.error, OverflowError, IndexError, a bomb …
         raise DataError(f"{name} cannot be decoded as an image: {' '.join(str(error).split())}") from error
     return array[:, :, None] if array.ndim == 2 else array

@@ -7,12 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.config import DataSection
-from pipelines.data.decode import decode
+from pipelines.data.decode import decode, memory
 from pipelines.data.source import Parts, path_of, validation_count
 from pipelines.data.splits import DataError, Split
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMN = "label"
+BATCH = 256
+"""Rows at a time."""
 
 
 def load(section: DataSection) -> Parts:
@@ -44,8 +46,8 @@ def _open(file: Path, path: Path | str | None) -> pa.Table:
                 raise DataError(
                     f"{path} has no column {absent}; its columns: {', '.join(schema.names) or 'none'}"
                 )
-            table = opened.read(columns=[column, LABEL_COLUMN])
-    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: a name that is no UTF-8
+            table = _read(opened, [column, LABEL_COLUMN], path)
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise DataError(f"{path} cannot be read as parquet: {' '.join(str(error).split())}") from error
     if not pa.types.is_integer(table.schema.field(LABEL_COLUMN).type):
         raise DataError(
@@ -58,7 +60,25 @@ def _open(file: Path, path: Path | str | None) -> pa.Table:
     return pa.table({"image": _bytes(table[column], column, path), "label": table[LABEL_COLUMN]})
 
 
-def _bytes(images: pa.ChunkedArray, column: str, path: Path | str | None) -> pa.ChunkedArray:
+def _read(file: pq.ParquetFile, columns: list[str], path: Path) -> pa.Table:
+    """The columns, a few rows at a time: some bytes can claim to hold any number of rows. Raises DataError where they
+    take more than this machine's memory."""
+    read: list[pa.RecordBatch] = []
+    rows, taken, most = 0, 0, memory() // 2  # the other half is for the decoded ones
+    for batch in file.iter_batches(BATCH, columns=columns):
+        rows, taken = rows + len(batch), taken + batch.nbytes
+        # said as soon as it can be told, not when memory is full
+        if taken * max(1.0, file.metadata.num_rows / max(rows, 1)) > most:
+            raise DataError(
+                f"{path}: the images of its {file.metadata.num_rows:,} rows take more than the {most >> 20:,} MiB that "
+                "are half of this machine's memory; give fewer or smaller ones"
+            )
+        read.append(batch)
+    schema = pa.schema([file.schema_arrow.field(name) for name in columns])
+    return pa.Table.from_batches(read, schema).select(columns)
+
+
+def _bytes(images: pa.ChunkedArray, column: str, path: Path) -> pa.ChunkedArray:
     if pa.types.is_struct(images.type) and images.type.get_field_index("bytes") >= 0:
         images = pa.chunked_array(
             [chunk.field("bytes") for chunk in images.chunks], images.type.field("bytes").type

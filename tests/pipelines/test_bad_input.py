@@ -269,7 +269,7 @@ def test_a_study_that_was_searched_before_or_with_other_settings(refused: Run, t
     (tmp_path / "s.toml").write_text(STUDY)
     write_json(folder / "study.json", load(tmp_path / "s.toml").to_json())
     with Journal(folder / "journal.jsonl") as journal:
-        journal.append("asked", candidate={})
+        journal.append("asked", candidate={"choices": {}})
     assert "--resume" in refused(STUDY)
     assert "training.epochs" in refused(STUDY + "[training]\nepochs = 7\n", "--resume")
 

@@ -111,7 +111,7 @@ def test_a_study_whose_preparation_is_gone_does_not_go_on_with_another_network(t
     config.path.mkdir()
     open_folder(config, resume=False, fresh=False)
     with Journal(config.path / "journal.jsonl") as journal:
-        journal.append("asked", candidate={})
+        journal.append("asked", candidate={"choices": {}})
     with pytest.raises(PrunefrontError, match="prepared is gone"):
         open_folder(config, resume=True, fresh=False)
 

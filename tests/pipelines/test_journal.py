@@ -16,13 +16,13 @@ from pipelines.journal import Journal, JournalError, StudyRunning, lock, read_ev
 
 def test_events_come_back_in_order(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j.jsonl")
-    journal.append("asked", n=1)
-    journal.append("told", n=1, value=0.1 + 0.2)
-    journal.append("asked", n=2)
+    journal.append("first", n=1)
+    journal.append("second", n=1, value=0.1 + 0.2)
+    journal.append("first", n=2)
     journal.close()
     again = Journal(tmp_path / "j.jsonl")
     assert again.events == journal.events
-    assert [e["n"] for e in again.of("asked")] == [1, 2]
+    assert [e["n"] for e in again.of("first")] == [1, 2]
     again.close()
 
 
@@ -30,23 +30,23 @@ def test_events_come_back_in_order(tmp_path: Path) -> None:
 def test_a_half_written_last_line_is_dropped_and_writing_goes_on(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "j.jsonl"
     journal = Journal(path)
-    journal.append("asked", n=1)
-    journal.append("told", n=1)
+    journal.append("first", n=1)
+    journal.append("second", n=1)
     journal.close()
     path.write_bytes(path.read_bytes()[:-cut])
     again = Journal(path)
-    assert [e["event"] for e in again.events] == ["asked"]
-    again.append("told", n=2)
+    assert [e["event"] for e in again.events] == ["first"]
+    again.append("second", n=2)
     again.close()
     final = Journal(path)
-    assert [e["event"] for e in final.events] == ["asked", "told"]
+    assert [e["event"] for e in final.events] == ["first", "second"]
     final.close()
 
 
 @pytest.mark.parametrize("line", ["{broken", "[1, 2]", '{"n": 1}'])
 def test_a_journal_changed_from_outside_is_refused_by_line(tmp_path: Path, line: str) -> None:
     path = tmp_path / "j.jsonl"
-    path.write_text('{"event": "asked"}\n' + line + "\n")
+    path.write_text('{"event": "first"}\n' + line + "\n")
     with pytest.raises(JournalError, match="line 2"):
         Journal(path)
 
@@ -95,10 +95,10 @@ from pathlib import Path
 from pipelines.journal import Journal, JournalError
 
 journal = Journal(Path(sys.argv[1]))
-journal.append("asked", n=1)
+journal.append("first", n=1)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))  # as a disk that is full
 try:
-    journal.append("told", n=1, text="x" * 500)
+    journal.append("second", n=1, text="x" * 500)
 except JournalError as error:
     print(error)
 journal.close()
@@ -115,7 +115,7 @@ def test_a_full_disk_is_one_line_and_what_was_written_is_kept(tmp_path: Path) ->
     assert str(path) in done.stdout
     assert "--resume" in done.stdout
     again = Journal(path)
-    assert [e["event"] for e in again.events] == ["asked"]
-    again.append("told", n=1)
+    assert [e["event"] for e in again.events] == ["first"]
+    again.append("second", n=1)
     again.close()
-    assert [e["event"] for e in read_events(path)] == ["asked", "told"]
+    assert [e["event"] for e in read_events(path)] == ["first", "second"]

@@ -64,8 +64,11 @@ def true_accuracy(aim: PruningPlan) -> float:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
-    """A study of 60 candidates with a formula for their accuracy, left as a search leaves it."""
-    config = config_of(tmp_path_factory.mktemp("studies"))
+    return searched(config_of(tmp_path_factory.mktemp("studies")))
+
+
+def searched(config: StudyConfig) -> StudyConfig:
+    """A study with a formula for its candidates' accuracy, left as a search leaves it."""
     torch.manual_seed(0)
     model = build(config.model, classes=10, input_shape=(1, 8, 8)).eval()
     graph = trace(model, torch.zeros(2, 1, 8, 8))
@@ -94,7 +97,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
     searcher = searchers["evolution"](task, seed=0, population=20, probes=0)
     with Journal(config.path / "journal.jsonl") as journal:
         stage = Screening(searcher, lambda c: plan(graph, c.choices, scores), journal, lambda *_: None)
-        stage.run(VirtualPool(evaluate, Workers(count=3, spread=0.5), seconds=lambda _: 2.0), 60)
+        stage.run(
+            VirtualPool(evaluate, Workers(count=3, spread=0.5), seconds=lambda _: 2.0),
+            config.search.candidates,
+        )
         some = next(k for k in stage.measured if k != DENSE)
         journal.append("trained", name=some, outcome=Measurement({"accuracy": 0.9}).to_json())
     return config
@@ -293,9 +299,9 @@ def test_a_journal_of_an_earlier_version_has_no_seconds(study: StudyConfig, tmp_
 
 def test_reading_leaves_a_running_study_alone(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    path.write_text('{"event": "asked"}\n{"event": "to')
-    assert read_events(path) == [{"event": "asked"}]
-    assert path.read_text().endswith('"to')
+    path.write_text('{"event": "begun"}\n{"event": "as')
+    assert read_events(path) == [{"event": "begun"}]
+    assert path.read_text().endswith('"as')
 
 
 def test_equal_networks_and_impossible_candidates_are_one_row_and_none(study: StudyConfig) -> None:

@@ -137,7 +137,7 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
         ("artifact_bytes",): 1000,
         ("outages", "tracking"): 1,
     }
-    watched = {"workers_busy", "tracking_waiting"}
+    watched = {"workers_busy", "tracking_waiting", "artifacts_waiting"}
     assert {name for name, *_ in total} | watched == kinds.keys()
 
 

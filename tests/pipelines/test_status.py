@@ -24,7 +24,7 @@ CONFIG = parse(
     source="s.toml",
     base=Path(),
 )
-FINE: dict[str, Any] = {"accuracy": 0.9}
+FINE: dict[str, Any] = {"values": {"accuracy": 0.9}, "noise": {}}
 CRASHED = {"failure": "crashed", "reason": "the worker process died, twice"}
 
 

@@ -3,9 +3,11 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -38,7 +40,19 @@ precision = "float32"
 pairs = 30
 [cluster]
 workers = 2
+[artifacts]
+endpoint_url = "http://me:Hx7-endpoint@127.0.0.1:9/?X-Amz-Signature=Hx7-signature"
 """
+
+SECRETS = {
+    "AWS_ACCESS_KEY_ID": "Hx7-access-key",
+    "AWS_SECRET_ACCESS_KEY": "Hx7-secret-key",
+    "AWS_SESSION_TOKEN": "Hx7-session-token",
+    "MLFLOW_TRACKING_USERNAME": "somebody",
+    "MLFLOW_TRACKING_PASSWORD": "Hx7-mlflow-password",
+    "MLFLOW_TRACKING_TOKEN": "Hx7-mlflow-token",
+}
+"""What the study that all tests here look at was searched with."""
 
 FIELDS = {
     "key", "accuracy", "accuracy_low", "accuracy_high", "latency_ms", "latency_ratio", "size_bytes", "macs",
@@ -46,9 +60,18 @@ FIELDS = {
 }  # fmt: skip
 
 
-def prunefront(*arguments: str, folder: Path, code: int = 0) -> str:
+def prunefront(*arguments: str, folder: Path, code: int = 0, secrets: dict[str, str] | None = None) -> str:
     """Runs the program as a person would, and returns its stdout."""
-    done = subprocess.run([PROGRAM, *arguments], cwd=folder, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(
+        [PROGRAM, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env=os.environ | (secrets or {}),
+    )
+    if secrets:
+        (folder / "said.txt").write_text(done.stdout + done.stderr)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout
@@ -61,13 +84,38 @@ def events(folder: Path, name: str, kind: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a small study was searched to its end."""
+    """A folder in which a small study was searched to its end, and what Ray wrote meanwhile."""
     folder = tmp_path_factory.mktemp("searched")
+    ray = Path(tempfile.mkdtemp(prefix="r-"))  # Ray's sockets lie there, so it must be short
     (folder / "s.toml").write_text(STUDY)
-    out = prunefront("search", "s.toml", folder=folder)
+    out = prunefront("search", "s.toml", folder=folder, secrets=SECRETS | {"RAY_TMPDIR": str(ray)})
+    shutil.copytree(
+        ray, folder / "ray", ignore=lambda _, names: [n for n in names if n == "sockets"], symlinks=True
+    )
+    shutil.rmtree(ray, ignore_errors=True)
     for line in ("prunefront ui s.toml", "prunefront fetch s.toml", "prunefront verify best/"):
         assert line in out
     return folder
+
+
+def test_no_secret_is_in_anything_that_a_study_leaves_or_says(searched: Path) -> None:
+    """Journal, study.json, artifacts, cards, pages, MLflow's database and files, Tune's folders, output, Ray's logs."""
+    files = [p for p in searched.rglob("*") if p.is_file() and p.name != "s.toml"]
+    names = {p.name for p in files}
+    assert {
+        "journal.jsonl",
+        "study.json",
+        "mlflow.db",
+        "card.md",
+        "plan.json",
+        "front.html",
+        "said.txt",
+    } <= names
+    assert any("raylet" in p.name for p in files)
+    for path in files:
+        assert b"Hx7-" not in path.read_bytes(), path.name
+    kept = json.loads((searched / "studies" / "small" / "study.json").read_text())
+    assert kept["artifacts"]["endpoint_url"] == "http://me:***@127.0.0.1:9/?X-Amz-Signature=***"
 
 
 def test_the_front_as_json(searched: Path) -> None:

@@ -28,6 +28,7 @@ from pipelines.tracking import (
     with_bounds,
     without_password,
 )
+from pipelines.ui import serve
 from pruners.choice import GroupChoice
 from search.candidate import Candidate
 from search.measurement import Failure, Measurement, Outcome
@@ -328,6 +329,13 @@ def test_any_config_fits_the_limits(value: object) -> None:
         assert len(key) <= MAX_KEY
         assert len(text) <= MAX_VALUE
         assert all(c.isalnum() or c in "_-./: " for c in key)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7"])
+def test_the_ui_is_served_to_this_machine_only(tmp_path: Path, host: str) -> None:
+    (tmp_path / "mlflow.db").touch()
+    with pytest.raises(TrackingError, match="ssh -L"):
+        serve(f"sqlite:///{tmp_path}/mlflow.db", host=host)
 
 
 @pytest.mark.parametrize("uri", ["postgresql+psycopg2://me:s3cret@db/x", "https://me:s3cret@host:5000/p"])

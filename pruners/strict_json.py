@@ -1,0 +1,59 @@
+"""JSON from a place that is not trusted: one kind of error for whatever is not as our own files are."""
+
+import json
+import re
+from typing import Any, NoReturn
+
+MOST_VALUES = 10_000_000
+"""In one document: a file of empty lists takes thirty times its size in memory."""
+
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def loads(text: str | bytes) -> Any:
+    """The document. Raises ValueError, and nothing else, for what is not JSON in UTF-8, and for what json.loads lets
+    through although we never write it: NaN and infinity, numbers that overflow to them, integers beyond 64 bits, a key
+    twice in one object, half a surrogate pair, nesting without bottom, more than MOST_VALUES values."""
+    if isinstance(text, bytes):
+        text = text.decode()
+    if text.count(",") + text.count("[") > MOST_VALUES:
+        raise ValueError(f"it has more than the {MOST_VALUES:,} values that are read")
+    try:
+        data = json.loads(
+            text,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_integer,
+            object_pairs_hook=_object,
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if _HALF.search(text):
+        json.dumps(data, ensure_ascii=False).encode()  # UnicodeEncodeError is a ValueError
+    return data
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{digits:.40} is beyond what a number can be")
+    return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20 or not -(1 << 63) <= int(digits) < 1 << 63:
+        raise ValueError(f"{digits:.40} is beyond 64 bits")
+    return int(digits)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in data if keys.count(key) > 1)
+        raise ValueError(f"it has the key {twice!r:.40} twice")
+    return data

@@ -1,0 +1,211 @@
+"""A study's folder that came from a store or another machine: journal, study.json, prepared/, tables, fronts."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save
+
+from pipelines.artifacts import DirectoryStore
+from pipelines.config import StudyConfig
+from pipelines.evaluations import Evaluations
+from pipelines.forecast import kept_forecast
+from pipelines.journal import Journal, read_events, write_json
+from pipelines.latency_table import measure, read
+from pipelines.prepare import kept
+from pipelines.prepared import read_precision
+from pipelines.problem import problem
+from pipelines.rehearsal import recorded, seconds_of_first_stage
+from pipelines.rungs import rungs_of
+from pipelines.screen import Screening
+from pipelines.status import status
+from pipelines.studies import bounds_kept, read_front
+from pipelines.study_folder import open_folder
+from pipelines.warm_start import EVALUATIONS, WarmStart, from_event, to_event
+from pipelines.warm_start import publish as publish_evaluations
+from pipelines.warm_start import read as read_evaluations
+from pruners.allocators.sensitivity import RATIOS
+from pruners.plan import plan
+from search.candidate import Candidate
+from search.measurement import Failure, Measurement
+from search.searchers import searchers
+from search.space import GroupSpace, SearchSpace
+from tests.hostile.strategies import answered, damaged, documents, fuzzed
+from tests.hostile.test_weights import safetensors
+from tests.pipelines import test_latency_table as tables
+from tests.pipelines.test_rehearsal import config_of, searched
+from tests.pipelines.test_report import ROWS
+from tests.pipelines.test_warm_start import HERE, scored
+
+CANDIDATES = 12
+
+
+@pytest.fixture(scope="module")
+def genuine(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
+    """A study as a search leaves it, with every kind of event and of file."""
+    config = searched(config_of(tmp_path_factory.mktemp("studies"), CANDIDATES))
+    graph, knowledge = kept(config.path)
+    task = problem(graph, knowledge.scores, config.space, config.search)
+    scored_ = next(e for e in read_events(config.path / "journal.jsonl") if e["event"] == "told")
+    asked = next(e for e in read_events(config.path / "journal.jsonl") if e["event"] == "asked")
+    half = Measurement({"accuracy": 0.5}).to_json()
+    with Journal(config.path / "journal.jsonl") as journal:
+        journal.append("tracking", run="0123456789abcdef")
+        journal.append("warm_start", **to_event(WarmStart(scored(2).rows, (Candidate({}),))))
+        journal.append("promoted", candidates=[asked["candidate"]])
+        journal.append("rung", name=scored_["key"], epoch=1, outcome=half, share=0.5, of=3)
+        journal.append("stopped", name=scored_["key"], epoch=2, outcome=half, share=0.5, of=3)
+        journal.append(
+            "trained", name="dense", outcome=Failure("error", "no").to_json(), artifact="", epochs=1
+        )
+        journal.append("controlled", names=["dense"])
+    folder, prepared = config.path, config.path / "prepared"
+    table = measure_table(folder)
+    write_json(
+        prepared / "latency.json",
+        {"predictor": read(table).predictor().to_json(), "table": json.loads(table.read_text())},
+    )
+    write_json(prepared / "precision.json", {"precision": "float32", "channels_last": False})
+    write_json(folder / "front.json", ROWS)
+    write_json(folder / "bounds.json", {"said": "all meet", "met": 2})
+    write_json(folder / "timing.json", {"busy": {"screen": 2.0}})
+    assert len(task.space.groups) > 1
+    return config
+
+
+def measure_table(folder: Path) -> Path:
+    measure(tables.EMPTY, folder / "table.json", tables.TODO, tables.timed, say=tables.silent)
+    return folder / "table.json"
+
+
+@pytest.fixture
+def config(genuine: StudyConfig, tmp_path: Path) -> StudyConfig:
+    """The study in a folder that is made anew for each test, whose examples change one file of it."""
+    shutil.copytree(genuine.path, tmp_path / genuine.name)
+    return genuine.model_copy(update={"folder": tmp_path})
+
+
+def resumed(config: StudyConfig) -> None:
+    """All that a search that goes on, or looks at the study, makes of its journal."""
+    events = read_events(config.path / "journal.jsonl")
+    answered(lambda: status(config.path))
+    answered(lambda: recorded(config.path, config))
+    for event in events:
+        if event["event"] == "warm_start":
+            from_event(event)
+    graph, knowledge = kept(config.path)
+    task = problem(graph, knowledge.scores, config.space, config.search, seed=config.seed)
+    searcher = searchers["evolution"](task, seed=0, population=20, probes=0)
+    with Journal(config.path / "journal.jsonl") as journal:
+        stage = Screening(
+            searcher, lambda c: plan(graph, c.choices, knowledge.scores), journal, lambda *_: None
+        )
+        stage.replay()
+    names = {e["name"] for e in events if e["event"] == "trained"} | set(stage.measured)
+    answered(lambda: rungs_of(config, task, stage.measured, events, names).summary())
+
+
+@st.composite
+def journals(draw: st.DrawFn, text: bytes) -> bytes:
+    """The journal with lines of it changed, lost, doubled or in another order."""
+    lines = text.splitlines()
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, len(lines) - 1))
+        match draw(st.integers(0, 6)):
+            case 0:
+                lines.pop(at)
+            case 1:
+                lines.insert(draw(st.integers(0, len(lines))), lines[at])
+            case 2:
+                lines[at] = draw(damaged(lines[at]))
+            case 3:
+                other = draw(st.integers(0, len(lines) - 1))
+                lines[at], lines[other] = lines[other], lines[at]
+            case _:
+                try:
+                    lines[at] = draw(documents(json.loads(lines[at])))
+                except ValueError:  # damaged before
+                    lines[at] = b"{}"
+        if not lines:
+            return b""
+    return b"\n".join(lines) + draw(st.sampled_from([b"\n", b"", b"\n{", b"\n\n", b"\r\n"]))
+
+
+@given(data=st.data())
+@fuzzed
+def test_journals(config: StudyConfig, genuine: StudyConfig, data: st.DataObject) -> None:
+    text = (genuine.path / "journal.jsonl").read_bytes()
+    (config.path / "journal.jsonl").write_bytes(data.draw(journals(text)))
+    answered(lambda: resumed(config))
+
+
+FILES: dict[str, Callable[[StudyConfig], object]] = {
+    "study.json": lambda config: (status(config.path), open_folder(config, resume=True, fresh=False)),
+    "front.json": lambda config: read_front(config.path),
+    "bounds.json": lambda config: bounds_kept(config.path),
+    "timing.json": lambda config: seconds_of_first_stage(config.path),
+    "table.json": lambda config: read(config.path / "table.json").predictor(),
+    "prepared/graph.json": lambda config: spaces(config),
+    "prepared/precision.json": lambda config: read_precision(config.path / "prepared"),
+    "prepared/latency.json": lambda config: predicted(config),
+}
+
+
+def spaces(config: StudyConfig) -> None:
+    graph, knowledge = kept(config.path)
+    task = problem(graph, knowledge.scores, config.space, config.search, knowledge.facts)
+    assert task.space.contains(task.space.dense())
+
+
+def predicted(config: StudyConfig) -> None:
+    """Of the table's own groups: what it predicts is a number."""
+    space = SearchSpace(tuple(GroupSpace(g, k[-1], k, ("l1",)) for g, k in tables.KEEPS.items()))
+    found = kept_forecast(config.path / "prepared" / "latency.json", space)
+    assert np.isfinite(found.least(space))
+
+
+@pytest.mark.parametrize("name", FILES)
+@given(data=st.data())
+@fuzzed
+def test_files(config: StudyConfig, genuine: StudyConfig, name: str, data: st.DataObject) -> None:
+    (config.path / name).write_bytes(data.draw(documents(json.loads((genuine.path / name).read_text()))))
+    answered(lambda: FILES[name](config))
+    # whatever was in it did not end what was finished
+    assert (config.path / "journal.jsonl").stat().st_size == (genuine.path / "journal.jsonl").stat().st_size
+
+
+@pytest.mark.parametrize("name", ["scores", "facts"])
+@given(data=st.data())
+@fuzzed
+def test_scores(config: StudyConfig, genuine: StudyConfig, name: str, data: st.DataObject) -> None:
+    graph, _ = kept(genuine.path)
+    facts = {f"sensitivity/{g.name}": np.linspace(0, 1, len(RATIOS)) for g in graph.groups}
+    whole = (
+        save(facts) if name == "facts" else (genuine.path / "prepared" / "scores.safetensors").read_bytes()
+    )
+    (config.path / "prepared" / f"{name}.safetensors").write_bytes(data.draw(safetensors(whole)))
+    searching = config.search.model_copy(update={"allocators": ("global_threshold", "sensitivity")})
+
+    def use() -> None:
+        graph, knowledge = kept(config.path)
+        problem(graph, knowledge.scores, config.space, searching, knowledge.facts)
+
+    answered(use)
+
+
+@given(data=st.data())
+@fuzzed
+def test_evaluations(tmp_path: Path, data: st.DataObject) -> None:
+    """More than `test_warm_start` changes: several places at once, and bytes."""
+    publish_evaluations(DirectoryStore(tmp_path / "genuine"), HERE, scored(4))
+    content = data.draw(documents(json.loads((tmp_path / "genuine" / EVALUATIONS).read_text())))
+    (tmp_path / EVALUATIONS).write_bytes(content)
+    found = answered(lambda: read_evaluations(str(tmp_path)))
+    if found is not None:
+        table = Evaluations("", found.rows).to_json() if found.rows else None
+        json.dumps(table, allow_nan=False)
