@@ -107,7 +107,9 @@ def screen(
         screening.recall(begin.known if predicting is None else predicting.known(begin.known, planned))
         screening.replay()
         if screening.scored < config.search.candidates and not session.journal.of("promoted"):
-            pool = ScoringPool(bench_ref, cluster.workers, config.cluster, inheritance)
+            pool = ScoringPool(
+                bench_ref, cluster.workers, config.cluster, inheritance, say=session.display.say
+            )
             try:
                 scoring: Pool = pool if predicting is None else PredictingPool(pool, predicting)
                 screening.run(scoring, config.search.candidates, enough)

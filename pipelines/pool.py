@@ -1,12 +1,13 @@
 """Warm Ray actors that score candidates; they hold data, graph and dense weights for a whole study."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 import torch
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
 from torch import nn
 
 from pipelines.config import ClusterSection
@@ -76,18 +77,30 @@ class ScoringWorker:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A candidate on a worker. again: its first worker died."""
+    """A candidate. again: its first worker died."""
 
     name: str
     plan: PruningPlan
     parent: Parent | None
-    worker: Any
     again: bool = False
 
 
+DIED = (OutOfMemoryError, RayActorError, ObjectLostError)
+"""What Ray raises where a worker is gone, or its answer with the machine that held it."""
+
+NOBODY_SECONDS = 60.0
+"""How long there may be no worker before it is said: the first ones take a while to import torch."""
+
+STILLBORN = 3
+"""After so many workers in a row that died before they were ready, those that die so are not replaced."""
+
+
 class ScoringPool:
-    """Hands plans to free workers. A worker that dies is replaced and its candidate handed out once more; when that one
-    dies as well it is the candidate, which gets a Failure.
+    """Hands plans to free workers. A worker that dies is replaced where the cluster has room for another, and its
+    candidate handed out once more; when that worker dies as well it is the candidate, which gets a Failure.
+
+    A worker gets candidates only when it is ready: one that finds no place, because its machine is gone or others use
+    the cluster, keeps nobody waiting, and joins in when there is room again.
 
     lost: how many workers died. busy_seconds: what all workers together spent on scores.
     """
@@ -99,21 +112,32 @@ class ScoringPool:
         cluster: ClusterSection,
         inheritance: Inheritance | None = None,
         worker: type = ScoringWorker,
+        say: Callable[[str], None] = lambda line: None,
+        patience: float = 600.0,
     ) -> None:
         """inheritance: where candidates are trained, who starts from whom. worker: made from a bench and a number of
-        threads, with a method `score` as ScoringWorker's."""
+        threads, with a method `score` as ScoringWorker's. say: told when no worker is left. patience: how many seconds
+        one is then waited for."""
         self._inheritance = inheritance
+        self._cluster = cluster
         self._make = (
             ray.remote(worker)
             .options(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, max_concurrency=1)
             .remote
         )
         self._bench_ref = bench_ref
-        self._threads = cluster.cpus_per_worker
-        self._free = [self._make(bench_ref, self._threads) for _ in range(workers)]
-        self._running: dict[Any, _Task] = {}
+        self._say, self._patience = say, patience
+        self._starting: dict[Any, Any] = {}
+        self._free: list[Any] = []
+        self._running: dict[Any, tuple[_Task, Any]] = {}
+        self._again: list[_Task] = []
+        self._stillborn = 0
+        self._nobody_since: float | None = None
+        self._said_nobody = False
         self.lost = 0
         self.busy_seconds = 0.0
+        for _ in range(workers):
+            self._start_worker()
 
     @property
     def free(self) -> int:
@@ -122,38 +146,46 @@ class ScoringPool:
 
     @property
     def in_flight(self) -> int:
-        return len(self._running)
+        """Candidates that `next` has yet to return."""
+        return len(self._running) + len(self._again)
 
     def submit(self, name: str, plan: PruningPlan) -> None:
         """Starts scoring; `next` will return `name` with the outcome."""
         parent = None if self._inheritance is None else self._inheritance.parent(name)
-        self._start(_Task(name, plan, parent, self._free.pop()))
+        self._start(_Task(name, plan, parent), self._free.pop())
 
     def next(self, timeout: float) -> tuple[str, Outcome, float | None] | None:
         """Waits for whichever candidate is finished first: name, outcome, the worker's seconds (None where it died).
 
-        None after `timeout` seconds, and where a worker died for the first time.
+        None after `timeout` seconds, where a worker became ready, and where one died for the first time. Raises
+        PrunefrontError where no worker is left and none could be had for `patience` seconds.
         """
-        done, _ = ray.wait(list(self._running), num_returns=1, timeout=timeout)
+        done, _ = ray.wait([*self._running, *self._starting], num_returns=1, timeout=timeout)
         if not done:
+            self._look_for_workers()
             return None
-        task = self._running.pop(done[0])
+        if done[0] in self._starting:
+            self._started(done[0])
+            return None
+        task, worker = self._running.pop(done[0])
         name = task.name
         try:
             scored: Scored = ray.get(done[0])
-        except (OutOfMemoryError, RayActorError) as error:
+        except DIED as error:
             self.lost += 1
-            fresh = self._make(self._bench_ref, self._threads)
+            ray.kill(worker)  # where only its answer was lost, or its machine may come back
+            self._start_worker()
             if not task.again:
-                self._start(replace(task, worker=fresh, again=True))
+                self._again.append(replace(task, again=True))
+                self._hand_out()
                 return None
-            self._free.append(fresh)
             line = str(error).splitlines()[0]
             if isinstance(error, OutOfMemoryError):
                 return name, Failure("out_of_memory", line), None
             return name, Failure("crashed", f"the worker process died, twice: {line}"), None
         self.busy_seconds += scored.seconds
-        self._free.append(task.worker)
+        self._free.append(worker)
+        self._hand_out()
         if self._inheritance is not None:
             if scored.refused:
                 self._inheritance.refuse(name, scored.refused)
@@ -163,9 +195,59 @@ class ScoringPool:
 
     def close(self) -> None:
         """Ends the workers and gives their CPUs back."""
-        for worker in [*self._free, *(task.worker for task in self._running.values())]:
+        for worker in [*self._free, *self._starting.values(), *(w for _, w in self._running.values())]:
             ray.kill(worker)
-        self._free, self._running = [], {}
+        self._free, self._starting, self._running, self._again = [], {}, {}, []
 
-    def _start(self, task: _Task) -> None:
-        self._running[task.worker.score.remote(task.plan, task.parent)] = task
+    def _start_worker(self) -> None:
+        worker = self._make(self._bench_ref, self._cluster.cpus_per_worker)
+        self._starting[worker.__ray_ready__.remote()] = worker
+
+    def _started(self, ready: Any) -> None:
+        worker = self._starting.pop(ready)
+        try:
+            ray.get(ready)
+        except DIED as error:
+            self.lost += 1
+            self._stillborn += 1
+            ray.kill(worker)
+            if self._stillborn < STILLBORN:
+                self._start_worker()
+            elif not (self._free or self._running or self._starting):
+                raise PrunefrontError(
+                    f"no worker process stays alive, the last one ended with: {str(error).splitlines()[0]}; mend that "
+                    "and go on with --resume"
+                ) from error
+            return
+        self._stillborn, self._nobody_since, self._said_nobody = 0, None, False
+        self._free.append(worker)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Candidates whose worker died come before new ones."""
+        while self._again and self._free:
+            self._start(self._again.pop(0), self._free.pop())
+
+    def _look_for_workers(self) -> None:
+        """Says where there is none at all, and gives up in the end."""
+        if self._running or self._free:
+            self._nobody_since = None
+            return
+        now = time.monotonic()
+        self._nobody_since = now if self._nobody_since is None else self._nobody_since
+        waited = now - self._nobody_since
+        if waited < min(NOBODY_SECONDS, self._patience):
+            return
+        line = (
+            f"no worker is ready: the cluster has {ray.cluster_resources().get('CPU', 0):g} CPUs, "
+            f"{ray.available_resources().get('CPU', 0):g} of them free; one asks for "
+            f"{self._cluster.cpus_per_worker} CPUs and {self._cluster.gpus_per_worker:g} GPUs"
+        )
+        if waited >= self._patience:
+            raise PrunefrontError(f"{line}; go on with --resume when it has room")
+        if not self._said_nobody:
+            self._said_nobody = True
+            self._say(f"{line}; waiting for one, {self._patience / 60:.0f} minutes at the most")
+
+    def _start(self, task: _Task, worker: Any) -> None:
+        self._running[worker.score.remote(task.plan, task.parent)] = task, worker

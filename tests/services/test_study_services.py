@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from pipelines.warm_start import read
 from search.measurement import Measurement
 from tests.services.ceph import S3Server
-from tests.services.test_mlflow_server import free_port, mlflow_server
+from tests.services.mlflow_server import mlflow_server
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
@@ -106,17 +106,17 @@ def bucket(ceph_s3: S3Server) -> str:
 @pytest.fixture(scope="module")
 def searched(ceph_s3: S3Server, bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searched]:
     folder, server = tmp_path_factory.mktemp("searched"), tmp_path_factory.mktemp("mlflow")
-    with mlflow_server(server, free_port()) as tracking:
+    with mlflow_server(server) as running:
         artifacts = f"s3://{bucket}/studies/remote"
         (folder / "s.toml").write_text(
             STUDY.format(
-                candidates=CANDIDATES, artifacts=artifacts, endpoint=ceph_s3.endpoint, tracking=tracking
+                candidates=CANDIDATES, artifacts=artifacts, endpoint=ceph_s3.endpoint, tracking=running.uri
             )
         )
         env = environment(ceph_s3)
         prunefront("search", "s.toml", folder=folder, env=env)
         rows = json.loads(prunefront("front", "remote", "--json", folder=folder, env=env))
-        yield Searched(folder, artifacts, tracking, ceph_s3, rows)
+        yield Searched(folder, artifacts, running.uri, ceph_s3, rows)
 
 
 def test_every_point_of_the_front_lies_in_the_bucket(searched: Searched) -> None:
