@@ -33,7 +33,7 @@ test: services  ## everything that CI runs: lint, types, and the whole test suit
 		$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15  # half of the time is waiting for processes
 
 quick: setup  ## the fast tests only
-	@$(BIN)/python -m pytest -q -m "not slow and not services"
+	@$(BIN)/python -m pytest -q -m "not slow and not services and not faults"
 
 lint: setup  ## ruff and mypy
 	@$(BIN)/ruff check .

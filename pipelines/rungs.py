@@ -57,6 +57,7 @@ def event_of(reached: Reached) -> tuple[str, dict[str, Any]]:
         "outcome": reached.measurement.to_json(),
         "share": verdict.share,
         "of": verdict.of,
+        "seconds": round(reached.seconds, 3),
     }
 
 

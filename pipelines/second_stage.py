@@ -134,6 +134,23 @@ def _make(
     widened: set[int] = set()
     busy = 0.0
 
+    def record(event: Mapping[str, Any]) -> None:
+        name, artifact = event["name"], event.get("artifact", "")
+        stopped = {"stopped_after_epochs": event["epoch"]} if event["event"] == "stopped" else {}
+        session.tracker.log(
+            name,
+            candidate_params(named[name].candidate) | stopped,
+            outcome_from_json(event["outcome"]),
+            locate(session.store.uri, artifact) if artifact else None,
+            stage=stage,
+            seconds=float(event.get("seconds", 0.0)),
+        )
+
+    for event in journal.events:  # what an earlier run could no longer record; the tracker takes each once
+        settled = event["event"] == "stopped" or (event["event"] == "trained" and _settled(event))
+        if settled and event["name"] in named:
+            record(event)
+
     def on_rung(reached: Reached) -> None:
         nonlocal busy
         kind, event = event_of(reached)
@@ -148,13 +165,7 @@ def _make(
         if reached.verdict.go_on:
             return
         busy += reached.seconds
-        session.tracker.log(
-            reached.name,
-            candidate_params(named[reached.name].candidate) | {"stopped_after_epochs": reached.epoch},
-            reached.measurement,
-            stage=stage,
-            seconds=reached.seconds,
-        )
+        record(journal.events[-1])
         finished.add(reached.name)
         accuracy = reached.measurement["accuracy"]
         session.display.update(len(finished), f"stopped at epoch {reached.epoch}, accuracy {accuracy:.3f}")
@@ -172,14 +183,7 @@ def _make(
             epochs=result.get("epochs", 0),
             seconds=round(seconds, 3),
         )
-        session.tracker.log(
-            name,
-            candidate_params(named[name].candidate),
-            outcome,
-            artifact or None,
-            stage=stage,
-            seconds=seconds,
-        )
+        record(journal.events[-1])
         finished.add(name)
         session.display.update(len(finished), _note(outcome))
 

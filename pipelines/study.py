@@ -74,7 +74,7 @@ def run(
             except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM into the second
                 status = "KILLED"
                 raise
-            except (RayError, TuneError) as error:
+            except (RayError, TuneError, ConnectionError) as error:  # the last one: ray:// lost its head
                 cause = error.cause if isinstance(error, RayTaskError) else error
                 line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
                 raise PrunefrontError(

@@ -176,7 +176,8 @@ class MlflowTracker:
         """Raises TrackingError within seconds: store out of reach, address not usable, experiment deleted."""
         reach(self.uri)
         # MLflow's own patience (7 retries of 120 s) is for a script that has nothing else to do
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        # and a request that it sent twice may be carried out twice: trying again is the writer's matter
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
@@ -234,7 +235,7 @@ class MlflowTracker:
         self._writer.put("the front", lambda: self._write_front(copies, list(files)))
 
     def finish(self, status: Status = "FINISHED") -> tuple[str, ...]:
-        self._writer.put("the end", lambda: self._client.set_terminated(self.run_id, status))
+        self._writer.put("the end", lambda: self._write_end(status))
         self._writer.close()
         return self.errors
 
@@ -307,9 +308,10 @@ class MlflowTracker:
     def _find_children(self, parent: str) -> set[tuple[str, str]]:
         """Learns the run of every child, and returns (key, stage) of the finished ones.
 
-        A child that was cut off in the middle is written again, into the same run.
+        A child that was cut off in the middle is written again, into the same run. Where a server that had stopped to
+        answer made one for each time it was asked, one stays.
         """
-        finished: set[tuple[str, str]] = set()
+        found: dict[tuple[str, str], list[Any]] = {}
         token = None
         while True:
             page = self._client.search_runs(
@@ -320,12 +322,21 @@ class MlflowTracker:
             )
             for run in page:
                 name = (run.data.tags.get("prunefront.key", ""), run.data.tags.get("prunefront.stage", ""))
-                self._children[name] = run.info.run_id
-                if run.info.status != "RUNNING":
-                    finished.add(name)
+                found.setdefault(name, []).append(run)
             token = page.token
             if not token:
-                return finished
+                break
+        finished: set[tuple[str, str]] = set()
+        for name, runs in found.items():
+            known = [run for run in runs if run.info.run_id == self._children.get(name)]
+            kept = (known or [run for run in runs if run.info.status != "RUNNING"] or runs)[0]
+            self._children[name] = kept.info.run_id
+            if kept.info.status != "RUNNING":
+                finished.add(name)
+            for run in runs:
+                if run is not kept:
+                    self._client.delete_run(run.info.run_id)
+        return finished
 
     def _recover(self) -> None:
         """Before a write is tried again: does the store answer, and which run was the lost answer about."""
@@ -365,6 +376,11 @@ class MlflowTracker:
         status = "FAILED" if isinstance(outcome, Failure) else "FINISHED"
         self._client.set_terminated(run_id, status, end_time=now)
 
+    def _write_end(self, status: Status) -> None:
+        if self._writer.outages:  # what was asked before one may have been carried out after it
+            self._find_children(self.run_id)
+        self._client.set_terminated(self.run_id, status)
+
     def _write_front(self, rows: Sequence[Row], files: Sequence[Path]) -> None:
         # not client.log_table: it appends to what is there, and a resumed study writes its front again
         with tempfile.TemporaryDirectory() as folder:
@@ -392,16 +408,21 @@ class MlflowTracker:
 class _Writer:
     """One daemon thread that carries out writes in order.
 
-    A write that fails while the store answers is recorded in `errors` and left out; while the store does not
-    answer, the thread waits and tries again, until `close` has waited `patience` seconds.
+    A write that fails `tries` times while the store answers is recorded in `errors` and left out; while the store does
+    not answer, the thread waits, which is in `errors` for as long as it lasts, and then tries again, until `close` has
+    waited for `patience` seconds in which nothing could be written.
     """
+
+    tries = 4
+    """A database that was restarted refuses every connection that its server still had, and there are several."""
 
     def __init__(self, recover: Callable[[], None], patience: float, size: int = 4096) -> None:
         self.errors: list[str] = []
+        self.outages = 0
         self._recover, self._patience = recover, patience
         self._queue: queue.Queue[tuple[str, Callable[[], Any]] | None] = queue.Queue(size)
-        self._deadline: float | None = None
         self._closing = threading.Event()
+        self._progress = 0.0  # when something was written
         self._thread = threading.Thread(target=self._run, name="prunefront-tracking", daemon=True)
 
     def start(self) -> None:
@@ -414,17 +435,22 @@ class _Writer:
             self.errors.append(f"{label}: {self._queue.maxsize} writes are waiting already")
 
     def close(self) -> None:
-        self._deadline = time.monotonic() + self._patience
+        self._progress = time.monotonic()
         self._closing.set()
         try:
             self._queue.put_nowait(None)
         except queue.Full:
             log.debug("the writer ends at its deadline")
         # one write may be in the middle of MLflow's own timeout; a daemon thread is left to it
-        self._thread.join(self._patience + CONNECT_SECONDS)
+        while (
+            self._thread.is_alive() and time.monotonic() < self._progress + self._patience + CONNECT_SECONDS
+        ):
+            self._thread.join(0.2)
         left = [item[0] for item in self._queue.queue if item is not None]
         if left:
-            self.errors.append(f"{len(left)} writes were given up, from {left[0]} to {left[-1]}")
+            self.errors.append(
+                f"{len(left)} writes were given up, from {left[0]} to {left[-1]}; --resume makes up for them"
+            )
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
@@ -432,36 +458,50 @@ class _Writer:
             if not self._write(label, write):
                 self.errors.append(f"{label}: given up, the store did not come back")
                 return
+            self._progress = time.monotonic()
 
     def _write(self, label: str, write: Callable[[], Any]) -> bool:
         """Whether to go on with the next one."""
-        pause, told = 0.5, False
-        while True:
+        for left in reversed(range(self.tries)):
             try:
                 write()
+                return True
             except Exception as error:  # noqa: BLE001 - whatever a tracking client raises, the search goes on
-                try:
-                    self._recover()
-                except Exception as outage:  # noqa: BLE001 - as above: this decides between waiting and leaving out
-                    if not told:
-                        self.errors.append(f"{label}: waiting for the store: {_line(outage)}")
-                        told = True
-                    if self._out_of_time(pause):
-                        return False
-                    pause = min(2 * pause, 15.0)
-                    continue
+                failed = error
+            if not self._answers(label):
+                return False
+            if left:
+                time.sleep(0.2)
+        self.errors.append(f"{label}: {_line(failed)}")
+        return True
+
+    def _answers(self, label: str) -> bool:
+        """Waits until the store answers; False where time is up before.
+
+        Nothing is written meanwhile: a server that is only slow would do later whatever it was asked each time.
+        """
+        pause, told = 0.5, ""
+        while True:
+            try:
+                self._recover()
+            except Exception as outage:  # noqa: BLE001 - whatever a tracking client raises, the search goes on
                 if not told:
-                    told = True  # it answers: one more try, in case the outage was short
-                    continue
-                self.errors.append(f"{label}: {_line(error)}")
-            return True
+                    self.outages += 1
+                    told = f"{label}: waiting for the store: {_line(outage)}"
+                    self.errors.append(told)
+                if self._out_of_time(pause):
+                    return False
+                pause = min(2 * pause, 15.0)
+            else:
+                if told:
+                    self.errors.remove(told)
+                return True
 
     def _out_of_time(self, pause: float) -> bool:
-        if self._deadline is None:
-            self._closing.wait(pause)
+        if not self._closing.wait(pause):
             return False
         time.sleep(min(pause, 1.0))
-        return time.monotonic() > self._deadline
+        return time.monotonic() > self._progress + self._patience
 
 
 def reach(uri: str) -> None:

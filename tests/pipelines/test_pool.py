@@ -120,7 +120,11 @@ def no_ray() -> None:
 @pytest.mark.usefixtures("no_ray")
 def test_a_node_that_dies_keeps_nobody_waiting_and_one_that_joins_works(tmp_path: Path) -> None:
     """12 s. The candidate of the dead node goes to the other one, though a worker in its place finds no room."""
-    impatient = {"health_check_period_ms": 500, "health_check_timeout_ms": 500, "health_check_failure_threshold": 3}
+    impatient = {
+        "health_check_period_ms": 500,
+        "health_check_timeout_ms": 500,
+        "health_check_failure_threshold": 3,
+    }
     head = {"num_cpus": 1, "include_dashboard": False, "_system_config": impatient}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     second = cluster.add_node(num_cpus=1)
