@@ -27,8 +27,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.faults import FAULTS
 from tests.faults.study import Row, strike
+from tests.faults.table import FAULTS
 
 QUICK = ("driver",)
 

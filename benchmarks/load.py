@@ -20,6 +20,7 @@ SQLite). Only what a trial does is simulated: it sleeps.
 import argparse
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import statistics
@@ -147,7 +148,13 @@ def main() -> None:
             store = "postgresql" if programs() else "sqlite"
             database = stack.enter_context(postgres()).uri if programs() else ""
             uri = stack.enter_context(mlflow_server(folder, store=database)).uri
-        ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False)
+        ray.init(
+            address="local",
+            num_cpus=workers,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
         stack.callback(ray.shutdown)
         where = {
             "machine": platform.machine(),

@@ -179,6 +179,8 @@ class MlflowTracker:
         # and a request that it sent twice may be carried out twice: trying again is the writer's matter
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        # it prints two lines for every run that ends, between ours
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 

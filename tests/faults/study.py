@@ -35,9 +35,6 @@ from search.measurement import OBJECTIVES, Measurement, outcome_from_json
 CANDIDATES, TRAINED = 24, 4
 STUDY = f"""
 name = "s"
-[model]
-factory = "digits_cnn"
-options = {{ width = 8 }}
 [dense]
 epochs = 2
 [search]
@@ -62,13 +59,14 @@ Events = list[dict[str, Any]]
 class Study:
     """A study in a folder of its own, its search, and what has been seen of its journal.
 
-    parallel: workers. more: of the study file. address: of the cluster, None = this machine. stack: servers that
-    live as long as the study. records: given the journal, how many records of it are lost elsewhere, and how many are
-    there more than once.
+    parallel: workers. model: that section of the study file, more: further ones. address: of the cluster, None = this
+    machine. stack: servers that live as long as the study. records: given the journal, how many records of it are lost
+    elsewhere, and how many are there more than once.
     """
 
     folder: Path
     parallel: int = 2
+    model: str = 'factory = "digits_cnn"\noptions = { width = 8 }'
     more: str = ""
     address: str | None = None
     environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -88,7 +86,9 @@ class Study:
 
     def start(self) -> None:
         """Begins, or goes on."""
-        (self.folder / "s.toml").write_text(STUDY + f"[cluster]\nworkers = {self.parallel}\n" + self.more)
+        (self.folder / "s.toml").write_text(
+            f"{STUDY}[model]\n{self.model}\n[cluster]\nworkers = {self.parallel}\n{self.more}"
+        )
         more = ["--resume"] if (self.path / "study.json").exists() else []
         more += ["--address", self.address] if self.address else []
         environment = self.environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

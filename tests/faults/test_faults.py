@@ -9,8 +9,8 @@ import random
 
 import pytest
 
-from tests.faults import FAULTS
 from tests.faults.study import strike
+from tests.faults.table import FAULTS
 
 STRIKES = {"stopped": 2, "worker": 2, "mlflow-driver": 2}
 """How often, where once does not show it."""
