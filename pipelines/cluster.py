@@ -78,12 +78,12 @@ def connected(address: str | None, section: ClusterSection) -> Iterator[Cluster]
             "cluster.yaml`, or leave --address out to use this machine"
         ) from error
     remote = address is not None and _remote(address)
-    try:
-        # through ray:// the client itself notices, and raises
-        with nullcontext() if remote else watched(ray.get_runtime_context().gcs_address):
+    # through ray:// the client itself notices, and raises
+    with nullcontext() if remote else watched(ray.get_runtime_context().gcs_address):
+        try:
             yield _room(section, remote=remote)
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 def named(address: str | None) -> str | None:

@@ -8,6 +8,7 @@ from pipelines.cluster import Cluster
 from pipelines.feasibility import above_dense, check_costs
 from pipelines.forecast import Forecast, PredictingPool
 from pipelines.inheritance import WEIGHTS, Inheritance
+from pipelines.patience import Patience
 from pipelines.pool import ScoringPool
 from pipelines.prepare import Network, planned_by
 from pipelines.screen import Pool, Screening
@@ -107,9 +108,8 @@ def screen(
         screening.recall(begin.known if predicting is None else predicting.known(begin.known, planned))
         screening.replay()
         if screening.scored < config.search.candidates and not session.journal.of("promoted"):
-            pool = ScoringPool(
-                bench_ref, cluster.workers, config.cluster, inheritance, say=session.display.say
-            )
+            patience = Patience(config.cluster, session.display.say)
+            pool = ScoringPool(bench_ref, cluster.workers, config.cluster, inheritance, patience=patience)
             try:
                 scoring: Pool = pool if predicting is None else PredictingPool(pool, predicting)
                 screening.run(scoring, config.search.candidates, enough)

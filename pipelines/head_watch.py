@@ -68,7 +68,7 @@ def watched(address: str, lost_seconds: float = LOST_SECONDS) -> Iterator[None]:
         yield
     finally:
         over.set()
-        signal.signal(SIGNAL, before)
+        signal.signal(SIGNAL, before if before is not None else signal.SIG_DFL)
 
 
 def _gone(address: str, lost_seconds: float, over: threading.Event) -> bool:

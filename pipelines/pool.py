@@ -1,7 +1,6 @@
 """Warm Ray actors that score candidates; they hold data, graph and dense weights for a whole study."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +13,7 @@ from pipelines.config import ClusterSection
 from pipelines.evaluate import Evaluator
 from pipelines.failures import failure
 from pipelines.inheritance import Inheritance, Parent
+from pipelines.patience import Patience
 from pipelines.weights import packed
 from pipelines.workbench import Workbench
 from pruners.errors import PrunefrontError
@@ -88,9 +88,6 @@ class _Task:
 DIED = (OutOfMemoryError, RayActorError, ObjectLostError)
 """What Ray raises where a worker is gone, or its answer with the machine that held it."""
 
-NOBODY_SECONDS = 60.0
-"""How long there may be no worker before it is said: the first ones take a while to import torch."""
-
 STILLBORN = 3
 """After so many workers in a row that died before they were ready, those that die so are not replaced."""
 
@@ -112,12 +109,10 @@ class ScoringPool:
         cluster: ClusterSection,
         inheritance: Inheritance | None = None,
         worker: type = ScoringWorker,
-        say: Callable[[str], None] = lambda line: None,
-        patience: float = 600.0,
+        patience: Patience | None = None,
     ) -> None:
         """inheritance: where candidates are trained, who starts from whom. worker: made from a bench and a number of
-        threads, with a method `score` as ScoringWorker's. say: told when no worker is left. patience: how many seconds
-        one is then waited for."""
+        threads, with a method `score` as ScoringWorker's. patience: for how long there may be none."""
         self._inheritance = inheritance
         self._cluster = cluster
         self._make = (
@@ -126,14 +121,12 @@ class ScoringPool:
             .remote
         )
         self._bench_ref = bench_ref
-        self._say, self._patience = say, patience
+        self._patience = patience or Patience(cluster)
         self._starting: dict[Any, Any] = {}
         self._free: list[Any] = []
         self._running: dict[Any, tuple[_Task, Any]] = {}
         self._again: list[_Task] = []
         self._stillborn = 0
-        self._nobody_since: float | None = None
-        self._said_nobody = False
         self.lost = 0
         self.busy_seconds = 0.0
         for _ in range(workers):
@@ -158,11 +151,12 @@ class ScoringPool:
         """Waits for whichever candidate is finished first: name, outcome, the worker's seconds (None where it died).
 
         None after `timeout` seconds, where a worker became ready, and where one died for the first time. Raises
-        PrunefrontError where no worker is left and none could be had for `patience` seconds.
+        PrunefrontError where there is no worker for longer than its patience, or none that stays alive.
         """
         done, _ = ray.wait([*self._running, *self._starting], num_returns=1, timeout=timeout)
         if not done:
-            self._look_for_workers()
+            if not (self._running or self._free):
+                self._patience.there_is_none()
             return None
         if done[0] in self._starting:
             self._started(done[0])
@@ -219,7 +213,8 @@ class ScoringPool:
                     "and go on with --resume"
                 ) from error
             return
-        self._stillborn, self._nobody_since, self._said_nobody = 0, None, False
+        self._stillborn = 0
+        self._patience.there_is_one()
         self._free.append(worker)
         self._hand_out()
 
@@ -227,27 +222,6 @@ class ScoringPool:
         """Candidates whose worker died come before new ones."""
         while self._again and self._free:
             self._start(self._again.pop(0), self._free.pop())
-
-    def _look_for_workers(self) -> None:
-        """Says where there is none at all, and gives up in the end."""
-        if self._running or self._free:
-            self._nobody_since = None
-            return
-        now = time.monotonic()
-        self._nobody_since = now if self._nobody_since is None else self._nobody_since
-        waited = now - self._nobody_since
-        if waited < min(NOBODY_SECONDS, self._patience):
-            return
-        line = (
-            f"no worker is ready: the cluster has {ray.cluster_resources().get('CPU', 0):g} CPUs, "
-            f"{ray.available_resources().get('CPU', 0):g} of them free; one asks for "
-            f"{self._cluster.cpus_per_worker} CPUs and {self._cluster.gpus_per_worker:g} GPUs"
-        )
-        if waited >= self._patience:
-            raise PrunefrontError(f"{line}; go on with --resume when it has room")
-        if not self._said_nobody:
-            self._said_nobody = True
-            self._say(f"{line}; waiting for one, {self._patience / 60:.0f} minutes at the most")
 
     def _start(self, task: _Task, worker: Any) -> None:
         self._running[worker.score.remote(task.plan, task.parent)] = task, worker

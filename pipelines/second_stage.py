@@ -10,6 +10,7 @@ from pipelines.failures import PASSING
 from pipelines.final import Trained, chosen, standing
 from pipelines.forecast import CORRECTED, Forecast
 from pipelines.journal import write_json
+from pipelines.patience import Patience
 from pipelines.prepare import Network, planned_by
 from pipelines.rungs import event_of, keeps, metrics, rungs_of, told
 from pipelines.scheduler import Reached
@@ -192,7 +193,12 @@ def _make(
         left = Queue([job for name, job in named.items() if name not in finished])
         if len(left):
             trials = Trials(
-                cluster.workers, config.cluster, config.path / "tune", stage, rungs() if rungs else None
+                cluster.workers,
+                config.cluster,
+                config.path / "tune",
+                stage,
+                rungs() if rungs else None,
+                Patience(config.cluster, session.display.say),
             )
             finetune_all(bench_ref, left, trials, on_trained, on_rung)
             if rungs:

@@ -24,6 +24,7 @@ from pipelines.cluster import set_up_tune
 from pipelines.config import ClusterSection
 from pipelines.evaluate import Evaluator
 from pipelines.failures import failure
+from pipelines.patience import Patience, WaitsForWorkers
 from pipelines.scheduler import EPOCH, MEASURED, OUTCOME, HalvingScheduler, OnRung, Reached
 from pipelines.workbench import Job, Workbench
 from pruners.plan import DENSE
@@ -212,13 +213,15 @@ OnTrained = Callable[[str, Outcome, dict[str, Any]], None]
 @dataclass(frozen=True, slots=True)
 class Trials:
     """How trials are run. workers: at a time, at most. storage: Tune's own folder, on the machine that runs Tune;
-    name: of the stage, and of its folder in there. rungs: where trials are compared and perhaps stopped."""
+    name: of the stage, and of its folder in there. rungs: where trials are compared and perhaps stopped.
+    patience: for how long none may run."""
 
     workers: int
     cluster: ClusterSection
     storage: Path
     name: str = "finetune"
     rungs: Rungs | None = None
+    patience: Patience | None = None
 
 
 def finetune_all(
@@ -235,7 +238,7 @@ def finetune_all(
         return
     # through ray:// Tune itself runs on the cluster, so what it tells comes back through a queue
     events = EventQueue(actor_options={"num_cpus": 0})
-    done = _fit_on_cluster.remote([bench_ref], queue, trials, events)
+    done = _fit_on_cluster.remote([bench_ref], queue, replace(trials, patience=None), events)
     try:
         finished: list[Any] = []
         while not finished:
@@ -299,6 +302,7 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained, on
             name=trials.name,
             storage_path=str(trials.storage.absolute()),
             verbose=0,
+            callbacks=[WaitsForWorkers(trials.patience or Patience(cluster))],
             failure_config=tune.FailureConfig(max_failures=1),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),

@@ -78,8 +78,17 @@ def gcs(study: Study, n: int, rng: random.Random) -> None:
     lose_cluster(study, n, rng, kill)
 
 
-def lose_cluster(study: Study, n: int, rng: random.Random, kill: Callable[[RayNodes], None]) -> None:
+def client(study: Study, n: int, rng: random.Random) -> None:
+    """The head's machine dies, while the study is driven from outside through ray://."""
+    lose_cluster(study, n, rng, lambda cluster: cluster.head.kill() if cluster.head else None, outside=True)
+
+
+def lose_cluster(
+    study: Study, n: int, rng: random.Random, kill: Callable[[RayNodes], None], *, outside: bool = False
+) -> None:
     cluster = on_nodes(study)
+    if outside:
+        study.address = f"ray://127.0.0.1:{cluster.client_port}"
     study.start()
     for i in range(n):
         kind, count = ("told", 3 + rng.randrange(CANDIDATES // 2)) if i % 2 == 0 else ("trained", 1)
@@ -139,6 +148,7 @@ FAULTS = {
     "node-trains": Fault("a node of three dies, fine-tuning", node_that_trains, 2),
     "head": Fault("the head's machine dies", head, 2),
     "gcs": Fault("SIGKILL of the cluster's own server", gcs, 2),
+    "client": Fault("the head behind ray:// dies", client, 2),
     "host-off": Fault("a second host loses its power", host_off, 2, needs_namespaces),
     "host-silent": Fault("a second host's cable is pulled", host_silent, 2, needs_namespaces),
 }

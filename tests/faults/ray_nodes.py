@@ -77,6 +77,7 @@ class RayNodes:
     folder: Path
     environment: dict[str, str]
     port: int = field(default_factory=free_port)
+    client_port: int = field(default_factory=free_port)
     head: Node | None = None
     others: list[Node] = field(default_factory=list)
 
@@ -89,7 +90,7 @@ class RayNodes:
     def start_head(self, cpus: int = 1) -> Node:
         """Also again, after the last one died."""
         options = ["--head", f"--port={self.port}", "--include-dashboard=false", f"--temp-dir={self.folder}"]
-        options += [f"--ray-client-server-port={free_port()}"]
+        options += [f"--ray-client-server-port={self.client_port}"]
         if self.ip != "127.0.0.1":
             options += [f"--node-ip-address={self.ip}"]
         self.head = self._start(options, cpus)

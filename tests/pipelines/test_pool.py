@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import ray
+from ray import tune
 from ray.cluster_utils import Cluster
 
 from pipelines.config import ClusterSection
+from pipelines.patience import NoWorkers, Patience, WaitsForWorkers
 from pipelines.pool import STILLBORN, Scored, ScoringPool
 from pruners.errors import PrunefrontError
 from search.measurement import Failure, Measurement, Outcome
@@ -99,15 +101,31 @@ class Stillborn:
 def test_a_pool_without_a_worker_is_not_waited_for_for_ever() -> None:
     said: list[str] = []
     section = ClusterSection(cpus_per_worker=3)
-    crowded = ScoringPool(ray.put(None), 1, section, worker=Mortal, say=said.append, patience=0.5)
+    patience = Patience(section, said.append, 0.5)
+    crowded = ScoringPool(ray.put(None), 1, section, worker=Mortal, patience=patience)
     with pytest.raises(PrunefrontError, match="2 CPUs, 2 of them free; one asks for 3 CPUs"):
         wait_until(crowded, lambda: crowded.free)
     crowded.close()
+    (line,) = said
+    assert "waiting for one" in line
     broken = ScoringPool(ray.put(None), 1, ClusterSection(), worker=Stillborn)
     with pytest.raises(PrunefrontError, match="no worker process stays alive"):
         wait_until(broken, lambda: broken.free)
     assert broken.lost == STILLBORN
     broken.close()
+
+
+class Never(tune.Trainable):
+    """A trial that finds no place."""
+
+
+@pytest.mark.usefixtures("two_cpus")
+def test_trials_without_a_worker_are_not_waited_for_for_ever(tmp_path: Path) -> None:
+    """Ray Tune alone would."""
+    patience = Patience(ClusterSection(cpus_per_worker=3), seconds=0.5)
+    run = tune.RunConfig(storage_path=str(tmp_path), verbose=0, callbacks=[WaitsForWorkers(patience)])
+    with pytest.raises(NoWorkers, match=r"one asks for 3 CPUs .* go on with --resume"):
+        tune.Tuner(tune.with_resources(Never, {"cpu": 3}), run_config=run).fit()
 
 
 @pytest.fixture
