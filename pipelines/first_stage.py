@@ -108,8 +108,13 @@ def screen(
         screening.recall(begin.known if predicting is None else predicting.known(begin.known, planned))
         screening.replay()
         if screening.scored < config.search.candidates and not session.journal.of("promoted"):
-            patience = Patience(config.cluster, session.display.say)
-            pool = ScoringPool(bench_ref, cluster.workers, config.cluster, inheritance, patience=patience)
+            pool = ScoringPool(
+                bench_ref,
+                cluster.workers,
+                config.cluster,
+                inheritance,
+                patience=Patience(config.cluster, session.display.say),
+            )
             try:
                 scoring: Pool = pool if predicting is None else PredictingPool(pool, predicting)
                 screening.run(scoring, config.search.candidates, enough)

@@ -11,7 +11,7 @@ from pipelines.models.digits_cnn import DigitsCNN
 FILE = "PRUNEFRONT_TEST_HUNGRY"
 """Environment: the file whose text is the name of the worker's class; whoever finds it deletes it, and eats."""
 
-CHUNK, MOST = 100 << 20, 8 << 30
+CHUNK, MOST = 200 << 20, 9 << 30
 """Bytes: at a time, and of one worker in all, should nobody kill it."""
 
 

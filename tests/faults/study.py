@@ -60,8 +60,8 @@ class Study:
     """A study in a folder of its own, its search, and what has been seen of its journal.
 
     parallel: workers. model: that section of the study file, more: further ones. address: of the cluster, None = this
-    machine. stack: servers that live as long as the study. records: given the journal, how many records of it are lost
-    elsewhere, and how many are there more than once.
+    machine. imports: folders that its processes import from before ours. stack: servers that live as long as the study.
+    records: given the journal, how many records of it are lost elsewhere, and how many are there more than once.
     """
 
     folder: Path
@@ -70,6 +70,7 @@ class Study:
     more: str = ""
     address: str | None = None
     environment: dict[str, str] = field(default_factory=lambda: dict(os.environ))
+    imports: tuple[Path, ...] = ()
     stack: ExitStack = field(default_factory=ExitStack)
     records: Callable[[Events], tuple[int, int]] | None = None
     finished: dict[str, Any] = field(default_factory=dict)
@@ -91,7 +92,10 @@ class Study:
         )
         more = ["--resume"] if (self.path / "study.json").exists() else []
         more += ["--address", self.address] if self.address else []
-        environment = self.environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = self.environment | {
+            "PYTHONPATH": os.pathsep.join(map(str, (*self.imports, ROOT))),
+            "OMP_NUM_THREADS": "1",
+        }
         with (self.folder / "said.txt").open("ab") as said:
             self.search = subprocess.Popen(
                 [*PROGRAM, "search", "s.toml", *more],

@@ -8,8 +8,10 @@ from mlflow.tracking import MlflowClient
 
 from pipelines.tracking import MlflowTracker
 from search.measurement import Failure, Measurement
+from tests.services.conftest import require
 from tests.services.mlflow_server import mlflow_server
 from tests.services.ports import free_port
+from tests.services.postgres import postgres
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
@@ -22,7 +24,30 @@ def names(uri: str, run_id: str) -> dict[str, str]:
     found = client.search_runs(
         [client.get_run(run_id).info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'"
     )
+    assert len({run.info.run_name for run in found}) == len(found), "a run is there twice"
     return {run.info.run_name: run.info.status for run in found}
+
+
+def test_a_database_that_is_restarted_behind_the_server_loses_nothing(tmp_path: Path) -> None:
+    """The server answers meanwhile, that it cannot; and afterwards, for every connection that it still had."""
+    require("pg_ctlcluster")
+    with postgres() as database, mlflow_server(tmp_path, store=database.uri) as server:
+        tracker = MlflowTracker(server.uri, "pruning", tmp_path, patience=60)
+        run_id = tracker.start(STUDY)
+        keys = [f"c{number}" for number in range(12)]
+        for number, key in enumerate(keys):
+            tracker.log(key, {"ratio/conv1": 0.5}, GOOD)
+            tracker.log_progress(number, 0.1 * number, 1)
+            if number == 4:
+                database.stop()
+            if number == 8:
+                database.start()
+            time.sleep(0.2)
+        assert tracker.finish() == ()
+        assert names(server.uri, run_id) == dict.fromkeys(keys, "FINISHED")
+        client = MlflowClient(server.uri)
+        steps = [metric.step for metric in client.get_metric_history(run_id, "front_size")]
+        assert steps == list(range(12))
 
 
 def test_a_server_receives_a_study_and_an_outage_loses_nothing(tmp_path: Path) -> None:
