@@ -189,6 +189,8 @@ class ScoringPool:
 
     def close(self) -> None:
         """Ends the workers and gives their CPUs back."""
+        if not ray.is_initialized():  # ray:// lost its head, and any call of Ray's would begin a cluster here
+            return
         for worker in [*self._free, *self._starting.values(), *(w for _, w in self._running.values())]:
             ray.kill(worker)
         self._free, self._starting, self._running, self._again = [], {}, {}, []

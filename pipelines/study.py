@@ -74,11 +74,16 @@ def run(
             except (KeyboardInterrupt, SystemExit):  # Ray turns SIGTERM into the second
                 status = "KILLED"
                 raise
-            except (RayError, TuneError, ConnectionError) as error:  # the last one: ray:// lost its head
+            except (RayError, TuneError) as error:
                 cause = error.cause if isinstance(error, RayTaskError) else error
                 line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
                 raise PrunefrontError(
                     f"Ray failed: {line}; what was done is kept, go on with --resume"
+                ) from error
+            except ConnectionError as error:  # of ray://
+                raise PrunefrontError(
+                    f"the connection to the Ray cluster was lost ({error}); what was done is kept: see to the "
+                    "cluster, and go on with --resume"
                 ) from error
             finally:
                 for error in tracker.finish(status):

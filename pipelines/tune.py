@@ -250,7 +250,8 @@ def finetune_all(
                     on_trained(*event)
         ray.get(done)
     finally:
-        events.shutdown(force=True)
+        if ray.is_initialized():  # or any call of Ray's would begin a cluster here
+            events.shutdown(force=True)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
