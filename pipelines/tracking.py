@@ -62,7 +62,8 @@ class Tracker(Protocol):
         stage: str = "score",
         seconds: float = 0.0,
     ) -> None:
-        """Records what came of a candidate at a stage; a second call for the same two does nothing."""
+        """Records what came of a candidate at a stage; a second call for the same two does nothing, unless what failed
+        before was measured after all."""
         ...
 
     def log_progress(self, step: int, hypervolume: float, front_size: int) -> None:
@@ -138,7 +139,9 @@ class MemoryTracker:
         stage: str = "score",
         seconds: float = 0.0,
     ) -> None:
-        self.records.setdefault((key, stage), Record(dict(params), outcome, artifact_uri))
+        before = self.records.get((key, stage))
+        if before is None or (isinstance(before.outcome, Failure) and isinstance(outcome, Measurement)):
+            self.records[key, stage] = Record(dict(params), outcome, artifact_uri)
 
     def log_progress(self, step: int, hypervolume: float, front_size: int) -> None:
         self.progress.append((step, hypervolume, front_size))
@@ -165,7 +168,7 @@ class MlflowTracker:
     def __init__(self, uri: str, experiment: str, folder: Path, *, patience: float = 30.0) -> None:
         self.uri, self.experiment, self.folder, self.patience = uri, experiment, folder, patience
         self._children: dict[tuple[str, str], str] = {}  # (key, stage) -> run id; the writer's own
-        self._done: set[tuple[str, str]] = set()  # the caller's own
+        self._done: dict[tuple[str, str], Status] = {}  # the caller's own
         self._last_step = -1  # of progress that an earlier run of the study recorded
 
     @property
@@ -208,13 +211,14 @@ class MlflowTracker:
         stage: str = "score",
         seconds: float = 0.0,
     ) -> None:
-        if (key, stage) in self._done:
+        before = self._done.get((key, stage))
+        if before == "FINISHED" or (before and isinstance(outcome, Failure)):
             return
-        self._done.add((key, stage))
+        self._done[key, stage] = "FAILED" if isinstance(outcome, Failure) else "FINISHED"
         now, copy = _now(), dict(params)
         self._writer.put(
             f"candidate {key} ({stage})",
-            lambda: self._write_child(key, stage, copy, outcome, artifact_uri, now, seconds),
+            lambda: self._write_child(key, stage, copy, outcome, artifact_uri, now, seconds, bool(before)),
         )
 
     def log_progress(self, step: int, hypervolume: float, front_size: int) -> None:
@@ -307,8 +311,8 @@ class MlflowTracker:
         self._client.log_dict(run_id, dict(study), "study.json")
         return run_id
 
-    def _find_children(self, parent: str) -> set[tuple[str, str]]:
-        """Learns the run of every child, and returns (key, stage) of the finished ones.
+    def _find_children(self, parent: str) -> dict[tuple[str, str], Status]:
+        """Learns the run of every child, and returns how the finished ones ended, by (key, stage).
 
         A child that was cut off in the middle is written again, into the same run. Where a server that had stopped to
         answer made one for each time it was asked, one stays.
@@ -328,13 +332,13 @@ class MlflowTracker:
             token = page.token
             if not token:
                 break
-        finished: set[tuple[str, str]] = set()
+        finished: dict[tuple[str, str], Status] = {}
         for name, runs in found.items():
             known = [run for run in runs if run.info.run_id == self._children.get(name)]
             kept = (known or [run for run in runs if run.info.status != "RUNNING"] or runs)[0]
             self._children[name] = kept.info.run_id
             if kept.info.status != "RUNNING":
-                finished.add(name)
+                finished[name] = kept.info.status
             for run in runs:
                 if run is not kept:
                     self._client.delete_run(run.info.run_id)
@@ -354,8 +358,9 @@ class MlflowTracker:
         artifact_uri: str | None,
         now: int,
         seconds: float,
+        failed_before: bool,
     ) -> None:
-        from mlflow.entities import Metric, Param
+        from mlflow.entities import Metric, Param, RunTag
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
         tags = {MLFLOW_PARENT_RUN_ID: self.run_id, "prunefront.key": key, "prunefront.stage": stage}
@@ -374,6 +379,12 @@ class MlflowTracker:
             )
             self._children[key, stage] = run.info.run_id
         run_id = self._children[key, stage]
+        if failed_before:
+            for tag in {"prunefront.failure", "prunefront.reason"} & self._client.get_run(
+                run_id
+            ).data.tags.keys():
+                self._client.delete_tag(run_id, tag)
+            self._client.log_batch(run_id, tags=[RunTag(*item) for item in tags.items()])
         self._log_batch(run_id, metrics, [Param(*item) for item in flatten(params).items()])
         status = "FAILED" if isinstance(outcome, Failure) else "FINISHED"
         self._client.set_terminated(run_id, status, end_time=now)

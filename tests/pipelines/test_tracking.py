@@ -83,6 +83,10 @@ def test_records_each_candidate_and_stage_once(kind: str, uri: str, tmp_path: Pa
     tracker.log("a1", {"ratio/conv1": 0.9}, BAD)
     tracker.log("a1", {"ratio/conv1": 0.5}, GOOD, stage="finetune")
     tracker.log("b2", {"ratio/conv1": 0.1}, BAD)
+    tracker.log("c3", {"ratio/conv1": 0.2}, BAD)
+    tracker.log(
+        "c3", {"ratio/conv1": 0.2}, GOOD, "s3://bucket/c3"
+    )  # its worker had died, and it was made after all
     assert tracker.finish() == ()
     if isinstance(tracker, MemoryTracker):
         got = {name: (record.outcome, record.artifact_uri) for name, record in tracker.records.items()}
@@ -93,6 +97,7 @@ def test_records_each_candidate_and_stage_once(kind: str, uri: str, tmp_path: Pa
             ("a1", "score"): "FINISHED",
             ("a1", "finetune"): "FINISHED",
             ("b2", "score"): "FAILED",
+            ("c3", "score"): "FINISHED",
         }
         got = {name: (outcome, artifact) for name, (_, outcome, artifact) in stored.items()}
         good = Measurement(with_bounds(GOOD))
@@ -100,6 +105,7 @@ def test_records_each_candidate_and_stage_once(kind: str, uri: str, tmp_path: Pa
         ("a1", "score"): (good, "s3://bucket/a1"),
         ("a1", "finetune"): (good, None),
         ("b2", "score"): (BAD, None),
+        ("c3", "score"): (good, "s3://bucket/c3"),
     }
 
 
