@@ -30,6 +30,7 @@ MAX_KEY = 250
 MAX_TAG = 5000
 BATCH = 100  # params or tags in one request
 CONNECT_SECONDS = 5.0
+SHORT = 10.0
 ARTIFACTS = "mlartifacts"
 TABLE = "front_table.json"
 
@@ -162,10 +163,11 @@ class MlflowTracker:
 
     uri: an MLflow server (`http://…`) or a database that this process writes itself (`sqlite:///…`,
     `postgresql://…`). folder: where artifacts go when a database has none of its own; an SQLite file has them
-    beside itself. patience: seconds that `finish` waits for a store that does not answer.
+    beside itself. patience: seconds that `finish` waits for a store that does not answer;
+    ten at the most where the study did not come to its end, and will be gone on with.
     """
 
-    def __init__(self, uri: str, experiment: str, folder: Path, *, patience: float = 30.0) -> None:
+    def __init__(self, uri: str, experiment: str, folder: Path, *, patience: float = 120.0) -> None:
         self.uri, self.experiment, self.folder, self.patience = uri, experiment, folder, patience
         self._children: dict[tuple[str, str], str] = {}  # (key, stage) -> run id; the writer's own
         self._done: dict[tuple[str, str], Status] = {}  # the caller's own
@@ -242,7 +244,7 @@ class MlflowTracker:
 
     def finish(self, status: Status = "FINISHED") -> tuple[str, ...]:
         self._writer.put("the end", lambda: self._write_end(status))
-        self._writer.close()
+        self._writer.close(self.patience if status == "FINISHED" else min(self.patience, SHORT))
         return self.errors
 
     def _open_experiment(self) -> str:
@@ -447,7 +449,9 @@ class _Writer:
         except queue.Full:
             self.errors.append(f"{label}: {self._queue.maxsize} writes are waiting already")
 
-    def close(self) -> None:
+    def close(self, patience: float | None = None) -> None:
+        """patience: other than the one it was made with."""
+        self._patience = self._patience if patience is None else patience
         self._progress = time.monotonic()
         self._closing.set()
         try:
