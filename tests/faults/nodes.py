@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 
@@ -106,6 +107,10 @@ def lose_cluster(
 def with_a_second_host(study: Study) -> Host:
     """A cluster of this machine and one in namespaces of its own, at the end of a virtual cable."""
     machine = study.stack.enter_context(host(study.folder / "machine"))
+    # the head's address outlives the cable, as it would with a switch between the two
+    own = ("address", "add", f"{machine.outside}/32", "dev", "lo")
+    subprocess.run(["ip", *own], check=True)
+    study.stack.callback(subprocess.run, ["ip", "address", "del", *own[2:]], check=True)
     cluster = study.stack.enter_context(ray_nodes(0, ip=machine.outside))
     names = ("PATH", "PYTHONPATH", "OMP_NUM_THREADS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
     exports = " ".join(f"{name}='{cluster.environment[name]}'" for name in names)
