@@ -34,7 +34,7 @@ test: services  ## everything that CI runs: lint, types, and the whole test suit
 		$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15  # half of the time is waiting for processes
 
 quick: setup  ## the fast tests only
-	@$(BIN)/python -m pytest -q -m "not slow and not services"
+	@$(BIN)/python -m pytest -q -m "not slow and not services and not faults"
 
 fuzz: setup  ## 500 hostile inputs for each reader of a file (minutes); N=… for another number
 	@PRUNEFRONT_FUZZ=$(N) $(BIN)/python -m pytest -q tests/hostile

@@ -6,12 +6,13 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from pipelines.config import ClusterSection
+from pipelines.head_watch import watched
 from pipelines.stopping import handler_kept
 from pruners.errors import PrunefrontError
 
@@ -81,10 +82,13 @@ def connected(
             f"no Ray cluster at --address {address}: {_why(error)}; start one with `ray start --head` or `ray up "
             "cluster.yaml`, or leave --address out to use this machine"
         ) from error
-    try:
-        yield _room(section, remote=address is not None and _remote(address))
-    finally:
-        ray.shutdown()
+    remote = address is not None and _remote(address)
+    # through ray:// the client itself notices, and raises
+    with nullcontext() if remote else watched(ray.get_runtime_context().gcs_address):
+        try:
+            yield _room(section, remote=remote)
+        finally:
+            ray.shutdown()
 
 
 def named(address: str | None) -> str | None:
@@ -98,6 +102,8 @@ def set_up_tune() -> None:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     # its banner and its result table, which our own display replaces
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # the traceback of every worker that died, though its trial is tried once more; what fails for good is recorded
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
     # it would take Ctrl-C for "report what there is", and the front of half a study would look like a whole one
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     # a user's `module:callable` is imported from the folder that the search was started in

@@ -8,6 +8,7 @@ from pipelines.cluster import Cluster
 from pipelines.feasibility import above_dense, check_costs
 from pipelines.forecast import Forecast, PredictingPool
 from pipelines.inheritance import WEIGHTS, Inheritance
+from pipelines.patience import Patience
 from pipelines.pool import ScoringPool
 from pipelines.prepare import Network, planned_by
 from pipelines.screen import Pool, Screening
@@ -115,6 +116,7 @@ def screen(
                 config.cluster,
                 inheritance,
                 on_lost=lambda key, why: session.events.tell("worker_lost", candidate=key, reason=why),
+                patience=Patience(config.cluster, session.display.say),
             )
             session.events.watched["workers_busy"] = lambda: pool.in_flight
             try:

@@ -356,7 +356,8 @@ def _table(
             display.say(line)
         return table
     finally:
-        ray.kill(worker)
+        if ray.is_initialized():  # or any call of Ray's would begin a cluster here
+            ray.kill(worker)
 
 
 def _answer(task: Any) -> Any:

@@ -7,13 +7,14 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
 from torch import nn
 
 from pipelines.config import ClusterSection
 from pipelines.evaluate import Evaluator
 from pipelines.failures import failure
 from pipelines.inheritance import Inheritance, Parent
+from pipelines.patience import Patience
 from pipelines.weights import packed
 from pipelines.workbench import Workbench
 from pruners.errors import PrunefrontError
@@ -77,18 +78,27 @@ class ScoringWorker:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A candidate on a worker. again: its first worker died."""
+    """A candidate. again: its first worker died."""
 
     name: str
     plan: PruningPlan
     parent: Parent | None
-    worker: Any
     again: bool = False
 
 
+DIED = (OutOfMemoryError, RayActorError, ObjectLostError)
+"""What Ray raises where a worker is gone, or its answer with the machine that held it."""
+
+STILLBORN = 3
+"""After so many workers in a row that died before they were ready, those that die so are not replaced."""
+
+
 class ScoringPool:
-    """Hands plans to free workers. A worker that dies is replaced and its candidate handed out once more; when that one
-    dies as well it is the candidate, which gets a Failure.
+    """Hands plans to free workers. A worker that dies is replaced where the cluster has room for another, and its
+    candidate handed out once more; when that worker dies as well it is the candidate, which gets a Failure.
+
+    A worker gets candidates only when it is ready: one that finds no place, because its machine is gone or others use
+    the cluster, keeps nobody waiting, and joins in when there is room again.
 
     lost: how many workers died. busy_seconds: what all workers together spent on scores.
     """
@@ -101,23 +111,30 @@ class ScoringPool:
         inheritance: Inheritance | None = None,
         worker: type = ScoringWorker,
         on_lost: Callable[[str, str], None] = lambda name, why: None,
+        patience: Patience | None = None,
     ) -> None:
         """inheritance: where candidates are trained, who starts from whom. worker: made from a bench and a number of
         threads, with a method `score` as ScoringWorker's. on_lost: told of a worker that died, with the name of its
-        candidate and a line of why."""
+        candidate and a line of why. patience: for how long there may be none."""
         self._on_lost = on_lost
         self._inheritance = inheritance
+        self._cluster = cluster
         self._make = (
             ray.remote(worker)
             .options(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, max_concurrency=1)
             .remote
         )
         self._bench_ref = bench_ref
-        self._threads = cluster.cpus_per_worker
-        self._free = [self._make(bench_ref, self._threads) for _ in range(workers)]
-        self._running: dict[Any, _Task] = {}
+        self._patience = patience or Patience(cluster)
+        self._starting: dict[Any, Any] = {}
+        self._free: list[Any] = []
+        self._running: dict[Any, tuple[_Task, Any]] = {}
+        self._again: list[_Task] = []
+        self._stillborn = 0
         self.lost = 0
         self.busy_seconds = 0.0
+        for _ in range(workers):
+            self._start_worker()
 
     @property
     def free(self) -> int:
@@ -126,39 +143,48 @@ class ScoringPool:
 
     @property
     def in_flight(self) -> int:
-        return len(self._running)
+        """Candidates that `next` has yet to return."""
+        return len(self._running) + len(self._again)
 
     def submit(self, name: str, plan: PruningPlan) -> None:
         """Starts scoring; `next` will return `name` with the outcome."""
         parent = None if self._inheritance is None else self._inheritance.parent(name)
-        self._start(_Task(name, plan, parent, self._free.pop()))
+        self._start(_Task(name, plan, parent), self._free.pop())
 
     def next(self, timeout: float) -> tuple[str, Outcome, float | None] | None:
         """Waits for whichever candidate is finished first: name, outcome, the worker's seconds (None where it died).
 
-        None after `timeout` seconds, and where a worker died for the first time.
+        None after `timeout` seconds, where a worker became ready, and where one died for the first time. Raises
+        PrunefrontError where there is no worker for longer than its patience, or none that stays alive.
         """
-        done, _ = ray.wait(list(self._running), num_returns=1, timeout=timeout)
+        done, _ = ray.wait([*self._running, *self._starting], num_returns=1, timeout=timeout)
         if not done:
+            if not (self._running or self._free):
+                self._patience.there_is_none()
             return None
-        task = self._running.pop(done[0])
+        if done[0] in self._starting:
+            self._started(done[0])
+            return None
+        task, worker = self._running.pop(done[0])
         name = task.name
         try:
             scored: Scored = ray.get(done[0])
-        except (OutOfMemoryError, RayActorError) as error:
+        except DIED as error:
             self.lost += 1
             line = str(error).splitlines()[0]
             self._on_lost(name, line)
-            fresh = self._make(self._bench_ref, self._threads)
+            ray.kill(worker)  # where only its answer was lost, or its machine may come back
+            self._start_worker()
             if not task.again:
-                self._start(replace(task, worker=fresh, again=True))
+                self._again.append(replace(task, again=True))
+                self._hand_out()
                 return None
-            self._free.append(fresh)
             if isinstance(error, OutOfMemoryError):
                 return name, Failure("out_of_memory", line), None
             return name, Failure("crashed", f"the worker process died, twice: {line}"), None
         self.busy_seconds += scored.seconds
-        self._free.append(task.worker)
+        self._free.append(worker)
+        self._hand_out()
         if self._inheritance is not None:
             if scored.refused:
                 self._inheritance.refuse(name, scored.refused)
@@ -168,9 +194,41 @@ class ScoringPool:
 
     def close(self) -> None:
         """Ends the workers and gives their CPUs back."""
-        for worker in [*self._free, *(task.worker for task in self._running.values())]:
+        if not ray.is_initialized():  # ray:// lost its head, and any call of Ray's would begin a cluster here
+            return
+        for worker in [*self._free, *self._starting.values(), *(w for _, w in self._running.values())]:
             ray.kill(worker)
-        self._free, self._running = [], {}
+        self._free, self._starting, self._running, self._again = [], {}, {}, []
 
-    def _start(self, task: _Task) -> None:
-        self._running[task.worker.score.remote(task.plan, task.parent)] = task
+    def _start_worker(self) -> None:
+        worker = self._make(self._bench_ref, self._cluster.cpus_per_worker)
+        self._starting[worker.__ray_ready__.remote()] = worker
+
+    def _started(self, ready: Any) -> None:
+        worker = self._starting.pop(ready)
+        try:
+            ray.get(ready)
+        except DIED as error:
+            self.lost += 1
+            self._stillborn += 1
+            ray.kill(worker)
+            if self._stillborn < STILLBORN:
+                self._start_worker()
+            elif not (self._free or self._running or self._starting):
+                raise PrunefrontError(
+                    f"no worker process stays alive, the last one ended with: {str(error).splitlines()[0]}; mend that "
+                    "and go on with --resume"
+                ) from error
+            return
+        self._stillborn = 0
+        self._patience.there_is_one()
+        self._free.append(worker)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Candidates whose worker died come before new ones."""
+        while self._again and self._free:
+            self._start(self._again.pop(0), self._free.pop())
+
+    def _start(self, task: _Task, worker: Any) -> None:
+        self._running[worker.score.remote(task.plan, task.parent)] = task, worker

@@ -152,7 +152,7 @@ class Screening:
                     refused += 1
                 else:
                     duplicates += 1
-            if not pool.in_flight:
+            if pool.free and not pool.in_flight:  # with none free, workers are still expected
                 return
             finished = pool.next(timeout=1.0)
             if finished is not None:

@@ -12,6 +12,7 @@ from pipelines.failures import PASSING, REFUSED
 from pipelines.final import Trained, chosen, standing
 from pipelines.forecast import CORRECTED, Forecast
 from pipelines.journal import JournalError, write_json
+from pipelines.patience import Patience
 from pipelines.prepare import Network, planned_by
 from pipelines.rungs import event_of, keeps, metrics, rungs_of, told
 from pipelines.scheduler import Reached
@@ -142,6 +143,24 @@ def _make(
     widened: set[int] = set()
     busy = 0.0
 
+    def record(event: Mapping[str, Any]) -> None:
+        name, artifact = event["name"], event.get("artifact", "")
+        stopped = {"stopped_after_epochs": event["epoch"]} if event["event"] == "stopped" else {}
+        place = {MEASURED_ON: event[MEASURED_ON]["host"]} if MEASURED_ON in event else {}
+        session.tracker.log(
+            name,
+            candidate_params(named[name].candidate) | stopped | place,
+            outcome_from_json(event["outcome"]),
+            locate(session.store.uri, artifact) if artifact else None,
+            stage=stage,
+            seconds=float(event.get("seconds", 0.0)),
+        )
+
+    for event in journal.events:  # what an earlier run could no longer record; the tracker takes each once
+        settled = event["event"] == "stopped" or (event["event"] == "trained" and _settled(event))
+        if settled and event["name"] in named:
+            record(event)
+
     def on_rung(reached: Reached) -> None:
         nonlocal busy
         kind, event = event_of(reached)
@@ -156,13 +175,7 @@ def _make(
         if reached.verdict.go_on:
             return
         busy += reached.seconds
-        session.tracker.log(
-            reached.name,
-            candidate_params(named[reached.name].candidate) | {"stopped_after_epochs": reached.epoch},
-            reached.measurement,
-            stage=stage,
-            seconds=reached.seconds,
-        )
+        record(journal.events[-1])
         finished.add(reached.name)
         kept.drop(reached.name)
         accuracy = reached.measurement["accuracy"]
@@ -186,16 +199,9 @@ def _make(
             **resumed,
             **{name: result[name] for name in COSTS if name in result},
         )
+        record(journal.events[-1])
         if _settled(journal.events[-1]):  # else --resume goes on from what was kept
             kept.drop(name)
-        session.tracker.log(
-            name,
-            candidate_params(named[name].candidate) | {k: v["host"] for k, v in place.items()},
-            outcome,
-            artifact or None,
-            stage=stage,
-            seconds=seconds,
-        )
         if isinstance(outcome, Failure) and outcome.kind == REFUSED:
             raise PrunefrontError(
                 f"networks cannot be published: {outcome.reason}; what was done is kept, mend that and go on with "
@@ -219,6 +225,7 @@ def _make(
                     stage,
                     rungs() if rungs else None,
                     kept,
+                    Patience(config.cluster, session.display.say),
                 )
                 finetune_all(bench_ref, left, trials, on_trained, on_rung)
             if rungs:

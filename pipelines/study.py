@@ -115,6 +115,11 @@ def run(
                 raise PrunefrontError(
                     f"Ray failed: {line}; what was done is kept, go on with --resume"
                 ) from error
+            except ConnectionError as error:  # of ray://
+                raise PrunefrontError(
+                    f"the connection to the Ray cluster was lost ({error}); what was done is kept: see to the "
+                    "cluster, and go on with --resume"
+                ) from error
             finally:
                 for error in tracker.finish(status):
                     display.say(f"not recorded in MLflow: {error}")

@@ -31,6 +31,7 @@ MAX_KEY = 250
 MAX_TAG = 5000
 BATCH = 100  # params or tags in one request
 CONNECT_SECONDS = 5.0
+SHORT = 10.0
 ARTIFACTS = "mlartifacts"
 TABLE = "front_table.json"
 
@@ -63,7 +64,8 @@ class Tracker(Protocol):
         stage: str = "score",
         seconds: float = 0.0,
     ) -> None:
-        """Records what came of a candidate at a stage; a second call for the same two does nothing."""
+        """Records what came of a candidate at a stage; a second call for the same two does nothing, unless what failed
+        before was measured after all."""
         ...
 
     def log_progress(self, step: int, hypervolume: float, front_size: int) -> None:
@@ -139,7 +141,9 @@ class MemoryTracker:
         stage: str = "score",
         seconds: float = 0.0,
     ) -> None:
-        self.records.setdefault((key, stage), Record(dict(params), outcome, artifact_uri))
+        before = self.records.get((key, stage))
+        if before is None or (isinstance(before.outcome, Failure) and isinstance(outcome, Measurement)):
+            self.records[key, stage] = Record(dict(params), outcome, artifact_uri)
 
     def log_progress(self, step: int, hypervolume: float, front_size: int) -> None:
         self.progress.append((step, hypervolume, front_size))
@@ -160,8 +164,9 @@ class MlflowTracker:
 
     uri: an MLflow server (`http://…`) or a database that this process writes itself (`sqlite:///…`,
     `postgresql://…`). folder: where artifacts go when a database has none of its own; an SQLite file has them
-    beside itself. patience: seconds that `finish` waits for a store that does not answer. on_outage: told when it stops
-    to answer, with a line, by another thread.
+    beside itself. patience: seconds that `finish` waits for a store that does not answer; ten at the most where the
+    study did not come to its end, and will be gone on with. on_outage: told when it stops to answer, with a line, by
+    another thread.
     """
 
     def __init__(
@@ -170,13 +175,13 @@ class MlflowTracker:
         experiment: str,
         folder: Path,
         *,
-        patience: float = 30.0,
+        patience: float = 120.0,
         on_outage: Callable[[str], None] = lambda why: None,
     ) -> None:
         self._on_outage = on_outage
         self.uri, self.experiment, self.folder, self.patience = uri, experiment, folder, patience
         self._children: dict[tuple[str, str], str] = {}  # (key, stage) -> run id; the writer's own
-        self._done: set[tuple[str, str]] = set()  # the caller's own
+        self._done: dict[tuple[str, str], Status] = {}  # the caller's own
         self._last_step = -1  # of progress that an earlier run of the study recorded
 
     @property
@@ -192,7 +197,8 @@ class MlflowTracker:
         """Raises TrackingError within seconds: store out of reach, address not usable, experiment deleted."""
         reach(self.uri)
         # MLflow's own patience (7 retries of 120 s) is for a script that has nothing else to do
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        # and a request that it sent twice may be carried out twice: trying again is the writer's matter
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         # it prints two lines for every run that ends, between ours
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -223,13 +229,14 @@ class MlflowTracker:
         stage: str = "score",
         seconds: float = 0.0,
     ) -> None:
-        if (key, stage) in self._done:
+        before = self._done.get((key, stage))
+        if before == "FINISHED" or (before and isinstance(outcome, Failure)):
             return
-        self._done.add((key, stage))
+        self._done[key, stage] = "FAILED" if isinstance(outcome, Failure) else "FINISHED"
         now, copy = _now(), dict(params)
         self._writer.put(
             f"candidate {key} ({stage})",
-            lambda: self._write_child(key, stage, copy, outcome, artifact_uri, now, seconds),
+            lambda: self._write_child(key, stage, copy, outcome, artifact_uri, now, seconds, bool(before)),
         )
 
     def log_progress(self, step: int, hypervolume: float, front_size: int) -> None:
@@ -252,8 +259,8 @@ class MlflowTracker:
         self._writer.put("the front", lambda: self._write_front(copies, list(files)))
 
     def finish(self, status: Status = "FINISHED") -> tuple[str, ...]:
-        self._writer.put("the end", lambda: self._client.set_terminated(self.run_id, status))
-        self._writer.close()
+        self._writer.put("the end", lambda: self._write_end(status))
+        self._writer.close(self.patience if status == "FINISHED" else min(self.patience, SHORT))
         return self.errors
 
     def _open_experiment(self) -> str:
@@ -322,12 +329,13 @@ class MlflowTracker:
         self._client.log_dict(run_id, dict(study), "study.json")
         return run_id
 
-    def _find_children(self, parent: str) -> set[tuple[str, str]]:
-        """Learns the run of every child, and returns (key, stage) of the finished ones.
+    def _find_children(self, parent: str) -> dict[tuple[str, str], Status]:
+        """Learns the run of every child, and returns how the finished ones ended, by (key, stage).
 
-        A child that was cut off in the middle is written again, into the same run.
+        A child that was cut off in the middle is written again, into the same run. Where a server that had stopped to
+        answer made one for each time it was asked, one stays.
         """
-        finished: set[tuple[str, str]] = set()
+        found: dict[tuple[str, str], list[Any]] = {}
         token = None
         while True:
             page = self._client.search_runs(
@@ -338,12 +346,21 @@ class MlflowTracker:
             )
             for run in page:
                 name = (run.data.tags.get("prunefront.key", ""), run.data.tags.get("prunefront.stage", ""))
-                self._children[name] = run.info.run_id
-                if run.info.status != "RUNNING":
-                    finished.add(name)
+                found.setdefault(name, []).append(run)
             token = page.token
             if not token:
-                return finished
+                break
+        finished: dict[tuple[str, str], Status] = {}
+        for name, runs in found.items():
+            known = [run for run in runs if run.info.run_id == self._children.get(name)]
+            kept = (known or [run for run in runs if run.info.status != "RUNNING"] or runs)[0]
+            self._children[name] = kept.info.run_id
+            if kept.info.status != "RUNNING":
+                finished[name] = kept.info.status
+            for run in runs:
+                if run is not kept:
+                    self._client.delete_run(run.info.run_id)
+        return finished
 
     def _recover(self) -> None:
         """Before a write is tried again: does the store answer, and which run was the lost answer about."""
@@ -359,8 +376,9 @@ class MlflowTracker:
         artifact_uri: str | None,
         now: int,
         seconds: float,
+        failed_before: bool,
     ) -> None:
-        from mlflow.entities import Metric, Param
+        from mlflow.entities import Metric, Param, RunTag
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
         tags = {MLFLOW_PARENT_RUN_ID: self.run_id, "prunefront.key": key, "prunefront.stage": stage}
@@ -379,9 +397,20 @@ class MlflowTracker:
             )
             self._children[key, stage] = run.info.run_id
         run_id = self._children[key, stage]
+        if failed_before:
+            for tag in {"prunefront.failure", "prunefront.reason"} & self._client.get_run(
+                run_id
+            ).data.tags.keys():
+                self._client.delete_tag(run_id, tag)
+            self._client.log_batch(run_id, tags=[RunTag(*item) for item in tags.items()])
         self._log_batch(run_id, metrics, [Param(*item) for item in flatten(params).items()])
         status = "FAILED" if isinstance(outcome, Failure) else "FINISHED"
         self._client.set_terminated(run_id, status, end_time=now)
+
+    def _write_end(self, status: Status) -> None:
+        if self._writer.outages:  # what was asked before one may have been carried out after it
+            self._find_children(self.run_id)
+        self._client.set_terminated(self.run_id, status)
 
     def _write_front(self, rows: Sequence[Row], files: Sequence[Path]) -> None:
         # not client.log_table: it appends to what is there, and a resumed study writes its front again
@@ -410,9 +439,13 @@ class MlflowTracker:
 class _Writer:
     """One daemon thread that carries out writes in order.
 
-    A write that fails while the store answers is recorded in `errors` and left out; while the store does not
-    answer, the thread waits and tries again, until `close` has waited `patience` seconds.
+    A write that fails `tries` times while the store answers is recorded in `errors` and left out; while the store does
+    not answer, the thread waits, which is in `errors` for as long as it lasts, and then tries again, until `close` has
+    waited for `patience` seconds in which nothing could be written.
     """
+
+    tries = 4
+    """A database that was restarted refuses every connection that its server still had, and there are several."""
 
     def __init__(
         self,
@@ -423,10 +456,11 @@ class _Writer:
     ) -> None:
         self._on_outage = on_outage
         self.errors: list[str] = []
+        self.outages = 0
         self._recover, self._patience = recover, patience
         self._queue: queue.Queue[tuple[str, Callable[[], Any]] | None] = queue.Queue(size)
-        self._deadline: float | None = None
         self._closing = threading.Event()
+        self._progress = 0.0  # when something was written
         self._thread = threading.Thread(target=self._run, name="prunefront-tracking", daemon=True)
 
     @property
@@ -442,18 +476,25 @@ class _Writer:
         except queue.Full:
             self.errors.append(f"{label}: {self._queue.maxsize} writes are waiting already")
 
-    def close(self) -> None:
-        self._deadline = time.monotonic() + self._patience
+    def close(self, patience: float | None = None) -> None:
+        """patience: other than the one it was made with."""
+        self._patience = self._patience if patience is None else patience
+        self._progress = time.monotonic()
         self._closing.set()
         try:
             self._queue.put_nowait(None)
         except queue.Full:
             log.debug("the writer ends at its deadline")
         # one write may be in the middle of MLflow's own timeout; a daemon thread is left to it
-        self._thread.join(self._patience + CONNECT_SECONDS)
+        while (
+            self._thread.is_alive() and time.monotonic() < self._progress + self._patience + CONNECT_SECONDS
+        ):
+            self._thread.join(0.2)
         left = [item[0] for item in self._queue.queue if item is not None]
         if left:
-            self.errors.append(f"{len(left)} writes were given up, from {left[0]} to {left[-1]}")
+            self.errors.append(
+                f"{len(left)} writes were given up, from {left[0]} to {left[-1]}; --resume makes up for them"
+            )
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
@@ -461,37 +502,51 @@ class _Writer:
             if not self._write(label, write):
                 self.errors.append(f"{label}: given up, the store did not come back")
                 return
+            self._progress = time.monotonic()
 
     def _write(self, label: str, write: Callable[[], Any]) -> bool:
         """Whether to go on with the next one."""
-        pause, told = 0.5, False
-        while True:
+        for left in reversed(range(self.tries)):
             try:
                 write()
+                return True
             except Exception as error:  # noqa: BLE001 - whatever a tracking client raises, the search goes on
-                try:
-                    self._recover()
-                except Exception as outage:  # noqa: BLE001 - as above: this decides between waiting and leaving out
-                    if not told:
-                        self.errors.append(f"{label}: waiting for the store: {_line(outage)}")
-                        self._on_outage(_line(outage))
-                        told = True
-                    if self._out_of_time(pause):
-                        return False
-                    pause = min(2 * pause, 15.0)
-                    continue
+                failed = error
+            if not self._answers(label):
+                return False
+            if left:
+                time.sleep(0.2)
+        self.errors.append(f"{label}: {_line(failed)}")
+        return True
+
+    def _answers(self, label: str) -> bool:
+        """Waits until the store answers; False where time is up before.
+
+        Nothing is written meanwhile: a server that is only slow would do later whatever it was asked each time.
+        """
+        pause, told = 0.5, ""
+        while True:
+            try:
+                self._recover()
+            except Exception as outage:  # noqa: BLE001 - whatever a tracking client raises, the search goes on
                 if not told:
-                    told = True  # it answers: one more try, in case the outage was short
-                    continue
-                self.errors.append(f"{label}: {_line(error)}")
-            return True
+                    self.outages += 1
+                    told = f"{label}: waiting for the store: {_line(outage)}"
+                    self.errors.append(told)
+                    self._on_outage(_line(outage))
+                if self._out_of_time(pause):
+                    return False
+                pause = min(2 * pause, 15.0)
+            else:
+                if told:
+                    self.errors.remove(told)
+                return True
 
     def _out_of_time(self, pause: float) -> bool:
-        if self._deadline is None:
-            self._closing.wait(pause)
+        if not self._closing.wait(pause):
             return False
         time.sleep(min(pause, 1.0))
-        return time.monotonic() > self._deadline
+        return time.monotonic() > self._progress + self._patience
 
 
 def reach(uri: str) -> None:

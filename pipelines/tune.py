@@ -30,6 +30,7 @@ from pipelines.config import ClusterSection
 from pipelines.device import named_place
 from pipelines.evaluate import Evaluator, Progress
 from pipelines.failures import failure
+from pipelines.patience import Patience, WaitsForWorkers
 from pipelines.scheduler import EPOCH, MEASURED, OUTCOME, HalvingScheduler, OnRung, Reached
 from pipelines.workbench import Job, Workbench
 from pruners.plan import DENSE, PruningPlan
@@ -280,7 +281,7 @@ OnTrained = Callable[[str, Outcome, dict[str, Any]], None]
 class Trials:
     """How trials are run. workers: at a time, at most. storage: Tune's own folder, on the machine that runs Tune;
     name: of the stage, and of its folder in there. rungs: where trials are compared and perhaps stopped. checkpoints:
-    where they are kept between epochs, so that one whose worker died goes on."""
+    where they are kept between epochs, so that one whose worker died goes on. patience: for how long none may run."""
 
     workers: int
     cluster: ClusterSection
@@ -288,6 +289,7 @@ class Trials:
     name: str = "finetune"
     rungs: Rungs | None = None
     checkpoints: Checkpoints | None = None
+    patience: Patience | None = None
 
 
 def finetune_all(
@@ -304,7 +306,7 @@ def finetune_all(
         return
     # through ray:// Tune itself runs on the cluster, so what it tells comes back through a queue
     events = EventQueue(actor_options={"num_cpus": 0})
-    done = _fit_on_cluster.remote([bench_ref], queue, trials, events)
+    done = _fit_on_cluster.remote([bench_ref], queue, replace(trials, patience=None), events)
     try:
         finished: list[Any] = []
         while not finished:
@@ -316,7 +318,8 @@ def finetune_all(
                     on_trained(*event)
         ray.get(done)
     finally:
-        events.shutdown(force=True)
+        if ray.is_initialized():  # or any call of Ray's would begin a cluster here
+            events.shutdown(force=True)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -370,7 +373,7 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained, on
             name=trials.name,
             storage_path=str(trials.storage.absolute()),
             verbose=0,
-            callbacks=[guard],
+            callbacks=[guard, WaitsForWorkers(trials.patience or Patience(cluster))],
             failure_config=tune.FailureConfig(max_failures=1),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),

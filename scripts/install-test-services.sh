@@ -5,6 +5,7 @@ set -euo pipefail
 declare -A program_of=(
     [ceph-mon]=ceph-mon [ceph-osd]=ceph-osd [ceph-common]=ceph-authtool [radosgw]=radosgw
     [openssh-server]=/usr/sbin/sshd [openssh-client]=ssh-keygen [rsync]=rsync [iproute2]=ip [chromium]=chromium
+    [postgresql]=pg_ctlcluster
 )
 missing=()
 for package in "${!program_of[@]}"; do

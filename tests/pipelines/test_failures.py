@@ -1,5 +1,6 @@
 """What goes wrong with a candidate on a worker becomes a Failure that says why."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -98,3 +99,14 @@ def test_a_value_that_is_no_number_is_a_failure_of_its_own_kind(value: float) ->
 def test_kinds(error: BaseException, kind: str) -> None:
     assert failure(error).kind == kind
     assert failure(error).reason
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [lambda size: torch.empty(size, dtype=torch.uint8), lambda size: np.empty(size, np.uint8), bytearray],
+)
+def test_memory_that_cannot_be_had_is_called_so(allocate: Callable[[int], object]) -> None:
+    """Whoever asks for it: more than any machine has."""
+    with pytest.raises((MemoryError, RuntimeError)) as caught:
+        allocate(2**60)
+    assert failure(caught.value).kind == "out_of_memory"

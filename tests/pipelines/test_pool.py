@@ -1,15 +1,20 @@
 """Workers that die, with real processes."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from ray import tune
+from ray.cluster_utils import Cluster
 
 from pipelines.config import ClusterSection
-from pipelines.pool import Scored, ScoringPool
+from pipelines.patience import NoWorkers, Patience, WaitsForWorkers
+from pipelines.pool import STILLBORN, Scored, ScoringPool
+from pruners.errors import PrunefrontError
 from search.measurement import Failure, Measurement, Outcome
 
 
@@ -28,18 +33,16 @@ class Mortal:
         return Scored(Measurement({"accuracy": 0.5}), 0.25)
 
 
-@pytest.fixture
-def pool() -> Iterator[ScoringPool]:
+@pytest.fixture(scope="module")
+def two_cpus() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    pool = ScoringPool(ray.put(None), 2, ClusterSection(), worker=Mortal)
-    yield pool
-    pool.close()
+    yield
     ray.shutdown()
 
 
-def test_a_candidate_whose_worker_died_is_handed_out_once_more_and_then_it_failed(
-    pool: ScoringPool, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("two_cpus")
+def test_a_candidate_whose_worker_died_is_handed_out_once_more_and_then_it_failed(tmp_path: Path) -> None:
+    pool = ScoringPool(ray.put(None), 2, ClusterSection(), worker=Mortal)
     found: dict[str, Outcome] = {}
     waiting: list[Any] = [(name, str(tmp_path / name)) for name in ("once", "always", "never", "never again")]
     while waiting or pool.in_flight:
@@ -56,4 +59,108 @@ def test_a_candidate_whose_worker_died_is_handed_out_once_more_and_then_it_faile
     assert lost.kind == "crashed"
     assert "twice" in lost.reason
     assert found == dict.fromkeys(("once", "never", "never again"), Measurement({"accuracy": 0.5}))
-    assert (pool.lost, pool.free, pool.busy_seconds) == (3, 2, 0.75)
+    wait_until(pool, lambda: pool.free == 2)
+    assert (pool.lost, pool.busy_seconds) == (3, 0.75)
+    pool.close()
+
+
+class Placed:
+    """Takes (name, folder) for a plan; says there where it works, and waits for a file that lets its node go on."""
+
+    def __init__(self, bench: None, threads: int) -> None:
+        self.node = ray.get_runtime_context().get_node_id()
+
+    def score(self, plan: Any, parent: None = None) -> Scored:
+        name, folder = plan
+        (Path(folder) / f"{name} on {self.node}").touch()
+        while not (Path(folder) / f"go, {self.node}").exists():
+            time.sleep(0.01)
+        return Scored(Measurement({"accuracy": 0.5}), 0.0)
+
+
+def wait_until(pool: ScoringPool, met: Any, seconds: float = 60) -> list[str]:
+    """Names of what the pool returned until then."""
+    found = []
+    deadline = time.monotonic() + seconds
+    while not met():
+        assert time.monotonic() < deadline, "the pool waits for ever"
+        if (finished := pool.next(timeout=0.1)) is not None:
+            assert isinstance(finished[1], Measurement), finished
+            found.append(finished[0])
+    return found
+
+
+class Stillborn:
+    """Dies before it is ready."""
+
+    def __init__(self, bench: None, threads: int) -> None:
+        os._exit(9)
+
+
+@pytest.mark.usefixtures("two_cpus")
+def test_a_pool_without_a_worker_is_not_waited_for_for_ever() -> None:
+    said: list[str] = []
+    section = ClusterSection(cpus_per_worker=3)
+    patience = Patience(section, said.append, 0.5)
+    crowded = ScoringPool(ray.put(None), 1, section, worker=Mortal, patience=patience)
+    with pytest.raises(PrunefrontError, match="2 CPUs, 2 of them free; one asks for 3 CPUs"):
+        wait_until(crowded, lambda: crowded.free)
+    crowded.close()
+    (line,) = said
+    assert "waiting for one" in line
+    broken = ScoringPool(ray.put(None), 1, ClusterSection(), worker=Stillborn)
+    with pytest.raises(PrunefrontError, match="no worker process stays alive"):
+        wait_until(broken, lambda: broken.free)
+    assert broken.lost == STILLBORN
+    broken.close()
+
+
+class Never(tune.Trainable):
+    """A trial that finds no place."""
+
+
+@pytest.mark.usefixtures("two_cpus")
+def test_trials_without_a_worker_are_not_waited_for_for_ever(tmp_path: Path) -> None:
+    """Ray Tune alone would."""
+    patience = Patience(ClusterSection(cpus_per_worker=3), seconds=0.5)
+    run = tune.RunConfig(storage_path=str(tmp_path), verbose=0, callbacks=[WaitsForWorkers(patience)])
+    with pytest.raises(NoWorkers, match=r"one asks for 3 CPUs .* go on with --resume"):
+        tune.Tuner(tune.with_resources(Never, {"cpu": 3}), run_config=run).fit()
+
+
+@pytest.fixture
+def no_ray() -> None:
+    """Before a test that starts a cluster of its own."""
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_ray")
+def test_a_node_that_dies_keeps_nobody_waiting_and_one_that_joins_works(tmp_path: Path) -> None:
+    """12 s. The candidate of the dead node goes to the other one, though a worker in its place finds no room."""
+    impatient = {
+        "health_check_period_ms": 500,
+        "health_check_timeout_ms": 500,
+        "health_check_failure_threshold": 3,
+    }
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": impatient}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    second = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False)
+    pool = ScoringPool(ray.put(None), 2, ClusterSection(), worker=Placed)
+    try:
+        wait_until(pool, lambda: pool.free == 2)
+        names = ["wait 1", "wait 2"]
+        for name in names:
+            pool.submit(name, (name, str(tmp_path)))
+        wait_until(pool, lambda: len(list(tmp_path.iterdir())) == 2)
+        cluster.remove_node(second, allow_graceful=False)
+        (tmp_path / f"go, {cluster.head_node.node_id}").touch()
+        assert sorted(wait_until(pool, lambda: not pool.in_flight)) == names
+        assert (pool.free, pool.lost) == (1, 1)
+        cluster.add_node(num_cpus=1)
+        wait_until(pool, lambda: pool.free == 2)
+    finally:
+        pool.close()
+        ray.shutdown()
+        cluster.shutdown()

@@ -84,6 +84,10 @@ def test_records_each_candidate_and_stage_once(kind: str, uri: str, tmp_path: Pa
     tracker.log("a1", {"ratio/conv1": 0.9}, BAD)
     tracker.log("a1", {"ratio/conv1": 0.5}, GOOD, stage="finetune")
     tracker.log("b2", {"ratio/conv1": 0.1}, BAD)
+    tracker.log("c3", {"ratio/conv1": 0.2}, BAD)
+    tracker.log(
+        "c3", {"ratio/conv1": 0.2}, GOOD, "s3://bucket/c3"
+    )  # its worker had died, and it was made after all
     assert tracker.finish() == ()
     if isinstance(tracker, MemoryTracker):
         got = {name: (record.outcome, record.artifact_uri) for name, record in tracker.records.items()}
@@ -94,6 +98,7 @@ def test_records_each_candidate_and_stage_once(kind: str, uri: str, tmp_path: Pa
             ("a1", "score"): "FINISHED",
             ("a1", "finetune"): "FINISHED",
             ("b2", "score"): "FAILED",
+            ("c3", "score"): "FINISHED",
         }
         got = {name: (outcome, artifact) for name, (_, outcome, artifact) in stored.items()}
         good = Measurement(with_bounds(GOOD))
@@ -101,6 +106,7 @@ def test_records_each_candidate_and_stage_once(kind: str, uri: str, tmp_path: Pa
         ("a1", "score"): (good, "s3://bucket/a1"),
         ("a1", "finetune"): (good, None),
         ("b2", "score"): (BAD, None),
+        ("c3", "score"): (good, "s3://bucket/c3"),
     }
 
 
@@ -218,7 +224,78 @@ def test_an_outage_delays_writes_and_loses_none() -> None:
     back.set()
     writer.close()
     assert written == [0, 1, 2, 3, 4]
-    assert writer.errors == ["write 0: waiting for the store: refused"]
+    assert (writer.errors, writer.outages) == ([], 1)
+
+
+def test_nothing_is_asked_of_a_store_that_does_not_answer() -> None:
+    """One that is only slow would do later whatever it was asked each time, and make a run for each."""
+    asked: list[int] = []
+    silent = [True, True, True]
+
+    def write() -> None:
+        asked.append(1)
+        if silent:
+            raise ConnectionError("timed out")
+
+    def recover() -> None:
+        if silent and silent.pop():
+            raise ConnectionError("timed out")
+
+    writer = _Writer(recover, patience=10)
+    writer.start()
+    writer.put("write", write)
+    writer.close()
+    assert (len(asked), writer.errors) == (2, [])
+
+
+def test_a_store_that_refuses_a_few_times_gets_it_all_the_same() -> None:
+    """After its database was restarted: MLflow answers a question, and the next write meets a dead connection."""
+    refused = [True] * (_Writer.tries - 1)
+
+    def write() -> None:
+        if refused and refused.pop():
+            raise OSError("the connection was closed")
+
+    writer = _Writer(lambda: None, patience=10)
+    writer.start()
+    writer.put("write", write)
+    writer.close()
+    assert writer.errors == []
+
+
+def test_a_slow_store_is_waited_for_as_long_as_it_takes_what_it_gets() -> None:
+    written: list[int] = []
+
+    def write(number: int) -> None:
+        time.sleep(0.1)
+        written.append(number)
+
+    writer = _Writer(lambda: None, patience=0.3)
+    writer.start()
+    for number in range(10):
+        writer.put(f"write {number}", lambda number=number: write(number))
+    writer.close()
+    assert (written, writer.errors) == (list(range(10)), [])
+
+
+def test_of_runs_that_a_server_made_twice_one_stays(tmp_path: Path, fresh: bytes) -> None:
+    (tmp_path / "mlflow.db").write_bytes(fresh)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracker = MlflowTracker(uri, "pruning", tmp_path)
+    run_id = tracker.start(STUDY)
+    tracker.log("a1", {"ratio/conv1": 0.5}, GOOD)
+    tracker.finish()
+    client = MlflowClient(uri)
+    (first,) = client.search_runs(
+        [client.get_run(run_id).info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'"
+    )
+    for _ in range(2):
+        client.create_run(first.info.experiment_id, run_name="a1", tags=first.data.tags)
+    again = MlflowTracker(uri, "pruning", tmp_path)
+    again.start(STUDY, resume_run_id=run_id)
+    again.log("a1", {"ratio/conv1": 0.5}, GOOD)
+    assert again.finish() == ()
+    assert children(uri, run_id) == {("a1", "score"): ("FINISHED", Measurement(with_bounds(GOOD)), None)}
 
 
 def test_a_store_that_stays_away_is_given_up() -> None:

@@ -19,17 +19,30 @@ PROGRAMS = ("unshare", "setpriv", "ip", "ssh", "ssh-keygen", "sshd", "rsync")
 
 @dataclass(frozen=True)
 class Host:
-    """A running machine. `home` is its user's home folder, seen from outside."""
+    """A running machine. `home` is its user's home folder, seen from outside; `outside` this machine's address as it
+    sees it, at the other end of `cable`; `process` what runs it."""
 
     address: str
     user: str
     private_key: Path
     home: Path
+    outside: str
+    cable: str
+    process: "subprocess.Popen[bytes]"
 
     def ssh(self, command: str, *, seconds: float = 60) -> str:
         """The output of a command there. Raises CalledProcessError with what it said."""
         line = ["ssh", "-i", str(self.private_key), *SSH_OPTIONS, f"{self.user}@{self.address}", command]
         return subprocess.run(line, check=True, capture_output=True, text=True, timeout=seconds).stdout
+
+    def switch_off(self) -> None:
+        """Ends every process of it at once."""
+        self.process.kill()  # and with it process 1 of the namespace, then all the others and the cable
+        self.process.wait()
+
+    def unplug(self) -> None:
+        """Its processes live, but nobody hears of them: no connection is closed."""
+        _run("ip", "link", "set", self.cable, "down")
 
 
 SSH_OPTIONS = ("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR")
@@ -74,7 +87,7 @@ def host(folder: Path, *, bashrc: str = "", start_seconds: float = 20.0) -> Iter
             stdout=subprocess.PIPE,
             stderr=stderr,
         )
-    running = Host(inside, "root", folder / "key", folder / "home")
+    running = Host(inside, "root", folder / "key", folder / "home", outside, cable, machine)
     try:
         assert machine.stdin is not None
         assert machine.stdout is not None
@@ -88,8 +101,7 @@ def host(folder: Path, *, bashrc: str = "", start_seconds: float = 20.0) -> Iter
         _wait_for_ssh(running, log, time.monotonic() + start_seconds)
         yield running
     finally:
-        machine.kill()  # and with it process 1 of the namespace, then all the others and the cable
-        machine.wait()
+        running.switch_off()
         if machine.stdout is not None:
             machine.stdout.close()
 

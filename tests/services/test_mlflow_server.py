@@ -1,21 +1,17 @@
 """A real MLflow server receives a study, goes away in the middle of another and comes back."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from pipelines.tracking import MlflowTracker
 from search.measurement import Failure, Measurement
+from tests.services.conftest import require
+from tests.services.mlflow_server import mlflow_server
+from tests.services.ports import free_port
+from tests.services.postgres import postgres
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
@@ -23,61 +19,51 @@ STUDY = {"name": "digits", "seed": 7, "search": {"candidates": 4}}
 GOOD = Measurement({"accuracy": 0.9, "macs": 1e6}, {"accuracy": 0.01})
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-@contextmanager
-def mlflow_server(folder: Path, port: int) -> Iterator[str]:
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--workers", "1"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    output = folder / "server.log"
-    with output.open("ab") as log:
-        server = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    uri = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                with urlopen(f"{uri}/health", timeout=2):
-                    break
-            except OSError:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    raise AssertionError(f"the server did not start: {output.read_text()[-2000:]}") from None
-                time.sleep(0.2)
-        yield uri
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
 def names(uri: str, run_id: str) -> dict[str, str]:
     client = MlflowClient(uri)
     found = client.search_runs(
         [client.get_run(run_id).info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'"
     )
+    assert len({run.info.run_name for run in found}) == len(found), "a run is there twice"
     return {run.info.run_name: run.info.status for run in found}
+
+
+def test_a_database_that_is_restarted_behind_the_server_loses_nothing(tmp_path: Path) -> None:
+    """The server answers meanwhile, that it cannot; and afterwards, for every connection that it still had."""
+    require("pg_ctlcluster")
+    with postgres() as database, mlflow_server(tmp_path, store=database.uri) as server:
+        tracker = MlflowTracker(server.uri, "pruning", tmp_path, patience=60)
+        run_id = tracker.start(STUDY)
+        keys = [f"c{number}" for number in range(12)]
+        for number, key in enumerate(keys):
+            tracker.log(key, {"ratio/conv1": 0.5}, GOOD)
+            tracker.log_progress(number, 0.1 * number, 1)
+            if number == 4:
+                database.stop()
+            if number == 8:
+                database.start()
+            time.sleep(0.2)
+        assert tracker.finish() == ()
+        assert names(server.uri, run_id) == dict.fromkeys(keys, "FINISHED")
+        client = MlflowClient(server.uri)
+        steps = [metric.step for metric in client.get_metric_history(run_id, "front_size")]
+        assert steps == list(range(12))
 
 
 def test_a_server_receives_a_study_and_an_outage_loses_nothing(tmp_path: Path) -> None:
     port = free_port()
     front = tmp_path / "front.html"
     front.write_text("<p>the front</p>")
-    with mlflow_server(tmp_path, port) as uri:
-        tracker = MlflowTracker(uri, "pruning", tmp_path, patience=60)
+    with mlflow_server(tmp_path, port) as server:
+        tracker = MlflowTracker(server.uri, "pruning", tmp_path, patience=60)
         run_id = tracker.start(STUDY)
         tracker.log("a1", {"ratio/conv1": 0.5}, GOOD)
         tracker.log("b2", {"ratio/conv1": 0.9}, Failure("crashed", "worker died"))
         tracker.log_front([{"key": "a1", "accuracy": 0.9}], [front])
         deadline = time.monotonic() + 30
-        while names(uri, run_id) != {"a1": "FINISHED", "b2": "FAILED"} and time.monotonic() < deadline:
+        while names(server.uri, run_id) != {"a1": "FINISHED", "b2": "FAILED"} and time.monotonic() < deadline:
             time.sleep(0.2)
-        before = names(uri, run_id)
+        before = names(server.uri, run_id)
     assert before == {"a1": "FINISHED", "b2": "FAILED"}
 
     started = time.perf_counter()
@@ -89,11 +75,11 @@ def test_a_server_receives_a_study_and_an_outage_loses_nothing(tmp_path: Path) -
         time.sleep(0.1)
     assert "waiting for the store" in tracker.errors[0]
 
-    with mlflow_server(tmp_path, port) as uri:
+    with mlflow_server(tmp_path, port) as server:
         errors = tracker.finish()
         assert all("waiting for the store" in error for error in errors)
-        assert names(uri, run_id) == {"a1": "FINISHED", "b2": "FAILED", "c3": "FINISHED"}
-        client = MlflowClient(uri)
+        assert names(server.uri, run_id) == {"a1": "FINISHED", "b2": "FAILED", "c3": "FINISHED"}
+        client = MlflowClient(server.uri)
         run = client.get_run(run_id)
         assert (run.info.status, run.data.metrics["front_size"]) == ("FINISHED", 2)
         assert {file.path for file in client.list_artifacts(run_id)} == {

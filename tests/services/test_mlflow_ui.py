@@ -15,7 +15,7 @@ from pipelines.report import write_html, write_png
 from pipelines.tracking import MlflowTracker
 from search.measurement import Failure, Measurement
 from tests.services.conftest import require
-from tests.services.test_mlflow_server import free_port
+from tests.services.ports import free_port
 
 pytestmark = [
     pytest.mark.services,

@@ -17,7 +17,7 @@ from pipelines.config import ClusterSection
 from pruners.errors import PrunefrontError
 from tests.services.conftest import require
 from tests.services.host import PROGRAMS, Host, host
-from tests.services.test_mlflow_server import free_port
+from tests.services.ports import free_port
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 

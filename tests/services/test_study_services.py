@@ -28,8 +28,8 @@ from pipelines.warm_start import read
 from search.front import ParetoFront
 from search.measurement import Measurement
 from tests.services.ceph import S3Server
+from tests.services.mlflow_server import mlflow_server
 from tests.services.s3_proxy import Proxy, proxied
-from tests.services.test_mlflow_server import free_port, mlflow_server
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
@@ -119,17 +119,17 @@ def bucket(ceph_s3: S3Server) -> str:
 @pytest.fixture(scope="module")
 def searched(ceph_s3: S3Server, bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searched]:
     folder, server = tmp_path_factory.mktemp("searched"), tmp_path_factory.mktemp("mlflow")
-    with mlflow_server(server, free_port()) as tracking, proxied(ceph_s3.endpoint) as proxy:
+    with mlflow_server(server) as running, proxied(ceph_s3.endpoint) as proxy:
         artifacts = f"s3://{bucket}/studies/remote"
         (folder / "s.toml").write_text(
             STUDY.format(
-                candidates=CANDIDATES, artifacts=artifacts, endpoint=proxy.endpoint, tracking=tracking
+                candidates=CANDIDATES, artifacts=artifacts, endpoint=proxy.endpoint, tracking=running.uri
             )
         )
         env = environment(ceph_s3)
         said = searched_through_an_outage(folder, env, proxy)
         rows = json.loads(prunefront("front", "remote", "--json", folder=folder, env=env))
-        yield Searched(folder, artifacts, tracking, ceph_s3, rows, said)
+        yield Searched(folder, artifacts, running.uri, ceph_s3, rows, said)
 
 
 def searched_through_an_outage(folder: Path, env: dict[str, str], proxy: Proxy) -> str:

@@ -1,0 +1,53 @@
+"""Our searchers before Ray Tune, without Ray: whatever Tune tells, in whatever order, is told once."""
+
+import json
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from ray.tune.search import Searcher as TuneSearcher
+
+from pipelines.scheduler import OUTCOME
+from pipelines.tune import SearcherAdapter
+from pruners.choice import GroupChoice
+from search.candidate import Candidate
+from search.measurement import Failure, Measurement, Outcome
+
+TRIALS = 4
+FINE = {OUTCOME: json.dumps(Measurement({"accuracy": 0.5}).to_json())}
+
+
+class Recording:
+    """A searcher of so many candidates, and what it was told."""
+
+    def __init__(self) -> None:
+        self.left = [Candidate({"g": GroupChoice("l1", i / 10)}) for i in range(TRIALS)]
+        self.told: list[tuple[str, Outcome]] = []
+
+    def ask(self) -> Candidate | None:
+        return self.left.pop(0) if self.left else None
+
+    def tell(self, candidate: Candidate, outcome: Outcome) -> None:
+        self.told.append((candidate.key(), outcome))
+
+
+@given(st.lists(st.tuples(st.integers(0, TRIALS), st.booleans()), max_size=12))
+def test_results_that_come_twice_late_or_for_nobody_change_nothing(calls: list[tuple[int, bool]]) -> None:
+    """error: the worker died. The first word on a trial is the one that counts, whatever comes later."""
+    searcher, noted = Recording(), []
+    adapter = SearcherAdapter(searcher, TRIALS, lambda candidate, outcome, result: noted.append(outcome))
+    keys = {}
+    for i in range(TRIALS):
+        config = adapter.suggest(str(i))
+        assert isinstance(config, dict)
+        keys[str(i)] = Candidate.from_json(config).key()
+    first: dict[str, bool] = {}
+    for trial, error in calls:
+        result: dict[str, Any] | None = None if error else FINE
+        adapter.on_trial_complete(trial_id=str(trial), result=result, error=error)
+        if trial < TRIALS:
+            first.setdefault(str(trial), error)
+    assert [key for key, _ in searcher.told] == [keys[trial] for trial in first]
+    assert [isinstance(outcome, Failure) for _, outcome in searcher.told] == list(first.values())
+    assert noted == [outcome for _, outcome in searcher.told]
+    assert adapter.suggest("more") == TuneSearcher.FINISHED
