@@ -81,6 +81,8 @@ class SearcherAdapter(TuneSearcher):
         self._on_told = on_told
         self._asked = 0
         self._live: dict[str, Candidate] = {}
+        self.broken: Exception | None = None
+        """What kept an outcome from being recorded: a full disk, another driver. Tune would log it and go on."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its settings for a restore of its own. The journal is what a study goes on from, so nothing of
@@ -94,6 +96,8 @@ class SearcherAdapter(TuneSearcher):
         return not config
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self.broken is not None:
+            return TuneSearcher.FINISHED
         candidate = self._searcher.ask() if self._asked < self._budget else None
         if candidate is None:
             waiting = self._live and self._asked < self._budget
@@ -114,8 +118,13 @@ class SearcherAdapter(TuneSearcher):
             outcome = outcome_from_json(json.loads(result[OUTCOME]))
         else:  # stopped early
             outcome = Measurement.from_json(json.loads(result[MEASURED]))
-        self._searcher.tell(candidate, outcome)
-        self._on_told(candidate, outcome, result or {})
+        if self.broken is not None:
+            return
+        try:
+            self._searcher.tell(candidate, outcome)
+            self._on_told(candidate, outcome, result or {})
+        except Exception as error:  # noqa: BLE001 - raised once Tune has ended, see `_fit`
+            self.broken = error
 
     def save(self, checkpoint_path: str) -> None:
         """Tune's own snapshots carry nothing of ours: the study's journal does."""
@@ -283,11 +292,19 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained, on
         return queue.job(Candidate.from_json(trial.config)).name
 
     adapter = SearcherAdapter(queue, len(queue), on_told)
+
+    def on_reached(reached: Reached) -> None:
+        try:
+            if adapter.broken is None:
+                on_rung(reached)
+        except Exception as error:  # noqa: BLE001 - as in the adapter
+            adapter.broken = error
+
     tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=adapter,
-            scheduler=HalvingScheduler(trials.rungs, on_rung, name) if trials.rungs else None,
+            scheduler=HalvingScheduler(trials.rungs, on_reached, name) if trials.rungs else None,
             num_samples=len(queue),
             max_concurrent_trials=trials.workers,
             reuse_actors=True,
@@ -299,7 +316,10 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained, on
             name=trials.name,
             storage_path=str(trials.storage.absolute()),
             verbose=0,
+            stop=lambda trial_id, result: adapter.broken is not None,
             failure_config=tune.FailureConfig(max_failures=1),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     ).fit()
+    if adapter.broken is not None:
+        raise adapter.broken

@@ -56,6 +56,24 @@ def test_a_verdict_is_told_once_and_stands_when_tune_starts_a_trial_again() -> N
     ]
 
 
+def test_after_an_outcome_that_could_not_be_recorded_nothing_more_is_tried() -> None:
+    told: list[Candidate] = []
+
+    def full_disk(candidate: Candidate, outcome: Outcome, result: dict[str, Any]) -> None:
+        told.append(candidate)
+        raise OSError("No space left on device")
+
+    space = SearchSpace((GroupSpace("g", 16, tuple(range(2, 17)), ("l1",), unit_macs=1.0),))
+    made = SearcherAdapter(searchers["random"](Problem(space, PAIR, (), ()), seed=0), 9, full_disk)
+    assert isinstance(made.suggest("a"), dict)
+    assert isinstance(made.suggest("b"), dict)
+    made.on_trial_complete("a", error=True)  # Tune would log what is raised here, and go on
+    assert isinstance(made.broken, OSError)
+    assert made.suggest("c") == TuneSearcher.FINISHED
+    made.on_trial_complete("b", error=True)
+    assert len(told) == 1
+
+
 def test_what_is_no_rung_and_what_is_not_whole_yet_goes_on() -> None:
     made = HalvingScheduler(Rungs(PAIR, levels=(1,), keep=0.5, probes=0))
     made.on_trial_result(None, Trial("good"), result(1, 0.9, 10))
