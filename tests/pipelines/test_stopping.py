@@ -70,9 +70,13 @@ def test_exits_that_are_no_signal_stay_what_they_are() -> None:
 
 def test_the_signal_is_known_though_what_it_raised_was_replaced_on_its_way() -> None:
     """Ray's own waits do that."""
-    with pytest.raises(Stopped, match="SIGTERM") as stopped, stoppable():
+
+    def wait() -> None:
         try:
             signal.raise_signal(signal.SIGTERM)
         except KeyboardInterrupt:
             raise KeyboardInterrupt from None
+
+    with pytest.raises(Stopped, match="SIGTERM") as stopped, stoppable():
+        wait()
     assert exit_code(stopped.value) == 143
