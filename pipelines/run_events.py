@@ -55,7 +55,7 @@ class Events:
             yield
             status = "finished"
         except (KeyboardInterrupt, SystemExit) as stopped:
-            status, reason = "stopped", str(stopped)
+            status, reason = "stopped", str(stopped) or "interrupted"
             raise
         except BaseException as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -40,11 +40,13 @@ def stoppable() -> Iterator[None]:
     """Within, the first Ctrl-C or SIGTERM raises Stopped in the main thread, so that what is finished can be written;
     the next one, a second later or more, ends the process at once. A signal that is ignored stays so."""
     first: list[float] = []
+    asked: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if not first:
             first.append(now)
+            asked.append(number)
             raise Stopped(number)
         if now - first[0] >= APART_SECONDS:
             if sys.stderr.isatty():
@@ -63,6 +65,11 @@ def stoppable() -> Iterator[None]:
         signal.signal(number, stop)
     try:
         yield
+    except KeyboardInterrupt as error:
+        # what a handler raises while Ray waits comes out of Ray as a KeyboardInterrupt that says nothing
+        if asked and not isinstance(error, Stopped):
+            raise Stopped(asked[0]) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pipelines.stopping import APART_SECONDS, Stopped, exit_code
+from pipelines.stopping import APART_SECONDS, Stopped, exit_code, stoppable
 
 PROGRAM = """
 import signal, sys, time
@@ -66,3 +66,17 @@ def test_exits_that_are_no_signal_stay_what_they_are() -> None:
     assert exit_code(SystemExit(signal.SIGTERM)) == 143
     assert exit_code(KeyboardInterrupt()) == 130
     assert exit_code(Stopped(signal.SIGTERM)) == 143
+
+
+def test_the_signal_is_known_though_what_it_raised_was_replaced_on_its_way() -> None:
+    """Ray's own waits do that."""
+
+    def wait() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None
+
+    with pytest.raises(Stopped, match="SIGTERM") as stopped, stoppable():
+        wait()
+    assert exit_code(stopped.value) == 143
