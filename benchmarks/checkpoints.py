@@ -1,12 +1,13 @@
 """What it costs to keep a training between two epochs, beside a training step.
 
 make:  milliseconds in which a network and its momenta become bytes.
-keep:  milliseconds until Ray's actor has them on disk, fsync included, as a trial waits for it.
+keep:  milliseconds until Ray's actor has them on disk, fsync included, as a trial waits for it; --here: until this
+       process has.
 step:  milliseconds of a training step of 128 images of 3 × 32 × 32, float32, on one thread.
 
 Medians over n. What a study pays is at most 5 % of its training time: where an epoch is shorter, fewer are kept.
 
-    python benchmarks/checkpoints.py [--quick] [--json]
+    python benchmarks/checkpoints.py [--quick] [--here] [--json]
 """
 
 import argparse
@@ -16,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.checkpoints import Checkpoints, kept_in
+from pipelines.checkpoints import Checkpoints, Folder, kept_in
 from pipelines.cluster import connected
 from pipelines.config import ClusterSection, ModelSection
 from pipelines.data import SearchData, Split, Transform
@@ -57,7 +59,7 @@ def milliseconds(call: Callable[[], object], n: int) -> float:
     return 1e3 * statistics.median(taken)
 
 
-def measured(name: str, n: int, checkpoints: Checkpoints) -> dict[str, Any]:
+def measured(name: str, n: int, checkpoints: Folder | Checkpoints) -> dict[str, Any]:
     """One network: the times, and how many bytes are kept."""
     data = images(steps=3)
     model = build(ModelSection(factory=name), classes=10, input_shape=(3, 32, 32))
@@ -81,14 +83,17 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="one network, fewer repeats")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    parser.add_argument(
+        "--here", action="store_true", help="keep: written by this process, without Ray's actor"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     networks, n = (QUICK, 5) if arguments.quick else (NETWORKS, 21)
-    with (
-        tempfile.TemporaryDirectory(dir=Path.cwd()) as folder,
-        connected(None, ClusterSection(workers=1)),
-        kept_in(Path(folder), "benchmark", networks, remote=False) as checkpoints,
-    ):
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder, ExitStack() as stack:
+        checkpoints: Folder | Checkpoints = Folder(Path(folder))
+        if not arguments.here:
+            stack.enter_context(connected(None, ClusterSection(workers=1)))
+            checkpoints = stack.enter_context(kept_in(Path(folder), "benchmark", networks, remote=False))
         rows = [measured(name, n, checkpoints) for name in networks]
         for name in networks:
             checkpoints.drop(name)
