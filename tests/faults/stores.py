@@ -56,8 +56,8 @@ def unreadable(events: Events, environment: dict[str, str], endpoint: str) -> in
 
 
 def bad(fault: str, seconds: float = 0.0) -> Callable[[Study, int, random.Random], None]:
-    """A fault: every request goes wrong in one way while networks are published; it ends when the journal has told of two
-    more, and `seconds` have gone by."""
+    """A fault: every request goes wrong in one way while networks are published, until the journal has told of two more
+    and `seconds` have gone by."""
 
     def strikes(study: Study, n: int, rng: random.Random) -> None:
         proxy = published(study)

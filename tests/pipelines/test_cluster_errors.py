@@ -3,11 +3,14 @@
 import signal
 import socket
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import ray
 
-from pipelines.cluster import check_metrics_port, connected
+from pipelines import cluster
+from pipelines.cluster import Cluster, check_metrics_port, connected
 from pipelines.config import ClusterSection
 from pipelines.stopping import Stopped, stoppable
 from pruners.errors import PrunefrontError
@@ -83,8 +86,9 @@ def test_a_handler_of_sigterm_survives_rays_own(monkeypatch: pytest.MonkeyPatch)
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
 
     monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 3.0})
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}])
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=""))
+    monkeypatch.setattr(cluster, "watched", lambda address: nullcontext())
+    monkeypatch.setattr(cluster, "_room", lambda section, *, remote: Cluster(1, 1, remote))
     try:
         with stoppable(), connected(None, ClusterSection()), pytest.raises(Stopped, match="SIGTERM"):
             signal.raise_signal(signal.SIGTERM)

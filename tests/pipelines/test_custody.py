@@ -15,6 +15,9 @@ from pipelines.state import JOURNAL, TakenOver
 from pipelines.studies import kept_config
 from pipelines.study_folder import open_folder
 from pruners.errors import PrunefrontError
+from search.candidate import Candidate
+
+NOTHING = Candidate({}).to_json()
 
 
 def study(machine: Path, uri: Path | None, name: str = "digits", **artifacts: object) -> StudyConfig:
@@ -57,14 +60,14 @@ def test_a_study_moves_from_machine_to_machine_and_back(tmp_path: Path) -> None:
     first, second = (study(tmp_path / name, shared) for name in ("first", "second"))
     with running(first) as (_, journal):
         prepare(first)
-        journal.append("asked", n=1)
+        journal.append("asked", candidate=NOTHING, n=1)
     with pytest.raises(NotOurs, match="--resume goes on with it"), running(second):
         pass
     said: list[str] = []
     with running(second, resume=True, said=said) as (_, journal):
         assert [e["n"] for e in journal.events] == [1]
         assert (second.path / "prepared" / "graph.json").exists()
-        journal.append("asked", n=2)
+        journal.append("asked", candidate=NOTHING, n=2)
     assert "the study was brought to where it stands in" in said[0]
     assert "run 1 on" in said[0]
     with (
@@ -88,10 +91,10 @@ def test_no_password_goes_to_the_store(tmp_path: Path) -> None:
     )
     with running(first) as (_, journal):
         prepare(first)
-        journal.append("asked")
+        journal.append("asked", candidate=NOTHING)
     assert not any(b"never-stored" in p.read_bytes() for p in shared.rglob("*") if p.is_file())
     with running(second, resume=True):
-        assert kept_config(second.path).tracking_uri == first.tracking_uri
+        assert kept_config(second.path).tracking_uri == kept_config(first.path).tracking_uri
     other = second.model_copy(update={"tracking": TrackingSection(uri="postgresql://me:x@elsewhere/mlflow")})
     with pytest.raises(PrunefrontError, match=r"another tracking\.uri"), running(other, resume=True):
         pass
@@ -102,7 +105,7 @@ def test_who_runs_is_left_alone_and_who_was_left_ends(tmp_path: Path) -> None:
     first, second, third = (study(tmp_path / name, shared) for name in ("first", "second", "third"))
     with running(first) as (ours, journal):
         prepare(first)
-        journal.append("asked", n=1)
+        journal.append("asked", candidate=NOTHING, n=1)
         for how in ({"resume": True}, {"fresh": True}):
             with pytest.raises(StudyRunning, match=r"is running elsewhere.*run 1 on"), running(second, **how):
                 pass
@@ -124,7 +127,7 @@ def test_a_run_that_was_taken_over_writes_no_more(tmp_path: Path) -> None:
     first, second = (study(tmp_path / name, shared) for name in ("first", "second"))
     with running(first) as (ours, journal):
         prepare(first)
-        journal.append("asked", n=1)
+        journal.append("asked", candidate=NOTHING, n=1)
         store = open_store(first.artifact_uri)
         owner = owner_of(store)
         assert owner is not None
@@ -133,7 +136,7 @@ def test_a_run_that_was_taken_over_writes_no_more(tmp_path: Path) -> None:
             with pytest.raises(TakenOver, match=r"run 2 on .* has taken over"):
                 ours.check_now()
             with pytest.raises(TakenOver):
-                journal.append("asked", n=2)
+                journal.append("asked", candidate=NOTHING, n=2)
 
 
 def test_a_start_that_is_repeated_asks_for_nothing(tmp_path: Path) -> None:
@@ -151,7 +154,7 @@ def test_a_study_of_its_own_folder_is_as_it_was(tmp_path: Path) -> None:
     config = study(tmp_path, None)
     with running(config) as (ours, journal):
         assert ours.mirror is None
-        journal.append("asked", n=1)
+        journal.append("asked", candidate=NOTHING, n=1)
         prepare(config)
         ours.check_now()
     first = owner_of(open_store(config.artifact_uri))
@@ -167,7 +170,7 @@ def test_without_state_there_a_study_is_gone_on_with_where_it_is(tmp_path: Path)
     shared = tmp_path / "shared"
     first, second = (study(tmp_path / name, shared, state=False) for name in ("first", "second"))
     with running(first) as (_, journal):
-        journal.append("asked")
+        journal.append("asked", candidate=NOTHING)
     with pytest.raises(NotOurs, match="its state is not kept there"), running(second, resume=True):
         pass
     with pytest.raises(NotOurs, match=r"uri = '.*/letters'"), running(study(tmp_path, shared, "letters")):

@@ -16,7 +16,7 @@ from moto.server import ThreadedMotoServer
 from pipelines.config import DataSection, parse
 from pipelines.data import DataError, cache, load
 from pipelines.data.cache import fetched
-from pipelines.s3 import S3Error, S3Store, Version
+from pipelines.s3 import S3Away, S3Error, S3Store, Version
 from pruners.errors import PrunefrontError
 from tests.pipelines.test_data import split, write_parquet
 
@@ -180,7 +180,7 @@ def test_what_cannot_be_had_is_one_line(
 
     assert "there is no gone in s3://" in refused(PrunefrontError, f"s3://{bucket}/gone")
     assert "create it or correct data.train" in refused(S3Error, "s3://no-such-bucket-here/a")
-    assert "check data.endpoint_url" in refused(S3Error, f"s3://{bucket}/a", "http://127.0.0.1:1")
+    assert "check data.endpoint_url" in refused(S3Away, f"s3://{bucket}/a", "http://127.0.0.1:1")
     client.put_object(Bucket=bucket, Key="a", Body=b"content")
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("U", (), {"free": 3}))
     assert "has 7 bytes, but 3 are free" in refused(DataError, f"s3://{bucket}/a")
@@ -202,7 +202,7 @@ def test_places_that_are_none(place: object) -> None:
 
 def test_a_folder_of_images_cannot_lie_in_a_bucket() -> None:
     with pytest.raises(DataError, match="images in S3 come as a parquet file"):
-        load(DataSection(source="folder", train="s3://b/train", test="s3://b/test"))
+        load(DataSection(source="folder", train="s3://bucket/train", test="s3://bucket/test"))
 
 
 def test_copies_are_kept_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ from pipelines.mirror import Mirror
 from pipelines.ownership import Owner, claim
 from pipelines.state import JOURNAL, Place
 from pruners.errors import PrunefrontError
+from search.measurement import Measurement
 
 DAY = 86400.0
 
@@ -323,7 +324,12 @@ def test_a_study_is_found_by_its_folder_and_its_store_by_its_root(tmp_path: Path
     store = DirectoryStore(config.path / "artifacts")
     claim(store, config.path, "digits", begun=False)
     with Journal(config.path / JOURNAL) as journal:
-        journal.append("trained", name="dense", artifact="dense-0123456789ab")
+        journal.append(
+            "trained",
+            name="dense",
+            artifact="dense-0123456789ab",
+            outcome=Measurement({"accuracy": 0.5}).to_json(),
+        )
     assert [known.wanted for known in target(str(config.path)).journals] == [{"dense": "dense-0123456789ab"}]
     assert target(store.uri).journals == ()
     assert target(store.uri).owner == target(str(config.path)).owner

@@ -15,6 +15,7 @@ from pipelines.config import StudyConfig, parse
 from pipelines.journal import Journal, write_json
 from pipelines.partial import PAGE_NAME, PARTIAL, PartialFront, best, kept, partial_front, table, write
 from pipelines.report import ReportError, read
+from search.candidate import Candidate
 from search.dominance import dominance
 
 KEYS = ("accuracy", "latency_ratio", "size_bytes")
@@ -62,7 +63,7 @@ def failed(event: str, name: str) -> dict[str, Any]:
 
 
 SCORED = [told("dense", 0.9, 1e6), told("a", 0.8, 5e5), told("b", 0.7, 6e5), failed("told", "c")]
-PROMOTED = {"event": "promoted", "candidates": [{}, {}, {}]}
+PROMOTED = {"event": "promoted", "candidates": 3 * [Candidate({}).to_json()]}
 
 
 def of(events: list[dict[str, Any]], study: StudyConfig | None = None) -> PartialFront:

@@ -40,6 +40,7 @@ from pipelines.state import (
     restore,
 )
 from pruners.errors import PrunefrontError
+from search.candidate import Candidate
 
 
 class Machine:
@@ -84,7 +85,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ArtifactStore:
     return DirectoryStore(tmp_path / "store") if request.param == "directory" else MemoryStore()
 
 
-EVENTS = st.lists(st.tuples(st.sampled_from(["asked", "told"]), st.text(max_size=40)), max_size=30)
+NOTHING = Candidate({}).to_json()
+EVENTS = st.lists(st.tuples(st.sampled_from(["asked", "counted"]), st.text(max_size=40)), max_size=30)
 
 
 @settings(max_examples=40)
@@ -104,7 +106,7 @@ def test_what_was_put_goes_on_on_any_machine(
         known: list[dict[str, Any]] = []
         for number, (events, then) in enumerate(history, 1):
             for event, text in events:
-                here.journal.append(event, text=text)
+                here.journal.append(event, text=text, candidate=NOTHING)
             if then == "nothing":
                 continue
             here.put()
@@ -138,7 +140,7 @@ def test_a_machine_that_vanishes_in_any_moment_leaves_a_whole_state(
                 here.file("prepared/graph.json", str(number // 4).encode())
                 if number > 2:
                     (here.folder / f"weights/{number - 3}.safetensors").unlink()
-                here.journal.append("told", number=number)
+                here.journal.append("counted", number=number)
                 here.put()
         store.left = 10**6
         here.place.beat(here.run, ended=True)
@@ -158,7 +160,7 @@ def test_a_closed_segment_is_sent_once(tmp_path: Path, monkeypatch: pytest.Monke
     here.file("study.json", b"{}")
     here.file("prepared/dense.onnx", b"x" * 10_000)
     for number in range(100):
-        here.journal.append("told", number=number)
+        here.journal.append("counted", number=number)
         here.put()
     objects = [key for key in store.sent if "/objects/" in key]
     assert len(objects) == len(set(objects)) > 10
@@ -173,7 +175,7 @@ def test_a_closed_segment_is_sent_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_weights_that_are_dropped_are_dropped_there_too(store: ArtifactStore, tmp_path: Path) -> None:
     here = Machine(tmp_path / "a", store).begin()
-    here.journal.append("asked")
+    here.journal.append("asked", candidate=NOTHING)
     here.file("weights/aa.safetensors", b"1")
     here.file("weights/bb.safetensors", b"2")
     here.file("weights/cc.new", b"half")
@@ -198,7 +200,7 @@ def test_the_journal_does_not_wait_for_all_weights(tmp_path: Path, monkeypatch: 
     here.file("prepared/graph.json", b"{}")
     for number in range(3):
         here.file(f"weights/{number}.safetensors", bytes([number]))
-    here.journal.append("told")
+    here.journal.append("counted")
     here.put()
     snapshot = here.place.stand().snapshot
     assert snapshot is not None
@@ -212,17 +214,17 @@ def test_the_journal_does_not_wait_for_all_weights(tmp_path: Path, monkeypatch: 
 
 def test_a_driver_that_was_thought_dead_ends_before_it_writes(store: ArtifactStore, tmp_path: Path) -> None:
     old = Machine(tmp_path / "a", store).begin()
-    old.journal.append("asked", n=1)
+    old.journal.append("asked", candidate=NOTHING, n=1)
     old.put()
     old.place.beat(old.run, ended=True)  # stands for a minute without a heartbeat
     new = Machine(tmp_path / "b", store, resume=True).begin()
-    new.journal.append("asked", n=2)
+    new.journal.append("asked", candidate=NOTHING, n=2)
     new.put()
-    old.journal.append("asked", n=3)
+    old.journal.append("asked", candidate=NOTHING, n=3)
     old.mirror._fenced = float("-inf")  # five seconds on
     old.put()
     with pytest.raises(TakenOver, match=r"goes on elsewhere: run 2 on .* has taken over, so run 1 on"):
-        old.journal.append("asked", n=4)
+        old.journal.append("asked", candidate=NOTHING, n=4)
     assert [e["n"] for e in old.journal.events] == [1, 3]
     snapshot = new.place.stand().snapshot
     assert snapshot is not None
@@ -244,9 +246,9 @@ def test_what_the_store_does_not_know_yet_is_gone_on_with_where_it_is(
     store: ArtifactStore, tmp_path: Path
 ) -> None:
     here = Machine(tmp_path / "a", store).begin()
-    here.journal.append("asked", n=1)
+    here.journal.append("asked", candidate=NOTHING, n=1)
     here.put()
-    here.journal.append("asked", n=2)  # and the process is killed
+    here.journal.append("asked", candidate=NOTHING, n=2)  # and the process is killed
     here.journal.close()
     here.begin()
     assert here.run.number == 2
@@ -285,15 +287,15 @@ def test_the_thread_goes_on_through_an_outage(tmp_path: Path, monkeypatch: pytes
     store = _Away()
     here = Machine(tmp_path / "a", store).begin()
     here.mirror.start()
-    here.journal.append("asked", n=1)
+    here.journal.append("asked", candidate=NOTHING, n=1)
     _until(lambda: here.place.stand().snapshot is not None)
     store.away = True
-    here.journal.append("asked", n=2)
+    here.journal.append("asked", candidate=NOTHING, n=2)
     _until(lambda: bool(here.said))
-    here.journal.append("asked", n=3)
+    here.journal.append("asked", candidate=NOTHING, n=3)
     store.away = False
     _until(lambda: len(here.said) == 2)
-    here.journal.append("asked", n=4)
+    here.journal.append("asked", candidate=NOTHING, n=4)
     here.journal.close()
     here.mirror.close()
     snapshot = here.place.stand().snapshot
@@ -309,7 +311,7 @@ def test_what_does_not_get_there_in_the_end_is_said(tmp_path: Path, monkeypatch:
         monkeypatch.setattr(mirroring, name, 0.01)
     store = _Away()
     here = Machine(tmp_path / "a", store).begin()
-    here.journal.append("asked")
+    here.journal.append("asked", candidate=NOTHING)
     here.journal.close()
     store.away = True
     here.mirror.start()
@@ -322,7 +324,7 @@ def test_damage_is_found_and_changes_nothing(tmp_path: Path, monkeypatch: pytest
     store = MemoryStore()
     here = Machine(tmp_path / "a", store).begin()
     here.file("prepared/graph.json", b"{}")
-    here.journal.append("asked")
+    here.journal.append("asked", candidate=NOTHING)
     here.put()
     here.journal.close()
     stand = here.place.stand()
