@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.artifacts import write_whole
+from pipelines.stores import write_whole
 
 log = logging.getLogger(__name__)
 

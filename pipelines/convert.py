@@ -13,10 +13,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pipelines import onnx_export, openvino_export, pt2_export
-from pipelines.artifacts import LIMITS, MANIFEST, ArtifactError, check_digests, parse_json
+from pipelines.artifacts import LIMITS, MANIFEST, check_digests
 from pipelines.config import DataSection
 from pipelines.data import Split, Splits, batches
 from pipelines.int8 import check_int8, quantise_onnx
+from pipelines.stores import ArtifactError, parse_json
 from pruners.errors import PrunefrontError
 
 Format = Literal["onnx", "pt2", "openvino", "int8"]

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from pipelines.artifacts import ObjectStore, open_store
 from pipelines.config import StudyConfig
 from pipelines.journal import is_begun, read_events
 from pipelines.mirror import Mirror
@@ -20,6 +19,7 @@ from pipelines.state import (
     refuse_running,
     restore,
 )
+from pipelines.stores import ObjectStore, open_store
 from pruners.errors import PrunefrontError
 
 Say = Callable[[str], None]

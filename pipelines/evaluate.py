@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pipelines import pt2_export
 from pipelines.accuracy import Accuracy, accuracy
-from pipelines.artifacts import Artifact, open_store
+from pipelines.artifacts import Artifact
 from pipelines.card import card
 from pipelines.data import Split, batches
 from pipelines.environment import environment
@@ -28,6 +28,7 @@ from pipelines.latency import Timed, compare, runtimes
 from pipelines.models import build
 from pipelines.onnx_export import check, export
 from pipelines.spool import published
+from pipelines.stores import open_store
 from pipelines.train import Keep, Recipe, begin, carry_out
 from pipelines.weights import unpacked
 from pipelines.workbench import Job, Workbench

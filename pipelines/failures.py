@@ -2,9 +2,9 @@
 
 import torch
 
-from pipelines.artifacts import ArtifactError, StoreRefused
 from pipelines.device import DeviceLost
 from pipelines.redaction import without_secrets
+from pipelines.stores import ArtifactError, StoreRefused
 from pruners.errors import PrunefrontError, one_line
 from pruners.procedures.loop import Diverged
 from search.measurement import Failure, NotFinite

@@ -14,11 +14,12 @@ import ray
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from pipelines.accuracy import Accuracy
-from pipelines.artifacts import ArtifactStore, StoreAway, StoreRefused, fetch_from, publish
+from pipelines.artifacts import fetch_from, publish
 from pipelines.card import card
 from pipelines.data import Split, Transform
 from pipelines.failures import failure
 from pipelines.report import FRONT_OBJECTIVES, FrontRow, made_of
+from pipelines.stores import ArtifactStore, StoreAway, StoreRefused
 from pipelines.verify import CHECKED_INPUTS, onnx_accuracy, onnx_outputs
 from pipelines.workbench import Job
 from pruners.cost import cost

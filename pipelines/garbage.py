@@ -13,24 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.artifacts import (
-    FRONT,
-    LIMITS,
-    MANIFEST,
-    ArtifactNotFound,
-    ObjectStore,
-    Stored,
-    Upload,
-    is_artifact_id,
-    open_store,
-    parse_json,
-    read_front,
-    read_text,
-)
+from pipelines.artifacts import FRONT, LIMITS, MANIFEST, is_artifact_id, read_front
 from pipelines.journal import StudyRunning, read_events
 from pipelines.ownership import OWNER, Owner, kept_owner, owner_of
 from pipelines.state import JOURNAL, STATE, Place, Snapshot, events_in, kept_run, refuse_running
 from pipelines.status import holder
+from pipelines.stores import ArtifactNotFound, ObjectStore, Stored, Upload, open_store, parse_json, read_text
 from pipelines.studies import BOUNDS, kept_config, locate
 from pipelines.warm_start import EVALUATIONS
 from pruners.errors import PrunefrontError

@@ -26,9 +26,9 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
 from torch import Tensor
 
-from pipelines.artifacts import write_whole
 from pipelines.imported import one_line
 from pipelines.onnx_export import ORT_ERRORS, open_session
+from pipelines.stores import write_whole
 from pruners.errors import PrunefrontError
 
 INTEGER_OPS = (

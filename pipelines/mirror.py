@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.artifacts import ArtifactError, FileRecord, ObjectStore, measure_file, put_text
+from pipelines.artifacts import FileRecord, measure_file
 from pipelines.inheritance import WEIGHTS
 from pipelines.ownership import owner_of
 from pipelines.redaction import without_password
@@ -26,6 +26,7 @@ from pipelines.state import (
     digest_of,
     limit_of,
 )
+from pipelines.stores import ArtifactError, ObjectStore, put_text
 from pruners.errors import PrunefrontError
 
 PAUSE_SECONDS = 1.0

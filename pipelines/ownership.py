@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pipelines.artifacts import (
-    FRONT,
+from pipelines.artifacts import FRONT
+from pipelines.journal import write_json
+from pipelines.stores import (
     ArtifactError,
     ArtifactNotFound,
     ObjectStore,
@@ -24,7 +25,6 @@ from pipelines.artifacts import (
     put_text,
     read_text,
 )
-from pipelines.journal import write_json
 from pruners.errors import PrunefrontError
 
 OWNER = "owner.json"

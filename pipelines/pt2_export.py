@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pipelines.agreement import largest_difference
-from pipelines.artifacts import write_whole
 from pipelines.imported import one_line
+from pipelines.stores import write_whole
 from pruners.errors import NotTraceable, PrunefrontError
 
 

@@ -25,7 +25,8 @@ from botocore.exceptions import (
 )
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S3ValidationError
 
-from pipelines.artifacts import (
+from pipelines.redaction import without_password, without_secrets
+from pipelines.stores import (
     ArtifactError,
     ArtifactNotFound,
     StoreAway,
@@ -35,7 +36,6 @@ from pipelines.artifacts import (
     check_key,
     check_limit,
 )
-from pipelines.redaction import without_password, without_secrets
 
 PROBE = "probe"
 _CREATE_TRIES = 5

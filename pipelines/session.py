@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from pipelines.artifacts import ArtifactStore
 from pipelines.config import StudyConfig
 from pipelines.custody import Held
 from pipelines.journal import Journal
 from pipelines.progress import Display
 from pipelines.run_events import Events
+from pipelines.stores import ArtifactStore
 from pipelines.tracking import Tracker
 
 

@@ -18,16 +18,8 @@ from pathlib import Path
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from pipelines.artifacts import (
-    Artifact,
-    ArtifactStore,
-    MemoryStore,
-    StoreAway,
-    StoreRefused,
-    check_key,
-    check_limit,
-    publish,
-)
+from pipelines.artifacts import Artifact, publish
+from pipelines.stores import ArtifactStore, MemoryStore, StoreAway, StoreRefused, check_key, check_limit
 from pruners.errors import PrunefrontError
 
 SPOOL = "spool"

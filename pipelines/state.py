@@ -24,22 +24,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.artifacts import (
-    FRONT,
+from pipelines.artifacts import FRONT, FileRecord, measure_file, parse_record
+from pipelines.inheritance import WEIGHTS
+from pipelines.journal import StudyRunning, read_events, write_json
+from pipelines.ownership import clock_time, is_host, is_time
+from pipelines.stores import (
     ArtifactError,
     ArtifactNotFound,
-    FileRecord,
     ObjectStore,
-    measure_file,
     parse_json,
-    parse_record,
     put_new_text,
     put_text,
     read_text,
 )
-from pipelines.inheritance import WEIGHTS
-from pipelines.journal import StudyRunning, read_events, write_json
-from pipelines.ownership import clock_time, is_host, is_time
 from pipelines.studies import BOUNDS
 from pruners.errors import PrunefrontError
 

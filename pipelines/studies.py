@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.artifacts import FRONT, MANIFEST, ArtifactNotFound, fetch, open_store
+from pipelines.artifacts import FRONT, MANIFEST, fetch
 from pipelines.artifacts import locate as within
 from pipelines.artifacts import read_front as read_stored_front
 from pipelines.config import StudyConfig, load, parse
 from pipelines.journal import StudyFolderError, read_events, read_json
 from pipelines.redaction import is_redacted
 from pipelines.report import FrontRow, read, select
+from pipelines.stores import ArtifactNotFound, open_store
 from pruners.errors import PrunefrontError, one_line
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.tune import TuneError
 
-from pipelines.artifacts import FRONT, open_store, put_json
+from pipelines.artifacts import FRONT
 from pipelines.cluster import Cluster, check_metrics_port, connected, named
 from pipelines.config import StudyConfig
 from pipelines.custody import held, take
@@ -35,6 +35,7 @@ from pipelines.second_stage import choose, compare_with_forecast, control, finet
 from pipelines.session import Session, Timing
 from pipelines.spool import SPOOL, Refuge, Spool, spooling
 from pipelines.state import JOURNAL
+from pipelines.stores import open_store, put_json
 from pipelines.studies import BOUNDS, bounds_kept
 from pipelines.study_folder import open_folder
 from pipelines.tracking import MlflowTracker, Status

@@ -3,10 +3,8 @@
 import json
 import logging
 import os
-import queue
 import re
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pipelines.redaction import redacted, without_password, without_secrets
-from pruners.errors import PrunefrontError
+from pipelines.tracking_store import TrackingError, first_line, reach, sqlite_file
+from pipelines.tracking_writer import Writer
 from search.candidate import Candidate
 from search.measurement import Failure, Measurement, Outcome
 
@@ -30,16 +29,11 @@ MAX_VALUE = 500  # characters of a param that every MLflow since 1.0 takes; the 
 MAX_KEY = 250
 MAX_TAG = 5000
 BATCH = 100  # params or tags in one request
-CONNECT_SECONDS = 5.0
 SHORT = 10.0
 ARTIFACTS = "mlartifacts"
 TABLE = "front_table.json"
 
 log = logging.getLogger(__name__)
-
-
-class TrackingError(PrunefrontError):
-    """The tracking store cannot be used as asked."""
 
 
 class Tracker(Protocol):
@@ -205,7 +199,7 @@ class MlflowTracker:
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
-        self._writer = _Writer(self._recover, self.patience, on_outage=self._on_outage)
+        self._writer = Writer(self._recover, self.patience, on_outage=self._on_outage)
         study = redacted(study)
         try:
             with _quiet_migrations():
@@ -306,7 +300,7 @@ class MlflowTracker:
                 self._client.update_run(resume_run_id, status="RUNNING")
             except MlflowException as error:
                 self._writer.errors.append(
-                    f"run {resume_run_id} is gone, a new one goes on in its place: {_line(error)}"
+                    f"run {resume_run_id} is gone, a new one goes on in its place: {first_line(error)}"
                 )
             else:
                 self._done = self._find_children(resume_run_id)
@@ -436,166 +430,6 @@ class MlflowTracker:
             self._client.log_batch(run_id, params=params[start : start + BATCH])
 
 
-class _Writer:
-    """One daemon thread that carries out writes in order.
-
-    A write that fails `tries` times while the store answers is recorded in `errors` and left out; while the store does
-    not answer, the thread waits, which is in `errors` for as long as it lasts, and then tries again, until `close` has
-    waited for `patience` seconds in which nothing could be written.
-    """
-
-    tries = 4
-    """A database that was restarted refuses every connection that its server still had, and there are several."""
-
-    def __init__(
-        self,
-        recover: Callable[[], None],
-        patience: float,
-        size: int = 4096,
-        on_outage: Callable[[str], None] = lambda why: None,
-    ) -> None:
-        self._on_outage = on_outage
-        self.errors: list[str] = []
-        self.outages = 0
-        self._recover, self._patience = recover, patience
-        self._queue: queue.Queue[tuple[str, Callable[[], Any]] | None] = queue.Queue(size)
-        self._closing = threading.Event()
-        self._progress = 0.0  # when something was written
-        self._thread = threading.Thread(target=self._run, name="prunefront-tracking", daemon=True)
-
-    @property
-    def waiting(self) -> int:
-        return self._queue.qsize()
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def put(self, label: str, write: Callable[[], Any]) -> None:
-        try:
-            self._queue.put_nowait((label, write))
-        except queue.Full:
-            self.errors.append(f"{label}: {self._queue.maxsize} writes are waiting already")
-
-    def close(self, patience: float | None = None) -> None:
-        """patience: other than the one it was made with."""
-        self._patience = self._patience if patience is None else patience
-        self._progress = time.monotonic()
-        self._closing.set()
-        try:
-            self._queue.put_nowait(None)
-        except queue.Full:
-            log.debug("the writer ends at its deadline")
-        # one write may be in the middle of MLflow's own timeout; a daemon thread is left to it
-        while (
-            self._thread.is_alive() and time.monotonic() < self._progress + self._patience + CONNECT_SECONDS
-        ):
-            self._thread.join(0.2)
-        left = [item[0] for item in self._queue.queue if item is not None]
-        if left:
-            self.errors.append(
-                f"{len(left)} writes were given up, from {left[0]} to {left[-1]}; --resume makes up for them"
-            )
-
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            label, write = item
-            if not self._write(label, write):
-                self.errors.append(f"{label}: given up, the store did not come back")
-                return
-            self._progress = time.monotonic()
-
-    def _write(self, label: str, write: Callable[[], Any]) -> bool:
-        """Whether to go on with the next one."""
-        for left in reversed(range(self.tries)):
-            try:
-                write()
-                return True
-            except Exception as error:  # noqa: BLE001 - whatever a tracking client raises, the search goes on
-                failed = error
-            if not self._answers(label):
-                return False
-            if left:
-                time.sleep(0.2)
-        self.errors.append(f"{label}: {_line(failed)}")
-        return True
-
-    def _answers(self, label: str) -> bool:
-        """Waits until the store answers; False where time is up before.
-
-        Nothing is written meanwhile: a server that is only slow would do later whatever it was asked each time.
-        """
-        pause, told = 0.5, ""
-        while True:
-            try:
-                self._recover()
-            except Exception as outage:  # noqa: BLE001 - whatever a tracking client raises, the search goes on
-                if not told:
-                    self.outages += 1
-                    told = f"{label}: waiting for the store: {_line(outage)}"
-                    self.errors.append(told)
-                    self._on_outage(_line(outage))
-                if self._out_of_time(pause):
-                    return False
-                pause = min(2 * pause, 15.0)
-            else:
-                if told:
-                    self.errors.remove(told)
-                return True
-
-    def _out_of_time(self, pause: float) -> bool:
-        if not self._closing.wait(pause):
-            return False
-        time.sleep(min(pause, 1.0))
-        return time.monotonic() > self._progress + self._patience
-
-
-def reach(uri: str) -> None:
-    """Returns when the tracking store answers. Raises TrackingError within seconds otherwise, in one line."""
-    shown = without_password(uri)
-    if uri.startswith(("http://", "https://")):
-        import requests
-
-        try:
-            # whatever it answers, a login page included, somebody is there; what MLflow says comes next
-            requests.get(f"{uri.rstrip('/')}/health", timeout=CONNECT_SECONDS).close()
-        except requests.RequestException as error:
-            raise TrackingError(
-                f"no MLflow server answers at {shown} ({type(error).__name__}): start one with `mlflow "
-                "server`, or leave out `uri` under [tracking] to record into an SQLite file"
-            ) from error
-    elif re.match(r"(sqlite|postgresql|mysql|mssql)(\+\w+)?://", uri):
-        _reach_database(uri, shown)
-    elif not uri.startswith("databricks"):
-        raise TrackingError(
-            f"{shown!r} is not a tracking store; possible: http(s)://HOST:PORT of an MLflow server, "
-            "sqlite:///FILE, postgresql://USER:PASSWORD@HOST/DATABASE"
-        )
-
-
-def _reach_database(uri: str, shown: str) -> None:
-    import sqlalchemy
-
-    file = sqlite_file(uri)
-    options = {"connect_timeout": int(CONNECT_SECONDS)} if uri.startswith(("postgresql", "mysql")) else {}
-    try:
-        if file:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        # MLflow itself would try ten times, for minutes
-        engine = sqlalchemy.create_engine(uri, connect_args=options, poolclass=sqlalchemy.pool.NullPool)
-        sqlalchemy.inspect(engine).get_table_names()
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError, OSError) as error:
-        reason = _line(getattr(error, "orig", None) or error)
-        raise TrackingError(
-            f"the tracking database {shown} cannot be opened: {reason}; check `uri` under [tracking]"
-        ) from error
-
-
-def sqlite_file(uri: str) -> Path | None:
-    """The file of an SQLite tracking store; None for every other kind."""
-    match = re.match(r"sqlite(?:\+\w+)?:///(.+)", uri)
-    return Path(match[1].partition("?")[0]) if match else None
-
-
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested dicts as MLflow params: `search.candidates` -> "64". None is left out, what is long is cut."""
     flat: dict[str, str] = {}
@@ -631,15 +465,9 @@ def _rounded(value: object) -> object:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def _line(error: BaseException) -> str:
-    """The first line of an error's text, which is what MLflow and SQLAlchemy say before their details."""
-    text = str(error).strip() or type(error).__name__
-    return without_secrets(text.splitlines()[0])[:300]
-
-
 def _refusal(error: BaseException) -> str:
     """What a person can do about a store that answers no; MLflow says little more than the number."""
-    line = _line(error)
+    line = first_line(error)
     if "error code 401" in line:
         given = "MLFLOW_TRACKING_USERNAME" in os.environ or "MLFLOW_TRACKING_TOKEN" in os.environ
         return (

@@ -17,7 +17,8 @@ from types import FrameType
 from urllib.request import urlopen
 
 from pipelines.redaction import without_password
-from pipelines.tracking import ARTIFACTS, TrackingError, reach, sqlite_file
+from pipelines.tracking import ARTIFACTS
+from pipelines.tracking_store import TrackingError, reach, sqlite_file
 
 START_SECONDS = 90.0
 

@@ -14,10 +14,11 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from pipelines.accuracy import Accuracy, accuracy, wilson
-from pipelines.artifacts import ArtifactError, measure_file, parse_json, read_manifest
+from pipelines.artifacts import measure_file, read_manifest
 from pipelines.config import DataSection, ModelSection
 from pipelines.data import Split, Splits, Transform, batches
 from pipelines.onnx_export import ORT_ERRORS, open_session
+from pipelines.stores import ArtifactError, parse_json
 from pruners.errors import PrunefrontError
 from pruners.plan import PruningPlan
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.artifacts import ArtifactNotFound, ArtifactStore, open_store, put_json, read_json
 from pipelines.config import StudyConfig
 from pipelines.evaluations import Evaluation, Evaluations
+from pipelines.stores import ArtifactNotFound, ArtifactStore, open_store, put_json, read_json
 from pruners.errors import PrunefrontError
 from pruners.graph import ChannelGraph
 from search.candidate import Candidate

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.artifacts import FRONT, LIMITS, ObjectStore, fetch_from, publish, put_json, read_front
+from pipelines.artifacts import FRONT, LIMITS, fetch_from, publish, read_front
 from pipelines.ownership import NotOurs, claim, owner_of
+from pipelines.stores import ObjectStore, put_json
 
 WRITERS = 6
 NETWORKS = 8

@@ -18,21 +18,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import nn
 
-from pipelines.artifacts import (
-    FRONT,
-    LIMITS,
-    MANIFEST,
-    DirectoryStore,
-    Manifest,
-    fetch,
-    publish,
-    read_front,
-    read_json,
-)
+from pipelines.artifacts import FRONT, LIMITS, MANIFEST, Manifest, fetch, publish, read_front
 from pipelines.config import ModelSection
 from pipelines.data import Split, Splits, Transform
 from pipelines.models import build
 from pipelines.report import read, table, write_html
+from pipelines.stores import DirectoryStore, read_json
 from pipelines.studies import fetch_best
 from pipelines.verify import torch_network, verify
 from pruners import surgery

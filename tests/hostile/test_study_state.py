@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from pipelines.artifacts import DirectoryStore
 from pipelines.config import StudyConfig
 from pipelines.evaluations import Evaluations
 from pipelines.forecast import kept_forecast
@@ -24,6 +23,7 @@ from pipelines.rehearsal import recorded, seconds_of_first_stage
 from pipelines.rungs import rungs_of
 from pipelines.screen import Screening
 from pipelines.status import status
+from pipelines.stores import DirectoryStore
 from pipelines.studies import bounds_kept, read_front
 from pipelines.study_folder import open_folder
 from pipelines.warm_start import EVALUATIONS, WarmStart, from_event, to_event

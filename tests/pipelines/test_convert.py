@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from pipelines import openvino_export
-from pipelines.artifacts import LIMITS, MANIFEST, MemoryStore, publish
+from pipelines.artifacts import LIMITS, MANIFEST, publish
 from pipelines.config import DataSection
 from pipelines.convert import convert
 from pipelines.data import Split, Splits, Transform
 from pipelines.onnx_export import export
+from pipelines.stores import MemoryStore
 from pruners.errors import PrunefrontError
 
 

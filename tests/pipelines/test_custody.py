@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.artifacts import ArtifactStore, DirectoryStore, MemoryStore, open_store
 from pipelines.config import StudyConfig, TrackingSection, parse
 from pipelines.custody import Held, held, take
 from pipelines.journal import Journal, StudyRunning, lock
 from pipelines.ownership import NotOurs, owner_of
 from pipelines.state import JOURNAL, TakenOver
+from pipelines.stores import ArtifactStore, DirectoryStore, MemoryStore, open_store
 from pipelines.studies import kept_config
 from pipelines.study_folder import open_folder
 from pruners.errors import PrunefrontError

@@ -11,24 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.artifacts import (
-    FRONT,
-    LIMITS,
-    MANIFEST,
-    Artifact,
-    ArtifactError,
-    DirectoryStore,
-    MemoryStore,
-    fetch_from,
-    publish,
-    put_json,
-    put_text,
-)
+from pipelines.artifacts import FRONT, LIMITS, MANIFEST, Artifact, fetch_from, publish
 from pipelines.garbage import Garbage, Known, Target, delete, find, known_by, parse_age, target
 from pipelines.journal import Journal, StudyRunning, lock
 from pipelines.mirror import Mirror
 from pipelines.ownership import Owner, claim
 from pipelines.state import JOURNAL, Place
+from pipelines.stores import ArtifactError, DirectoryStore, MemoryStore, put_json, put_text
 from pruners.errors import PrunefrontError
 from search.measurement import Measurement
 

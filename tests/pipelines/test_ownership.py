@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.artifacts import FRONT, ArtifactError, ArtifactStore, DirectoryStore, MemoryStore, put_json
+from pipelines.artifacts import FRONT
 from pipelines.ownership import OWNER, NotOurs, Owner, check_owner, claim, kept_owner, owner_of
+from pipelines.stores import ArtifactError, ArtifactStore, DirectoryStore, MemoryStore, put_json
 
 
 @pytest.fixture(params=["directory", "memory"])

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.artifacts import LIMITS, MANIFEST, MemoryStore, StoreAway, StoreRefused, fetch_from, publish
+from pipelines.artifacts import LIMITS, MANIFEST, fetch_from, publish
 from pipelines.failures import PASSING, REFUSED, failure
 from pipelines.s3 import S3Away, S3Error
 from pipelines.spool import PATIENCE, Spool, SpoolingStore, keep_all, published, spooling
+from pipelines.stores import MemoryStore, StoreAway, StoreRefused
 from pruners.errors import PrunefrontError
 
 

@@ -13,14 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import mirror as mirroring
-from pipelines.artifacts import (
-    ArtifactError,
-    ArtifactStore,
-    DirectoryStore,
-    MemoryStore,
-    measure_file,
-    put_text,
-)
+from pipelines.artifacts import measure_file
 from pipelines.journal import Journal, StudyRunning, read_events
 from pipelines.mirror import Mirror
 from pipelines.ownership import claim
@@ -39,6 +32,7 @@ from pipelines.state import (
     refuse_running,
     restore,
 )
+from pipelines.stores import ArtifactError, ArtifactStore, DirectoryStore, MemoryStore, put_text
 from pruners.errors import PrunefrontError
 from search.candidate import Candidate
 

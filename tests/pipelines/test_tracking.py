@@ -21,13 +21,13 @@ from pipelines.tracking import (
     MemoryTracker,
     MlflowTracker,
     Tracker,
-    TrackingError,
-    _Writer,
     candidate_params,
     flatten,
     with_bounds,
     without_password,
 )
+from pipelines.tracking_store import TrackingError
+from pipelines.tracking_writer import Writer
 from pipelines.ui import serve
 from pruners.choice import GroupChoice
 from search.candidate import Candidate
@@ -215,7 +215,7 @@ def test_an_outage_delays_writes_and_loses_none() -> None:
         if not back.is_set():
             raise ConnectionError("refused")
 
-    writer = _Writer(recover, patience=10)
+    writer = Writer(recover, patience=10)
     writer.start()
     for number in range(5):
         writer.put(f"write {number}", lambda number=number: write(number))
@@ -241,7 +241,7 @@ def test_nothing_is_asked_of_a_store_that_does_not_answer() -> None:
         if silent and silent.pop():
             raise ConnectionError("timed out")
 
-    writer = _Writer(recover, patience=10)
+    writer = Writer(recover, patience=10)
     writer.start()
     writer.put("write", write)
     writer.close()
@@ -250,13 +250,13 @@ def test_nothing_is_asked_of_a_store_that_does_not_answer() -> None:
 
 def test_a_store_that_refuses_a_few_times_gets_it_all_the_same() -> None:
     """After its database was restarted: MLflow answers a question, and the next write meets a dead connection."""
-    refused = [True] * (_Writer.tries - 1)
+    refused = [True] * (Writer.tries - 1)
 
     def write() -> None:
         if refused and refused.pop():
             raise OSError("the connection was closed")
 
-    writer = _Writer(lambda: None, patience=10)
+    writer = Writer(lambda: None, patience=10)
     writer.start()
     writer.put("write", write)
     writer.close()
@@ -270,7 +270,7 @@ def test_a_slow_store_is_waited_for_as_long_as_it_takes_what_it_gets() -> None:
         time.sleep(0.1)
         written.append(number)
 
-    writer = _Writer(lambda: None, patience=0.3)
+    writer = Writer(lambda: None, patience=0.3)
     writer.start()
     for number in range(10):
         writer.put(f"write {number}", lambda number=number: write(number))
@@ -302,7 +302,7 @@ def test_a_store_that_stays_away_is_given_up() -> None:
     def away() -> None:
         raise ConnectionError("refused")
 
-    writer = _Writer(away, patience=0.5, size=3)
+    writer = Writer(away, patience=0.5, size=3)
     writer.start()
     for number in range(9):
         writer.put(f"write {number}", away)

@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipelines.accuracy import accuracy
-from pipelines.artifacts import LIMITS, MANIFEST, MemoryStore, publish
+from pipelines.artifacts import LIMITS, MANIFEST, publish
 from pipelines.config import DataSection, ModelSection
 from pipelines.data import Split, Splits, Transform
 from pipelines.models import build
 from pipelines.onnx_export import export
+from pipelines.stores import MemoryStore
 from pipelines.verify import CHECKED_INPUTS, Verification, onnx_accuracy, onnx_outputs, verify
 from pruners import surgery
 from pruners.choice import GroupChoice, pattern

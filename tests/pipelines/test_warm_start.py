@@ -19,12 +19,12 @@ from moto.server import ThreadedMotoServer
 from rich.console import Console
 from torch import Tensor, nn
 
-from pipelines.artifacts import DirectoryStore, open_store, put_json
 from pipelines.config import StudyConfig, parse
 from pipelines.evaluations import Evaluation, Evaluations
 from pipelines.journal import Journal, write_json
 from pipelines.progress import Display
 from pipelines.screen import Screening
+from pipelines.stores import DirectoryStore, open_store, put_json
 from pipelines.study import run
 from pipelines.warm_start import (
     EVALUATIONS,

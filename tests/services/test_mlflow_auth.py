@@ -13,7 +13,8 @@ from urllib.request import urlopen
 
 import pytest
 
-from pipelines.tracking import MlflowTracker, TrackingError
+from pipelines.tracking import MlflowTracker
+from pipelines.tracking_store import TrackingError
 from search.measurement import Measurement
 from tests.services.test_mlflow_server import free_port
 

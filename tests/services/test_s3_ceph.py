@@ -9,25 +9,13 @@ import boto3
 import numpy as np
 import pytest
 
-from pipelines.artifacts import (
-    FRONT,
-    LIMITS,
-    MANIFEST,
-    ArtifactError,
-    ArtifactNotFound,
-    StoreRefused,
-    check_digests,
-    fetch,
-    open_store,
-    publish,
-    put_json,
-    read_front,
-)
+from pipelines.artifacts import FRONT, LIMITS, MANIFEST, check_digests, fetch, publish, read_front
 from pipelines.config import DataSection
 from pipelines.data import load
 from pipelines.data.cache import FOLDER
 from pipelines.s3 import PART_BYTES, S3Error, S3Store
 from pipelines.spool import Spool, SpoolingStore
+from pipelines.stores import ArtifactError, ArtifactNotFound, StoreRefused, open_store, put_json
 from tests.pipelines.test_data import split, write_parquet
 from tests.services.ceph import S3Server
 from tests.services.s3_proxy import FAULTS, proxied

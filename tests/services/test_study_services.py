@@ -18,12 +18,13 @@ import boto3
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipelines.artifacts import ArtifactStore, open_store, read_front
+from pipelines.artifacts import read_front
 from pipelines.final import FRONT_OBJECTIVES
 from pipelines.journal import read_events
 from pipelines.ownership import owner_of
 from pipelines.spool import Spool
 from pipelines.state import Place, events_in
+from pipelines.stores import ArtifactStore, open_store
 from pipelines.warm_start import read
 from search.front import ParetoFront
 from search.measurement import Measurement
