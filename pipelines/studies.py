@@ -130,9 +130,8 @@ def fetch_best(
     else:
         folder = locate(source)
         config = load(Path(source)) if source.endswith(".toml") else kept_config(folder)
-        endpoint_url = (
-            endpoint_url or _whole(config.artifacts.endpoint_url or "", "artifacts.endpoint_url") or None
-        )
+        if endpoint_url is None and "://" in config.artifact_uri:  # a folder has no use for it
+            endpoint_url = _whole(config.artifacts.endpoint_url or "", "artifacts.endpoint_url") or None
         store = open_store(config.artifact_uri, endpoint_url)
         row = _chosen(read_front(folder), under, best, key)
     return row, fetch(within(store.uri, row.artifact), out, endpoint_url)
