@@ -281,8 +281,11 @@ def _report(session: Session, network: Network, front: list[Trained]) -> list[Fr
         session.tracker.log(name, {}, failure, stage="test")
         session.display.say(f"{name} is left out of the front: {failure.kind}: {failure.reason}")
         need_dense(name, failure)
+    known = {event["name"]: event["artifact"] for event in session.journal.of("published")}
     for row in rows:  # a resumed study reports these: the ones before, without test figures, may be collected
-        session.journal.append("published", name=row.key, artifact=row.artifact.rpartition("/")[2])
+        artifact = row.artifact.rpartition("/")[2]
+        if known.get(row.key) != artifact:
+            session.journal.append("published", name=row.key, artifact=artifact)
     data = [row.to_json() for row in rows]
     write_json(folder / FRONT, data)
     remove(folder)  # a partial front of an earlier run
