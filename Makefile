@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick fuzz lint audit bench docs clean
+.PHONY: help setup demo test quick long fuzz lint audit bench docs clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -34,10 +34,13 @@ test: services  ## everything that CI runs: lint, types, and the whole test suit
 		$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15  # half of the time is waiting for processes
 
 quick: setup  ## the fast tests only
-	@$(BIN)/python -m pytest -q -m "not slow and not services and not faults"
+	@$(BIN)/python -m pytest -q -m "not slow and not services and not faults and not long"
 
 fuzz: setup  ## 500 hostile inputs for each reader of a file (minutes); N=… for another number
 	@PRUNEFRONT_FUZZ=$(N) $(BIN)/python -m pytest -q tests/hostile
+
+long: services  ## what is too long for CI: whole studies, and every fault once (an hour)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "long or faults"
 
 lint: setup  ## ruff and mypy
 	@$(BIN)/ruff check .

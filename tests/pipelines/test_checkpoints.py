@@ -148,7 +148,7 @@ class Mortal(nn.Sequential):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trial_whose_workers_died_is_resumed_and_ends_as_if_they_had_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:

@@ -66,7 +66,7 @@ def of(events: list[dict[str, Any]], *kinds: str) -> list[dict[str, Any]]:
     return [e for e in events if e["event"] in kinds]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_study_that_is_killed_between_rungs_goes_on_with_what_they_knew(tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text(STUDY)
     first = start(tmp_path)

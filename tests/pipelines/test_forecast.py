@@ -296,7 +296,7 @@ def events(path: Path, kind: str) -> list[dict[str, Any]]:
     return [e for e in map(json.loads, path.read_text().splitlines()) if e["event"] == kind]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_whole_study_that_searches_by_latency(tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text(STUDY)
     done = search(tmp_path)

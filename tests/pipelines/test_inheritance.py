@@ -331,7 +331,7 @@ workers = 2
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_study_goes_on_from_the_weights_on_disk_and_can_be_computed_from_its_journal(
     tmp_path: Path, one_thread: None
 ) -> None:

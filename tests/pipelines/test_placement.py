@@ -244,7 +244,7 @@ def test_a_device_that_there_is_not_is_refused_before_anything_is_spent(
     assert not (config.path / "prepared").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_only_the_device_measures_and_its_loss_is_a_failure_that_passes(
     cluster: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ def test_the_alarm_that_ray_sets_at_sigterm_does_not_cut_the_end_short(
 ) -> None:
     """Three seconds after SIGTERM it would end the process, whatever MLflow still waits for."""
     tracker = MemoryTracker()
-    monkeypatch.setattr(study, "MlflowTracker", lambda *_: tracker)
+    monkeypatch.setattr(study, "MlflowTracker", lambda *_, **__: tracker)
 
     def stages(*_: object) -> None:
         signal.alarm(60)  # as Ray's signal handler in C++ does, and then Ray's in Python

@@ -445,7 +445,7 @@ state = false
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_second_study_begins_where_the_first_one_ended(tmp_path: Path, bucket: str) -> None:
     """Trained once, so that both have the same network; the first one's store is gone when the second goes on."""
     program = str(Path(sys.executable).with_name("prunefront"))

@@ -313,7 +313,7 @@ def test_thousands_of_trials_take_seconds() -> None:
     assert len(history.told) == 3000
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(n for n in searchers if not n.startswith("optuna")))
 def test_ten_thousand_evaluations_are_kept_small(name: str) -> None:
     """Times are measured by benchmarks/search_scale.py."""
