@@ -28,7 +28,7 @@ $(INSTALLED): pyproject.toml scripts/install.sh
 demo: setup  ## search real images for small, fast networks (a few minutes) and print the front
 	@$(BIN)/prunefront search $(STUDY) --fresh
 
-test: services  ## everything that CI runs: lint, types, and the whole test suite
+test: services  ## everything that CI runs: lint, types, and all tests but those of `make long`
 	@$(MAKE) --no-print-directory lint
 	@PRUNEFRONT_REQUIRE_SERVICES=$${PRUNEFRONT_REQUIRE_SERVICES:-$${CI:+1}} OMP_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15  # half of the time is waiting for processes
