@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from tests.faults.hungry import FILE
-from tests.faults.study import CANDIDATES, Fault, Study
+from tests.faults.study import CANDIDATES, TRAINS, Fault, Study
 
 ROOM = 6 << 30
 """Bytes that may be used beyond what is used at the start: less than a hungry worker eats."""
@@ -65,8 +65,6 @@ def needs_memory() -> str:
 
 FAULTS = {
     "oom-scores": Fault("out of memory, scoring", out_of_memory("ScoringWorker", "told"), 2, needs_memory),
-    "oom-trains": Fault(
-        "out of memory, fine-tuning", out_of_memory("FinetuneTrial", "trained"), 2, needs_memory
-    ),
+    "oom-trains": Fault("out of memory, fine-tuning", out_of_memory(TRAINS, "trained"), 2, needs_memory),
     "clock": Fault("the clock jumps", clock, 3),
 }

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from tests.faults.ray_nodes import COMMON, RAY, RayNodes, ray_nodes
-from tests.faults.study import CANDIDATES, Fault, Study
+from tests.faults.study import CANDIDATES, TRAINS, Fault, Study
 from tests.services.host import PROGRAMS, Host, host
 
 SHARED = """
@@ -43,7 +43,7 @@ def node_that_trains(study: Study, n: int, rng: random.Random) -> None:
     for i in range(n):
         if not study.wait_for("trained", 1 + 2 * i):
             return
-        kill_node(study, cluster, "ray::FinetuneTrial", rng)
+        kill_node(study, cluster, f"ray::{TRAINS}", rng)
         cluster.join()
 
 

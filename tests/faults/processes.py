@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.faults.study import CANDIDATES, PATIENCE, Fault, Study
+from tests.faults.study import CANDIDATES, PATIENCE, TRAINS, Fault, Study
 
 
 def driver(study: Study, n: int, rng: random.Random, how: signal.Signals = signal.SIGKILL) -> None:
@@ -51,7 +51,7 @@ def trial_worker(study: Study, n: int, rng: random.Random) -> None:
     for i in range(n):
         if not study.wait_for("trained", 1 + i):
             return
-        kill_one(study, "FinetuneTrial", rng)
+        kill_one(study, TRAINS, rng)
 
 
 def kill_one(study: Study, name: str, rng: random.Random) -> None:

@@ -33,6 +33,8 @@ from search.front import ParetoFront
 from search.measurement import OBJECTIVES, Measurement, outcome_from_json
 
 CANDIDATES, TRAINED = 24, 4
+TRAINS = "ResourceTrainable"
+"""What Ray calls a process that fine-tunes: Tune wraps the class of its trials."""
 STUDY = f"""
 name = "s"
 [dense]
