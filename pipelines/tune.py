@@ -17,7 +17,9 @@ import ray
 import ray.util.client
 import torch
 from ray import tune
-from ray.tune.execution import class_cache
+from ray.air.execution._internal import actor_manager
+from ray.exceptions import OutOfMemoryError
+from ray.tune.execution import class_cache, tune_controller
 from ray.tune.experiment import Trial
 from ray.tune.result import DONE
 from ray.tune.search import Searcher as TuneSearcher
@@ -378,7 +380,7 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained, on
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )
-    with credentials_stay():
+    with credentials_stay(), memory_is_no_mystery():
         tuner.fit()
     if guard.error is not None:  # of the last step
         raise guard.error
@@ -394,3 +396,18 @@ def credentials_stay() -> Iterator[None]:
         yield
     finally:
         class_cache.ENV_VARS_TO_PROPAGATE = handed_on
+
+
+@contextmanager
+def memory_is_no_mystery() -> Iterator[None]:
+    """A worker that Ray's memory monitor killed died like any other: Tune would end with it, as its error is no
+    RayActorError."""
+    modules = (actor_manager, tune_controller)
+    known = [module.RayActorError for module in modules]
+    for module, error in zip(modules, known, strict=True):
+        module.RayActorError = (error, OutOfMemoryError)  # both look it up with isinstance alone
+    try:
+        yield
+    finally:
+        for module, error in zip(modules, known, strict=True):
+            module.RayActorError = error
