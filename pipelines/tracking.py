@@ -196,6 +196,8 @@ class MlflowTracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         # it prints two lines for every run that ends, between ours
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        # what a database refuses, such as a full disk, it logs with all of its traceback; the line is in `errors`
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
