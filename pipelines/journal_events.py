@@ -87,12 +87,24 @@ class Rung(Event):
     of: Count
 
 
+class Place(Event):
+    host: Text
+    node: Text
+    processor: Text
+
+
 class Trained(Event):
     name: Text
     outcome: OutcomeData
     artifact: Artifact = ""
     epochs: Count = 0
     seconds: Number = 0.0
+    measured_on: Place | None = None
+
+
+class Published(Event):
+    name: Text
+    artifact: Artifact
 
 
 class Unreported(Event):
@@ -110,6 +122,7 @@ EVENTS: Mapping[str, type[Event]] = {
     "rung": Rung,
     "stopped": Rung,
     "trained": Trained,
+    "published": Published,
     "unreported": Unreported,
 }
 """What is not here is let through unseen: nothing reads it."""

@@ -1,7 +1,7 @@
 """Second stage: the promising candidates and the dense network, each fine-tuned, measured and published by a trial."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pipelines.artifacts import locate
@@ -259,6 +259,11 @@ def _settled(event: dict[str, Any]) -> bool:
     return not (isinstance(outcome, Failure) and (outcome.kind in PASSING or event["name"] == DENSE))
 
 
+def latest_artifacts(events: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Of the networks that were published with test figures, by name: their newest ids."""
+    return {event["name"]: event["artifact"] for event in events if event["event"] == "published"}
+
+
 def _note(outcome: Outcome) -> str:
     if isinstance(outcome, Failure):
         return f"failed: {outcome.reason[:60]}"
@@ -269,7 +274,7 @@ def _trained(session: Session, jobs: Mapping[str, Job]) -> list[Trained]:
     """What the journal knows of these jobs. Raises PrunefrontError if the dense network itself failed."""
     trained, failures = [], []
     latest = {event["name"]: event for event in session.journal.of("trained")}
-    published = {event["name"]: event["artifact"] for event in session.journal.of("published")}
+    published = latest_artifacts(session.journal.events)
     stopped = {event["name"] for event in session.journal.of("stopped")}
     for name, job in jobs.items():
         if name in stopped:

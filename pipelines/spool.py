@@ -98,8 +98,8 @@ def read_entry(entry: Path, name: str) -> str | None:
 class SpoolingStore:
     """A store that takes what is put while the one behind it is away, and sends it when it is back.
 
-    Reading waits for the store behind, up to `patience` seconds. What a thread of its own cannot send because the store
-    refuses for good is raised at the next call.
+    Reading waits for the store behind, up to `patience` seconds. What a thread of its own cannot send although the
+    store is there, because it refuses or an entry is damaged, is raised at the next call.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class SpoolingStore:
         seconds before the first try again; it doubles from there."""
         self._behind, self.spool, self._say, self._on_outage = behind, spool, say, on_outage
         self._patience, self._pause = patience, pause
-        self._refused: StoreRefused | None = None
+        self._refused: Exception | None = None
         self._closing = threading.Event()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._send_all, name="prunefront-spool", daemon=True)
@@ -237,7 +237,7 @@ class SpoolingStore:
             except StoreAway:
                 self._closing.wait(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, LONGEST_PAUSE)
-            except StoreRefused as error:
+            except Exception as error:  # noqa: BLE001 - waiting would not help: it is raised at the next call
                 self._refused = error
                 return
 

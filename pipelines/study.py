@@ -31,7 +31,14 @@ from pipelines.problem import problem
 from pipelines.progress import Display
 from pipelines.report import FrontRow, write_html, write_png
 from pipelines.run_events import Events
-from pipelines.second_stage import choose, compare_with_forecast, control, finetune, need_dense
+from pipelines.second_stage import (
+    choose,
+    compare_with_forecast,
+    control,
+    finetune,
+    latest_artifacts,
+    need_dense,
+)
 from pipelines.session import Session, Timing
 from pipelines.spool import SPOOL, Refuge, Spool, spooling
 from pipelines.state import JOURNAL
@@ -281,7 +288,7 @@ def _report(session: Session, network: Network, front: list[Trained]) -> list[Fr
         session.tracker.log(name, {}, failure, stage="test")
         session.display.say(f"{name} is left out of the front: {failure.kind}: {failure.reason}")
         need_dense(name, failure)
-    known = {event["name"]: event["artifact"] for event in session.journal.of("published")}
+    known = latest_artifacts(session.journal.events)
     for row in rows:  # a resumed study reports these: the ones before, without test figures, may be collected
         artifact = row.artifact.rpartition("/")[2]
         if known.get(row.key) != artifact:

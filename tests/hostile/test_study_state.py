@@ -22,6 +22,7 @@ from pipelines.problem import problem
 from pipelines.rehearsal import recorded, seconds_of_first_stage
 from pipelines.rungs import rungs_of
 from pipelines.screen import Screening
+from pipelines.second_stage import latest_artifacts
 from pipelines.status import status
 from pipelines.stores import DirectoryStore
 from pipelines.studies import bounds_kept, read_front
@@ -64,6 +65,7 @@ def genuine(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
             "trained", name="dense", outcome=Failure("error", "no").to_json(), artifact="", epochs=1
         )
         journal.append("controlled", names=["dense"])
+        journal.append("published", name="dense", artifact="dense-0123456789ab")
     folder, prepared = config.path, config.path / "prepared"
     table = measure_table(folder)
     write_json(
@@ -107,6 +109,7 @@ def resumed(config: StudyConfig) -> None:
         )
         stage.replay()
     names = {e["name"] for e in events if e["event"] == "trained"} | set(stage.measured)
+    latest_artifacts(events)
     answered(lambda: rungs_of(config, task, stage.measured, events, names).summary())
 
 

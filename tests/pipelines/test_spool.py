@@ -171,6 +171,21 @@ def test_a_refusal_while_sending_is_raised_at_the_next_call_and_nothing_is_lost(
     assert {failure(S3Error("no")).kind, failure(S3Away("no")).kind} <= set(PASSING)
 
 
+def test_what_cannot_be_sent_for_another_reason_is_no_outage_and_ends_no_thread_in_silence(
+    tmp_path: Path,
+) -> None:
+    """Such as an entry that somebody damaged: waiting for the store would not help."""
+    behind = Shaky()
+    behind.up = False
+    with opened(behind, tmp_path / "spool") as store:
+        store.put("a", file(tmp_path, "1"))
+        (entry,) = store.spool.entries()
+        (entry / "object").unlink()
+        behind.up = True
+        with pytest.raises(StoreRefused, match=r"No such file.*objects that wait in .*: 1"):
+            store.close(drain=True)
+
+
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     folder = tmp_path / "made"
