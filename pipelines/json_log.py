@@ -4,15 +4,13 @@ import json
 import logging
 import logging.handlers
 import os
-import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from pipelines.redaction import without_password
+from pipelines.redaction import redacted
 from pipelines.run_events import Event
 from pruners.errors import PrunefrontError
 
@@ -32,13 +30,6 @@ LOGGERS = {
 """Part of the logger's name -> its events; all others are `prunefront.study`'s."""
 
 _PART = {event: part for part, events in LOGGERS.items() for event in events}
-
-_SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_KEY_ID", re.IGNORECASE)
-_PLACE = re.compile(r"_(FILE|PATH|MODE|URI|URL)$", re.IGNORECASE)
-"""Where a secret lies is none."""
-
-_SHORTEST_SECRET = 8
-"""Characters; a shorter value would black out words that only look like it."""
 
 logging.getLogger(ROOT).addHandler(logging.NullHandler())
 
@@ -68,31 +59,6 @@ class JsonFormatter(logging.Formatter):
             **{name: value for name, value in data.items() if value != ""},
         }
         return json.dumps(redacted(line), default=str)
-
-
-def redacted(value: Any, hidden: Sequence[str] | None = None) -> Any:
-    """The value without passwords in addresses and without `hidden`, at any depth; None = `secrets` of this process."""
-    hidden = secrets(os.environ) if hidden is None else hidden
-    if isinstance(value, str):
-        text = without_password(value)
-        for secret in hidden:
-            text = text.replace(secret, "***")
-        return text
-    if isinstance(value, Mapping):
-        return {redacted(str(name), hidden): redacted(item, hidden) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [redacted(item, hidden) for item in value]
-    return value
-
-
-def secrets(environment: Mapping[str, str]) -> list[str]:
-    """Values of variables whose names say that they are secret, longest first."""
-    found = {
-        value
-        for name, value in environment.items()
-        if _SECRET.search(name) and not _PLACE.search(name) and len(value) >= _SHORTEST_SECRET
-    }
-    return sorted(found, key=len, reverse=True)
 
 
 def wanted(option: str | None) -> str | None:

@@ -12,6 +12,8 @@ LEAST = 6
 
 _WORDS = r"(?:passw(?:or)?d|secret|token|credential|signature|api_?key|access_?key|private_?key)"
 _NAME = re.compile(_WORDS, re.IGNORECASE)
+_PLACE = re.compile(r"_(FILE|PATH|MODE|URI|URL)$", re.IGNORECASE)
+"""Where a secret lies is none."""
 _PASSWORD = re.compile(r"(://[^:/@\s\"']*):[^\s\"']*@")
 _QUERY = re.compile(rf"([?&;][^=&?\s\"']*{_WORDS}[^=&?\s\"']*=)[^&\s\"']+", re.IGNORECASE)
 
@@ -24,18 +26,26 @@ def without_password(text: str) -> str:
 def without_secrets(text: str) -> str:
     """As `without_password`, and without the values of this process's environment variables that are named as secrets,
     such as AWS_SECRET_ACCESS_KEY and MLFLOW_TRACKING_PASSWORD."""
-    for value in sorted(_secrets(), key=len, reverse=True):
-        text = text.replace(value, HIDDEN)
-    return without_password(text)
+    return _without(text, _secrets())
 
 
 def redacted(data: Any) -> Any:
     """JSON data whose texts are `without_secrets`, and in which what is named as a secret is not told at all."""
+    return _redacted(data, _secrets())
+
+
+def _without(text: str, secrets: list[str]) -> str:
+    for value in secrets:
+        text = text.replace(value, HIDDEN)
+    return without_password(text)
+
+
+def _redacted(data: Any, secrets: list[str]) -> Any:
     if isinstance(data, Mapping):
-        return {k: HIDDEN if v and _NAME.search(str(k)) else redacted(v) for k, v in data.items()}
+        return {k: HIDDEN if v and _NAME.search(str(k)) else _redacted(v, secrets) for k, v in data.items()}
     if isinstance(data, list | tuple):
-        return [redacted(value) for value in data]
-    return without_secrets(data) if isinstance(data, str) else data
+        return [_redacted(value, secrets) for value in data]
+    return _without(data, secrets) if isinstance(data, str) else data
 
 
 def is_redacted(text: str) -> bool:
@@ -44,10 +54,13 @@ def is_redacted(text: str) -> bool:
 
 
 def _secrets() -> list[str]:
-    return [
+    """Longest first: one may be a part of another."""
+    found = {
         value
         for name, value in os.environ.items()
         if _NAME.search(name)
+        and not _PLACE.search(name)
         and len(value) >= LEAST
         and not os.path.exists(value)  # a file that holds one is none
-    ]
+    }
+    return sorted(found, key=len, reverse=True)
