@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
-import boto3
-
 from pipelines.artifacts import fetch_from
 from pipelines.s3 import S3Store
 from pruners.errors import PrunefrontError
@@ -27,15 +25,7 @@ def published(study: Study) -> Proxy:
     server = study.stack.enter_context(running())
     proxy = study.stack.enter_context(proxied(server.endpoint))
     study.environment |= {k: v for k, v in server.environment().items() if k != "AWS_ENDPOINT_URL"}
-    client = boto3.session.Session().client(
-        "s3",
-        endpoint_url=server.endpoint,
-        aws_access_key_id=server.access_key,
-        aws_secret_access_key=server.secret_key,
-        region_name="us-east-1",
-    )
-    client.create_bucket(Bucket=BUCKET)
-    client.close()
+    server.make_bucket(BUCKET)
     study.more = f'[artifacts]\nuri = "s3://{BUCKET}/s"\nendpoint_url = "{proxy.endpoint}"\n'
     study.records = lambda events: (unreadable(events, server.environment(), server.endpoint), 0)
     return proxy

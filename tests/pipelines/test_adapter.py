@@ -1,14 +1,19 @@
 """Our searchers before Ray Tune, without Ray: whatever Tune tells, in whatever order, is told once."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.air.execution._internal import actor_manager
+from ray.exceptions import OutOfMemoryError
+from ray.tune.execution import tune_controller
 from ray.tune.search import Searcher as TuneSearcher
 
 from pipelines.scheduler import OUTCOME
-from pipelines.tune import SearcherAdapter
+from pipelines.tune import SearcherAdapter, memory_is_no_mystery
 from pruners.choice import GroupChoice
 from search.candidate import Candidate
 from search.measurement import Failure, Measurement, Outcome
@@ -51,3 +56,21 @@ def test_results_that_come_twice_late_or_for_nobody_change_nothing(calls: list[t
     assert [isinstance(outcome, Failure) for _, outcome in searcher.told] == list(first.values())
     assert noted == [outcome for _, outcome in searcher.told]
     assert adapter.suggest("more") == TuneSearcher.FINISHED
+
+
+def test_a_worker_that_the_memory_monitor_killed_is_a_worker_that_died() -> None:
+    """In Ray's own code, which without it ends the whole experiment."""
+    told: list[str] = []
+    actor = SimpleNamespace(actor_id="1", _on_error=lambda actor, error: told.append("actor"))
+    task = SimpleNamespace(_tracked_actor=actor, _on_error=lambda actor, error: told.append("task"))
+    manager = SimpleNamespace(_failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: None)
+
+    def fail() -> None:
+        actor_manager.RayActorManager._actor_task_failed(manager, task, OutOfMemoryError("no memory"))
+
+    with memory_is_no_mystery():
+        fail()
+        assert isinstance(OutOfMemoryError("no memory"), tune_controller.RayActorError)
+    assert told == ["actor", "task"]
+    with pytest.raises(RuntimeError, match="no memory"):
+        fail()

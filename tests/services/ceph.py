@@ -17,6 +17,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import boto3
+
 PROGRAMS = ("ceph-mon", "ceph-osd", "radosgw")
 _TOOLS = ("monmaptool", "ceph", "radosgw-admin")  # come with the same packages
 _START_SECONDS = 60.0
@@ -82,6 +84,17 @@ class S3Server:
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_EC2_METADATA_DISABLED": "true",
         }
+
+    def make_bucket(self, name: str) -> None:
+        client = boto3.session.Session().client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name="us-east-1",
+        )
+        client.create_bucket(Bucket=name)
+        client.close()
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from mlflow.tracking import MlflowClient
 
@@ -105,15 +104,7 @@ def prunefront(*arguments: str, folder: Path, env: dict[str, str]) -> str:
 @pytest.fixture(scope="module")
 def bucket(ceph_s3: S3Server) -> str:
     name = f"studies-{uuid.uuid4()}"
-    client = boto3.session.Session().client(
-        "s3",
-        endpoint_url=ceph_s3.endpoint,
-        aws_access_key_id=ceph_s3.access_key,
-        aws_secret_access_key=ceph_s3.secret_key,
-        region_name="us-east-1",
-    )
-    client.create_bucket(Bucket=name)
-    client.close()
+    ceph_s3.make_bucket(name)
     return name
 
 
