@@ -23,6 +23,9 @@ ARMS: Mapping[str, MakeSearcher] = {
 }
 """In the order of trust before anything is known."""
 
+SHARPNESS = 2.0
+"""Shares go with this power of the credit: who adds half as much as another is asked a quarter as often."""
+
 
 @dataclass(frozen=True, slots=True)
 class AutoOptions:
@@ -32,17 +35,18 @@ class AutoOptions:
     """
 
     trust: float = option(1.0, 0.0, 1000.0)
-    least: float = option(0.03, 0.0, 0.3)
-    memory: float = option(0.95, 0.0, 1.0)
+    least: float = option(0.01, 0.0, 0.3)
+    memory: float = option(0.98, 0.0, 1.0)
 
 
 @searchers.register("auto")
 class Auto:
     """Asks the model of the network first, and shifts budget to what improves the hypervolume.
 
-    Every searcher is told everything, whoever proposed it. An ask goes to one drawn with the share of its credit: the
-    mean of what its latest proposals added to the hypervolume, as a share of what there was. Searchers that cannot
-    serve the problem are left out: without accuracy among the objectives only evolution is left.
+    Every searcher is told everything, whoever proposed it. Credit is the mean of what a searcher's latest proposals
+    added to the hypervolume, in units of what those of all searchers added about then: gains shrink as a front fills,
+    and who was asked long ago must not look better for it. Searchers that cannot serve the problem are left out:
+    without accuracy among the objectives only evolution is left.
     """
 
     def __init__(self, problem: Problem, *, seed: int, **options: Any) -> None:
@@ -57,6 +61,7 @@ class Auto:
         trust = [self.options.trust * (1.0 if i == 0 else 0.1) for i in range(len(self._arms))]
         self._credit = dict(zip(self._arms, trust, strict=True))
         self._owner: dict[str, str] = {}
+        self._pace, self._paid = 0.0, 0  # mean of the latest gains, whoever made them; how many there were
         self._front = ParetoFront(problem.objectives, problem.constraints)
         self._reference: dict[str, float] = {}
         self._volume = 0.0
@@ -64,11 +69,11 @@ class Auto:
     @property
     def shares(self) -> dict[str, float]:
         """Searcher -> share of the asks that it gets now; they sum to 1."""
-        total = sum(self._credit.values())
+        weight = {name: credit**SHARPNESS for name, credit in self._credit.items()}
+        total = sum(weight.values())
         even, free = 1.0 / len(self._arms), 1.0 - self.options.least * len(self._arms)
         return {
-            name: self.options.least + free * (credit / total if total > 0 else even)
-            for name, credit in self._credit.items()
+            name: self.options.least + free * (w / total if total > 0 else even) for name, w in weight.items()
         }
 
     def ask(self) -> Candidate | None:
@@ -102,7 +107,10 @@ class Auto:
         name = self._owner.get(candidate.key())
         if name is not None and self._reference:
             keep = self.options.memory
-            self._credit[name] = keep * self._credit[name] + (1.0 - keep) * gain
+            self._paid += 1
+            self._pace += max(1.0 - keep, 1.0 / self._paid) * (gain - self._pace)
+            if self._pace > 0:
+                self._credit[name] = keep * self._credit[name] + (1.0 - keep) * gain / self._pace
 
     def figures(self) -> dict[str, float]:
         """Each member's credit and share of the asks, and the members' own figures."""
@@ -115,6 +123,7 @@ class Auto:
             **self._ledger.state(),
             "arms": {name: arm.state() for name, arm in self._arms.items()},
             "credit": dict(self._credit),
+            "pace": [self._pace, self._paid],
             "owner": dict(self._owner),
         }
 
@@ -133,6 +142,7 @@ class Auto:
             self._reference = reference_point(self._ledger.problem.objectives, told)
             self._volume = self._front.hypervolume(self._reference)
         self._credit = dict(state["credit"])
+        self._pace, self._paid = state["pace"]
 
     def _gain(self, candidate: Candidate, outcome: Outcome) -> float:
         """What a tell added to the hypervolume, as a share of what there was; 0 before the dense network is known."""

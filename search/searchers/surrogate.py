@@ -36,7 +36,8 @@ SWEEP = 40
 @dataclass(frozen=True, slots=True)
 class SurrogateOptions:
     """probes: cuts of single groups asked at the most before the model proposes. pool: candidates judged per round;
-    rounds: how often the best of them are varied. patience: proposals made from one fit, as a share of what is known.
+    rounds: how often the best of them are varied. patience: proposals made from one fit, as a share of what is known
+    beyond MOST_KNOWN; one until then.
     """
 
     probes: int = option(150, 0, 10_000)
@@ -170,7 +171,8 @@ class Surrogate:
     @property
     def _wanted(self) -> int:
         """Proposals to be made from one fit."""
-        return min(MOST_PROPOSALS, max(1, int(self.options.patience * len(self._ledger.told))))
+        more = len(self._ledger.told) - MOST_KNOWN  # until then a fit is cheap beside any evaluation
+        return min(MOST_PROPOSALS, max(1, int(self.options.patience * more)))
 
     def _picked(
         self, box: CostBox, pool: Rows, accuracy: Floats, deviation: Floats, costs: Floats

@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from search.measurement import Measurement
+from search.candidate import Candidate
+from search.measurement import Constraint, Measurement, Objective
 from search.searchers import searchers
 from search.searchers.evolution import Evolution
-from tests.problems import Separable, separable
+from search.space import GroupSpace, Problem, SearchSpace
+from tests.problems import Separable, drive, separable
 
 
 def dominated(one: Measurement, told: list[Measurement]) -> bool:
@@ -52,8 +54,53 @@ def test_steps_that_overshoot_end_at_the_bound_and_only_those_from_there_turn_ba
     rng = np.random.default_rng(0)
     ends = []
     for keep in (15, 16):
-        steps = [searcher._mutate(rng, group, group.choose(keep, "l1"), 1.0) for _ in range(400)]
+        steps = [searcher._mutate(rng, group, group.choose(keep, "l1"), 1.0, 1.0) for _ in range(400)]
         kept = [round(group.units * (1.0 - c.ratio)) for c in steps]
         assert set(kept) <= set(group.keeps) - {keep}
         ends.append(kept.count(16) / len(kept))
     assert ends == [pytest.approx(0.5, abs=0.1), 0.0]  # every upward step from 15; none from 16
+
+
+BOUND = 0.04
+"""Squared distance from the middle of a part of the front below."""
+
+
+def corner(candidate: Candidate) -> Measurement:
+    """C2-DTLZ2 (Jain & Deb 2014) with four variables: a quarter circle of which three separate parts are feasible."""
+    angle, *others = (1.0 - c.ratio for c in candidate.choices.values())
+    radius = 1.0 + sum((x - 0.5) ** 2 for x in others)
+    f = radius * np.array([np.cos(angle * np.pi / 2), np.sin(angle * np.pi / 2)])
+    parts = [[1.0, 0.0], [0.0, 1.0], [0.5**0.5, 0.5**0.5]]
+    away = min(((f - part) ** 2).sum() for part in parts)
+    return Measurement({"f": float(f[0]), "g": float(f[1]), "away": float(away)})
+
+
+def three_parts() -> Problem:
+    groups = tuple(GroupSpace(f"g{i}", 1000, tuple(range(1, 1001)), ("l1",)) for i in range(6))
+    goals = (Objective("f", "min"), Objective("g", "min"))
+    return Problem(SearchSpace(groups), goals, (Constraint("away", high=BOUND),))
+
+
+def parts_found(seed: int, scouts: float) -> int:
+    """How many of the three parts of the front were come upon in 300 evaluations."""
+    searcher = searchers["evolution"](three_parts(), seed=seed, scouts=scouts)
+    told = [outcome for _, outcome in drive(searcher, corner, 300) if isinstance(outcome, Measurement)]
+    return len({round(m["f"] / 0.7) for m in told if m["away"] <= BOUND})
+
+
+def test_scouts_find_the_parts_of_a_front_that_a_bound_cuts_off() -> None:
+    found = {scouts: sum(parts_found(seed, scouts) for seed in range(8)) for scouts in (0.0, 0.15)}
+    assert found[0.15] >= found[0.0] + 4  # of 24
+
+
+def test_once_something_is_feasible_few_survivors_are_not() -> None:
+    searcher = searchers["evolution"](three_parts(), seed=0, population=20, scouts=0.2)
+    assert isinstance(searcher, Evolution)
+    shares = []
+    for told in range(200):
+        candidate = searcher.ask()
+        searcher.tell(candidate, corner(candidate))
+        broken = [corner(searcher._ledger.asked[key])["away"] > BOUND for key in searcher._population]
+        if told >= 120:
+            shares.append(sum(broken) / len(broken))
+    assert 0 < max(shares) <= 0.2
