@@ -23,6 +23,9 @@ ARMS: Mapping[str, MakeSearcher] = {
 }
 """In the order of trust before anything is known."""
 
+APART = 1_000_003
+"""Between the seeds of two members."""
+
 SHARPNESS = 2.0
 """Shares go with this power of the credit: who adds half as much as another is asked a quarter as often."""
 
@@ -53,9 +56,10 @@ class Auto:
         self.options = read_options(AutoOptions, options, "auto")
         self._ledger = Ledger(problem, seed)
         self._arms: dict[str, Searcher] = {}
-        for name, make in ARMS.items():
+        for place, (name, make) in enumerate(ARMS.items()):
             try:
-                self._arms[name] = make(problem, seed=seed)
+                # each its own: with one seed they would draw the same candidates, one after the other
+                self._arms[name] = make(problem, seed=seed + place * APART)
             except PrunefrontError:
                 continue  # it says itself what it needs; the others go on
         trust = [self.options.trust * (1.0 if i == 0 else 0.1) for i in range(len(self._arms))]

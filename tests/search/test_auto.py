@@ -83,3 +83,13 @@ def test_a_restored_portfolio_goes_on_as_it_would_have(monkeypatch: pytest.Monke
     again.restore(auto.state())
     assert again.state() == auto.state()
     assert again.shares == auto.shares
+
+
+def test_members_do_not_draw_the_same() -> None:
+    auto = Auto(separable(groups=6, units=64).problem, seed=0)
+    drawn = []
+    for name in ("surrogate", "evolution"):
+        asked = [c for _ in range(40) if (c := auto._arms[name].ask()) is not None]
+        drawn.append({c.key() for c in asked if c.origin == "random"})
+    assert len(drawn[0]) > 10
+    assert not drawn[0] & drawn[1]
