@@ -37,7 +37,7 @@ SWEEP = 40
 class SurrogateOptions:
     """probes: cuts of single groups asked at the most before the model proposes. pool: candidates judged per round;
     rounds: how often the best of them are varied. patience: proposals made from one fit, as a share of what is known
-    beyond MOST_KNOWN; one until then.
+    beyond MOST_KNOWN.
     """
 
     probes: int = option(150, 0, 10_000)
@@ -170,9 +170,11 @@ class Surrogate:
 
     @property
     def _wanted(self) -> int:
-        """Proposals to be made from one fit."""
-        more = len(self._ledger.told) - MOST_KNOWN  # until then a fit is cheap beside any evaluation
-        return min(MOST_PROPOSALS, max(1, int(self.options.patience * more)))
+        """Proposals to be made from one fit: one, but with many workers, or when very many are known, more: a few tells
+        change little then, and workers must not wait for fits."""
+        ledger = self._ledger
+        flying, more = len(ledger.asked) - len(ledger.told), len(ledger.told) - MOST_KNOWN
+        return min(MOST_PROPOSALS, max(1, flying // 4, int(self.options.patience * more)))
 
     def _picked(
         self, box: CostBox, pool: Rows, accuracy: Floats, deviation: Floats, costs: Floats
