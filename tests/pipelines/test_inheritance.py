@@ -209,7 +209,7 @@ def test_weights_in_flight_outlive_a_restart(stage: Open, tmp_path: Path) -> Non
 
 def test_weights_that_are_gone_cost_a_line(stage: Open, tmp_path: Path) -> None:
     first = stage(tmp_path, "evolution")
-    first.screening.run(TrainingPool(first.inheritance, 1, order=0), 12)
+    first.screening.run(TrainingPool(first.inheritance, 1, order=0), 24)
     first.journal.close()
     second = stage(tmp_path, "evolution")
     second.screening.replay()
