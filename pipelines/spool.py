@@ -189,9 +189,11 @@ class SpoolingStore:
 
     def _check_refused(self) -> None:
         if self._refused is not None:
+            known = isinstance(self._refused, PrunefrontError)
+            why = f"{self._refused}" if known else f"{type(self._refused).__name__}: {self._refused}"
             raise StoreRefused(
-                f"{self._refused}; {self._waiting()}; mend that and go on with --resume, which sends them"
-            )
+                f"{why}; {self._waiting()}; mend that and go on with --resume, which sends them"
+            ) from self._refused
 
     def _waiting(self) -> str:
         return f"objects that wait in {self.spool.folder}: {len(self.spool.entries())}"

@@ -161,7 +161,7 @@ class Evolution:
 
     def _leaves(self) -> int:
         """Who goes: of too many scouts the worst; else the oldest of those that are too old and beaten, else the worst.
-        Scouts are no longer judged by what is feasible."""
+        Ranks put everything feasible before the scouts, so those few leave only for better scouts."""
         standing = self._stand()
         if len(standing.scouts) > self.options.scouts * self.options.population:
             return int(standing.scouts[-1])

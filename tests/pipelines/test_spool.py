@@ -182,8 +182,11 @@ def test_what_cannot_be_sent_for_another_reason_is_no_outage_and_ends_no_thread_
         (entry,) = store.spool.entries()
         (entry / "object").unlink()
         behind.up = True
-        with pytest.raises(StoreRefused, match=r"No such file.*objects that wait in .*: 1"):
+        with pytest.raises(
+            StoreRefused, match=r"FileNotFoundError: .*No such file.*objects that wait in .*: 1"
+        ) as raised:
             store.close(drain=True)
+    assert isinstance(raised.value.__cause__, FileNotFoundError)  # where it came from is told as well
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The parts of the model-based search, each against what it must be."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from search.candidate import Candidate
 from search.encoding import Encoding
 from search.measurement import Constraint, Failure, Measurement
 from search.searchers import searchers
-from search.searchers.surrogate import regression, telling, varied
+from search.searchers.surrogate import Surrogate, regression, telling, varied
 from search.sensitivity import losses_of, probes, savings, trade_offs
 from tests.problems import drive, hypervolume, separable
 
@@ -218,3 +220,27 @@ def test_where_the_dense_network_fails_it_still_proposes() -> None:
         assert candidate is not None
         searcher.tell(candidate, Failure("crashed", "all of them"))
     assert isinstance(toy.measure(toy.problem.space.dense()), Measurement)
+
+
+def fits(parallel: int, evaluations: int) -> int:
+    """How often the model is fitted while so many candidates are in flight."""
+    toy = separable(groups=4, units=32, seeds=1)
+    searcher = Surrogate(toy.problem, seed=0, probes=8, pool=40, rounds=1)
+    model, count = searcher._model, 0
+
+    class Counted:
+        predict = model.predict
+
+        def fit(self, *given: Any) -> Any:
+            nonlocal count
+            count += 1
+            return model.fit(*given)
+
+    searcher._model = Counted()  # type: ignore[assignment]
+    drive(searcher, toy.measure, evaluations, parallel=parallel)
+    return count
+
+
+def test_workers_do_not_wait_for_a_fit_each() -> None:
+    assert fits(parallel=1, evaluations=60) == 60 - 10  # the dense network, the seed and the probes need none
+    assert fits(parallel=32, evaluations=60) <= (60 + 32) / 6
