@@ -54,10 +54,10 @@ bench: setup  ## what a search costs beside the work itself
 	@$(BIN)/python benchmarks/search_overhead.py
 
 docs: setup  ## the tables of docs/methods.md, written anew from the registries
-	@$(BIN)/python -m pipelines.catalogue docs/methods.md
+	@$(BIN)/python -m prunefront.pipelines.cli.catalogue docs/methods.md
 
 clean:  ## remove the environment and every cache; studies stay
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info build
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # In CI a service that is missing is installed first, and a test that cannot find it fails instead of being skipped.

@@ -25,15 +25,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.checkpoints import Checkpoints, Folder, kept_in
-from pipelines.cluster import connected
-from pipelines.config import ClusterSection, ModelSection
-from pipelines.data import SearchData, Split, Transform
-from pipelines.models import build
-from pipelines.train import NO_GRAPH, Recipe, begin, carry_out
-from pruners.plan import PruningPlan
-from pruners.procedures import Phase
-from pruners.procedures.snapshot import Sums, take
+from prunefront.pipelines.cluster.connect import connected
+from prunefront.pipelines.config.sections import ClusterSection, ModelSection
+from prunefront.pipelines.data import SearchData, Split, Transform
+from prunefront.pipelines.models import build
+from prunefront.pipelines.workers.checkpoints import Checkpoints, Folder, kept_in
+from prunefront.pipelines.workers.train import NO_GRAPH, Recipe, begin, carry_out
+from prunefront.pruners.plan.decide import PruningPlan
+from prunefront.pruners.procedures import Phase
+from prunefront.pruners.procedures.snapshot import Sums, take
 
 NETWORKS = ("resnet20", "resnet56", "vgg16_bn")
 QUICK = ("resnet20",)

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from pipelines.accuracy import accuracy
-from pipelines.config import StudyConfig, parse
-from pipelines.evaluate import Evaluator
-from pipelines.prepare import Network, dense_network, know, make_bench
-from pipelines.workbench import Job
-from pruners.plan import PruningPlan, Scores
-from pruners.statistics import collect
-from search.candidate import Candidate
+from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.measure.accuracy import accuracy
+from prunefront.pipelines.prepare.network import Network, dense_network, know, make_bench
+from prunefront.pipelines.workers.bench import Job
+from prunefront.pipelines.workers.evaluate import Evaluator
+from prunefront.pruners.plan.decide import PruningPlan, Scores
+from prunefront.pruners.statistics import collect
+from prunefront.search.space.candidate import Candidate
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

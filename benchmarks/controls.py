@@ -16,11 +16,11 @@ from typing import Any
 
 from rich.console import Console
 
-from pipelines.config import parse
-from pipelines.progress import Display
-from pipelines.report import FrontRow
-from pipelines.study import run
-from pruners.controls import controls
+from prunefront.pipelines.config.sections import parse
+from prunefront.pipelines.events.display import Display
+from prunefront.pipelines.fronts.page import FrontRow
+from prunefront.pipelines.study.run import run
+from prunefront.pruners.controls import controls
 
 STUDY: dict[str, Any] = {
     "name": "controls",

@@ -36,23 +36,23 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import nn
 
-from pipelines.accuracy import accuracy
-from pipelines.config import DataSection, ModelSection
-from pipelines.data import SearchData, batches, load
-from pipelines.models import build
-from pipelines.train import Recipe, begin, carry_out, train
-from pipelines.weights import load_weights
-from pruners.choice import GroupChoice
-from pruners.criteria import criteria
-from pruners.errors import PrunefrontError
-from pruners.graph import ChannelGraph
-from pruners.plan import PruningPlan, plan
-from pruners.procedures import procedures
-from pruners.prune import prune
-from pruners.scoring import available, rank
-from pruners.statistics import Batch, collect
-from pruners.trace import trace
-from pruners.view import producers
+from prunefront.choice import GroupChoice
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.sections import DataSection, ModelSection
+from prunefront.pipelines.data import SearchData, batches, load
+from prunefront.pipelines.formats.weights import load_weights
+from prunefront.pipelines.measure.accuracy import accuracy
+from prunefront.pipelines.models import build
+from prunefront.pipelines.workers.train import Recipe, begin, carry_out, train
+from prunefront.pruners.criteria import criteria
+from prunefront.pruners.cut.prune import prune
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan.decide import PruningPlan, plan
+from prunefront.pruners.procedures import procedures
+from prunefront.pruners.scoring import available, rank
+from prunefront.pruners.statistics import Batch, collect
+from prunefront.pruners.trace.tracer import trace
+from prunefront.pruners.units.view import producers
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 RATIOS = (0.1, 0.3, 0.5)

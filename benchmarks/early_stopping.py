@@ -3,7 +3,7 @@
 Candidates are scored without training, promoted, and trained for real, one after another, in this process. As a trial's
 curve does not depend on the others, each network is trained once and both ways of spending epochs replay the curves:
 
-with:    more candidates, promoted by the same rule, compared at the rungs by `search.halving.Rungs`, on two workers.
+with:    more candidates, promoted by the same rule, compared at the rungs by `halving.Rungs`, on two workers.
 without: as many as cost the same number of epochs (hence of images) or a little more, all of them to the end.
 all:     every candidate of "with" to the end.
 
@@ -27,24 +27,24 @@ from typing import Any
 
 import torch
 
-from pipelines.accuracy import accuracy
-from pipelines.config import StudyConfig, parse
-from pipelines.evaluate import Evaluator
-from pipelines.journal import Journal
-from pipelines.prepare import dense_network, know, make_bench
-from pipelines.problem import problem
-from pipelines.rungs import told
-from pipelines.screen import Screening
-from pipelines.workbench import Job
-from pruners.cost import cost
-from pruners.plan import DENSE, PruningPlan, plan
-from pruners.statistics import collect
-from search.candidate import Candidate
-from search.front import ParetoFront
-from search.halving import Rungs, levels
-from search.measurement import OBJECTIVES, Measurement, Outcome
-from search.promotion import promote
-from search.searchers import searchers
+from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.journal.journal import Journal
+from prunefront.pipelines.measure.accuracy import accuracy
+from prunefront.pipelines.prepare.network import dense_network, know, make_bench
+from prunefront.pipelines.prepare.problem import problem
+from prunefront.pipelines.stages.rungs import told
+from prunefront.pipelines.stages.screening import Screening
+from prunefront.pipelines.workers.bench import Job
+from prunefront.pipelines.workers.evaluate import Evaluator
+from prunefront.pruners.plan.cost import cost
+from prunefront.pruners.plan.decide import DENSE, PruningPlan, plan
+from prunefront.pruners.statistics import collect
+from prunefront.search.outcomes.front import ParetoFront
+from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement, Outcome
+from prunefront.search.promotion.halving import Rungs, levels
+from prunefront.search.promotion.promotion import promote
+from prunefront.search.searchers import searchers
+from prunefront.search.space.candidate import Candidate
 
 STUDY: dict[str, Any] = {
     "name": "early-stopping",

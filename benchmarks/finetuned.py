@@ -35,17 +35,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.cifar import trained
 from benchmarks.peers import OURS, PEERS
 from benchmarks.reference import CHANCE, Reference
-from pipelines.accuracy import accuracy
-from pipelines.evaluate import Evaluator
-from pipelines.problem import problem
-from pipelines.train import train
-from pruners.cost import macs
-from pruners.plan import plan
-from search.candidate import Candidate
-from search.constraints import parse as parse_bound
-from search.measurement import Measurement
-from search.searchers import searchers
-from search.space import Problem
+from prunefront.pipelines.measure.accuracy import accuracy
+from prunefront.pipelines.prepare.problem import problem
+from prunefront.pipelines.workers.evaluate import Evaluator
+from prunefront.pipelines.workers.train import train
+from prunefront.pruners.plan.cost import macs
+from prunefront.pruners.plan.decide import plan
+from prunefront.search.outcomes.constraints import parse as parse_bound
+from prunefront.search.outcomes.measurement import Measurement
+from prunefront.search.searchers import searchers
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.search_space import Problem
 
 BOUNDS = (0.5, 0.3)
 """MACs, as shares of the dense network's."""

@@ -23,15 +23,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cifar import Cifar
 
-from pipelines.journal import Journal
-from pipelines.problem import problem
-from pipelines.screen import Screening
-from pruners.errors import PrunefrontError
-from pruners.plan import PruningPlan, plan
-from search.candidate import Candidate
-from search.front import ParetoFront, reference_point
-from search.measurement import OBJECTIVES, Failure, Measurement, Outcome
-from search.searchers import searchers
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.journal.journal import Journal
+from prunefront.pipelines.prepare.problem import problem
+from prunefront.pipelines.stages.screening import Screening
+from prunefront.pruners.plan.decide import PruningPlan, plan
+from prunefront.search.outcomes.front import ParetoFront, reference_point
+from prunefront.search.outcomes.measurement import OBJECTIVES, Failure, Measurement, Outcome
+from prunefront.search.searchers import searchers
+from prunefront.search.space.candidate import Candidate
 
 SPACES: dict[str, dict[str, Any]] = {
     "channel": {"granularities": ["channel"]},

@@ -24,24 +24,24 @@ from typing import Any
 
 import torch
 
-from pipelines.accuracy import accuracy
-from pipelines.config import StudyConfig, parse
-from pipelines.evaluate import Evaluator
-from pipelines.inheritance import Inheritance
-from pipelines.journal import Journal
-from pipelines.prepare import Network, dense_network, know, make_bench
-from pipelines.problem import problem
-from pipelines.screen import Screening
-from pipelines.weights import packed
-from pipelines.workbench import Workbench
-from pruners.cost import cost
-from pruners.inherit import hands_on
-from pruners.plan import PruningPlan, plan
-from pruners.statistics import collect
-from search.candidate import Candidate
-from search.front import ParetoFront
-from search.measurement import OBJECTIVES, Measurement, Outcome
-from search.searchers import searchers
+from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.formats.weights import packed
+from prunefront.pipelines.journal.journal import Journal
+from prunefront.pipelines.measure.accuracy import accuracy
+from prunefront.pipelines.prepare.network import Network, dense_network, know, make_bench
+from prunefront.pipelines.prepare.problem import problem
+from prunefront.pipelines.stages.screening import Screening
+from prunefront.pipelines.workers.bench import Workbench
+from prunefront.pipelines.workers.evaluate import Evaluator
+from prunefront.pipelines.workers.inheritance import Inheritance
+from prunefront.pruners.cut.inherit import hands_on
+from prunefront.pruners.plan.cost import cost
+from prunefront.pruners.plan.decide import PruningPlan, plan
+from prunefront.pruners.statistics import collect
+from prunefront.search.outcomes.front import ParetoFront
+from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement, Outcome
+from prunefront.search.searchers import searchers
+from prunefront.search.space.candidate import Candidate
 
 STUDY: dict[str, Any] = {
     "name": "inheritance",

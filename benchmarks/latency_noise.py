@@ -26,9 +26,9 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pipelines.exclusive import exclusive
-from pipelines.latency import compare, runtimes
-from pipelines.onnx_export import export
+from prunefront.pipelines.formats.onnx_export import export
+from prunefront.pipelines.measure.latency import compare, runtimes
+from prunefront.pipelines.measure.turnstile import exclusive
 
 
 def network(width: int) -> nn.Module:

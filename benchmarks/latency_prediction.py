@@ -22,15 +22,23 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from pipelines.config import MeasureSection
-from pipelines.latency_table import PointTimer, Subject, design, device, empty_table, exported, measure
-from pipelines.models import models
-from pipelines.progress import Display
-from pruners.cost import macs_of
-from pruners.graph import ChannelGraph
-from pruners.plan import keep_counts
-from pruners.trace import trace
-from search.latency import SHARP, Point, rank_correlation
+from prunefront.pipelines.config.sections import MeasureSection
+from prunefront.pipelines.events.display import Display
+from prunefront.pipelines.models import models
+from prunefront.pipelines.stages.latency_table import (
+    PointTimer,
+    Subject,
+    design,
+    device,
+    empty_table,
+    exported,
+    measure,
+)
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan.cost import macs_of
+from prunefront.pruners.plan.decide import keep_counts
+from prunefront.pruners.trace.tracer import trace
+from prunefront.search.prediction.latency import SHARP, Point, rank_correlation
 
 SHAPE = (3, 32, 32)
 

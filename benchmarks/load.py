@@ -38,15 +38,15 @@ sys.path.insert(
 )  # the problems and servers lie beside the tests
 
 from benchmarks.simulated import Asked, Sleeper
-from pipelines.config import ClusterSection
-from pipelines.journal import Journal
-from pipelines.pool import ScoringPool
-from pipelines.screen import Screening
-from pipelines.tracking import MemoryTracker, MlflowTracker, Tracker, candidate_params
-from search.candidate import Candidate
-from search.front import ParetoFront, reference_point
-from search.measurement import Measurement, Outcome
-from search.searchers import searchers
+from prunefront.pipelines.config.sections import ClusterSection
+from prunefront.pipelines.journal.journal import Journal
+from prunefront.pipelines.stages.screening import Screening
+from prunefront.pipelines.tracking.tracker import MemoryTracker, MlflowTracker, Tracker, candidate_params
+from prunefront.pipelines.workers.pool import ScoringPool
+from prunefront.search.outcomes.front import ParetoFront, reference_point
+from prunefront.search.outcomes.measurement import Measurement, Outcome
+from prunefront.search.searchers import searchers
+from prunefront.search.space.candidate import Candidate
 from tests.problems import separable
 from tests.services.mlflow_server import mlflow_server
 from tests.services.postgres import postgres, programs

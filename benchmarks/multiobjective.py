@@ -33,10 +33,10 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the loop lives beside the tests
 
-from search.candidate import Candidate
-from search.measurement import Constraint, Measurement, Objective
-from search.searchers import searchers
-from search.space import GroupSpace, Problem, SearchSpace
+from prunefront.search.outcomes.measurement import Constraint, Measurement, Objective
+from prunefront.search.searchers import searchers
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.search_space import GroupSpace, Problem, SearchSpace
 from tests.problems import drive
 
 Floats = NDArray[np.float64]

@@ -26,17 +26,17 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pipelines.exclusive import exclusive
-from pipelines.int8 import quantise_onnx
-from pipelines.latency import compare
-from pipelines.onnx_export import export, open_session
-from pipelines.runtimes import runtimes
-from pruners.errors import RatioError
-from pruners.granularities import layer_granularities
-from pruners.granularities.dynamic import Gated, gathered_pair
-from pruners.layers import Layer
-from pruners.like import like
-from pruners.within import nearest_count
+from prunefront.errors import RatioError
+from prunefront.pipelines.formats.int8 import quantise_onnx
+from prunefront.pipelines.formats.onnx_export import export, open_session
+from prunefront.pipelines.measure.latency import compare
+from prunefront.pipelines.measure.runtimes import runtimes
+from prunefront.pipelines.measure.turnstile import exclusive
+from prunefront.pruners.granularities import layer_granularities
+from prunefront.pruners.granularities.dynamic import Gated, gathered_pair
+from prunefront.pruners.granularities.layer_like import like
+from prunefront.pruners.graph.layers import Layer
+from prunefront.pruners.plan.layer_counts import nearest_count
 
 DENSITIES = (0.75, 0.5, 0.25)
 BATCHES = (1, 32)

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from benchmarks.reference import Reference
-from pruners.choice import GroupChoice, pattern
-from search.candidate import Candidate
-from search.measurement import Measurement
-from search.searchers import searchers
-from search.space import SearchSpace
+from prunefront.choice import GroupChoice, pattern
+from prunefront.search.outcomes.measurement import Measurement
+from prunefront.search.searchers import searchers
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.search_space import SearchSpace
 
 MAX_RATIO = 0.93
 
@@ -241,7 +241,7 @@ def _importance(tp: Any, name: str) -> Any:
 
 def _gradients(reference: Reference, model: nn.Module) -> None:
     """Of the loss on the same training images that our criteria look at."""
-    from pipelines.prepare import calibration
+    from prunefront.pipelines.prepare.network import calibration
 
     for inputs, labels in calibration(reference.cifar.config, reference.cifar.network.splits.for_search()):
         nn.functional.cross_entropy(model(inputs), labels, reduction="sum").backward()

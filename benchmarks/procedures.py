@@ -20,17 +20,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipelines.accuracy import accuracy
-from pipelines.config import DataSection, ModelSection
-from pipelines.data import SearchData, batches, load
-from pipelines.models import build
-from pipelines.train import Recipe, begin, carry_out, train
-from pruners.choice import GroupChoice
-from pruners.graph import ChannelGraph
-from pruners.plan import plan
-from pruners.procedures import procedures
-from pruners.scoring import score_all
-from pruners.trace import trace
+from prunefront.choice import GroupChoice
+from prunefront.pipelines.config.sections import DataSection, ModelSection
+from prunefront.pipelines.data import SearchData, batches, load
+from prunefront.pipelines.measure.accuracy import accuracy
+from prunefront.pipelines.models import build
+from prunefront.pipelines.workers.train import Recipe, begin, carry_out, train
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan.decide import plan
+from prunefront.pruners.procedures import procedures
+from prunefront.pruners.scoring import score_all
+from prunefront.pruners.trace.tracer import trace
 
 STRUCTURED = (
     "one_shot",

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from benchmarks.cifar import Cifar
-from pipelines.problem import problem
-from pruners.cost import macs
-from pruners.plan import plan
-from search.candidate import Candidate
-from search.measurement import Measurement
-from search.space import Problem
+from prunefront.pipelines.prepare.problem import problem
+from prunefront.pruners.plan.cost import macs
+from prunefront.pruners.plan.decide import plan
+from prunefront.search.outcomes.measurement import Measurement
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.search_space import Problem
 
 CHANCE = 0.1
 SECTIONS: dict[str, Any] = {

@@ -22,18 +22,18 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from pipelines.config import ModelSection, parse
-from pipelines.data import SearchData, Split, Transform
-from pipelines.evaluate import Evaluator
-from pipelines.models import build
-from pipelines.progress import Display
-from pipelines.study import run
-from pipelines.train import Recipe
-from pipelines.workbench import Workbench, arrays
-from pruners.choice import GroupChoice
-from pruners.plan import plan
-from pruners.scoring import score_all
-from pruners.trace import trace
+from prunefront.choice import GroupChoice
+from prunefront.pipelines.config.sections import ModelSection, parse
+from prunefront.pipelines.data import SearchData, Split, Transform
+from prunefront.pipelines.events.display import Display
+from prunefront.pipelines.models import build
+from prunefront.pipelines.study.run import run
+from prunefront.pipelines.workers.bench import Workbench, arrays
+from prunefront.pipelines.workers.evaluate import Evaluator
+from prunefront.pipelines.workers.train import Recipe
+from prunefront.pruners.plan.decide import plan
+from prunefront.pruners.scoring import score_all
+from prunefront.pruners.trace.tracer import trace
 
 STUDY: dict[str, Any] = {
     "name": "overhead",

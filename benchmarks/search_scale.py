@@ -19,8 +19,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the problems live beside the tests
 
-from search.searchers import searchers
-from search.simulator import Workers, simulate
+from prunefront.search.searchers import searchers
+from prunefront.search.simulator import Workers, simulate
 from tests.problems import separable
 
 GROUPS = 9  # as ResNet-20's inner ones

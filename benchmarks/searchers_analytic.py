@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the problems live beside the tests
 
-from search.searchers import searchers
+from prunefront.search.searchers import searchers
 from tests.problems import Separable, drive, hypervolume, separable
 
 PROBLEMS = {"6 groups, from nothing": (6, 0), "8 groups, 6 seeds": (8, 5), "16 groups, 6 seeds": (16, 5)}

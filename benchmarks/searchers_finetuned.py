@@ -41,17 +41,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.cifar import trained
 from benchmarks.peers import MAX_RATIO, Moasha, Optuna, Peer, at_ratios, random, tpe
 from benchmarks.reference import CHANCE, Reference
-from pipelines.accuracy import accuracy
-from pipelines.evaluate import Evaluator
-from pipelines.train import train
-from pruners.cost import macs
-from pruners.plan import PruningPlan, plan
-from search.candidate import Candidate
-from search.halving import Rungs
-from search.heuristics import van_der_corput
-from search.measurement import OBJECTIVES, Measurement
-from search.promotion import promote
-from search.searchers import searchers
+from prunefront.pipelines.measure.accuracy import accuracy
+from prunefront.pipelines.workers.evaluate import Evaluator
+from prunefront.pipelines.workers.train import train
+from prunefront.pruners.plan.cost import macs
+from prunefront.pruners.plan.decide import PruningPlan, plan
+from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement
+from prunefront.search.promotion.halving import Rungs
+from prunefront.search.promotion.promotion import promote
+from prunefront.search.searchers import searchers
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.heuristics import van_der_corput
 
 POINTS = (6, 12, 24)
 SCORED = 100

@@ -5,8 +5,8 @@ import hashlib
 import time
 from dataclasses import dataclass
 
-from search.candidate import Candidate
-from search.measurement import Measurement
+from prunefront.search.outcomes.measurement import Measurement
+from prunefront.search.space.candidate import Candidate
 from tests.problems import Separable
 
 
@@ -23,7 +23,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedScore:
-    """As `pipelines.pool.Scored`, which cannot be imported without torch."""
+    """As `pool.Scored`, which cannot be imported without torch."""
 
     outcome: Measurement
     seconds: float

@@ -22,12 +22,12 @@ import boto3
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipelines.journal import Journal
-from pipelines.mirror import Mirror
-from pipelines.ownership import claim
-from pipelines.s3 import S3Store
-from pipelines.state import JOURNAL, Place, events_in
-from pipelines.stores import open_store
+from prunefront.pipelines.journal.journal import Journal
+from prunefront.pipelines.recovery.owner import claim
+from prunefront.pipelines.recovery.snapshot import JOURNAL, Place, events_in
+from prunefront.pipelines.recovery.upload import Mirror
+from prunefront.pipelines.stores.s3 import S3Store
+from prunefront.pipelines.stores.store import open_store
 from tests.services import ceph
 
 OUTCOME = {"values": {"accuracy": 0.9123, "macs": 12345678.0, "params": 234567.0, "size_bytes": 938268.0}}

@@ -24,14 +24,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipelines.config import DataSection, ModelSection
-from pipelines.data import batches, load
-from pipelines.models import build
-from pipelines.weights import load_weights
-from pruners.errors import PrunefrontError
-from pruners.graph import ChannelGraph
-from pruners.statistics import Batch, collect, statistics
-from pruners.trace import trace
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.sections import DataSection, ModelSection
+from prunefront.pipelines.data import batches, load
+from prunefront.pipelines.formats.weights import load_weights
+from prunefront.pipelines.models import build
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.statistics import Batch, collect, statistics
+from prunefront.pruners.trace.tracer import trace
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

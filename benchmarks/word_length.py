@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cifar import Cifar
 
-from pruners.choice import GroupChoice, Words
-from pruners.cost import cost
-from pruners.plan import plan
+from prunefront.choice import GroupChoice, Words
+from prunefront.pruners.plan.cost import cost
+from prunefront.pruners.plan.decide import plan
 
 WORDS = "fixed_point:8,fixed_point:5,fixed_point:4,fixed_point:3,twn:2,bwn:1"
 

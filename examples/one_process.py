@@ -2,22 +2,22 @@
 
 import torch
 
-from pipelines.accuracy import accuracy
-from pipelines.config import DataSection, ModelSection
-from pipelines.data import batches, load
-from pipelines.models import build
-from pipelines.problem import lanes
-from pipelines.train import Recipe, train
-from pruners.cost import cost
-from pruners.plan import plan
-from pruners.recalibrate import recalibrate
-from pruners.scoring import score_all
-from pruners.surgery import apply
-from pruners.trace import trace
-from search.front import ParetoFront
-from search.heuristics import seed_candidates
-from search.measurement import OBJECTIVES, Measurement
-from search.space import GroupSpace, SearchSpace
+from prunefront.pipelines.config.sections import DataSection, ModelSection
+from prunefront.pipelines.data import batches, load
+from prunefront.pipelines.measure.accuracy import accuracy
+from prunefront.pipelines.models import build
+from prunefront.pipelines.prepare.problem import lanes
+from prunefront.pipelines.workers.train import Recipe, train
+from prunefront.pruners.cut.recalibrate import recalibrate
+from prunefront.pruners.cut.surgery import apply
+from prunefront.pruners.plan.cost import cost
+from prunefront.pruners.plan.decide import plan
+from prunefront.pruners.scoring import score_all
+from prunefront.pruners.trace.tracer import trace
+from prunefront.search.outcomes.front import ParetoFront
+from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement
+from prunefront.search.space.heuristics import seed_candidates
+from prunefront.search.space.search_space import GroupSpace, SearchSpace
 
 splits = load(DataSection(source="digits"))
 data = splits.for_search()

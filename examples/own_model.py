@@ -8,11 +8,11 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from pipelines.config import parse
-from pipelines.data import Split
-from pipelines.progress import Display
-from pipelines.report import table
-from pipelines.study import run
+from prunefront.pipelines.config.sections import parse
+from prunefront.pipelines.data import Split
+from prunefront.pipelines.events.display import Display
+from prunefront.pipelines.fronts.page import table
+from prunefront.pipelines.study.run import run
 
 
 class Residual(nn.Module):

@@ -43,7 +43,7 @@ def main() -> None:
     sys.path[0] = str(PROJECT)  # was the home folder, where anything may lie
     sys.argv = ["prunefront", *arguments]
 
-    from pipelines.cli import main as prunefront
+    from prunefront.pipelines.cli.main import main as prunefront
 
     prunefront()
 

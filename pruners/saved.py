@@ -1,9 +1,9 @@
 """A pruned network as two files, weights.safetensors and plan.json, and back: with torch, safetensors and this package.
 
-    from pruners.saved import load_network
+    from prunefront.pruners.saved import load_network
     network = load_network(make_network(), Path("best"))   # an ordinary nn.Module in eval mode
 
-The file of weights holds what `pruners.cost.layout` says, packed (`pruners.storage`); the plan says what the tensors
+The file of weights holds what `cost.layout` says, packed (`pruners.storage`); the plan says what the tensors
 are of. Neither is trusted: every size is checked against the dense network before anything is made.
 """
 
@@ -16,21 +16,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from pruners.compact import restore
-from pruners.cost import layer_parts, layout, trained_in
-from pruners.errors import PrunefrontError
-from pruners.granularities import layer_granularities
-from pruners.graph import ChannelGraph
-from pruners.layers import Layer, Part
-from pruners.plan import LayerPlan, PruningPlan, inside, removed_blocks
-from pruners.quantisers import quantisers
-from pruners.stacks import without_blocks
-from pruners.storage import file as storage
-from pruners.storage.sizes import Counts
-from pruners.storage.streams import FLOATS, Codec, Levels
-from pruners.strict_json import loads
-from pruners.surgery import load as load_channels
-from pruners.word_length import BEHIND, wrap
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.bits.bit_width import BEHIND, wrap
+from prunefront.pruners.cut.compact import restore
+from prunefront.pruners.cut.surgery import load as load_channels
+from prunefront.pruners.granularities import layer_granularities
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.graph.layers import Layer, Part
+from prunefront.pruners.plan.cost import layer_parts, layout, trained_in
+from prunefront.pruners.plan.decide import LayerPlan, PruningPlan, inside, removed_blocks
+from prunefront.pruners.quantisers import quantisers
+from prunefront.pruners.storage import file as storage
+from prunefront.pruners.storage.sizes import Counts
+from prunefront.pruners.storage.streams import FLOATS, Codec, Levels
+from prunefront.pruners.trace.stacks import without_blocks
+from prunefront.strict_json import loads
 
 WEIGHTS, PLAN, MANIFEST = "weights.safetensors", "plan.json", "manifest.json"
 

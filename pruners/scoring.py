@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from pruners.applies import no_consumer, no_norm, no_producer
-from pruners.criteria import Criterion, criteria
-from pruners.errors import PrunefrontError
-from pruners.granularities import granularities
-from pruners.graph import ChannelGraph, ChannelGroup
-from pruners.plan import Scores
-from pruners.statistics import Batch, Loss, Statistics, WhyNot, collect, gathered_by
-from pruners.view import MEASURED, UnitView
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.criteria import Criterion, criteria
+from prunefront.pruners.granularities import granularities
+from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
+from prunefront.pruners.plan.decide import Scores
+from prunefront.pruners.statistics import Batch, Loss, Statistics, WhyNot, collect, gathered_by
+from prunefront.pruners.units.applies import no_consumer, no_norm, no_producer
+from prunefront.pruners.units.view import MEASURED, UnitView
 
 
 def why_not(criterion: Criterion, group: ChannelGroup, graph: ChannelGraph) -> str | None:

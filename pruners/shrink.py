@@ -10,19 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruners.allocators import SCORES, Terms, allocators
-from pruners.choice import GroupChoice
-from pruners.cost import macs
-from pruners.criteria import criteria
-from pruners.errors import PrunefrontError
-from pruners.graph import ChannelGraph
-from pruners.plan import PruningPlan, keep_counts, plan
-from pruners.procedures import procedures
-from pruners.procedures.loop import fit
-from pruners.procedures.run import Run
-from pruners.scoring import available, rank
-from pruners.statistics import Batch, Loss, collect
-from pruners.trace import trace
+from prunefront.choice import GroupChoice
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.allocators import SCORES, Terms, allocators
+from prunefront.pruners.criteria import criteria
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan.cost import macs
+from prunefront.pruners.plan.decide import PruningPlan, keep_counts, plan
+from prunefront.pruners.procedures import procedures
+from prunefront.pruners.procedures.loop import fit
+from prunefront.pruners.procedures.run import Run
+from prunefront.pruners.scoring import available, rank
+from prunefront.pruners.statistics import Batch, Loss, collect
+from prunefront.pruners.trace.tracer import trace
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,12 @@ from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
-from pruners.errors import PrunefrontError
-from search.candidate import Candidate
-from search.front import ParetoFront
-from search.measurement import Failure, Measurement, NotFinite, Outcome
-from search.searcher import Searcher
-from search.space import Problem
+from prunefront.errors import PrunefrontError
+from prunefront.search.outcomes.front import ParetoFront
+from prunefront.search.outcomes.measurement import Failure, Measurement, NotFinite, Outcome
+from prunefront.search.searchers.searcher import Searcher
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.search_space import Problem
 
 Job = TypeVar("Job")
 
@@ -238,7 +238,7 @@ def simulate(
     until: float = math.inf,
     driver: float | None = 0.0,
 ) -> History:
-    """A study's first stage as `pipelines/screen.py` runs it, on virtual workers, to `budget` different architectures.
+    """A study's first stage as `stages.screening` runs it, on virtual workers, to `budget` different architectures.
 
     evaluate: what it raises goes through, but for NotFinite, which becomes a Failure. realise: the key of the
     architecture that a candidate comes down to; equal ones are paid for once. It raises PrunefrontError for a candidate
@@ -287,7 +287,7 @@ def simulate(
 
 
 class _Stage:
-    """The bookkeeping of `pipelines.screen.Screening`, with a record of it."""
+    """The bookkeeping of `screening.Screening`, with a record of it."""
 
     def __init__(
         self,
@@ -370,7 +370,7 @@ class Step:
 
 
 def progress(told: Sequence[Event], problem: Problem, reference: Mapping[str, float]) -> list[Step]:
-    """One step per evaluation. told: of a `History`. reference: as `search.front.reference_point` gives it."""
+    """One step per evaluation. told: of a `History`. reference: as `front.reference_point` gives it."""
     front = ParetoFront(problem.objectives, problem.constraints)
     steps: list[Step] = []
     size, volume = 0, 0.0

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from search.front import ParetoFront
-from search.halving import Rungs
-from search.measurement import OBJECTIVES, Measurement
-from search.promotion import promote
+from prunefront.search.outcomes.front import ParetoFront
+from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement
+from prunefront.search.promotion.halving import Rungs
+from prunefront.search.promotion.promotion import promote
 
 OBJECTIVE_PAIR = (OBJECTIVES["accuracy"], OBJECTIVES["macs"])
 

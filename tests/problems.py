@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from search.candidate import Candidate
-from search.costs import CostModel
-from search.front import ParetoFront, reference_point
-from search.measurement import OBJECTIVES, Constraint, Measurement, Outcome
-from search.searcher import Searcher
-from search.space import GroupSpace, Problem, SearchSpace
+from prunefront.search.outcomes.front import ParetoFront, reference_point
+from prunefront.search.outcomes.measurement import OBJECTIVES, Constraint, Measurement, Outcome
+from prunefront.search.searchers.searcher import Searcher
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.costs import CostModel
+from prunefront.search.space.search_space import GroupSpace, Problem, SearchSpace
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.artifacts import FRONT, LIMITS, fetch_from, publish, read_front
-from pipelines.ownership import NotOurs, claim, owner_of
-from pipelines.stores import ObjectStore, put_json
+from prunefront.pipelines.artifacts.publish import FRONT, LIMITS, fetch_from, publish, read_front
+from prunefront.pipelines.recovery.owner import NotOurs, claim, owner_of
+from prunefront.pipelines.stores.store import ObjectStore, put_json
 
 WRITERS = 6
 NETWORKS = 8

@@ -33,7 +33,9 @@ class Rule:
 RULES = (
     Rule(
         "search/searchers/optuna.py",
-        may=frozenset({"search", "numpy", "optuna", "pruners.choice", "pruners.registry", "pruners.errors"}),
+        may=frozenset(
+            {"search", "numpy", "optuna", "prunefront.choice", "prunefront.registry", "prunefront.errors"}
+        ),
     ),
     Rule(
         "search",
@@ -44,9 +46,9 @@ RULES = (
                 "scipy",
                 "moocore",
                 "threadpoolctl",
-                "pruners.choice",
-                "pruners.registry",
-                "pruners.errors",
+                "prunefront.choice",
+                "prunefront.registry",
+                "prunefront.errors",
             }
         ),
     ),
@@ -87,7 +89,7 @@ RUNS_CODE = {
 }  # fmt: skip
 
 
-OWN_FILES = {("pipelines/pt2_export.py", "torch.export.load")}
+OWN_FILES = {("pipelines/formats/pt2_export.py", "torch.export.load")}
 """It compares what it has just written."""
 
 
@@ -134,14 +136,14 @@ def test_every_source_keeps_the_rules(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("search/front.py", "import torch"),
-        ("search/front.py", "def f():\n    from pruners.surgery import apply"),
-        ("search/front.py", "import optuna.samplers"),
-        ("search/front.py", "from pruners import plan"),
+        ("search/outcomes/front.py", "import torch"),
+        ("search/outcomes/front.py", "def f():\n    from prunefront.pruners.cut.surgery import apply"),
+        ("search/outcomes/front.py", "import optuna.samplers"),
+        ("search/outcomes/front.py", "from pruners import plan"),
         ("search/searchers/optuna.py", "import torch"),
-        ("pruners/plan.py", "from search.space import SearchSpace"),
-        ("pruners/plan.py", "import ray"),
-        ("pruners/plan.py", "from pipelines import config"),
+        ("pruners/plan/decide.py", "from prunefront.search.space.search_space import SearchSpace"),
+        ("pruners/plan/decide.py", "import ray"),
+        ("pruners/plan/decide.py", "from pipelines import config"),
     ],
 )
 def test_the_import_rules_can_fail(name: str, source: str) -> None:
@@ -175,9 +177,18 @@ def test_the_safety_rules_can_fail(source: str) -> None:
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("search/space.py", "import json\nimport numpy as np\nfrom pruners.choice import GroupChoice"),
-        ("search/searchers/optuna.py", "import optuna\nfrom search.space import SearchSpace"),
-        ("pruners/plan.py", "import torch\nfrom torch import nn\nfrom pruners.graph import ChannelGraph"),
+        (
+            "search/space/search_space.py",
+            "import json\nimport numpy as np\nfrom prunefront.choice import GroupChoice",
+        ),
+        (
+            "search/searchers/optuna.py",
+            "import optuna\nfrom prunefront.search.space.search_space import SearchSpace",
+        ),
+        (
+            "pruners/plan/decide.py",
+            "import torch\nfrom torch import nn\nfrom prunefront.pruners.graph.channel_graph import ChannelGraph",
+        ),
         ("pipelines/x.py", "import ray\nimport search\ntorch.load(path, weights_only=True)\nmodel.eval()"),
         (
             "pipelines/x.py",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.metrics import FAMILIES
+from prunefront.pipelines.events.metrics import FAMILIES
 
 FILE = Path(__file__).parents[1] / "examples" / "grafana" / "prunefront.json"
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from pruners.choice import GroupChoice
-from pruners.plan import plan
-from pruners.prune import prune
-from pruners.saved import PLAN, WEIGHTS, described, save_network
-from pruners.trace import trace
+from prunefront.choice import GroupChoice
+from prunefront.pruners.cut.prune import prune
+from prunefront.pruners.plan.decide import plan
+from prunefront.pruners.saved import PLAN, WEIGHTS, described, save_network
+from prunefront.pruners.trace.tracer import trace
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {
@@ -30,12 +30,12 @@ HEAVY = {
     "matplotlib",
 }
 LIGHT = (
-    "search.searchers",
-    "search.space",
-    "search.measurement",
-    "pruners.plan",
-    "pruners.graph",
-    "pruners.allocators",
+    "prunefront.search.searchers",
+    "prunefront.search.space.search_space",
+    "prunefront.search.outcomes.measurement",
+    "prunefront.pruners.plan.decide",
+    "prunefront.pruners.graph.channel_graph",
+    "prunefront.pruners.allocators",
 )
 
 
@@ -52,14 +52,16 @@ def test_the_plain_packages_load_nothing_heavy(module: str) -> None:
     assert loaded(module).isdisjoint(HEAVY)
 
 
-@pytest.mark.parametrize("module", ["pipelines.cli", "pipelines.config"])
+@pytest.mark.parametrize("module", ["prunefront.pipelines.cli.main", "prunefront.pipelines.config.sections"])
 def test_the_command_line_starts_light(module: str) -> None:
     """`prunefront --help` and a typing error in a study file answer at once."""
     assert loaded(module).isdisjoint(HEAVY)
 
 
 def test_pruners_needs_no_cluster_and_no_tracking() -> None:
-    assert loaded("pruners.criteria").isdisjoint({"ray", "mlflow", "boto3", "optuna", "search", "pipelines"})
+    assert loaded("prunefront.pruners.criteria").isdisjoint(
+        {"ray", "mlflow", "boto3", "optuna", "search", "pipelines"}
+    )
 
 
 LOADS = """
@@ -73,7 +75,7 @@ sys.meta_path.insert(0, Refuse())
 from pathlib import Path
 import torch
 from torch import nn
-from pruners.saved import load_network
+from prunefront.pruners.saved import load_network
 torch.manual_seed(0)
 dense = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.Flatten())
 network = load_network(dense, Path(sys.argv[1]))

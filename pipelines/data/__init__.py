@@ -1,12 +1,12 @@
 """Data sets: `load` gives three disjoint parts, `batches` turns a part into network input."""
 
-from pipelines.config import DataSection
-from pipelines.data import digits, folder, parquet
-from pipelines.data.batches import batches
-from pipelines.data.checks import checked, count_classes, transform_for
-from pipelines.data.source import set_aside
-from pipelines.data.splits import DataError, SearchData, Split, Splits, Transform
-from pipelines.imported import call, import_callable
+from prunefront.pipelines.config.imported import call, import_callable
+from prunefront.pipelines.config.sections import DataSection
+from prunefront.pipelines.data import digits, folder, parquet
+from prunefront.pipelines.data.batches import batches
+from prunefront.pipelines.data.checks import checked, count_classes, transform_for
+from prunefront.pipelines.data.source import set_aside
+from prunefront.pipelines.data.splits import DataError, SearchData, Split, Splits, Transform
 
 __all__ = ["DataError", "SearchData", "Split", "Splits", "Transform", "batches", "load", "sources"]
 
@@ -62,8 +62,8 @@ def _accept(made: object, section: DataSection) -> Splits:
             raise DataError(f"{section.source!r} returns its own validation part; remove data.validation")
         return _finish(*made, section)
     raise DataError(
-        f"{section.source!r} returned a {type(made).__name__}; it must return pipelines.data.Splits, "
-        "or a tuple of pipelines.data.Split: (train, validation, test) or (train, test)"
+        f"{section.source!r} returned a {type(made).__name__}; it must return prunefront.pipelines.data.Splits, "
+        "or a tuple of prunefront.pipelines.data.Split: (train, validation, test) or (train, test)"
     )
 
 

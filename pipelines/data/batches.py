@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.data.splits import Split, Transform
+from prunefront.pipelines.data.splits import Split, Transform
 
 
 def batches(

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.data.splits import DataError
-from pipelines.journal import write_json
+from prunefront.pipelines.data.splits import DataError
+from prunefront.pipelines.journal.journal import write_json
 
 FOLDER = "PRUNEFRONT_DATA_CACHE"
 """The environment variable that says where copies are kept."""
@@ -30,7 +30,9 @@ def fetched(uri: str, endpoint_url: str | None, *, key: str) -> Path:
     another process downloads it waits for that. key: of the study file, for errors. Raises DataError, S3Error,
     ArtifactNotFound.
     """
-    from pipelines.s3 import S3Store  # here, not above: most studies have their data at hand
+    from prunefront.pipelines.stores.s3 import (
+        S3Store,  # here, not above: most studies have their data at hand
+    )
 
     prefix, _, name = uri.rpartition("/")
     store = S3Store(prefix, endpoint_url=endpoint_url, setting=key)

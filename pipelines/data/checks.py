@@ -6,7 +6,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from pipelines.data.splits import DataError, Split, Splits, Transform
+from prunefront.pipelines.data.splits import DataError, Split, Splits, Transform
 
 LEAK_LIMIT = 0.01
 """Largest share of held-out images that may also be training images. Well-known data sets hold a few exact

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.data.splits import DataError
+from prunefront.pipelines.data.splits import DataError
 
 CHUNK = 256
 """Images per task: a task for each costs more than decoding a small image does."""

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from pipelines.config import DataSection
-from pipelines.data.source import Parts, set_aside
-from pipelines.data.splits import DataError, Split
+from prunefront.pipelines.config.sections import DataSection
+from prunefront.pipelines.data.source import Parts, set_aside
+from prunefront.pipelines.data.splits import DataError, Split
 
 TEST_IMAGES = 400
 VALIDATION_IMAGES = 300

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.config import DataSection
-from pipelines.data.decode import decode
-from pipelines.data.source import Parts, path_of, validation_count
-from pipelines.data.splits import DataError, Split
+from prunefront.pipelines.config.sections import DataSection
+from prunefront.pipelines.data.decode import decode
+from prunefront.pipelines.data.source import Parts, path_of, validation_count
+from prunefront.pipelines.data.splits import DataError, Split
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
 ORDER_SEED = 20_240_229

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.config import DataSection
-from pipelines.data.decode import decode, memory
-from pipelines.data.source import Parts, path_of, validation_count
-from pipelines.data.splits import DataError, Split
+from prunefront.pipelines.config.sections import DataSection
+from prunefront.pipelines.data.decode import decode, memory
+from prunefront.pipelines.data.source import Parts, path_of, validation_count
+from prunefront.pipelines.data.splits import DataError, Split
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMN = "label"

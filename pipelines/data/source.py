@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from pipelines.config import DataSection
-from pipelines.data.cache import fetched
-from pipelines.data.splits import DataError, Split
+from prunefront.pipelines.config.sections import DataSection
+from prunefront.pipelines.data.cache import fetched
+from prunefront.pipelines.data.splits import DataError, Split
 
 Parts = tuple[Split, Split, Split]
 """train, validation, test."""

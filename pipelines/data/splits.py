@@ -6,7 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pruners.errors import PrunefrontError
+from prunefront.errors import PrunefrontError
 
 Augment = Literal["none", "crop", "crop_flip"]
 

@@ -5,11 +5,11 @@ import inspect
 import torch
 from torch import nn
 
-from pipelines.config import ModelSection
-from pipelines.imported import call, import_callable, one_line
-from pipelines.models import densenet, digits_cnn, mobilenet, resnet, vgg
-from pipelines.models.registry import models
-from pruners.errors import PrunefrontError
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.imported import call, import_callable, one_line
+from prunefront.pipelines.config.sections import ModelSection
+from prunefront.pipelines.models import densenet, digits_cnn, mobilenet, resnet, vgg
+from prunefront.pipelines.models.registry import models
 
 __all__ = ["ModelError", "build", "densenet", "digits_cnn", "mobilenet", "models", "resnet", "vgg"]
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipelines.models.registry import models
+from prunefront.pipelines.models.registry import models
 
 LAYERS = 12  # per dense block; three blocks, two transitions, stem and linear make 40
 

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from pipelines.models.registry import models
+from prunefront.pipelines.models.registry import models
 
 
 class DigitsCNN(nn.Module):

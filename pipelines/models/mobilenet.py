@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from pipelines.models.registry import models
+from prunefront.pipelines.models.registry import models
 
 BLOCKS = (  # table 2: expansion, maps, repeats, stride of the first
     (1, 16, 1, 1),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from pruners.registry import Registry
+from prunefront.registry import Registry
 
 models: Registry[Callable[..., nn.Module]] = Registry("model")
 """Name -> factory. Each takes `classes`, `channels` (of the input image) and its own options, all by name."""

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipelines.models.registry import models
+from prunefront.pipelines.models.registry import models
 
 
 class BasicBlock(nn.Module):

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from pipelines.models.registry import models
+from prunefront.pipelines.models.registry import models
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 

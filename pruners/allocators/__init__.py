@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pruners.cost import macs_of
-from pruners.errors import PrunefrontError
-from pruners.graph import ChannelGraph
-from pruners.registry import Registry, summary_of
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan.cost import macs_of
+from prunefront.registry import Registry, summary_of
 
 Counts = dict[str, int]
 """Group name -> how many of its units stay."""
@@ -43,7 +43,7 @@ class Terms:
     """What an allocation may look at, and what it must keep to.
 
     kept_macs: the share of the dense network's MACs that may stay, in (0, 1]. keeps: group -> the kept-unit counts
-    that may be chosen, ascending to all its units (`pruners.plan.keep_counts`); groups that it leaves out stay dense.
+    that may be chosen, ascending to all its units (`decide.keep_counts`); groups that it leaves out stay dense.
     scores: group -> float64 [units] of one criterion, higher = keep; a group may be missing. comparable: whether
     scores of different groups may be ranked together as they are. facts: what was measured, field -> group -> array.
     seed: of everything that is drawn. Raises ValueError for a share out of range, or keeps that do not fit the graph.

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from pruners.allocators import Counts, Terms, allocator, at_least, fit
+from prunefront.pruners.allocators import Counts, Terms, allocator, at_least, fit
 
 EPSILON = 0.01
 HITS = 2

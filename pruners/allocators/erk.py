@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from math import prod
 
-from pruners.allocators import Counts, Terms, allocator, fit, nearest
+from prunefront.pruners.allocators import Counts, Terms, allocator, fit, nearest
 
 
 @allocator(

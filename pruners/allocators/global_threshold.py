@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from pruners.allocators import SCORES, Counts, Terms, allocator, fit, nearest
+from prunefront.pruners.allocators import SCORES, Counts, Terms, allocator, fit, nearest
 
 
 @allocator(

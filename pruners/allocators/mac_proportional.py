@@ -1,7 +1,7 @@
 """Cuts where the work is."""
 
-from pruners.allocators import Counts, Terms, allocator, fit, nearest
-from pruners.cost import unit_macs
+from prunefront.pruners.allocators import Counts, Terms, allocator, fit, nearest
+from prunefront.pruners.plan.cost import unit_macs
 
 
 @allocator(

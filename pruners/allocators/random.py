@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pruners.allocators import Counts, Terms, allocator, fit, nearest
+from prunefront.pruners.allocators import Counts, Terms, allocator, fit, nearest
 
 SPREAD = 4.0
 """Exponents are drawn from 1/SPREAD to SPREAD."""

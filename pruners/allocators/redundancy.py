@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from pruners.allocators import Counts, PerGroup, Terms, allocator, at_least, fit
-from pruners.graph import ChannelGraph
-from pruners.plan import keep_counts
+from prunefront.pruners.allocators import Counts, PerGroup, Terms, allocator, at_least, fit
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan.decide import keep_counts
 
 EPSILON = 1e-2
 """Share of the gradients' energy that may be lost."""
@@ -72,7 +72,7 @@ def upper_bounds(
 ) -> dict[str, float]:
     """Group name -> the largest ratio that may be asked of it, for every group with gradients.
 
-    largest: the ratio that no group may exceed anyway, as `max_ratio` in `pruners.plan.keep_counts`.
+    largest: the ratio that no group may exceed anyway, as `max_ratio` in `decide.keep_counts`.
     """
     return {
         group.name: max_ratio(gradient_gram[group.name], keep_counts(group, largest)[0], epsilon)

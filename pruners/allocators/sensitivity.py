@@ -6,10 +6,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from pruners.allocators import Counts, Terms, allocator, fit, nearest
+from prunefront.pruners.allocators import Counts, Terms, allocator, fit, nearest
 
 RATIOS = (0.25, 0.5, 0.75, 0.9)
-"""At which `pruners.statistics.sensitivity` cuts each group alone."""
+"""At which `statistics.sensitivity` cuts each group alone."""
 
 
 @allocator(

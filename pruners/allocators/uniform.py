@@ -1,6 +1,6 @@
 """The same ratio everywhere: a width multiplier."""
 
-from pruners.allocators import Counts, Terms, allocator, fit, nearest
+from prunefront.pruners.allocators import Counts, Terms, allocator, fit, nearest
 
 
 @allocator(

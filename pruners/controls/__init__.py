@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pruners.choice import pattern
-from pruners.cost import macs
-from pruners.errors import PrunefrontError
-from pruners.graph import ChannelGraph
-from pruners.plan import GroupPlan, PruningPlan, Scores, keep_counts
-from pruners.registry import Registry, summary_of
+from prunefront.choice import pattern
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan.cost import macs
+from prunefront.pruners.plan.decide import GroupPlan, PruningPlan, Scores, keep_counts
+from prunefront.registry import Registry, summary_of
 
 Start = Literal["dense", "fresh", "initial"]
 
@@ -55,7 +55,7 @@ class Rival:
     """A network to train. plan: for the dense network.
 
     start: `dense` = cut from the trained dense network, `fresh` = cut from a new initialisation
-    (`pruners.fresh.fresh`), `initial` = cut from the weights that the dense network was trained from. epochs: to train.
+    (`untrained.fresh`), `initial` = cut from the weights that the dense network was trained from. epochs: to train.
     """
 
     plan: PruningPlan

@@ -1,6 +1,6 @@
 """Do the kept units' first weights matter? (Frankle and Carbin 2019, 1803.03635)"""
 
-from pruners.controls import Rival, Subject, control
+from prunefront.pruners.controls import Rival, Subject, control
 
 
 @control(

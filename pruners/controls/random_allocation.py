@@ -5,9 +5,9 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from pruners.allocators import Terms, allocators
-from pruners.controls import Rival, Subject, control, keeping
-from pruners.errors import PrunefrontError
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.allocators import Terms, allocators
+from prunefront.pruners.controls import Rival, Subject, control, keeping
 
 
 @control(

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pruners.controls import Rival, Subject, control, keeping
+from prunefront.pruners.controls import Rival, Subject, control, keeping
 
 
 @control(

@@ -1,6 +1,6 @@
 """Are the inherited weights worth anything? As much computing as the dense network had."""
 
-from pruners.controls import Rival, Subject, control
+from prunefront.pruners.controls import Rival, Subject, control
 
 CAP = 8
 """Own: never more than so many times the dense network's epochs. The paper caps its ImageNet runs, at other figures."""

@@ -1,6 +1,6 @@
 """Are the inherited weights worth anything? As many epochs as the dense network had."""
 
-from pruners.controls import Rival, Subject, control
+from prunefront.pruners.controls import Rival, Subject, control
 
 
 @control(

@@ -1,7 +1,7 @@
 """Is the allocation worth anything, with no pruning at all? The width multiplier."""
 
-from pruners.allocators import Terms, allocators
-from pruners.controls import Rival, Subject, control, keeping
+from prunefront.pruners.allocators import Terms, allocators
+from prunefront.pruners.controls import Rival, Subject, control, keeping
 
 
 @control(

@@ -10,17 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pruners.errors import PrunefrontError
-from pruners.registry import Registry, summary_of
-from pruners.statistics import WhyNot
-from pruners.view import FIELDS, UnitView
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.statistics import WhyNot
+from prunefront.pruners.units.view import FIELDS, UnitView
+from prunefront.registry import Registry, summary_of
 
 Score = Callable[[UnitView], Float[Tensor, " units"]]
 """One score per unit, higher = keep. Pure: neither the view nor any global state changes."""
 
 
 Repair = Literal["none", "rescale", "refit"]
-"""What a criterion does to the weights that read a group once its units are gone, see `pruners.repair`."""
+"""What a criterion does to the weights that read a group once its units are gone, see `cut.repair`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,5 +106,5 @@ def criterion(
     return file
 
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)

@@ -12,11 +12,11 @@ from typing import Protocol
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pruners.graph import ChannelGroup
-from pruners.layers import Layer, Part
-from pruners.registry import Registry
-from pruners.statistics import Statistics
-from pruners.view import UnitView
+from prunefront.pruners.graph.channel_graph import ChannelGroup
+from prunefront.pruners.graph.layers import Layer, Part
+from prunefront.pruners.statistics import Statistics
+from prunefront.pruners.units.view import UnitView
+from prunefront.registry import Registry
 
 Pattern = Mapping[str, Tensor]
 """What of a layer stays, as int64 index tensors by name; empty where the count says it all."""

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from pruners.graph import ChannelGraph
-from pruners.layers import Stack
-from pruners.registry import Registry
-from pruners.view import UnitView
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.graph.layers import Stack
+from prunefront.pruners.units.view import UnitView
+from prunefront.registry import Registry
 
 
 class StackGranularity(Protocol):

@@ -5,10 +5,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pruners.granularities import granularities
-from pruners.graph import ChannelGroup
-from pruners.statistics import Statistics
-from pruners.view import MEASURED, UnitView, consumers, per_unit, producers, rows, scales, shifts
+from prunefront.pruners.granularities import granularities
+from prunefront.pruners.graph.channel_graph import ChannelGroup
+from prunefront.pruners.statistics import Statistics
+from prunefront.pruners.units.view import (
+    MEASURED,
+    UnitView,
+    consumers,
+    per_unit,
+    producers,
+    rows,
+    scales,
+    shifts,
+)
 
 
 class Channel:

@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pruners.granularities import Pattern, layer_granularities
-from pruners.granularities.scatter import (
+from prunefront.pruners.granularities import Pattern, layer_granularities
+from prunefront.pruners.granularities.layer_like import like
+from prunefront.pruners.granularities.scatter import (
     NORM,
     conv_and_norm,
     norm_like,
@@ -17,8 +18,7 @@ from pruners.granularities.scatter import (
     norm_state,
     outputs_only,
 )
-from pruners.layers import Layer, Part
-from pruners.like import like
+from prunefront.pruners.graph.layers import Layer, Part
 
 DECAY = 1e-8
 """λ of λ ‖q‖₁ in the loss, of the feature boosting and suppression paper (Gao et al. 2019, 1810.05331) [rec]."""

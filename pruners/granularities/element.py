@@ -10,11 +10,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pruners.errors import PrunefrontError
-from pruners.granularities import Pattern, layer_granularities
-from pruners.layers import Layer, Part
-from pruners.like import like, weight_of
-from pruners.masks import largest
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.granularities import Pattern, layer_granularities
+from prunefront.pruners.granularities.layer_like import like, weight_of
+from prunefront.pruners.graph.layers import Layer, Part
+from prunefront.pruners.units.masks import largest
 
 DENSITY = 0.05
 """A sparse product is tried up to this share of non-zeros."""

@@ -11,11 +11,19 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pruners.errors import PrunefrontError
-from pruners.granularities import Pattern, layer_granularities
-from pruners.layers import Layer, Part
-from pruners.like import like, weight_of
-from pruners.strided_patterns import Box, Kernel, Strided, boxes_of, choose, reachable, size_of
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.granularities import Pattern, layer_granularities
+from prunefront.pruners.granularities.layer_like import like, weight_of
+from prunefront.pruners.granularities.strided_patterns import (
+    Box,
+    Kernel,
+    Strided,
+    boxes_of,
+    choose,
+    reachable,
+    size_of,
+)
+from prunefront.pruners.graph.layers import Layer, Part
 
 PATCHES = 2**20
 """Up to so many elements (4 MiB) a patch matrix and one product are faster than several convolutions, in eager mode."""

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pruners.granularities import Pattern, layer_granularities
-from pruners.layers import Layer, Part
-from pruners.like import like, weight_of
+from prunefront.pruners.granularities import Pattern, layer_granularities
+from prunefront.pruners.granularities.layer_like import like, weight_of
+from prunefront.pruners.graph.layers import Layer, Part
 
 STEP = 16
 """Ranks of wide layers are multiples of it: convolution kernels work in blocks of so many channels, and any other rank

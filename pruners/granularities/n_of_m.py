@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from pruners import masks
-from pruners.errors import PrunefrontError
-from pruners.granularities import Pattern, layer_granularities
-from pruners.granularities.element import Sparse, chosen
-from pruners.layers import Layer, Part
-from pruners.like import like, weight_of
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.granularities import Pattern, layer_granularities
+from prunefront.pruners.granularities.element import Sparse, chosen
+from prunefront.pruners.granularities.layer_like import like, weight_of
+from prunefront.pruners.graph.layers import Layer, Part
+from prunefront.pruners.units import masks
 
 TEAM = 4
 """M of N:M, the one that sparse tensor cores know."""

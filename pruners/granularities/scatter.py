@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pruners.errors import PrunefrontError
-from pruners.granularities import Pattern, layer_granularities
-from pruners.granularities.gather import ascending
-from pruners.layers import Layer, Part
-from pruners.like import like, weight_of
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.granularities import Pattern, layer_granularities
+from prunefront.pruners.granularities.gather import ascending
+from prunefront.pruners.granularities.layer_like import like, weight_of
+from prunefront.pruners.graph.layers import Layer, Part
 
 
 class Scattered(nn.Module):

@@ -1,7 +1,7 @@
 """Training procedures: how a network gets from dense to its plan. Modules here are found by themselves.
 
 A procedure is a generator: it changes the network (`run.cut`), yields a `Phase` of training, and goes on when that is
-over. All of them run in the same loop (`pruners.procedures.loop`) and spend the same number of steps.
+over. All of them run in the same loop (`procedures.loop`) and spend the same number of steps.
 """
 
 import importlib
@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from pruners.errors import PrunefrontError
-from pruners.procedures.hook import Hook
-from pruners.procedures.run import Run
-from pruners.registry import Registry, summary_of
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.procedures.hook import Hook
+from prunefront.pruners.procedures.run import Run
+from prunefront.registry import Registry, summary_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,5 +110,5 @@ def procedure(
     return file
 
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)

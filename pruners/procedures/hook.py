@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pruners.procedures.run import Run
+    from prunefront.pruners.procedures.run import Run
 
 
 class Hook:

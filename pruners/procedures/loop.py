@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pruners.errors import PrunefrontError
-from pruners.procedures import Phase
-from pruners.procedures.hook import Hook
-from pruners.procedures.run import Run, SnapshotError
-from pruners.procedures.snapshot import Snapshot, Sums, put_back
-from pruners.statistics import Batch, images
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.procedures import Phase
+from prunefront.pruners.procedures.hook import Hook
+from prunefront.pruners.procedures.run import Run, SnapshotError
+from prunefront.pruners.procedures.snapshot import Snapshot, Sums, put_back
+from prunefront.pruners.statistics import Batch, images
 
 Backward = Callable[[nn.Module, Batch, int], float]
 """Fills the parameters' gradients from a batch, and returns its loss. The number is the step's, from 0."""

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pruners.masks import Masks, Tensors
-from pruners.procedures.hook import Hook
-from pruners.procedures.run import Run
-from pruners.recalibrate import recalibrate
+from prunefront.pruners.cut.recalibrate import recalibrate
+from prunefront.pruners.procedures.hook import Hook
+from prunefront.pruners.procedures.run import Run
+from prunefront.pruners.units.masks import Masks, Tensors
 
 
 class Masked(Hook):

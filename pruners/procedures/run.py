@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pruners.compact import compact
-from pruners.criteria import criteria
-from pruners.errors import PrunefrontError
-from pruners.graph import ChannelGraph
-from pruners.plan import GroupPlan, PruningPlan, Scores
-from pruners.procedures.hook import Hook
-from pruners.procedures.words import WordLength
-from pruners.prune import prune, settle
-from pruners.scoring import score_all, why_not
-from pruners.statistics import Batch, Loss
-from pruners.surgery import reduced, removed, taken
-from pruners.word_length import word_lengths, wrap
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.bits.bit_width import word_lengths, wrap
+from prunefront.pruners.criteria import criteria
+from prunefront.pruners.cut.compact import compact
+from prunefront.pruners.cut.prune import prune, settle
+from prunefront.pruners.cut.surgery import reduced, removed, taken
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan.decide import GroupPlan, PruningPlan, Scores
+from prunefront.pruners.procedures.bit_widths import WordLength
+from prunefront.pruners.procedures.hook import Hook
+from prunefront.pruners.scoring import score_all, why_not
+from prunefront.pruners.statistics import Batch, Loss
 
 NOTHING = ChannelGraph((), (), (), {}, ())
 """Of a step that cuts no channel."""
@@ -47,7 +47,7 @@ class Run:
     What the goal asks besides channels is carried out as soon as the last of them is gone, for whichever procedure.
 
     cuts: what each call of `cut` left. repeatable: whether a run that makes these cuts again has tensors of the same
-    names and shapes, with the same meaning (`pruners.procedures.snapshot`).
+    names and shapes, with the same meaning (`procedures.snapshot`).
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """How steps, units and learning rates are spread over a run: plain numbers, no network."""
 
-from pruners.errors import PrunefrontError
+from prunefront.errors import PrunefrontError
 
 
 def split(steps: int, parts: int) -> list[int]:

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pruners.graph import ChannelGraph, ChannelGroup, TensorSlice
-from pruners.procedures.run import Run
-from pruners.view import producers, scales
+from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
+from prunefront.pruners.procedures.run import Run
+from prunefront.pruners.units.view import producers, scales
 
 WHISPER = 1e-20
 """Stands in for zero where a unit is silent and shall still be heard by its gradient.

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pruners.procedures.run import Kept, Run, SnapshotError
+from prunefront.pruners.procedures.run import Kept, Run, SnapshotError
 
 FORMAT = "prunefront training 1"
 HEADER = "training"

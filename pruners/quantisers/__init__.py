@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pruners.errors import PrunefrontError
-from pruners.registry import Registry, summary_of
+from prunefront.errors import PrunefrontError
+from prunefront.registry import Registry, summary_of
 
 Fit = Callable[[Tensor, int, bool], tuple[Tensor, Tensor | None]]
 """(weight, bits, per_channel) -> float32 scale, above 0, and offset: [1, 1, …] or [C_out, 1, …], as many axes as the

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from pruners.quantisers import axes, nearest, quantiser, usable
+from prunefront.pruners.quantisers import axes, nearest, quantiser, usable
 
 
 def _levels(bits: int) -> range:

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from pruners.quantisers import quantiser
-from pruners.storage import codebook as table
+from prunefront.pruners.quantisers import quantiser
+from prunefront.pruners.storage import codebook as table
 
 
 def _levels(bits: int) -> range:
@@ -28,7 +28,7 @@ def codebook(weight: Tensor, bits: int, per_channel: bool) -> tuple[Tensor, Tens
     """2^bits shared values of a whole layer, by k-means; zero is one of them where weights are zero.
 
     The paper trains the shared values by the sums of their members' gradients
-    (`pruners.storage.codebook.centroid_gradient`); here float weights are trained, as with every other quantiser, and
+    (`codebook.centroid_gradient`); here float weights are trained, as with every other quantiser, and
     values are found anew each epoch (own choice: weights may change their value).
     """
     return table.fit(weight, bits).float(), None

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pruners.quantisers import axes, nearest, quantiser, sign, spanned, usable
+from prunefront.pruners.quantisers import axes, nearest, quantiser, sign, spanned, usable
 
 
 def _levels(bits: int) -> range:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pruners.quantisers import quantiser, usable
+from prunefront.pruners.quantisers import quantiser, usable
 
 POINTS = 100  # steps that are tried before the best of them is improved
 CHANGE = 1e-6  # of a step, relative; it is good enough below

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from pruners.quantisers import axes, quantiser, spanned, usable
+from prunefront.pruners.quantisers import axes, quantiser, spanned, usable
 
 FACTOR = 0.7  # between the best one for a Gaussian, 0.767, and for a uniform distribution, 0.667
 

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruners.errors import PrunefrontError
-from pruners.graph import ChannelGraph, ChannelGroup
-from pruners.registry import Registry, summary_of
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
+from prunefront.registry import Registry, summary_of
 
 Inputs = Tensor | tuple[Tensor, ...]
 Batch = tuple[Inputs, Any]

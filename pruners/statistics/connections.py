@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pruners.applies import no_consumer
-from pruners.errors import PrunefrontError
-from pruners.graph import ChannelGraph, ChannelGroup
-from pruners.statistics import Inquiry, Values, images, statistic
-from pruners.statistics.contributions import matrix, transposed
-from pruners.view import consumers, per_unit
-from pruners.watch import CONVOLUTIONS, Product, Watch
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
+from prunefront.pruners.statistics import Inquiry, Values, images, statistic
+from prunefront.pruners.statistics.contributions import matrix, transposed
+from prunefront.pruners.units.applies import no_consumer
+from prunefront.pruners.units.view import consumers, per_unit
+from prunefront.pruners.units.watch import CONVOLUTIONS, Product, Watch
 
 ELEMENTS = 2**24
 """Of the strengths per output position that are held at a time: 128 MiB."""

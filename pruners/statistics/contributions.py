@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pruners import applies
-from pruners.errors import PrunefrontError
-from pruners.graph import ChannelGraph, ChannelGroup
-from pruners.statistics import Inquiry, Values, statistic
-from pruners.view import consumers, per_unit
-from pruners.watch import CONVOLUTIONS, Product, Watch
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
+from prunefront.pruners.statistics import Inquiry, Values, statistic
+from prunefront.pruners.units import applies
+from prunefront.pruners.units.view import consumers, per_unit
+from prunefront.pruners.units.watch import CONVOLUTIONS, Product, Watch
 
 POSITIONS = 10
 """Sampled output positions per image and call, as in both papers."""

@@ -8,11 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pruners.applies import no_gate
-from pruners.errors import PrunefrontError
-from pruners.graph import TensorSlice
-from pruners.statistics import Inquiry, Values, statistic
-from pruners.view import gates, owners, per_unit
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.graph.channel_graph import TensorSlice
+from prunefront.pruners.statistics import Inquiry, Values, statistic
+from prunefront.pruners.units.applies import no_gate
+from prunefront.pruners.units.view import gates, owners, per_unit
 
 Parts = Mapping[str, tuple[TensorSlice, ...]]
 """Group name -> the parameter slices that its units scale."""

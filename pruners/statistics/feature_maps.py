@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pruners.applies import residual
-from pruners.errors import PrunefrontError
-from pruners.graph import TensorSlice
-from pruners.statistics import Inquiry, Values, statistic
-from pruners.view import consumers
-from pruners.watch import CONVOLUTIONS, TRANSPOSED, Product, Watch
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.graph.channel_graph import TensorSlice
+from prunefront.pruners.statistics import Inquiry, Values, statistic
+from prunefront.pruners.units.applies import residual
+from prunefront.pruners.units.view import consumers
+from prunefront.pruners.units.watch import CONVOLUTIONS, TRANSPOSED, Product, Watch
 
 ELEMENTS = 2**24
 """Of the matrices whose eigenvalues are taken at a time: 128 MiB."""

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pruners.applies import no_consumer, no_gate, no_producer, no_relu
-from pruners.errors import PrunefrontError
-from pruners.graph import ChannelGraph, ChannelGroup, TensorSlice
-from pruners.statistics import Inquiry, Values, WhyNot, statistic
-from pruners.view import consumers, gates, owners, per_unit, producers, scales
-from pruners.watch import Product, Watch
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
+from prunefront.pruners.statistics import Inquiry, Values, WhyNot, statistic
+from prunefront.pruners.units.applies import no_consumer, no_gate, no_producer, no_relu
+from prunefront.pruners.units.view import consumers, gates, owners, per_unit, producers, scales
+from prunefront.pruners.units.watch import Product, Watch
 
 Axis = tuple[str, int]
 """A tensor and one of its axes."""

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pruners.applies import no_producer
-from pruners.graph import ChannelGraph, ChannelGroup, TensorSlice
-from pruners.statistics import Inquiry, Values, statistic
-from pruners.statistics.logits import check_seen, drawn, logits_of
-from pruners.view import consumers, owners, producers
-from pruners.watch import CONVOLUTIONS, Outputs, Product, Watch
+from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
+from prunefront.pruners.statistics import Inquiry, Values, statistic
+from prunefront.pruners.statistics.logits import check_seen, drawn, logits_of
+from prunefront.pruners.units.applies import no_producer
+from prunefront.pruners.units.view import consumers, owners, producers
+from prunefront.pruners.units.watch import CONVOLUTIONS, Outputs, Product, Watch
 
 LARGEST = 4608
 """Rows of a factor: 512 channels × 9 places of a kernel, 170 MB."""

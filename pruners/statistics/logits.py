@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pruners.applies import no_consumer
-from pruners.errors import PrunefrontError
-from pruners.graph import ChannelGraph, ChannelGroup, TensorSlice
-from pruners.statistics import Inputs, Inquiry, Values, statistic
-from pruners.view import consumers, per_unit
-from pruners.watch import Product, Watch
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
+from prunefront.pruners.statistics import Inputs, Inquiry, Values, statistic
+from prunefront.pruners.units.applies import no_consumer
+from prunefront.pruners.units.view import consumers, per_unit
+from prunefront.pruners.units.watch import Product, Watch
 
 MOST_CLASSES = 32
 """Up to so many classes the Gauss–Newton matrix is exact; above, classes are drawn."""

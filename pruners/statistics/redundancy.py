@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruners.errors import PrunefrontError
-from pruners.graph import ChannelGraph, ChannelGroup, TensorSlice
-from pruners.statistics import Batch, Inquiry, Values, images, statistic
-from pruners.view import producers, rows
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
+from prunefront.pruners.statistics import Batch, Inquiry, Values, images, statistic
+from prunefront.pruners.units.view import producers, rows
 
 MINI_BATCHES = 32
 """At least so many gradients are taken where there are as many images."""

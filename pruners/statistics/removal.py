@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from pruners.graph import ChannelGraph, ChannelGroup
-from pruners.statistics import Inquiry, Values, images, statistic
+from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
+from prunefront.pruners.statistics import Inquiry, Values, images, statistic
 
 
 def always(group: ChannelGroup, graph: ChannelGraph) -> str | None:
@@ -26,7 +26,7 @@ def always(group: ChannelGroup, graph: ChannelGraph) -> str | None:
 def removal(inquiry: Inquiry) -> Values:
     """Change of the mean loss when a unit is masked, one unit at a time, with its sign.
 
-    Masked is what `pruners.surgery.mask` zeroes: every slice of the unit, behind norms too, so that nothing of it
+    Masked is what `surgery.mask` zeroes: every slice of the unit, behind norms too, so that nothing of it
     reaches its consumers. The mean is over images.
     """
     dense = _mean_loss(inquiry)

@@ -11,12 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from pruners.applies import no_consumer
-from pruners.errors import PrunefrontError
-from pruners.statistics import Inquiry, Values, statistic
-from pruners.statistics.logits import Readings, check_seen, logits_of
-from pruners.view import consumers, per_unit
-from pruners.watch import CONVOLUTIONS, PRODUCTS, TRANSPOSED, Outputs, Product, Watch
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.statistics import Inquiry, Values, statistic
+from prunefront.pruners.statistics.logits import Readings, check_seen, logits_of
+from prunefront.pruners.units.applies import no_consumer
+from prunefront.pruners.units.view import consumers, per_unit
+from prunefront.pruners.units.watch import CONVOLUTIONS, PRODUCTS, TRANSPOSED, Outputs, Product, Watch
 
 ALPHA = 0.5
 """Weight of spread against uncorrelatedness in Inf-FS (own: the paper's value is not re-checked)."""

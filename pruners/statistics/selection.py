@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pruners.applies import residual
-from pruners.errors import PrunefrontError
-from pruners.graph import ChannelGraph, ChannelGroup, TensorSlice
-from pruners.statistics import Batch, Inquiry, Values, images, statistic
-from pruners.view import consumers, owners, per_unit
-from pruners.watch import Product, Watch
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
+from prunefront.pruners.statistics import Batch, Inquiry, Values, images, statistic
+from prunefront.pruners.units.applies import residual
+from prunefront.pruners.units.view import consumers, owners, per_unit
+from prunefront.pruners.units.watch import Product, Watch
 
 SHARE = 0.05
 """Of the units that join at a time (own; the paper's are added one by one)."""

@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pruners.allocators.sensitivity import RATIOS, cuts
-from pruners.applies import no_producer
-from pruners.errors import PrunefrontError
-from pruners.graph import ChannelGroup
-from pruners.statistics import Inquiry, Values, images, statistic
-from pruners.view import producers, rows
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.allocators.sensitivity import RATIOS, cuts
+from prunefront.pruners.graph.channel_graph import ChannelGroup
+from prunefront.pruners.statistics import Inquiry, Values, images, statistic
+from prunefront.pruners.units.applies import no_producer
+from prunefront.pruners.units.view import producers, rows
 
 IMAGES = 512
 
@@ -27,7 +27,7 @@ IMAGES = 512
 def sensitivity(inquiry: Inquiry) -> Values:
     """Rise of the loss when a group alone loses its units of lowest L2 norm, without retraining, at each ratio.
 
-    [ratios], in the order of `pruners.allocators.sensitivity.RATIOS`; no field of a `UnitView`. Li et al. draw accuracy
+    [ratios], in the order of `sensitivity.RATIOS`; no field of a `UnitView`. Li et al. draw accuracy
     and rank by L1. How many units go is `cuts` there. Units go by masking: all that belongs to them is set to zero.
     Raises PrunefrontError where a loss is not finite.
     """

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pruners.statistics import Inquiry, Values, statistic
-from pruners.statistics.logits import no_more_than, unit_work
+from prunefront.pruners.statistics import Inquiry, Values, statistic
+from prunefront.pruners.statistics.logits import no_more_than, unit_work
 
 MOST_UNITS = 5000
 """Q has a row and a column for each unit of the network."""

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from pruners.errors import PrunefrontError
-from pruners.storage.sizes import packed_bytes
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.storage.sizes import packed_bytes
 
 Bytes = NDArray[np.uint8]
 

@@ -11,11 +11,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pruners.errors import PrunefrontError
-from pruners.layers import Part
-from pruners.storage.layout import check_layout
-from pruners.storage.sizes import SEPARATOR, Counts
-from pruners.storage.streams import DTYPES, Codec, Levels, Slot, pack_tensor, slots, unpack_tensor
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.graph.layers import Part
+from prunefront.pruners.storage.layout import check_layout
+from prunefront.pruners.storage.sizes import SEPARATOR, Counts
+from prunefront.pruners.storage.streams import DTYPES, Codec, Levels, Slot, pack_tensor, slots, unpack_tensor
 
 LEVELS = ("scale", "offset", "codebook")
 """Suffixes of the floats that a quantiser keeps for a tensor `weight`: `weight_scale` and so on, in the same state."""

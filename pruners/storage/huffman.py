@@ -7,9 +7,9 @@ codes, highest bit first. Codes follow from their lengths: shorter before longer
 import numpy as np
 from numpy.typing import NDArray
 
-from pruners.errors import PrunefrontError
-from pruners.storage.bits import Bytes, pack_bits, unpack_bits
-from pruners.storage.sizes import BLOCK, LONGEST_CODE, packed_bytes, width
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.storage.bits import Bytes, pack_bits, unpack_bits
+from prunefront.pruners.storage.sizes import BLOCK, LONGEST_CODE, packed_bytes, width
 
 LENGTH_BITS = width(LONGEST_CODE + 1)
 BLOCK_BITS = width(BLOCK * LONGEST_CODE + 1)

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from pruners.errors import PrunefrontError
-from pruners.layers import Part
-from pruners.storage.sizes import LONGEST_WORD, SEPARATOR, chosen
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.graph.layers import Part
+from prunefront.pruners.storage.sizes import LONGEST_WORD, SEPARATOR, chosen
 
 
 def check_layout(layout: Mapping[str, Part], limit: int | None = None) -> None:

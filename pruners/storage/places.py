@@ -5,11 +5,11 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from pruners.errors import PrunefrontError
-from pruners.layers import Part
-from pruners.storage.bits import Bytes, pack_bits, unpack_bits
-from pruners.storage.positions import Positions
-from pruners.storage.sizes import chosen, width
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.graph.layers import Part
+from prunefront.pruners.storage.bits import Bytes, pack_bits, unpack_bits
+from prunefront.pruners.storage.positions import Positions
+from prunefront.pruners.storage.sizes import chosen, width
 
 
 def choose(nonzero: NDArray[np.bool_], part: Part) -> NDArray[np.int64]:

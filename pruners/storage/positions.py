@@ -8,9 +8,16 @@ the last byte are ones, so at most further fillers. The first byte is the width,
 import numpy as np
 from numpy.typing import NDArray
 
-from pruners.errors import PrunefrontError
-from pruners.storage.bits import Bytes, pack_bits, unpack_bits
-from pruners.storage.sizes import BITMAP, GAP_BITS, Counts, cheapest_positions, gap_step, packed_bytes
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.storage.bits import Bytes, pack_bits, unpack_bits
+from prunefront.pruners.storage.sizes import (
+    BITMAP,
+    GAP_BITS,
+    Counts,
+    cheapest_positions,
+    gap_step,
+    packed_bytes,
+)
 
 Positions = NDArray[np.int64]
 """Of elements of a flattened tensor, ascending."""

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from math import ceil, prod
 from typing import Any
 
-from pruners.layers import Part
+from prunefront.pruners.graph.layers import Part
 
 SEPARATOR = "#"
 """Between a tensor's name and that of a stream of it; names of parameters and buffers do not hold it."""

@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pruners.errors import PrunefrontError
-from pruners.layers import Part
-from pruners.storage import places, positions
-from pruners.storage.bits import pack_bits, unpack_bits
-from pruners.storage.huffman import code_lengths, read_huffman, write_huffman
-from pruners.storage.sizes import Counts, huffman_bytes, is_raw, packed_bytes, width
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.graph.layers import Part
+from prunefront.pruners.storage import places, positions
+from prunefront.pruners.storage.bits import pack_bits, unpack_bits
+from prunefront.pruners.storage.huffman import code_lengths, read_huffman, write_huffman
+from prunefront.pruners.storage.sizes import Counts, huffman_bytes, is_raw, packed_bytes, width
 
 FLOATS = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16"}
 INTEGERS = {

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from search.searcher import searchers
+from prunefront.search.searchers.searcher import searchers
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

@@ -4,17 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pruners.errors import PrunefrontError
-from search.candidate import Candidate
-from search.front import ParetoFront, reference_point
-from search.measurement import Measurement, Outcome
-from search.searcher import MakeSearcher, Searcher, searchers
-from search.searchers.evolution import Evolution
-from search.searchers.ledger import TRIES, Ledger
-from search.searchers.options import option, read_options
-from search.searchers.particle_filter import ParticleFilter
-from search.searchers.surrogate import Surrogate
-from search.space import Problem
+from prunefront.errors import PrunefrontError
+from prunefront.search.outcomes.front import ParetoFront, reference_point
+from prunefront.search.outcomes.measurement import Measurement, Outcome
+from prunefront.search.searchers.evolution import Evolution
+from prunefront.search.searchers.ledger import TRIES, Ledger
+from prunefront.search.searchers.options import option, read_options
+from prunefront.search.searchers.particle_filter import ParticleFilter
+from prunefront.search.searchers.searcher import MakeSearcher, Searcher, searchers
+from prunefront.search.searchers.surrogate import Surrogate
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.search_space import Problem
 
 ARMS: Mapping[str, MakeSearcher] = {
     "surrogate": Surrogate,

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pruners.choice import GroupChoice
-from search.budget import fit_budget
-from search.candidate import Candidate
-from search.dominance import Floats, crowding, dominance, preference, ranks
-from search.encoding import Encoding
-from search.front import minimised, violation
-from search.measurement import Measurement, Outcome
-from search.searcher import searchers
-from search.searchers.ledger import Ledger
-from search.searchers.options import option, read_options
-from search.sensitivity import Sensitivity
-from search.space import GroupSpace, Problem
+from prunefront.choice import GroupChoice
+from prunefront.search.outcomes.dominance import Floats, crowding, dominance, preference, ranks
+from prunefront.search.outcomes.front import minimised, violation
+from prunefront.search.outcomes.measurement import Measurement, Outcome
+from prunefront.search.prediction.sensitivity import Sensitivity
+from prunefront.search.searchers.ledger import Ledger
+from prunefront.search.searchers.options import option, read_options
+from prunefront.search.searchers.searcher import searchers
+from prunefront.search.space.budget import fit_budget
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.encoding import Encoding
+from prunefront.search.space.search_space import GroupSpace, Problem
 
 SUGGESTIONS = 12
 """Networks that the probes suggest, to start from."""

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from pruners.choice import GroupChoice
-from pruners.errors import PrunefrontError
-from search.candidate import Candidate
-from search.front import minimised, violation
-from search.measurement import Measurement, Outcome, outcome_from_json
-from search.space import Problem
+from prunefront.choice import GroupChoice
+from prunefront.errors import PrunefrontError
+from prunefront.search.outcomes.front import minimised, violation
+from prunefront.search.outcomes.measurement import Measurement, Outcome, outcome_from_json
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.search_space import Problem
 
 TRIES = 20  # draws per ask before a candidate that was proposed before is accepted
 

@@ -5,7 +5,7 @@ from dataclasses import Field, field, fields
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pruners.errors import PrunefrontError
+from prunefront.errors import PrunefrontError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

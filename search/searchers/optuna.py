@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from search.candidate import Candidate
-from search.front import minimised
-from search.measurement import Failure, Outcome
-from search.searcher import searchers
-from search.searchers.ledger import Ledger
-from search.searchers.options import option, read_options
-from search.space import GroupSpace, Problem
+from prunefront.search.outcomes.front import minimised
+from prunefront.search.outcomes.measurement import Failure, Outcome
+from prunefront.search.searchers.ledger import Ledger
+from prunefront.search.searchers.options import option, read_options
+from prunefront.search.searchers.searcher import searchers
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.search_space import GroupSpace, Problem
 
 if TYPE_CHECKING:
     import optuna

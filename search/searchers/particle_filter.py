@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pruners.choice import pattern
-from pruners.errors import PrunefrontError
-from search.budget import fit_budget
-from search.candidate import Candidate
-from search.front import violation
-from search.heuristics import van_der_corput
-from search.measurement import Measurement, Outcome
-from search.searcher import searchers
-from search.searchers.ledger import Ledger
-from search.searchers.options import option, read_options
-from search.sensitivity import Sensitivity
-from search.space import GroupSpace, Problem
+from prunefront.choice import pattern
+from prunefront.errors import PrunefrontError
+from prunefront.search.outcomes.front import violation
+from prunefront.search.outcomes.measurement import Measurement, Outcome
+from prunefront.search.prediction.sensitivity import Sensitivity
+from prunefront.search.searchers.ledger import Ledger
+from prunefront.search.searchers.options import option, read_options
+from prunefront.search.searchers.searcher import searchers
+from prunefront.search.space.budget import fit_budget
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.heuristics import van_der_corput
+from prunefront.search.space.search_space import GroupSpace, Problem
 
 Masks = dict[str, NDArray[np.bool_]]
 """Group name -> which of its units stay."""
@@ -65,7 +65,7 @@ class Particle:
 class ParticleFilter:
     """Asynchronous particle filter: patterns of kept units, one budget of MACs a stage, weighted by their error.
 
-    Where units have scores, each group is probed first (`search.sensitivity`); a budget is then shared out where it
+    Where units have scores, each group is probed first (`prediction.sensitivity`); a budget is then shared out where it
     costs least, and one pattern of best-scored units per stage is asked before the stages begin, so that every budget
     has its first point early.
 
@@ -387,7 +387,7 @@ class ParticleFilter:
         )
 
     def _resolve(self, candidate: Candidate, rng: np.random.Generator) -> Masks:
-        """Which units stay: the explicit pattern, or the best-scored ones as `pruners.plan` takes them."""
+        """Which units stay: the explicit pattern, or the best-scored ones as `plan.decide` takes them."""
         masks = {}
         keeps = self._ledger.problem.space.keeps(candidate)
         for g in self._ledger.problem.space.groups:

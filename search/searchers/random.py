@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from search.candidate import Candidate
-from search.measurement import Outcome
-from search.searcher import searchers
-from search.searchers.ledger import Ledger
-from search.searchers.options import read_options
-from search.space import Problem
+from prunefront.search.outcomes.measurement import Outcome
+from prunefront.search.searchers.ledger import Ledger
+from prunefront.search.searchers.options import read_options
+from prunefront.search.searchers.searcher import searchers
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.search_space import Problem
 
 
 @dataclass(frozen=True, slots=True)

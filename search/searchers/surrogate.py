@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pruners.errors import PrunefrontError
-from search.accuracy_model import AccuracyModel, Settings
-from search.acquisition import CostBox
-from search.candidate import Candidate
-from search.encoding import Encoding, Floats, Rows
-from search.measurement import Measurement, Outcome
-from search.one_thread import one_thread
-from search.searcher import searchers
-from search.searchers.ledger import Ledger
-from search.searchers.options import option, read_options
-from search.sensitivity import Sensitivity, losses_of, savings, trade_offs
-from search.space import Problem
+from prunefront.errors import PrunefrontError
+from prunefront.search.outcomes.measurement import Measurement, Outcome
+from prunefront.search.prediction.accuracy_model import AccuracyModel, Settings
+from prunefront.search.prediction.acquisition import CostBox
+from prunefront.search.prediction.one_thread import one_thread
+from prunefront.search.prediction.sensitivity import Sensitivity, losses_of, savings, trade_offs
+from prunefront.search.searchers.ledger import Ledger
+from prunefront.search.searchers.options import option, read_options
+from prunefront.search.searchers.searcher import searchers
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.encoding import Encoding, Floats, Rows
+from prunefront.search.space.search_space import Problem
 
 MOST_KNOWN = 240
 """Measurements that the model knows: time grows with their cube, and those far from the front say little."""
@@ -62,10 +62,10 @@ class _Known:
 class Surrogate:
     """Bayesian optimisation of one uncertain objective, accuracy, against costs that are known.
 
-    Probes each group first (`search.sensitivity`), then fits `search.accuracy_model` to all measurements and proposes
-    what is expected to add most to the front (`search.acquisition`). Candidates in flight count as if they had given
-    what is expected of them, so parallel workers do not ask for the same thing (Ginsbourger et al. 2010, kriging
-    believer). Candidates outside a constraint on a cost are never proposed.
+    Probes each group first (`prediction.sensitivity`), then fits `prediction.accuracy_model` to all measurements
+    and proposes what is expected to add most to the front (`prediction.acquisition`). Candidates in flight count as
+    if they had given what is expected of them, so parallel workers do not ask for the same thing (Ginsbourger et al.
+    2010, kriging believer). Candidates outside a constraint on a cost are never proposed.
     """
 
     def __init__(self, problem: Problem, *, seed: int, **options: Any) -> None:

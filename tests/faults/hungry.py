@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from pipelines.models.digits_cnn import DigitsCNN
+from prunefront.pipelines.models.digits_cnn import DigitsCNN
 
 FILE = "PRUNEFRONT_TEST_HUNGRY"
 """Environment: the file whose text is the name of the worker's class; whoever finds it deletes it, and eats."""

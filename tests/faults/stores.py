@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
-from pipelines.artifacts import fetch_from
-from pipelines.s3 import S3Store
-from pruners.errors import PrunefrontError
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.artifacts.publish import fetch_from
+from prunefront.pipelines.stores.s3 import S3Store
 from tests.faults.study import Events, Fault, Study
 from tests.services.ceph import PROGRAMS, running
 from tests.services.s3_proxy import Proxy, proxied

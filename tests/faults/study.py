@@ -28,9 +28,9 @@ from typing import Any
 
 import psutil
 
-from pipelines.journal import read_events
-from search.front import ParetoFront
-from search.measurement import OBJECTIVES, Measurement, outcome_from_json
+from prunefront.pipelines.journal.journal import read_events
+from prunefront.search.outcomes.front import ParetoFront
+from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement, outcome_from_json
 
 CANDIDATES, TRAINED = 24, 4
 TRAINS = "ResourceTrainable"
@@ -50,7 +50,7 @@ precision = "float32"
 pairs = 10
 """
 ROOT = Path(__file__).parents[2]
-PROGRAM = [sys.executable, "-m", "pipelines.cli"]
+PROGRAM = [sys.executable, "-m", "prunefront.pipelines.cli.main"]
 PATIENCE = 300.0
 """Seconds after which nothing happening is a fault of ours."""
 

@@ -15,15 +15,15 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["pipelines", "pruners", "search", "json", "tomllib", "safetensors"]):
-    from pipelines.artifacts import Manifest
-    from pipelines.config import load
-    from pipelines.data import parquet
-    from pipelines.journal import read_events
-    from pipelines.latency_table import read
-    from pipelines.weights import read_tensors, unpacked
-    from pruners.errors import PrunefrontError
-    from pruners.saved import read_plan
-    from pruners.strict_json import loads
+    from prunefront.errors import PrunefrontError
+    from prunefront.pipelines.artifacts.publish import Manifest
+    from prunefront.pipelines.config.sections import load
+    from prunefront.pipelines.data import parquet
+    from prunefront.pipelines.formats.weights import read_tensors, unpacked
+    from prunefront.pipelines.journal.journal import read_events
+    from prunefront.pipelines.stages.latency_table import read
+    from prunefront.pruners.saved import read_plan
+    from prunefront.strict_json import loads
 
 FOLDER = Path(tempfile.mkdtemp(prefix="prunefront-atheris-"))
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from pruners.errors import LONGEST, PrunefrontError
+from prunefront.errors import LONGEST, PrunefrontError
 
 EXAMPLES = int(os.environ.get("PRUNEFRONT_FUZZ", "80"))
 """Of each reader; `make fuzz` asks for 500, of all of them together 12,500."""

@@ -18,18 +18,26 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import nn
 
-from pipelines.artifacts import FRONT, LIMITS, MANIFEST, Manifest, fetch, publish, read_front
-from pipelines.config import ModelSection
-from pipelines.data import Split, Splits, Transform
-from pipelines.models import build
-from pipelines.report import read, table, write_html
-from pipelines.stores import DirectoryStore, read_json
-from pipelines.studies import fetch_best
-from pipelines.verify import torch_network, verify
-from pruners import surgery
-from pruners.choice import GroupChoice, pattern
-from pruners.plan import plan
-from pruners.trace import trace
+from prunefront.choice import GroupChoice, pattern
+from prunefront.pipelines.artifacts.publish import (
+    FRONT,
+    LIMITS,
+    MANIFEST,
+    Manifest,
+    fetch,
+    publish,
+    read_front,
+)
+from prunefront.pipelines.artifacts.verify import torch_network, verify
+from prunefront.pipelines.config.sections import ModelSection
+from prunefront.pipelines.data import Split, Splits, Transform
+from prunefront.pipelines.fronts.page import read, table, write_html
+from prunefront.pipelines.models import build
+from prunefront.pipelines.stores.store import DirectoryStore, read_json
+from prunefront.pipelines.study.find import fetch_best
+from prunefront.pruners.cut import surgery
+from prunefront.pruners.plan.decide import plan
+from prunefront.pruners.trace.tracer import trace
 from tests.hostile.strategies import TEXTS, answered, damaged, documents, fuzzed
 from tests.hostile.test_weights import safetensors
 from tests.pipelines.test_report import ROWS

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.config import StudyConfig, load, parse
-from search.constraints import parse as parse_bound
+from prunefront.pipelines.config.sections import StudyConfig, load, parse
+from prunefront.search.outcomes.constraints import parse as parse_bound
 from tests.hostile.strategies import NUMBERS, TEXTS, answered, as_lists, changed, damaged, fuzzed
 
 TEXT = (Path(__file__).parents[2] / "examples" / "digits-everything.toml").read_text()

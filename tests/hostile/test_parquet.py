@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.config import DataSection
-from pipelines.data import DataError, load
+from prunefront.pipelines.config.sections import DataSection
+from prunefront.pipelines.data import DataError, load
 from tests.hostile.strategies import answered, damaged, fuzzed
 
 # pillow tells of damaged tags in images that it reads all the same

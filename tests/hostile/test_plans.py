@@ -13,14 +13,14 @@ import torch
 from hypothesis import given
 from torch import nn
 
-from pipelines.card import card
-from pruners import surgery
-from pruners.choice import GroupChoice
-from pruners.graph import ChannelGraph
-from pruners.plan import PruningPlan, plan
-from pruners.prune import prune
-from pruners.saved import PLAN, WEIGHTS, described, read_plan, rebuild, save_network
-from pruners.trace import trace
+from prunefront.choice import GroupChoice
+from prunefront.pipelines.artifacts.card import card
+from prunefront.pruners.cut import surgery
+from prunefront.pruners.cut.prune import prune
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan.decide import PruningPlan, plan
+from prunefront.pruners.saved import PLAN, WEIGHTS, described, read_plan, rebuild, save_network
+from prunefront.pruners.trace.tracer import trace
 from tests.hostile.strategies import answered, as_lists, changed, documents, fuzzed
 
 

@@ -11,31 +11,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from pipelines.config import StudyConfig
-from pipelines.evaluations import Evaluations
-from pipelines.forecast import kept_forecast
-from pipelines.journal import Journal, read_events, write_json
-from pipelines.latency_table import measure, read
-from pipelines.prepare import kept
-from pipelines.prepared import read_precision
-from pipelines.problem import problem
-from pipelines.rehearsal import recorded, seconds_of_first_stage
-from pipelines.rungs import rungs_of
-from pipelines.screen import Screening
-from pipelines.second_stage import latest_artifacts
-from pipelines.status import status
-from pipelines.stores import DirectoryStore
-from pipelines.studies import bounds_kept, read_front
-from pipelines.study_folder import open_folder
-from pipelines.warm_start import EVALUATIONS, WarmStart, from_event, to_event
-from pipelines.warm_start import publish as publish_evaluations
-from pipelines.warm_start import read as read_evaluations
-from pruners.allocators.sensitivity import RATIOS
-from pruners.plan import plan
-from search.candidate import Candidate
-from search.measurement import Failure, Measurement
-from search.searchers import searchers
-from search.space import GroupSpace, SearchSpace
+from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.journal.evaluations import Evaluations
+from prunefront.pipelines.journal.journal import Journal, read_events, write_json
+from prunefront.pipelines.prepare.network import kept
+from prunefront.pipelines.prepare.problem import problem
+from prunefront.pipelines.prepare.saved_knowledge import read_precision
+from prunefront.pipelines.stages.forecast import kept_forecast
+from prunefront.pipelines.stages.latency_table import measure, read
+from prunefront.pipelines.stages.rungs import rungs_of
+from prunefront.pipelines.stages.screening import Screening
+from prunefront.pipelines.stages.second_stage import latest_artifacts
+from prunefront.pipelines.stages.warm_start import EVALUATIONS, WarmStart, from_event, to_event
+from prunefront.pipelines.stages.warm_start import publish as publish_evaluations
+from prunefront.pipelines.stages.warm_start import read as read_evaluations
+from prunefront.pipelines.stores.store import DirectoryStore
+from prunefront.pipelines.study.find import bounds_kept, read_front
+from prunefront.pipelines.study.folder import open_folder
+from prunefront.pipelines.study.rehearsal import recorded, seconds_of_first_stage
+from prunefront.pipelines.study.status import status
+from prunefront.pruners.allocators.sensitivity import RATIOS
+from prunefront.pruners.plan.decide import plan
+from prunefront.search.outcomes.measurement import Failure, Measurement
+from prunefront.search.searchers import searchers
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.search_space import GroupSpace, SearchSpace
 from tests.hostile.strategies import answered, damaged, documents, fuzzed
 from tests.hostile.test_weights import safetensors
 from tests.pipelines import test_latency_table as tables

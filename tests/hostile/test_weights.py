@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
-from pipelines.weights import load_weights, unpacked
-from pruners.plan import PruningPlan
-from pruners.saved import rebuild
+from prunefront.pipelines.formats.weights import load_weights, unpacked
+from prunefront.pruners.plan.decide import PruningPlan
+from prunefront.pruners.saved import rebuild
 from tests.hostile.strategies import answered, changed, damaged, fuzzed, text_of
 from tests.hostile.test_plans import genuine, network
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from pipelines.accuracy import accuracy, wilson
-from pipelines.config import DataSection
-from pipelines.data import Split, Transform, load
-from pipelines.models import models
-from pipelines.weights import load_weights
+from prunefront.pipelines.config.sections import DataSection
+from prunefront.pipelines.data import Split, Transform, load
+from prunefront.pipelines.formats.weights import load_weights
+from prunefront.pipelines.measure.accuracy import accuracy, wilson
+from prunefront.pipelines.models import models
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

@@ -12,11 +12,11 @@ from ray.exceptions import OutOfMemoryError
 from ray.tune.execution import tune_controller
 from ray.tune.search import Searcher as TuneSearcher
 
-from pipelines.scheduler import OUTCOME
-from pipelines.tune import SearcherAdapter, memory_is_no_mystery
-from pruners.choice import GroupChoice
-from search.candidate import Candidate
-from search.measurement import Failure, Measurement, Outcome
+from prunefront.choice import GroupChoice
+from prunefront.pipelines.workers.scheduler import OUTCOME
+from prunefront.pipelines.workers.trials import SearcherAdapter, memory_is_no_mystery
+from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome
+from prunefront.search.space.candidate import Candidate
 
 TRIALS = 4
 FINE = {OUTCOME: json.dumps(Measurement({"accuracy": 0.5}).to_json())}

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipelines.artifacts import (
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.artifacts.publish import (
     FRONT,
     LIMITS,
     MANIFEST,
@@ -32,7 +33,7 @@ from pipelines.artifacts import (
     publish,
     read_front,
 )
-from pipelines.stores import (
+from prunefront.pipelines.stores.store import (
     ArtifactError,
     ArtifactNotFound,
     ArtifactStore,
@@ -45,8 +46,7 @@ from pipelines.stores import (
     read_text,
     write_whole,
 )
-from pruners.errors import PrunefrontError
-from pruners.saved import load_network
+from prunefront.pruners.saved import load_network
 from tests.stores import check_first_come_first_served, check_list_and_delete, check_two_studies_do_no_harm
 
 

@@ -10,16 +10,16 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from pipelines.cli import main
-from pipelines.config import ModelSection, load
-from pipelines.journal import Journal, lock, write_json
-from pipelines.models import build
-from pipelines.weights import save_weights
+from prunefront.pipelines.cli.main import main
+from prunefront.pipelines.config.sections import ModelSection, load
+from prunefront.pipelines.formats.weights import save_weights
+from prunefront.pipelines.journal.journal import Journal, lock, write_json
+from prunefront.pipelines.models import build
 
 MODULE = """
 import torch
 from torch import nn
-from pipelines.data import Split, Splits, Transform
+from prunefront.pipelines.data import Split, Splits, Transform
 import numpy as np
 
 class Untraceable(nn.Module):

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.card import card
-from pruners.choice import GroupChoice, Words
-from pruners.errors import PrunefrontError
-from pruners.layers import Layer
-from pruners.plan import GroupPlan, LayerPlan, PruningPlan
+from prunefront.choice import GroupChoice, Words
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.artifacts.card import card
+from prunefront.pruners.graph.layers import Layer
+from prunefront.pruners.plan.decide import GroupPlan, LayerPlan, PruningPlan
 
 WITHIN = LayerPlan(
     Layer("layer1.0.conv1.weight", "layer1.0.conv1", (8, 6, 3, 3), 64),

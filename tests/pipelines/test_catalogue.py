@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.catalogue import LISTS, METHODS, catalogue, with_tables
-from pipelines.cli import LISTS as OFFERED
-from pipelines.cli import main
+from prunefront.pipelines.cli.catalogue import LISTS, METHODS, catalogue, with_tables
+from prunefront.pipelines.cli.main import LISTS as OFFERED
+from prunefront.pipelines.cli.main import main
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 

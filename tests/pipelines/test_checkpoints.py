@@ -16,17 +16,17 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipelines.checkpoints import CHECKPOINTS, SHARE, Folder, Pace
-from pipelines.config import StudyConfig, parse
-from pipelines.evaluate import Evaluator
-from pipelines.prepare import dense_network, kept, make_bench, planned_by
-from pipelines.progress import Display
-from pipelines.study import run
-from pipelines.workbench import Job
-from pruners.controls import Start
-from pruners.procedures.snapshot import Snapshot
-from pruners.saved import WEIGHTS
-from search.candidate import Candidate
+from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.events.display import Display
+from prunefront.pipelines.prepare.network import dense_network, kept, make_bench, planned_by
+from prunefront.pipelines.study.run import run
+from prunefront.pipelines.workers.bench import Job
+from prunefront.pipelines.workers.checkpoints import CHECKPOINTS, SHARE, Folder, Pace
+from prunefront.pipelines.workers.evaluate import Evaluator
+from prunefront.pruners.controls import Start
+from prunefront.pruners.procedures.snapshot import Snapshot
+from prunefront.pruners.saved import WEIGHTS
+from prunefront.search.space.candidate import Candidate
 from tests.pipelines.test_failures import bench
 
 
@@ -114,7 +114,7 @@ def test_a_worker_goes_on_where_another_was(start: Start, one_thread: None) -> N
 
 
 def planned_half(graph: Any) -> Any:
-    from pipelines.latency_table import planned
+    from prunefront.pipelines.stages.latency_table import planned
 
     return planned(graph, {g.name: g.units // 2 for g in graph.groups})
 

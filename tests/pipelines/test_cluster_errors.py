@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 import ray
 
-from pipelines import cluster
-from pipelines.cluster import Cluster, check_metrics_port, connected
-from pipelines.config import ClusterSection
-from pipelines.stopping import Stopped, stoppable
-from pruners.errors import PrunefrontError
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.cluster import connect as cluster
+from prunefront.pipelines.cluster.connect import Cluster, check_metrics_port, connected
+from prunefront.pipelines.cluster.stopping import Stopped, stoppable
+from prunefront.pipelines.config.sections import ClusterSection
 
 TRACEBACK = """\
 Initialization failure from server:
@@ -60,7 +60,7 @@ def test_a_head_that_could_not_serve_a_client_is_asked_once_more(monkeypatch: py
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "a", "Alive": True, "Resources": {"CPU": 3.0}}])
-    monkeypatch.setattr("pipelines.cluster._reach", lambda address: None)
+    monkeypatch.setattr("prunefront.pipelines.cluster.connect._reach", lambda address: None)
     with connected("ray://head:10001", ClusterSection()) as cluster:
         assert cluster.workers == 3
     assert asked == ["ray://head:10001"] * 2

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import ConfigError, StudyConfig, load, parse, settings
-from search.constraints import parse as parse_bound
+from prunefront.pipelines.config.sections import ConfigError, StudyConfig, load, parse, settings
+from prunefront.search.outcomes.constraints import parse as parse_bound
 
 BASE = {"name": "s", "model": {"factory": "digits_cnn"}}
 

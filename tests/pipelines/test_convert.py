@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines import openvino_export
-from pipelines.artifacts import LIMITS, MANIFEST, publish
-from pipelines.config import DataSection
-from pipelines.convert import convert
-from pipelines.data import Split, Splits, Transform
-from pipelines.onnx_export import export
-from pipelines.stores import MemoryStore
-from pruners.errors import PrunefrontError
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.artifacts.convert import convert
+from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, publish
+from prunefront.pipelines.config.sections import DataSection
+from prunefront.pipelines.data import Split, Splits, Transform
+from prunefront.pipelines.formats import openvino_export
+from prunefront.pipelines.formats.onnx_export import export
+from prunefront.pipelines.stores.store import MemoryStore
 
 
 def make() -> nn.Module:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.config import StudyConfig, parse
-from pipelines.evaluate import Evaluator
-from pipelines.prepare import (
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.measure.runtimes import runtimes
+from prunefront.pipelines.prepare.network import (
     Knowledge,
     Network,
     calibration,
@@ -21,18 +22,17 @@ from pipelines.prepare import (
     make_bench,
     planned_by,
 )
-from pipelines.problem import problem
-from pipelines.runtimes import runtimes
-from pipelines.train import Recipe
-from pipelines.workbench import Job, Workbench
-from pruners.criteria import criteria
-from pruners.errors import PrunefrontError
-from pruners.graph import ChannelGraph
-from pruners.plan import PruningPlan
-from pruners.procedures import procedures
-from pruners.scoring import available, needs_of, rank
-from pruners.statistics import collect
-from search.candidate import Candidate
+from prunefront.pipelines.prepare.problem import problem
+from prunefront.pipelines.workers.bench import Job, Workbench
+from prunefront.pipelines.workers.evaluate import Evaluator
+from prunefront.pipelines.workers.train import Recipe
+from prunefront.pruners.criteria import criteria
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan.decide import PruningPlan
+from prunefront.pruners.procedures import procedures
+from prunefront.pruners.scoring import available, needs_of, rank
+from prunefront.pruners.statistics import collect
+from prunefront.search.space.candidate import Candidate
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA GPU on this machine", allow_module_level=True)

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import StudyConfig, TrackingSection, parse
-from pipelines.custody import Held, held, take
-from pipelines.journal import Journal, StudyRunning, lock
-from pipelines.ownership import NotOurs, owner_of
-from pipelines.state import JOURNAL, TakenOver
-from pipelines.stores import ArtifactStore, DirectoryStore, MemoryStore, open_store
-from pipelines.studies import kept_config
-from pipelines.study_folder import open_folder
-from pruners.errors import PrunefrontError
-from search.candidate import Candidate
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.sections import StudyConfig, TrackingSection, parse
+from prunefront.pipelines.journal.journal import Journal, StudyRunning, lock
+from prunefront.pipelines.recovery.owner import NotOurs, owner_of
+from prunefront.pipelines.recovery.place import Held, held, take
+from prunefront.pipelines.recovery.snapshot import JOURNAL, TakenOver
+from prunefront.pipelines.stores.store import ArtifactStore, DirectoryStore, MemoryStore, open_store
+from prunefront.pipelines.study.find import kept_config
+from prunefront.pipelines.study.folder import open_folder
+from prunefront.search.space.candidate import Candidate
 
 NOTHING = Candidate({}).to_json()
 
@@ -36,7 +36,7 @@ def study(machine: Path, uri: Path | None, name: str = "digits", **artifacts: ob
 def running(
     config: StudyConfig, *, resume: bool = False, fresh: bool = False, said: list[str] | None = None
 ) -> Iterator[tuple[Held, Journal]]:
-    """What `pipelines.study.run` does before and after its stages."""
+    """What `run.run` does before and after its stages."""
     lines = [] if said is None else said
     with lock(config.path):
         store = open_store(config.artifact_uri)

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.config import DataSection
-from pipelines.data import DataError, SearchData, Split, Splits, Transform, batches, load
-from pipelines.data.checks import checked, pixel_statistics, shared_images
-from pruners.errors import PrunefrontError
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.sections import DataSection
+from prunefront.pipelines.data import DataError, SearchData, Split, Splits, Transform, batches, load
+from prunefront.pipelines.data.checks import checked, pixel_statistics, shared_images
 
 CIFAR = Path(__file__).parents[3] / "shared" / "data"
 
@@ -114,7 +114,7 @@ def test_folder_keeps_every_image_once_with_its_class(tmp_path: Path) -> None:
 
 OWN = """
 import numpy as np
-from pipelines.data import Split, Splits, Transform
+from prunefront.pipelines.data import Split, Splits, Transform
 
 def part(count, seed):
     rng = np.random.default_rng(seed)
@@ -167,7 +167,7 @@ def test_own_callable_returns_two_or_three_parts_or_splits(own_module: str) -> N
     [
         ("{m}:tow", "has no 'tow'; did you mean 'two'"),
         ("{m}:number", "is a int, which cannot be called"),
-        ("{m}:wrong", "returned a list; it must return pipelines.data.Splits"),
+        ("{m}:wrong", "returned a list; it must return prunefront.pipelines.data.Splits"),
         ("{m}:broken", "failed: ZeroDivisionError: division by zero"),
         ("{m}_needy:x", "needs 'a_package_nobody_has', which is not installed"),
         ("{m}_bad:x", "importing {m}_bad failed: OSError: no licence"),

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 
-from pipelines.config import DataSection, parse
-from pipelines.data import DataError, cache, load
-from pipelines.data.cache import fetched
-from pipelines.s3 import S3Away, S3Error, S3Store, Version
-from pruners.errors import PrunefrontError
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.sections import DataSection, parse
+from prunefront.pipelines.data import DataError, cache, load
+from prunefront.pipelines.data.cache import fetched
+from prunefront.pipelines.stores.s3 import S3Away, S3Error, S3Store, Version
 from tests.pipelines.test_data import split, write_parquet
 
 

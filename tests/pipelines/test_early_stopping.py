@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipelines.config import SearchSection, load
-from pipelines.rungs import rungs_of
-from search.halving import Rungs
-from search.measurement import OBJECTIVES, Measurement, outcome_from_json
-from search.space import Problem, SearchSpace
+from prunefront.pipelines.config.sections import SearchSection, load
+from prunefront.pipelines.stages.rungs import rungs_of
+from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement, outcome_from_json
+from prunefront.search.promotion.halving import Rungs
+from prunefront.search.space.search_space import Problem, SearchSpace
 
 ROOT = Path(__file__).parents[2]
 TASK = Problem(SearchSpace(()), tuple(OBJECTIVES[name] for name in SearchSection().objectives))
-PROGRAM = [sys.executable, "-m", "pipelines.cli"]
+PROGRAM = [sys.executable, "-m", "prunefront.pipelines.cli.main"]
 
 STUDY = """
 name = "small"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.artifacts import LIMITS
+from prunefront.pipelines.artifacts.publish import LIMITS
 
 pytestmark = pytest.mark.slow
 

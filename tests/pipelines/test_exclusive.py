@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import exclusive as turnstile
-from pruners.errors import PrunefrontError
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.measure import turnstile
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 20.0  # seconds; only a failing test waits that long
@@ -23,7 +23,7 @@ PATIENCE = 20.0  # seconds; only a failing test waits that long
 LOOP = """
 import os, sys, time
 from pathlib import Path
-from pipelines.exclusive import exclusive, shared
+from prunefront.pipelines.measure.turnstile import exclusive, shared
 enter, folder, log = {"shared": shared, "exclusive": exclusive}[sys.argv[1]], Path(sys.argv[2]), sys.argv[3]
 stay, times = float(sys.argv[4]), int(sys.argv[5])
 file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -37,7 +37,7 @@ for _ in range(times):
 HOLD = """
 import sys
 from pathlib import Path
-from pipelines.exclusive import exclusive, shared
+from prunefront.pipelines.measure.turnstile import exclusive, shared
 with {"shared": shared, "exclusive": exclusive}[sys.argv[1]](Path(sys.argv[2])):
     print("inside", flush=True)
     sys.stdin.read()

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.config import parse
-from pipelines.data import load
-from pipelines.failures import failure
-from pipelines.models import build
-from pipelines.pool import ScoringWorker
-from pipelines.prepare import dense_recipe
-from pipelines.workbench import Workbench, arrays
-from pruners.errors import PrunefrontError, RatioError
-from pruners.plan import PruningPlan
-from pruners.trace import trace
-from search.measurement import Failure, Measurement, NotFinite
+from prunefront.errors import PrunefrontError, RatioError
+from prunefront.pipelines.config.sections import parse
+from prunefront.pipelines.data import load
+from prunefront.pipelines.models import build
+from prunefront.pipelines.prepare.network import dense_recipe
+from prunefront.pipelines.workers.bench import Workbench, arrays
+from prunefront.pipelines.workers.failures import failure
+from prunefront.pipelines.workers.pool import ScoringWorker
+from prunefront.pruners.plan.decide import PruningPlan
+from prunefront.pruners.trace.tracer import trace
+from prunefront.search.outcomes.measurement import Failure, Measurement, NotFinite
 
 
 def bench(broken: float | None) -> Workbench:

@@ -10,22 +10,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.config import SearchSection, SpaceSection
-from pipelines.config import parse as parse_config
-from pipelines.feasibility import Infeasible, above_dense, check_bounds, check_costs, exact_values, least
-from pipelines.inspection import inspect
-from pipelines.problem import problem, widest_space
-from pipelines.screen import OverBudget
-from pruners.choice import GroupChoice, pattern
-from pruners.cost import cost
-from pruners.errors import PrunefrontError
-from pruners.granularities import layer_granularities
-from pruners.graph import ChannelGraph
-from pruners.plan import plan
-from search.candidate import Candidate
-from search.constraints import EXACT, ConstraintError, parse
-from search.measurement import Constraint, Measurement
-from search.space import SearchSpace
+from prunefront.choice import GroupChoice, pattern
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.sections import SearchSection, SpaceSection
+from prunefront.pipelines.config.sections import parse as parse_config
+from prunefront.pipelines.prepare.feasibility import (
+    Infeasible,
+    above_dense,
+    check_bounds,
+    check_costs,
+    exact_values,
+    least,
+)
+from prunefront.pipelines.prepare.inspection import inspect
+from prunefront.pipelines.prepare.problem import problem, widest_space
+from prunefront.pipelines.stages.screening import OverBudget
+from prunefront.pruners.granularities import layer_granularities
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan.cost import cost
+from prunefront.pruners.plan.decide import plan
+from prunefront.search.outcomes.constraints import EXACT, ConstraintError, parse
+from prunefront.search.outcomes.measurement import Constraint, Measurement
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.search_space import SearchSpace
 from tests.pipelines.test_problem import scored
 from tests.pruners.plans import traced
 

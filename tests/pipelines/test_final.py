@@ -2,13 +2,13 @@
 
 import json
 
-from pipelines.final import Trained, chosen, standing
-from pipelines.workbench import Job
-from pruners.choice import GroupChoice, pattern
-from pruners.plan import DENSE, plan
-from search.candidate import Candidate
-from search.constraints import parse, resolve
-from search.measurement import Measurement
+from prunefront.choice import GroupChoice, pattern
+from prunefront.pipelines.stages.final import Trained, chosen, standing
+from prunefront.pipelines.workers.bench import Job
+from prunefront.pruners.plan.decide import DENSE, plan
+from prunefront.search.outcomes.constraints import parse, resolve
+from prunefront.search.outcomes.measurement import Measurement
+from prunefront.search.space.candidate import Candidate
 from tests.pruners.plans import traced
 
 GRAPH = traced("Plain")

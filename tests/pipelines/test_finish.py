@@ -23,19 +23,19 @@ from PIL import Image
 from rich.console import Console
 from safetensors.numpy import load_file
 
-from pipelines.cli import main
-from pipelines.config import StudyConfig, parse
-from pipelines.failures import failure
-from pipelines.journal import Journal
-from pipelines.metrics import FAMILIES
-from pipelines.prepare import dense_network
-from pipelines.progress import Display
-from pipelines.report import FrontRow, select
-from pipelines.studies import _chosen
-from pipelines.study import next_steps
-from pipelines.study_folder import open_folder
-from pipelines.tracking import MlflowTracker
-from pruners.errors import PrunefrontError
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.cli.main import main
+from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.events.display import Display
+from prunefront.pipelines.events.metrics import FAMILIES
+from prunefront.pipelines.fronts.page import FrontRow, select
+from prunefront.pipelines.journal.journal import Journal
+from prunefront.pipelines.prepare.network import dense_network
+from prunefront.pipelines.study.find import _chosen
+from prunefront.pipelines.study.folder import open_folder
+from prunefront.pipelines.study.run import next_steps
+from prunefront.pipelines.tracking.tracker import MlflowTracker
+from prunefront.pipelines.workers.failures import failure
 from tests.services.test_mlflow_server import free_port
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 deprecates

@@ -13,20 +13,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.forecast import Forecast, PredictedCosts, PredictingPool, limits, steered
-from pipelines.journal import Journal
-from pipelines.latency_table import LatencyTable, design
-from pipelines.screen import OverBudget, Screening
-from pruners.choice import GroupChoice
-from pruners.errors import PrunefrontError
-from pruners.plan import GroupPlan, PruningPlan
-from search.candidate import Candidate
-from search.constraints import parse as parse_bound
-from search.encoding import Encoding
-from search.latency import Axis, LatencyPredictor, Operator, Point
-from search.measurement import OBJECTIVES, Constraint, Failure, Measurement, Outcome, outcome_from_json
-from search.searchers import searchers
-from search.space import GroupSpace, Problem, SearchSpace
+from prunefront.choice import GroupChoice
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.journal.journal import Journal
+from prunefront.pipelines.stages.forecast import Forecast, PredictedCosts, PredictingPool, limits, steered
+from prunefront.pipelines.stages.latency_table import LatencyTable, design
+from prunefront.pipelines.stages.screening import OverBudget, Screening
+from prunefront.pruners.plan.decide import GroupPlan, PruningPlan
+from prunefront.search.outcomes.constraints import parse as parse_bound
+from prunefront.search.outcomes.measurement import (
+    OBJECTIVES,
+    Constraint,
+    Failure,
+    Measurement,
+    Outcome,
+    outcome_from_json,
+)
+from prunefront.search.prediction.latency import Axis, LatencyPredictor, Operator, Point
+from prunefront.search.searchers import searchers
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.encoding import Encoding
+from prunefront.search.space.search_space import GroupSpace, Problem, SearchSpace
 
 ROOT = Path(__file__).parents[2]
 UNITS = {"a": 16, "b": 16, "c": 16}
@@ -287,7 +294,7 @@ workers = 1
 
 def search(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "search", "s.toml", *arguments],
+        [sys.executable, "-m", "prunefront.pipelines.cli.main", "search", "s.toml", *arguments],
         cwd=folder, capture_output=True, text=True, timeout=500, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
 

@@ -11,15 +11,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.artifacts import FRONT, LIMITS, MANIFEST, Artifact, fetch_from, publish
-from pipelines.garbage import Garbage, Known, Target, delete, find, known_by, parse_age, target
-from pipelines.journal import Journal, StudyRunning, lock
-from pipelines.mirror import Mirror
-from pipelines.ownership import Owner, claim
-from pipelines.state import JOURNAL, Place
-from pipelines.stores import ArtifactError, DirectoryStore, MemoryStore, put_json, put_text
-from pruners.errors import PrunefrontError
-from search.measurement import Measurement
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.artifacts.publish import FRONT, LIMITS, MANIFEST, Artifact, fetch_from, publish
+from prunefront.pipelines.journal.journal import Journal, StudyRunning, lock
+from prunefront.pipelines.recovery.owner import Owner, claim
+from prunefront.pipelines.recovery.snapshot import JOURNAL, Place
+from prunefront.pipelines.recovery.upload import Mirror
+from prunefront.pipelines.stores.store import ArtifactError, DirectoryStore, MemoryStore, put_json, put_text
+from prunefront.pipelines.study.garbage import (
+    Garbage,
+    Known,
+    Target,
+    delete,
+    find,
+    known_by,
+    parse_age,
+    target,
+)
+from prunefront.search.outcomes.measurement import Measurement
 
 DAY = 86400.0
 
@@ -254,7 +263,7 @@ def test_of_state_the_newest_snapshot_and_its_objects_stay(tmp_path: Path) -> No
 
 def target_of(store: MemoryStore) -> Target:
     """As `target` finds it by an address."""
-    from pipelines import garbage
+    from prunefront.pipelines.study import garbage
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(garbage, "open_store", lambda uri, endpoint: store)
@@ -301,7 +310,7 @@ def test_a_folder_store_shows_and_drops_what_a_killed_writer_left(tmp_path: Path
 
 
 def test_a_study_is_found_by_its_folder_and_its_store_by_its_root(tmp_path: Path) -> None:
-    from pipelines.config import parse
+    from prunefront.pipelines.config.sections import parse
 
     config = parse(
         {"name": "digits", "folder": str(tmp_path), "model": {"factory": "digits_cnn"}},

@@ -4,13 +4,13 @@ import pytest
 import ray
 import torch
 
-from pipelines.cluster import connected
-from pipelines.config import ClusterSection, ModelSection
-from pipelines.gather import gather
-from pipelines.models import build
-from pipelines.workbench import arrays
-from pruners.statistics import collect
-from pruners.trace import trace
+from prunefront.pipelines.cluster.connect import connected
+from prunefront.pipelines.config.sections import ClusterSection, ModelSection
+from prunefront.pipelines.models import build
+from prunefront.pipelines.workers.bench import arrays
+from prunefront.pipelines.workers.gather import gather
+from prunefront.pruners.statistics import collect
+from prunefront.pruners.trace.tracer import trace
 
 pytestmark = pytest.mark.slow
 

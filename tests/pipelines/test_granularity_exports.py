@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipelines import onnx_export, pt2_export
-from pruners.granularities import layer_granularities
-from pruners.layers import Layer
-from pruners.within import nearest_count
+from prunefront.pipelines.formats import onnx_export, pt2_export
+from prunefront.pruners.granularities import layer_granularities
+from prunefront.pruners.graph.layers import Layer
+from prunefront.pruners.plan.layer_counts import nearest_count
 
 
 def every_granularity() -> nn.Module:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import head_watch
-from pipelines.head_watch import SIGNAL, HeadLost, watched
+from prunefront.pipelines.cluster import head_watch
+from prunefront.pipelines.cluster.head_watch import SIGNAL, HeadLost, watched
 
 
 def test_what_waits_is_interrupted_once_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:

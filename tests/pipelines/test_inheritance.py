@@ -19,23 +19,23 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
-from pipelines.config import StudyConfig, load
-from pipelines.evaluate import Evaluator
-from pipelines.inheritance import WEIGHTS, Inheritance, Parent
-from pipelines.journal import Journal
-from pipelines.pool import ScoringWorker
-from pipelines.prepare import dense_network, know, make_bench
-from pipelines.screen import Screening
-from pipelines.weights import packed, unpacked
-from pipelines.workbench import Workbench
-from pruners.choice import GroupChoice
-from pruners.errors import PrunefrontError
-from pruners.plan import PruningPlan, plan
-from pruners.prune import prune
-from search.candidate import Candidate
-from search.front import ParetoFront
-from search.measurement import Failure, Measurement, Outcome, outcome_from_json
-from search.searchers import searchers
+from prunefront.choice import GroupChoice
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.sections import StudyConfig, load
+from prunefront.pipelines.formats.weights import packed, unpacked
+from prunefront.pipelines.journal.journal import Journal
+from prunefront.pipelines.prepare.network import dense_network, know, make_bench
+from prunefront.pipelines.stages.screening import Screening
+from prunefront.pipelines.workers.bench import Workbench
+from prunefront.pipelines.workers.evaluate import Evaluator
+from prunefront.pipelines.workers.inheritance import WEIGHTS, Inheritance, Parent
+from prunefront.pipelines.workers.pool import ScoringWorker
+from prunefront.pruners.cut.prune import prune
+from prunefront.pruners.plan.decide import PruningPlan, plan
+from prunefront.search.outcomes.front import ParetoFront
+from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome, outcome_from_json
+from prunefront.search.searchers import searchers
+from prunefront.search.space.candidate import Candidate
 from tests.pipelines.test_failures import bench as failures_bench
 from tests.pipelines.test_screen import KilledError, planned
 from tests.problems import separable
@@ -336,7 +336,7 @@ def test_a_killed_study_goes_on_from_the_weights_on_disk_and_can_be_computed_fro
     tmp_path: Path, one_thread: None
 ) -> None:
     (tmp_path / "s.toml").write_text(STUDY)
-    command = [sys.executable, "-m", "pipelines.cli", "search", "s.toml"]
+    command = [sys.executable, "-m", "prunefront.pipelines.cli.main", "search", "s.toml"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     journal = tmp_path / "studies" / "trained" / "journal.jsonl"
     first = subprocess.Popen(

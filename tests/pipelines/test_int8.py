@@ -17,15 +17,15 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.int8 import (
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.formats.int8 import (
     activation_ranges,
     check_int8,
     for_integers,
     nodes_of,
     quantise_onnx,
 )
-from pipelines.onnx_export import export, open_session
-from pruners.errors import PrunefrontError
+from prunefront.pipelines.formats.onnx_export import export, open_session
 
 ROOT = Path(__file__).parents[2]
 

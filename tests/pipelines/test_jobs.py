@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pipelines import jobs
-from pipelines.cli import app
-from pipelines.jobs import FOLDER, STUDY, Job, JobsError, JobsServer, NoAnswer, checked
-from pipelines.package import pack
-from pruners.errors import PrunefrontError
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.cli.main import app
+from prunefront.pipelines.cluster import jobs
+from prunefront.pipelines.cluster.jobs import FOLDER, STUDY, Job, JobsError, JobsServer, NoAnswer, checked
+from prunefront.pipelines.cluster.package import pack
 
 Answer = tuple[int, Any]
 

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.journal import Journal, JournalError, StudyRunning, lock, read_events, write_json
+from prunefront.pipelines.journal.journal import (
+    Journal,
+    JournalError,
+    StudyRunning,
+    lock,
+    read_events,
+    write_json,
+)
 
 
 def test_events_come_back_in_order(tmp_path: Path) -> None:
@@ -92,7 +99,7 @@ def test_write_json_leaves_no_second_file(tmp_path: Path) -> None:
 FULL = """
 import resource, sys
 from pathlib import Path
-from pipelines.journal import Journal, JournalError
+from prunefront.pipelines.journal.journal import Journal, JournalError
 
 journal = Journal(Path(sys.argv[1]))
 journal.append("first", n=1)

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pipelines.latency import compare, median_interval, runtimes
-from pipelines.onnx_export import export
-from pruners.errors import PrunefrontError, UnknownName
+from prunefront.errors import PrunefrontError, UnknownName
+from prunefront.pipelines.formats.onnx_export import export
+from prunefront.pipelines.measure.latency import compare, median_interval, runtimes
 
 pytestmark = [
     # torch's Inductor, on its first import

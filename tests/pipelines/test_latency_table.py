@@ -17,8 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pipelines.config import MeasureSection, parse
-from pipelines.latency_table import (
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.sections import MeasureSection, parse
+from prunefront.pipelines.models import models
+from prunefront.pipelines.stages.latency_table import (
     LatencyTable,
     PointTimer,
     Subject,
@@ -34,12 +36,10 @@ from pipelines.latency_table import (
     read,
     widths,
 )
-from pipelines.models import models
-from pruners.cost import macs_of
-from pruners.errors import PrunefrontError
-from pruners.graph import ChannelGraph
-from pruners.trace import trace
-from search.latency import Axis, Operator, Point
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan.cost import macs_of
+from prunefront.pruners.trace.tracer import trace
+from prunefront.search.prediction.latency import Axis, Operator, Point
 from tests.pipelines.test_onnx_cut import Reshapes, lively
 
 ROOT = Path(__file__).parents[2]
@@ -328,7 +328,7 @@ pairs = 20
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *arguments],
+        [sys.executable, "-m", "prunefront.pipelines.cli.main", *arguments],
         cwd=folder, capture_output=True, text=True, timeout=400, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
 

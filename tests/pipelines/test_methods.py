@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from pruners.controls import controls
+from prunefront.pruners.controls import controls
 
 pytestmark = pytest.mark.slow
 

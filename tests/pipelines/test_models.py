@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipelines.config import ModelSection
-from pipelines.models import build, models
-from pipelines.weights import load_weights
-from pruners.errors import PrunefrontError
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.sections import ModelSection
+from prunefront.pipelines.formats.weights import load_weights
+from prunefront.pipelines.models import build, models
 
 WEIGHTS = Path(__file__).parents[3] / "shared" / "data" / "resnet20-cifar10.safetensors"
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines.latency_table import planned
-from pipelines.models import models
-from pipelines.onnx_cut import cut, same_as_exported
-from pipelines.onnx_export import export
-from pruners.choice import GroupChoice, pattern
-from pruners.graph import ChannelGraph
-from pruners.plan import PruningPlan, plan
-from pruners.surgery import apply
-from pruners.trace import trace
+from prunefront.choice import GroupChoice, pattern
+from prunefront.pipelines.formats.onnx_cut import cut, same_as_exported
+from prunefront.pipelines.formats.onnx_export import export
+from prunefront.pipelines.models import models
+from prunefront.pipelines.stages.latency_table import planned
+from prunefront.pruners.cut.surgery import apply
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan.decide import PruningPlan, plan
+from prunefront.pruners.trace.tracer import trace
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)`:FutureWarning")
 

@@ -16,8 +16,8 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.onnx_export import check, export, open_session
-from pruners.errors import PrunefrontError
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.formats.onnx_export import check, export, open_session
 
 ROOT = Path(__file__).parents[2]
 

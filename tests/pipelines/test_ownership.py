@@ -11,9 +11,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.artifacts import FRONT
-from pipelines.ownership import OWNER, NotOurs, Owner, check_owner, claim, kept_owner, owner_of
-from pipelines.stores import ArtifactError, ArtifactStore, DirectoryStore, MemoryStore, put_json
+from prunefront.pipelines.artifacts.publish import FRONT
+from prunefront.pipelines.recovery.owner import (
+    OWNER,
+    NotOurs,
+    Owner,
+    check_owner,
+    claim,
+    kept_owner,
+    owner_of,
+)
+from prunefront.pipelines.stores.store import (
+    ArtifactError,
+    ArtifactStore,
+    DirectoryStore,
+    MemoryStore,
+    put_json,
+)
 
 
 @pytest.fixture(params=["directory", "memory"])

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import package
-from pipelines.config import load
-from pipelines.package import NEVER, RESULTS, pack, results_folder
-from pruners.errors import PrunefrontError
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.cluster import package
+from prunefront.pipelines.cluster.package import NEVER, RESULTS, pack, results_folder
+from prunefront.pipelines.config.sections import load
 
 NETWORK = "def net(): ...\n"
 
@@ -63,9 +63,9 @@ def test_modules_go_along_with_those_that_they_import(tmp_path: Path) -> None:
     put(tmp_path / "nets/big.py", "import torch, json\nfrom layers import block\nfrom nets import small\n")
     put(tmp_path / "nets/small.py", NETWORK)
     put(tmp_path / "layers/__init__.py", "def block():\n    import deep.down\n")
-    put(tmp_path / "deep/down.py", "from pipelines.data import Split\n")
+    put(tmp_path / "deep/down.py", "from prunefront.pipelines.data import Split\n")
     put(tmp_path / "data.py", "def parts(): ...\n")
-    put(tmp_path / "pipelines/data.py", "the cluster has it")
+    put(tmp_path / "pipelines/data/__init__.py", "the cluster has it")
     for other in (
         "other.py",
         "nets/images.parquet",

@@ -10,13 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pipelines.cli import front as front_command
-from pipelines.config import StudyConfig, parse
-from pipelines.journal import Journal, write_json
-from pipelines.partial import PAGE_NAME, PARTIAL, PartialFront, best, kept, partial_front, table, write
-from pipelines.report import ReportError, read
-from search.candidate import Candidate
-from search.dominance import dominance
+from prunefront.pipelines.cli.main import front as front_command
+from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.fronts.page import ReportError, read
+from prunefront.pipelines.fronts.unfinished import (
+    PAGE_NAME,
+    PARTIAL,
+    PartialFront,
+    best,
+    kept,
+    partial_front,
+    table,
+    write,
+)
+from prunefront.pipelines.journal.journal import Journal, write_json
+from prunefront.search.outcomes.dominance import dominance
+from prunefront.search.space.candidate import Candidate
 
 KEYS = ("accuracy", "latency_ratio", "size_bytes")
 

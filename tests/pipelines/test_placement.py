@@ -18,16 +18,24 @@ from ray.cluster_utils import Cluster as FakeCluster
 from ray.exceptions import WorkerCrashedError
 from rich.console import Console
 
-from pipelines import device, nodes, tune
-from pipelines.config import ClusterSection, ConfigError, MeasureSection, StudyConfig, parse
-from pipelines.device import DeviceLost, Target, check_address, check_runtime
-from pipelines.failures import PASSING, failure
-from pipelines.latency_table import measure_for
-from pipelines.nodes import Machine, Node, check_nodes, custom
-from pipelines.progress import Display
-from pipelines.study import run
-from pipelines.tune import MEASURED_ON
-from pruners.errors import PrunefrontError
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.cluster import nodes
+from prunefront.pipelines.cluster.nodes import Machine, Node, check_nodes, custom
+from prunefront.pipelines.config.sections import (
+    ClusterSection,
+    ConfigError,
+    MeasureSection,
+    StudyConfig,
+    parse,
+)
+from prunefront.pipelines.events.display import Display
+from prunefront.pipelines.measure import device
+from prunefront.pipelines.measure.device import DeviceLost, Target, check_address, check_runtime
+from prunefront.pipelines.stages.latency_table import measure_for
+from prunefront.pipelines.study.run import run
+from prunefront.pipelines.workers import trials as tune
+from prunefront.pipelines.workers.failures import PASSING, failure
+from prunefront.pipelines.workers.trials import MEASURED_ON
 
 
 def study(folder: Path, **sections: Any) -> StudyConfig:

@@ -11,11 +11,11 @@ import ray
 from ray import tune
 from ray.cluster_utils import Cluster
 
-from pipelines.config import ClusterSection
-from pipelines.patience import NoWorkers, Patience, WaitsForWorkers
-from pipelines.pool import STILLBORN, Scored, ScoringPool
-from pruners.errors import PrunefrontError
-from search.measurement import Failure, Measurement, Outcome
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.cluster.patience import NoWorkers, Patience, WaitsForWorkers
+from prunefront.pipelines.config.sections import ClusterSection
+from prunefront.pipelines.workers.pool import STILLBORN, Scored, ScoringPool
+from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome
 
 
 class Mortal:

@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from pipelines.config import SearchSection, SpaceSection
-from pipelines.problem import KEPT_MACS, lanes, problem, search_space
-from pruners.cost import macs, macs_of
-from pruners.errors import PrunefrontError, UnknownName
-from pruners.granularities import layer_granularities
-from pruners.graph import ChannelGraph
-from pruners.plan import Scores, plan
-from search.candidate import Candidate
-from search.measurement import Measurement
-from search.searchers import searchers
-from search.space import Problem
+from prunefront.errors import PrunefrontError, UnknownName
+from prunefront.pipelines.config.sections import SearchSection, SpaceSection
+from prunefront.pipelines.prepare.problem import KEPT_MACS, lanes, problem, search_space
+from prunefront.pruners.granularities import layer_granularities
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan.cost import macs, macs_of
+from prunefront.pruners.plan.decide import Scores, plan
+from prunefront.search.outcomes.measurement import Measurement
+from prunefront.search.searchers import searchers
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.search_space import Problem
 from tests.pruners.plans import traced
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.pt2_export import check, export
-from pruners.errors import NotTraceable, PrunefrontError
+from prunefront.errors import NotTraceable, PrunefrontError
+from prunefront.pipelines.formats.pt2_export import check, export
 
 ROOT = Path(__file__).parents[2]
 

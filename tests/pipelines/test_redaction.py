@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.tune.execution import class_cache
 
-from pipelines.cli import main
-from pipelines.config import ClusterSection, StudyConfig, parse
-from pipelines.failures import failure
-from pipelines.prepare import unchanged
-from pipelines.redaction import redacted, without_password, without_secrets
-from pipelines.studies import kept_config, tracking_uri
-from pipelines.study_folder import open_folder
-from pipelines.tune import credentials_stay
-from pruners.errors import PrunefrontError
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.cli.main import main
+from prunefront.pipelines.config.sections import ClusterSection, StudyConfig, parse
+from prunefront.pipelines.events.redaction import redacted, without_password, without_secrets
+from prunefront.pipelines.prepare.network import unchanged
+from prunefront.pipelines.study.find import kept_config, tracking_uri
+from prunefront.pipelines.study.folder import open_folder
+from prunefront.pipelines.workers.failures import failure
+from prunefront.pipelines.workers.trials import credentials_stay
 
 SECRET = "Hx7-marked-secret"
 word = st.text("abcXYZ019-_.~!$,;/@:", min_size=1, max_size=12).filter(lambda s: not s.startswith("@"))

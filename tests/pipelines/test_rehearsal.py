@@ -15,25 +15,25 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from scipy.stats import spearmanr
 
-from pipelines.cli import main
-from pipelines.config import StudyConfig, parse
-from pipelines.emulator import LEAST, Emulator, spearman
-from pipelines.evaluations import Evaluations, evaluations
-from pipelines.journal import Journal, read_events, write_json
-from pipelines.models import build
-from pipelines.problem import problem
-from pipelines.rehearsal import Replay, recorded, rehearse
-from pipelines.screen import Screening
-from pipelines.warm_start import WarmStart, to_event
-from pruners.cost import cost
-from pruners.errors import PrunefrontError
-from pruners.plan import DENSE, PruningPlan, plan
-from pruners.scoring import rank
-from pruners.statistics import Statistics
-from pruners.trace import trace
-from search.measurement import Failure, Measurement, Outcome
-from search.searchers import searchers
-from search.simulator import VirtualPool, Workers
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.cli.main import main
+from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.journal.evaluations import Evaluations, evaluations
+from prunefront.pipelines.journal.journal import Journal, read_events, write_json
+from prunefront.pipelines.models import build
+from prunefront.pipelines.prepare.problem import problem
+from prunefront.pipelines.stages.screening import Screening
+from prunefront.pipelines.stages.warm_start import WarmStart, to_event
+from prunefront.pipelines.study.rehearsal import Replay, recorded, rehearse
+from prunefront.pruners.plan.cost import cost
+from prunefront.pruners.plan.decide import DENSE, PruningPlan, plan
+from prunefront.pruners.scoring import rank
+from prunefront.pruners.statistics import Statistics
+from prunefront.pruners.trace.tracer import trace
+from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome
+from prunefront.search.prediction.emulator import LEAST, Emulator, spearman
+from prunefront.search.searchers import searchers
+from prunefront.search.simulator import VirtualPool, Workers
 
 IMAGES = 500
 
@@ -347,7 +347,7 @@ class TestEmulator:
         assert fit.error > 0.9 * accuracy.std()
 
     def test_too_many_rows_are_thinned(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("pipelines.emulator.MOST", 150)
+        monkeypatch.setattr("prunefront.search.prediction.emulator.MOST", 150)
         rng = np.random.default_rng(1)
         rows = [dict(zip("ab", r, strict=True)) for r in rng.uniform(0, 0.9, (3000, 2))]
         fit = Emulator(rows, [0.9 * np.exp(-r["a"]) for r in rows]).fit

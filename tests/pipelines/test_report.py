@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 from rich.console import Console
 
-from pipelines.report import (
+from prunefront.pipelines.fronts.page import (
     FrontRow,
     ReportError,
     controls_table,
@@ -24,7 +24,7 @@ from pipelines.report import (
     write_html,
     write_png,
 )
-from search.measurement import OBJECTIVES
+from prunefront.search.outcomes.measurement import OBJECTIVES
 
 
 def row(key: str, kept: float, accuracy: float, **other: Any) -> dict[str, Any]:

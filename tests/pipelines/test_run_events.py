@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from pipelines.journal import Journal
-from pipelines.json_log import JsonFormatter, json_lines, to_logging, wanted
-from pipelines.metrics import FAMILIES, exported, samples
-from pipelines.redaction import redacted
-from pipelines.run_events import Events
-from pipelines.session import Timing
-from pruners.errors import PrunefrontError
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.events.events import Events
+from prunefront.pipelines.events.log import JsonFormatter, json_lines, to_logging, wanted
+from prunefront.pipelines.events.metrics import FAMILIES, exported, samples
+from prunefront.pipelines.events.redaction import redacted
+from prunefront.pipelines.journal.journal import Journal
+from prunefront.pipelines.stages.session import Timing
 
 FINE = {"values": {"accuracy": 0.9, "macs": 10.0}, "noise": {}}
 CRASHED = {"failure": "crashed", "reason": "died"}
@@ -228,8 +228,8 @@ def test_gauges_are_set_again_while_nothing_happens(monkeypatch: pytest.MonkeyPa
         def record(self, found: Any) -> None:
             recorded.put({(sample.family, sample.value) for sample in found})
 
-    monkeypatch.setattr("pipelines.metrics.Exporter", Recorder)
-    monkeypatch.setattr("pipelines.metrics.EVERY_SECONDS", 0.01)
+    monkeypatch.setattr("prunefront.pipelines.events.metrics.Exporter", Recorder)
+    monkeypatch.setattr("prunefront.pipelines.events.metrics.EVERY_SECONDS", 0.01)
     events = Events("s")
     events.watched["workers_busy"] = lambda: 1
     with exported(events, workers=2, remote=False):
@@ -245,8 +245,8 @@ def test_what_cannot_be_looked_at_ends_the_figures_with_a_line(monkeypatch: pyte
         def record(self, found: Any) -> None:
             """Nobody reads it."""
 
-    monkeypatch.setattr("pipelines.metrics.Exporter", Recorder)
-    monkeypatch.setattr("pipelines.metrics.EVERY_SECONDS", 0.01)
+    monkeypatch.setattr("prunefront.pipelines.events.metrics.Exporter", Recorder)
+    monkeypatch.setattr("prunefront.pipelines.events.metrics.EVERY_SECONDS", 0.01)
     events = Events("s", said.put)
     events.watched["workers_busy"] = lambda: 1 / 0
     with exported(events, workers=2, remote=False):

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.config import ModelSection, parse
-from pipelines.data import SearchData, Split, Transform
-from pipelines.evaluate import Evaluator, Progress
-from pipelines.models import build
-from pipelines.rungs import metrics, rungs_of, told
-from pipelines.train import Recipe
-from pipelines.workbench import Job, Workbench, arrays
-from pruners.choice import GroupChoice
-from pruners.plan import plan
-from pruners.scoring import score_all
-from pruners.trace import trace
-from search.candidate import Candidate
-from search.measurement import OBJECTIVES, Failure, Measurement, Objective
-from search.space import Problem, SearchSpace
+from prunefront.choice import GroupChoice
+from prunefront.pipelines.config.sections import ModelSection, parse
+from prunefront.pipelines.data import SearchData, Split, Transform
+from prunefront.pipelines.models import build
+from prunefront.pipelines.stages.rungs import metrics, rungs_of, told
+from prunefront.pipelines.workers.bench import Job, Workbench, arrays
+from prunefront.pipelines.workers.evaluate import Evaluator, Progress
+from prunefront.pipelines.workers.train import Recipe
+from prunefront.pruners.plan.decide import plan
+from prunefront.pruners.scoring import score_all
+from prunefront.pruners.trace.tracer import trace
+from prunefront.search.outcomes.measurement import OBJECTIVES, Failure, Measurement, Objective
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.search_space import Problem, SearchSpace
 from tests.pipelines.test_config import BASE
 
 

@@ -15,10 +15,10 @@ import pytest
 from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
 
-from pipelines.artifacts import LIMITS, MANIFEST, check_digests, fetch, publish
-from pipelines.s3 import PART_BYTES, S3Error, S3Store
-from pipelines.stores import ArtifactError, ArtifactNotFound, Upload, open_store
-from pruners.errors import PrunefrontError
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, check_digests, fetch, publish
+from prunefront.pipelines.stores.s3 import PART_BYTES, S3Error, S3Store
+from prunefront.pipelines.stores.store import ArtifactError, ArtifactNotFound, Upload, open_store
 from tests.stores import check_first_come_first_served, check_list_and_delete, check_two_studies_do_no_harm
 
 SECRET = "never-printed"

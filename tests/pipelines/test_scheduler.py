@@ -11,15 +11,15 @@ from ray import tune
 from ray.tune.search import Searcher as TuneSearcher
 from ray.tune.search.optuna import OptunaSearch
 
-from pipelines.cluster import connected
-from pipelines.config import ClusterSection
-from pipelines.scheduler import EPOCH, MEASURED, OUTCOME, HalvingScheduler, Reached
-from pipelines.tune import Guard, SearcherAdapter
-from search.candidate import Candidate
-from search.halving import Rungs
-from search.measurement import OBJECTIVES, Failure, Measurement, Outcome
-from search.searchers import searchers
-from search.space import GroupSpace, Problem, SearchSpace
+from prunefront.pipelines.cluster.connect import connected
+from prunefront.pipelines.config.sections import ClusterSection
+from prunefront.pipelines.workers.scheduler import EPOCH, MEASURED, OUTCOME, HalvingScheduler, Reached
+from prunefront.pipelines.workers.trials import Guard, SearcherAdapter
+from prunefront.search.outcomes.measurement import OBJECTIVES, Failure, Measurement, Outcome
+from prunefront.search.promotion.halving import Rungs
+from prunefront.search.searchers import searchers
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.search_space import GroupSpace, Problem, SearchSpace
 
 PAIR = (OBJECTIVES["accuracy"], OBJECTIVES["macs"])
 EPOCHS = 4

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.journal import Journal, JournalError
-from pipelines.screen import HOPELESS, OverBudget, Screening
-from pruners.errors import PrunefrontError
-from pruners.plan import GroupPlan, PruningPlan
-from search.candidate import Candidate
-from search.measurement import Constraint, Failure, Outcome
-from search.searchers import searchers
-from search.sensitivity import is_probe
-from search.simulator import VirtualPool, Workers, simulate
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.journal.journal import Journal, JournalError
+from prunefront.pipelines.stages.screening import HOPELESS, OverBudget, Screening
+from prunefront.pruners.plan.decide import GroupPlan, PruningPlan
+from prunefront.search.outcomes.measurement import Constraint, Failure, Outcome
+from prunefront.search.prediction.sensitivity import is_probe
+from prunefront.search.searchers import searchers
+from prunefront.search.simulator import VirtualPool, Workers, simulate
+from prunefront.search.space.candidate import Candidate
 from tests.problems import Separable, separable
 
 Score = Callable[[Candidate], Outcome]

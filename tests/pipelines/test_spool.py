@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.artifacts import LIMITS, MANIFEST, fetch_from, publish
-from pipelines.failures import PASSING, REFUSED, failure
-from pipelines.s3 import S3Away, S3Error
-from pipelines.spool import PATIENCE, Spool, SpoolingStore, keep_all, published, spooling
-from pipelines.stores import MemoryStore, StoreAway, StoreRefused
-from pruners.errors import PrunefrontError
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, fetch_from, publish
+from prunefront.pipelines.stores.s3 import S3Away, S3Error
+from prunefront.pipelines.stores.spool import PATIENCE, Spool, SpoolingStore, keep_all, published, spooling
+from prunefront.pipelines.stores.store import MemoryStore, StoreAway, StoreRefused
+from prunefront.pipelines.workers.failures import PASSING, REFUSED, failure
 
 
 class Shaky(MemoryStore):

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import mirror as mirroring
-from pipelines.artifacts import measure_file
-from pipelines.journal import Journal, StudyRunning, read_events
-from pipelines.mirror import Mirror
-from pipelines.ownership import claim
-from pipelines.state import (
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.artifacts.publish import measure_file
+from prunefront.pipelines.journal.journal import Journal, StudyRunning, read_events
+from prunefront.pipelines.recovery import upload as mirroring
+from prunefront.pipelines.recovery.owner import claim
+from prunefront.pipelines.recovery.snapshot import (
     ALIVE_SECONDS,
     JOURNAL,
     SUPERSEDED,
@@ -32,9 +32,15 @@ from pipelines.state import (
     refuse_running,
     restore,
 )
-from pipelines.stores import ArtifactError, ArtifactStore, DirectoryStore, MemoryStore, put_text
-from pruners.errors import PrunefrontError
-from search.candidate import Candidate
+from prunefront.pipelines.recovery.upload import Mirror
+from prunefront.pipelines.stores.store import (
+    ArtifactError,
+    ArtifactStore,
+    DirectoryStore,
+    MemoryStore,
+    put_text,
+)
+from prunefront.search.space.candidate import Candidate
 
 
 class Machine:

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.cli import status_rows
-from pipelines.config import parse
-from pipelines.journal import Journal, lock, write_json
-from pipelines.status import RECENT_SECONDS, Status, status, summed_up
-from pipelines.studies import NoStudy
+from prunefront.pipelines.cli.main import status_rows
+from prunefront.pipelines.config.sections import parse
+from prunefront.pipelines.journal.journal import Journal, lock, write_json
+from prunefront.pipelines.study.find import NoStudy
+from prunefront.pipelines.study.status import RECENT_SECONDS, Status, status, summed_up
 
 CONFIG = parse(
     {

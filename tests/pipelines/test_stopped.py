@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipelines import study
-from pipelines.config import StudyConfig, parse
-from pipelines.progress import Display
-from pipelines.tracking import MemoryTracker
+from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.events.display import Display
+from prunefront.pipelines.study import run as study
+from prunefront.pipelines.tracking.tracker import MemoryTracker
 
 
 def test_the_alarm_that_ray_sets_at_sigterm_does_not_cut_the_end_short(

@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from pipelines.stopping import APART_SECONDS, Stopped, exit_code, stoppable
+from prunefront.pipelines.cluster.stopping import APART_SECONDS, Stopped, exit_code, stoppable
 
 PROGRAM = """
 import signal, sys, time
-from pipelines.stopping import exit_code, handler_kept, stoppable
+from prunefront.pipelines.cluster.stopping import exit_code, handler_kept, stoppable
 try:
     with stoppable():
         with handler_kept():  # as Ray does

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from search.measurement import Measurement, outcome_from_json
+from prunefront.search.outcomes.measurement import Measurement, outcome_from_json
 
 pytestmark = pytest.mark.slow
 
@@ -190,8 +190,8 @@ def test_mlflow_holds_the_study_its_candidates_and_its_front(searched: Path) -> 
 
 def test_no_search_step_holds_a_test_image(searched: Path) -> None:
     """What workers receive is `SearchData`, which has no such part."""
-    from pipelines.config import DataSection
-    from pipelines.data import load
+    from prunefront.pipelines.config.sections import DataSection
+    from prunefront.pipelines.data import load
 
     data = load(DataSection()).for_search()
     assert not hasattr(data, "test")

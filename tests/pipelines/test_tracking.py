@@ -15,7 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
 
-from pipelines.tracking import (
+from prunefront.choice import GroupChoice
+from prunefront.pipelines.cli.ui import serve
+from prunefront.pipelines.tracking.reach import TrackingError
+from prunefront.pipelines.tracking.tracker import (
     MAX_KEY,
     MAX_VALUE,
     MemoryTracker,
@@ -26,12 +29,9 @@ from pipelines.tracking import (
     with_bounds,
     without_password,
 )
-from pipelines.tracking_store import TrackingError
-from pipelines.tracking_writer import Writer
-from pipelines.ui import serve
-from pruners.choice import GroupChoice
-from search.candidate import Candidate
-from search.measurement import Failure, Measurement, Outcome
+from prunefront.pipelines.tracking.writer import Writer
+from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome
+from prunefront.search.space.candidate import Candidate
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 deprecates
 pytestmark = pytest.mark.filterwarnings(
@@ -188,7 +188,7 @@ def test_many_groups_exceed_one_request(uri: str, tmp_path: Path) -> None:
     tracker.log("a1", wide, GOOD)
     assert tracker.finish() == ()
     client = MlflowClient(uri)
-    (run,) = client.search_runs([client.get_run(run_id).info.experiment_id], "tags.`prunefront.key` = 'a1'")
+    (run,) = client.search_runs([client.get_run(run_id).info.experiment_id], "tags.`key` = 'a1'")
     assert len(run.data.params) == 250
 
 
@@ -361,7 +361,7 @@ def test_an_unusable_store_is_refused_at_once(
 def test_a_fresh_database_is_made_without_a_word(tmp_path: Path) -> None:
     """Its own process, since log levels are the process's."""
     code = (
-        "import sys, pathlib, pipelines.tracking as t\n"
+        "import sys, pathlib, prunefront.pipelines.tracking.tracker as t\n"
         "tracker = t.MlflowTracker(sys.argv[1], 'pruning', pathlib.Path('.'))\n"
         "tracker.start({'name': 'digits'}); print(tracker.finish())"
     )
@@ -379,7 +379,10 @@ def test_a_fresh_database_is_made_without_a_word(tmp_path: Path) -> None:
 
 
 def test_importing_tracking_does_not_load_mlflow() -> None:
-    code = "import sys, pipelines.tracking; print({'mlflow', 'sqlalchemy', 'torch'} & set(sys.modules))"
+    code = (
+        "import sys, prunefront.pipelines.tracking.tracker\n"
+        "print({'mlflow', 'sqlalchemy', 'torch'} & set(sys.modules))"
+    )
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

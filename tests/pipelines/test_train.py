@@ -12,19 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipelines.accuracy import accuracy
-from pipelines.config import DataSection
-from pipelines.data import SearchData, Split, Transform, load
-from pipelines.models import models
-from pipelines.train import (
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.sections import DataSection
+from prunefront.pipelines.data import SearchData, Split, Transform, load
+from prunefront.pipelines.measure.accuracy import accuracy
+from prunefront.pipelines.models import models
+from prunefront.pipelines.workers.train import (
     Recipe,
     distillation_loss,
     faster_precision,
     schedule,
     train,
 )
-from pruners.errors import PrunefrontError
-from pruners.procedures.loop import Diverged, EpochReport
+from prunefront.pruners.procedures.loop import Diverged, EpochReport
 
 
 @pytest.fixture(autouse=True)

@@ -15,19 +15,25 @@ from onnx import external_data_helper
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipelines.accuracy import accuracy
-from pipelines.artifacts import LIMITS, MANIFEST, publish
-from pipelines.config import DataSection, ModelSection
-from pipelines.data import Split, Splits, Transform
-from pipelines.models import build
-from pipelines.onnx_export import export
-from pipelines.stores import MemoryStore
-from pipelines.verify import CHECKED_INPUTS, Verification, onnx_accuracy, onnx_outputs, verify
-from pruners import surgery
-from pruners.choice import GroupChoice, pattern
-from pruners.errors import PrunefrontError
-from pruners.plan import GroupPlan, PruningPlan, plan
-from pruners.trace import trace
+from prunefront.choice import GroupChoice, pattern
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, publish
+from prunefront.pipelines.artifacts.verify import (
+    CHECKED_INPUTS,
+    Verification,
+    onnx_accuracy,
+    onnx_outputs,
+    verify,
+)
+from prunefront.pipelines.config.sections import DataSection, ModelSection
+from prunefront.pipelines.data import Split, Splits, Transform
+from prunefront.pipelines.formats.onnx_export import export
+from prunefront.pipelines.measure.accuracy import accuracy
+from prunefront.pipelines.models import build
+from prunefront.pipelines.stores.store import MemoryStore
+from prunefront.pruners.cut import surgery
+from prunefront.pruners.plan.decide import GroupPlan, PruningPlan, plan
+from prunefront.pruners.trace.tracer import trace
 
 FACTORY = "net_of_an_artifact:make"
 SOURCE = """

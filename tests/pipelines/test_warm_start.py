@@ -19,14 +19,13 @@ from moto.server import ThreadedMotoServer
 from rich.console import Console
 from torch import Tensor, nn
 
-from pipelines.config import StudyConfig, parse
-from pipelines.evaluations import Evaluation, Evaluations
-from pipelines.journal import Journal, write_json
-from pipelines.progress import Display
-from pipelines.screen import Screening
-from pipelines.stores import DirectoryStore, open_store, put_json
-from pipelines.study import run
-from pipelines.warm_start import (
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.events.display import Display
+from prunefront.pipelines.journal.evaluations import Evaluation, Evaluations
+from prunefront.pipelines.journal.journal import Journal, write_json
+from prunefront.pipelines.stages.screening import Screening
+from prunefront.pipelines.stages.warm_start import (
     EVALUATIONS,
     LONGEST_ORIGIN,
     MOST_SEEDS,
@@ -42,12 +41,13 @@ from pipelines.warm_start import (
     to_event,
     warm_start,
 )
-from pipelines.workbench import arrays
-from pruners.errors import PrunefrontError
-from pruners.trace import trace
-from search.candidate import Candidate
-from search.measurement import Failure, Measurement
-from search.searchers import searchers
+from prunefront.pipelines.stores.store import DirectoryStore, open_store, put_json
+from prunefront.pipelines.study.run import run
+from prunefront.pipelines.workers.bench import arrays
+from prunefront.pruners.trace.tracer import trace
+from prunefront.search.outcomes.measurement import Failure, Measurement
+from prunefront.search.searchers import searchers
+from prunefront.search.space.candidate import Candidate
 from tests.pipelines.test_screen import LocalPool, outcome_of, planned
 from tests.problems import Separable, separable
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines.weights import WeightsError, load_weights, save_weights
+from prunefront.pipelines.formats.weights import WeightsError, load_weights, save_weights
 
 
 def net(width: int = 4) -> nn.Module:

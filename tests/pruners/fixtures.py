@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruners.graph import ChannelGraph, ChannelGroup, TensorSlice
+from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
 
 CLASSES = 5
 

@@ -6,10 +6,10 @@ from functools import cache
 import numpy as np
 from hypothesis import strategies as st
 
-from pruners.choice import GroupChoice, pattern
-from pruners.graph import ChannelGraph
-from pruners.plan import PruningPlan, Scores, plan
-from pruners.trace import trace
+from prunefront.choice import GroupChoice, pattern
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan.decide import PruningPlan, Scores, plan
+from prunefront.pruners.trace.tracer import trace
 from tests.nets import NETS
 
 

@@ -12,11 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pipelines.onnx_export import check, export
-from pruners import activations
-from pruners.activations import INPUT_BITS, SAMPLE, QuantisedInput, calibrate, check_inputs, input_parts
-from pruners.errors import PrunefrontError
-from pruners.quantisers.fixed_point import least_squares_step
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.formats.onnx_export import check, export
+from prunefront.pruners.bits import activations
+from prunefront.pruners.bits.activations import (
+    INPUT_BITS,
+    SAMPLE,
+    QuantisedInput,
+    calibrate,
+    check_inputs,
+    input_parts,
+)
+from prunefront.pruners.quantisers.fixed_point import least_squares_step
 
 
 def batches(count: int = 3, images: int = 8) -> list[tuple[Tensor, Tensor]]:

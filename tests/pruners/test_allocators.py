@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruners.allocators import OutOfReach, Terms, allocator, allocators, at_least, fit, nearest
-from pruners.allocators.dcp_adapt import stop
-from pruners.allocators.erk import densities
-from pruners.allocators.global_threshold import relative
-from pruners.allocators.redundancy import energy_rank, max_ratio, upper_bounds
-from pruners.allocators.sensitivity import RATIOS, cuts, ratio_at
-from pruners.cost import macs, macs_of
-from pruners.errors import PrunefrontError, UnknownName
-from pruners.graph import ChannelGraph, ChannelGroup, MacOp, TensorSlice
-from pruners.plan import keep_counts
+from prunefront.errors import PrunefrontError, UnknownName
+from prunefront.pruners.allocators import OutOfReach, Terms, allocator, allocators, at_least, fit, nearest
+from prunefront.pruners.allocators.dcp_adapt import stop
+from prunefront.pruners.allocators.erk import densities
+from prunefront.pruners.allocators.global_threshold import relative
+from prunefront.pruners.allocators.redundancy import energy_rank, max_ratio, upper_bounds
+from prunefront.pruners.allocators.sensitivity import RATIOS, cuts, ratio_at
+from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, MacOp, TensorSlice
+from prunefront.pruners.plan.cost import macs, macs_of
+from prunefront.pruners.plan.decide import keep_counts
 from tests.pruners.plans import keeping, traced
 
 SOME = (

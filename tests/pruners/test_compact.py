@@ -14,21 +14,22 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pruners import cost, surgery
-from pruners.choice import GroupChoice, Words
-from pruners.compact import compact, mask_layers, within_layers
-from pruners.criteria import criteria
-from pruners.errors import PrunefrontError, RatioError
-from pruners.granularities import layer_granularities
-from pruners.graph import ChannelGraph
-from pruners.plan import PruningPlan, plan, removed_blocks
-from pruners.prune import prune
-from pruners.saved import PLAN, WEIGHTS, described, load_network, rebuild, save_network, trained
-from pruners.stacks import mask_blocks
-from pruners.storage.sizes import file_size
-from pruners.trace import trace
-from pruners.within import possible
-from pruners.word_length import unwrapped
+from prunefront.choice import GroupChoice, Words
+from prunefront.errors import PrunefrontError, RatioError
+from prunefront.pruners.bits.bit_width import unwrapped
+from prunefront.pruners.criteria import criteria
+from prunefront.pruners.cut import surgery
+from prunefront.pruners.cut.compact import compact, mask_layers, within_layers
+from prunefront.pruners.cut.prune import prune
+from prunefront.pruners.granularities import layer_granularities
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan import cost
+from prunefront.pruners.plan.decide import PruningPlan, plan, removed_blocks
+from prunefront.pruners.plan.layer_counts import possible
+from prunefront.pruners.saved import PLAN, WEIGHTS, described, load_network, rebuild, save_network, trained
+from prunefront.pruners.storage.sizes import file_size
+from prunefront.pruners.trace.stacks import mask_blocks
+from prunefront.pruners.trace.tracer import trace
 from tests.nets import NETS, Block, conv_bn, randomise
 from tests.pruners.plans import scored, traced
 

@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruners.choice import GroupChoice, Words
-from pruners.cost import layout
-from pruners.graph import ChannelGraph
-from pruners.plan import PruningPlan, plan, without_channels
-from pruners.procedures import Phase, procedures
-from pruners.procedures.loop import fit
-from pruners.procedures.run import Run
-from pruners.saved import described, rebuild, save_network
-from pruners.scoring import score_all
-from pruners.word_length import word_lengths
+from prunefront.choice import GroupChoice, Words
+from prunefront.pruners.bits.bit_width import word_lengths
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan.cost import layout
+from prunefront.pruners.plan.decide import PruningPlan, plan, without_channels
+from prunefront.pruners.procedures import Phase, procedures
+from prunefront.pruners.procedures.loop import fit
+from prunefront.pruners.procedures.run import Run
+from prunefront.pruners.saved import described, rebuild, save_network
+from prunefront.pruners.scoring import score_all
 from tests.pruners.test_compact import tower
 
 OVER_CHANNELS = sorted(n for n in procedures if procedures[n].over == "channels")

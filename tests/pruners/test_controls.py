@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pruners.choice import GroupChoice
-from pruners.controls import Control, Subject, control, controls, keeping
-from pruners.controls.scratch_b import CAP
-from pruners.cost import macs, macs_of
-from pruners.errors import PrunefrontError, UnknownName
-from pruners.fresh import fresh
-from pruners.graph import ChannelGraph, MacOp
-from pruners.plan import PruningPlan, plan
-from pruners.scoring import score_all
-from pruners.surgery import apply
-from pruners.trace import trace
+from prunefront.choice import GroupChoice
+from prunefront.errors import PrunefrontError, UnknownName
+from prunefront.pruners.controls import Control, Subject, control, controls, keeping
+from prunefront.pruners.controls.scratch_b import CAP
+from prunefront.pruners.cut.surgery import apply
+from prunefront.pruners.cut.untrained import fresh
+from prunefront.pruners.graph.channel_graph import ChannelGraph, MacOp
+from prunefront.pruners.plan.cost import macs, macs_of
+from prunefront.pruners.plan.decide import PruningPlan, plan
+from prunefront.pruners.scoring import score_all
+from prunefront.pruners.trace.tracer import trace
 from tests.nets import NETS
 from tests.pruners.fixtures import group, part
 from tests.pruners.plans import traced
@@ -80,7 +80,7 @@ def test_the_registry_describes_itself():
 
 
 def test_controls_need_no_torch():
-    code = "import sys, pruners.controls as c; assert len(c.controls) > 5; print('torch' in sys.modules)"
+    code = "import sys, prunefront.pruners.controls as c; assert len(c.controls) > 5; print('torch' in sys.modules)"
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "False", done.stderr

@@ -12,9 +12,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pruners import cost, surgery
-from pruners.graph import ChannelGraph
-from pruners.trace import trace
+from prunefront.pruners.cut import surgery
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan import cost
+from prunefront.pruners.trace.tracer import trace
 from tests.nets import NETS, Block, conv_bn
 from tests.pruners.plans import keeping, plans, traced
 

@@ -12,28 +12,28 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from pruners.criteria import criteria, criterion
-from pruners.criteria.activation_moments import activation_l2, activation_std
-from pruners.criteria.apoz import apoz
-from pruners.criteria.bn_distribution import bn_energy, bn_flow, bn_mean, rectified_moments
-from pruners.criteria.fpgm_mix import fpgm_mix
-from pruners.criteria.gbn import gbn
-from pruners.criteria.gdp import gdp
-from pruners.criteria.geometric_median import geometric_median
-from pruners.criteria.l1 import l1
-from pruners.criteria.l2 import l2
-from pruners.criteria.magnitude import magnitude
-from pruners.criteria.random import random
-from pruners.criteria.snip import snip, weight_scores
-from pruners.criteria.taylor import taylor
-from pruners.criteria.taylor_2016 import taylor_2016
-from pruners.criteria.taylor_weight import taylor_joint, taylor_weight
-from pruners.errors import PrunefrontError, UnknownName
-from pruners.graph import ChannelGraph
-from pruners.scoring import available, score_all, why_not
-from pruners.statistics.first_order import first_order
-from pruners.trace import trace
-from pruners.view import FIELDS, MEASURED, READ, UnitView
+from prunefront.errors import PrunefrontError, UnknownName
+from prunefront.pruners.criteria import criteria, criterion
+from prunefront.pruners.criteria.activations.activation_moments import activation_l2, activation_std
+from prunefront.pruners.criteria.activations.apoz import apoz
+from prunefront.pruners.criteria.gradients.gbn import gbn
+from prunefront.pruners.criteria.gradients.gdp import gdp
+from prunefront.pruners.criteria.gradients.snip import snip, weight_scores
+from prunefront.pruners.criteria.gradients.taylor import taylor
+from prunefront.pruners.criteria.gradients.taylor_2016 import taylor_2016
+from prunefront.pruners.criteria.gradients.taylor_weight import taylor_joint, taylor_weight
+from prunefront.pruners.criteria.weights.bn_distribution import bn_energy, bn_flow, bn_mean, rectified_moments
+from prunefront.pruners.criteria.weights.fpgm_mix import fpgm_mix
+from prunefront.pruners.criteria.weights.geometric_median import geometric_median
+from prunefront.pruners.criteria.weights.l1 import l1
+from prunefront.pruners.criteria.weights.l2 import l2
+from prunefront.pruners.criteria.weights.magnitude import magnitude
+from prunefront.pruners.criteria.weights.random import random
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.scoring import available, score_all, why_not
+from prunefront.pruners.statistics.first_order import first_order
+from prunefront.pruners.trace.tracer import trace
+from prunefront.pruners.units.view import FIELDS, MEASURED, READ, UnitView
 from tests.nets import NETS
 from tests.pruners.fixtures import (
     MODELS,
@@ -504,7 +504,7 @@ def test_the_guide_adds_a_criterion_that_works(monkeypatch):
     source = re.search(r"```python\n# pruners/criteria/(\w+)\.py\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     assert source
     monkeypatch.setattr(criteria, "_entries", dict(criteria._entries))  # what the guide adds goes again
-    exec(compile(source[2], str(GUIDE), "exec"), {"__name__": f"pruners.criteria.{source[1]}"})
+    exec(compile(source[2], str(GUIDE), "exec"), {"__name__": f"prunefront.pruners.criteria.{source[1]}"})
     test_contract.hypothesis.inner_test(source[1], units=8, seed=0, columns=4)
     model = made(Plain)
     scores = score_all(model, model.graph(), (source[1],), batches())[source[1]]

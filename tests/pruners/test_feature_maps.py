@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruners.criteria.chip import chip
-from pruners.criteria.nnrelief import kept_connections, nnrelief
-from pruners.errors import PrunefrontError
-from pruners.scoring import score_all, why_not
-from pruners.statistics import collect, run, tasks
-from pruners.statistics.feature_maps import nuclear_drops
-from pruners.view import UnitView
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.criteria.activations.chip import chip
+from prunefront.pruners.criteria.activations.nnrelief import kept_connections, nnrelief
+from prunefront.pruners.scoring import score_all, why_not
+from prunefront.pruners.statistics import collect, run, tasks
+from prunefront.pruners.statistics.feature_maps import nuclear_drops
+from prunefront.pruners.units.view import UnitView
 from tests.nets import NETS
 from tests.pruners.fixtures import Functional, Grouped, Plain, Residual, batches, made
 from tests.pruners.plans import traced
@@ -82,7 +82,7 @@ def test_where_in_the_image_something_is_does_not_matter(channels, space, seed):
 def test_many_units_are_done_in_parts_that_fit_into_memory(monkeypatch):
     maps = normal(7, 20)
     whole = nuclear_drops(maps, singles(maps))
-    monkeypatch.setattr("pruners.statistics.feature_maps.ELEMENTS", 3 * 49)
+    monkeypatch.setattr("prunefront.pruners.statistics.feature_maps.ELEMENTS", 3 * 49)
     torch.testing.assert_close(nuclear_drops(maps, singles(maps)), whole)
 
 
@@ -242,7 +242,7 @@ def test_a_kernel_of_a_conv_group_meets_its_own_channels(monkeypatch):
         strength = torch.stack(channels)
         total = strength.sum() + model.conv2.bias[k].detach().abs() * 16**0.5
         torch.testing.assert_close(found[:, k], strength / total)
-    monkeypatch.setattr("pruners.statistics.connections.ELEMENTS", 1)
+    monkeypatch.setattr("prunefront.pruners.statistics.connections.ELEMENTS", 1)
     again = collect(model, model.graph(), data, {"connection"}).values["connection"]["one"]
     torch.testing.assert_close(again, found)
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from pruners.errors import UnknownName
-from pruners.granularities import granularities
-from pruners.statistics import Statistics, collect
-from pruners.view import MEASURED
+from prunefront.errors import UnknownName
+from prunefront.pruners.granularities import granularities
+from prunefront.pruners.statistics import Statistics, collect
+from prunefront.pruners.units.view import MEASURED
 from tests.pruners.fixtures import (
     MODELS,
     Grouped,

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from pipelines.models import models
-from pruners.choice import GroupChoice
-from pruners.errors import PrunefrontError
-from pruners.graph import ChannelGraph
-from pruners.inherit import hands_on, inherited, unfitted
-from pruners.plan import PruningPlan, inside, plan, removed_blocks
-from pruners.prune import prune, repairs
-from pruners.surgery import apply, mask
-from pruners.trace import trace
+from prunefront.choice import GroupChoice
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.models import models
+from prunefront.pruners.cut.inherit import hands_on, inherited, unfitted
+from prunefront.pruners.cut.prune import prune, repairs
+from prunefront.pruners.cut.surgery import apply, mask
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan.decide import PruningPlan, inside, plan, removed_blocks
+from prunefront.pruners.trace.tracer import trace
 from tests.nets import NETS, randomise
 from tests.pruners.plans import keeping, plans, scored, traced
 

@@ -13,12 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pipelines.onnx_export import check, export
-from pruners.errors import PrunefrontError
-from pruners.granularities import intra_kernel, layer_granularities
-from pruners.granularities.intra_kernel import StridedConv2d
-from pruners.layers import Layer
-from pruners.strided_patterns import boxes_of, choose, few_boxed, knapsack, palette, reachable, size_of
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.formats.onnx_export import check, export
+from prunefront.pruners.granularities import intra_kernel, layer_granularities
+from prunefront.pruners.granularities.intra_kernel import StridedConv2d
+from prunefront.pruners.granularities.strided_patterns import (
+    boxes_of,
+    choose,
+    few_boxed,
+    knapsack,
+    palette,
+    reachable,
+    size_of,
+)
+from prunefront.pruners.graph.layers import Layer
 
 GRANULARITY = layer_granularities["intra_kernel"]
 

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pipelines.onnx_export import check, export
-from pruners.errors import PrunefrontError
-from pruners.granularities import LayerGranularity, layer_granularities
-from pruners.granularities.kernel import clusters, select_channels
-from pruners.layers import Layer
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.formats.onnx_export import check, export
+from prunefront.pruners.granularities import LayerGranularity, layer_granularities
+from prunefront.pruners.granularities.kernel import clusters, select_channels
+from prunefront.pruners.graph.layers import Layer
 
 KERNEL, LOW_RANK = layer_granularities["kernel"], layer_granularities["low_rank"]
 

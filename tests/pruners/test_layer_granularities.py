@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pruners.errors import PrunefrontError
-from pruners.granularities import LayerGranularity, layer_granularities
-from pruners.layers import Layer
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.granularities import LayerGranularity, layer_granularities
+from prunefront.pruners.graph.layers import Layer
 
 NAMES = sorted(layer_granularities)
 

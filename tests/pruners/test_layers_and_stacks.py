@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from pipelines.models import models
-from pruners import surgery
-from pruners.applies import residual
-from pruners.errors import PrunefrontError
-from pruners.granularities.block import stack_granularities
-from pruners.graph import ChannelGraph
-from pruners.stacks import mask_blocks, without_blocks
-from pruners.trace import trace
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.models import models
+from prunefront.pruners.cut import surgery
+from prunefront.pruners.granularities.block import stack_granularities
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.trace.stacks import mask_blocks, without_blocks
+from prunefront.pruners.trace.tracer import trace
+from prunefront.pruners.units.applies import residual
 from tests.nets import NETS, Block, conv_bn, randomise
 from tests.pruners.plans import plans, traced
 

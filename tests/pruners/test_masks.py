@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pruners import masks
-from pruners.errors import PrunefrontError
-from pruners.masks import counts, erdos_renyi_kernel, keep_largest, n_of_m
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.units import masks
+from prunefront.pruners.units.masks import counts, erdos_renyi_kernel, keep_largest, n_of_m
 from tests.nets import NETS
 from tests.pruners.fixtures import MODELS, Functional, made
 from tests.pruners.plans import traced

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from pruners.choice import GroupChoice, pattern
-from pruners.errors import PrunefrontError, RatioError
-from pruners.graph import ChannelGraph, ChannelGroup, Frozen, MacOp, TensorSlice
-from pruners.plan import PruningPlan, keep_counts, nearest_keep, plan
+from prunefront.choice import GroupChoice, pattern
+from prunefront.errors import PrunefrontError, RatioError
+from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen, MacOp, TensorSlice
+from prunefront.pruners.plan.decide import PruningPlan, keep_counts, nearest_keep, plan
 
 
 def group_of(units: int, channels: int = 1, name: str = "g") -> ChannelGroup:

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from pruners.choice import GroupChoice, pattern
-from pruners.cost import shapes
-from pruners.errors import PrunefrontError, UnknownName
-from pruners.procedures import Phase, procedure, procedures
+from prunefront.choice import GroupChoice, pattern
+from prunefront.errors import PrunefrontError, UnknownName
+from prunefront.pruners.plan.cost import shapes
+from prunefront.pruners.procedures import Phase, procedure, procedures
 from tests.pruners.fixtures import Grouped, Plain, Residual, made
 from tests.pruners.training import goal_of, start, tensors, trained
 

@@ -9,10 +9,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pruners.errors import PrunefrontError, UnknownName
-from pruners.quantisers import Quantiser, quantisers
-from pruners.quantisers.dorefa import quantised_gradient
-from pruners.quantisers.fixed_point import improved, least_squares_step
+from prunefront.errors import PrunefrontError, UnknownName
+from prunefront.pruners.quantisers import Quantiser, quantisers
+from prunefront.pruners.quantisers.dorefa import quantised_gradient
+from prunefront.pruners.quantisers.fixed_point import improved, least_squares_step
 
 NAMES = sorted(quantisers)
 SHAPES = ((4, 3, 3, 3), (5, 700), (1, 6), (3, 1, 5, 5), (2, 3, 2), (2, 1))

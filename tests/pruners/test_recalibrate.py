@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from pruners.errors import PrunefrontError
-from pruners.recalibrate import recalibrate
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.cut.recalibrate import recalibrate
 from tests.pruners.fixtures import Functional, Plain, batches, made
 
 

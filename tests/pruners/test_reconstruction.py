@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pruners.criteria import criteria
-from pruners.criteria.lasso import lasso, path
-from pruners.criteria.thinet import removal_turns, rescale, thinet
-from pruners.criteria.thinet_add import addition_turns, thinet_add
-from pruners.errors import PrunefrontError
-from pruners.scoring import available, why_not
-from pruners.statistics import collect, run, tasks
-from pruners.statistics.contributions import POSITIONS, matrix, patches, sites
-from pruners.view import UnitView, producers
-from pruners.watch import Watch
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.criteria import criteria
+from prunefront.pruners.criteria.reconstruction.lasso import lasso, path
+from prunefront.pruners.criteria.reconstruction.thinet import removal_turns, rescale, thinet
+from prunefront.pruners.criteria.reconstruction.thinet_add import addition_turns, thinet_add
+from prunefront.pruners.scoring import available, why_not
+from prunefront.pruners.statistics import collect, run, tasks
+from prunefront.pruners.statistics.contributions import POSITIONS, matrix, patches, sites
+from prunefront.pruners.units.view import UnitView, producers
+from prunefront.pruners.units.watch import Watch
 from tests.nets import NETS
 from tests.pruners.fixtures import Functional, Grouped, Plain, batches, graph_of, group, made, part
 from tests.pruners.plans import traced

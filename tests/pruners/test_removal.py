@@ -3,13 +3,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruners.allocators.redundancy import energy_rank, max_ratio
-from pruners.criteria.oracle import oracle
-from pruners.errors import PrunefrontError
-from pruners.statistics import collect, merge, run, tasks
-from pruners.statistics.redundancy import mini_batches
-from pruners.surgery import mask
-from pruners.view import UnitView
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.allocators.redundancy import energy_rank, max_ratio
+from prunefront.pruners.criteria.gradients.oracle import oracle
+from prunefront.pruners.cut.surgery import mask
+from prunefront.pruners.statistics import collect, merge, run, tasks
+from prunefront.pruners.statistics.redundancy import mini_batches
+from prunefront.pruners.units.view import UnitView
 from tests.nets import NETS
 from tests.pruners.fixtures import CLASSES, MODELS, Plain, Residual, batches, graph_of, group, made, part
 from tests.pruners.plans import keeping, traced

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from pruners import surgery
-from pruners.errors import PrunefrontError
-from pruners.repair import repair
-from pruners.statistics import contributions
-from pruners.statistics.contributions import POSITIONS, chosen_sites
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.cut import surgery
+from prunefront.pruners.cut.repair import repair
+from prunefront.pruners.statistics import contributions
+from prunefront.pruners.statistics.contributions import POSITIONS, chosen_sites
 from tests.nets import NETS
 from tests.pruners.fixtures import Functional, Grouped, Plain, Residual, batches, made
 from tests.pruners.plans import keeping, traced
@@ -194,7 +194,7 @@ def test_a_layer_with_conv_groups_is_left():
 
 
 def test_a_layer_too_wide_to_solve_is_left(monkeypatch):
-    monkeypatch.setattr("pruners.repair.WIDEST", 6)
+    monkeypatch.setattr("prunefront.pruners.cut.repair.WIDEST", 6)
     model, data = made(Plain), batches()
     plain, repaired = cut(model, model.graph(), [[0, 2, 5], [1]], {"one": "refit", "two": "refit"}, data)
     assert equal(plain, repaired) == set(model.state_dict()) - {"fc.weight"}

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from torch import nn
 
-from pruners.criteria.nisp import nisp
-from pruners.errors import PrunefrontError
-from pruners.statistics import collect
-from pruners.statistics.response import infinite_selection
-from pruners.view import UnitView
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.criteria.activations.nisp import nisp
+from prunefront.pruners.statistics import collect
+from prunefront.pruners.statistics.response import infinite_selection
+from prunefront.pruners.units.view import UnitView
 from tests.nets import NETS
 from tests.pruners.fixtures import (
     CLASSES,

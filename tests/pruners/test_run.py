@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruners.choice import GroupChoice, pattern
-from pruners.errors import PrunefrontError
-from pruners.procedures import Phase
-from pruners.procedures.hook import Hook
-from pruners.procedures.loop import Diverged
-from pruners.procedures.run import Run, carry
-from pruners.surgery import apply, removed, taken
+from prunefront.choice import GroupChoice, pattern
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.cut.surgery import apply, removed, taken
+from prunefront.pruners.procedures import Phase
+from prunefront.pruners.procedures.hook import Hook
+from prunefront.pruners.procedures.loop import Diverged
+from prunefront.pruners.procedures.run import Run, carry
 from tests.nets import NETS
 from tests.pruners.fixtures import Grouped, Plain, Residual, made
 from tests.pruners.plans import keeping, traced

@@ -10,20 +10,20 @@ from torch import nn
 from torch.autograd.functional import hessian
 from torch.func import functional_call, jacrev
 
-from pruners.criteria.obd import obd
-from pruners.criteria.sosp_h import sosp_h
-from pruners.criteria.sosp_i import sosp_i
-from pruners.criteria.spectral_radius import spectral_radius
-from pruners.criteria.taylor_diagonal import taylor_diagonal
-from pruners.criteria.taylor_second_order import taylor_second_order
-from pruners.errors import PrunefrontError
-from pruners.granularities import granularities
-from pruners.scoring import available
-from pruners.statistics import Inquiry, collect, merge, run, tasks
-from pruners.statistics.kfac import LARGEST, falls, no_radius
-from pruners.statistics.logits import directions, unit_work
-from pruners.statistics.sosp import greedy
-from pruners.view import UnitView, gates
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.criteria.curvature.obd import obd
+from prunefront.pruners.criteria.curvature.sosp_h import sosp_h
+from prunefront.pruners.criteria.curvature.sosp_i import sosp_i
+from prunefront.pruners.criteria.curvature.spectral_radius import spectral_radius
+from prunefront.pruners.criteria.curvature.taylor_diagonal import taylor_diagonal
+from prunefront.pruners.criteria.curvature.taylor_second_order import taylor_second_order
+from prunefront.pruners.granularities import granularities
+from prunefront.pruners.scoring import available
+from prunefront.pruners.statistics import Inquiry, collect, merge, run, tasks
+from prunefront.pruners.statistics.kfac import LARGEST, falls, no_radius
+from prunefront.pruners.statistics.logits import directions, unit_work
+from prunefront.pruners.statistics.sosp import greedy
+from prunefront.pruners.units.view import UnitView, gates
 from tests.nets import NETS
 from tests.pruners.fixtures import (
     CLASSES,
@@ -539,7 +539,7 @@ def labels_drawn(monkeypatch):
             1
         )
 
-    monkeypatch.setattr("pruners.statistics.kfac.drawn", first)
+    monkeypatch.setattr("prunefront.pruners.statistics.kfac.drawn", first)
 
 
 def test_radius_drop_of_an_mlp_is_that_of_its_factors(monkeypatch):
@@ -622,7 +622,7 @@ def test_a_factor_that_is_too_large_leaves_the_group_out():
 def test_layers_in_several_passes_give_the_same(monkeypatch):
     model, data = made(Residual), batches()
     at_once = gathered(model, data, "radius_drop")[0]
-    monkeypatch.setattr("pruners.statistics.kfac.ELEMENTS", 1)
+    monkeypatch.setattr("prunefront.pruners.statistics.kfac.ELEMENTS", 1)
     for name, found in gathered(model, data, "radius_drop")[0].items():
         torch.testing.assert_close(found, at_once[name])
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pruners.allocators.dcp_adapt import stop
-from pruners.criteria import criteria
-from pruners.errors import PrunefrontError
-from pruners.scoring import score_all, why_not
-from pruners.statistics import Inquiry, collect, run, tasks
-from pruners.statistics.selection import HEADS, Network, select, trained_head
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.allocators.dcp_adapt import stop
+from prunefront.pruners.criteria import criteria
+from prunefront.pruners.scoring import score_all, why_not
+from prunefront.pruners.statistics import Inquiry, collect, run, tasks
+from prunefront.pruners.statistics.selection import HEADS, Network, select, trained_head
 from tests.nets import NETS
 from tests.pruners.fixtures import Functional, Grouped, Plain, Residual, batches, graph_of, group, made, part
 from tests.pruners.plans import traced

@@ -7,15 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pruners.allocators import Terms, allocators
-from pruners.allocators.sensitivity import RATIOS, cuts
-from pruners.choice import GroupChoice, pattern
-from pruners.errors import PrunefrontError
-from pruners.plan import keep_counts, plan
-from pruners.scoring import score_all
-from pruners.statistics import collect, merge, run, tasks
-from pruners.surgery import mask
-from pruners.trace import trace
+from prunefront.choice import GroupChoice, pattern
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.allocators import Terms, allocators
+from prunefront.pruners.allocators.sensitivity import RATIOS, cuts
+from prunefront.pruners.cut.surgery import mask
+from prunefront.pruners.plan.decide import keep_counts, plan
+from prunefront.pruners.scoring import score_all
+from prunefront.pruners.statistics import collect, merge, run, tasks
+from prunefront.pruners.trace.tracer import trace
 from tests.nets import NETS
 from tests.pruners.fixtures import MODELS, Plain, batches, made
 

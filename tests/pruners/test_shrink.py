@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
-from pruners.errors import PrunefrontError
-from pruners.shrink import shrink
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.shrink import shrink
 from tests.pruners.fixtures import Plain, batches, made
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from pruners.choice import GroupChoice, Words
-from pruners.errors import PrunefrontError
-from pruners.procedures import procedures
-from pruners.procedures.loop import fit
-from pruners.procedures.run import Run, SnapshotError
-from pruners.procedures.snapshot import HEADER, Snapshot, Sums, take
+from prunefront.choice import GroupChoice, Words
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.procedures import procedures
+from prunefront.pruners.procedures.loop import fit
+from prunefront.pruners.procedures.run import Run, SnapshotError
+from prunefront.pruners.procedures.snapshot import HEADER, Snapshot, Sums, take
 from tests.pruners.fixtures import Grouped, Residual, made
 from tests.pruners.test_compact import tower
 from tests.pruners.test_compact_training import batches as images

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.onnx_export import check, export
-from pruners.errors import PrunefrontError
-from pruners.granularities import dynamic, layer_granularities
-from pruners.granularities.dynamic import Gated, gathered_pair
-from pruners.granularities.element import DENSITY, Element
-from pruners.granularities.n_of_m import NofM
-from pruners.granularities.scatter import Scattered
-from pruners.layers import Layer
-from pruners.masks import n_of_m
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.formats.onnx_export import check, export
+from prunefront.pruners.granularities import dynamic, layer_granularities
+from prunefront.pruners.granularities.dynamic import Gated, gathered_pair
+from prunefront.pruners.granularities.element import DENSITY, Element
+from prunefront.pruners.granularities.n_of_m import NofM
+from prunefront.pruners.granularities.scatter import Scattered
+from prunefront.pruners.graph.layers import Layer
+from prunefront.pruners.units.masks import n_of_m
 
 
 def layer_of(conv: nn.Conv2d | nn.Linear, positions: int = 64, *, writes: bool = True) -> Layer:

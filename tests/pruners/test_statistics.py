@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruners.errors import PrunefrontError
-from pruners.statistics import Statistics, collect, merge, run, statistics, tasks
-from pruners.statistics.first_order import first_order, separate_gates
-from pruners.trace import trace
-from pruners.view import FIELDS, gates
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.statistics import Statistics, collect, merge, run, statistics, tasks
+from prunefront.pruners.statistics.first_order import first_order, separate_gates
+from prunefront.pruners.trace.tracer import trace
+from prunefront.pruners.units.view import FIELDS, gates
 from tests.nets import NETS
 from tests.pruners.fixtures import (
     MODELS,

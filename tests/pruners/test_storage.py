@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save as serialised
 from torch import Tensor
 
-from pruners.errors import PrunefrontError
-from pruners.layers import Part
-from pruners.storage import codebook, places, positions, sizes
-from pruners.storage.bits import pack_bits, unpack_bits
-from pruners.storage.file import load, pack, save, unpack
-from pruners.storage.huffman import canonical, code_lengths, read_huffman, write_huffman
-from pruners.storage.streams import Codec
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.graph.layers import Part
+from prunefront.pruners.storage import codebook, places, positions, sizes
+from prunefront.pruners.storage.bits import pack_bits, unpack_bits
+from prunefront.pruners.storage.file import load, pack, save, unpack
+from prunefront.pruners.storage.huffman import canonical, code_lengths, read_huffman, write_huffman
+from prunefront.pruners.storage.streams import Codec
 
 LIMIT = 1 << 20
 
@@ -207,7 +207,8 @@ def test_sizes_in_bits_are_those_of_the_table() -> None:
 
 
 def test_sizes_are_known_without_torch() -> None:
-    code = "import sys, pruners.storage.sizes, pruners.storage.layout; sys.exit('torch' in sys.modules)"
+    modules = "prunefront.pruners.storage.sizes, prunefront.pruners.storage.layout"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruners.errors import LONGEST, PrunefrontError, one_line
-from pruners.strict_json import MOST_VALUES, loads
+from prunefront.errors import LONGEST, PrunefrontError, one_line
+from prunefront.strict_json import MOST_VALUES, loads
 
 scalars = (
     st.none()

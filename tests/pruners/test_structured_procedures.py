@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from pruners.choice import GroupChoice
-from pruners.errors import PrunefrontError
-from pruners.plan import plan
-from pruners.procedures import Phase, procedures
-from pruners.procedures.gdp import DynamicMasks
-from pruners.procedures.group_lasso import GroupShrinkage
-from pruners.procedures.loop import fit
-from pruners.procedures.run import Run
-from pruners.procedures.schedules import cubic, falling, geometric, split, triangular
-from pruners.procedures.slices import WHISPER, Slice
-from pruners.procedures.soft_filter import FAINT, SoftFilters
-from pruners.procedures.tick_tock import GateScores
-from pruners.surgery import apply
+from prunefront.choice import GroupChoice
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.cut.surgery import apply
+from prunefront.pruners.plan.decide import plan
+from prunefront.pruners.procedures import Phase, procedures
+from prunefront.pruners.procedures.channels.gdp import DynamicMasks
+from prunefront.pruners.procedures.channels.group_lasso import GroupShrinkage
+from prunefront.pruners.procedures.channels.soft_filter import FAINT, SoftFilters
+from prunefront.pruners.procedures.channels.tick_tock import GateScores
+from prunefront.pruners.procedures.loop import fit
+from prunefront.pruners.procedures.run import Run
+from prunefront.pruners.procedures.schedules import cubic, falling, geometric, split, triangular
+from prunefront.pruners.procedures.slices import WHISPER, Slice
 from tests.nets import NETS
 from tests.pruners.fixtures import Grouped, Plain, Residual, made, part
 from tests.pruners.plans import traced

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from pruners import surgery
-from pruners.cost import cost
-from pruners.errors import PrunefrontError
-from pruners.graph import ChannelGraph
-from pruners.plan import GroupPlan, PruningPlan
-from pruners.trace import trace
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.cut import surgery
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan.cost import cost
+from prunefront.pruners.plan.decide import GroupPlan, PruningPlan
+from prunefront.pruners.trace.tracer import trace
 from tests.nets import NETS
 from tests.pruners.plans import keeping, plans, traced
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 import torch_pruning as tp
 from torch import nn
 
-from pruners.scoring import score_all
-from pruners.trace import trace
+from prunefront.pruners.scoring import score_all
+from prunefront.pruners.trace.tracer import trace
 from tests.nets import NETS
 
 GROUPS = ("features.0.0", "features.2.0")  # conv, norm, pool, read by a conv; the same, read by a linear

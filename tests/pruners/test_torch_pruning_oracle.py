@@ -5,8 +5,8 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from pruners import surgery
-from pruners.graph import ChannelGraph
+from prunefront.pruners.cut import surgery
+from prunefront.pruners.graph.channel_graph import ChannelGraph
 from tests.nets import NETS
 from tests.pruners.plans import keeping, traced
 

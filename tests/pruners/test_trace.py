@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruners.applies import residual
-from pruners.errors import NotTraceable, UnknownName, UnsupportedOp
-from pruners.graph import ChannelGraph
-from pruners.rules import RULES, rule
-from pruners.trace import trace
+from prunefront.errors import NotTraceable, UnknownName, UnsupportedOp
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.trace.rules import RULES, rule
+from prunefront.pruners.trace.tracer import trace
+from prunefront.pruners.units.applies import residual
 from tests.nets import NETS, conv_bn
 from tests.pruners.plans import traced
 

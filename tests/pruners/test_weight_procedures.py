@@ -9,17 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pruners.choice import GroupChoice
-from pruners.errors import PrunefrontError
-from pruners.graph import ChannelGraph
-from pruners.masks import density, erk_counts, n_of_m, weights
-from pruners.plan import plan
-from pruners.procedures import dns as dns_module
-from pruners.procedures import loop, lrpet, procedures, rigl, scl, sr_ste
-from pruners.procedures.hook import Hook
-from pruners.procedures.masking import Masked, StraightThrough
-from pruners.procedures.run import Run
-from pruners.scoring import score_all
+from prunefront.choice import GroupChoice
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan.decide import plan
+from prunefront.pruners.procedures import loop, procedures
+from prunefront.pruners.procedures.hook import Hook
+from prunefront.pruners.procedures.masking import Masked, StraightThrough
+from prunefront.pruners.procedures.run import Run
+from prunefront.pruners.procedures.weights import dns as dns_module
+from prunefront.pruners.procedures.weights import lrpet, rigl, scl, sr_ste
+from prunefront.pruners.scoring import score_all
+from prunefront.pruners.units.masks import density, erk_counts, n_of_m, weights
 from tests.nets import NETS
 from tests.pruners.fixtures import MODELS, Functional, Grouped, Plain, Residual, batches, made
 from tests.pruners.plans import traced
@@ -491,7 +492,7 @@ def wide() -> nn.Module:
 
 
 def graph_without_groups(model: nn.Module) -> ChannelGraph:
-    from pruners.graph import MacOp
+    from prunefront.pruners.graph.channel_graph import MacOp
 
     shapes = {n: tuple(t.shape) for n, t in model.state_dict().items()}
     names = tuple(n for n, _ in model.named_parameters())

@@ -5,21 +5,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruners.activations import QuantisedInput, calibrate
-from pruners.choice import GroupChoice, Words
-from pruners.errors import PrunefrontError
-from pruners.granularities import layer_granularities
-from pruners.graph import ChannelGraph
-from pruners.layers import Layer, Part
-from pruners.plan import LayerPlan, PruningPlan
-from pruners.procedures import Phase
-from pruners.procedures.hook import Hook
-from pruners.procedures.loop import effective, fit, step
-from pruners.procedures.masking import Masked
-from pruners.procedures.run import Run
-from pruners.procedures.words import WordLength
-from pruners.quantisers import quantisers
-from pruners.word_length import quantise, word_lengths, worded, wrap
+from prunefront.choice import GroupChoice, Words
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.bits.activations import QuantisedInput, calibrate
+from prunefront.pruners.bits.bit_width import quantise, word_lengths, worded, wrap
+from prunefront.pruners.granularities import layer_granularities
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.graph.layers import Layer, Part
+from prunefront.pruners.plan.decide import LayerPlan, PruningPlan
+from prunefront.pruners.procedures import Phase
+from prunefront.pruners.procedures.bit_widths import WordLength
+from prunefront.pruners.procedures.hook import Hook
+from prunefront.pruners.procedures.loop import effective, fit, step
+from prunefront.pruners.procedures.masking import Masked
+from prunefront.pruners.procedures.run import Run
+from prunefront.pruners.quantisers import quantisers
 
 RATE = 0.05
 

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruners.choice import GroupChoice
-from pruners.plan import PruningPlan, plan
-from pruners.procedures import Phase
-from pruners.procedures.loop import EpochReport, fit
-from pruners.procedures.run import Run
-from pruners.scoring import score_all
+from prunefront.choice import GroupChoice
+from prunefront.pruners.plan.decide import PruningPlan, plan
+from prunefront.pruners.procedures import Phase
+from prunefront.pruners.procedures.loop import EpochReport, fit
+from prunefront.pruners.procedures.run import Run
+from prunefront.pruners.scoring import score_all
 from tests.pruners.fixtures import Residual, batches, made
 
 RATE = 0.05

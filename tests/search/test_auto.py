@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-import search.searchers.auto as module
-from search.candidate import Candidate
-from search.measurement import Measurement, Outcome
-from search.searchers.auto import Auto
-from search.space import Problem
+import prunefront.search.searchers.auto as module
+from prunefront.search.outcomes.measurement import Measurement, Outcome
+from prunefront.search.searchers.auto import Auto
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.search_space import Problem
 from tests.problems import separable
 
 

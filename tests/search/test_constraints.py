@@ -6,8 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.constraints import EXACT, UNITS, Bound, ConstraintError, check_together, parse, resolve, shortfall
-from search.measurement import OBJECTIVES, Constraint
+from prunefront.search.outcomes.constraints import (
+    EXACT,
+    UNITS,
+    Bound,
+    ConstraintError,
+    check_together,
+    parse,
+    resolve,
+    shortfall,
+)
+from prunefront.search.outcomes.measurement import OBJECTIVES, Constraint
 
 DENSE = {"accuracy": 0.9, "macs": 40_000_000.0, "params": 270_000.0, "size_bytes": 1_000_000.0}
 

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.config import SpaceSection
-from pipelines.problem import cost_model, search_space
-from pruners.cost import cost, size_bytes
-from pruners.graph import ChannelGraph
-from pruners.plan import Scores, plan
-from search.encoding import Encoding
-from search.space import SearchSpace
+from prunefront.pipelines.config.sections import SpaceSection
+from prunefront.pipelines.prepare.problem import cost_model, search_space
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan.cost import cost, size_bytes
+from prunefront.pruners.plan.decide import Scores, plan
+from prunefront.search.space.encoding import Encoding
+from prunefront.search.space.search_space import SearchSpace
 from tests.nets import NETS
 from tests.pruners.plans import traced
 

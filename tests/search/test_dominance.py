@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.dominance import crowding, dominance, preference, ranks
+from prunefront.search.outcomes.dominance import crowding, dominance, preference, ranks
 
 
 @st.composite

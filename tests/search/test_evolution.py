@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from search.candidate import Candidate
-from search.measurement import Constraint, Measurement, Objective
-from search.searchers import searchers
-from search.searchers.evolution import Evolution
-from search.space import GroupSpace, Problem, SearchSpace
+from prunefront.search.outcomes.measurement import Constraint, Measurement, Objective
+from prunefront.search.searchers import searchers
+from prunefront.search.searchers.evolution import Evolution
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.search_space import GroupSpace, Problem, SearchSpace
 from tests.problems import Separable, drive, separable
 
 

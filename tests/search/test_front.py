@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruners.errors import PrunefrontError
-from search.front import ParetoFront, reference_point
-from search.measurement import OBJECTIVES, Constraint, Measurement
+from prunefront.errors import PrunefrontError
+from prunefront.search.outcomes.front import ParetoFront, reference_point
+from prunefront.search.outcomes.measurement import OBJECTIVES, Constraint, Measurement
 
 ACCURACY, MACS = OBJECTIVES["accuracy"], OBJECTIVES["macs"]
 DENSE = Measurement({"accuracy": 0.9, "macs": 100.0})

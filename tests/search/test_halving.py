@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruners.errors import PrunefrontError
-from search.halving import GOOD, LIKE, PAIRS, Rungs, beats, going_on, levels
-from search.measurement import OBJECTIVES, Constraint, Measurement
+from prunefront.errors import PrunefrontError
+from prunefront.search.outcomes.measurement import OBJECTIVES, Constraint, Measurement
+from prunefront.search.promotion.halving import GOOD, LIKE, PAIRS, Rungs, beats, going_on, levels
 from tests.curves import OBJECTIVE_PAIR, Curves, curves, train
 
 THREE = tuple(OBJECTIVES[n] for n in ("accuracy", "macs", "size_bytes"))

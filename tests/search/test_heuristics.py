@@ -2,8 +2,8 @@
 
 import pytest
 
-from search.heuristics import Proposal, proposed, seed_candidates
-from search.space import GroupSpace, SearchSpace
+from prunefront.search.space.heuristics import Proposal, proposed, seed_candidates
+from prunefront.search.space.search_space import GroupSpace, SearchSpace
 
 SPACE = SearchSpace(
     (

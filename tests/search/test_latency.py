@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from pruners.errors import PrunefrontError
-from search.latency import (
+from prunefront.errors import PrunefrontError
+from prunefront.search.prediction.latency import (
     SHARP,
     Axis,
     LatencyPredictor,

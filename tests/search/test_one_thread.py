@@ -3,7 +3,7 @@
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from search.one_thread import one_thread
+from prunefront.search.prediction.one_thread import one_thread
 
 
 def threads() -> set[int]:

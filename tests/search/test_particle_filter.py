@@ -7,10 +7,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pruners.errors import PrunefrontError
-from search.budget import fit_budget
-from search.measurement import OBJECTIVES, Failure, Measurement
-from search.searchers.particle_filter import (
+from prunefront.errors import PrunefrontError
+from prunefront.search.outcomes.measurement import OBJECTIVES, Failure, Measurement
+from prunefront.search.searchers.particle_filter import (
     ParticleFilter,
     effective_size,
     resize,
@@ -20,7 +19,8 @@ from search.searchers.particle_filter import (
     tempered_weights,
     top,
 )
-from search.space import GroupSpace, Problem, SearchSpace
+from prunefront.search.space.budget import fit_budget
+from prunefront.search.space.search_space import GroupSpace, Problem, SearchSpace
 from tests.problems import drive, planted
 
 weights = st.lists(st.floats(0.001, 1.0), min_size=1, max_size=20).map(lambda w: np.array(w) / sum(w))

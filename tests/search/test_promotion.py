@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruners.errors import PrunefrontError
-from search.measurement import Constraint, Measurement
-from search.promotion import promote
+from prunefront.errors import PrunefrontError
+from prunefront.search.outcomes.measurement import Constraint, Measurement
+from prunefront.search.promotion.promotion import promote
 
 
 def scored(accuracy: float, macs: float, noise: float = 0.0) -> Measurement:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.rank_correlation import kendall, signs, somers
+from prunefront.search.promotion.rank_correlation import kendall, signs, somers
 
 PAIRED = st.lists(st.tuples(*[st.integers(0, 5).map(float)] * 4), min_size=0, max_size=9)
 

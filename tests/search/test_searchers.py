@@ -13,15 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pruners.choice import GroupChoice, pattern
-from pruners.errors import PrunefrontError, UnknownName
-from search.candidate import Candidate
-from search.measurement import Constraint, Failure, Measurement, Outcome
-from search.searcher import Searcher
-from search.searchers import searchers
-from search.searchers.ledger import Ledger
-from search.sensitivity import is_probe
-from search.space import GroupSpace, Problem, SearchSpace
+from prunefront.choice import GroupChoice, pattern
+from prunefront.errors import PrunefrontError, UnknownName
+from prunefront.search.outcomes.measurement import Constraint, Failure, Measurement, Outcome
+from prunefront.search.prediction.sensitivity import is_probe
+from prunefront.search.searchers import searchers
+from prunefront.search.searchers.ledger import Ledger
+from prunefront.search.searchers.searcher import Searcher
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.search_space import GroupSpace, Problem, SearchSpace
 from tests.problems import Separable, drive, hypervolume, planted, separable
 
 EXACT = ("random", "evolution", "particle_filter", "surrogate", "auto")
@@ -240,7 +240,8 @@ def test_an_unknown_searcher_names_the_nearest() -> None:
 
 def test_import_loads_nothing_heavy() -> None:
     code = (
-        "import sys, search.searchers, search.front, search.heuristics\n"
+        "import sys, prunefront.search.searchers\n"
+        "import prunefront.search.outcomes.front, prunefront.search.space.heuristics\n"
         "heavy = {'torch', 'ray', 'mlflow', 'boto3', 'optuna', 'scipy', 'pandas'} & set(sys.modules)\n"
         "sys.exit(', '.join(sorted(heavy)) or 0)"
     )

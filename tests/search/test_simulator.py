@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pruners.errors import PrunefrontError
-from search.candidate import Candidate
-from search.front import reference_point
-from search.measurement import Constraint, Failure, Measurement, Outcome
-from search.searcher import Searcher
-from search.searchers import searchers
-from search.simulator import VirtualPool, Workers, progress, simulate
-from search.space import Problem
+from prunefront.errors import PrunefrontError
+from prunefront.search.outcomes.front import reference_point
+from prunefront.search.outcomes.measurement import Constraint, Failure, Measurement, Outcome
+from prunefront.search.searchers import searchers
+from prunefront.search.searchers.searcher import Searcher
+from prunefront.search.simulator import VirtualPool, Workers, progress, simulate
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.search_space import Problem
 from tests.problems import separable
 from tests.search.test_searchers import OPTIONS
 

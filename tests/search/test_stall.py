@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.stall import recent_gain, stalled
+from prunefront.search.outcomes.stall import recent_gain, stalled
 
 VOLUMES = st.lists(st.floats(0.0, 1e-2), max_size=30).map(
     lambda steps: [sum(steps[: i + 1]) for i in range(len(steps))]

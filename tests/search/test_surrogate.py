@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.accuracy_model import AccuracyModel
-from search.acquisition import CostBox
-from search.candidate import Candidate
-from search.encoding import Encoding
-from search.measurement import Constraint, Failure, Measurement
-from search.searchers import searchers
-from search.searchers.surrogate import Surrogate, regression, telling, varied
-from search.sensitivity import losses_of, probes, savings, trade_offs
+from prunefront.search.outcomes.measurement import Constraint, Failure, Measurement
+from prunefront.search.prediction.accuracy_model import AccuracyModel
+from prunefront.search.prediction.acquisition import CostBox
+from prunefront.search.prediction.sensitivity import losses_of, probes, savings, trade_offs
+from prunefront.search.searchers import searchers
+from prunefront.search.searchers.surrogate import Surrogate, regression, telling, varied
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.encoding import Encoding
 from tests.problems import drive, hypervolume, separable
 
 SEEDS = st.integers(0, 10_000)

@@ -13,9 +13,9 @@ from urllib.request import urlopen
 
 import pytest
 
-from pipelines.tracking import MlflowTracker
-from pipelines.tracking_store import TrackingError
-from search.measurement import Measurement
+from prunefront.pipelines.tracking.reach import TrackingError
+from prunefront.pipelines.tracking.tracker import MlflowTracker
+from prunefront.search.outcomes.measurement import Measurement
 from tests.services.test_mlflow_server import free_port
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipelines.tracking import MlflowTracker
-from search.measurement import Failure, Measurement
+from prunefront.pipelines.tracking.tracker import MlflowTracker
+from prunefront.search.outcomes.measurement import Failure, Measurement
 from tests.services.conftest import require
 from tests.services.mlflow_server import mlflow_server
 from tests.services.ports import free_port

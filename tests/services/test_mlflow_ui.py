@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from pipelines.report import write_html, write_png
-from pipelines.tracking import MlflowTracker
-from search.measurement import Failure, Measurement
+from prunefront.pipelines.fronts.page import write_html, write_png
+from prunefront.pipelines.tracking.tracker import MlflowTracker
+from prunefront.search.outcomes.measurement import Failure, Measurement
 from tests.services.conftest import require
 from tests.services.ports import free_port
 
@@ -81,7 +81,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
 def address(study: tuple[str, str, str]) -> Iterator[str]:
     """`ui.serve` in a process of its own, ended as Ctrl-C ends it."""
     port = free_port()
-    code = "import sys; from pipelines.ui import serve; serve(sys.argv[1], int(sys.argv[2]))"
+    code = "import sys; from prunefront.pipelines.cli.ui import serve; serve(sys.argv[1], int(sys.argv[2]))"
     root = Path(__file__).parents[2]
     process = subprocess.Popen(
         # a test run that was started in the background ignores Ctrl-C, and so would what it starts

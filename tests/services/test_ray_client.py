@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cluster import ANSWER_SECONDS, connected
-from pipelines.config import ClusterSection
-from pruners.errors import PrunefrontError
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.cluster.connect import ANSWER_SECONDS, connected
+from prunefront.pipelines.config.sections import ClusterSection
 from tests.services.conftest import require
 from tests.services.host import PROGRAMS, Host, host
 from tests.services.ports import free_port

@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipelines.artifacts import read_front
-from pipelines.final import FRONT_OBJECTIVES
-from pipelines.journal import read_events
-from pipelines.ownership import owner_of
-from pipelines.spool import Spool
-from pipelines.state import Place, events_in
-from pipelines.stores import ArtifactStore, open_store
-from pipelines.warm_start import read
-from search.front import ParetoFront
-from search.measurement import Measurement
+from prunefront.pipelines.artifacts.publish import read_front
+from prunefront.pipelines.journal.journal import read_events
+from prunefront.pipelines.recovery.owner import owner_of
+from prunefront.pipelines.recovery.snapshot import Place, events_in
+from prunefront.pipelines.stages.final import FRONT_OBJECTIVES
+from prunefront.pipelines.stages.warm_start import read
+from prunefront.pipelines.stores.spool import Spool
+from prunefront.pipelines.stores.store import ArtifactStore, open_store
+from prunefront.search.outcomes.front import ParetoFront
+from prunefront.search.outcomes.measurement import Measurement
 from tests.services.ceph import S3Server
 from tests.services.mlflow_server import mlflow_server
 from tests.services.s3_proxy import Proxy, proxied

@@ -1,0 +1,1 @@
+"""Published networks: what is written, read back, verified and converted."""

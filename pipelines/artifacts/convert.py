@@ -1,0 +1,177 @@
+"""A fetched artifact in another format: what `prunefront export` does."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, check_digests
+from prunefront.pipelines.config.sections import DataSection
+from prunefront.pipelines.data import Split, Splits, batches
+from prunefront.pipelines.formats import onnx_export, openvino_export, pt2_export
+from prunefront.pipelines.formats.int8 import check_int8, quantise_onnx
+from prunefront.pipelines.stores.store import ArtifactError, parse_json
+
+Format = Literal["onnx", "pt2", "openvino", "int8"]
+
+SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "pt2": ".pt2", "openvino": ".xml", "int8": ".onnx"}
+"""How the file of a format is called. OpenVINO's weights lie in a .bin file beside it."""
+
+IMAGES = 512
+"""At most so many training images give the ranges of activations for int8; as many validation images check it."""
+BATCH = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """What was written. size_bytes: of all its files. difference: from the artifact's ONNX file, in words."""
+
+    path: Path
+    size_bytes: int
+    difference: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.size_bytes:,} bytes; {self.difference}"
+
+
+def convert(
+    folder: Path,
+    format: Format,
+    out: Path,
+    *,
+    splits: Callable[[DataSection], Splits],
+    data: DataSection | None = None,
+    network: Callable[[Path], nn.Module] | None = None,
+    exclude: tuple[str, ...] = (),
+    agreement: float | None = None,
+    overwrite: bool = False,
+) -> Converted:
+    """Writes the network of a fetched artifact to `out` as ONNX, .pt2, OpenVINO's .xml and .bin, or ONNX in int8.
+
+    splits: loads the data, `data.load`; only int8 needs it. data: the data section of a study file that the
+    user trusts, in place of the artifact's. A `module:callable` that only the artifact names is never imported.
+    network: makes the torch network from the folder, for .pt2; the file in the artifact is not loaded, since that could
+    run code. exclude: modules that stay float in int8. agreement: the smallest fraction of images whose class int8 may
+    keep. Nothing is written unless digests, and the new file's outputs, are right. Raises PrunefrontError.
+    """
+    _check_place(folder, format, out, overwrite)
+    check_digests(folder)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
+        draft, source = Path(temporary) / out.name, folder / "model.onnx"
+        if format == "onnx":
+            draft.write_bytes(source.read_bytes())
+            difference = "the artifact's own file, its digest checked"
+        elif format == "openvino":
+            openvino_export.export(source, draft)
+            # integers are rounded elsewhere otherwise: some logits differ by a level
+            rounded = 0.02 if _plan(folder).get("onnx") == "int8" else 1e-4
+            worst = openvino_export.check(source, draft, _examples(source), rounded)
+            difference = f"outputs within {worst:.2g}"
+        elif format == "pt2":
+            difference = _pt2(folder, draft, network)
+        else:
+            difference = _int8(folder, draft, data, splits, exclude, agreement)
+        files = sorted(Path(temporary).iterdir())  # a .bin comes before its .xml, which is what is opened
+        size = sum(file.stat().st_size for file in files)
+        for file in files:
+            os.replace(file, out.with_suffix(file.suffix))
+    return Converted(out, size, difference)
+
+
+def _check_place(folder: Path, format: Format, out: Path, overwrite: bool) -> None:
+    if format not in SUFFIXES:
+        raise PrunefrontError(f"there is no format {format!r}; possible: {', '.join(get_args(Format))}")
+    if out.suffix != SUFFIXES[format]:
+        raise PrunefrontError(
+            f"a file in the format {format!r} is called *{SUFFIXES[format]}, got {out.name!r}; rename it"
+        )
+    if out.name in (*LIMITS, MANIFEST) and out.absolute().parent.resolve() == folder.resolve():
+        raise PrunefrontError(f"{out} is a file of the artifact, which stays as it is; choose another place")
+    taken = [p for p in (out, out.with_suffix(".bin")) if p.exists() and (p == out or format == "openvino")]
+    if taken and not overwrite:
+        raise PrunefrontError(f"{taken[0]} is there already; choose another name, or overwrite it explicitly")
+
+
+def _pt2(folder: Path, draft: Path, network: Callable[[Path], nn.Module] | None) -> str:
+    if network is None:
+        raise PrunefrontError("a .pt2 file is made from the torch network, which cannot be made here")
+    model, source = network(folder), folder / "model.onnx"
+    examples = _examples(source)
+    pt2_export.export(model, examples, draft)
+    worst = pt2_export.check(model, draft, examples)
+    if _plan(folder).get("onnx") == "int8":
+        return f"outputs within {worst:.2g} of the torch network's; the ONNX file computes in integers"
+    return f"outputs within {max(worst, onnx_export.check(model, source, examples)):.2g}"
+
+
+def _int8(
+    folder: Path,
+    draft: Path,
+    data: DataSection | None,
+    splits: Callable[[DataSection], Splits],
+    exclude: tuple[str, ...],
+    agreement: float | None,
+) -> str:
+    if _plan(folder).get("onnx") == "int8":
+        raise PrunefrontError(
+            "the artifact's model.onnx computes in integers already; the format onnx copies it"
+        )
+    loaded = splits(data or _data_of(folder))
+    source = folder / "model.onnx"
+    quantise_onnx(source, _images(loaded, loaded.train), draft, exclude=exclude)
+    found = check_int8(source, draft, _images(loaded, loaded.validation), agreement=agreement)
+    return (
+        f"the same class for {found.agreement:.2%} of {found.images} validation images, outputs within "
+        f"{found.relative:.2%} of the largest"
+    )
+
+
+def _plan(folder: Path) -> dict[str, object]:
+    """The content of an artifact's plan.json. Raises ArtifactError."""
+    file = folder / "plan.json"
+    plan = parse_json(file.read_text(errors="replace"), source=str(file))
+    if not isinstance(plan, dict):
+        raise ArtifactError(f"{file} must hold an object")
+    return plan
+
+
+def _data_of(folder: Path) -> DataSection:
+    try:
+        section = DataSection.model_validate(_plan(folder).get("data"))
+    except ValidationError as error:
+        raise ArtifactError(f"{folder / 'plan.json'}: data: {error.errors()[0]['msg']}") from None
+    if ":" in section.source:
+        raise PrunefrontError(
+            f"the images to calibrate on come from {section.source!r}, code that an artifact may not import; "
+            "pass the study file that names it"
+        )
+    if section.stored:
+        raise PrunefrontError(
+            "the images to calibrate on come from S3, and this machine's credentials are not for an artifact to use; "
+            "pass the study file that names them"
+        )
+    return section
+
+
+def _images(splits: Splits, part: Split) -> Iterator[Tensor]:
+    """Batches of images from all over a part of the data, which may be sorted by class."""
+    chosen = part[:: max(1, -(-len(part) // IMAGES))]
+    return (images for images, _ in batches(chosen, splits.transform, BATCH))
+
+
+def _examples(source: Path) -> Tensor:
+    """Three inputs (3, ...) of normal noise for an ONNX file."""
+    shape = onnx_export.open_session(source, threads=1).get_inputs()[0].shape[1:]
+    if not all(isinstance(size, int) for size in shape):
+        raise PrunefrontError(f"{source} takes inputs of any size {shape}; possible is one size of images")
+    noise = np.random.default_rng(0).standard_normal((3, *shape), dtype=np.float32)
+    return torch.from_numpy(noise)

@@ -1,0 +1,1 @@
+"""The `prunefront` command: one file a topic."""

@@ -1,0 +1,1 @@
+"""Ray: joining a cluster, watching it, stopping, and sending studies to it as jobs."""

@@ -1,0 +1,187 @@
+"""Starting Ray on this machine, or joining a cluster."""
+
+import json
+import logging
+import os
+import socket
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.cluster.head_watch import watched
+from prunefront.pipelines.cluster.stopping import handler_kept
+from prunefront.pipelines.config.sections import ClusterSection
+
+ANSWER_SECONDS = 5.0
+"""How long a machine may take to accept a connection."""
+
+CLIENT_PORT = 10001
+"""Where Ray listens for ray:// unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What there is to work with. workers: processes that the study will use. nodes: machines that they may be on.
+
+    remote: the study itself runs outside the cluster, through ray://.
+    """
+
+    workers: int
+    nodes: int
+    remote: bool
+
+
+@contextmanager
+def connected(
+    address: str | None, section: ClusterSection, metrics_port: int | None = None
+) -> Iterator[Cluster]:
+    """Ray for the length of a study; what was started here is ended here.
+
+    address: as for `named`. metrics_port: where Ray, if it starts here, exports metrics; None = a free port. Raises
+    PrunefrontError within seconds when no cluster answers there, or has no room for one worker.
+    """
+    set_up_tune()
+    # Ray's warning that it leaves GPUs visible to workers that asked for none
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    address = named(address)
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        options |= {"address": "local", "include_dashboard": False}
+        if section.workers is not None:
+            options["num_cpus"] = max(section.workers * section.cpus_per_worker, 1)
+        if metrics_port is not None:
+            options["_metrics_export_port"] = metrics_port
+    else:
+        options["address"] = address
+        if _remote(address) and "RAY_RUNTIME_ENV" in os.environ:
+            # Ray 2.60 documents the variable and does not read it for ray://
+            options["runtime_env"] = _runtime_env(os.environ["RAY_RUNTIME_ENV"])
+    try:
+        if address is not None:
+            _reach(address)
+        with warnings.catch_warnings(), handler_kept():
+            # what it says is in the error, too
+            warnings.filterwarnings("ignore", "Ray Client connection timed out")
+            try:
+                ray.init(**options)
+            except ConnectionAbortedError:
+                # the head could not start this client's process of its own; one that has only just begun may at once
+                ray.shutdown()
+                ray.init(**options)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        ray.shutdown()  # what did start of it
+        if address is None:
+            raise PrunefrontError(f"Ray could not be started on this machine: {_why(error)}") from error
+        raise PrunefrontError(
+            f"no Ray cluster at --address {address}: {_why(error)}; start one with `ray start --head` or `ray up "
+            "cluster.yaml`, or leave --address out to use this machine"
+        ) from error
+    remote = address is not None and _remote(address)
+    # through ray:// the client itself notices, and raises
+    with nullcontext() if remote else watched(ray.get_runtime_context().gcs_address):
+        try:
+            yield _room(section, remote=remote)
+        finally:
+            ray.shutdown()
+
+
+def named(address: str | None) -> str | None:
+    """The cluster to join: the given one, else RAY_ADDRESS, which Ray sets within a submitted job. None: here."""
+    return address or os.environ.get("RAY_ADDRESS") or None
+
+
+def set_up_tune() -> None:
+    """What Tune reads from the environment of the process that it runs in; settings of the user's own stay."""
+    # its CSV, JSON and TensorBoard files cost the driver two thirds of its time and nobody reads them
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    # its banner and its result table, which our own display replaces
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # the traceback of every worker that died, though its trial is tried once more; what fails for good is recorded
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
+    # it would take Ctrl-C for "report what there is", and the front of half a study would look like a whole one
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    # a user's `module:callable` is imported from the folder that the search was started in
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+
+
+def check_metrics_port(address: str | None, port: int) -> None:
+    """Raises PrunefrontError where Ray's metrics cannot go to a port: on a cluster, which was told when it was started,
+    and where something listens already, for Ray would go on without them. address: as for `named`."""
+    if (address := named(address)) is not None:
+        raise PrunefrontError(
+            f"a cluster exports metrics where it was told to when it was started, so --metrics-port {port} and the "
+            f"address {address} do not go together; use `ray start --metrics-export-port {port}`"
+        )
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            raise PrunefrontError(
+                f"metrics cannot be exported at port {port}: {error.strerror}; give --metrics-port another one"
+            ) from error
+
+
+def _remote(address: str) -> bool:
+    return address.startswith("ray://")
+
+
+def _runtime_env(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise PrunefrontError(
+            f"""RAY_RUNTIME_ENV = {text!r} is not a JSON object such as '{{"working_dir": "."}}'"""
+        )
+    return found
+
+
+def _reach(address: str) -> None:
+    """Returns when somebody listens at HOST:PORT or ray://HOST[:PORT]; other addresses are Ray's matter.
+
+    Raises OSError within seconds: Ray itself would go on asking for half a minute. Raises ValueError for a port that
+    is none.
+    """
+    parts = urlsplit(address if _remote(address) else f"//{address}")
+    port = parts.port or (CLIENT_PORT if _remote(address) else None)
+    if parts.hostname and port:
+        socket.create_connection((parts.hostname, port), timeout=ANSWER_SECONDS).close()
+
+
+def _why(error: Exception) -> str:
+    """One line, without a full stop."""
+    text = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
+    if text == "ray client connection timeout":
+        # all that Ray says when the port is another service's, and when the token is missing or wrong
+        return (
+            f"something listens there, but does not take this client; ray:// is port {CLIENT_PORT} of the head unless "
+            "set otherwise, and a cluster that was started with a token needs RAY_AUTH_MODE=token and ~/.ray/auth_token"
+        )
+    # of several lines the first says what, and the last, the end of a traceback, why
+    lines = [line.strip().rstrip(".:") for line in text.splitlines() if line.strip(" .:")]
+    return ": ".join(dict.fromkeys((lines[0], lines[-1])))
+
+
+def _room(section: ClusterSection, *, remote: bool) -> Cluster:
+    from prunefront.pipelines.cluster.nodes import alive
+
+    nodes = alive()
+    # by node: a worker that fits on none of them would be waited for without end
+    rooms = [room for node in nodes if (room := node.room(section))]
+    room = sum(rooms)
+    if room < 1:
+        cpus, gpus = (max((n.resources.get(r, 0) for n in nodes), default=0) for r in ("CPU", "GPU"))
+        raise PrunefrontError(
+            f"Ray has at most {cpus:g} CPUs and {gpus:g} GPUs on one node, but one worker asks for "
+            f"{section.cpus_per_worker} and {section.gpus_per_worker:g}; lower [cluster] cpus_per_worker or "
+            "gpus_per_worker"
+        )
+    return Cluster(min(section.workers or room, room), len(rooms), remote)

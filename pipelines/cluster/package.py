@@ -1,0 +1,236 @@
+"""What of a study goes along with a job: the study file, small files that it names, its own modules. Never data."""
+
+import ast
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.sections import ConfigError, StudyConfig, load
+
+LIMIT_BYTES = 100 << 20
+"""Of all files together. Ray takes five times as much, and every node that works on the job fetches it."""
+
+OURS = frozenset({"prunefront"})
+"""Packages that the cluster has."""
+
+NEVER = frozenset({"__pycache__", "venv", "studies", "node_modules"})
+"""No folder of this name, or of one that begins with a dot, goes along."""
+
+RESULTS = "~/prunefront/studies"
+"""Where a job keeps studies whose `folder` is relative: the job's own folder is deleted when Ray likes."""
+
+
+class PackageError(PrunefrontError):
+    """A study cannot be sent to a cluster as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """What a job gets. files: path in the job's folder -> file here. study: which of them is the study file.
+
+    folder: where the job keeps its results, on the cluster's head. there: key of the study -> path or URI that is
+    expected there already.
+    """
+
+    name: str
+    study: str
+    folder: str
+    files: Mapping[str, Path]
+    there: Mapping[str, str]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.files.values())
+
+    def write(self, to: Path) -> None:
+        """Copies the files into a folder, which becomes the job's working directory."""
+        for place, file in self.files.items():
+            (to / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, to / place)
+
+
+def pack(study: Path, *, include: Iterable[Path] = (), here: Path | None = None) -> Package:
+    """What goes along with a study file. Nothing is copied yet.
+
+    Relative paths in the study mean the same over there, absolute ones and URIs are the cluster's own. here: the folder
+    that modules are imported from, and that what is to be included lies in; None = the current one. Raises PackageError
+    for data that lies beside the study, for results that would be lost with the job, and for too many bytes.
+    """
+    here = (here or Path.cwd()).resolve()
+    config = load(study, base=Path())  # paths as they are written
+    _check_data(config)
+    _check_results(config)
+    named = {
+        key: path
+        for key, path in {
+            "model.weights": config.model.weights,
+            "model.initial": config.model.initial,
+            "measure.latency_table": config.measure.latency_table,
+        }.items()
+        if path is not None
+    }
+    own = {key: study.parent / path for key, path in named.items() if not path.is_absolute()}
+    for key, file in own.items():
+        if not file.is_file():
+            raise PackageError(f"{key}: there is no file {file}; it would go along, as its path is relative")
+    files = dict(_beside(study, own.values()))
+    place = next(iter(files))
+    for target, source in (*_modules(config, here), *_included(include, here)):
+        if not files.setdefault(target, source).samefile(source):
+            raise PackageError(
+                f"{files[target]} and {source} would both be {target} in the job's folder; rename one of them"
+            )
+    _check_size(files)
+    data = {"data.train": config.data.train, "data.test": config.data.test}
+    there = {k: str(v) for k, v in (named | data).items() if v is not None and k not in own}
+    return Package(config.name, place, _folder(config), files, there)
+
+
+def elsewhere(path: Path | str) -> bool:
+    """Whether where results go says itself where it is: absolute, below a home folder, or a URI."""
+    return "://" in str(path) or str(path).startswith(("/", "~"))
+
+
+def _folder(config: StudyConfig) -> str:
+    return str(config.folder) if elsewhere(config.folder) else RESULTS
+
+
+def _check_data(config: StudyConfig) -> None:
+    for key in ("train", "test"):
+        path = getattr(config.data, key)
+        if path is not None and "://" not in str(path) and not Path(path).is_absolute():
+            raise PackageError(
+                f"data.{key} = {str(path)!r} lies beside the study, and data does not go along with a job: put it on "
+                f"storage that the cluster's head sees and give its absolute path, or give s3://bucket/{Path(path).name}"
+            )
+
+
+def _check_results(config: StudyConfig) -> None:
+    """Raises PackageError for what would be written into the job's folder, or sought there."""
+    uri = config.artifacts.uri
+    if uri is not None and not elsewhere(uri):
+        raise PackageError(
+            f"artifacts.uri = {uri!r} would lie in the job's folder, which Ray deletes; give s3://bucket/prefix or an "
+            "absolute path, or leave it out: artifacts are then kept beside the study's results"
+        )
+    kind, _, database = (config.tracking.uri or "").partition(":///")
+    if kind.startswith("sqlite") and database and not database.startswith("/"):
+        raise PackageError(
+            f"tracking.uri = {config.tracking.uri!r} would lie in the job's folder, which Ray deletes; give a server's "
+            "address or sqlite:////absolute/path.db, or leave it out: it is then kept beside the study's results"
+        )
+    for earlier in config.search.warm_start:
+        if not elsewhere(earlier):
+            raise PackageError(
+                f"search.warm_start = {earlier!r} is a folder beside the study and does not go along; give "
+                "s3://bucket/prefix, or its absolute path on the cluster's head"
+            )
+
+
+def _beside(study: Path, files: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+    """Place and file of the study and of what it names, so that their paths relative to each other stay the same."""
+    given = [Path(os.path.normpath(path.absolute())) for path in (study, *files)]
+    root = os.path.commonpath([path.parent for path in given])
+    for path in given:
+        yield path.relative_to(root).as_posix(), path
+
+
+def _modules(config: StudyConfig, here: Path) -> Iterator[tuple[str, Path]]:
+    """The modules in `here` that the study's `module:callable`s name, and those in `here` that these import."""
+    specs = (config.model.factory, config.data.source)
+    todo = [spec.partition(":")[0].partition(".")[0] for spec in specs if ":" in spec]
+    seen = {*OURS, *sys.stdlib_module_names}
+    while todo:
+        name = todo.pop()
+        if name in seen or not name.isidentifier():
+            continue
+        seen.add(name)
+        for source in _sources(name, here):
+            yield source.relative_to(here).as_posix(), source
+            todo += _imports(source)
+
+
+def _sources(name: str, here: Path) -> list[Path]:
+    """The Python files of a top-level module or package of `here`; none where it is installed, or absent."""
+    package, module = here / name, here / f"{name}.py"
+    if module.is_file() and not (package / "__init__.py").is_file():
+        return [module]
+    return [file for file in _walk(package) if file.suffix == ".py"]
+
+
+def _walk(folder: Path) -> list[Path]:
+    """Every file below a folder, but for what never goes along."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if _goes_along(name)]
+        found += [Path(parent) / name for name in names if _goes_along(name)]
+    return sorted(found)
+
+
+def _goes_along(name: str) -> bool:
+    return not name.startswith(".") and name not in NEVER
+
+
+def _imports(source: Path) -> list[str]:
+    """Top-level names of the absolute imports in a Python file."""
+    try:
+        tree = ast.parse(source.read_bytes(), filename=str(source))
+    except (SyntaxError, ValueError) as error:  # ValueError: null bytes
+        raise PackageError(f"{source} is no valid Python: {error}") from None
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.append(node.module)
+    return [name.partition(".")[0] for name in found]
+
+
+def _included(paths: Iterable[Path], here: Path) -> Iterator[tuple[str, Path]]:
+    for path in paths:
+        whole = (here / path).resolve()
+        if whole == here or not whole.is_relative_to(here):
+            raise PackageError(
+                f"--include {path}: name what lies in the folder {here}, not what is around it"
+            )
+        if not whole.exists():
+            raise PackageError(f"--include {path}: there is no such file or folder in {here}")
+        inner = whole.relative_to(here)
+        if not all(map(_goes_along, inner.parts)):
+            raise PackageError(
+                f"--include {path}: hidden files, virtual environments and studies never go along"
+            )
+        for file in _walk(whole) if whole.is_dir() else [whole]:
+            yield file.relative_to(here).as_posix(), file
+
+
+def _check_size(files: Mapping[str, Path]) -> None:
+    sizes = {place: file.stat().st_size for place, file in files.items()}
+    if (total := sum(sizes.values())) <= LIMIT_BYTES:
+        return
+    largest = sorted(sizes, key=lambda place: -sizes[place])[:3]
+    raise PackageError(
+        f"the job would take {megabytes(total)} along, and {megabytes(LIMIT_BYTES)} are the most; the largest: "
+        f"{', '.join(f'{place} ({megabytes(sizes[place])})' for place in largest)}; put large files on storage that "
+        "the cluster's machines see and give their absolute paths"
+    )
+
+
+def megabytes(count: int) -> str:
+    return f"{count / (1 << 20):.1f} MiB" if count >= 1 << 20 else f"{count / 1024:.1f} kiB"
+
+
+def results_folder(asked: str | None, package: Package) -> str:
+    """Where the results go, on the cluster's head. Raises ConfigError for a relative `asked`."""
+    if asked is None:
+        return package.folder
+    if not elsewhere(asked):
+        raise ConfigError(
+            f"--folder {asked} is relative, and the job's own folder is deleted when Ray likes; give an absolute path "
+            f"on the cluster's head, such as {RESULTS}"
+        )
+    return asked

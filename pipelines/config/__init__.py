@@ -1,0 +1,1 @@
+"""The study file: its sections, their bounds, and what they import."""

@@ -1,0 +1,72 @@
+"""`module:callable` from a study file to the callable itself."""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from prunefront.errors import PrunefrontError
+
+
+class NotImportable(PrunefrontError):
+    """A `module:callable` in the study file does not lead to something that can be called."""
+
+
+def import_callable(spec: str, *, key: str) -> Callable[..., Any]:
+    """The callable that `spec`, written `package.module:name`, stands for.
+
+    key: the key of the study file that asked, for the error. The current directory is importable, as it is
+    for `python -m` (a console script leaves it out). Raises NotImportable: what was tried and why it failed.
+    """
+    module_name, colon, path = spec.partition(":")
+    if not (colon and all(part.isidentifier() for part in (*module_name.split("."), *path.split(".")))):
+        raise NotImportable(f"{key} = {spec!r} is not of the form 'package.module:callable'")
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        target: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        if module_name == missing or module_name.startswith(f"{missing}."):
+            raise NotImportable(
+                f"{key} = {spec!r}: there is no module {missing!r}, neither installed nor in {here}"
+            ) from error
+        raise NotImportable(
+            f"{key} = {spec!r}: {module_name} was found, but it needs {missing!r}, which is not installed"
+        ) from error
+    except Exception as error:
+        raise NotImportable(
+            f"{key} = {spec!r}: importing {module_name} failed: {type(error).__name__}: {one_line(error)}"
+        ) from error
+    for part in path.split("."):
+        if not hasattr(target, part):
+            names = [name for name in dir(target) if callable(getattr(target, name)) and name[0] != "_"]
+            near = get_close_matches(part, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise NotImportable(f"{key} = {spec!r}: {module_name} has no {part!r}{hint}")
+        target = getattr(target, part)
+    if not callable(target):
+        raise NotImportable(f"{key} = {spec!r} is a {type(target).__name__}, which cannot be called")
+    return target  # type: ignore[no-any-return]  # callable() narrows Any to a callable of unknown signature
+
+
+def call(function: Callable[..., Any], options: Mapping[str, Any], *, key: str, spec: str) -> Any:
+    """What `function(**options)` returns. Raises PrunefrontError, in one line, for whatever it raises."""
+    try:
+        return function(**options)
+    except PrunefrontError:
+        raise
+    except Exception as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise PrunefrontError(
+            f"{key} = {spec!r}: calling it with ({given}) failed: {type(error).__name__}: {one_line(error)}"
+        ) from error
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An exception's message on one line, cut at `limit` characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,205 @@
+"""Networks as ONNX files: export, comparison with torch, sessions."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import torch
+from google.protobuf.message import DecodeError, Message
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from prunefront.errors import NotTraceable, PrunefrontError
+from prunefront.pipelines.formats.same_outputs import largest_difference
+
+# onnxruntime's errors have no base class of their own
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    ort_errors.EPFail,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    UnicodeDecodeError,  # of a name in the file
+)
+
+
+def export(model: nn.Module, example: Tensor, path: Path) -> None:
+    """Writes `model` in eval mode as one self-contained ONNX file: input `images`, free batch axis 0.
+
+    example: one input batch (n, ...), any n; only its shape and type matter. The outputs of a network with
+    one output are called `logits`. The same network gives the same bytes; nothing in them tells where or
+    from which source files they were made. The model is left as it was. Takes about 2 s
+    (docs/decisions/0004-latency.md says why). Raises NotTraceable when torch cannot export the model,
+    PrunefrontError when its batch size is hard-coded.
+    """
+    device = next((p.device for p in model.parameters()), example.device)
+    # torch.export takes sizes 0 and 1 for constants, so the batch must have at least two
+    batch = torch.zeros((2, *example.shape[1:]), dtype=example.dtype, device=device)
+    with _evaluating(model), torch.no_grad(), _quiet():
+        outputs = len(pytree.tree_leaves(model(batch)))
+        try:
+            program = torch.onnx.export(
+                model,
+                (batch,),
+                dynamo=True,
+                dynamic_shapes=({0: "batch"},),
+                input_names=["images"],
+                output_names=["logits"] if outputs == 1 else None,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise NotTraceable(
+                f"{type(model).__name__} cannot be exported to ONNX with a free batch size: "
+                f"{_root_cause(error)}"
+            ) from error
+    assert program is not None  # only the old exporter, which writes files itself, returns None
+    proto = program.model_proto
+    dimension = proto.graph.input[0].type.tensor_type.shape.dim[0]
+    if not dimension.dim_param:
+        raise PrunefrontError(
+            f"{type(model).__name__} only takes batches of {dimension.dim_value} once exported; take "
+            "the batch size from the input in its forward, e.g. x.flatten(1)"
+        )
+    _strip(proto)
+    _write(path, proto.SerializeToString(deterministic=True))
+
+
+def check(model: nn.Module, path: Path, examples: Tensor, tolerance: float = 1e-4) -> float:
+    """Largest absolute difference between the outputs of the file and of `model`, over batches of 1, 2, n.
+
+    examples: (n, ...). Raises PrunefrontError when it exceeds `tolerance` times the largest output (or
+    times 1, if all outputs are smaller), when a shape differs, or when the file cannot be run.
+    """
+    session = open_session(path, threads=1)
+    device = next((p.device for p in model.parameters()), examples.device)
+    worst = 0.0
+    for size in sorted({1, min(2, len(examples)), len(examples)}):
+        batch = examples[:size]
+        with _evaluating(model), torch.no_grad():
+            leaves = pytree.tree_leaves(model(batch.to(device)))
+        expected = [leaf.detach().cpu().float().numpy() for leaf in leaves]
+        try:
+            actual = session.run(None, {session.get_inputs()[0].name: batch.cpu().numpy()})
+        except ORT_ERRORS as error:
+            raise PrunefrontError(f"{path} fails on a batch of {size}: {_first_line(error)}") from None
+        worst = max(worst, largest_difference(path, "torch", expected, actual, tolerance))
+    return worst
+
+
+def open_session(model: bytes | Path, threads: int) -> onnxruntime.InferenceSession:
+    """A CPU session with `threads` threads, for one call at a time.
+
+    The model is read here and handed over as bytes, and one that refers to other files is refused, so that
+    a fetched file cannot pull in what lies beside it. Idle threads sleep rather than spin. Raises
+    PrunefrontError.
+    """
+    name = "the ONNX model" if isinstance(model, bytes) else str(model)
+    try:
+        data = model if isinstance(model, bytes) else model.read_bytes()
+    except OSError as error:
+        raise PrunefrontError(f"{name} cannot be read: {error.strerror}") from None
+    _refuse_external(data, name)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3  # errors: they are raised as well, warnings would go to the terminal
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except ORT_ERRORS as error:
+        raise PrunefrontError(f"{name} cannot be loaded: {_first_line(error)}") from None
+
+
+def _refuse_external(data: bytes, name: str) -> None:
+    try:
+        proto = onnx.ModelProto.FromString(data)
+    except DecodeError:
+        raise PrunefrontError(f"{name} is not an ONNX model") from None
+    for tensor in _tensors(proto):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+            raise PrunefrontError(
+                f"{name} keeps its tensor {tensor.name!r} in another file, which is not read; "
+                "embed all weights"
+            )
+
+
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """Every tensor anywhere in a message: initialisers, attributes, subgraphs, functions, sparse parts."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for child in [value] if isinstance(value, Message) else value:
+                yield from _tensors(child)
+
+
+def _strip(proto: onnx.ModelProto) -> None:
+    """Removes the exporter's own debugging notes: stack traces, module paths, intermediate shapes."""
+    del proto.graph.value_info[:]
+    _strip_notes(proto)
+
+
+def _strip_notes(message: Message) -> None:
+    for field, value in message.ListFields():
+        if field.name in ("metadata_props", "doc_string"):
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for child in [value] if isinstance(value, Message) else value:
+                _strip_notes(child)
+
+
+def _write(path: Path, data: bytes) -> None:
+    # through a neighbour, so that a reader or an interrupted run never sees half a file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps two pieces of the exporter's chatter away that no user can act on, and nothing else."""
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+
+    def without_torchvision(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("torchvision is not installed")
+
+    registration.addFilter(without_torchvision)
+    try:
+        with warnings.catch_warnings():
+            # torch copies its own tree specification
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+            yield
+    finally:
+        registration.removeFilter(without_torchvision)
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,112 @@
+"""Networks as PyTorch's own exported programs (`model.pt2`): what `torch.export.load` and AOTInductor take.
+
+Whoever loads a .pt2 file from elsewhere should know that `torch.export.load` can run code that is in it (read in torch
+2.13): it unpickles sample inputs, constants and weights that are marked so (`torch.load(weights_only=False)`), it gives
+the text of shape expressions to `sympy.sympify`, which evaluates it, and `.module()` executes `guards_code`; compiled
+libraries may be in it too. No option turns that off, and digests only say that a file is the one that was published. So
+nothing here loads a file that was fetched: weights and plan make the network, from which `export` makes the file anew.
+What `export` writes holds no pickle.
+"""
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import BytesIO, StringIO
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from prunefront.errors import NotTraceable, PrunefrontError
+from prunefront.pipelines.config.imported import one_line
+from prunefront.pipelines.formats.same_outputs import largest_difference
+from prunefront.pipelines.stores.store import write_whole
+
+
+def export(model: nn.Module, example: Tensor, path: Path) -> None:
+    """Writes `model` in eval mode, on the CPU, as one exported program; axis 0 of its input is free, from 1.
+
+    example: one input batch (n, ...), any n; only its shape and type matter. The model is left as it was. The same
+    network gives the same bytes (with one version of torch). No path or source line of this machine is in them; the
+    names of the modules' classes are. Raises NotTraceable when torch cannot export the model with a free batch size.
+    """
+    network = copy.deepcopy(model).cpu().eval()
+    # torch.export takes sizes 0 and 1 for constants, so the batch must have at least two
+    batch = torch.zeros((2, *example.shape[1:]), dtype=example.dtype)
+    with torch.no_grad(), _quiet():
+        try:
+            program = torch.export.export(
+                network, (batch,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+            )
+        except Exception as error:  # any model may fail in any way: its cause is reported
+            raise NotTraceable(
+                f"{type(model).__name__} cannot be exported as a .pt2 file with a free batch size, write its forward "
+                f"for any batch, e.g. x.flatten(1): {type(error).__name__}: {one_line(error)}"
+            ) from error
+    _strip(program)
+    written = BytesIO()  # torch.export.save puts the name of a file into it
+    with _quiet():
+        torch.export.save(program, written)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda file: file.write(written.getvalue()))
+
+
+def check(model: nn.Module, path: Path, examples: Tensor, tolerance: float = 1e-4) -> float:
+    """Largest absolute difference between the outputs of the file and of `model`, over batches of 1, 2, n.
+
+    path: written by `export` in this process; never a file from elsewhere, which could run code (see above).
+    examples: (n, ...). Raises PrunefrontError when the difference exceeds `tolerance` times the largest output (or
+    times 1, if all outputs are smaller), when a shape differs, or when the file cannot be loaded or run.
+    """
+    network = copy.deepcopy(model).cpu().eval()
+    worst = 0.0
+    with torch.no_grad(), _quiet():
+        loaded = _module(path)
+        for size in sorted({1, min(2, len(examples)), len(examples)}):
+            batch = examples[:size].cpu()
+            try:
+                actual = pytree.tree_leaves(loaded(batch))
+            except (RuntimeError, AssertionError) as error:
+                raise PrunefrontError(f"{path} fails on a batch of {size}: {one_line(error)}") from None
+            expected = pytree.tree_leaves(network(batch))
+            outputs = ([t.float().numpy() for t in leaves] for leaves in (expected, actual))
+            worst = max(worst, largest_difference(path, "the network", *outputs, tolerance))
+    return worst
+
+
+def _module(path: Path) -> nn.Module:
+    try:
+        return torch.export.load(path).module()
+    except Exception as error:  # a damaged archive fails in many ways, KeyError and AssertionError among them
+        raise PrunefrontError(
+            f"{path} cannot be loaded: {type(error).__name__}: {one_line(error)}; export it again"
+        ) from error
+
+
+def _strip(program: torch.export.ExportedProgram) -> None:
+    """Removes what tells of the machine, and the sample inputs, which would be the file's only pickle."""
+    program.example_inputs = None
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what torch prints and logs about an export that fails: the error says it in one line."""
+    loggers = [logging.getLogger(f"torch.{name}") for name in ("fx.experimental.symbolic_shapes", "export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+            # torch copies its own tree specification
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""A study's memory on disk: one JSON object a line, checked when it is read."""

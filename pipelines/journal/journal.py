@@ -1,0 +1,197 @@
+"""A study's memory on disk: what was asked, told and trained, one JSON object a line; and its one writer's lock."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.journal.event_fields import fault
+from prunefront.strict_json import loads
+
+KEPT_LIMIT = 256 << 20
+"""Bytes of a JSON file that a study keeps."""
+
+LOCK_TRIES = 5
+"""A tenth of a second apart."""
+
+
+class StudyRunning(PrunefrontError):
+    """Another process works on this study."""
+
+
+class StudyFolderError(PrunefrontError):
+    """A study cannot keep its state where it should."""
+
+
+class JournalError(PrunefrontError):
+    """The journal of a study cannot be read."""
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Holds the study's lock; the kernel frees it when this process ends, however it ends.
+
+    Raises StudyRunning, which names the process that holds it; StudyFolderError if nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / "lock").open("a+")
+    except OSError as error:
+        raise StudyFolderError(
+            f"the study's folder {folder} cannot be written: {error.strerror}; check its permissions, or set another "
+            "`folder` in the study file"
+        ) from error
+    with opened as file:
+        if not _locked(file):
+            file.seek(0)
+            raise StudyRunning(
+                f"study {folder.name!r} is already running (process {file.read().strip() or 'unknown'}); wait for "
+                "it, stop it, or give this one another name"
+            )
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _locked(file: TextIO) -> bool:
+    """Whether the lock is ours now. A few tries, for `prunefront status` holds it for a moment to see who has it."""
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+        else:
+            return True
+    return False
+
+
+class Journal:
+    """Append-only. An event that cannot be had again is on disk before anything follows from it."""
+
+    def __init__(
+        self,
+        path: Path,
+        on_append: Callable[[Mapping[str, Any]], None] = lambda record: None,
+        guard: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Opens the journal, and drops a last line that a killed process left half written. on_append: told of each
+        event that is added, when it is written. guard: called before it is; raises where this process may write no
+        more."""
+        self.path, self._on_append, self._guard = path, on_append, guard
+        self.events = read_events(path)
+        _drop_half_line(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a")
+
+    def append(self, event: str, *, lasting: bool = True, **data: Any) -> None:
+        """Writes one event and its time, in seconds since the epoch.
+
+        lasting: waits until the disk has it, and all before it; without, the death of this process loses nothing, but a
+        power cut may, so it is for what would come about again in the same way. Raises JournalError where it cannot be
+        written, e.g. on a full disk.
+        """
+        self._guard()
+        record = {"event": event, **data, "time": round(time.time(), 3)}
+        try:
+            self._file.write(json.dumps(record, sort_keys=True) + "\n")
+            self._file.flush()
+            if lasting:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise JournalError(
+                f"{self.path} cannot be written: {error.strerror}; make room, or see to the disk, and go on with "
+                "--resume: everything up to here is kept"
+            ) from error
+        self.events.append(record)
+        self._on_append(record)
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        """All events of one kind, in order."""
+        return [e for e in self.events if e["event"] == event]
+
+    def close(self) -> None:
+        with suppress(OSError):  # what a full disk refused once, it refuses again; `append` has said so
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _drop_half_line(path: Path) -> None:
+    if path.exists():
+        text = path.read_bytes()
+        if (whole := text.rfind(b"\n") + 1) < len(text):
+            with path.open("r+b") as file:
+                file.truncate(whole)
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; the file, which a search may be writing, is left as it is. Empty where there is none.
+
+    Raises JournalError for a line that is no event, or not what its readers count on (`journal.event_fields`).
+    """
+    if not path.exists():
+        return []
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise JournalError(f"{path} cannot be read: {error.strerror}") from None
+    events: list[dict[str, Any]] = []
+    for number, line in enumerate(text.split(b"\n")[:-1], 1):
+        try:
+            record = loads(line)
+        except ValueError as error:
+            raise JournalError(
+                f"{path}, line {number}, is not JSON ({error!s:.80}): the file was changed from outside; start the "
+                "study afresh with --fresh, or restore the file"
+            ) from None
+        reason = fault(record) if isinstance(record, dict) else "it is no object"
+        if reason is not None:
+            raise JournalError(
+                f"{path}, line {number}, is no journal event ({reason:.200}): the file was changed from outside; start "
+                "the study afresh with --fresh, or restore the file"
+            )
+        events.append(record)
+    return events
+
+
+def is_begun(events: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a search has asked for anything: then there is something to lose."""
+    return any(event["event"] == "asked" for event in events)
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote. Raises StudyFolderError, which names the file, for what it cannot have written."""
+    try:
+        if path.stat().st_size > KEPT_LIMIT:
+            raise StudyFolderError(f"{path} has more than the {KEPT_LIMIT >> 20} MiB that it may have")
+        return loads(path.read_bytes())
+    except OSError as error:
+        raise StudyFolderError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise changed(path, str(error)) from None
+
+
+def changed(path: Path, reason: str) -> StudyFolderError:
+    """The error for a file of a study that does not hold what a study writes."""
+    return StudyFolderError(
+        f"{path} is not what a search writes ({reason:.200}): it was changed from outside; restore it, or start the "
+        "study afresh with --fresh"
+    )
+
+
+def write_json(path: Path, data: Mapping[str, Any] | list[Any]) -> None:
+    """Replaces `path` in one step, so that a reader or a killed writer never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(path.suffix + ".new")
+    temporary.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
+    os.replace(temporary, path)

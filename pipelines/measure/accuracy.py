@@ -1,0 +1,78 @@
+"""How often a network is right, and how well that is known."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import nn
+
+from prunefront.pipelines.data import Split, Transform, batches
+from prunefront.search.outcomes.measurement import NotFinite
+
+Z95 = 1.959963984540054
+"""Two-sided 95 % quantile of the normal distribution."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """value: share of images classified rightly, 0–1. low, high: 95 % interval. images: how many."""
+
+    value: float
+    low: float
+    high: float
+    images: int
+
+
+def accuracy(
+    model: nn.Module,
+    split: Split,
+    transform: Transform,
+    *,
+    batch_size: int = 256,
+    precision: str = "float32",
+    channels_last: bool = False,
+    yield_point: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Accuracy:
+    """Share of the split's plain (never augmented) images whose largest output is their label.
+
+    precision: "bfloat16" is faster on some machines, but moves single images across the border, and so
+    candidates past each other: rank in float32. yield_point: entered around each batch. The model's mode is put
+    back afterwards. Raises NotFinite where an output is NaN: the largest of such outputs means nothing.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    right = torch.zeros((), dtype=torch.int64, device=device)
+    broken = torch.zeros((), dtype=torch.bool, device=device)
+    try:
+        for images, labels in batches(
+            split, transform, batch_size, device=device, channels_last=channels_last
+        ):
+            with (
+                yield_point(),
+                torch.inference_mode(),
+                torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
+            ):
+                outputs = model(images)
+                right += (outputs.argmax(1) == labels).sum()
+                broken |= outputs.isnan().any()
+    finally:
+        model.train(training)
+    if broken:
+        raise NotFinite("the network's outputs are not finite: NaN on some of the images")
+    count = int(right)
+    return Accuracy(count / len(split), *wilson(count, len(split)), len(split))
+
+
+def wilson(right: int, images: int) -> tuple[float, float]:
+    """(low, high): 95 % interval of a share of which `right` of `images` is a sample (Wilson 1927, eq. 4)."""
+    share = right / images
+    centre = share + Z95**2 / (2 * images)
+    half = Z95 * sqrt(share * (1 - share) / images + Z95**2 / (4 * images**2))
+    scale = 1 + Z95**2 / images
+    # the formula gives exactly 0 and 1 at the ends, floating point only nearly
+    low = 0.0 if right == 0 else (centre - half) / scale
+    high = 1.0 if right == images else (centre + half) / scale
+    return low, high

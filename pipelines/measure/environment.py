@@ -1,0 +1,45 @@
+"""What a latency depends on besides the network, of the machine that this process is on."""
+
+import platform
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import ray
+import torch
+
+from prunefront.pipelines.config.sections import MeasureSection
+
+PLACE = ("host", "node", "measured")
+"""Which machine it was, and when; two machines that differ in nothing else time alike."""
+
+
+def environment(section: MeasureSection) -> dict[str, Any]:
+    """host: the machine's name. node: Ray's name for it while it is in a cluster, "" outside of one."""
+    return {
+        "runtime": section.runtime,
+        "batch_size": section.batch_size,
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "machine": platform.machine(),
+        "processor": processor(),
+        "threads": section.threads,
+        "host": socket.gethostname(),
+        "node": ray.get_runtime_context().get_node_id() if ray.is_initialized() else "",
+        "measured": time.strftime("%Y-%m-%d"),
+    }
+
+
+def processor() -> str:
+    """The processor's model, as its maker calls it, or "" where the system does not say."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    # boards with ARM name the board and not the processor
+    for key in ("model name", "Model", "Hardware"):
+        for line in lines:
+            name, _, value = line.partition(":")
+            if name.strip() == key and value.strip():
+                return value.strip()
+    return platform.processor()

@@ -1,0 +1,130 @@
+"""How fast a network is, told by a comparison that a busy machine disturbs little."""
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.measure.runtimes import Runtime, runtimes
+
+__all__ = ["Latency", "Runtime", "Timed", "compare", "median_interval", "runtimes"]
+
+SAMPLE_SECONDS = 1e-3  # far above the timer's and the loop's own cost of about 0.1 µs
+MOST_CALLS = 10_000
+CALIBRATION_CALLS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """A candidate against the dense network, both timed in one alternating run.
+
+    ms, dense_ms: medians over samples, milliseconds per call. ratio: median over pairs of candidate /
+    dense, which is the figure to compare by; in [ratio_low, ratio_high] with 95 % confidence (not exactly
+    ms / dense_ms). pairs: how many. calls_per_sample: forwards that one timing of either is the mean of.
+    """
+
+    ms: float
+    dense_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    pairs: int
+    calls_per_sample: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A comparison, and the machine that it was made on, see `measure.environment`."""
+
+    latency: Latency
+    where: Mapping[str, Any]
+
+
+def compare(
+    dense: Callable[[], None],
+    candidate: Callable[[], None],
+    *,
+    pairs: int = 100,
+    warmup: int = 10,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Latency:
+    """Times both in turn; the order within a pair is swapped from pair to pair.
+
+    A sample repeats the call until the faster of the two lasts about a millisecond, the same number of
+    times for both. The interval is that of the median by order statistics (`median_interval`). pairs: at
+    least 6. warmup: untimed calls of each. clock: seconds. Raises PrunefrontError for fewer pairs. Call it
+    inside `exclusive`.
+    """
+    if pairs < 6:
+        raise PrunefrontError(f"pairs must be at least 6 for a 95 % interval of the median, got {pairs}")
+    collecting = gc.isenabled()
+    gc.disable()  # a collection would be charged to whichever call it falls into
+    try:
+        for _ in range(warmup):
+            dense()
+            candidate()
+        calls = _calls_per_sample(dense, candidate, clock)
+        dense_seconds, seconds = [], []
+        for pair in range(pairs):
+            if pair % 2 == 0:
+                dense_seconds.append(_sample(dense, calls, clock))
+                seconds.append(_sample(candidate, calls, clock))
+            else:
+                seconds.append(_sample(candidate, calls, clock))
+                dense_seconds.append(_sample(dense, calls, clock))
+    finally:
+        if collecting:
+            gc.enable()
+    ratios = [mine / theirs for mine, theirs in zip(seconds, dense_seconds, strict=True)]
+    low, high = median_interval(ratios)
+    return Latency(
+        ms=statistics.median(seconds) * 1e3,
+        dense_ms=statistics.median(dense_seconds) * 1e3,
+        ratio=statistics.median(ratios),
+        ratio_low=low,
+        ratio_high=high,
+        pairs=pairs,
+        calls_per_sample=calls,
+    )
+
+
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Bounds that hold the median of the distribution with at least `confidence`, whatever the distribution.
+
+    The j-th smallest and j-th largest of n values, with the largest j for which P(Binomial(n, 1/2) < j) is
+    at most (1 - confidence) / 2 (e.g. David and Nagaraja, Order Statistics, 7.1). It assumes independent
+    values; drifts that span several of them make it too narrow. Raises ValueError when there are too few
+    values for any such interval.
+    """
+    ordered = sorted(values)
+    n = len(ordered)
+    tail, rank = 0.0, 0
+    while True:
+        tail += math.comb(n, rank) / 2**n  # P(Binomial < rank + 1)
+        if tail > (1.0 - confidence) / 2.0:
+            break
+        rank += 1
+    if rank == 0:
+        raise ValueError(f"{n} values are too few for a {confidence:.0%} interval of the median")
+    return ordered[rank - 1], ordered[n - rank]
+
+
+def _calls_per_sample(
+    dense: Callable[[], None], candidate: Callable[[], None], clock: Callable[[], float]
+) -> int:
+    fastest = min(_sample(call, 1, clock) for _ in range(CALIBRATION_CALLS) for call in (dense, candidate))
+    if fastest <= 0.0:
+        return MOST_CALLS
+    return min(MOST_CALLS, math.ceil(SAMPLE_SECONDS / fastest))
+
+
+def _sample(call: Callable[[], None], calls: int, clock: Callable[[], float]) -> float:
+    """Seconds per call, averaged over `calls` calls."""
+    start = clock()
+    for _ in range(calls):
+        call()
+    return (clock() - start) / calls

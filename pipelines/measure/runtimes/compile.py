@@ -1,0 +1,39 @@
+"""PyTorch through torch.compile (Inductor), on the CPU."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prunefront.pipelines.measure.runtimes import runtime
+from prunefront.pipelines.measure.runtimes.eager import on_cpu, with_threads
+
+
+def _missing() -> str | None:
+    compiler = os.environ.get("CXX", "g++")
+    return (
+        None if shutil.which(compiler) else f"torch.compile needs a C++ compiler and there is no {compiler!r}"
+    )
+
+
+@runtime(
+    "compile",
+    "PyTorch on the CPU through torch.compile; each network takes tens of seconds to build",
+    _missing,
+)
+def prepare(model: nn.Module, onnx: Path | None, example: Tensor, threads: int) -> Callable[[], None]:
+    """Compiles before returning, for this batch size and thread count.
+
+    The network is exported first: that gives each candidate a forward of its own. Compiled as modules of
+    one class they would share one cache, and Dynamo gives up on the ninth shape and runs it uncompiled.
+    """
+    network, images = on_cpu(model, example)
+    with torch.no_grad():
+        graph = torch.export.export(network, (images,)).module()
+        compiled = torch.compile(graph, fullgraph=True, dynamic=False)
+    call = with_threads(lambda: compiled(images), threads)
+    call()
+    return call

@@ -1,0 +1,35 @@
+"""PyTorch as it is, on the first GPU."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prunefront.pipelines.measure.runtimes import runtime
+
+
+def _missing() -> str | None:
+    return None if torch.cuda.is_available() else "torch sees no CUDA GPU"
+
+
+@runtime(
+    "cuda",
+    "PyTorch on a CUDA GPU, uncompiled, channels_last; a call ends when the GPU has finished",
+    _missing,
+)
+def prepare(model: nn.Module, onnx: Path | None, example: Tensor, threads: int) -> Callable[[], None]:
+    """`threads` has no effect. What is timed is what a caller waits for: launch and compute, no copies."""
+    network = copy.deepcopy(model).cuda().eval()
+    images = example.detach().cuda()
+    if images.dim() == 4:
+        network = network.to(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
+
+    def call() -> None:
+        with torch.inference_mode():
+            network(images)
+        torch.cuda.synchronize()
+
+    return call

@@ -1,0 +1,34 @@
+"""ONNX Runtime on the CPU: what small networks are mostly deployed on, and the default."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from torch import Tensor, nn
+
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.formats.onnx_export import open_session
+from prunefront.pipelines.measure.runtimes import runtime
+
+
+@runtime("onnxruntime", "ONNX Runtime on the CPU, from the exported model.onnx (default)", from_file=True)
+def prepare(model: nn.Module, onnx: Path | None, example: Tensor, threads: int) -> Callable[[], None]:
+    """Runs the file, not the module. Input and outputs are bound once: a call converts nothing."""
+    if onnx is None:
+        raise PrunefrontError(
+            "runtime 'onnxruntime' times an ONNX file and got none; export the network first"
+        )
+    session = open_session(onnx, threads)
+    images = np.ascontiguousarray(example.detach().cpu().numpy())
+    binding = session.io_binding()
+    binding.bind_ortvalue_input(
+        session.get_inputs()[0].name, onnxruntime.OrtValue.ortvalue_from_numpy(images)
+    )
+    for output in session.get_outputs():
+        binding.bind_output(output.name, "cpu")
+
+    def call() -> None:
+        session.run_with_iobinding(binding)
+
+    return call

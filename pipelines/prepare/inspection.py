@@ -1,0 +1,214 @@
+"""`prunefront inspect`: what of a network can be pruned, what cannot and why, before anything is spent."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.data import load
+from prunefront.pipelines.formats.weights import load_weights
+from prunefront.pipelines.models import build
+from prunefront.pipelines.prepare.feasibility import Infeasible, check_bounds, exact_values, least
+from prunefront.pipelines.prepare.network import check_names, check_per_group, trace_model
+from prunefront.pipelines.prepare.problem import offered, widest_space
+from prunefront.pruners.criteria import criteria
+from prunefront.pruners.granularities import layer_granularities
+from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
+from prunefront.pruners.plan.cost import cost
+from prunefront.pruners.plan.decide import inside, keep_counts
+from prunefront.pruners.scoring import why_not
+from prunefront.search.outcomes.constraints import EXACT, ConstraintError
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """The dense network's channel graph, with what the study file allows in each group, stack and layer."""
+
+    config: StudyConfig
+    graph: ChannelGraph
+    infeasible: str | None = None
+    """Why no network of the space meets the study's bounds on exact costs."""
+
+    def to_json(self) -> dict[str, Any]:
+        """groups (name, units, members, keeps, criteria, left_out), frozen (name, channels, reason), stacks (name,
+        blocks), unstacked, layers (name, shape, macs, keeps, bits, left_out), unlayered, macs, params, size_bytes,
+        constraints (bound, limit, smallest), infeasible.
+
+        left_out: criterion -> why it does not fit the group, or granularity -> why the layer cannot take it. unstacked,
+        unlayered: path or name -> why it is left alone. limit: null where it is known after training alone. smallest:
+        what a network of the space has that is about the smallest. Stacks and layers are there where the study file
+        asks for them.
+        """
+        price = cost(self.graph)
+        space = self.config.space
+        return {
+            "groups": [
+                {
+                    "name": g.name,
+                    "units": g.units,
+                    "members": [f"{m.tensor}[{m.dim}]" for m in g.members],
+                    "keeps": list(keep_counts(g, space.max_ratio, space.round_to)),
+                    "criteria": [c for c in asked if c not in reasons],
+                    "left_out": reasons,
+                }
+                for g in self.graph.groups
+                for asked in [space.per_group.get(g.name, space.criteria)]
+                for reasons in [_left_out(asked, g, self.graph)]
+            ],
+            "frozen": [
+                {"name": f.name, "channels": f.channels, "reason": f.reason} for f in self.graph.frozen
+            ],
+            **self._stacks(),
+            **self._layers(),
+            "macs": price.macs,
+            "params": price.params,
+            "size_bytes": price.size_bytes,
+            "constraints": self._constraints(),
+            "infeasible": self.infeasible,
+        }
+
+    def _constraints(self) -> list[dict[str, Any]]:
+        section, dense = self.config.space, exact_values(cost(self.graph))
+        bounds = [b for b in self.config.search.constraints if b.name in EXACT]
+        space = widest_space(self.graph, section) if bounds else None
+        found: dict[str, float] = {}
+        for name in dict.fromkeys(b.name for b in bounds):
+            assert space is not None
+            one = least(self.graph, space, section.words, {name: 1.0}, widen=False)
+            found[name] = one.values[name]
+        return [
+            {
+                "bound": str(bound),
+                "limit": bound.limit(dense) if bound in bounds else None,
+                "smallest": found.get(bound.name),
+            }
+            for bound in self.config.search.constraints
+        ]
+
+    def _stacks(self) -> dict[str, Any]:
+        if "block" not in self.config.space.granularities:
+            return {"stacks": [], "unstacked": {}}
+        return {
+            "stacks": [{"name": s.name, "blocks": list(s.blocks)} for s in self.graph.stacks],
+            "unstacked": dict(self.graph.unstacked),
+        }
+
+    def _layers(self) -> dict[str, Any]:
+        space = self.config.space
+        asked = [name for name in space.granularities if name in layer_granularities]
+        if not asked and set(space.bits) == {32}:
+            return {"layers": [], "unlayered": {}}
+        layers = []
+        for layer in self.graph.layers:
+            if inside(layer.module, space.whole):
+                continue
+            keeps = offered(layer, space)
+            reasons = {name: layer_granularities[name].why_not(layer) for name in asked}
+            left_out = {
+                name: reasons[name] or f"comes near none of the densities {list(space.densities)}"
+                for name in asked
+                if name not in keeps
+            }
+            layers.append(
+                {
+                    "name": layer.name,
+                    "shape": list(layer.shape),
+                    "macs": layer.macs,
+                    "keeps": {name: list(percent) for name, percent in keeps.items()},
+                    "bits": sorted(set(space.bits), reverse=True),
+                    "left_out": left_out,
+                }
+            )
+        whole = dict.fromkeys(space.whole, "is in space.whole")
+        return {"layers": layers, "unlayered": {**self.graph.unlayered, **whole}}
+
+
+def _left_out(asked: Sequence[str], group: ChannelGroup, graph: ChannelGraph) -> dict[str, str]:
+    """Criterion -> why it does not fit the group."""
+    found = {name: why_not(criteria[name], group, graph) for name in asked}
+    return {name: reason for name, reason in found.items() if reason is not None}
+
+
+def inspect(config: StudyConfig) -> Inspection:
+    """Builds and traces the study's network; trains, searches and writes nothing.
+
+    Raises PrunefrontError for all that would stop a search before its first candidate, but for bounds that cannot be
+    met: `infeasible` has them.
+    """
+    check_names(config)
+    splits = load(config.data)
+    shape = splits.train.images.shape[1:]
+    model = build(config.model, classes=splits.classes, input_shape=shape, seed=config.seed)
+    if config.model.weights is not None:
+        load_weights(model, config.model.weights)
+    graph = trace_model(model, config, shape)
+    check_per_group(config.space.per_group, graph)
+    infeasible = None
+    if config.search.constraints:
+        space = widest_space(graph, config.space)
+        try:
+            check_bounds(graph, space, config.space, config.search.constraints)
+        except (Infeasible, ConstraintError) as error:
+            infeasible = str(error)
+    return Inspection(config, graph, infeasible)
+
+
+def print_inspection(found: Inspection, console: Console) -> None:
+    """The same for people."""
+    data = found.to_json()
+    console.print(
+        f"{found.config.model.factory}: {data['macs']:,} MACs, {data['params']:,} parameters, "
+        f"{data['size_bytes']:,} bytes",
+        highlight=False,
+    )
+    if data["constraints"]:
+        table = Table("bound", "that is", "networks go down to", box=None, padding=(0, 2, 0, 0))
+        for row in data["constraints"]:
+            limit = "known after training" if row["limit"] is None else f"{row['limit']:,.0f}"
+            smallest = "" if row["smallest"] is None else f"{row['smallest']:,.0f}"
+            table.add_row(*map(Text, (row["bound"], limit, smallest)))
+        console.print(table)
+    table = Table("group", "units", "may keep", "members", "criteria", box=None, padding=(0, 2, 0, 0))
+    for group in data["groups"]:
+        keeps = group["keeps"]
+        spread = f"{keeps[0]}–{keeps[-1]}" if len(keeps) > 1 else "all"
+        shown = ", ".join(sorted({m.rpartition(".")[0] for m in group["members"]}))
+        cells = (group["name"], str(group["units"]), spread, shown, ", ".join(group["criteria"]))
+        table.add_row(*map(Text, cells))
+    console.print(table)
+    if data["stacks"]:
+        table = Table("stack", "blocks, of which one stays", box=None, padding=(0, 2, 0, 0))
+        for stack in data["stacks"]:
+            table.add_row(*map(Text, (stack["name"], ", ".join(stack["blocks"]))))
+        console.print(table)
+    if data["layers"]:
+        table = Table("layer", "shape", "may be made of (% kept)", "bits", box=None, padding=(0, 2, 0, 0))
+        for layer in data["layers"]:
+            keeps = ", ".join(f"{n} {'/'.join(map(str, k))}" for n, k in layer["keeps"].items())
+            shape, bits = "×".join(map(str, layer["shape"])), "/".join(map(str, layer["bits"]))
+            table.add_row(*map(Text, (layer["name"], shape, keeps or "whole only", bits)))
+        console.print(table)
+    absent: dict[tuple[str, str], list[str]] = {}
+    for group in (*data["groups"], *data["layers"]):
+        for name, reason in group["left_out"].items():
+            absent.setdefault((name, reason), []).append(group["name"])
+    if absent:
+        table = Table("left out", "of", "which", box=None, padding=(0, 2, 0, 0))
+        for (name, reason), groups in absent.items():
+            table.add_row(*map(Text, (name, ", ".join(groups), reason)))
+        console.print(table)
+    for kind in ("unstacked", "unlayered"):
+        if data[kind]:
+            table = Table("left alone", "why", box=None, padding=(0, 2, 0, 0))
+            for name, reason in data[kind].items():
+                table.add_row(Text(name), Text(reason))
+            console.print(table)
+    if data["frozen"]:
+        table = Table("frozen", "channels", "why", box=None, padding=(0, 2, 0, 0))
+        for frozen in data["frozen"]:
+            table.add_row(*map(Text, (frozen["name"], str(frozen["channels"]), frozen["reason"])))
+        console.print(table)

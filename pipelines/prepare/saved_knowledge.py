@@ -1,0 +1,108 @@
+"""What a study keeps of its network in `prepared/`, read back: it may have come from a store or another machine."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from prunefront.pipelines.journal.journal import changed, read_json
+from prunefront.pruners.allocators.sensitivity import RATIOS
+from prunefront.pruners.graph.channel_graph import ChannelGraph, check_consistent
+
+Nested = dict[str, dict[str, NDArray[np.float64]]]
+"""name -> group -> array."""
+
+FACTS: Mapping[str, Callable[[int], tuple[int, ...]]] = {
+    "gradient_gram": lambda units: (units, units),
+    "selection_loss": lambda units: (units + 1,),
+    "sensitivity": lambda units: (len(RATIOS),),
+}
+"""The shape of what allocators read of a group."""
+
+
+class Precision(BaseModel):
+    """What training was found to be fastest in."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    precision: Literal["float32", "bfloat16"]
+    channels_last: bool
+
+
+def read_graph(folder: Path) -> ChannelGraph:
+    """The channel graph that was traced. Raises PrunefrontError for one that no network has."""
+    path = folder / "graph.json"
+    data = read_json(path)
+    try:
+        graph = _GRAPH.validate_python(data)
+        check_consistent(graph)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise changed(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (TypeError, ValueError, KeyError) as error:
+        raise changed(path, str(error)) from None
+    return graph
+
+
+def read_scores(folder: Path, graph: ChannelGraph) -> Nested:
+    """criterion -> group or stack -> a score for each unit. Raises PrunefrontError for what does not fit the graph."""
+    return _fitting(folder / "scores.safetensors", graph, lambda name: lambda units: (units,))
+
+
+def read_facts(folder: Path, graph: ChannelGraph) -> Nested:
+    """What allocators read, field -> group -> array. Raises as `read_scores`."""
+    return _fitting(folder / "facts.safetensors", graph, FACTS.get)
+
+
+def read_digests(folder: Path) -> Mapping[str, str]:
+    """Part -> the digest of its images. Raises PrunefrontError."""
+    path = folder / "data.json"
+    data = read_json(path)
+    if not isinstance(data, dict) or data.keys() != {"training", "validation", "test"}:
+        raise changed(path, "it does not hold the digests of three parts")
+    return data
+
+
+def read_precision(folder: Path) -> Precision:
+    """Raises PrunefrontError."""
+    path = folder / "precision.json"
+    try:
+        return Precision.model_validate(read_json(path))
+    except ValidationError as error:
+        raise changed(path, error.errors()[0]["msg"]) from None
+
+
+def save_nested(arrays: Mapping[str, Mapping[str, NDArray[np.float64]]], path: Path) -> None:
+    """Writes name -> group -> array in one go: a file that is there is whole."""
+    flat = {f"{n}/{g}": np.ascontiguousarray(v) for n, groups in arrays.items() for g, v in groups.items()}
+    new = path.with_suffix(".new")
+    save_file(flat, new)
+    new.replace(path)
+
+
+def _fitting(
+    path: Path, graph: ChannelGraph, shape_of: Callable[[str], Callable[[int], tuple[int, ...]] | None]
+) -> Nested:
+    units = {g.name: g.units for g in graph.groups} | {s.name: len(s.blocks) for s in graph.stacks}
+    try:
+        arrays = load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise changed(path, str(error)) from None
+    nested: Nested = {}
+    for key, values in arrays.items():
+        name, _, group = key.partition("/")
+        shape = shape_of(name)
+        if shape is None or group not in units:
+            raise changed(path, f"nothing is known of {key!r:.60} in this network")
+        if values.dtype.kind != "f" or values.shape != shape(units[group]) or np.isnan(values).any():
+            raise changed(path, f"{key!r:.60} does not hold a number for each of {units[group]} units")
+        nested.setdefault(name, {})[group] = values
+    return nested
+
+
+_GRAPH = TypeAdapter(ChannelGraph)

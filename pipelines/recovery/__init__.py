@@ -1,0 +1,1 @@
+"""What lets a stopped study go on, here or on another machine: owner, snapshot, upload."""

@@ -1,0 +1,307 @@
+"""Keeps a study's state in its store up to date while the search runs. The search never waits for it."""
+
+import logging
+import os
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.artifacts.publish import FileRecord, measure_file
+from prunefront.pipelines.events.redaction import without_password
+from prunefront.pipelines.recovery.owner import owner_of
+from prunefront.pipelines.recovery.snapshot import (
+    CONFIG,
+    FILES,
+    HEARTBEAT_SECONDS,
+    JOURNAL,
+    SEGMENT_BYTES,
+    Place,
+    Run,
+    Snapshot,
+    TakenOver,
+    digest_of,
+    limit_of,
+)
+from prunefront.pipelines.stores.store import ArtifactError, ObjectStore, put_text
+from prunefront.pipelines.workers.inheritance import WEIGHTS
+
+PAUSE_SECONDS = 1.0
+"""At least between two puts; what happens meanwhile is put together."""
+
+TICK_SECONDS = 0.1
+"""How often the journal's size is looked at: after a quiet while an event is put at once."""
+
+FENCE_SECONDS = 5.0
+"""How often a driver asks whether a newer run has begun."""
+
+LOOK_SECONDS = 2.0
+"""How often the other files are looked at while the journal is quiet."""
+
+WEIGHTS_SECONDS = 1.0
+"""So long, and for one file more, weights are put before the journal has its turn again."""
+
+LONGEST_PAUSE = 60.0
+
+Stamp = tuple[int, int, int]  # inode, size, time of change: a file that has another one is read anew
+
+log = logging.getLogger(__name__)
+
+
+class Mirror:
+    """One thread that puts what has changed: files by their digest, closed segments of the journal, then the snapshot.
+
+    What it cannot put it tries again, with growing pauses, and says so once; nothing that happens to it ends a search,
+    but that a newer run has begun: `check` raises then.
+    """
+
+    def __init__(
+        self, place: Place, run: Run, folder: Path, base: Snapshot | None, say: Callable[[str], None]
+    ) -> None:
+        """folder: the study's own. base: the newest snapshot, whose objects need not be sent again."""
+        self._place, self._run, self._folder, self._say = place, run, folder, say
+        self._sent: set[str] = set(base.digests) if base else set()
+        self._garbage: set[str] = set(self._sent)
+        self._may_delete = True
+        self._files: dict[str, tuple[Stamp, FileRecord]] = {}
+        self._segments: list[FileRecord] = []
+        self._tail, self._offset = b"", 0
+        self._put: Snapshot | None = None
+        self._fenced = self._tried = self._deadline = float("-inf")
+        self._taken = ""
+        self._away = self._more = False
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="prunefront-state", daemon=True)
+        # of its own: a large file may be on its way for longer than a driver is believed to live without it
+        self._heart = threading.Thread(target=self._live, name="prunefront-heartbeat", daemon=True)
+        self._begin(base)
+
+    def start(self) -> None:
+        self._thread.start()
+        self._heart.start()
+
+    def check(self) -> None:
+        """Raises TakenOver where a newer run of the study has begun, as far as was seen; asks nobody."""
+        if self._taken:
+            raise TakenOver(self._taken)
+
+    def check_now(self, store: ObjectStore) -> None:
+        """As `check`, after a look at the store, by a way to it that the caller has for itself. Raises PrunefrontError
+        also where it does not answer."""
+        self._look_for_newer(store)
+        self.check()
+
+    def close(self, patience: float = 30.0) -> None:
+        """Puts what is left and says where that did not work. patience: seconds that it may take."""
+        self._deadline = time.monotonic() + patience
+        self._closing.set()
+        self._thread.join(patience + 5.0)  # one request may be in the middle of its own patience
+        if self._taken or not (self._thread.is_alive() or self._away):
+            return
+        self._say(
+            f"the last events of this study did not get into {self._place.uri}; they are in {self._folder}: go on with "
+            "--resume there"
+        )
+
+    def _begin(self, base: Snapshot | None) -> None:
+        """Leaves out what of the local journal the newest snapshot has in closed segments."""
+        path = self._folder / JOURNAL
+        if base is None or not path.exists():
+            return
+        with path.open("rb") as file:
+            for record in base.segments:
+                if digest_of(file.read(record.size_bytes)) != record:
+                    break
+                self._segments.append(record)
+                self._offset += record.size_bytes
+
+    def _work(self) -> None:
+        pause = PAUSE_SECONDS
+        while not self._taken:
+            last = self._wait(pause)
+            begun = time.monotonic()
+            if self._try(last):
+                if last and (not self._more or time.monotonic() > self._deadline):
+                    return
+                # a slow store is not asked all the time
+                pause = max(PAUSE_SECONDS, min(2 * (time.monotonic() - begun), LONGEST_PAUSE))
+            elif not last:
+                pause = min(2 * pause, LONGEST_PAUSE) * random.uniform(0.75, 1.25)
+            elif time.monotonic() + PAUSE_SECONDS > self._deadline:
+                return
+            else:
+                time.sleep(PAUSE_SECONDS)
+
+    def _wait(self, pause: float) -> bool:
+        """Returns when there may be something to put and the last put is long enough ago; True when the run is over."""
+        begun, path = time.monotonic(), self._folder / JOURNAL
+        known = self._offset + len(self._tail)
+        while not self._closing.wait(TICK_SECONDS):
+            now = time.monotonic()
+            grown = path.exists() and path.stat().st_size > known
+            if now - self._tried >= pause and (
+                grown or self._more or self._away or now - begun >= LOOK_SECONDS
+            ):
+                return False
+        return True
+
+    def _try(self, last: bool) -> bool:
+        """Whether all that has changed is in the store now. last: the run is over, and says so there."""
+        try:
+            self._look()
+            if last and not self._taken:
+                self._heart.join(HEARTBEAT_SECONDS)
+                self._place.beat(self._run, ended=True)
+        except Exception as error:  # noqa: BLE001 - whatever a store raises, the search goes on
+            if not self._away:
+                self._say(
+                    f"the state of this study cannot be kept in {self._place.uri} for now ({error}); the search goes "
+                    "on and tries again"
+                )
+            self._away = True
+            self._tried = time.monotonic()
+            return False
+        if self._away:
+            self._say(f"the state of this study is kept in {self._place.uri} again")
+        self._away = False
+        return True
+
+    def _look(self) -> None:
+        """Puts what has changed since the last time."""
+        now = time.monotonic()
+        if now - self._fenced > FENCE_SECONDS:
+            self._look_for_newer()
+            self._fenced = now
+        if self._taken:
+            return
+        self._read_journal()  # before the files: what it tells of is among them
+        self._read_files()
+        snapshot = Snapshot(
+            {name: record for name, (_, record) in self._files.items()},
+            tuple(self._segments),
+            self._tail.decode(),
+        )
+        if snapshot == self._put:
+            return
+        put_text(self._place.store, self._place.snapshot_key(self._run.number), snapshot.text())
+        self._tried = time.monotonic()
+        if self._put is not None:
+            self._garbage |= self._put.digests
+        self._put = snapshot
+        self._garbage -= snapshot.digests
+        self._delete_garbage()
+
+    def _live(self) -> None:
+        while not self._closing.wait(HEARTBEAT_SECONDS) and not self._taken:
+            try:
+                self._place.beat(self._run)
+            except Exception as error:  # noqa: BLE001 - as in `_try`, which says what is wrong with the store
+                log.debug("no heartbeat: %s", error)
+
+    def _look_for_newer(self, store: ObjectStore | None = None) -> None:
+        place, number = Place(store or self._place.store, self._place.study), self._run.number + 1
+        owner = owner_of(place.store)
+        if owner is not None and owner.id != place.study:
+            self._taken = (
+                f"{place.store.uri} belongs to {owner} by now; this run of the study ends, and what it found until now "
+                f"is kept in {self._folder}"
+            )
+        elif place.store.exists(place.run_key(number)):
+            try:
+                newer = str(place.run(number))
+            except ArtifactError:
+                newer = f"run {number}"
+            self._taken = f"the study goes on elsewhere: {newer} has taken over, so {self._run} ends"
+
+    def _read_journal(self) -> None:
+        path = self._folder / JOURNAL
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            file.seek(self._offset + len(self._tail))
+            new = file.read()
+        self._tail += new[: new.rfind(b"\n") + 1]
+        if len(self._tail) >= SEGMENT_BYTES:
+            record = digest_of(self._tail)
+            with tempfile.TemporaryDirectory() as temporary:
+                file = Path(temporary) / "segment"
+                file.write_bytes(self._tail)
+                self._send(record, file)
+            self._segments.append(record)
+            self._offset += len(self._tail)
+            self._tail = b""
+
+    def _read_files(self) -> None:
+        names = self._names()
+        while (again := self._names()) != names:  # a listing is not of one moment
+            names = again
+        for gone in self._files.keys() - names.keys():
+            del self._files[gone]
+        changed = [n for n, stamp in names.items() if n not in self._files or self._files[n][0] != stamp]
+        # what the search cannot do without comes first, then the latest weights; the journal does not wait for all
+        changed.sort(key=lambda n: (n not in FILES, -names[n][2]))
+        begun, self._more = time.monotonic(), False
+        for name in changed:
+            if name not in FILES and time.monotonic() - begun > WEIGHTS_SECONDS:
+                self._more = True
+                return
+            stamp, path = names[name], self._folder / name
+            try:
+                if path.stat().st_size > (limit_of(name) or 0):
+                    continue
+                record = self._send_file(name, path)
+                if _stamp(path) == stamp:  # else it was written meanwhile: the next look takes it
+                    self._files[name] = (stamp, record)
+            except FileNotFoundError:
+                log.debug("%s is gone again", path)
+
+    def _names(self) -> dict[str, Stamp]:
+        weights = self._folder / WEIGHTS
+        names = [*FILES, *(f"{WEIGHTS}/{file}" for file in (os.listdir(weights) if weights.is_dir() else ()))]
+        found = {}
+        for name in names:
+            if limit_of(name) is not None and (stamp := _stamp(self._folder / name)) is not None:
+                found[name] = stamp
+        return found
+
+    def _send_file(self, name: str, path: Path) -> FileRecord:
+        """Puts a file as it is, but for passwords in the addresses of a study's configuration."""
+        if name != CONFIG:
+            record = measure_file(path)
+            self._send(record, path)
+            return record
+        with tempfile.TemporaryDirectory() as temporary:
+            shown = Path(temporary) / CONFIG
+            shown.write_text(without_password(path.read_text()))
+            record = measure_file(shown)
+            self._send(record, shown)
+            return record
+
+    def _send(self, record: FileRecord, file: Path) -> None:
+        if record.sha256 not in self._sent:
+            self._place.store.put(self._place.object_key(record.sha256), file)
+            self._sent.add(record.sha256)
+
+    def _delete_garbage(self) -> None:
+        """Objects that no snapshot names any more, where that is allowed; `prunefront gc` finds the others."""
+        if self._garbage and self._may_delete:
+            self._look_for_newer()  # which may count on them
+        while self._garbage and self._may_delete and not self._taken:
+            digest = self._garbage.pop()
+            try:
+                self._place.store.delete(self._place.object_key(digest))
+            except PrunefrontError as error:
+                self._may_delete = False
+                log.debug("left to prunefront gc: %s", error)
+            self._sent.discard(digest)
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,1 @@
+"""The stages of a study, in the order in which they run."""

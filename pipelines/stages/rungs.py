@@ -1,0 +1,94 @@
+"""A study's rungs: made from its file, recalled from its journal, told to people and to MLflow."""
+
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
+
+from prunefront.pipelines.config.sections import StudyConfig, TrainingSection
+from prunefront.pipelines.workers.scheduler import Reached
+from prunefront.search.outcomes.measurement import Failure, Measurement, outcome_from_json
+from prunefront.search.promotion.halving import GOOD, PAIRS, Rungs, RungSummary, Verdict, levels
+from prunefront.search.space.search_space import Problem
+
+
+def keeps(section: TrainingSection) -> float:
+    """Which share of a rung goes on, as the study file has it."""
+    return 1.0 / section.eta if section.early_stopping else 1.0
+
+
+def rungs_of(
+    config: StudyConfig,
+    task: Problem,
+    scored: Mapping[str, Measurement],
+    events: Iterable[Mapping[str, Any]],
+    names: Set[str],
+) -> Rungs:
+    """As the journal's events left them. task: as the first stage searched it; scored: what was measured then, without
+    training, which is rung 0; names: of the networks that are compared."""
+    section = config.training
+    rungs = Rungs(
+        task.objectives,
+        levels=levels(section.epochs, section.eta),
+        keep=keeps(section),
+        constraints=task.constraints,
+        seed=config.seed,
+    )
+    for name in sorted(names & scored.keys()):
+        rungs.observe(0, name, scored[name])
+    for event in events:
+        if event["event"] not in ("rung", "stopped", "trained") or event["name"] not in names:
+            continue
+        outcome = outcome_from_json(event["outcome"])
+        if isinstance(outcome, Failure):
+            rungs.withdraw(event["name"])
+        elif event["event"] == "trained":
+            rungs.end(event["name"], outcome)
+        else:
+            verdict = Verdict(event["event"] == "rung", event["share"], event["of"])
+            rungs.recall(event["epoch"], event["name"], outcome, verdict)
+    return rungs
+
+
+def event_of(reached: Reached) -> tuple[str, dict[str, Any]]:
+    """The journal's event, and what it holds."""
+    verdict = reached.verdict
+    return "rung" if verdict.go_on else "stopped", {
+        "name": reached.name,
+        "epoch": reached.epoch,
+        "outcome": reached.measurement.to_json(),
+        "share": verdict.share,
+        "of": verdict.of,
+        "seconds": round(reached.seconds, 3),
+    }
+
+
+def told(rung: RungSummary, keep: float, images: int = 0) -> str:
+    """A line for people. keep: what the study file asks a rung to keep; 1 = all. images: that the first stage trains
+    on."""
+    first = f"after {images} images" if images else "untrained"
+    when = f"after {rung.level} epoch{'s' * (rung.level > 1)}" if rung.level else first
+    parts = [f"{rung.came} candidates, {rung.stopped} stopped" if rung.level else f"{rung.came} candidates"]
+    if rung.overall.value is not None:
+        parts.append(f"rank correlation with the end {rung.overall.value:.2f} (n = {rung.finished})")
+    like = rung.like
+    if like.value is not None:
+        error = f" ± {like.error:.2f}" if like.pairs >= PAIRS else ""
+        parts.append(
+            f"at like cost {like.value:.2f}{error} ({like.pairs} pair{'s' * (like.pairs != 1)} that it tells apart)"
+        )
+    else:
+        parts.append("no two that it tells apart at like cost")
+    if rung.level and rung.share > keep:
+        parts.append(f"it says too little of the end, so it keeps {rung.share:.0%} instead of {keep:.0%}")
+    if not rung.level and like.value is not None and like.pairs >= PAIRS and like.value + like.error < GOOD:
+        parts.append("that says little of the end: raise training.candidates")
+    return f"rung {when}: {'; '.join(parts)}"
+
+
+def metrics(rung: RungSummary) -> dict[str, float]:
+    """For the tracking store; what is not known is left out."""
+    found = {"candidates": float(rung.came), "stopped": float(rung.stopped), "share": rung.share}
+    if rung.overall.value is not None:
+        found["correlation"] = rung.overall.value
+    if rung.like.value is not None:
+        found |= {"correlation_like": rung.like.value, "pairs_like": float(rung.like.pairs)}
+    return found

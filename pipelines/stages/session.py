@@ -1,0 +1,51 @@
+"""What the stages of one run of a study share."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.events.display import Display
+from prunefront.pipelines.events.events import Events
+from prunefront.pipelines.journal.journal import Journal
+from prunefront.pipelines.recovery.place import Held
+from prunefront.pipelines.stores.store import ArtifactStore
+from prunefront.pipelines.tracking.tracker import Tracker
+
+
+@dataclass
+class Timing:
+    """Where a run's wall time went. seconds: per stage. busy: what workers spent on candidates, all together.
+
+    on_stage: called with a stage's name and None when it begins, and with its seconds when it ends.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    busy: dict[str, float] = field(default_factory=dict)
+    workers: int = 0
+    on_stage: Callable[[str, float | None], None] = lambda name, seconds: None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        self.on_stage(name, None)
+        try:
+            yield
+        finally:
+            self.seconds[name] = time.perf_counter() - start
+            self.on_stage(name, self.seconds[name])
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What the stages of one run share and write to. custody: the right to write what is the study's alone."""
+
+    config: StudyConfig
+    display: Display
+    journal: Journal
+    tracker: Tracker
+    store: ArtifactStore
+    timing: Timing
+    custody: Held
+    events: Events = field(default_factory=Events)

@@ -1,0 +1,252 @@
+"""What earlier studies of the same network scored, so that a new one need not: published beside the front, read back.
+
+A file that is read back is somebody's word. It can mislead a search, not more: it is JSON, every candidate must lie in
+the study's own space and come down to the network that the file names, and what is promoted is trained and measured
+here.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.journal.evaluations import Evaluation, Evaluations
+from prunefront.pipelines.stores.store import ArtifactNotFound, ArtifactStore, open_store, put_json, read_json
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.search.outcomes.front import ParetoFront
+from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement, Objective, Outcome
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.search_space import SearchSpace
+
+EVALUATIONS = "evaluations.json"
+"""At the root of a study's artifacts, beside its front."""
+
+FORMAT = 2
+
+MOST = 100_000
+"""Evaluations that are read of one study."""
+
+MOST_SEEDS = 16
+"""Networks of earlier fronts that a search begins with where their scores do not count here."""
+
+LONGEST_ORIGIN = 200
+"""Characters of a candidate's origin; ours are a few words."""
+
+SCORED_BY = ("validation_limit", "train_images")
+"""What of [search] a score depends on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a score is of and how it came about, as digests: see `network_digest` and `conditions`."""
+
+    network: str
+    conditions: str
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """One earlier study as it was read. uri: of its artifacts."""
+
+    uri: str
+    signature: Signature
+    rows: tuple[Evaluation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WarmStart:
+    """What a search begins with. known: scores that are as good as its own. seeds: candidates to be scored anew."""
+
+    known: tuple[Evaluation, ...] = ()
+    seeds: tuple[Candidate, ...] = ()
+
+
+def network_digest(weights: Mapping[str, NDArray[np.generic]], graph: ChannelGraph) -> str:
+    """Of the dense network: its tensors' names, shapes and values, and which of them multiply at how many positions,
+    since equal weights with other strides or a larger input are another network. What is frozen changes nothing."""
+    digest = blake2b(digest_size=16)
+    for name in sorted(weights):
+        array = np.ascontiguousarray(weights[name])
+        digest.update(repr((name, array.shape, array.dtype.str)).encode())
+        digest.update(array)
+    digest.update(json.dumps([[op.weight, op.positions] for op in graph.ops]).encode())
+    return digest.hexdigest()
+
+
+def conditions(config: StudyConfig, data: Mapping[str, str], precision: str) -> str:
+    """Digest of everything but the network that the score of an architecture depends on. data: digests of the images by
+    part; the test images are in no score. precision: that networks are run in, as `auto` came out here."""
+    space, section = config.space, config.data.model_dump(mode="json")
+    said = {
+        "images": {name: digest for name, digest in data.items() if name != "test"},
+        "data": {k: v for k, v in section.items() if k not in ("train", "test")},
+        "search": {name: getattr(config.search, name) for name in SCORED_BY},
+        "calibration_images": space.calibration_images,
+        "words": space.words.to_json(),
+        "seed": config.seed,
+        "precision": precision,
+        "training": config.training.model_dump(mode="json") if config.search.train_images else None,
+    }
+    text = json.dumps(said, sort_keys=True, default=str)
+    return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def publish(store: ArtifactStore, signature: Signature, found: Evaluations) -> None:
+    """Puts what a study scored where `read` finds it, without what it only predicted."""
+    scored = replace(found, rows=tuple(replace(row, outcome=_scored(row.outcome)) for row in found.rows))
+    put_json(store, EVALUATIONS, {"format": FORMAT, **asdict(signature), "evaluations": scored.to_json()})
+
+
+def read(uri: str, endpoint_url: str | None = None) -> Earlier:
+    """The evaluations at a study's artifact URI. Raises PrunefrontError where there are none that can be read."""
+    try:
+        store = open_store(uri, endpoint_url)
+        where = f"{store.uri}/{EVALUATIONS}"
+        data = read_json(store, EVALUATIONS)
+    except ArtifactNotFound:
+        raise PrunefrontError(
+            f"warm_start: there is no {where}; give the artifact URI of a study whose first stage has ended "
+            "(`prunefront front` shows it as where its networks lie), or take it off search.warm_start"
+        ) from None
+    except PrunefrontError as error:
+        raise PrunefrontError(f"warm_start: {error}") from None
+    version = data.get("format") if isinstance(data, dict) else None
+    if version != FORMAT:
+        raise PrunefrontError(
+            f"warm_start: {where} has format {version!r:.40}, and this prunefront reads {FORMAT}; use the version that "
+            "wrote it, or take it off search.warm_start"
+        )
+    try:
+        if len(data["evaluations"]["key"]) > MOST:
+            raise ValueError(f"more than {MOST:,} evaluations")
+        signature = Signature(str(data["network"]), str(data["conditions"]))
+        rows = Evaluations.from_json(data["evaluations"]).rows
+        for row in rows:
+            _check_texts(row)
+    except (
+        PrunefrontError,  # of a choice that cannot be
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        IndexError,
+        OverflowError,
+    ) as error:
+        # names from the file are quoted in it, and may hold what a terminal obeys
+        reason = f"{type(error).__name__}: {error}".encode("unicode_escape").decode()
+        raise PrunefrontError(
+            f"warm_start: {where} is no table of evaluations ({reason:.120}); take it off search.warm_start"
+        ) from None
+    return Earlier(uri, signature, rows)
+
+
+def check_network(earlier: Iterable[Earlier], signature: Signature) -> None:
+    """Raises PrunefrontError where an earlier study is of another network than this one. signature: of this one."""
+    for study in earlier:
+        if study.signature.network != signature.network:
+            raise PrunefrontError(
+                f"warm_start: {study.uri} is of another dense network (other weights, layers or input size), so its "
+                "scores say nothing here; take it off search.warm_start, or give the network that it was made from"
+            )
+
+
+def warm_start(
+    earlier: Sequence[Earlier],
+    space: SearchSpace,
+    realised: Callable[[Candidate], str],
+    objectives: Sequence[Objective],
+    signature: Signature,
+    say: Callable[[str], None],
+) -> WarmStart:
+    """What of earlier studies is of use here, and a line for each that says so.
+
+    signature: of the scores of this study. realised: the key of what a candidate comes down to here; raises
+    PrunefrontError where it comes down to nothing.
+    Raises PrunefrontError for a study of another network.
+    """
+    check_network(earlier, signature)
+    known: dict[str, Evaluation] = {}
+    seeds: dict[str, Candidate] = {}
+    for study in earlier:
+        fitting = [row for row in study.rows if _fits(row, space, realised)]
+        counted = f"{len(fitting)} of its {len(study.rows)} scores"
+        if study.signature == signature:
+            for row in fitting:
+                known.setdefault(row.key, replace(row, seconds=None, trained=None))
+            say(
+                f"warm start from {study.uri}: {counted} count here, too; the others are of another space or failed"
+            )
+        else:
+            front = _front(fitting, objectives)
+            for row in front:
+                seeds.setdefault(row.key, row.candidate)
+            say(
+                f"warm start from {study.uri}: it was scored on other images or in another way, so {len(front)} "
+                f"networks of its front are scored first, anew ({counted} are of this space)"
+            )
+    return WarmStart(tuple(known.values()), tuple(c for key, c in seeds.items() if key not in known))
+
+
+def to_event(found: WarmStart) -> dict[str, Any]:
+    """For the journal, from which a study goes on without the earlier ones."""
+    table = Evaluations("", found.known).to_json()
+    return {"known": table, "seeds": [candidate.to_json() for candidate in found.seeds]}
+
+
+def from_event(event: Mapping[str, Any]) -> WarmStart:
+    """Inverse of `to_event`."""
+    return WarmStart(
+        Evaluations.from_json(event["known"]).rows, tuple(Candidate.from_json(c) for c in event["seeds"])
+    )
+
+
+def _scored(outcome: Outcome) -> Outcome:
+    """The outcome without predictions, which are of a study's own latency table."""
+    if not isinstance(outcome, Measurement):
+        return outcome
+    values, noise = ({k: v for k, v in d.items() if k in OBJECTIVES} for d in (outcome.values, outcome.noise))
+    return Measurement(values, noise)
+
+
+def _check_texts(row: Evaluation) -> None:
+    """Raises ValueError for a key or an origin that is no short text: both are shown and recorded."""
+    origin = row.candidate.origin
+    if not isinstance(origin, str) or len(origin) > LONGEST_ORIGIN or not origin.isprintable():
+        raise ValueError(f"origins must be printable text of at most {LONGEST_ORIGIN} characters")
+
+
+def _fits(row: Evaluation, space: SearchSpace, realised: Callable[[Candidate], str]) -> bool:
+    """Whether a row holds a measurement of a network that this search could have asked for."""
+    if not isinstance(row.outcome, Measurement):
+        return False
+    values, noise = row.outcome.values, row.outcome.noise
+    if any(type(v) not in (int, float) or v < 0 for v in (*values.values(), *noise.values())):
+        return False
+    if not values.keys() >= {"accuracy", "macs", "params", "size_bytes"} or values["accuracy"] > 1:
+        return False
+    if not (noise.keys() <= values.keys() <= OBJECTIVES.keys()):
+        return False
+    try:
+        return space.contains(row.candidate) and realised(row.candidate) == row.key
+    except (PrunefrontError, TypeError, ValueError, OverflowError):
+        return False
+
+
+def _front(rows: Iterable[Evaluation], objectives: Sequence[Objective]) -> list[Evaluation]:
+    """At most MOST_SEEDS rows of those that no other beats on what was scored of the objectives, spread over them."""
+    found = {row.key: row for row in rows}
+    measured = {key: row.outcome for key, row in found.items() if isinstance(row.outcome, Measurement)}
+    shared = [o for o in objectives if all(o.name in m.values for m in measured.values())]
+    front = ParetoFront(shared or objectives)
+    for key, measurement in measured.items():
+        front.add(key, measurement)
+    best = list(front.members)
+    if len(best) > MOST_SEEDS:
+        best = [best[i] for i in np.unique(np.linspace(0, len(best) - 1, MOST_SEEDS).round().astype(int))]
+    return [found[key] for key in best]

@@ -1,0 +1,384 @@
+"""An `ArtifactStore` in a bucket of AWS S3 or of any server that speaks its protocol."""
+
+import contextlib
+import io
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3.session
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
+from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S3ValidationError
+
+from prunefront.pipelines.events.redaction import without_password, without_secrets
+from prunefront.pipelines.stores.store import (
+    ArtifactError,
+    ArtifactNotFound,
+    StoreAway,
+    Stored,
+    StoreRefused,
+    Upload,
+    check_key,
+    check_limit,
+)
+
+PROBE = "probe"
+_CREATE_TRIES = 5
+PART_BYTES = 8 << 20
+"""Files from this size on are sent and read in parts of this size, several at a time."""
+
+_URI = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(/(?P<prefix>.*))?")
+_ABSENT = {"NoSuchKey", "404", "NotFound"}
+_DENIED = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled"}
+_WRONG_KEYS = {"SignatureDoesNotMatch", "InvalidAccessKeyId", "AuthFailure", "UnrecognizedClientException"}
+_EXPIRED = {"ExpiredToken", "InvalidToken", "ExpiredTokenException", "TokenRefreshRequired"}
+_CLOCK = {"RequestTimeTooSkewed", "RequestExpired"}
+_REGION = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+_EXISTS = {"PreconditionFailed", "412"}
+_AT_ONCE = {"ConditionalRequestConflict", "OperationAborted", "409"}
+_NO_CONDITIONS = {"NotImplemented", "501", "InvalidArgument", "InvalidRequest", "400", "MethodNotAllowed"}
+_RIGHTS = {
+    "delete": "s3:DeleteObject",
+    "list uploads below": "s3:ListBucketMultipartUploads and s3:ListMultipartUploadParts",
+    "abort an upload of": "s3:AbortMultipartUpload",
+}
+_CHECKSUM = {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
+_BUSY = {
+    "SlowDown",
+    "ServiceUnavailable",
+    "InternalError",
+    "RequestTimeout",
+    "RequestLimitExceeded",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+}
+"""Said with statuses below 500 by some servers."""
+
+
+class S3Error(StoreRefused):
+    """A bucket cannot be used; the message says what to do."""
+
+
+class S3Away(StoreAway):
+    """A server does not answer, is busy, or broke off; the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What tells one content of an object from another."""
+
+    etag: str
+    size_bytes: int
+
+
+class S3Store:
+    """Objects of one bucket, below a prefix.
+
+    Credentials, region and endpoint come from where boto3 takes them (environment, ~/.aws, instance role);
+    `endpoint_url` goes before AWS_ENDPOINT_URL. Digests are not left to the server: Ceph RGW and others
+    accept a wrong checksum header, so `artifacts.publish` verifies what it reads. Not picklable.
+    """
+
+    def __init__(self, uri: str, *, endpoint_url: str | None = None, setting: str = "artifacts.uri") -> None:
+        """setting: the key of the study file that named the bucket, for errors."""
+        match = _URI.fullmatch(uri.rstrip("/"))
+        if match is None:
+            raise S3Error(f"{uri!r} is not an S3 address; it should look like s3://bucket/prefix")
+        self._setting = setting
+        self.bucket = match["bucket"]
+        self.prefix = f"{check_key(match['prefix'])}/" if match["prefix"] else ""
+        variables = (
+            "AWS_ENDPOINT_URL_S3",
+            "AWS_ENDPOINT_URL",
+        )  # read here too: they decide how to address buckets
+        endpoint = endpoint_url or next((os.environ[v] for v in variables if os.environ.get(v)), None)
+        with self._clear_errors("use", ""):
+            self._client = _client(endpoint)
+        self.conditional = True
+        """Whether the server does conditional writes (If-None-Match), as far as is known: `probe` finds out."""
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    @property
+    def endpoint(self) -> str:
+        """The address that requests go to, without a password."""
+        return without_password(str(self._client.meta.endpoint_url))
+
+    def put(self, key: str, file: Path) -> str:
+        with self._clear_errors("write", key), file.open("rb") as stream:
+            self._client.upload_fileobj(stream, self.bucket, self._full(key), Config=_transfer())
+        return f"{self.uri}/{key}"
+
+    def put_new(self, key: str, file: Path) -> bool:
+        """As the protocol says where `conditional`; elsewhere two that write in the same moment both get True, so that
+        a caller reads back what came of it."""
+        if not self.conditional:
+            if self.exists(key):
+                return False
+            self.put(key, file)
+            return True
+        with self._clear_errors("write", key):
+            return self._create(self._full(key), file.read_bytes())
+
+    def _create(self, key: str, body: bytes) -> bool:
+        """One conditional write, in one request. Raises ClientError."""
+        for left in reversed(range(_CREATE_TRIES)):
+            try:
+                self._client.put_object(Bucket=self.bucket, Key=key, Body=body, IfNoneMatch="*")
+            except ClientError as error:
+                if _code(error) in _EXISTS:
+                    return False
+                if _code(error) not in _AT_ONCE or not left:
+                    raise
+                time.sleep(0.2)  # another's write to the key is not decided yet
+            else:
+                return True
+        raise AssertionError("the last try returns or raises")
+
+    def get(self, key: str, file: Path, *, limit: int | None = None) -> None:
+        size_bytes = self.version(key).size_bytes
+        with self._clear_errors("read", key):
+            check_limit(size_bytes, limit, f"{self.uri}/{key}")
+            meter = _Meter(limit, f"{self.uri}/{key}")
+            with file.open("wb") as stream, self._closed_after():
+                self._client.download_fileobj(
+                    self.bucket, self._full(key), stream, Config=_transfer(), Callback=meter
+                )
+
+    def version(self, key: str) -> Version:
+        """Which content the object has now. Raises ArtifactNotFound, S3Error."""
+        try:
+            with self._clear_errors("read", key):
+                head = self._client.head_object(Bucket=self.bucket, Key=self._full(key))
+        except ArtifactNotFound:
+            with self._clear_errors("read", ""):  # a 404 to HEAD does not say whether the bucket exists
+                self._client.head_bucket(Bucket=self.bucket)
+            raise
+        # S3 always has an ETag; a server without one has the next best
+        return Version(str(head.get("ETag") or head.get("LastModified", "")), int(head["ContentLength"]))
+
+    def exists(self, key: str) -> bool:
+        try:
+            with self._clear_errors("look for", key):
+                self._client.head_object(Bucket=self.bucket, Key=self._full(key))
+        except ArtifactNotFound:
+            return False
+        return True
+
+    def list(self, prefix: str = "") -> Iterator[Stored]:
+        with self._clear_errors("list", ""):
+            pages = self._client.get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix):
+                for item in page.get("Contents", ()):
+                    key = item["Key"].removeprefix(self.prefix)
+                    yield Stored(key, item["Size"], item["LastModified"].timestamp())
+
+    def delete(self, key: str) -> None:
+        with self._clear_errors("delete", key):
+            self._client.delete_object(Bucket=self.bucket, Key=self._full(key))
+
+    def uploads(self) -> Iterator[Upload]:
+        with self._clear_errors("list uploads below", ""):
+            pages = self._client.get_paginator("list_multipart_uploads")
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix):
+                for item in page.get("Uploads", ()):
+                    key, name = item["Key"], item["UploadId"]
+                    parts = self._client.get_paginator("list_parts").paginate(
+                        Bucket=self.bucket, Key=key, UploadId=name
+                    )
+                    size = sum(part["Size"] for found in parts for part in found.get("Parts", ()))
+                    yield Upload(key.removeprefix(self.prefix), name, size, item["Initiated"].timestamp())
+
+    def abort(self, upload: Upload) -> None:
+        with self._clear_errors("abort an upload of", upload.key):
+            try:
+                self._client.abort_multipart_upload(
+                    Bucket=self.bucket, Key=self._full(upload.key), UploadId=upload.id
+                )
+            except ClientError as error:
+                if _code(error) != "NoSuchUpload":  # ended in the meantime
+                    raise
+
+    def probe(self) -> None:
+        """Small requests: write, write on condition, look at, list, delete. Raises S3Error naming the one refused.
+
+        The write comes first because only it is answered with a reason: a refused HEAD has no body. A store
+        that forbids deleting keeps one ten-byte object called `probe`.
+        """
+        key = self._full(PROBE)
+        with self._clear_errors("write", PROBE):
+            self._client.upload_fileobj(io.BytesIO(b"prunefront"), self.bucket, key, Config=_transfer())
+            self.conditional = self._keeps_conditions(key)
+        self.exists(PROBE)
+        with self._clear_errors("list", ""):
+            self._client.head_bucket(Bucket=self.bucket)
+        with self._clear_errors("delete", PROBE):
+            try:
+                self._client.delete_object(Bucket=self.bucket, Key=key)
+            except ClientError as error:
+                if _code(error) not in _DENIED:
+                    raise
+
+    def _keeps_conditions(self, key: str) -> bool:
+        """Whether the server refuses to write over an object that is there when told so. Raises ClientError."""
+        for _ in range(3):  # another study's probe may delete the object between two tries
+            try:
+                if not self._create(key, b"prunefront"):
+                    return True
+            except ClientError as error:
+                if _code(error) in _NO_CONDITIONS:
+                    return False
+                raise
+        return False
+
+    def _full(self, key: str) -> str:
+        return self.prefix + check_key(key)
+
+    @contextlib.contextmanager
+    def _closed_after(self) -> Iterator[None]:
+        """Closes the answers to one `get`: boto3 leaves one that was refused half read to the garbage collector.
+
+        One `get` at a time: the client tells of every answer, whoever asked.
+        """
+        with contextlib.ExitStack() as opened:
+
+            def note(parsed: dict[str, Any], **_: Any) -> None:
+                if "Body" in parsed:  # not in an answer that is an error
+                    opened.callback(parsed["Body"].close)
+
+            events = self._client.meta.events
+            events.register("after-call.s3.GetObject", note)
+            opened.callback(events.unregister, "after-call.s3.GetObject", note)
+            yield
+
+    @contextlib.contextmanager
+    def _clear_errors(self, verb: str, key: str) -> Iterator[None]:
+        """Turns what boto3 raises into one line that says what to do."""
+        what = f"cannot {verb} {self.uri}/{key}".rstrip("/")
+        try:
+            yield
+        except ClientError as error:
+            raise self._explain(error, what, key) from None
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            raise S3Error(
+                f"{what}: {_one_line(error).rstrip('.')}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "or AWS_PROFILE"
+            ) from None
+        except ProfileNotFound as error:
+            raise S3Error(f"{what}: {_one_line(error)}; check AWS_PROFILE and ~/.aws/config") from None
+        except (HTTPClientError, ConnectionError) as error:
+            raise S3Away(
+                f"{what}: no answer from {self.endpoint} ({_cause(error)}); check "
+                f"{self._setting.partition('.')[0]}.endpoint_url or AWS_ENDPOINT_URL, and that the server runs"
+            ) from None
+        except (RetriesExceededError, S3DownloadFailedError, S3ValidationError) as error:
+            cause = getattr(error, "last_exception", error)
+            raise S3Away(f"{what}: the transfer broke off ({_one_line(cause)}); try again") from None
+        except BotoCoreError as error:
+            raise S3Error(f"{what}: {_one_line(error)}") from None
+        except OSError as error:
+            raise ArtifactError(f"{what}: {error}") from None
+
+    def _explain(self, error: ClientError, what: str, key: str) -> ArtifactError:
+        code = _code(error)
+        at = f"{what} at {self.endpoint}"
+        if code == "NoSuchBucket" or (code in _ABSENT and not key):
+            return S3Error(f"{at}: there is no bucket {self.bucket!r}; create it or correct {self._setting}")
+        if code in _ABSENT:
+            return ArtifactNotFound(f"there is no {key} in {self.uri}")
+        if code in _WRONG_KEYS:
+            return S3Error(
+                f"{at}: the server does not accept the credentials ({code}); check AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY"
+            )
+        if code in _EXPIRED:
+            return S3Error(f"{at}: the session token is no longer valid ({code}); log in again")
+        if code in _DENIED:
+            rights = next(
+                (needed for verb, needed in _RIGHTS.items() if what.startswith(f"cannot {verb} ")),
+                "s3:PutObject, s3:GetObject and s3:ListBucket",
+            )
+            return S3Error(
+                f"{at}: access denied; check that AWS_SECRET_ACCESS_KEY is right and that the credentials may "
+                f"{rights} in bucket {self.bucket!r} (docs/artifacts.md)"
+            )
+        if code in _CLOCK:
+            return S3Error(f"{at}: this machine's clock differs too much from the server's; set it right")
+        if code in _REGION:
+            return S3Error(f"{at}: the bucket is in another region; set AWS_REGION to it")
+        if code in _CHECKSUM:
+            return S3Away(f"{at}: the content arrived damaged ({code}); check network and proxy, try again")
+        if code in _BUSY or _status(error) == 429 or (_status(error) >= 500 and _status(error) != 501):
+            return S3Away(f"{at}: the server is in trouble or busy ({_one_line(error)}); try again later")
+        return S3Error(f"{at}: {_one_line(error)}")
+
+
+class _Meter:
+    """Ends a download that brings more bytes than announced: the size in a HEAD answer is only a promise."""
+
+    def __init__(self, limit: int | None, what: str) -> None:
+        self._limit, self._what = limit, what
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, count: int) -> None:
+        with (
+            self._lock
+        ):  # parts arrive in several threads; a part read again is subtracted by the caller first
+            self._bytes += count
+            check_limit(self._bytes, self._limit, self._what)
+
+
+def _client(endpoint_url: str | None) -> Any:
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": 4},
+        connect_timeout=5,
+        read_timeout=60,
+        # servers other than AWS rarely have a host name per bucket
+        s3={"addressing_style": "path" if endpoint_url else "auto"},
+        # older servers refuse the trailing checksums that boto3 sends by default; we check ours when reading
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    try:
+        return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
+    except ValueError as error:  # what botocore raises for an endpoint that is no URL
+        raise S3Error(f"cannot use S3: {_one_line(error)}; it should look like http://host:9000") from None
+
+
+def _transfer() -> TransferConfig:
+    return TransferConfig(multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _cause(error: BotoCoreError) -> str:
+    return type(error.kwargs.get("error") or error).__name__
+
+
+def _one_line(error: Exception) -> str:
+    return without_secrets(" ".join(str(error).split()))[:300]

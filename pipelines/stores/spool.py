@@ -1,0 +1,334 @@
+"""Objects that wait on disk while their store is away, and are sent in the order in which they came.
+
+A study's driver writes through a `SpoolingStore`. Its workers publish themselves; what they cannot, they hand to the
+driver's machine (`published`), so that it waits where the study's state is.
+"""
+
+import fcntl
+import os
+import random
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.artifacts.publish import Artifact, publish
+from prunefront.pipelines.stores.store import (
+    ArtifactStore,
+    MemoryStore,
+    StoreAway,
+    StoreRefused,
+    check_key,
+    check_limit,
+)
+
+SPOOL = "spool"
+"""In a study's folder."""
+
+PATIENCE = 600.0
+"""Seconds that the end of a study waits for a store that is away."""
+
+LONGEST_PAUSE = 15.0
+"""Seconds between two tries, at the most."""
+
+OBJECT, KEY, WHY = "object", "key", "why"
+
+
+class Spool:
+    """A folder of numbered entries: an object, its key, and why it had to wait.
+
+    Several processes of one machine may add to it; an entry is there whole or not at all.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def keep(self, key: str, file: Path, why: str) -> None:
+        """Adds a copy of the file as the last entry; it is on disk when this returns. Raises OSError."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix=".") as temporary:
+            entry = Path(temporary) / "entry"
+            entry.mkdir()
+            shutil.copyfile(file, entry / OBJECT)
+            (entry / KEY).write_text(check_key(key))
+            (entry / WHY).write_text(why)
+            for path in (*entry.iterdir(), entry):
+                _sync(path)
+            with self._numbering():
+                number = int(entries[-1].name) + 1 if (entries := self.entries()) else 1
+                entry.rename(self.folder / f"{number:08d}")
+                _sync(self.folder)
+
+    def entries(self) -> list[Path]:
+        """In the order in which they came."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(path for path in self.folder.iterdir() if path.name.isdigit())
+
+    def find(self, key: str) -> Path | None:
+        """The object last kept under a key."""
+        for entry in reversed(self.entries()):
+            if read_entry(entry, KEY) == key:
+                return entry / OBJECT
+        return None
+
+    def drop(self, entry: Path) -> None:
+        """Forgets one that was sent. A crash in between leaves it, to be sent again: what is under a key stays the
+        same."""
+        with self._numbering():
+            gone = entry.with_name(f".{entry.name}.sent")
+            entry.rename(gone)
+        shutil.rmtree(gone)
+
+    @contextmanager
+    def _numbering(self) -> Iterator[None]:
+        with (self.folder / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def read_entry(entry: Path, name: str) -> str | None:
+    """KEY or WHY of an entry; None for one that was sent in the meantime."""
+    try:
+        return (entry / name).read_text()
+    except FileNotFoundError:
+        return None
+
+
+class SpoolingStore:
+    """A store that takes what is put while the one behind it is away, and sends it when it is back.
+
+    Reading waits for the store behind, up to `patience` seconds. What a thread of its own cannot send although the
+    store is there, because it refuses or an entry is damaged, is raised at the next call.
+    """
+
+    def __init__(
+        self,
+        behind: ArtifactStore,
+        spool: Spool,
+        say: Callable[[str], None],
+        on_outage: Callable[[str], None] = lambda why: None,
+        *,
+        patience: float = PATIENCE,
+        pause: float = 0.5,
+    ) -> None:
+        """say: takes a line for whoever watches. on_outage: called with the reason when something has to wait. pause:
+        seconds before the first try again; it doubles from there."""
+        self._behind, self.spool, self._say, self._on_outage = behind, spool, say, on_outage
+        self._patience, self._pause = patience, pause
+        self._refused: Exception | None = None
+        self._closing = threading.Event()
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._send_all, name="prunefront-spool", daemon=True)
+        self._thread.start()
+
+    @property
+    def uri(self) -> str:
+        return self._behind.uri
+
+    def put(self, key: str, file: Path) -> str:
+        self._check_refused()
+        why = f"{self.uri} is away"
+        # what waits comes first, or a manifest might arrive before its files
+        if not self.spool.entries():
+            try:
+                return self._behind.put(key, file)
+            except StoreAway as error:
+                why = str(error)
+        self.spool.keep(key, file, why)
+        self._wake.set()
+        return f"{self.uri}/{key}"
+
+    def get(self, key: str, file: Path, *, limit: int | None = None) -> None:
+        self._check_refused()
+        if self._take(key, file, limit):
+            return
+        told = False
+        for attempt in patiently(self._patience, self._pause):
+            with attempt:
+                try:
+                    self._behind.get(key, file, limit=limit)
+                except StoreAway as error:
+                    if not told:
+                        self._say(f"waiting for {self.uri}, up to {self._patience:g} s: {error}")
+                        told = True
+                    raise
+
+    def exists(self, key: str) -> bool:
+        """Also False where a store that is away does not say: then it is put once more, which changes nothing."""
+        self._check_refused()
+        if self.spool.find(key) is not None:
+            return True
+        try:
+            return self._behind.exists(key)
+        except StoreAway:
+            return False
+
+    def probe(self) -> None:
+        self._behind.probe()
+
+    def close(self, *, drain: bool) -> None:
+        """Ends the sending. drain: first waits until nothing is left; raises PrunefrontError where `patience` was not
+        enough, and StoreRefused. What is left is sent by the next `SpoolingStore` on this folder."""
+        try:
+            deadline = time.monotonic() + self._patience
+            while drain and self._refused is None and self.spool.entries():
+                if time.monotonic() > deadline:
+                    raise PrunefrontError(
+                        f"{self.uri} did not come back in {self._patience:g} s; {self._waiting()}; go on with "
+                        "--resume, which sends them"
+                    )
+                time.sleep(0.05)
+            if drain:
+                self._check_refused()
+        finally:
+            self._closing.set()
+            self._wake.set()
+            # it may be in the middle of one; a daemon thread is left to it
+            self._thread.join(LONGEST_PAUSE)
+
+    def _check_refused(self) -> None:
+        if self._refused is not None:
+            known = isinstance(self._refused, PrunefrontError)
+            why = f"{self._refused}" if known else f"{type(self._refused).__name__}: {self._refused}"
+            raise StoreRefused(
+                f"{why}; {self._waiting()}; mend that and go on with --resume, which sends them"
+            ) from self._refused
+
+    def _waiting(self) -> str:
+        return f"objects that wait in {self.spool.folder}: {len(self.spool.entries())}"
+
+    def _take(self, key: str, file: Path, limit: int | None) -> bool:
+        found = self.spool.find(key)
+        if found is None:
+            return False
+        try:
+            check_limit(found.stat().st_size, limit, str(found))
+            shutil.copyfile(found, file)
+        except FileNotFoundError:  # sent in the meantime
+            return False
+        return True
+
+    def _send_all(self) -> None:
+        """The thread: sends entries as they come, one after the other."""
+        waiting, sent, pause = False, 0, self._pause
+        if left := self.spool.entries():
+            self._say(f"what an earlier run could not send to {self.uri} is sent now; objects: {len(left)}")
+            waiting = True
+        while not self._closing.is_set():
+            entries = self.spool.entries()
+            if not entries:
+                if waiting:
+                    self._say(f"{self.uri} answers again; objects that waited and were sent: {sent}")
+                waiting, sent = False, 0
+                # workers add to the folder without a word
+                self._wake.wait(1.0)
+                self._wake.clear()
+                continue
+            if not waiting:
+                why = read_entry(entries[0], WHY)
+                self._on_outage(str(why))
+                self._say(
+                    f"{why}; the search goes on, results wait in {self.spool.folder} and are sent when it is back"
+                )
+                waiting = True
+            try:
+                self._behind.put((entries[0] / KEY).read_text(), entries[0] / OBJECT)
+                self.spool.drop(entries[0])
+                sent, pause = sent + 1, self._pause
+            except StoreAway:
+                self._closing.wait(pause * random.uniform(0.5, 1.0))
+                pause = min(2 * pause, LONGEST_PAUSE)
+            except Exception as error:  # noqa: BLE001 - waiting would not help: it is raised at the next call
+                self._refused = error
+                return
+
+
+@contextmanager
+def spooling(
+    behind: ArtifactStore,
+    spool: Spool,
+    say: Callable[[str], None],
+    on_outage: Callable[[str], None] = lambda why: None,
+) -> Iterator[SpoolingStore]:
+    """A `SpoolingStore` that has sent everything when the context ends without an error; else it leaves at once."""
+    store = SpoolingStore(behind, spool, say, on_outage)
+    try:
+        yield store
+    except BaseException:
+        store.close(drain=False)
+        raise
+    store.close(drain=True)
+
+
+def patiently(seconds: float, pause: float = 0.5) -> Retrying:
+    """Tries again where a store is away, with growing random pauses, for so long; then raises what it said."""
+    return Retrying(
+        retry=retry_if_exception_type(StoreAway),
+        wait=wait_random_exponential(multiplier=pause, max=LONGEST_PAUSE),
+        stop=stop_after_delay(seconds),
+        reraise=True,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Refuge:
+    """Where workers bring what they cannot publish: the spool in a folder of the Ray node on which the study runs."""
+
+    node: str
+    folder: Path
+
+
+def published(store: ArtifactStore, folder: Path, name: str, refuge: Refuge | None) -> Artifact:
+    """As `artifacts.publish`, by a worker: while the store is away, the artifact is brought to the refuge.
+
+    Without one, tries again for `PATIENCE` seconds. Raises StoreAway where neither helped, else as `publish`.
+    """
+    try:
+        return publish(store, folder, name)
+    except StoreAway as away:
+        if refuge is None:
+            return patiently(PATIENCE)(publish, store, folder, name)
+        kept = MemoryStore(store.uri)
+        artifact = publish(kept, folder, name)
+        _bring(kept.objects, refuge, away)
+        return artifact
+
+
+def _bring(objects: Mapping[str, bytes], refuge: Refuge, away: StoreAway) -> None:
+    # what imports this module need not have Ray
+    import ray
+    from ray.exceptions import RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(refuge.node, soft=False)
+    keep = ray.remote(keep_all).options(num_cpus=0, scheduling_strategy=there)
+    try:
+        ray.get(keep.remote(refuge.folder, objects, str(away)))
+    except (RayError, OSError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise StoreAway(f"{away}; nor could it wait in {refuge.folder}: {reason}") from None
+
+
+def keep_all(folder: Path, objects: Mapping[str, bytes], why: str) -> None:
+    """Adds objects to the spool in a folder, in their order. Raises OSError."""
+    spool = Spool(folder)
+    with tempfile.NamedTemporaryFile() as file:
+        for key, content in objects.items():
+            Path(file.name).write_bytes(content)
+            spool.keep(key, Path(file.name), why)
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -1,0 +1,511 @@
+"""Where a study is recorded: MLflow, or memory. The search never waits for it, nor ends because of it."""
+
+import json
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from prunefront.pipelines.events.redaction import redacted, without_password, without_secrets
+from prunefront.pipelines.tracking.reach import TrackingError, first_line, reach, sqlite_file
+from prunefront.pipelines.tracking.writer import Writer
+from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome
+from prunefront.search.space.candidate import Candidate
+
+if TYPE_CHECKING:
+    from mlflow.entities import Experiment, Metric, Param, RunTag
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+Row = Mapping[str, Any]
+
+MAX_VALUE = 500  # characters of a param that every MLflow since 1.0 takes; the whole study is in study.json
+MAX_KEY = 250
+MAX_TAG = 5000
+BATCH = 100  # params or tags in one request
+SHORT = 10.0
+ARTIFACTS = "mlartifacts"
+TABLE = "front_table.json"
+
+log = logging.getLogger(__name__)
+
+
+class Tracker(Protocol):
+    """Records one study. Only `start` may raise (TrackingError); what fails later is in `errors`."""
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """What could not be recorded so far, one line each."""
+        ...
+
+    def start(self, study: Mapping[str, Any], resume_run_id: str | None = None) -> str:
+        """Opens the study's run, or the given one again; returns its id. `study`: `StudyConfig.to_json()`."""
+        ...
+
+    def log(
+        self,
+        key: str,
+        params: Mapping[str, Any],
+        outcome: Outcome,
+        artifact_uri: str | None = None,
+        *,
+        stage: str = "score",
+        seconds: float = 0.0,
+    ) -> None:
+        """Records what came of a candidate at a stage; a second call for the same two does nothing, unless what failed
+        before was measured after all."""
+        ...
+
+    def log_progress(self, step: int, hypervolume: float, front_size: int) -> None:
+        """Records the state of the front after `step` candidates."""
+        ...
+
+    def log_values(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Records finite numbers about the whole study, e.g. how far predictions were off, or what a rung of `step`
+        epochs knew of the end."""
+        ...
+
+    def log_front(self, rows: Sequence[Row], files: Sequence[Path] = ()) -> None:
+        """Records the front: its rows, and files (front.png, front.html …) that must stay until `finish`."""
+        ...
+
+    def finish(self, status: Status = "FINISHED") -> tuple[str, ...]:
+        """Writes what is left, closes the run and returns `errors`."""
+        ...
+
+
+def candidate_params(candidate: Candidate) -> dict[str, Any]:
+    """What a candidate asks, as flat params: `ratio/<group>`, and the rest as few columns as it needs.
+
+    A criterion, granularity or word length that all groups share is one param; otherwise one for each group.
+    """
+    choices = candidate.choices
+    params: dict[str, Any] = {"origin": candidate.origin} if candidate.origin else {}
+    for name, values in (
+        ("criterion", {group: c.criterion for group, c in choices.items()}),
+        ("granularity", {group: c.granularity for group, c in choices.items()}),
+        ("bits", {group: c.bits for group, c in choices.items()}),
+    ):
+        if len(set(values.values())) == 1:
+            params[name] = next(iter(values.values()))
+        else:
+            params |= {f"{name}/{group}": value for group, value in values.items()}
+    return params | {f"ratio/{group}": round(c.ratio, 4) for group, c in choices.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What `MemoryTracker` keeps of a candidate at a stage."""
+
+    params: Mapping[str, Any]
+    outcome: Outcome
+    artifact_uri: str | None = None
+
+
+@dataclass
+class MemoryTracker:
+    """A tracker for tests and for studies that shall leave nothing behind."""
+
+    study: Mapping[str, Any] = field(default_factory=dict)
+    records: dict[tuple[str, str], Record] = field(default_factory=dict)
+    progress: list[tuple[int, float, int]] = field(default_factory=list)
+    values: dict[tuple[str, int], float] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    status: str = "RUNNING"
+    errors: tuple[str, ...] = ()
+
+    def start(self, study: Mapping[str, Any], resume_run_id: str | None = None) -> str:
+        self.study, self.status = study, "RUNNING"
+        return resume_run_id or "memory"
+
+    def log(
+        self,
+        key: str,
+        params: Mapping[str, Any],
+        outcome: Outcome,
+        artifact_uri: str | None = None,
+        *,
+        stage: str = "score",
+        seconds: float = 0.0,
+    ) -> None:
+        before = self.records.get((key, stage))
+        if before is None or (isinstance(before.outcome, Failure) and isinstance(outcome, Measurement)):
+            self.records[key, stage] = Record(dict(params), outcome, artifact_uri)
+
+    def log_progress(self, step: int, hypervolume: float, front_size: int) -> None:
+        self.progress.append((step, hypervolume, front_size))
+
+    def log_values(self, values: Mapping[str, float], step: int = 0) -> None:
+        self.values.update({(name, step): value for name, value in values.items()})
+
+    def log_front(self, rows: Sequence[Row], files: Sequence[Path] = ()) -> None:
+        self.rows, self.files = list(rows), list(files)
+
+    def finish(self, status: Status = "FINISHED") -> tuple[str, ...]:
+        self.status = status
+        return self.errors
+
+
+class MlflowTracker:
+    """A parent run for the study, a child run for each candidate and stage, written by one background thread.
+
+    uri: an MLflow server (`http://…`) or a database that this process writes itself (`sqlite:///…`,
+    `postgresql://…`). folder: where artifacts go when a database has none of its own; an SQLite file has them
+    beside itself. patience: seconds that `finish` waits for a store that does not answer; ten at the most where the
+    study did not come to its end, and will be gone on with. on_outage: told when it stops to answer, with a line, by
+    another thread.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        folder: Path,
+        *,
+        patience: float = 120.0,
+        on_outage: Callable[[str], None] = lambda why: None,
+    ) -> None:
+        self._on_outage = on_outage
+        self.uri, self.experiment, self.folder, self.patience = uri, experiment, folder, patience
+        self._children: dict[tuple[str, str], str] = {}  # (key, stage) -> run id; the writer's own
+        self._done: dict[tuple[str, str], Status] = {}  # the caller's own
+        self._last_step = -1  # of progress that an earlier run of the study recorded
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        return tuple(self._writer.errors)
+
+    @property
+    def waiting(self) -> int:
+        """How many writes the store has not taken yet."""
+        return self._writer.waiting
+
+    def start(self, study: Mapping[str, Any], resume_run_id: str | None = None) -> str:
+        """Raises TrackingError within seconds: store out of reach, address not usable, experiment deleted."""
+        reach(self.uri)
+        # MLflow's own patience (7 retries of 120 s) is for a script that has nothing else to do
+        # and a request that it sent twice may be carried out twice: trying again is the writer's matter
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        # it prints two lines for every run that ends, between ours
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        # what a database refuses, such as a full disk, it logs with all of its traceback; the line is in `errors`
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking import MlflowClient
+
+        self._writer = Writer(self._recover, self.patience, on_outage=self._on_outage)
+        study = redacted(study)
+        try:
+            with _quiet_migrations():
+                self._client = MlflowClient(tracking_uri=self.uri)
+                self._experiment_id = self._open_experiment()
+                self.run_id = self._open_run(study, resume_run_id)
+        except (MlflowException, OSError) as error:
+            raise TrackingError(
+                f"the tracking store {without_password(self.uri)} refused the study: {_refusal(error)}"
+            ) from error
+        self._writer.start()
+        return self.run_id
+
+    def log(
+        self,
+        key: str,
+        params: Mapping[str, Any],
+        outcome: Outcome,
+        artifact_uri: str | None = None,
+        *,
+        stage: str = "score",
+        seconds: float = 0.0,
+    ) -> None:
+        before = self._done.get((key, stage))
+        if before == "FINISHED" or (before and isinstance(outcome, Failure)):
+            return
+        self._done[key, stage] = "FAILED" if isinstance(outcome, Failure) else "FINISHED"
+        now, copy = _now(), dict(params)
+        self._writer.put(
+            f"candidate {key} ({stage})",
+            lambda: self._write_child(key, stage, copy, outcome, artifact_uri, now, seconds, bool(before)),
+        )
+
+    def log_progress(self, step: int, hypervolume: float, front_size: int) -> None:
+        from mlflow.entities import Metric
+
+        if step <= self._last_step:
+            return
+        values = {"hypervolume": hypervolume, "front_size": float(front_size)}
+        metrics = [Metric(name, value, _now(), step) for name, value in values.items()]
+        self._writer.put(f"progress at {step}", lambda: self._client.log_batch(self.run_id, metrics=metrics))
+
+    def log_values(self, values: Mapping[str, float], step: int = 0) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(name, value, _now(), step) for name, value in values.items()]
+        self._writer.put(f"values of the study at {step}", lambda: self._log_batch(self.run_id, metrics))
+
+    def log_front(self, rows: Sequence[Row], files: Sequence[Path] = ()) -> None:
+        copies = [dict(row) for row in rows]
+        self._writer.put("the front", lambda: self._write_front(copies, list(files)))
+
+    def finish(self, status: Status = "FINISHED") -> tuple[str, ...]:
+        self._writer.put("the end", lambda: self._write_end(status))
+        self._writer.close(self.patience if status == "FINISHED" else min(self.patience, SHORT))
+        return self.errors
+
+    def _open_experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found: Experiment | None = self._client.get_experiment_by_name(self.experiment)
+        if found is None:
+            try:
+                return self._client.create_experiment(
+                    self.experiment,
+                    artifact_location=self._artifacts(),
+                    # without it the UI opens on its page for language models
+                    tags={"mlflow.experimentKind": "custom_model_development"},
+                )
+            except MlflowException as error:
+                # another study may have made it in the meantime
+                found = self._client.get_experiment_by_name(self.experiment)
+                if found is None:
+                    raise error
+        if found.lifecycle_stage == "deleted":
+            raise TrackingError(
+                f"the MLflow experiment {self.experiment!r} is deleted in {without_password(self.uri)}; "
+                f"bring it back with `mlflow experiments restore --experiment-id {found.experiment_id}`, "
+                "or set another `experiment` under [tracking]"
+            )
+        return str(found.experiment_id)
+
+    def _artifacts(self) -> str | None:
+        """A server knows where it keeps artifacts; a database would put them into the writer's ./mlruns."""
+        if self.uri.startswith(("http", "databricks")):
+            return None
+        file = sqlite_file(self.uri)
+        return ((file.parent if file else self.folder).absolute() / ARTIFACTS).as_uri()
+
+    def _open_run(self, study: Mapping[str, Any], resume_run_id: str | None) -> str:
+        from mlflow.entities import Param
+        from mlflow.exceptions import MlflowException
+
+        params = flatten(study)
+        if resume_run_id is not None:
+            try:
+                run = self._client.get_run(resume_run_id)
+                self._client.update_run(resume_run_id, status="RUNNING")
+            except MlflowException as error:
+                self._writer.errors.append(
+                    f"run {resume_run_id} is gone, a new one goes on in its place: {first_line(error)}"
+                )
+            else:
+                self._done = self._find_children(resume_run_id)
+                history = self._client.get_metric_history(resume_run_id, "front_size")
+                self._last_step = max((metric.step for metric in history), default=-1)
+                # MLflow refuses to change a param, and a study may go on with another [cluster] than before
+                params = {key: value for key, value in params.items() if key not in run.data.params}
+                self._log_batch(resume_run_id, params=[Param(*item) for item in params.items()])
+                return resume_run_id
+        tags = {
+            "prunefront.study": str(study.get("name", "")),
+            "prunefront.seed": str(study.get("seed", "")),
+            "prunefront.version": _version(),
+        }
+        run = self._client.create_run(
+            self._experiment_id, run_name=str(study.get("name", "study")), tags=tags
+        )
+        run_id = str(run.info.run_id)
+        self._log_batch(run_id, params=[Param(*item) for item in params.items()])
+        self._client.log_dict(run_id, dict(study), "study.json")
+        return run_id
+
+    def _find_children(self, parent: str) -> dict[tuple[str, str], Status]:
+        """Learns the run of every child, and returns how the finished ones ended, by (key, stage).
+
+        A child that was cut off in the middle is written again, into the same run. Where a server that had stopped to
+        answer made one for each time it was asked, one stays.
+        """
+        found: dict[tuple[str, str], list[Any]] = {}
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment_id],
+                f"tags.`mlflow.parentRunId` = '{parent}'",
+                max_results=1000,
+                page_token=token,
+            )
+            for run in page:
+                name = (run.data.tags.get("prunefront.key", ""), run.data.tags.get("prunefront.stage", ""))
+                found.setdefault(name, []).append(run)
+            token = page.token
+            if not token:
+                break
+        finished: dict[tuple[str, str], Status] = {}
+        for name, runs in found.items():
+            known = [run for run in runs if run.info.run_id == self._children.get(name)]
+            kept = (known or [run for run in runs if run.info.status != "RUNNING"] or runs)[0]
+            self._children[name] = kept.info.run_id
+            if kept.info.status != "RUNNING":
+                finished[name] = kept.info.status
+            for run in runs:
+                if run is not kept:
+                    self._client.delete_run(run.info.run_id)
+        return finished
+
+    def _recover(self) -> None:
+        """Before a write is tried again: does the store answer, and which run was the lost answer about."""
+        reach(self.uri)
+        self._find_children(self.run_id)
+
+    def _write_child(
+        self,
+        key: str,
+        stage: str,
+        params: Mapping[str, Any],
+        outcome: Outcome,
+        artifact_uri: str | None,
+        now: int,
+        seconds: float,
+        failed_before: bool,
+    ) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+        tags = {MLFLOW_PARENT_RUN_ID: self.run_id, "prunefront.key": key, "prunefront.stage": stage}
+        if artifact_uri:
+            tags["prunefront.artifact"] = without_password(artifact_uri)
+        metrics: list[Metric] = []
+        match outcome:
+            case Failure(kind, reason):
+                tags |= {"prunefront.failure": kind, "prunefront.reason": without_secrets(reason)[:MAX_TAG]}
+            case Measurement():
+                metrics = [Metric(name, value, now, 0) for name, value in with_bounds(outcome).items()]
+        if (key, stage) not in self._children:
+            name = key if stage == "score" else f"{key} ({stage})"
+            run = self._client.create_run(
+                self._experiment_id, start_time=now - int(1000 * seconds), run_name=name, tags=tags
+            )
+            self._children[key, stage] = run.info.run_id
+        run_id = self._children[key, stage]
+        if failed_before:
+            for tag in {"prunefront.failure", "prunefront.reason"} & self._client.get_run(
+                run_id
+            ).data.tags.keys():
+                self._client.delete_tag(run_id, tag)
+            self._client.log_batch(run_id, tags=[RunTag(*item) for item in tags.items()])
+        self._log_batch(run_id, metrics, [Param(*item) for item in flatten(params).items()])
+        status = "FAILED" if isinstance(outcome, Failure) else "FINISHED"
+        self._client.set_terminated(run_id, status, end_time=now)
+
+    def _write_end(self, status: Status) -> None:
+        if self._writer.outages:  # what was asked before one may have been carried out after it
+            self._find_children(self.run_id)
+        self._client.set_terminated(self.run_id, status)
+
+    def _write_front(self, rows: Sequence[Row], files: Sequence[Path]) -> None:
+        # not client.log_table: it appends to what is there, and a resumed study writes its front again
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "front.json").write_text(json.dumps(rows, indent=1))
+            (Path(folder) / TABLE).write_text(json.dumps(_table(rows)))
+            self._client.log_artifacts(self.run_id, folder)
+        for file in files:
+            self._client.log_artifact(self.run_id, str(file))
+        self._client.set_tag(
+            self.run_id, "mlflow.loggedArtifacts", json.dumps([{"path": TABLE, "type": "table"}])
+        )
+
+    def _log_batch(
+        self,
+        run_id: str,
+        metrics: "Sequence[Metric]" = (),
+        params: "Sequence[Param]" = (),
+        tags: "Sequence[RunTag]" = (),
+    ) -> None:
+        self._client.log_batch(run_id, metrics=metrics, params=params[:BATCH], tags=tags)
+        for start in range(BATCH, len(params), BATCH):
+            self._client.log_batch(run_id, params=params[start : start + BATCH])
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested dicts as MLflow params: `search.candidates` -> "64". None is left out, what is long is cut."""
+    flat: dict[str, str] = {}
+    for name, value in data.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        elif value is not None:
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            key = re.sub(r"[^\w./: -]", "_", f"{prefix}{name}")[:MAX_KEY]
+            flat[key] = text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 1]}…"
+    return flat
+
+
+def with_bounds(measurement: Measurement) -> dict[str, float]:
+    """The values, and where noise is known the ends of the 95 % interval, `<name>_low`, `<name>_high`."""
+    values = dict(measurement.values)
+    for name, noise in measurement.noise.items():
+        if name in values:
+            values.setdefault(f"{name}_low", values[name] - noise)
+            values.setdefault(f"{name}_high", values[name] + noise)
+    return values
+
+
+def _table(rows: Sequence[Row]) -> dict[str, Any]:
+    """The rows in the layout that MLflow's UI shows as a table; nested values are left to front.json."""
+    columns = [name for name, value in (rows[0] if rows else {}).items() if not isinstance(value, Mapping)]
+    data = [[_rounded(row.get(name)) for name in columns] for row in rows]
+    return {"columns": columns, "data": data}
+
+
+def _rounded(value: object) -> object:
+    """Six significant digits: the UI shows every one that there is."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _refusal(error: BaseException) -> str:
+    """What a person can do about a store that answers no; MLflow says little more than the number."""
+    line = first_line(error)
+    if "error code 401" in line:
+        given = "MLFLOW_TRACKING_USERNAME" in os.environ or "MLFLOW_TRACKING_TOKEN" in os.environ
+        return (
+            f"it {'does not accept the name and password' if given else 'asks for a name and password'} (401); set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        )
+    if "error code 403" in line or "PERMISSION_DENIED" in line:
+        return (
+            "this user may not record here (403); ask who owns the experiment for the permission EDIT, or set another "
+            "`experiment` under [tracking]; a server that does not know its own host name answers so, too "
+            "(`mlflow server --allowed-hosts`)"
+        )
+    return line
+
+
+def _version() -> str:
+    """Of the installed distribution; a checkout that is run as it lies has none."""
+    try:
+        return version("prunefront")
+    except PackageNotFoundError:
+        return "uninstalled"
+
+
+def _now() -> int:
+    return int(1000 * time.time())
+
+
+@contextmanager
+def _quiet_migrations() -> Iterator[None]:
+    """A fresh database goes through MLflow's whole history of migrations and says so, a line each."""
+    loggers = [logging.getLogger(name) for name in ("alembic", "mlflow.store.db.utils")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

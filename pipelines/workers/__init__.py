@@ -1,0 +1,1 @@
+"""What runs on Ray workers: scoring, fine-tuning, measuring and publishing one candidate."""

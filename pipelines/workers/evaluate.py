@@ -1,0 +1,370 @@
+"""A candidate's life on a worker: surgery, recalibration, fine-tuning, measuring, publishing."""
+
+import hashlib
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.artifacts.card import card
+from prunefront.pipelines.artifacts.publish import Artifact
+from prunefront.pipelines.data import Split, batches
+from prunefront.pipelines.formats import pt2_export
+from prunefront.pipelines.formats.int8 import check_int8, quantise_onnx
+from prunefront.pipelines.formats.onnx_export import check, export
+from prunefront.pipelines.formats.weights import unpacked
+from prunefront.pipelines.measure.accuracy import Accuracy, accuracy
+from prunefront.pipelines.measure.environment import environment
+from prunefront.pipelines.measure.latency import Timed, compare, runtimes
+from prunefront.pipelines.measure.turnstile import exclusive, shared
+from prunefront.pipelines.models import build
+from prunefront.pipelines.stores.spool import published
+from prunefront.pipelines.stores.store import open_store
+from prunefront.pipelines.workers.bench import Job, Workbench
+from prunefront.pipelines.workers.inheritance import Parent
+from prunefront.pipelines.workers.train import Keep, Recipe, begin, carry_out
+from prunefront.pruners.bits.bit_width import unwrapped
+from prunefront.pruners.cut.inherit import inherited, unfitted
+from prunefront.pruners.cut.prune import prune, settle
+from prunefront.pruners.cut.recalibrate import recalibrate
+from prunefront.pruners.cut.surgery import apply
+from prunefront.pruners.cut.untrained import fresh
+from prunefront.pruners.plan.cost import cost
+from prunefront.pruners.plan.decide import DENSE, PruningPlan, inside, removed_blocks, without_channels
+from prunefront.pruners.procedures import Phase, procedures
+from prunefront.pruners.procedures.loop import EpochReport
+from prunefront.pruners.procedures.snapshot import Snapshot
+from prunefront.pruners.saved import PLAN, WEIGHTS, described, rebuild, save_network
+from prunefront.search.outcomes.measurement import Measurement
+
+CALIBRATION_BATCH = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A network between two epochs of its training. epochs: done. whole: all has been cut that shall be."""
+
+    epochs: int
+    measurement: Measurement
+    whole: bool
+
+
+class Evaluator:
+    """Holds the dense network and the calibration batches; every candidate starts from copies of them."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self.bench = bench = bench.here()
+        self.dense = bench.dense_model()
+        recipe = bench.recipe
+        rng = np.random.default_rng([bench.seed, 1])
+        stream = batches(
+            bench.data.train,
+            bench.data.transform,
+            CALIBRATION_BATCH,
+            augment=rng,
+            shuffle=rng,
+            device=bench.device,
+            channels_last=recipe.channels_last,
+        )
+        # drawn and augmented once: every candidate's statistics come from the same images
+        self._calibration = list(itertools.islice(stream, -(-bench.calibration_images // CALIBRATION_BATCH)))
+        self._validation = _first(bench.data.validation, bench.validation_limit)
+        self.timing_seconds = 0.0
+        """What the last latency measurement took, without the wait for its slot."""
+
+    def prune(self, plan: PruningPlan) -> nn.Module:
+        """The pruned network before any training: cut, repaired, its batch norm statistics estimated anew."""
+        with shared():
+            return self._prune(plan)
+
+    def score(self, plan: PruningPlan) -> Measurement:
+        """First score of a candidate, without training: validation accuracy and exact costs."""
+        with shared():
+            return self._measure(self._prune(plan), plan, self._validation)
+
+    def score_trained(self, plan: PruningPlan, start: nn.Module | None) -> tuple[Measurement, nn.Module]:
+        """Score of a candidate after `train_images`, and the network. Raises Diverged.
+
+        start: of the dense size, changed; None = the dense network. Order and augmentation of the images follow from
+        the study's seed and the plan.
+        """
+        bench = self.bench
+        recipe = replace(
+            bench.recipe,
+            epochs=1,
+            batch_size=min(bench.recipe.batch_size, bench.train_images),
+            seed=_seed(bench.seed, plan),
+        )
+        with shared():
+            run = begin(
+                bench.dense_model() if start is None else start,
+                bench.graph,
+                plan if start is None else unfitted(plan),
+                bench.data,
+                recipe,
+                self._calibration,
+                steps=-(-bench.train_images // recipe.batch_size),
+            )
+            run.cut(statistics=False)
+        teacher = self.dense if recipe.distill > 0 else None
+        trained = carry_out(run, [Phase(run.left)], bench.data, recipe, teacher=teacher, yield_point=shared)
+        for _ in trained:  # epochs that fall within it are not looked at
+            pass
+        with shared():
+            if recipe.channels_last:
+                run.model.to(memory_format=torch.channels_last)
+            # a short training leaves running statistics behind its weights
+            with torch.autocast(bench.device, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+                recalibrate(run.model, self._calibration)
+            return self._measure(run.model, plan, self._validation), run.model
+
+    def heir(self, parent: Parent) -> nn.Module:
+        """The dense network with its parent's values where the parent kept them. Raises PrunefrontError for weights
+        that are not the parent's."""
+        model = self.bench.dense_model()
+        model.load_state_dict(inherited(model, self.bench.graph, parent.plan, unpacked(parent.weights)))
+        return model
+
+    def train(
+        self, job: Job, keep: Keep | None = None, snapshot: Snapshot | None = None
+    ) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
+        """Makes a job's network; how it stands after each epoch but the last. Raises Diverged.
+
+        keep: of procedures that resume. snapshot: of this job, to go on from; its epoch is the first that is told.
+        Raises SnapshotError for one of another.
+        Returns the network and the plan that it follows: a procedure may have chosen other units than the job did.
+        """
+        if job.start != "dense":
+            return (yield from self._from_scratch(job, keep, snapshot))
+        bench = self.bench
+        recipe = replace(bench.recipe, epochs=job.epochs)
+        with shared():
+            run = begin(bench.dense_model(), bench.graph, job.plan, bench.data, recipe, self._calibration)
+        # a network from which nothing goes is the control of further training, and nothing else
+        procedure, options = ("one_shot", {}) if job.plan.key() == DENSE else (bench.procedure, bench.options)
+        phases = procedures[procedure](run, **options)
+        teacher = self.dense if recipe.distill > 0 else None
+        if not procedures[procedure].resumes:
+            keep = snapshot = None
+        epochs = carry_out(
+            run, phases, bench.data, recipe, teacher=teacher, yield_point=shared, keep=keep, snapshot=snapshot
+        )
+        yield from self._progress(epochs, lambda: (run.model, run.plan(), run.arrived), recipe)
+        return run.model, run.plan()
+
+    def _from_scratch(
+        self, job: Job, keep: Keep | None, snapshot: Snapshot | None
+    ) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
+        bench = self.bench
+        recipe = replace(bench.scratch, epochs=job.epochs)
+        with shared():
+            whole = bench.untrained(job.start, seed=bench.seed + 1)
+            cut = fresh if job.start == "fresh" else apply
+            model = cut(whole, bench.graph, job.plan)
+            # its channels are those of the plan; what that does to blocks and within layers comes before training
+            rest = replace(bench.graph, groups=())
+            run = begin(model, rest, without_channels(job.plan), bench.data, recipe, self._calibration)
+        phases = [Phase(run.steps)]
+        epochs = carry_out(run, phases, bench.data, recipe, yield_point=shared, keep=keep, snapshot=snapshot)
+        yield from self._progress(epochs, lambda: (run.model, job.plan, True), recipe)
+        return run.model, job.plan
+
+    def _progress(
+        self,
+        epochs: Iterator[EpochReport],
+        now: Callable[[], tuple[nn.Module, PruningPlan, bool]],
+        recipe: Recipe,
+    ) -> Iterator[Progress]:
+        """Between epochs, of the network as it is then."""
+        for report in epochs:
+            if report.epoch < recipe.epochs:
+                model, plan, whole = now()
+                yield Progress(report.epoch, self.measure(model, plan), whole)
+
+    def measure(self, model: nn.Module, plan: PruningPlan) -> Measurement:
+        """Accuracy on all validation images, and exact costs."""
+        with shared():
+            return self._measure(model, plan, self.bench.data.validation)
+
+    def _accuracy(self, model: nn.Module, split: Split) -> Accuracy:
+        recipe = self.bench.recipe
+        return accuracy(
+            model,
+            split,
+            self.bench.data.transform,
+            precision=recipe.precision,
+            channels_last=recipe.channels_last,
+        )
+
+    def publish(
+        self, name: str, model: nn.Module, plan: PruningPlan, measured: Measurement
+    ) -> tuple[Measurement, Artifact, Mapping[str, Any]]:
+        """Exports, checks, times and stores a finished network; returns the measurement with latency and file size, the
+        artifact, and where it was timed.
+
+        Raises PrunefrontError where the ONNX network disagrees with torch's, or the store refuses; DeviceLost where the
+        study's device does not answer. While the store is away the network waits in the bench's refuge.
+        """
+        with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
+            folder = Path(temporary)
+            model = model.cpu().eval().to(memory_format=torch.contiguous_format)
+            with shared():
+                self._write_network(model, plan, folder)
+            timed = self._time(model, folder / "model.onnx")
+            latency = timed.latency
+            measured = Measurement(
+                {
+                    **measured.values,
+                    "size_bytes": float((folder / WEIGHTS).stat().st_size),
+                    "latency_ms": latency.ms,
+                    "latency_ratio": latency.ratio,
+                },
+                {**measured.noise, "latency_ratio": (latency.ratio_high - latency.ratio_low) / 2},
+            )
+            description = describe(self.bench, plan, folder / WEIGHTS)
+            record = {
+                "key": name,
+                "validation": measured.to_json(),
+                "latency": {n: getattr(latency, n) for n in latency.__slots__},
+                "environment": timed.where,
+            }
+            _write(folder / PLAN, description)
+            _write(folder / "measurement.json", record)
+            (folder / "card.md").write_text(card(description, record), encoding="utf-8")
+            store = open_store(self.bench.artifact_uri, self.bench.artifacts.endpoint_url)
+            return measured, published(store, folder, name, self.bench.refuge), timed.where
+
+    def _write_network(self, model: nn.Module, plan: PruningPlan, folder: Path) -> None:
+        """Weights, ONNX and pt2, each compared with torch before it counts."""
+        example, onnx = self._images(2), folder / "model.onnx"
+        if integers(plan):
+            whole = folder / "float.onnx"
+            floats = unwrapped(model)
+            export(floats, example, whole)
+            check(floats, whole, self._images(3))
+            short = {p.layer.module for p in plan.layers if p.choice.bits <= 8}
+            gone = removed_blocks(self.bench.graph, plan.stacks)
+            left = {layer.module for layer in self.bench.graph.layers if not inside(layer.module, gone)}
+            images = (batch.cpu() for batch, _ in self._calibration if isinstance(batch, Tensor))
+            quantise_onnx(whole, images, onnx, exclude=left - short, weights=floats.state_dict())
+            check_int8(whole, onnx, [self._images(3)])  # refuses outputs that are not finite
+            whole.unlink()
+        else:
+            export(model, example, onnx)
+            check(model, onnx, self._images(3))
+        pt2_export.export(model, example, folder / "model.pt2")
+        pt2_export.check(model, folder / "model.pt2", self._images(3))
+        save_network(model, self.bench.graph, plan, folder / WEIGHTS, entropy=self.bench.artifacts.huffman)
+        again = load_network_from(self.bench, plan, folder / WEIGHTS)
+        with torch.no_grad():
+            if not torch.equal(again(example), model(example)):
+                raise PrunefrontError("the network read back from its file does not compute what was trained")
+
+    def _prune(self, plan: PruningPlan) -> nn.Module:
+        recipe = self.bench.recipe
+        model = prune(self.dense, self.bench.graph, plan, self._calibration, statistics=False)
+        if recipe.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        with torch.autocast(self.bench.device, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            settle(model, plan, self._calibration)
+        return model
+
+    def _time(self, model: nn.Module, onnx: Path) -> Timed:
+        """Against the dense network: on the study's device where it has one, else on this machine."""
+        section, target = self.bench.measure, self.bench.target
+        example = self._images(section.batch_size)
+        if target is not None:
+            start = time.perf_counter()
+            timed = target.time(onnx.read_bytes(), example.numpy())
+            self.timing_seconds = time.perf_counter() - start
+            return timed
+        make = runtimes[section.runtime]
+        with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
+            dense_onnx = Path(temporary) / "dense.onnx"
+            dense_onnx.write_bytes(self.bench.dense_onnx)
+            with shared():  # compiling may keep every core busy for a while
+                dense = make(self.dense, dense_onnx, example, section.threads)
+                candidate = make(model, onnx, example, section.threads)
+            with exclusive():
+                start = time.perf_counter()
+                latency = compare(dense, candidate, pairs=section.pairs, warmup=section.warmup)
+                self.timing_seconds = time.perf_counter() - start
+        return Timed(latency, environment(section))
+
+    def _images(self, count: int) -> Tensor:
+        validation = self.bench.data.validation
+        chosen = np.arange(count) % len(validation)
+        split = Split(validation.images[chosen], validation.labels[chosen])
+        return next(iter(batches(split, self.bench.data.transform, count)))[0]
+
+    def _measure(self, model: nn.Module, plan: PruningPlan, split: Split) -> Measurement:
+        got = self._accuracy(model, split)
+        price = cost(self.bench.graph, plan)
+        return Measurement(
+            {
+                "accuracy": got.value,
+                "macs": float(price.macs),
+                "params": float(price.params),
+                "size_bytes": float(price.size_bytes),
+            },
+            {"accuracy": (got.high - got.low) / 2},
+        )
+
+
+def _seed(study: int, plan: PruningPlan) -> int:
+    """Of a candidate's training in the first stage, whoever does it and when."""
+    return int.from_bytes(hashlib.sha256(f"{study} {plan.key()}".encode()).digest()[:4]) % 2**31
+
+
+def integers(plan: PruningPlan) -> bool:
+    """Whether the plan's ONNX network computes in integers: inputs and weights of some layers have 8 bits or fewer."""
+    words = plan.words
+    short = any(bits <= 8 for bits in plan.bits().values())
+    return short and words.activations == "fixed_point" and words.activation_bits == 8
+
+
+def load_network_from(bench: Workbench, plan: PruningPlan, weights: Path) -> nn.Module:
+    """What a reader of the artifact makes of it."""
+    dense = build(bench.model, classes=bench.classes, input_shape=bench.input_shape)
+    return rebuild(dense, plan, tuple(described(bench.graph, plan)["removed"]), weights)
+
+
+def describe(bench: Workbench, plan: PruningPlan, weights: Path) -> dict[str, Any]:
+    """The content of plan.json: what the network is and how it came about. shapes: of the tensors in the file."""
+    price, dense = cost(bench.graph, plan), cost(bench.graph)
+    return {
+        **bench.description,
+        "study": bench.study,
+        "classes": bench.classes,
+        "input_shape": list(bench.input_shape),
+        **described(bench.graph, plan),
+        "onnx": "int8" if integers(plan) else "float32",
+        "shapes": stored_shapes(weights),
+        "macs": price.macs,
+        "params": price.params,
+        "dense": {"macs": dense.macs, "params": dense.params, "size_bytes": dense.size_bytes},
+    }
+
+
+def stored_shapes(weights: Path) -> dict[str, list[int]]:
+    """Name -> shape of every tensor in a file that this process wrote."""
+    with safe_open(weights, "pt") as stored:
+        return {name: list(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+
+
+def _first(split: Split, limit: int | None) -> Split:
+    return split if limit is None else Split(split.images[:limit], split.labels[:limit])
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")

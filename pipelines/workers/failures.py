@@ -1,0 +1,39 @@
+"""One place that turns what went wrong with a candidate into a recorded Failure."""
+
+import torch
+
+from prunefront.errors import PrunefrontError, one_line
+from prunefront.pipelines.events.redaction import without_secrets
+from prunefront.pipelines.measure.device import DeviceLost
+from prunefront.pipelines.stores.store import ArtifactError, StoreRefused
+from prunefront.pruners.procedures.loop import Diverged
+from prunefront.search.outcomes.measurement import Failure, NotFinite
+
+REFUSED = "store_refused"
+"""The artifact store will take nothing until a person mends something."""
+
+PASSING = ("crashed", "out_of_memory", "storage", "device_lost", REFUSED)
+"""Kinds of failure that may be gone at another time: they say more of the machine than of the candidate."""
+
+
+def failure(error: BaseException) -> Failure:
+    """The Failure that records `error`: its kind and one line of reason."""
+    if isinstance(error, Diverged):
+        kind = "diverged"
+    elif isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        kind = "out_of_memory"
+    elif isinstance(error, StoreRefused):
+        kind = REFUSED
+    elif isinstance(error, ArtifactError | OSError):
+        kind = "storage"
+    elif isinstance(error, DeviceLost):
+        kind = "device_lost"
+    elif isinstance(error, NotFinite):
+        kind = "not_finite"
+    elif isinstance(error, PrunefrontError):
+        kind = "refused"
+    else:
+        kind = "error"
+    line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+    name = "" if isinstance(error, PrunefrontError) else f"{type(error).__name__}: "
+    return Failure(kind, one_line(without_secrets(f"{name}{line}"), 500))

@@ -1,0 +1,1 @@
+"""Criteria that look at feature maps of calibration data."""

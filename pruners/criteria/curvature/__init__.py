@@ -1,0 +1,1 @@
+"""Criteria that look at second derivatives of the loss."""

@@ -1,0 +1,1 @@
+"""Criteria that look at first derivatives of the loss, or at the loss itself."""

@@ -1,0 +1,1 @@
+"""Criteria that ask what the next layer's output loses."""

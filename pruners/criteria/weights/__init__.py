@@ -1,0 +1,1 @@
+"""Criteria that look at weights and norm parameters alone: no data needed."""

@@ -1,0 +1,1 @@
+"""Carrying a plan out: surgery, repair, compact layers, batch-norm statistics."""

@@ -1,0 +1,259 @@
+"""After the cut: the weights that read a group are fitted to what the dense network's next layer gave."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.criteria import Repair
+from prunefront.pruners.cut.surgery import Removed, removed
+from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
+from prunefront.pruners.plan.decide import PruningPlan
+from prunefront.pruners.statistics import Batch
+from prunefront.pruners.statistics.contributions import chosen_sites, image_digests, patches, sites
+from prunefront.pruners.units.view import consumers
+from prunefront.pruners.units.watch import CONVOLUTIONS, TRANSPOSED, OnOutput, Product, Watch
+
+RIDGE = 1e-6
+"""Weight of the change itself, relative to the mean square of the inputs."""
+
+WIDEST = 8192
+"""Weights per output; the equations of more would take gigabytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Moments:
+    """Sums over the sampled rows: inputs [k, k], k = inputs · taps, and inputs times targets [k, outputs]."""
+
+    inputs: Float[Tensor, "k k"]
+    targets: Float[Tensor, "k outputs"]
+
+
+def repair(
+    dense: nn.Module,
+    pruned: nn.Module,
+    graph: ChannelGraph,
+    plan: PruningPlan,
+    batches: Sequence[Batch],
+    kinds: Mapping[str, Repair],
+) -> None:
+    """Fits, *in place*, the weights of `pruned` that read cut groups; biases stay as they are.
+
+    dense, graph: before the cut. pruned: `surgery.apply(dense, graph, plan)`. kinds: group name -> `rescale`, one
+    scale per kept channel of each consumer (Luo et al. 2017, 1707.06342), or `refit`, all the weights that read the
+    kept channels (He et al. 2017, 1707.06168); groups with `none`, not named or not cut are left.
+
+    The layers are taken in forward order. Target Y: the dense network's output of the layer; inputs X: what the
+    already repaired pruned network gives it, at `POSITIONS` output positions per image, or at all where there are no
+    more. Solved in float64 with a ridge on the *change* (own): on the sampled rows ‖Y − XW'‖² never grows, and where
+    nothing is lost nothing changes. Left as they are: layers with several conv groups or more than `WIDEST` weights
+    per output, transposed convolutions, weights that no call takes. A weight that makes its own inputs, as in a loop,
+    is fitted once. Raises PrunefrontError for a kind that is none, a group that the graph lacks, without a batch or
+    where a layer's values are not finite.
+    """
+    wanted = _wanted(graph, plan, kinds)
+    if not wanted:
+        return
+    if not batches:
+        raise PrunefrontError(
+            "layers cannot be fitted to no data at all: give at least one calibration batch"
+        )
+    going = removed(graph, plan)
+    kept = plan.kept()
+    readers: dict[str, list[tuple[ChannelGroup, TensorSlice]]] = defaultdict(list)
+    for group in wanted:
+        for member in consumers(group):
+            readers[member.tensor].append((group, member))
+    with _evaluating(dense), _evaluating(pruned), torch.no_grad():
+        stored = pruned.state_dict(keep_vars=True)
+        calls = {
+            name: count
+            for name, count in _calls(dense, readers, batches[0]).items()
+            if stored[name].movedim(readers[name][0][1].dim, 1)[0].numel() <= WIDEST
+        }
+        outputs = {name: _left(graph, going, name, 1 - readers[name][0][1].dim) for name in calls}
+        targets = [_targets(dense, calls, outputs, batch) for batch in batches]
+        for name, count in calls.items():
+            axis = readers[name][0][1].dim
+            moments = _moments(pruned, name, count, batches, [given[name] for given in targets])
+            place = {position: i for i, position in enumerate(_left(graph, going, name, axis))}
+            old = stored[name].movedim(axis, 1)  # a view, [outputs, inputs, …]
+            weight = old.reshape(*old.shape[:2], -1).double()
+            for group, member in readers[name]:
+                columns = [[place[p] for p in member.index[unit]] for unit in kept[group.name]]
+                weight = (_rescaled if kinds[group.name] == "rescale" else _refitted)(
+                    weight, moments, columns
+                )
+            old.copy_(weight.reshape(old.shape))
+
+
+def _wanted(graph: ChannelGraph, plan: PruningPlan, kinds: Mapping[str, Repair]) -> list[ChannelGroup]:
+    """The named groups that lose units."""
+    known = {g.name: g for g in graph.groups}
+    for name, kind in kinds.items():
+        if name not in known:
+            raise PrunefrontError(f"no channel group is called {name!r}; there are: {', '.join(known)}")
+        if kind not in ("none", "rescale", "refit"):
+            raise PrunefrontError(
+                f"group {name!r} cannot be repaired by {kind!r}; possible: none, rescale, refit"
+            )
+    cut = {g.name for g in plan.groups if len(g.kept) < g.units}
+    return [g for name, g in known.items() if name in cut and kinds.get(name, "none") != "none"]
+
+
+def _left(graph: ChannelGraph, going: Removed, name: str, axis: int) -> list[int]:
+    """Positions of a tensor's axis that are still there."""
+    gone = set(going.get(name, {}).get(axis, ()))
+    return [i for i in range(graph.shapes[name][axis]) if i not in gone]
+
+
+class _Seen(Exception):
+    """Ends a forward pass after the last call that matters."""
+
+
+def _forward(model: nn.Module, calls: Mapping[str, int], batch: Batch, see: OnOutput) -> None:
+    """Runs the model up to the last of the given weights' calls; see: called with each product and its output."""
+    left = sum(calls.values())
+
+    def count(product: Product, y: Tensor) -> None:
+        nonlocal left
+        see(product, y)
+        left -= 1
+        if not left:
+            raise _Seen
+
+    tensors = model.state_dict(keep_vars=True)
+    with suppress(_Seen), Watch({name: tensors[name] for name in calls}, on_output=count):
+        model(*_arguments(batch))
+
+
+def _calls(model: nn.Module, names: Iterable[str], batch: Batch) -> dict[str, int]:
+    """How often each weight is called, in the order of first calls; without those that cannot be fitted."""
+    tensors = model.state_dict(keep_vars=True)
+    counts: dict[str, int] = {}
+    unfit: set[str] = set()
+
+    def see(product: Product) -> None:
+        counts[product.name] = counts.get(product.name, 0) + 1
+        grouped = product.func in CONVOLUTIONS and product.weight.shape[1] != product.x.shape[1]
+        if grouped or product.func in TRANSPOSED:
+            unfit.add(product.name)
+
+    with Watch({name: tensors[name] for name in names}, see):
+        model(*_arguments(batch))
+    return {name: count for name, count in counts.items() if name not in unfit}
+
+
+def _arguments(batch: Batch) -> tuple[Tensor, ...]:
+    return batch[0] if isinstance(batch[0], tuple) else (batch[0],)
+
+
+def _places(
+    product: Product, y: Tensor, digests: Sequence[int], call: int
+) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+    """Image and output position of the sampled rows; the same in the dense and in the pruned network."""
+    site = chosen_sites(digests, sites(product, y, len(digests)), (0, product.name, call)).to(y.device)
+    image = torch.arange(len(digests), device=y.device)[:, None].expand_as(site)
+    return image.flatten(), site.flatten()
+
+
+def _targets(
+    dense: nn.Module, calls: Mapping[str, int], outputs: Mapping[str, list[int]], batch: Batch
+) -> dict[str, Float[Tensor, "rows outputs"]]:
+    """What each weight's calls give without bias, at the sampled rows and the outputs that are left."""
+    digests = image_digests(_arguments(batch))
+    made: dict[str, list[Tensor]] = {name: [] for name in calls}
+
+    def see(product: Product, y: Tensor) -> None:
+        own, bias = made[product.name], product.options.get("bias")
+        image, site = _places(product, y, digests, len(own))
+        rows = product.outputs(y, len(digests))[image, :, site]
+        own.append((rows if bias is None else rows - bias)[:, outputs[product.name]])
+
+    _forward(dense, calls, batch, see)
+    return {name: torch.cat(rows) for name, rows in made.items()}
+
+
+def _moments(
+    pruned: nn.Module, name: str, calls: int, batches: Sequence[Batch], targets: Sequence[Tensor]
+) -> _Moments:
+    """Sums over the sampled rows of all batches, float64 on the model's device. targets: batch by batch."""
+    inputs: Tensor | None = None
+    products: Tensor | None = None
+    for batch, target in zip(batches, targets, strict=True):
+        digests = image_digests(_arguments(batch))
+        rows: list[Tensor] = []
+
+        def see(product: Product, y: Tensor, rows: list[Tensor] = rows, digests: list[int] = digests) -> None:
+            image, site = _places(product, y, digests, len(rows))
+            rows.append(patches(product, y, len(digests), image, site).double().flatten(1))
+
+        _forward(pruned, {name: calls}, batch, see)
+        x = torch.cat(rows)
+        inputs = x.T @ x if inputs is None else inputs + x.T @ x
+        products = x.T @ target.double() if products is None else products + x.T @ target.double()
+    assert inputs is not None
+    assert products is not None
+    if not (inputs.isfinite().all() and products.isfinite().all()):
+        raise PrunefrontError(
+            f"weight {name!r} cannot be fitted, as what it sees or should give is not finite; "
+            "check the network and the calibration batches"
+        )
+    return _Moments(inputs, products)
+
+
+def _rescaled(
+    weight: Float[Tensor, "outputs inputs taps"], moments: _Moments, columns: Sequence[Sequence[int]]
+) -> Float[Tensor, "outputs inputs taps"]:
+    """One scale for the columns of each unit, all outputs fitted together.
+
+    Minimises Σ (y_sj − Σ_c w_c z_sjc)² over rows s and outputs j, z the units' contributions: their products are sums
+    of (XᵀX) ⊙ (WᵀW) over each pair of units' columns and taps.
+    """
+    flat = weight.flatten(1)
+    owner = torch.full(weight.shape[1:], len(columns), dtype=torch.int64)  # the last: no unit of this group
+    for unit, positions in enumerate(columns):
+        owner[list(positions)] = unit
+    belongs = nn.functional.one_hot(owner.flatten(), len(columns) + 1)[:, :-1].to(flat)
+    gram = belongs.T @ (moments.inputs * (flat.T @ flat)) @ belongs
+    slope = belongs.T @ ((moments.targets - moments.inputs @ flat.T) * flat.T).sum(dim=1)
+    change = _solved(gram, slope[:, None])[:, 0]
+    return (flat * (1.0 + belongs @ change)).reshape(weight.shape)
+
+
+def _refitted(
+    weight: Float[Tensor, "outputs inputs taps"], moments: _Moments, columns: Sequence[Sequence[int]]
+) -> Float[Tensor, "outputs inputs taps"]:
+    """The weights on the units' columns that fit best, those on the others held."""
+    taps = weight.shape[2]
+    chosen = torch.tensor([p * taps + t for unit in columns for p in unit for t in range(taps)])
+    flat = weight.flatten(1).clone()
+    slope = (moments.targets - moments.inputs @ flat.T)[chosen]
+    flat[:, chosen] += _solved(moments.inputs[chosen][:, chosen], slope).T
+    return flat.reshape(weight.shape)
+
+
+def _solved(gram: Float[Tensor, "k k"], slope: Float[Tensor, "k outputs"]) -> Float[Tensor, "k outputs"]:
+    """The change d that minimises dᵀ·gram·d − 2 dᵀ·slope, with the ridge; zero where nothing is seen."""
+    ridge = RIDGE * gram.diagonal().mean()
+    if not ridge > 0.0:
+        return torch.zeros_like(slope)
+    change: Tensor = torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), slope)
+    return change
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode; every module's own training flag comes back."""
+    flags = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in flags.items():
+            module.training = training

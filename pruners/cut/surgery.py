@@ -1,0 +1,259 @@
+"""Cutting a network: a new, smaller, ordinary module from a plan; the same by zeroing; the same from stored weights."""
+
+import copy
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
+from prunefront.pruners.graph.layers import Layer
+from prunefront.pruners.plan.cost import shapes
+from prunefront.pruners.plan.decide import PruningPlan
+
+Removed = dict[str, dict[int, list[int]]]
+"""tensor -> axis -> positions that go."""
+
+
+def removed(graph: ChannelGraph, plan: PruningPlan) -> Removed:
+    """Returns what a plan takes from each tensor axis. Raises PrunefrontError for a group that the graph lacks."""
+    groups = {g.name: g for g in graph.groups}
+    going: Removed = {}
+    for choice in plan.groups:
+        if choice.name not in groups:
+            raise PrunefrontError(
+                f"the plan cuts channel group {choice.name!r}, which this graph does not have; "
+                f"it has: {', '.join(groups) or 'none'}"
+            )
+        group = groups[choice.name]
+        kept = set(choice.kept)
+        units = [u for u in range(group.units) if u not in kept]
+        if not units:
+            continue
+        for member in group.members:
+            positions = going.setdefault(member.tensor, {}).setdefault(member.dim, [])
+            for unit in units:
+                positions.extend(member.index[unit])
+    return going
+
+
+def apply(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
+    """Returns a new module without the dropped units; the input is untouched, gradients are not carried over.
+
+    graph: of this model. plan: made for this graph. Group-free weights are copied as they are.
+    """
+    going = removed(graph, plan)
+    cut = _rebuilt(
+        model, lambda name, tensor: _smaller(tensor, going[name]) if name in going else tensor.clone()
+    )
+    _sync(cut, going)
+    return cut
+
+
+def taken(going: Removed, name: str, tensor: Tensor) -> Tensor:
+    """Returns what is left of a tensor that has the dense shape of the state dict's `name`, as a copy."""
+    return _smaller(tensor, going.get(name, {})).clone()
+
+
+def _smaller(tensor: Tensor, going: Mapping[int, list[int]]) -> Tensor:
+    for dim, positions in going.items():
+        keep = torch.from_numpy(np.flatnonzero(_stays(tensor.shape[dim], positions)))
+        tensor = tensor.index_select(dim, keep.to(tensor.device))
+    return tensor
+
+
+def _stays(size: int, positions: list[int]) -> NDArray[np.bool_]:
+    """By position on an axis."""
+    stays = np.ones(size, dtype=bool)
+    stays[positions] = False
+    return stays
+
+
+def reduced(graph: ChannelGraph, plan: PruningPlan) -> ChannelGraph:
+    """Returns the channel graph of `apply(model, graph, plan)`: fewer units, and positions counted anew."""
+    going, sizes, kept = removed(graph, plan), shapes(graph, plan), plan.kept()
+    places = {
+        (name, dim): np.cumsum(_stays(graph.shapes[name][dim], positions)) - 1
+        for name, axes in going.items()
+        for dim, positions in axes.items()
+    }
+
+    def moved(member: TensorSlice, units: tuple[int, ...]) -> TensorSlice:
+        place = places.get((member.tensor, member.dim))
+        index = tuple(
+            member.index[u] if place is None else tuple(int(place[p]) for p in member.index[u]) for u in units
+        )
+        return replace(member, index=index)
+
+    return replace(
+        graph,
+        groups=tuple(
+            ChannelGroup(g.name, len(kept[g.name]), tuple(moved(m, kept[g.name]) for m in g.members))
+            for g in graph.groups
+        ),
+        shapes=sizes,
+        layers=tuple(reduced_layer(graph, layer, sizes[layer.name]) for layer in graph.layers),
+    )
+
+
+def reduced_layer(graph: ChannelGraph, layer: Layer, shape: tuple[int, ...]) -> Layer:
+    """The layer with its cut weight; a depthwise convolution has as many conv groups as channels are left."""
+    depthwise = layer.name in graph.depthwise
+    groups = layer.groups * shape[0] // layer.shape[0] if depthwise else layer.groups
+    return replace(layer, shape=shape, groups=groups)
+
+
+def mask(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
+    """Returns a new module of the dense size with every dropped slice set to zero (the oracle of `apply`)."""
+    going = removed(graph, plan)
+
+    def zeroed(name: str, tensor: Tensor) -> Tensor:
+        tensor = tensor.clone()
+        for dim, positions in going.get(name, {}).items():
+            tensor.index_fill_(dim, torch.tensor(positions, device=tensor.device), 0)
+        return tensor
+
+    return _rebuilt(model, zeroed)
+
+
+def load(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """Returns a pruned network from the dense module of its factory and the smaller tensors alone.
+
+    state: a tensor for every name of `model.state_dict()` (of a tensor under two names, one is enough), none larger
+    than the dense one. Raises PrunefrontError where names, ranks, sizes or number types do not fit.
+    """
+    names = first_names(model)
+    dense = model.state_dict()
+    given: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name not in dense:
+            raise PrunefrontError(
+                f"the weights hold {name!r}, which {type(model).__name__} does not have: "
+                "load them into the network they were cut from"
+            )
+        _check_fits(name, dense[name], tensor)
+        given.setdefault(names[name], tensor)
+    missing = [name for name, first in names.items() if first not in given]
+    if missing:
+        raise PrunefrontError(
+            f"the weights lack {missing[0]!r} and {len(missing) - 1} other tensors of {type(model).__name__}: "
+            "load them into the network they were cut from"
+        )
+    loaded = _rebuilt(model, lambda name, tensor: given[name].to(tensor.device).clone())
+    _sync(loaded, {})
+    return loaded
+
+
+def _check_fits(name: str, dense: Tensor, tensor: Tensor) -> None:
+    fits = dense.dim() == tensor.dim() and all(
+        0 < n <= d for n, d in zip(tensor.shape, dense.shape, strict=True)
+    )
+    if not fits:
+        raise PrunefrontError(
+            f"{name!r} has shape {tuple(tensor.shape)}, which cannot be cut from the dense {tuple(dense.shape)}"
+        )
+    if dense.is_floating_point() != tensor.is_floating_point():
+        raise PrunefrontError(f"{name!r} holds {tensor.dtype} where the dense network has {dense.dtype}")
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """State-dict name -> the first name of the same tensor."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(t), name) for name, t in model.state_dict(keep_vars=True).items()}
+
+
+def _rebuilt(model: nn.Module, function: Any) -> nn.Module:
+    """A deep copy of the module in which each stored tensor is `function(name, tensor)`; shared ones stay shared.
+
+    Raises PrunefrontError for a module that torch cannot copy.
+    """
+    memo: dict[int, Any] = {}
+    keep = model.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, tensor in keep.items():
+            if not isinstance(tensor, Tensor) or id(tensor) in memo:
+                continue
+            made = function(name, tensor.detach())
+            if isinstance(tensor, nn.Parameter):
+                made = nn.Parameter(made, requires_grad=tensor.requires_grad)
+            memo[id(tensor)] = made
+        for tensor in chain(_other_buffers(model, memo)):
+            memo[id(tensor)] = tensor.detach().clone()
+    return copied(model, memo)
+
+
+def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deep copy. memo: id of a part -> what takes its place. Raises PrunefrontError where torch cannot copy one."""
+    try:
+        return copy.deepcopy(model, memo)
+    except RuntimeError as error:  # torch refuses tensors with a history
+        raise PrunefrontError(
+            f"{type(model).__name__} cannot be copied, as it holds a tensor that was computed with gradients: take it "
+            "off the module first (torch.nn.utils.remove_weight_norm, for one), or make it a parameter or buffer"
+        ) from error
+
+
+def _other_buffers(model: nn.Module, memo: Mapping[int, Any]) -> Iterator[Tensor]:
+    """Buffers that are not saved."""
+    return (b for b in model.buffers() if id(b) not in memo)
+
+
+def _sync(model: nn.Module, going: Removed) -> None:
+    """Brings sizes that modules keep as attributes in line with the shapes of their weights. going: what was cut."""
+    names = first_names(model)
+    for path, module in model.named_modules():
+        weight = names.get(f"{path}.weight".lstrip("."), "")
+        _sync_one(module, going.get(weight, {}).get(0, []))
+
+
+def _sync_one(module: nn.Module, rows: list[int]) -> None:
+    weight = getattr(module, "weight", None)
+    if weight is None:  # a batch norm without scale still knows its width
+        weight = getattr(module, "running_mean", None)
+    if not isinstance(weight, Tensor):
+        return
+    shape = weight.shape
+    if isinstance(module, nn.modules.conv._ConvNd):
+        _sync_conv(module, shape, rows)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        module.num_features = shape[0]
+    elif isinstance(module, nn.GroupNorm):
+        if module.num_groups == module.num_channels:  # one norm group per channel
+            module.num_groups = shape[0]
+        module.num_channels = shape[0]
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        module.normalized_shape = tuple(shape)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = shape[0]
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = shape
+
+
+def _sync_conv(module: nn.modules.conv._ConvNd, shape: torch.Size, rows: list[int]) -> None:
+    depthwise = module.groups > 1 and module.in_channels == module.groups and _whole(module, rows)
+    if module.transposed:
+        if depthwise:
+            module.groups = shape[0]
+        module.in_channels, module.out_channels = shape[0], shape[1] * module.groups
+    else:
+        if depthwise:
+            module.groups = shape[0] * module.groups // module.out_channels
+        module.in_channels, module.out_channels = shape[1] * module.groups, shape[0]
+
+
+def _whole(module: nn.modules.conv._ConvNd, rows: list[int]) -> bool:
+    """Whether the rows that went were all rows of their conv groups.
+
+    If not, the conv groups stay: an earlier cut has left a grouped convolution one input channel in each.
+    """
+    each = module.out_channels // module.groups
+    return all(count == each for count in Counter(row // each for row in rows).values())

@@ -1,0 +1,184 @@
+"""The channel graph: which slices of which tensors go together. Names and integers only, so it pickles and is JSON."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Literal
+
+from prunefront.pruners.graph.layers import Layer, Stack
+
+Role = Literal["out", "in", "norm", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSlice:
+    """The part of one tensor axis that belongs to a channel group.
+
+    tensor: name in `model.state_dict()`. dim: the axis. role: `out` (rows that produce the channel: conv or linear
+    weight dim 0, its bias), `in` (columns that consume it), `norm` (scale, shift, running statistics), `other`
+    (per-channel parameters that meet it element-wise). index[u]: positions on that axis that go when unit u goes.
+    """
+
+    tensor: str
+    dim: int
+    role: Role
+    index: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelGroup:
+    """Channels that must be pruned together. `units` is how many can go one by one, independently of each other."""
+
+    name: str
+    units: int
+    members: tuple[TensorSlice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """Channels that cannot be pruned, and why. name: the producing module or tensor."""
+
+    name: str
+    channels: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MacOp:
+    """One use of a weight: `positions` output positions (per sample) each multiply the whole weight once."""
+
+    weight: str
+    positions: int
+
+
+MOST = 1 << 40
+"""Elements of a tensor, and positions of an operator: more than any network has."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelGraph:
+    """Everything about a network that pruning needs to know. Made once per study by `tracer.trace`.
+
+    shapes: shape of every tensor of the state dict. parameters: the names among them that are trained parameters.
+    ops: where the multiply-accumulates are. inexact: names of groups whose cut changes more than masking would, as a
+    layer norm's statistics or attention's scale go with the width. rectified: names of groups whose channels go
+    through a ReLU. depthwise: names of convolution weights that read each of their channels by itself.
+    element_bytes: of tensors whose elements do not have 4 bytes. layers: what granularities within layers are offered,
+    unlayered: weight name -> why it is not, in words that follow the name. stacks: blocks that can go as a whole,
+    unstacked: module path -> why it cannot. All in the order of the forward pass.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    frozen: tuple[Frozen, ...]
+    ops: tuple[MacOp, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    parameters: tuple[str, ...]
+    inexact: tuple[str, ...] = ()
+    rectified: tuple[str, ...] = ()
+    depthwise: tuple[str, ...] = ()
+    element_bytes: Mapping[str, int] = field(default_factory=dict)
+    layers: tuple[Layer, ...] = ()
+    unlayered: Mapping[str, str] = field(default_factory=dict)
+    stacks: tuple[Stack, ...] = ()
+    unstacked: Mapping[str, str] = field(default_factory=dict)
+
+    def group(self, name: str) -> ChannelGroup:
+        """The group called `name`. Raises KeyError."""
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(name)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "groups": [
+                {
+                    "name": g.name,
+                    "units": g.units,
+                    "members": [
+                        {
+                            "tensor": m.tensor,
+                            "dim": m.dim,
+                            "role": m.role,
+                            "index": [list(i) for i in m.index],
+                        }
+                        for m in g.members
+                    ],
+                }
+                for g in self.groups
+            ],
+            "frozen": [{"name": f.name, "channels": f.channels, "reason": f.reason} for f in self.frozen],
+            "ops": [{"weight": o.weight, "positions": o.positions} for o in self.ops],
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "parameters": list(self.parameters),
+            "inexact": list(self.inexact),
+            "rectified": list(self.rectified),
+            "depthwise": list(self.depthwise),
+            "element_bytes": dict(self.element_bytes),
+            "layers": [layer.to_json() for layer in self.layers],
+            "unlayered": dict(self.unlayered),
+            "stacks": [{"name": s.name, "blocks": list(s.blocks)} for s in self.stacks],
+            "unstacked": dict(self.unstacked),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ChannelGraph":
+        return cls(
+            groups=tuple(
+                ChannelGroup(
+                    g["name"],
+                    g["units"],
+                    tuple(
+                        TensorSlice(m["tensor"], m["dim"], m["role"], tuple(tuple(i) for i in m["index"]))
+                        for m in g["members"]
+                    ),
+                )
+                for g in data["groups"]
+            ),
+            frozen=tuple(Frozen(**f) for f in data["frozen"]),
+            ops=tuple(MacOp(**o) for o in data["ops"]),
+            shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
+            parameters=tuple(data["parameters"]),
+            inexact=tuple(data.get("inexact", ())),
+            rectified=tuple(data.get("rectified", ())),
+            depthwise=tuple(data.get("depthwise", ())),
+            element_bytes=dict(data.get("element_bytes", {})),
+            layers=tuple(Layer.from_json(layer) for layer in data.get("layers", ())),
+            unlayered=dict(data.get("unlayered", {})),
+            stacks=tuple(Stack(s["name"], tuple(s["blocks"])) for s in data.get("stacks", ())),
+            unstacked=dict(data.get("unstacked", {})),
+        )
+
+
+def check_consistent(graph: ChannelGraph) -> None:
+    """Raises ValueError for a graph whose parts do not fit each other, as it may come from elsewhere."""
+    for name, shape in graph.shapes.items():
+        if any(n < 0 for n in shape) or prod(shape) > MOST:
+            raise ValueError(f"tensor {name!r:.60} has no size")
+    for group in graph.groups:
+        if not group.members or group.units < 1:
+            raise ValueError(f"group {group.name!r:.60} has no channels")
+        for member in group.members:
+            shape = graph.shapes.get(member.tensor, ())
+            if not 0 <= member.dim < len(shape) or len(member.index) != group.units:
+                raise ValueError(f"group {group.name!r:.60} does not fit tensor {member.tensor!r:.60}")
+            if any(not index or min(index) < 0 or max(index) >= shape[member.dim] for index in member.index):
+                raise ValueError(f"group {group.name!r:.60} names channels that {member.tensor!r:.60} lacks")
+    for op in graph.ops:
+        if op.weight not in graph.shapes or not 0 <= op.positions <= MOST:
+            raise ValueError(f"an operator multiplies {op.weight!r:.60}, which is no tensor, or nowhere")
+    for layer in graph.layers:
+        known = graph.shapes.get(layer.name) == layer.shape and len(layer.shape) in (2, 4)
+        if (
+            not known
+            or min(*layer.shape, *layer.stride, layer.positions, layer.groups) < 1
+            or layer.positions > MOST
+        ):
+            raise ValueError(f"layer {layer.name!r:.60} does not fit the network's tensors")
+    names = [g.name for g in graph.groups] + [s.name for s in graph.stacks] + [n.name for n in graph.layers]
+    if len(names) != len(set(names)) or not all(stack.blocks for stack in graph.stacks):
+        raise ValueError("groups, stacks and layers must have names of their own, and stacks hold blocks")
+    if absent := [name for name in graph.parameters if name not in graph.shapes]:
+        raise ValueError(f"parameter {absent[0]!r:.60} is no tensor")
+    if any(size not in (1, 2, 4, 8, 16) for size in graph.element_bytes.values()):
+        raise ValueError("elements have 1, 2, 4, 8 or 16 bytes")

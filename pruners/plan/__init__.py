@@ -1,0 +1,1 @@
+"""From choices to what exactly goes, and what the result costs. No torch."""

@@ -1,0 +1,160 @@
+"""What a network costs before and after a plan, from shapes alone: no torch, microseconds per candidate."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from prunefront.choice import Words
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.graph.layers import Part
+from prunefront.pruners.plan.decide import LayerPlan, PruningPlan, inside, removed_blocks
+from prunefront.pruners.storage.sizes import file_size
+
+if TYPE_CHECKING:
+    from prunefront.pruners.granularities import LayerGranularity
+
+Shapes = dict[str, tuple[int, ...]]
+
+_TRAINED = (".weight", ".bias")
+"""What the trained floats of a compact layer are called; statistics and scales have other names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """macs: multiply-accumulates per sample. params: trained scalars. size_bytes: weights as stored."""
+
+    macs: int
+    params: int
+    size_bytes: int
+
+
+def shapes(graph: ChannelGraph, plan: PruningPlan | None = None) -> Shapes:
+    """Returns the shape of every tensor once the plan's channels are gone (dense without one)."""
+    return shapes_of(graph, {} if plan is None else {g.name: len(g.kept) for g in plan.groups})
+
+
+def shapes_of(graph: ChannelGraph, counts: Mapping[str, int]) -> Shapes:
+    """Returns the shape of every tensor where so many units of each group stay; groups left out stay dense."""
+    sizes = dict(graph.shapes)
+    cut: dict[str, list[int]] = {}
+    for group in graph.groups:
+        gone = group.units - counts.get(group.name, group.units)
+        if gone:
+            for m in group.members:  # every unit takes equally many positions, and no two the same
+                cut.setdefault(m.tensor, list(sizes[m.tensor]))[m.dim] -= gone * len(m.index[0])
+    sizes.update({name: tuple(shape) for name, shape in cut.items()})
+    return sizes
+
+
+def macs(graph: ChannelGraph, plan: PruningPlan | None = None) -> int:
+    """Returns multiply-accumulates per sample of convolutions and linear layers.
+
+    Σ conv H_o·W_o·C_out·C_in/groups·kH·kW + Σ linear in·out; biases, norms, pooling and attention's products of two
+    activations are not counted (one multiply-accumulate is two FLOPs). Of a layer that the plan makes of a compact
+    operator, what that does.
+    """
+    if plan is None or not (plan.stacks or plan.layers):
+        return _macs(graph, shapes(graph, plan))
+    gone, sizes = removed_blocks(graph, plan.stacks), shapes(graph, plan)
+    compact = {p.name: _granularity(p).macs(p.layer, p.count) for p in plan.layers if p.count is not None}
+    whole = (op for op in graph.ops if op.weight not in compact and not inside(op.weight, gone))
+    return sum(op.positions * prod(sizes[op.weight]) for op in whole) + sum(compact.values())
+
+
+def macs_of(graph: ChannelGraph, counts: Mapping[str, int]) -> int:
+    """Returns `macs` where so many units of each group stay, whichever they are; groups left out stay dense."""
+    return _macs(graph, shapes_of(graph, counts))
+
+
+def params(graph: ChannelGraph, plan: PruningPlan | None = None) -> int:
+    """Returns how many trained scalars are stored; a tensor used in two places counts once."""
+    if plan is None or not (plan.stacks or plan.layers):
+        return _params(graph, shapes(graph, plan))
+    trained = set(graph.parameters)
+    dense, compact = _layout(graph, plan)
+    return sum(part.kept for name, part in dense.items() if name in trained) + trained_in(compact)
+
+
+def trained_in(parts: Mapping[str, Part]) -> int:
+    """Returns how many trained scalars the tensors of changed layers store: values, and floats of a trained name."""
+    return sum(p.kept for name, p in parts.items() if p.kind == "value" or f".{name}".endswith(_TRAINED))
+
+
+def size_bytes(graph: ChannelGraph, plan: PruningPlan | None = None) -> int:
+    """Returns the bytes of `weights.safetensors`, its header included (`pruners.storage`)."""
+    return file_size(layout(graph, plan))
+
+
+def layout(graph: ChannelGraph, plan: PruningPlan | None = None) -> dict[str, Part]:
+    """Returns every tensor of the pruned network's state dict as it is stored; one under two names comes once."""
+    dense, compact = _layout(graph, plan or PruningPlan(()))
+    return {**dense, **compact}
+
+
+def cost(graph: ChannelGraph, plan: PruningPlan | None = None) -> Cost:
+    """Returns all three, of the dense network without a plan."""
+    return Cost(macs(graph, plan), params(graph, plan), size_bytes(graph, plan))
+
+
+def _layout(graph: ChannelGraph, plan: PruningPlan) -> tuple[dict[str, Part], dict[str, Part]]:
+    """What is left of the dense network's tensors, and those of layers that were made anew."""
+    gone = removed_blocks(graph, plan.stacks)
+    anew = {p.layer.module: p for p in plan.layers}
+    fused = {p.layer.norm for p in plan.layers if p.count is not None and _granularity(p).fuses_norm}
+    dense = {
+        name: Part(shape, "float", width=graph.element_bytes.get(name, 4))
+        for name, shape in shapes(graph, plan).items()
+        if not inside(name, gone) and name.rpartition(".")[0] not in (*anew, *fused)
+    }
+    compact = {}
+    for path, layer_plan in anew.items():
+        for name, part in layer_parts(layer_plan, plan.words).items():
+            compact[f"{path}.{name}"] = part
+    return dense, compact
+
+
+def layer_parts(plan: LayerPlan, words: Words) -> dict[str, Part]:
+    """Returns the tensors of a layer that a plan changes, by their names within the layer's module."""
+    layer = plan.layer
+    if plan.count is None:
+        parts = {"weight": Part(layer.shape)}
+        if layer.bias:
+            parts["bias"] = Part((layer.outputs,), "float")
+    else:
+        parts = dict(_granularity(plan).parts(layer, plan.count))
+    if plan.choice.bits == 32:
+        return parts
+    from prunefront.pruners.bits.bit_width import worded  # what needs no short words needs no torch
+
+    return worded(parts, plan.choice.bits, words)
+
+
+def _granularity(plan: LayerPlan) -> "LayerGranularity":
+    from prunefront.pruners.granularities import (
+        layer_granularities,  # channels alone are priced without torch
+    )
+
+    return layer_granularities[plan.choice.granularity]
+
+
+def unit_macs(graph: ChannelGraph) -> dict[str, float]:
+    """Returns group name -> MACs that go when one unit of the dense network goes."""
+    dense = _macs(graph, dict(graph.shapes))
+    saved = {}
+    for group in graph.groups:
+        sizes = dict(graph.shapes)
+        for m in group.members:
+            shape = list(sizes[m.tensor])
+            shape[m.dim] -= len(m.index[0])
+            sizes[m.tensor] = tuple(shape)
+        saved[group.name] = float(dense - _macs(graph, sizes))
+    return saved
+
+
+def _macs(graph: ChannelGraph, sizes: Shapes) -> int:
+    return sum(op.positions * prod(sizes[op.weight]) for op in graph.ops)
+
+
+def _params(graph: ChannelGraph, sizes: Shapes) -> int:
+    return sum(prod(sizes[name]) for name in graph.parameters)

@@ -1,0 +1,85 @@
+"""What goes within single layers: from a ratio to a count of units, on the layer as the channels leave it."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from prunefront.choice import GroupChoice
+from prunefront.errors import PrunefrontError, RatioError
+from prunefront.pruners.cut.surgery import reduced_layer
+from prunefront.pruners.granularities import LayerGranularity, layer_granularities
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.graph.layers import Layer
+from prunefront.pruners.plan.cost import shapes_of
+from prunefront.pruners.plan.decide import GroupPlan, LayerPlan, PruningPlan
+
+
+def plan_layers(
+    graph: ChannelGraph, groups: tuple[GroupPlan, ...], choices: Mapping[str, GroupChoice]
+) -> tuple[LayerPlan, ...]:
+    """The layers that a plan changes, in the graph's order. groups: what the channels lose. choices: by layer.
+
+    Raises PrunefrontError for a granularity that a layer cannot take, RatioError for a ratio that cannot be had.
+    """
+    left = left_by(graph, groups)
+    plans = [_plan_layer(left[name], choice) for name, choice in choices.items()]
+    found = {p.name: p for p in plans if p.count is not None or p.choice.bits < 32}
+    return tuple(found[layer.name] for layer in graph.layers if layer.name in found)
+
+
+def replanned(graph: ChannelGraph, plan: PruningPlan) -> PruningPlan:
+    """The plan with its layers counted anew: for one whose channels are not those that they were counted for.
+
+    Raises as `plan_layers`.
+    """
+    return replace(plan, layers=plan_layers(graph, plan.groups, {p.name: p.choice for p in plan.layers}))
+
+
+def left_by(graph: ChannelGraph, groups: tuple[GroupPlan, ...]) -> dict[str, Layer]:
+    """Layer name -> the layer as the cut channels leave it."""
+    sizes = shapes_of(graph, {g.name: len(g.kept) for g in groups})
+    return {layer.name: reduced_layer(graph, layer, sizes[layer.name]) for layer in graph.layers}
+
+
+def _plan_layer(layer: Layer, choice: GroupChoice) -> LayerPlan:
+    if not choice.ratio:
+        return LayerPlan(layer, choice, None, 0.0, 0.0)
+    granularity = layer_granularities[choice.granularity]
+    if reason := granularity.why_not(layer):
+        raise PrunefrontError(
+            f"layer {layer.name!r} cannot take granularity {choice.granularity!r}: it {reason}; it can take: "
+            f"{', '.join(possible(layer)) or 'none'}"
+        )
+    count = nearest_count(granularity, layer, choice.ratio)
+    return LayerPlan(layer, choice, count, choice.ratio, 1.0 - granularity.kept(layer, count))
+
+
+def possible(layer: Layer) -> tuple[str, ...]:
+    """Names of the granularities that a layer can take, sorted."""
+    return tuple(n for n in layer_granularities if layer_granularities[n].why_not(layer) is None)
+
+
+def nearest_count(granularity: LayerGranularity, layer: Layer, ratio: float) -> int:
+    """The count whose share of dropped weights is nearest to the ratio, ties towards keeping more.
+
+    Raises RatioError where even the nearest one is off by more than half a step of the granularity there.
+    """
+    counts = granularity.counts(layer)
+    low, high = 0, len(counts)  # kept() rises with the count: bisection, as there may be millions of them
+    while low < high:
+        middle = (low + high) // 2
+        if granularity.kept(layer, counts[middle]) < 1.0 - ratio - 1e-9:
+            low = middle + 1
+        else:
+            high = middle
+    near = [counts[i] for i in (low - 1, low) if 0 <= i < len(counts)]
+    best = min(near, key=lambda c: (round(abs(1.0 - granularity.kept(layer, c) - ratio), 9), -c))
+    achieved = 1.0 - granularity.kept(layer, best)
+    place = counts.index(best)
+    above = granularity.kept(layer, counts[place + 1]) if place + 1 < len(counts) else 1.0
+    below = granularity.kept(layer, counts[place - 1]) if place else 0.0
+    step = max(above - (1.0 - achieved), (1.0 - achieved) - below)
+    if abs(achieved - ratio) > step / 2 + 1e-9:
+        raise RatioError(
+            f"ratio {ratio:g} of layer {layer.name!r} cannot be had: the nearest of its granularity is {achieved:.4f}"
+        )
+    return best

@@ -1,0 +1,69 @@
+"""The hook that trains weights for words of few bits."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from prunefront.choice import Words
+from prunefront.pruners.bits.bit_width import Levels, quantise, short
+from prunefront.pruners.procedures.hook import Hook
+from prunefront.pruners.quantisers import quantisers
+
+if TYPE_CHECKING:
+    from prunefront.pruners.procedures.run import Run
+
+
+class WordLength(Hook):
+    """The network computes with quantised weights, and float ones are trained (Hwang & Sung 2014).
+
+    Scales are fitted anew as often as the quantiser wants: before each step, or at the first of each epoch. The
+    quantiser says which gradient the float weights get, and what they are kept at.
+    """
+
+    def __init__(self, model: nn.Module, bits: Mapping[str, int], words: Words) -> None:
+        """model: whose float weights are trained. bits, and what is raised: as in `quantise`."""
+        self.model, self.bits, self.words = model, dict(bits), words
+        self.quantiser = quantisers[words.quantiser]
+        self._float: dict[str, Tensor] = {}
+        self._levels: dict[str, Levels] = {}
+        self._epoch = -1
+        list(self._weights())  # refuses at once what cannot be done
+
+    @torch.no_grad()
+    def install(self, run: "Run") -> None:
+        epoch = run.step // run.per_epoch
+        fit = self.quantiser.every == "step" or epoch != self._epoch
+        self._epoch = epoch
+        for name, weight in self._weights():
+            if fit:
+                self._levels[name] = Levels.of(
+                    weight, self.quantiser, self.bits[name], self.words.per_channel
+                )
+            self._float[name] = weight.detach().clone()
+            weight.copy_(self._levels[name].quantised(weight))
+
+    @torch.no_grad()
+    def restore(self, run: "Run") -> None:
+        for name, weight in self._weights():
+            weight.copy_(self._float.pop(name))
+
+    @torch.no_grad()
+    def gradients(self, run: "Run") -> bool:
+        for name, weight in self._weights():
+            if weight.grad is not None:
+                weight.grad.copy_(self._levels[name].gradient(weight, weight.grad))
+        return True
+
+    @torch.no_grad()
+    def stepped(self, run: "Run") -> None:
+        for _, weight in self._weights():
+            weight.copy_(self.quantiser.kept(weight))
+
+    def finish(self, run: "Run") -> None:
+        """Makes quantised weights, with scales for the float ones of now, the network's own."""
+        quantise(self.model, self.bits, self.words)
+
+    def _weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return short(self.model, self.bits, self.quantiser)

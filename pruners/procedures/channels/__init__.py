@@ -1,0 +1,1 @@
+"""Procedures that cut channels before or while training."""

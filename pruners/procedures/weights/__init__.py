@@ -1,0 +1,1 @@
+"""Procedures that mask single weights while training."""

@@ -1,0 +1,1 @@
+"""From a module to its channel graph: export, labels, rules, and trying the cuts once."""

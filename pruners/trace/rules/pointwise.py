@@ -1,0 +1,50 @@
+"""Element-wise operators: what meets at the same place goes together."""
+
+import operator
+
+from prunefront.pruners.trace.labels import Labels, Ledger
+from prunefront.pruners.trace.rules.call import Call, Value, is_tensor, rule
+
+UNARY = (
+    "relu relu6 sigmoid tanh gelu silu hardswish hardsigmoid hardtanh leaky_relu elu selu celu softplus softsign mish "
+    "log_sigmoid hardshrink softshrink tanhshrink threshold exp expm1 log log1p log2 sqrt rsqrt abs neg sign sin cos "
+    "erf reciprocal square round floor ceil trunc clamp clamp_min clamp_max clip pow nan_to_num isnan isfinite "
+    "dropout feature_dropout alpha_dropout feature_alpha_dropout bitwise_not logical_not clone contiguous detach "
+    "alias lift_fresh_copy lift_fresh to _to_copy type_as zeros_like ones_like full_like rand_like randn_like"
+)
+SEVERAL = (
+    "add sub rsub mul div true_divide floor_divide fmod remainder maximum minimum eq ne lt le gt ge logical_and "
+    "logical_or logical_xor bitwise_and bitwise_or where masked_fill addcmul addcdiv lerp atan2 hypot xlogy logaddexp"
+)
+
+
+@rule(*UNARY.split(), *SEVERAL.split())
+def pointwise(ledger: Ledger, call: Call) -> Value:
+    """Labels at the same place unite; with one tensor, its labels pass through."""
+    tensors = call.tensors()
+    result = tensors[0]
+    for other in tensors[1:]:
+        result = ledger.meet(result, other)
+    if _rectifies(call) and isinstance(result, Labels):
+        ledger.rectified.append(result.data.reshape(-1))
+    return result
+
+
+def _rectifies(call: Call) -> bool:
+    """Whether every input below zero becomes exactly zero."""
+    if call.op in ("relu", "relu6"):
+        return True
+    low = {"hardtanh": "min_val", "clamp": "min", "clamp_min": "min", "clip": "min"}.get(call.op)
+    return low is not None and not is_tensor(call.get(low)) and call.get(low) == 0
+
+
+@rule("getitem")
+def getitem(ledger: Ledger, call: Call) -> Value:
+    """One of several results."""
+    return operator.getitem(call["a"], call["b"])
+
+
+@rule("_assert_tensor_metadata", "_assert_async", "_assert_scalar")
+def nothing(ledger: Ledger, call: Call) -> Value:
+    """Checks that carry no data."""
+    return None

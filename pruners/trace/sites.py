@@ -1,0 +1,132 @@
+"""Which layers granularities within single layers are offered: those whose module another one can take the place of."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from torch import nn
+
+from prunefront.pruners.graph.layers import Layer
+from prunefront.pruners.trace.labels import IntArray, Ledger
+
+
+def find_layers(
+    model: nn.Module, ledger: Ledger, names: Mapping[str, str], frozen: Sequence[str] = ()
+) -> tuple[tuple[Layer, ...], dict[str, str]]:
+    """Returns the layers, and for every other weight of a convolution or product why it is none of them.
+
+    A layer is an nn.Conv2d or nn.Linear itself, called any number of times, whose weight and bias it alone uses. Both
+    results are in the order of the forward pass; a reason follows the weight's name.
+
+    ledger: after the walk over the forward pass. names: state-dict name -> first name of the same tensor. frozen: paths
+    of modules that stay as they are.
+    """
+    positions: dict[str, int] = {}
+    for op in ledger.ops:
+        positions[op.weight] = positions.get(op.weight, 0) + op.positions
+    sites = _Sites(model, ledger, names, frozen)
+    streams = _streams(ledger)
+    layers: list[Layer] = []
+    unlayered: dict[str, str] = {}
+    for name, count in positions.items():
+        why = sites.why_not(name)
+        if why is None:
+            layers.append(_layer(sites, name, count, streams))
+        else:
+            unlayered[name] = why
+    return tuple(layers), unlayered
+
+
+@dataclass(frozen=True, slots=True)
+class _Sites:
+    """What there is to know about the modules that own weights."""
+
+    model: nn.Module
+    ledger: Ledger
+    names: Mapping[str, str]
+    frozen: Sequence[str]
+
+    def module(self, name: str) -> nn.Module:
+        return self.model.get_submodule(name.rpartition(".")[0])
+
+    def why_not(self, name: str) -> str | None:
+        """Why the module of a weight cannot be replaced; None where it can."""
+        path, _, last = name.rpartition(".")
+        held = self.holder(path)
+        if held is not None:
+            return f"is inside {held}, which is frozen"
+        module = self.module(name)
+        if not path or last != "weight" or type(module) not in (nn.Conv2d, nn.Linear):
+            return f"belongs to a {type(module).__name__}; an nn.Conv2d or nn.Linear inside the network can be replaced"
+        own = [name, *([f"{path}.bias"] if module.bias is not None else [])]
+        for tensor in own:
+            if why := self.shared(tensor):
+                return why if tensor == name else f"has a bias that {why}"
+        return None
+
+    def holder(self, path: str) -> str | None:
+        """The frozen module that a path lies in."""
+        return next((f for f in self.frozen if path == f or path.startswith(f"{f}.")), None)
+
+    def shared(self, name: str) -> str | None:
+        """Who else uses a tensor beside the module that it is named after; None for nobody."""
+        aliases = [n for n, first in self.names.items() if first == self.names[name]]
+        if len(aliases) > 1:
+            return f"goes by several names: {', '.join(aliases)}"
+        path = name.rpartition(".")[0]
+        strays = [use.module for use in self.ledger.uses.get(name, ()) if use.module != path]
+        return (
+            f"is also used outside of its module, in {strays[0] or 'the network itself'}" if strays else None
+        )
+
+    def norm(self, name: str) -> str:
+        """Path of the batch norm that reads a convolution's output wherever that is used, and nothing else; or ""."""
+        uses = self.ledger.uses[name]
+        path = uses[0].norm
+        if not path or any(use.norm != path for use in uses) or self.holder(path) is not None:
+            return ""
+        module = self.model.get_submodule(path)
+        if type(module) is not nn.BatchNorm2d or not (module.affine and module.track_running_stats):
+            return ""
+        own = [f"{path}.{last}" for last in ("weight", "bias", "running_mean", "running_var")]
+        alone = not any(map(self.shared, own)) and len(self.ledger.uses[own[0]]) == len(uses)
+        return path if alone else ""
+
+
+def _layer(sites: _Sites, name: str, positions: int, streams: IntArray) -> Layer:
+    module, ledger = sites.module(name), sites.ledger
+    assert isinstance(module, nn.Conv2d | nn.Linear)
+    conv = module if isinstance(module, nn.Conv2d) else None
+    writes = _any_in(ledger, name, 0, streams)
+    return Layer(
+        name,
+        name.rpartition(".")[0],
+        tuple(module.weight.shape),
+        positions,
+        groups=conv.groups if conv else 1,
+        stride=cast(tuple[int, int], conv.stride) if conv else (1, 1),
+        bias=module.bias is not None,
+        norm=sites.norm(name) if conv else "",
+        reads=writes if name in ledger.depthwise else _any_in(ledger, name, 1, streams),
+        writes=writes,
+    )
+
+
+def _streams(ledger: Ledger) -> IntArray:
+    """Representatives of the channels that several layers write, ascending; a depthwise one passes on what it reads."""
+    sizes = {(name, dim): (first, size) for name, dim, first, size in ledger.axes}
+    written = []
+    for name, dim in ledger.producers:
+        if name not in ledger.depthwise:
+            first, size = sizes[name, dim]
+            written.append(np.unique(ledger.find(np.arange(first, first + size))))
+    roots, writers = np.unique(np.concatenate([*written, np.zeros(0, np.int64)]), return_counts=True)
+    several: IntArray = roots[writers > 1]
+    return several
+
+
+def _any_in(ledger: Ledger, name: str, axis: int, streams: IntArray) -> bool:
+    """Whether one of the channels along an axis belongs to a stream."""
+    first, size = next((f, n) for tensor, dim, f, n in ledger.axes if (tensor, dim) == (name, axis))
+    return bool(np.isin(ledger.find(np.arange(first, first + size)), streams).any())

@@ -1,0 +1,317 @@
+"""Blocks that can go as a whole, found by trying: with zeros for parameters, such a block passes its input on."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree
+
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.cut.surgery import copied
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.graph.layers import Stack
+
+_STATISTICS = ("running_mean", "running_var")
+_TOLERANCE = (
+    1e-3  # of the largest output: another memory layout may choose another kernel, a lost block is far more
+)
+
+
+def without_blocks(model: nn.Module, blocks: Collection[str]) -> nn.Module:
+    """Returns a deep copy of the model in which each block is an nn.Identity; gradients are not carried over.
+
+    blocks: module paths. Raises PrunefrontError for a path that the model lacks.
+    """
+    memo: dict[int, object] = {}
+    for path in blocks:
+        block = _block(model, path)
+        memo[id(block)] = nn.Identity().train(block.training)  # deepcopy takes what the memo holds
+    return copied(model, memo)
+
+
+def mask_blocks(model: nn.Module, graph: ChannelGraph, blocks: Collection[str]) -> nn.Module:
+    """Returns a deep copy of the model with zeros for all parameters of the blocks (the oracle of `without_blocks`).
+
+    Running statistics of norms become zero too. Raises PrunefrontError for a block that is in no stack of the graph.
+    """
+    known = [block for stack in graph.stacks for block in stack.blocks]
+    for path in blocks:
+        if path not in known:
+            able = ", ".join(known) or "none"
+            raise PrunefrontError(f"{path!r} is no block that can go; these are: {able}")
+    masked = copied(model, {})
+    for path in blocks:
+        _zero(_block(masked, path))
+    return masked
+
+
+def _block(model: nn.Module, path: str) -> nn.Module:
+    modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+    if not path or path not in modules:
+        near = get_close_matches(path, modules, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(list(modules)[1:9])} …"
+        raise PrunefrontError(f"{type(model).__name__} has no module {path!r} that could go; {hint}")
+    return modules[path]
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """What a block computes with, by name: parameters, and running statistics of norms."""
+    statistics = {n: b for n, b in module.named_buffers() if n.rpartition(".")[2] in _STATISTICS}
+    return {name: p.detach() for name, p in module.named_parameters()} | statistics
+
+
+def _zero(module: nn.Module) -> None:
+    for tensor in _tensors(module).values():
+        tensor.zero_()
+
+
+# ---- finding them ------------------------------------------------------------------------------------------------
+
+
+def find_stacks(
+    model: nn.Module,
+    graph: ChannelGraph,
+    example: tuple[Any, ...],
+    frozen: Sequence[str] = (),
+    *,
+    seed: int = 0,
+) -> tuple[tuple[Stack, ...], dict[str, str]]:
+    """Returns the stacks of blocks, and why other modules cannot go.
+
+    A block is a submodule with a convolution or linear layer that is called once, from one tensor to one of the same
+    shape, and gives exactly its input when all of its parameters are zero; of nested ones, the innermost. Blocks are of
+    one stack where each reads what the one before it gives. Reasons, which follow the path, are given for the outermost
+    modules that hold no block and lie in none. Both results are in the order of the forward pass.
+
+    The network runs with random signs and a little noise on its scales and shifts, so that a block whose last scale is
+    still zero does something, and an input has no negative numbers only where a ReLU sees to it. Blocks are compared
+    bit for bit: adding zero is exact in every number type.
+    """
+    paths = _candidates(model, graph)
+    trial, names = _Trial(model, example, paths, seed), _names(model)
+    why = {path: _why_not(path, passage, names, frozen) for path, passage in trial.passages.items()}
+    accepted: list[str] = []
+    for path in sorted(why, key=lambda path: -path.count(".")):
+        if any(_inside(block, path) for block in accepted):
+            del why[path]
+        elif why[path] is None:
+            why[path] = trial.why_not(path)
+            if why[path] is None:
+                accepted.append(path)
+    why.update(trial.check(accepted))
+    reasons = {path: reason for path, reason in why.items() if reason is not None}
+    blocks = [path for path, reason in why.items() if reason is None]
+    taken = {*graph.shapes, *(group.name for group in graph.groups)}
+    unstacked = {
+        path: reason
+        for path, reason in reasons.items()
+        if not any(_inside(path, other) for other in (*reasons, *blocks) if other != path)
+    }
+    return _named(_chained(blocks, trial.passages), taken), unstacked
+
+
+def _candidates(model: nn.Module, graph: ChannelGraph) -> set[str]:
+    """Modules of the user's and containers that hold a weight, the network itself left out."""
+    found: set[str] = set()
+    for op in graph.ops:
+        owner, _, _ = op.weight.rpartition(".")
+        if owner and not type(model.get_submodule(owner)).__module__.startswith("torch.nn."):
+            found.add(owner)
+        while owner := owner.rpartition(".")[0]:
+            found.add(owner)
+    return found
+
+
+@dataclass(slots=True)
+class _Passage:
+    """What went through a module. x, y: copies of the only tensor that it was given and gave, of the first call."""
+
+    calls: int = 0
+    x: Tensor | None = None
+    y: Tensor | None = None
+
+
+def _why_not(
+    path: str, passage: _Passage, names: Sequence[Sequence[str]], frozen: Sequence[str]
+) -> str | None:
+    """What is to say against a block before it is tried. names: all that a tensor has, for each that has several."""
+    for held in frozen:
+        if _inside(path, held):
+            return f"is inside {held}, which is frozen"
+        if _inside(held, path):
+            return f"holds {held}, which is frozen"
+    if passage.calls > 1:
+        return f"is called {passage.calls} times"
+    if passage.x is None or passage.y is None:
+        return "takes or gives something else than one tensor"
+    if passage.x.shape != passage.y.shape or passage.x.dtype != passage.y.dtype:
+        return "changes the shape of its input"
+    for several in names:
+        within = [name for name in several if _inside(name, path)]
+        if 0 < len(within) < len(several):
+            return f"shares {within[0]} with the rest of the network"
+    return None
+
+
+def _names(model: nn.Module) -> list[list[str]]:
+    """The names of each tensor that has several."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(name)
+    return [several for several in names.values() if len(several) > 1]
+
+
+class _Trial:
+    """A copy of the model on which blocks are tried one after the other."""
+
+    def __init__(self, model: nn.Module, example: tuple[Any, ...], paths: Collection[str], seed: int) -> None:
+        self.example, self.model = example, _shaken(copied(model, {}), seed)
+        self.passages = self._record(paths)
+
+    def why_not(self, path: str) -> str | None:
+        """Why a block is not the identity without its layers; None where it is, and then its tensors become zero."""
+        passage, block = self.passages[path], self.model.get_submodule(path)
+        assert passage.x is not None
+        assert passage.y is not None
+        if _constant(block):
+            return "is not the identity without its layers"
+        if torch.equal(passage.y, passage.x):
+            return "gives its input as it is"
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in _tensors(block).items()}
+        try:
+            with torch.no_grad():
+                left = functional_call(block, zeros, (passage.x.clone(),))
+        except Exception as error:  # whatever the user's forward raises  # noqa: BLE001
+            return f"cannot be run by itself: {type(error).__name__}"
+        if not (isinstance(left, Tensor) and _equal(left, passage.x)):
+            return "is not the identity without its layers"
+        _zero(block)
+        return None
+
+    def check(self, blocks: Sequence[str]) -> dict[str, str]:
+        """Blocks, all zero by now, that the network does not do without: path -> why."""
+        if not blocks or self._goes_without(blocks, expected := self._run()):
+            return {}
+        held = [block for block in blocks if not self._goes_without([block], expected)]
+        return dict.fromkeys(held, "is used by the rest of the network in other ways than being called")
+
+    def _goes_without(self, blocks: Sequence[str], expected: list[Tensor]) -> bool:
+        modules = {path: self.model.get_submodule(path) for path in blocks}
+        for path in blocks:
+            self.model.set_submodule(path, nn.Identity())
+        try:
+            made = self._run()
+        except Exception:  # whatever the user's forward raises where it reaches into a block  # noqa: BLE001
+            return False
+        finally:
+            for path, module in modules.items():
+                self.model.set_submodule(path, module)
+        return len(made) == len(expected) and all(map(_close, made, expected))
+
+    def _record(self, paths: Collection[str]) -> dict[str, _Passage]:
+        """What goes through the modules, by path in the order of the first calls."""
+        passages: dict[str, _Passage] = {}
+
+        def before(path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            passage = passages.setdefault(path, _Passage())
+            passage.calls += 1
+            if passage.calls == 1 and len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+                passage.x = args[0].clone()
+
+        def after(path: str, output: Any) -> None:
+            if passages[path].calls == 1 and isinstance(output, Tensor):
+                passages[path].y = output.clone()
+
+        hooks = []
+        for path in paths:
+            module = self.model.get_submodule(path)
+            hooks += [
+                module.register_forward_pre_hook(
+                    lambda _, args, kwargs, path=path: before(path, args, kwargs), with_kwargs=True
+                ),
+                module.register_forward_hook(lambda _, args, output, path=path: after(path, output)),
+            ]
+        try:
+            self._run()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return passages
+
+    def _run(self) -> list[Tensor]:
+        inputs = _pytree.tree_map_only(Tensor, torch.clone, self.example)  # a forward may work in place
+        with torch.no_grad():
+            outputs = _pytree.tree_leaves(self.model(*inputs))
+        return [t for t in outputs if isinstance(t, Tensor)]
+
+
+def _constant(block: nn.Module) -> bool:
+    """Whether a block without its layers surely gives a constant: a plain chain through one of them, no need to try."""
+    layers = (nn.modules.conv._ConvNd, nn.Linear)
+    return type(block) is nn.Sequential and any(isinstance(child, layers) for child in block)
+
+
+def _shaken(model: nn.Module, seed: int) -> nn.Module:
+    """The module itself, in eval mode, with random signs and noise on scales, shifts and weights that are zero."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        value = parameter.detach()
+        if value.dim() < 2 or not value.any():
+            noise = torch.randn(value.shape, generator=generator).to(value)
+            value.mul_(noise.sign()).add_(noise, alpha=0.1)
+    return model.eval()
+
+
+def _close(made: Tensor, expected: Tensor) -> bool:
+    """Whether outputs are the same but for rounding."""
+    if made.shape != expected.shape:
+        return False
+    left, right = made.double(), expected.double()
+    finite = right[right.isfinite()]
+    near = _TOLERANCE * float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(left, right, rtol=0.0, atol=near, equal_nan=True)
+
+
+def _chained(blocks: Sequence[str], passages: Mapping[str, _Passage]) -> list[list[str]]:
+    """Runs of blocks, each of which reads what the one before gives."""
+    runs: list[list[str]] = []
+    for block in blocks:
+        x = passages[block].x
+        before = next((run for run in reversed(runs) if _equal(passages[run[-1]].y, x)), None)
+        if before is None:
+            runs.append([block])
+        else:
+            before.append(block)
+    return runs
+
+
+def _equal(left: Tensor | None, right: Tensor | None) -> bool:
+    if left is None or right is None or left.device != right.device:
+        return False
+    return torch.equal(left, right)
+
+
+def _named(runs: Sequence[Sequence[str]], taken: Collection[str]) -> tuple[Stack, ...]:
+    """Stacks with the name of the module around their blocks where it is one's own, else of the first block."""
+    around = [_common_parent(run) for run in runs]
+    return tuple(
+        Stack(
+            parent if parent and around.count(parent) == 1 and parent not in taken else f"{run[0]}:blocks",
+            tuple(run),
+        )
+        for parent, run in zip(around, runs, strict=True)
+    )
+
+
+def _common_parent(paths: Sequence[str]) -> str:
+    steps = zip(*(path.split(".")[:-1] for path in paths), strict=False)
+    return ".".join(step[0] for step in takewhile(lambda step: len(set(step)) == 1, steps))
+
+
+def _inside(path: str, outer: str) -> bool:
+    return path == outer or path.startswith(f"{outer}.")

@@ -1,0 +1,1 @@
+"""What a unit is made of: the view that a criterion gets, masks, watched layers."""

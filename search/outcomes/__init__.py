@@ -1,0 +1,1 @@
+"""What came of candidates: measurements, constraints, dominance, fronts."""

@@ -1,0 +1,343 @@
+"""Bounds in a user's words, such as `accuracy >= -1pt`: read, checked against each other, resolved against dense."""
+
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, InvalidOperation
+from difflib import get_close_matches
+from typing import Literal
+
+from prunefront.errors import PrunefrontError
+from prunefront.search.outcomes.measurement import OBJECTIVES, Constraint
+
+Side = Literal["low", "high"]
+Relative = Literal["", "ratio", "points"]
+
+EXACT = ("macs", "params", "size_bytes")
+"""What follows from a plan alone, the same before training as after it; a size within 1 %."""
+
+POINTS = ("pt", "pts", "pp", "point", "points")
+
+LONGEST = 1000
+"""Characters of a bound."""
+MOST_DIGITS = 400
+"""Before or behind the point of a bound: more than any float has, few enough to be written out."""
+
+_COUNTS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+
+_SIZES = {
+    "": 1,
+    "B": 1,
+    "kB": 10**3,
+    "KiB": 2**10,
+    "MB": 10**6,
+    "MiB": 2**20,
+    "GB": 10**9,
+    "GiB": 2**30,
+}
+_CENT = Decimal("0.01")
+
+UNITS: Mapping[str, Mapping[str, int | Decimal]] = {
+    "accuracy": {"": 1, "%": _CENT, **dict.fromkeys(POINTS, _CENT)},
+    "latency_ms": {"": 1, "ms": 1, "us": Decimal("0.001"), "µs": Decimal("0.001"), "s": 1000},
+    "latency_ratio": {"": 1, "%": _CENT},
+    "size_bytes": _SIZES,
+    "macs": _COUNTS,
+    "params": _COUNTS,
+}
+"""Quantity -> what may follow its number, and how many of the quantity's own unit that is."""
+
+_WRITTEN = {"latency_ms": ("ms",), "size_bytes": ("GB", "MB", "kB", "B"), "macs": ("G", "M", "k", "")}
+_WRITTEN["params"] = _WRITTEN["macs"]
+
+_OF_DENSE = "or % of what dense has"
+_KNOWN_UNITS = {
+    "accuracy": "0.85 or 85% for itself, -1pt for points below dense, or '99% of dense'",
+    "latency_ms": f"ms, us, s, {_OF_DENSE}",
+    "latency_ratio": "a share of dense, 0.6 or 60%",
+    "size_bytes": f"B, kB (1000 bytes), KiB (1024), MB, MiB, GB, GiB, {_OF_DENSE}",
+    "macs": f"k, M, G, {_OF_DENSE}",
+    "params": f"k, M, G, {_OF_DENSE}",
+}
+
+_SLACK = 1e-12
+"""Of a limit that was computed: what meets the bound exactly is not shut out by rounding."""
+
+_TEXT = re.compile(r"\s*([A-Za-z_]\w*)\s*(<=|>=|=<|=>|==|<|>|=)?\s*(.*?)\s*", re.DOTALL)
+_NUMBER = re.compile(r"([+-]?)(\d[\d_]*(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*(.*)", re.DOTALL)
+_EXACTLY = Context(prec=60)
+
+
+class ConstraintError(PrunefrontError):
+    """A bound that cannot be read, does not fit its quantity, or contradicts another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """One side of what a measured quantity may be; the value itself is inside.
+
+    value: in the quantity's own unit; of a relative bound, by `relative`: "ratio" = times what the dense network has,
+    "points" = as a share, added to the accuracy of the dense network. Raises ConstraintError for a value, a side or a
+    reference that the quantity cannot have.
+    """
+
+    name: str
+    side: Side
+    value: float
+    relative: Relative = ""
+
+    def __post_init__(self) -> None:
+        _check_name(self.name, f"{self.name} {_sign(self.side)} {self.value:g}")
+        if fault := _fault(self.name, self.side, self.value, self.relative):
+            raise ConstraintError(f"{self.name} {_sign(self.side)} {self.value:g}: {fault}")
+
+    @property
+    def measured(self) -> str:
+        """The name of the measured value that is compared: latency beside the dense network's is a ratio of its own,
+        measured in pairs (docs/decisions/0004-latency.md)."""
+        return "latency_ratio" if self.name == "latency_ms" and self.relative else self.name
+
+    def limit(self, dense: Mapping[str, float]) -> float:
+        """The bound on `measured`. dense: values of the dense network. Raises ConstraintError where it lacks one."""
+        if not self.relative or self.measured == "latency_ratio":
+            return self.value
+        if self.name not in dense:
+            raise ConstraintError(f"'{self}' is relative, but {self.name} of the dense network is not known")
+        value = dense[self.name] * self.value if self.relative == "ratio" else dense[self.name] + self.value
+        return value + (_SLACK if self.side == "high" else -_SLACK) * abs(value)
+
+    def at(self, value: float, dense: Mapping[str, float]) -> "Bound":
+        """This bound moved to where `value` of `measured` just meets it, with three digits, rounded so that it does."""
+        moved = value
+        if self.relative and self.measured == self.name:
+            moved = value / dense[self.name] if self.relative == "ratio" else value - dense[self.name]
+        rounding = ROUND_CEILING if self.side == "high" else ROUND_FLOOR
+        return replace(self, value=float(Context(prec=3, rounding=rounding).create_decimal(repr(moved))))
+
+    def __str__(self) -> str:
+        """In the words of a study file; `parse` reads the same bound from it."""
+        return f"{self.name} {_sign(self.side)} {self._amount()}"
+
+    def _amount(self) -> str:
+        value = Decimal(repr(self.value))
+        if self.relative == "points":
+            return f"{_plain(value * 100, '+')}pt"
+        if self.relative == "ratio":
+            return f"{_plain(value * 100)}%{' of dense' if self.name == 'accuracy' else ''}"
+        if self.name == "accuracy":
+            return f"{_plain(value * 100)}%" if value >= Decimal("0.01") else _plain(value)
+        units = _WRITTEN.get(self.name, ("",))
+        unit = next((u for u in units if value >= UNITS[self.name][u]), units[-1])
+        return f"{_plain(value / UNITS[self.name][unit])}{unit}"
+
+
+def parse(text: str) -> Bound:
+    """The bound that a text such as `latency_ms <= 60%` states; docs/constraints.md has the words.
+
+    Raises ConstraintError, one line with what to write instead.
+    """
+    if len(text) > LONGEST:
+        raise ConstraintError(f"a bound has at most {LONGEST} characters, not {len(text)} as {text!r:.40}")
+    shown = " ".join(text.split())
+    found = _TEXT.fullmatch(text.replace("≤", "<=").replace("≥", ">=").replace("−", "-"))
+    if found is None or not found[2] or not found[3]:
+        raise ConstraintError(
+            f"{shown!r} is no bound; write NAME <= VALUE or NAME >= VALUE, as 'macs <= 50%'"
+        )
+    name, sign, amount = found.groups()
+    _check_name(name, shown)
+    if sign not in ("<=", ">="):
+        likely = "<=" if "<" in sign else ">=" if ">" in sign else "<= or >="
+        raise ConstraintError(f"{shown!r}: write {likely}; a bound holds its own value")
+    number = _NUMBER.fullmatch(amount)
+    if number is None:
+        raise ConstraintError(
+            f"{shown!r}: {amount!r} is no number with a unit; write it as in '{_example(name)}'"
+        )
+    value, unit = _decimal(number[1] + number[2]), " ".join(number[3].split())
+    if value is None:
+        raise ConstraintError(f"{shown!r}: a bound is a finite number")
+    side: Side = "low" if sign == ">=" else "high"
+    try:
+        amount_read, relative = _read(name, value, unit, signed=bool(number[1]))
+    except ValueError as fault:
+        raise ConstraintError(f"{shown!r}: {fault}") from None
+    if fault_found := _fault(name, side, amount_read, relative):
+        raise ConstraintError(f"{shown!r}: {fault_found}")
+    return Bound(name, side, amount_read, relative)
+
+
+def _decimal(text: str) -> Decimal | None:
+    """None for a number far beyond every float, which takes long to calculate with."""
+    try:
+        value = Decimal(text.replace("_", ""))
+    except InvalidOperation:
+        return None
+    if value == 0:
+        return Decimal(0)
+    return value if abs(value.adjusted()) < MOST_DIGITS else None
+
+
+def _read(name: str, value: Decimal, unit: str, *, signed: bool) -> tuple[float, Relative]:
+    """The bound's value and what it is relative to. Raises ValueError that says what to write instead."""
+    of_dense = unit.endswith("of dense")
+    unit = unit.removesuffix("of dense").rstrip()
+    if of_dense and unit in ("", "%"):
+        return float(value / 100 if unit else value), "" if name == "latency_ratio" else "ratio"
+    if of_dense:
+        raise ValueError(f"write a share of dense as 60%, without {unit!r}")
+    if unit == "%" and name not in ("accuracy", "latency_ratio"):
+        if value < 0:
+            raise ValueError(f"for {_plain(-value)} % less than dense write {_plain(100 + value)}%")
+        return float(value / 100), "ratio"
+    if unit not in UNITS[name]:
+        raise ValueError(_unit_fault(name, unit))
+    if unit in POINTS:
+        if not signed:
+            raise ValueError(
+                f"write -{value}pt for points below the dense network, or {value}% for the accuracy itself"
+            )
+        return float(value / 100), "points"
+    if name == "accuracy":
+        _check_share(value, unit, signed=signed)
+    return float(_EXACTLY.multiply(value, Decimal(UNITS[name][unit]))), ""
+
+
+def _check_share(value: Decimal, unit: str, *, signed: bool) -> None:
+    """Raises ValueError for what could be a share, a percentage or a difference."""
+    if signed:
+        points = _plain(value if unit else value * 100, "+")
+        raise ValueError(
+            f"write {points}pt for points beside the dense network, or a share of its own as '99% of dense'"
+        )
+    if not unit and value >= 1:
+        points = f", or -{value}pt for points below the dense network" if value < 50 else ""
+        raise ValueError(f"an accuracy is a share from 0 to 1; write {value}% for the percentage{points}")
+    if unit and 0 < value < 1:
+        raise ValueError(
+            f"write {value} or {_plain(value * 100)}% for the accuracy itself, -{value}pt for points below the dense "
+            "network"
+        )
+
+
+def _unit_fault(name: str, unit: str) -> str:
+    known = _KNOWN_UNITS[name]
+    if any(unit in units for units in UNITS.values()):
+        return f"{name} has no unit {unit!r}; it takes {known}"
+    folded = [u for u in UNITS[name] if u and u.casefold() == unit.casefold()]
+    near = folded or get_close_matches(unit, [u for u in UNITS[name] if u], n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"there is no unit {unit!r}; {hint}{name} takes {known}"
+
+
+def _example(name: str) -> str:
+    return {"accuracy": "accuracy >= -1pt", "size_bytes": "size_bytes <= 250kB"}.get(name, f"{name} <= 60%")
+
+
+def _check_name(name: str, shown: str) -> None:
+    if name not in OBJECTIVES:
+        folded = [n for n in OBJECTIVES if n.partition("_")[0] == name.casefold()]
+        near = folded or get_close_matches(name.casefold(), OBJECTIVES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConstraintError(
+            f"{shown!r}: nothing is measured that is called {name!r}; {hint}known: {', '.join(OBJECTIVES)}"
+        )
+
+
+def _fault(name: str, side: Side, value: float, relative: Relative) -> str | None:
+    """What is wrong with a bound, whatever it was read from."""
+    if not math.isfinite(value):
+        return "a bound is a finite number"
+    if name == "accuracy" and side == "high":
+        return "accuracy is bounded from below: write accuracy >= …"
+    if name.startswith("latency") and side == "low":
+        return f"latency is bounded from above: write {name} <= …"
+    if relative == "points":
+        return None if name == "accuracy" and -1 < value < 1 else "points are of accuracy, and fewer than 100"
+    if relative == "ratio" or name == "latency_ratio":
+        return (
+            None
+            if 0 < value <= 10
+            else "a share of dense is above 0 and at most 10; 60% or 0.6 of dense, say"
+        )
+    if name == "accuracy":
+        return None if 0 <= value <= 1 else "an accuracy is a share from 0 to 1, that is 0% to 100%"
+    if name in EXACT and value < 1:
+        return f"less than one cannot be had; for half of dense write {name} {_sign(side)} 50%"
+    return None if value > 0 else "a bound is above 0"
+
+
+def check_together(bounds: Sequence[Bound]) -> None:
+    """Raises ConstraintError where no value whatever meets two of them; what depends on the dense network, `resolve`
+    sees."""
+    for low in bounds:
+        for high in bounds:
+            sides = (low.name, low.relative, low.side) == (
+                high.name,
+                high.relative,
+                "low",
+            ) and high.side == "high"
+            if sides and low.value > high.value:
+                raise _contradiction(low, high)
+
+
+def _contradiction(low: Bound, high: Bound) -> ConstraintError:
+    return ConstraintError(
+        f"'{low}' and '{high}' contradict each other: nothing is above the one and below the other"
+    )
+
+
+def resolve(
+    bounds: Sequence[Bound], dense: Mapping[str, float], known: Collection[str] = tuple(OBJECTIVES)
+) -> tuple[Constraint, ...]:
+    """One constraint for each measured value that is bounded, the tightest of its bounds on both sides.
+
+    dense: values of the dense network, measured as those that will be compared. known: the values that a stage has;
+    bounds on others are left out. Raises ConstraintError for bounds that contradict each other beside this network,
+    and for a relative one whose dense value is missing.
+    """
+    lows: dict[str, tuple[float, Bound]] = {}
+    highs: dict[str, tuple[float, Bound]] = {}
+    for bound in bounds:
+        if bound.measured not in known:
+            continue
+        limit, sides = bound.limit(dense), lows if bound.side == "low" else highs
+        tightest = sides.get(bound.measured, (limit, bound))[0]
+        if (limit >= tightest) if bound.side == "low" else (limit <= tightest):
+            sides[bound.measured] = limit, bound
+    for name in lows.keys() & highs.keys():
+        if lows[name][0] > highs[name][0]:
+            raise _contradiction(lows[name][1], highs[name][1])
+    return tuple(
+        Constraint(
+            name,
+            low=lows[name][0] if name in lows else -math.inf,
+            high=highs[name][0] if name in highs else math.inf,
+        )
+        for name in dict.fromkeys(b.measured for b in bounds)
+        if name in lows or name in highs
+    )
+
+
+def shortfall(values: Mapping[str, float], constraints: Sequence[Constraint]) -> str:
+    """Each broken constraint: the value, and what it may be; "" where none is."""
+    found = []
+    for c in constraints:
+        value = values[c.name]
+        if c.violation(value) > 0:
+            limit = f">= {_short(c.name, c.low)}" if value < c.low else f"<= {_short(c.name, c.high)}"
+            found.append(f"{c.name} {_short(c.name, value)} ({limit} was asked)")
+    return ", ".join(found)
+
+
+def _short(name: str, value: float) -> str:
+    return f"{value:,.0f}" if name in EXACT else f"{value:.4g}"
+
+
+def _sign(side: Side) -> str:
+    return ">=" if side == "low" else "<="
+
+
+def _plain(value: Decimal, sign: str = "") -> str:
+    return format(value.normalize(_EXACTLY), f"{sign}f")

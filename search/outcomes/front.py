@@ -1,0 +1,140 @@
+"""The Pareto front of what was measured, and how much it covers."""
+
+from collections.abc import Mapping, Sequence
+
+import moocore
+import numpy as np
+from numpy.typing import NDArray
+
+from prunefront.errors import PrunefrontError
+from prunefront.search.outcomes.dominance import dominance
+from prunefront.search.outcomes.measurement import Constraint, Measurement, Objective
+
+Floats = NDArray[np.float64]
+
+# so that the dense model itself, at the edge of what costs allow, covers something
+SLACK = 1.1
+
+
+def minimised(measurement: Measurement, objectives: Sequence[Objective]) -> tuple[Floats, Floats]:
+    """Values [m] turned so that less is better, and their noise [m] (0 = exact). Raises PrunefrontError."""
+    missing = [o.name for o in objectives if o.name not in measurement.values]
+    if missing:
+        raise PrunefrontError(
+            f"the measurement lacks the objective {missing[0]!r}; it holds: "
+            f"{', '.join(sorted(measurement.values)) or 'nothing'}. Measure it or take it off the objectives"
+        )
+    sign = [-1.0 if o.direction == "max" else 1.0 for o in objectives]
+    values = np.array([s * measurement[o.name] for s, o in zip(sign, objectives, strict=True)])
+    return values, np.array([measurement.noise.get(o.name, 0.0) for o in objectives])
+
+
+def violation(measurement: Measurement, constraints: Sequence[Constraint]) -> float:
+    """Sum of the relative violations of the constraints, 0 = feasible. Raises PrunefrontError for a missing
+    value.
+    """
+    missing = [c.name for c in constraints if c.name not in measurement.values]
+    if missing:
+        raise PrunefrontError(
+            f"the measurement lacks {missing[0]!r}, which a constraint bounds; it holds: "
+            f"{', '.join(sorted(measurement.values)) or 'nothing'}. Measure it or take the constraint away"
+        )
+    return sum(c.violation(measurement[c.name]) for c in constraints)
+
+
+def reference_point(objectives: Sequence[Objective], dense: Measurement) -> dict[str, float]:
+    """The corner against which a study's hypervolume is taken, by objective name.
+
+    0 for what is maximised (accuracy's worst), 1.1 × the dense value for what is minimised. It depends on
+    the dense measurement alone, made once at the start, so the numbers of a study are comparable and can
+    only grow; a point that costs over 1.1 × dense covers nothing.
+    """
+    minimised(dense, objectives)  # says clearly what is missing
+    return {o.name: 0.0 if o.direction == "max" else SLACK * dense[o.name] for o in objectives}
+
+
+class ParetoFront:
+    """The feasible measurements that no other one dominates; independent of the order in which they came."""
+
+    def __init__(self, objectives: Sequence[Objective], constraints: Sequence[Constraint] = ()) -> None:
+        self.objectives = tuple(objectives)
+        self.constraints = tuple(constraints)
+        self._feasible: dict[str, Measurement] = {}
+        self._keys: set[str] = set()
+        # all feasible rows, not only the front's: with noise the relation is not transitive
+        self._table = np.empty((2, len(self.objectives), 64))  # values and noise; grows by doubling
+        self._members: set[str] = set()
+        self._places: dict[str, int] = {}  # of the rows
+
+    def add(self, key: str, measurement: Measurement) -> bool:
+        """Whether the measurement joined the front. A key that came before is ignored, an infeasible one
+        never joins.
+
+        Raises PrunefrontError where an objective or a bounded value was not measured.
+        """
+        values, noise = minimised(measurement, self.objectives)
+        feasible = violation(measurement, self.constraints) == 0
+        if key in self._keys:
+            return False
+        self._keys.add(key)
+        if not feasible:
+            return False
+        count = len(self._places)
+        gain = self._table[0, :, :count] - values[:, None]  # by how much the new one is better than each
+        margin = np.sqrt(self._table[1, :, :count] ** 2 + noise[:, None] ** 2)
+        beaten = np.asarray((gain >= 0).all(axis=0) & (gain > margin).any(axis=0))
+        beats = (gain <= 0).all(axis=0) & (-gain > margin).any(axis=0)
+        self._members -= {name for name in self._members if beaten[self._places[name]]}
+        self._feasible[key] = measurement
+        if count == self._table.shape[2]:
+            self._table = np.concatenate([self._table, np.empty_like(self._table)], axis=2)
+        self._table[:, :, count] = values, noise
+        self._places[key] = count
+        if beats.any():
+            return False
+        self._members.add(key)
+        return True
+
+    @property
+    def members(self) -> dict[str, Measurement]:
+        """Key -> measurement of the front, best first on the first objective, ties by key."""
+        sign = -1.0 if self.objectives[0].direction == "max" else 1.0
+        name = self.objectives[0].name
+        order = sorted(self._members, key=lambda key: (sign * self._feasible[key][name], key))
+        return {key: self._feasible[key] for key in order}
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._members
+
+    def dominates(self, a: Measurement, b: Measurement) -> bool:
+        """Whether `a` dominates `b` beyond the noise, constraints first; see `dominance.dominance`."""
+        rows = [minimised(m, self.objectives) for m in (a, b)]
+        broken = np.array([violation(m, self.constraints) for m in (a, b)])
+        matrix = dominance(np.stack([v for v, _ in rows]), np.stack([n for _, n in rows]), broken)
+        return bool(matrix[0, 1])
+
+    def hypervolume(self, reference: Mapping[str, float]) -> float:
+        """Volume that the front covers up to the reference point, in the product of the objectives' units.
+
+        reference: by objective name, as `reference_point` gives it. Never shrinks as measurements are added.
+        """
+        if not self._members:
+            return 0.0
+        names = [o.name for o in self.objectives]
+        points = np.array([[m[name] for name in names] for m in self.members.values()])
+        corner = np.array([reference[name] for name in names])
+        return float(
+            moocore.hypervolume(points, ref=corner, maximise=[o.direction == "max" for o in self.objectives])
+        )
+
+    def relative_hypervolume(self, reference: Mapping[str, float]) -> float:
+        """`hypervolume` as a share of the best thinkable: 1 on what is maximised (a share itself), cost 0 on
+        the rest.
+        """
+        box = [
+            1.0 - reference[o.name] if o.direction == "max" else reference[o.name] for o in self.objectives
+        ]
+        return self.hypervolume(reference) / float(np.prod(box))

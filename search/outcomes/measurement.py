@@ -1,0 +1,104 @@
+"""What came of a candidate: numbers with their noise, or a failure with its reason."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from prunefront.errors import PrunefrontError, one_line
+
+Direction = Literal["max", "min"]
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A measured quantity and which way is better, e.g. ("accuracy", "max", "")."""
+
+    name: str
+    direction: Direction
+    unit: str = ""
+
+
+OBJECTIVES: Mapping[str, Objective] = {
+    o.name: o
+    for o in (
+        Objective("accuracy", "max"),
+        Objective("latency_ms", "min", "ms"),
+        Objective("latency_ratio", "min", "of dense"),
+        Objective("size_bytes", "min", "bytes"),
+        Objective("macs", "min", "MACs"),
+        Objective("params", "min"),
+    )
+}
+"""Every quantity that a study can search for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A bound on a measured value: feasible when low <= value <= high."""
+
+    name: str
+    low: float = -math.inf
+    high: float = math.inf
+
+    def violation(self, value: float) -> float:
+        """How far outside the bound, relative to it; 0 when inside."""
+        over = max(self.low - value, value - self.high, 0.0)
+        bound = self.low if value < self.low else self.high
+        return over / abs(bound) if over > 0 and bound != 0 else over
+
+
+class NotFinite(PrunefrontError, ValueError):
+    """A measured value is NaN or infinite: there is no Measurement of it, but a Failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Finite values by name, and the half-width of each one's 95 % interval (absent = exact). Raises NotFinite."""
+
+    values: Mapping[str, float]
+    noise: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in (*self.values.items(), *self.noise.items()):
+            if not math.isfinite(value):
+                raise NotFinite(f"{name} must be finite, got {value}: tell a Failure instead")
+
+    def __getitem__(self, name: str) -> float:
+        return self.values[name]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"values": dict(self.values), "noise": dict(self.noise)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Measurement":
+        """Raises TypeError, KeyError or NotFinite for what `to_json` never makes, as it may come from elsewhere."""
+        values, noise = dict(data["values"]), dict(data["noise"])
+        for name, value in (*values.items(), *noise.items()):
+            if not isinstance(name, str) or type(value) not in (int, float):
+                raise TypeError(f"{name!r:.40} is measured as {value!r:.40}, which is no number")
+        return cls(values, noise)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why there is no measurement. kind: `diverged`, `out_of_memory`, `crashed`, `error` …; reason: one line."""
+
+    kind: str
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"failure": self.kind, "reason": self.reason}
+
+
+Outcome = Measurement | Failure
+
+
+def outcome_from_json(data: Mapping[str, Any]) -> Outcome:
+    """Inverse of `to_json` of either kind."""
+    if "failure" in data:
+        kind, reason = data["failure"], data["reason"]
+        if not isinstance(kind, str) or not isinstance(reason, str):
+            raise TypeError("kind and reason of a failure must be text")
+        return Failure(one_line(kind, 40), one_line(reason, 500))
+    return Measurement.from_json(data)

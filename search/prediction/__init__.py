@@ -1,0 +1,1 @@
+"""Models of accuracy and latency, and what they suggest to try next."""

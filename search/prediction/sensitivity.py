@@ -1,0 +1,200 @@
+"""What a network says about itself: each group cut alone, and the networks that this suggests."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+
+from prunefront.search.outcomes.measurement import Measurement, Outcome
+from prunefront.search.prediction.accuracy_model import AccuracyModel
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.encoding import Encoding, Floats, Rows
+from prunefront.search.space.heuristics import van_der_corput
+from prunefront.search.space.search_space import GroupSpace, Problem
+
+KEPT = (0.1, 0.3, 0.5)
+"""Shares of units that a probed group keeps, the most telling one first: a deep cut ranks the groups, the others show
+where its loss begins."""
+
+UNIFORM = (0.7, 0.5)
+"""Shares that all groups keep when criteria are compared."""
+
+
+MOST_OF_THE_BUDGET = 0.4
+"""Share of a known budget that probes may take."""
+
+
+PROBE = "probe"
+"""How the origin of a probe begins."""
+
+
+def is_probe(candidate: Candidate) -> bool:
+    """Whether the candidate was asked for what it teaches, and not for itself."""
+    return candidate.origin.split(" ")[0] == PROBE
+
+
+class Sensitivity:
+    """The probes of a problem, and what each option of each group costs by itself once they are told.
+
+    most: probes at the most; two cuts of each group are enough, and no more than part of a known budget is spent.
+    """
+
+    def __init__(self, problem: Problem, most: int) -> None:
+        groups, ways = len(problem.space.groups), len(_compared(problem.space.groups))
+        if problem.evaluations:
+            most = min(most, int(MOST_OF_THE_BUDGET * problem.evaluations))
+        self.candidates = probes(problem, min(most, ways + 2 * groups) + 1) if most else ()
+        self._chance = problem.chance
+        self._space = problem.space
+        self._losses: Floats | None = None
+        self._asked = 0  # probes that are not new any more
+
+    @cached_property
+    def _encoding(self) -> Encoding:
+        return Encoding(self._space)
+
+    def next(self, is_new: Callable[[Candidate], bool]) -> Candidate | None:
+        """The first probe that is new. is_new: what was asked once stays so."""
+        while self._asked < len(self.candidates):
+            if is_new(self.candidates[self._asked]):
+                return self.candidates[self._asked]
+            self._asked += 1
+        return None
+
+    def losses(self, told: Mapping[str, Outcome]) -> Floats | None:
+        """[G, O], as `Fitted.losses`; None before all probes are told, or where the dense network was not measured."""
+        if self._losses is None and self.candidates and all(c.key() in told for c in self.candidates):
+            found = [(c, m) for c in self.candidates if isinstance(m := told[c.key()], Measurement)]
+            if found and found[0][0] == self.candidates[0]:  # the dense network
+                rows = np.array([self._encoding.encode(c) for c, _ in found])
+                loss, variance = losses_of([m for _, m in found], self._chance)
+                self._losses = AccuracyModel(self._encoding).fit(rows, loss, variance).losses
+        return self._losses
+
+    def suggestions(self, table: Floats, problem: Problem, count: int) -> tuple[Candidate, ...]:
+        """At most `count` candidates along the front that the additive model foresees, every prefix spread over it."""
+        costs, encoding = problem.costs, self._encoding
+        if costs is None:
+            return ()
+        names = [o.name for o in problem.objectives if o.name in costs.amounts]
+        saved = np.zeros_like(table)
+        for name in names:
+            saved += savings(encoding, lambda rows, name=name: costs(encoding, rows)[name][:, None])[0]  # type: ignore[misc]
+        rows = trade_offs(encoding, table, saved, 8 * count)
+        price = costs(encoding, rows)[names[0]] if names else np.arange(len(rows))
+        order = np.argsort(price, kind="stable")
+        spread = order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))]
+        return tuple(
+            encoding.decode(rows[i], "suggested by probes") for i in spread[van_der_corput(len(spread))]
+        )
+
+    def by_keep(self, table: Floats) -> dict[str, Floats]:
+        """Group name -> loss at each of its kept counts, by the best of its options."""
+        found = {}
+        for g, group in enumerate(self._encoding.space.groups):
+            kept = [round(group.units * (1.0 - c.ratio)) for c in self._encoding.options[g]]
+            best = dict.fromkeys(group.keeps, np.inf)
+            for o, keep in enumerate(kept):
+                best[keep] = min(best[keep], table[g, o])
+            found[group.name] = np.array([best[k] for k in group.keeps])
+        return found
+
+
+def losses_of(measured: Sequence[Measurement], chance: float) -> tuple[Floats, Floats]:
+    """Losses of log accuracy against the first measurement, the dense network's [n], and their variances.
+
+    A network that does no better than chance says only that much is lost, not how much: the variance grows as accuracy
+    above chance vanishes. A measurement without noise is taken to be of a thousand images.
+    """
+    accuracy = np.array([m["accuracy"] for m in measured])
+    error = np.maximum([m.noise.get("accuracy", 0.03) / 1.96 for m in measured], 1e-4)
+    floor = max(chance, 0.02)
+    loss = np.log(max(accuracy[0], floor)) - np.log(np.maximum(accuracy, floor))
+    above = np.maximum(accuracy - chance, error)
+    return loss, (error / np.maximum(above, 1e-3)) ** 2
+
+
+def probes(problem: Problem, limit: int) -> tuple[Candidate, ...]:
+    """At most `limit` candidates that show what each group bears: dense, then each way to rank and cut used all over,
+    then each group cut alone, by its first criterion.
+
+    Deep cuts of all groups come before shallow ones, and groups that hold more of the MACs first, so that a small limit
+    still spends where most can be saved.
+    """
+    space = problem.space
+    found: dict[str, Candidate] = {}
+    ways = [*_compared(space.groups)]
+    alone = [
+        _alone(problem, group, keep)
+        for share in KEPT
+        for group in sorted(space.groups, key=lambda g: (-g.unit_macs * g.units, g.name))
+        for keep in [group.nearest(group.units * share)]
+        if keep < group.units
+    ]
+    for candidate in (space.dense(), *ways, *alone):
+        if len(found) == limit:
+            break
+        found.setdefault(candidate.key(), candidate)
+    return tuple(found.values())
+
+
+def _compared(groups: Sequence[GroupSpace]) -> list[Candidate]:
+    """Every criterion, granularity and word length by itself in all groups that have it, where there is a choice."""
+    found = []
+    criteria = list(dict.fromkeys(c for g in groups for c in g.criteria))
+    for criterion in criteria if len(criteria) > 1 else ():
+        for share in UNIFORM:
+            choices = {
+                g.name: g.choose(g.nearest(g.units * share) if g.kind == "channels" else g.units, criterion)
+                for g in groups
+            }
+            found.append(Candidate(choices, f"{PROBE} {criterion} {share:g}"))
+    layers = [g for g in groups if g.kind == "layer"]
+    for granularity in dict.fromkeys(n for g in layers for n in g.allowed):
+        choices = {}
+        for g in groups:
+            keeps = g.allowed.get(granularity, ())
+            choices[g.name] = g.choose(keeps[len(keeps) // 2] if keeps else g.units, None, granularity)
+        found.append(Candidate(choices, f"{PROBE} {granularity}"))
+    for bits in sorted({b for g in groups for b in g.bits if b < 32}, reverse=True):
+        choices = {g.name: g.choose(g.units, bits=bits if bits in g.bits else None) for g in groups}
+        found.append(Candidate(choices, f"{PROBE} {bits} bits"))
+    return found
+
+
+def _alone(problem: Problem, group: GroupSpace, keep: int) -> Candidate:
+    choices = dict(problem.space.dense().choices)
+    choices[group.name] = group.choose(keep)
+    return Candidate(choices, f"{PROBE} {group.name} {keep}/{group.units}")
+
+
+def savings(encoding: Encoding, costs: Callable[[Rows], Floats]) -> list[Floats]:
+    """Per cost, the share of the dense network's that each option of each group saves when it alone is taken, [G, O].
+
+    costs: rows [n, G] -> costs [n, C].
+    """
+    rows = []
+    for g, size in enumerate(encoding.sizes):
+        alone = np.tile(encoding.dense, (int(size), 1))
+        alone[:, g] = np.arange(size)
+        rows.append(alone)
+    dense = costs(encoding.dense[None])[0]
+    saved = 1.0 - costs(np.vstack(rows)) / dense
+    edges = np.cumsum([0, *encoding.sizes])
+    return [encoding.table([list(column[a:b]) for a, b in pairwise(edges)], fill=0.0) for column in saved.T]
+
+
+def trade_offs(encoding: Encoding, losses: Floats, saved: Floats, count: int) -> Rows:
+    """Candidates [n ≤ count, G] along the front of an additive model: each group takes the option with the least loss
+    minus λ times what it saves, for λ from where nothing goes to where all goes (Lagrangian relaxation of the knapsack;
+    Everett 1963).
+
+    losses, saved: [G, O], as `Fitted.losses` and one of `savings`.
+    """
+    options = np.arange(losses.shape[1])[None, :] < encoding.sizes[:, None]
+    rows = [encoding.dense]
+    for price in np.geomspace(1e-3, 1e2, count):
+        score = np.where(options, losses - price * saved, np.inf)
+        rows.append(score.argmin(axis=1))
+    return np.unique(np.array(rows), axis=0)

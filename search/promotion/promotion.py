@@ -1,0 +1,55 @@
+"""Which of the cheaply scored candidates deserve training."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from prunefront.search.outcomes.front import violation
+from prunefront.search.outcomes.measurement import Constraint, Measurement
+
+
+def promote(
+    scored: Mapping[str, Measurement],
+    count: int,
+    *,
+    cost: str = "macs",
+    chance: float = 0.0,
+    constraints: Sequence[Constraint] = (),
+) -> list[str]:
+    """At most `count` keys, spread evenly over the logarithm of the cost, the most accurate first in each part.
+
+    An untrained score says which of two networks of the same cost is better, but little about networks of different
+    cost (the smaller ones recover more), so candidates compete only within their part of the cost axis. Candidates
+    whose accuracy is not above `chance` beyond its noise come last; those outside a constraint on an exact value
+    never come (accuracy may still rise with training, so its bound is not applied here). constraints: on values that
+    were scored; what is known after training alone is the caller's to leave out.
+
+    scored: key -> measurement with `accuracy` and `cost`. Deterministic: ties fall to the lower cost, then the key.
+    Raises PrunefrontError where a bounded value was not measured.
+    """
+    if count < 1:
+        return []
+    exact = [c for c in constraints if c.name != "accuracy"]
+    feasible = {key: m for key, m in scored.items() if violation(m, exact) == 0.0}
+    able = [k for k, m in feasible.items() if m["accuracy"] - m.noise.get("accuracy", 0.0) > chance]
+    hopeless = sorted(set(feasible) - set(able), key=lambda k: (-feasible[k][cost], k))
+    return [*_spread(able, feasible, count, cost), *hopeless][:count]
+
+
+def _spread(keys: Sequence[str], scored: Mapping[str, Measurement], count: int, cost: str) -> list[str]:
+    """Round by round, the best remaining candidate of each part of the cost axis."""
+    if not keys:
+        return []
+    costs = np.log([max(scored[k][cost], 1.0) for k in keys])
+    width = (costs.max() - costs.min()) / count or 1.0
+    parts: dict[int, list[str]] = {}
+    for key, value in zip(keys, costs, strict=True):
+        parts.setdefault(min(int((value - costs.min()) / width), count - 1), []).append(key)
+    for part in parts.values():
+        part.sort(key=lambda k: (-scored[k]["accuracy"], scored[k][cost], k))
+    chosen: list[str] = []
+    while len(chosen) < min(count, len(keys)):
+        for index in sorted(parts, reverse=True):
+            if parts[index]:
+                chosen.append(parts[index].pop(0))
+    return chosen[:count]

@@ -1,0 +1,42 @@
+"""What every searcher is: ask, tell, JSON state. The caller owns the loop."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from prunefront.registry import Registry
+from prunefront.search.outcomes.measurement import Outcome
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.search_space import Problem
+
+
+class Searcher(Protocol):
+    """Proposes candidates. Tells may come in any order, late, twice or never; failures are outcomes too."""
+
+    def ask(self) -> Candidate | None:
+        """The next candidate to try, always of the space; None = nothing to propose before the next tell."""
+        ...
+
+    def tell(self, candidate: Candidate, outcome: Outcome) -> None:
+        """What came of a candidate. A second tell of the same candidate changes nothing."""
+        ...
+
+    def figures(self) -> dict[str, float]:
+        """Finite numbers about the searcher itself, for people to watch; {} where there is nothing to tell."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """JSON from which `restore` goes on exactly: same next asks, pending candidates still awaited."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes up a state saved by a searcher made with the same problem, seed and options."""
+        ...
+
+
+class MakeSearcher(Protocol):
+    """Constructor of a searcher: `searchers["evolution"](problem, seed=0, population=24)`."""
+
+    def __call__(self, problem: Problem, *, seed: int, **options: Any) -> Searcher: ...
+
+
+searchers: Registry[MakeSearcher] = Registry("searcher")

@@ -1,0 +1,123 @@
+"""Candidates as rows of whole numbers, so that many can be judged at once."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunefront.choice import GroupChoice
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.search_space import GroupSpace, SearchSpace
+
+Rows = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+class Encoding:
+    """Every option of every group, numbered: a candidate is one number per group, [G].
+
+    Options of a group are ordered by kept units, dense last; with equal kept units by criterion, granularity and bits
+    as the space lists them. An explicit pattern is no option of its own: it reads as its kept count.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+        self.options: tuple[tuple[GroupChoice, ...], ...] = tuple(_options(g) for g in space.groups)
+        self._place = [{_asked(c): i for i, c in enumerate(options)} for options in self.options]
+
+    @cached_property
+    def lanes(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """Per group its ways to rank and cut, each as its options from the deepest cut to dense."""
+        found = []
+        for options in self.options:
+            ways: dict[tuple[str, str, int], list[int]] = {}
+            for place, choice in enumerate(options):
+                if choice.ratio > 0:
+                    ways.setdefault((choice.criterion, choice.granularity, choice.bits), []).append(place)
+            whole = {choice.bits: place for place, choice in enumerate(options) if choice.ratio == 0}
+            lanes = [(*lane, whole[bits]) for (_, _, bits), lane in ways.items()]
+            found.append(tuple(lanes) or tuple((place,) for place in whole.values()))
+        return tuple(found)
+
+    @cached_property
+    def lanes_of(self) -> tuple[tuple[tuple[tuple[int, int], ...], ...], ...]:
+        """Per group and option: the lanes that it lies in, each with its place there."""
+        found = []
+        for options, lanes in zip(self.options, self.lanes, strict=True):
+            places: list[list[tuple[int, int]]] = [[] for _ in options]
+            for number, lane in enumerate(lanes):
+                for place, option in enumerate(lane):
+                    places[option].append((number, place))
+            found.append(tuple(tuple(p) for p in places))
+        return tuple(found)
+
+    @property
+    def sizes(self) -> Rows:
+        """Number of options per group, [G]."""
+        return np.array([len(o) for o in self.options], dtype=np.int64)
+
+    @cached_property
+    def dense(self) -> Rows:
+        """The row of the candidate that drops nothing, [G]."""
+        return self.encode(self.space.dense())
+
+    def encode(self, candidate: Candidate) -> Rows:
+        """The candidate's row, [G]. Raises KeyError for a candidate of another space."""
+        return np.array(
+            [
+                place[_asked(candidate.choices[g.name])]
+                for g, place in zip(self.space.groups, self._place, strict=True)
+            ],
+            dtype=np.int64,
+        )
+
+    def decode(self, row: Rows, origin: str) -> Candidate:
+        """The candidate of a row [G]."""
+        choices = {
+            g.name: options[int(i)]
+            for g, options, i in zip(self.space.groups, self.options, row, strict=True)
+        }
+        return Candidate(choices, origin)
+
+    @cached_property
+    def kept(self) -> Floats:
+        """Share of units that each option keeps, [G, O]; filled up with 1 where a group has fewer options."""
+        # a choice's ratio is rounded, counts are not
+        return self.table(
+            [
+                [round(g.units * (1.0 - c.ratio)) / g.units for c in options]
+                for g, options in zip(self.space.groups, self.options, strict=True)
+            ],
+            fill=1.0,
+        )
+
+    @cached_property
+    def bits(self) -> Floats:
+        """Word length of each option, [G, O]; filled up with 32."""
+        return self.table([[float(c.bits) for c in options] for options in self.options], fill=32.0)
+
+    def table(self, values: Sequence[Sequence[float]], *, fill: float) -> Floats:
+        """One value for each option of each group as an array [G, O]."""
+        filled = np.full((len(values), int(self.sizes.max())), fill)
+        for g, row in enumerate(values):
+            filled[g, : len(row)] = row
+        return filled
+
+    def look_up(self, table: Floats, rows: Rows) -> Floats:
+        """Values [n, G] that a table [G, O] holds for rows [n, G]."""
+        return np.asarray(table[np.arange(rows.shape[1]), rows], dtype=np.float64)
+
+
+def _options(group: GroupSpace) -> tuple[GroupChoice, ...]:
+    found: dict[GroupChoice, None] = {}
+    for keep in group.keeps:
+        for criterion in group.criteria:
+            for granularity in group.able(keep) if keep < group.units else group.granularities[:1]:
+                for bits in group.bits:
+                    found[group.choose(keep, criterion, granularity, bits)] = None
+    return tuple(found)
+
+
+def _asked(choice: GroupChoice) -> tuple[str, float, str, int]:
+    return choice.criterion, choice.ratio, choice.granularity, choice.bits
