@@ -31,7 +31,7 @@ from prunefront.pipelines.data import SearchData, Split, Transform
 from prunefront.pipelines.models import build
 from prunefront.pipelines.workers.checkpoints import Checkpoints, Folder, kept_in
 from prunefront.pipelines.workers.train import NO_GRAPH, Recipe, begin, carry_out
-from prunefront.pruners.plan.decide import PruningPlan
+from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.procedures import Phase
 from prunefront.pruners.procedures.snapshot import Sums, take
 

@@ -13,7 +13,7 @@ from prunefront.pipelines.measure.accuracy import accuracy
 from prunefront.pipelines.prepare.network import Network, dense_network, know, make_bench
 from prunefront.pipelines.workers.bench import Job
 from prunefront.pipelines.workers.evaluate import Evaluator
-from prunefront.pruners.plan.decide import PruningPlan, Scores
+from prunefront.pruners.graph.plan import PruningPlan, Scores
 from prunefront.pruners.statistics import collect
 from prunefront.search.space.candidate import Candidate
 

@@ -47,7 +47,8 @@ from prunefront.pipelines.workers.train import Recipe, begin, carry_out, train
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.cut.prune import prune
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.plan.decide import PruningPlan, plan
+from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.procedures import procedures
 from prunefront.pruners.scoring import available, rank
 from prunefront.pruners.statistics import Batch, collect

@@ -36,8 +36,9 @@ from prunefront.pipelines.stages.rungs import told
 from prunefront.pipelines.stages.screening import Screening
 from prunefront.pipelines.workers.bench import Job
 from prunefront.pipelines.workers.evaluate import Evaluator
+from prunefront.pruners.graph.plan import DENSE, PruningPlan
 from prunefront.pruners.plan.cost import cost
-from prunefront.pruners.plan.decide import DENSE, PruningPlan, plan
+from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.statistics import collect
 from prunefront.search.outcomes.front import ParetoFront
 from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement, Outcome

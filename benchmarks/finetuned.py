@@ -45,7 +45,7 @@ from prunefront.search.outcomes.constraints import parse as parse_bound
 from prunefront.search.outcomes.measurement import Measurement
 from prunefront.search.searchers import searchers
 from prunefront.search.space.candidate import Candidate
-from prunefront.search.space.search_space import Problem
+from prunefront.search.space.problem import Problem
 
 BOUNDS = (0.5, 0.3)
 """MACs, as shares of the dense network's."""

@@ -27,7 +27,8 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.prepare.problem import problem
 from prunefront.pipelines.stages.screening import Screening
-from prunefront.pruners.plan.decide import PruningPlan, plan
+from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.plan.decide import plan
 from prunefront.search.outcomes.front import ParetoFront, reference_point
 from prunefront.search.outcomes.measurement import OBJECTIVES, Failure, Measurement, Outcome
 from prunefront.search.searchers import searchers

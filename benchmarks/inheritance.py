@@ -35,8 +35,9 @@ from prunefront.pipelines.workers.bench import Workbench
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.inheritance import Inheritance
 from prunefront.pruners.cut.inherit import hands_on
+from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.plan.cost import cost
-from prunefront.pruners.plan.decide import PruningPlan, plan
+from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.statistics import collect
 from prunefront.search.outcomes.front import ParetoFront
 from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement, Outcome

@@ -36,7 +36,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the loop live
 from prunefront.search.outcomes.measurement import Constraint, Measurement, Objective
 from prunefront.search.searchers import searchers
 from prunefront.search.space.candidate import Candidate
-from prunefront.search.space.search_space import GroupSpace, Problem, SearchSpace
+from prunefront.search.space.problem import Problem
+from prunefront.search.space.search_space import GroupSpace, SearchSpace
 from tests.problems import drive
 
 Floats = NDArray[np.float64]

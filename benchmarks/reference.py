@@ -15,7 +15,7 @@ from prunefront.pruners.plan.cost import macs
 from prunefront.pruners.plan.decide import plan
 from prunefront.search.outcomes.measurement import Measurement
 from prunefront.search.space.candidate import Candidate
-from prunefront.search.space.search_space import Problem
+from prunefront.search.space.problem import Problem
 
 CHANCE = 0.1
 SECTIONS: dict[str, Any] = {

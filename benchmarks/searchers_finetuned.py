@@ -44,8 +44,9 @@ from benchmarks.reference import CHANCE, Reference
 from prunefront.pipelines.measure.accuracy import accuracy
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.train import train
+from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.plan.cost import macs
-from prunefront.pruners.plan.decide import PruningPlan, plan
+from prunefront.pruners.plan.decide import plan
 from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement
 from prunefront.search.promotion.halving import Rungs
 from prunefront.search.promotion.promotion import promote

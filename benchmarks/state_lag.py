@@ -23,11 +23,12 @@ import boto3
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from prunefront.pipelines.journal.journal import Journal
+from prunefront.pipelines.journal.layout import JOURNAL
 from prunefront.pipelines.recovery.owner import claim
-from prunefront.pipelines.recovery.snapshot import JOURNAL, Place, events_in
+from prunefront.pipelines.recovery.snapshot import Place, events_in
 from prunefront.pipelines.recovery.upload import Mirror
+from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.s3 import S3Store
-from prunefront.pipelines.stores.store import open_store
 from tests.services import ceph
 
 OUTCOME = {"values": {"accuracy": 0.9123, "macs": 12345678.0, "params": 234567.0, "size_bytes": 938268.0}}

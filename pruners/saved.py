@@ -18,18 +18,19 @@ from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.bits.bit_width import BEHIND, wrap
+from prunefront.pruners.cut.blocks import without_blocks
 from prunefront.pruners.cut.compact import restore
 from prunefront.pruners.cut.surgery import load as load_channels
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer, Part
-from prunefront.pruners.plan.cost import layer_parts, layout, trained_in
-from prunefront.pruners.plan.decide import LayerPlan, PruningPlan, inside, removed_blocks
+from prunefront.pruners.graph.plan import LayerPlan, PruningPlan, inside, removed_blocks
+from prunefront.pruners.plan.cost import layout, trained_in
+from prunefront.pruners.plan.layer_parts import layer_parts
 from prunefront.pruners.quantisers import quantisers
 from prunefront.pruners.storage import file as storage
 from prunefront.pruners.storage.sizes import Counts
 from prunefront.pruners.storage.streams import FLOATS, Codec, Levels
-from prunefront.pruners.trace.stacks import without_blocks
 from prunefront.strict_json import loads
 
 WEIGHTS, PLAN, MANIFEST = "weights.safetensors", "plan.json", "manifest.json"

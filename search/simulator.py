@@ -16,7 +16,7 @@ from prunefront.search.outcomes.front import ParetoFront
 from prunefront.search.outcomes.measurement import Failure, Measurement, NotFinite, Outcome
 from prunefront.search.searchers.searcher import Searcher
 from prunefront.search.space.candidate import Candidate
-from prunefront.search.space.search_space import Problem
+from prunefront.search.space.problem import Problem
 
 Job = TypeVar("Job")
 

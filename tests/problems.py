@@ -11,7 +11,8 @@ from prunefront.search.outcomes.measurement import OBJECTIVES, Constraint, Measu
 from prunefront.search.searchers.searcher import Searcher
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.costs import CostModel
-from prunefront.search.space.search_space import GroupSpace, Problem, SearchSpace
+from prunefront.search.space.problem import Problem
+from prunefront.search.space.search_space import GroupSpace, SearchSpace
 
 
 @dataclass(frozen=True, slots=True)

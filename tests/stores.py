@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from prunefront.pipelines.artifacts.publish import FRONT, LIMITS, fetch_from, publish, read_front
+from prunefront.pipelines.artifacts.publish import LIMITS, fetch_from, publish, read_front
+from prunefront.pipelines.journal.layout import FRONT
 from prunefront.pipelines.recovery.owner import NotOurs, claim, owner_of
 from prunefront.pipelines.stores.store import ObjectStore, put_json
 

@@ -15,6 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prunefront.atomic import write_whole
+from prunefront.pipelines.journal.layout import FRONT
+from prunefront.pipelines.stores.folder import folder_errors
+from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.store import (
     ArtifactError,
     ArtifactNotFound,
@@ -22,18 +26,14 @@ from prunefront.pipelines.stores.store import (
     StoreAway,
     StoreRefused,
     check_limit,
-    folder_errors,
-    open_store,
     parse_json,
     read_json,
     read_text,
-    write_whole,
 )
 
 FORMAT = "prunefront-artifact"
 VERSION = 2
 MANIFEST = "manifest.json"
-FRONT = "front.json"
 LIMITS: Mapping[str, int] = {
     "weights.safetensors": 16 << 30,
     "plan.json": 64 << 20,

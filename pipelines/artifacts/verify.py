@@ -20,7 +20,7 @@ from prunefront.pipelines.data import Split, Splits, Transform, batches
 from prunefront.pipelines.formats.onnx_export import ORT_ERRORS, open_session
 from prunefront.pipelines.measure.accuracy import Accuracy, accuracy, wilson
 from prunefront.pipelines.stores.store import ArtifactError, parse_json
-from prunefront.pruners.plan.decide import PruningPlan
+from prunefront.pruners.graph.plan import PruningPlan
 
 S = TypeVar("S", bound=BaseModel)
 

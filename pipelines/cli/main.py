@@ -14,6 +14,7 @@ from rich.text import Text
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cli.jobs import StudyFile, logs, stop, submit, submitted_status
+from prunefront.pipelines.journal.layout import FRONT_PAGE, FRONT_PICTURE
 
 if TYPE_CHECKING:
     from prunefront.pipelines.fronts.unfinished import PartialFront
@@ -181,14 +182,15 @@ def latency_table(
     """
     from prunefront.pipelines.config.sections import load
     from prunefront.pipelines.events.display import Display
-    from prunefront.pipelines.stages.latency_table import TABLE, measure_for
+    from prunefront.pipelines.journal.layout import LATENCY_TABLE
+    from prunefront.pipelines.stages.latency_table import measure_for
 
     config, console = load(study), Console(stderr=as_json)
     display = Display(console)
     try:
         found = measure_for(config, out, fresh=fresh, joint=joint, address=address, display=display)
     except KeyboardInterrupt:
-        said = f"stopped; the same command goes on; what was timed is in {out or config.path / TABLE}"
+        said = f"stopped; the same command goes on; what was timed is in {out or config.path / LATENCY_TABLE}"
         Console(stderr=True).print(said, highlight=False, soft_wrap=True, markup=False)
         raise typer.Exit(130) from None
     if as_json:
@@ -214,8 +216,8 @@ def front(study: Study, as_json: AsJson = False) -> None:
     rows = [row.to_json() for row in read_front(folder)]
     pages = f"pages: {folder / 'front.html'}  {folder / 'front.png'}"
     try:
-        write_html(rows, folder / "front.html", folder.name, note=bounds_kept(folder))
-        write_png(rows, folder / "front.png", folder.name)
+        write_html(rows, folder / FRONT_PAGE, folder.name, note=bounds_kept(folder))
+        write_png(rows, folder / FRONT_PICTURE, folder.name)
     except OSError as error:  # somebody else's study can be read all the same
         pages = f"no pages were written: {error.filename}: {error.strerror}"
     if as_json:
@@ -478,9 +480,10 @@ def print_front(rows: list[dict[str, Any]], console: Console) -> None:
 
 def print_partial(found: "PartialFront", folder: Path, *, as_json: bool) -> None:
     """A front of what is finished; also writes its page."""
-    from prunefront.pipelines.fronts.unfinished import PAGE_NAME, best, table, write
+    from prunefront.pipelines.fronts.unfinished import best, table, write
+    from prunefront.pipelines.journal.layout import PARTIAL_PAGE
 
-    page = f"page: {folder / PAGE_NAME}"
+    page = f"page: {folder / PARTIAL_PAGE}"
     try:
         write(found, folder)
     except OSError as error:

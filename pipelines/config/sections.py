@@ -24,6 +24,7 @@ from pydantic import (
 
 from prunefront.choice import Words
 from prunefront.errors import PrunefrontError
+from prunefront.pipelines.journal.layout import ARTIFACTS
 from prunefront.search.outcomes.constraints import Bound, ConstraintError, check_together
 from prunefront.search.outcomes.constraints import parse as parse_bound
 from prunefront.search.outcomes.measurement import OBJECTIVES
@@ -405,7 +406,7 @@ class StudyConfig(Section):
     @property
     def artifact_uri(self) -> str:
         """The artifact store, with the default filled in."""
-        uri = self.artifacts.uri or str(self.path / "artifacts")
+        uri = self.artifacts.uri or str(self.path / ARTIFACTS)
         # workers have other current folders
         return uri if "://" in uri else str(Path(uri).expanduser().absolute())
 

@@ -26,10 +26,10 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
 from torch import Tensor
 
+from prunefront.atomic import write_whole
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.imported import one_line
 from prunefront.pipelines.formats.onnx_export import ORT_ERRORS, open_session
-from prunefront.pipelines.stores.store import write_whole
 
 INTEGER_OPS = (
     "Add",

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from prunefront.atomic import write_whole
 from prunefront.errors import NotTraceable, PrunefrontError
 from prunefront.pipelines.config.imported import one_line
 from prunefront.pipelines.formats.same_outputs import largest_difference
-from prunefront.pipelines.stores.store import write_whole
 
 
 def export(model: nn.Module, example: Tensor, path: Path) -> None:

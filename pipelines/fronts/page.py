@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from prunefront.errors import PrunefrontError
-from prunefront.pruners.plan.decide import PruningPlan
+from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.search.outcomes.measurement import OBJECTIVES
 
 if TYPE_CHECKING:

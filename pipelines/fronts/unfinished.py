@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import FRONT, locate
+from prunefront.pipelines.artifacts.publish import locate
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.fronts.page import DENSE, FRONT_OBJECTIVES, PAGE, FrontRow, count, size, write_html
 from prunefront.pipelines.fronts.page import table as front_table
 from prunefront.pipelines.journal.journal import read_events, write_json
-from prunefront.pipelines.study.status import DENSE_NETWORKS
+from prunefront.pipelines.journal.layout import DENSE_NETWORKS, FRONT, JOURNAL, PARTIAL_FRONT, PARTIAL_PAGE
 from prunefront.search.outcomes.constraints import EXACT, resolve
 from prunefront.search.outcomes.front import ParetoFront
 from prunefront.search.outcomes.measurement import (
@@ -31,8 +31,6 @@ from prunefront.search.outcomes.measurement import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-PARTIAL, PAGE_NAME = "partial-front.json", "partial-front.html"
-"""In a study's folder."""
 
 IMAGES = "validation images"
 
@@ -245,12 +243,12 @@ def _cells(found: PartialFront) -> tuple[tuple[str, ...], list[tuple[str, ...]]]
 
 def write(found: PartialFront, folder: Path) -> None:
     """As JSON, then as a page. Raises OSError."""
-    write_json(folder / PARTIAL, found.to_json())
+    write_json(folder / PARTIAL_FRONT, found.to_json())
     title = f"{found.study}: partial front"
     if found.trained:
         rows = [row.to_json() for row in found.rows]  # type: ignore[union-attr]
         caption = f"All figures are those of {IMAGES}: this search has not ended."
-        write_html(rows, folder / PAGE_NAME, title, note=found.said, images=IMAGES, caption=caption)
+        write_html(rows, folder / PARTIAL_PAGE, title, note=found.said, images=IMAGES, caption=caption)
         return
     headers, cells = _cells(found)
     page = PAGE.format(
@@ -266,12 +264,12 @@ def write(found: PartialFront, folder: Path) -> None:
         ),
         caption="",
     )
-    (folder / PAGE_NAME).write_text(page, encoding="utf-8")
+    (folder / PARTIAL_PAGE).write_text(page, encoding="utf-8")
 
 
 def remove(folder: Path) -> None:
     """What an earlier run left, when there is a front proper."""
-    for name in (PARTIAL, PAGE_NAME):
+    for name in (PARTIAL_FRONT, PARTIAL_PAGE):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -286,7 +284,7 @@ def kept(
     except BaseException:
         if not (config.path / FRONT).exists():
             try:
-                found = partial_front(config, read_events(config.path / "journal.jsonl"))
+                found = partial_front(config, read_events(config.path / JOURNAL))
                 if found is not None:
                     write(found, config.path)
             except (OSError, PrunefrontError) as error:  # why the search ended is what is raised
@@ -294,5 +292,5 @@ def kept(
             else:
                 if found is not None:
                     tell("partial_front", rows=len(found.rows), trained=found.trained)
-                    say(f"{found.said}; {config.path / PAGE_NAME}")
+                    say(f"{found.said}; {config.path / PARTIAL_PAGE}")
         raise

@@ -11,6 +11,7 @@ from typing import Any, Self, TextIO
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.journal.event_fields import fault
+from prunefront.pipelines.journal.layout import LOCK
 from prunefront.strict_json import loads
 
 KEPT_LIMIT = 256 << 20
@@ -40,7 +41,7 @@ def lock(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        opened = (folder / "lock").open("a+")
+        opened = (folder / LOCK).open("a+")
     except OSError as error:
         raise StudyFolderError(
             f"the study's folder {folder} cannot be written: {error.strerror}; check its permissions, or set another "

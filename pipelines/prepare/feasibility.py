@@ -7,21 +7,15 @@ from itertools import combinations
 from prunefront.choice import GroupChoice, Words, pattern
 from prunefront.errors import PrunefrontError, RatioError
 from prunefront.pipelines.config.sections import SpaceSection
-from prunefront.pipelines.stages.screening import OverBudget
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer, Part
-from prunefront.pruners.plan.cost import Cost, cost, layer_parts, shapes_of, trained_in
-from prunefront.pruners.plan.decide import (
-    DENSE,
-    GroupPlan,
-    LayerPlan,
-    PruningPlan,
-    channels,
-    inside,
-    removed_blocks,
-)
+from prunefront.pruners.graph.plan import DENSE, GroupPlan, LayerPlan, PruningPlan, inside, removed_blocks
+from prunefront.pruners.graph.shapes import shapes_of
+from prunefront.pruners.plan.cost import Cost, cost, trained_in
+from prunefront.pruners.plan.decide import channels
 from prunefront.pruners.plan.layer_counts import left_by, nearest_count
+from prunefront.pruners.plan.layer_parts import layer_parts
 from prunefront.pruners.storage.sizes import file_size
 from prunefront.search.outcomes.constraints import EXACT, Bound, resolve
 from prunefront.search.outcomes.measurement import OBJECTIVES, Constraint, Measurement
@@ -370,3 +364,7 @@ def _ways(name: str, section: SpaceSection) -> str:
     if name == "size_bytes" and min(section.bits) > 4:
         ways.append(f"add shorter words to space.bits (now {min(section.bits)})")
     return f"{', '.join(ways[:-1])} or {ways[-1]}" if len(ways) > 1 else ways[0]
+
+
+class OverBudget(PrunefrontError):
+    """A candidate is predicted to miss a bound, so it is not worth a score."""

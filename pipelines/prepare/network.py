@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from prunefront.errors import PrunefrontError
+from prunefront.pipelines.cluster.device import check_runtime
 from prunefront.pipelines.config.sections import SpaceSection, StudyConfig
 from prunefront.pipelines.data import SearchData, Splits, batches
 from prunefront.pipelines.data import load as load_data
@@ -22,7 +23,7 @@ from prunefront.pipelines.events.redaction import redacted
 from prunefront.pipelines.formats.onnx_export import export
 from prunefront.pipelines.formats.weights import load_weights, save_weights
 from prunefront.pipelines.journal.journal import changed, write_json
-from prunefront.pipelines.measure.device import check_runtime
+from prunefront.pipelines.journal.layout import PREPARED
 from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.feasibility import check_bounds
 from prunefront.pipelines.prepare.problem import check_space, widest_space, within
@@ -43,7 +44,8 @@ from prunefront.pruners.criteria import criteria
 from prunefront.pruners.granularities import granularities, layer_granularities
 from prunefront.pruners.granularities.block import stack_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.plan.decide import PruningPlan, Scores, plan
+from prunefront.pruners.graph.plan import PruningPlan, Scores
+from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.procedures import procedures
 from prunefront.pruners.quantisers import quantisers
 from prunefront.pruners.scoring import available, needs_of, rank, why_not
@@ -160,7 +162,7 @@ def dense_network(config: StudyConfig, say: Say) -> Network:
 
     Raises PrunefrontError for data, weights or a network that cannot be used, and for data that changed since.
     """
-    folder = config.path / "prepared"
+    folder = config.path / PREPARED
     splits = load_data(config.data)
     shape = splits.train.images.shape[1:]
     say(
@@ -236,7 +238,7 @@ def check_per_group(per_group: Mapping[str, Sequence[str]], graph: ChannelGraph)
 
 def know(config: StudyConfig, network: Network, gather: Gather, say: Say) -> Knowledge:
     """Scores, and what allocators read, from one pass over calibration images; or what an earlier run kept."""
-    folder = config.path / "prepared"
+    folder = config.path / PREPARED
     kept, facts = folder / "scores.safetensors", folder / "facts.safetensors"
     if kept.exists():
         return Knowledge(read_scores(folder, network.graph), read_facts(folder, network.graph))
@@ -270,7 +272,7 @@ def kept(study: Path) -> tuple[ChannelGraph, Knowledge]:
 
     Raises PrunefrontError if it did not come so far.
     """
-    folder = study / "prepared"
+    folder = study / PREPARED
     if not (folder / "graph.json").exists() or not (folder / "scores.safetensors").exists():
         raise PrunefrontError(
             f"study {study.name!r} has not scored the units of its network yet ({folder}); let `prunefront search` "
@@ -373,7 +375,7 @@ def make_bench(config: StudyConfig, network: Network) -> Workbench:
     """What every worker gets. Takes seconds: exports the dense network, finds the faster precision."""
     data = network.splits.for_search()
     device = "cuda" if config.cluster.gpus_per_worker > 0 else "cpu"
-    path = config.path / "prepared" / "dense.onnx"
+    path = config.path / PREPARED / "dense.onnx"
     if not path.exists():
         export(network.model, torch.zeros(2, *network.input_shape), path)
     return Workbench(
@@ -413,7 +415,7 @@ def make_bench(config: StudyConfig, network: Network) -> Workbench:
 
 def _recipe(config: StudyConfig, network: Network, data: SearchData, device: str) -> Recipe:
     section = config.training
-    path = config.path / "prepared" / "precision.json"
+    path = config.path / PREPARED / "precision.json"
     precision: Precision
     if section.precision != "auto":
         precision, channels_last = section.precision, section.precision == "bfloat16"

@@ -18,8 +18,9 @@ from prunefront.pruners.cut.compact import within_layers
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer
+from prunefront.pruners.graph.plan import Scores, inside
 from prunefront.pruners.plan.cost import cost, unit_macs
-from prunefront.pruners.plan.decide import Scores, inside, keep_counts, plan
+from prunefront.pruners.plan.decide import keep_counts, plan
 from prunefront.pruners.plan.layer_counts import nearest_count
 from prunefront.pruners.scoring import why_not
 from prunefront.search.outcomes.constraints import EXACT, Bound, resolve
@@ -28,7 +29,8 @@ from prunefront.search.outcomes.measurement import OBJECTIVES, Constraint, Measu
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.costs import CostModel
 from prunefront.search.space.heuristics import Proposal, seed_candidates
-from prunefront.search.space.search_space import PERCENT, GroupSpace, Problem, SearchSpace
+from prunefront.search.space.problem import Problem
+from prunefront.search.space.search_space import PERCENT, GroupSpace, SearchSpace
 
 ALLOCATORS = ("uniform", "global_threshold")
 """Those that need no measurement beside the scores."""

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from prunefront.pipelines.journal.journal import changed, read_json
-from prunefront.pruners.allocators.sensitivity import RATIOS
 from prunefront.pruners.graph.channel_graph import ChannelGraph, check_consistent
+from prunefront.pruners.graph.single_cuts import RATIOS
 
 Nested = dict[str, dict[str, NDArray[np.float64]]]
 """name -> group -> array."""

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import FRONT
 from prunefront.pipelines.journal.journal import write_json
+from prunefront.pipelines.journal.layout import FRONT, OWNER
 from prunefront.pipelines.stores.store import (
     ArtifactError,
     ArtifactNotFound,
@@ -26,9 +26,6 @@ from prunefront.pipelines.stores.store import (
     put_text,
     read_text,
 )
-
-OWNER = "owner.json"
-"""At the root of a store, and a copy of it in the study's folder."""
 
 LIMIT = 64 << 10
 _SHOWN = 200

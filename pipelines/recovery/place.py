@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.journal.journal import is_begun, read_events
+from prunefront.pipelines.journal.layout import JOURNAL
 from prunefront.pipelines.recovery.owner import NotOurs, Owner, check_owner, claim, owner_of
 from prunefront.pipelines.recovery.snapshot import (
-    JOURNAL,
     Place,
     Stand,
     TakenOver,
@@ -20,7 +20,8 @@ from prunefront.pipelines.recovery.snapshot import (
     restore,
 )
 from prunefront.pipelines.recovery.upload import Mirror
-from prunefront.pipelines.stores.store import ObjectStore, open_store
+from prunefront.pipelines.stores.open import open_store
+from prunefront.pipelines.stores.store import ObjectStore
 
 Say = Callable[[str], None]
 

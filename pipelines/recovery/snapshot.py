@@ -25,8 +25,19 @@ from pathlib import Path
 from typing import Any
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import FRONT, FileRecord, measure_file, parse_record
+from prunefront.pipelines.artifacts.publish import FileRecord, measure_file, parse_record
 from prunefront.pipelines.journal.journal import StudyRunning, read_events, write_json
+from prunefront.pipelines.journal.layout import (
+    BOUNDS,
+    FRONT,
+    JOURNAL,
+    PREPARED,
+    RUN,
+    STATE,
+    STUDY,
+    SUPERSEDED_JOURNAL,
+    WEIGHTS,
+)
 from prunefront.pipelines.recovery.owner import clock_time, is_host, is_time
 from prunefront.pipelines.stores.store import (
     ArtifactError,
@@ -37,19 +48,10 @@ from prunefront.pipelines.stores.store import (
     put_text,
     read_text,
 )
-from prunefront.pipelines.study.find import BOUNDS
-from prunefront.pipelines.workers.inheritance import WEIGHTS
 
-STATE = "state"
 FORMAT = "prunefront-state"
 VERSION = 1
 
-CONFIG = "study.json"
-JOURNAL = "journal.jsonl"
-SUPERSEDED = "journal-superseded.jsonl"
-"""In a study's folder: the journal of a run that another machine went on without."""
-RUN = "run.json"
-"""In a study's folder: the latest run that was begun in it."""
 
 SEGMENT_BYTES = 256 << 10
 """A journal's end that has grown to this becomes a segment, which is sent once."""
@@ -59,7 +61,7 @@ ALIVE_SECONDS = 60.0
 """A driver whose heartbeat is younger than this is believed to live."""
 
 FILES: Mapping[str, int] = {
-    CONFIG: 1 << 20,
+    STUDY: 1 << 20,
     BOUNDS: 1 << 20,
     FRONT: 64 << 20,
     "prepared/data.json": 1 << 20,
@@ -349,7 +351,7 @@ def restore(place: Place, snapshot: Snapshot, folder: Path) -> None:
             journal.write(snapshot.tail.encode())
         read_events(part / JOURNAL)  # raises JournalError
         _sync(part)
-        for name in ("prepared", WEIGHTS):
+        for name in (PREPARED, WEIGHTS):
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in FILES.keys() - snapshot.files.keys():  # such as the front of a search that was begun anew
             (folder / name).unlink(missing_ok=True)
@@ -357,7 +359,7 @@ def restore(place: Place, snapshot: Snapshot, folder: Path) -> None:
             if path.name not in (JOURNAL, "segment"):
                 os.replace(path, folder / path.name)
         if (folder / JOURNAL).exists():
-            os.replace(folder / JOURNAL, folder / SUPERSEDED)
+            os.replace(folder / JOURNAL, folder / SUPERSEDED_JOURNAL)
         os.replace(part / JOURNAL, folder / JOURNAL)
 
 

@@ -12,12 +12,11 @@ from pathlib import Path
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.publish import FileRecord, measure_file
 from prunefront.pipelines.events.redaction import without_password
+from prunefront.pipelines.journal.layout import JOURNAL, STUDY, WEIGHTS
 from prunefront.pipelines.recovery.owner import owner_of
 from prunefront.pipelines.recovery.snapshot import (
-    CONFIG,
     FILES,
     HEARTBEAT_SECONDS,
-    JOURNAL,
     SEGMENT_BYTES,
     Place,
     Run,
@@ -27,7 +26,6 @@ from prunefront.pipelines.recovery.snapshot import (
     limit_of,
 )
 from prunefront.pipelines.stores.store import ArtifactError, ObjectStore, put_text
-from prunefront.pipelines.workers.inheritance import WEIGHTS
 
 PAUSE_SECONDS = 1.0
 """At least between two puts; what happens meanwhile is put together."""
@@ -269,12 +267,12 @@ class Mirror:
 
     def _send_file(self, name: str, path: Path) -> FileRecord:
         """Puts a file as it is, but for passwords in the addresses of a study's configuration."""
-        if name != CONFIG:
+        if name != STUDY:
             record = measure_file(path)
             self._send(record, path)
             return record
         with tempfile.TemporaryDirectory() as temporary:
-            shown = Path(temporary) / CONFIG
+            shown = Path(temporary) / STUDY
             shown.write_text(without_password(path.read_text()))
             record = measure_file(shown)
             self._send(record, shown)

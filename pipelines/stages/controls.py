@@ -7,8 +7,8 @@ from prunefront.pipelines.stages.final import Trained
 from prunefront.pipelines.workers.bench import Job
 from prunefront.pruners.controls import Subject, controls
 from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.graph.plan import DENSE, Scores
 from prunefront.pruners.plan.cost import macs
-from prunefront.pruners.plan.decide import DENSE, Scores
 from prunefront.pruners.plan.layer_counts import replanned
 from prunefront.search.space.candidate import Candidate
 

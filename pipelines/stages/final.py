@@ -24,8 +24,8 @@ from prunefront.pipelines.stores.store import ArtifactStore, StoreAway, StoreRef
 from prunefront.pipelines.workers.bench import Job
 from prunefront.pipelines.workers.failures import failure
 from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.graph.plan import DENSE
 from prunefront.pruners.plan.cost import cost
-from prunefront.pruners.plan.decide import DENSE
 from prunefront.search.outcomes.constraints import Bound, shortfall
 from prunefront.search.outcomes.dominance import dominance
 from prunefront.search.outcomes.front import ParetoFront, minimised, violation

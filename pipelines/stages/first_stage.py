@@ -6,6 +6,7 @@ from typing import Any
 
 from prunefront.pipelines.cluster.connect import Cluster
 from prunefront.pipelines.cluster.patience import Patience
+from prunefront.pipelines.journal.layout import WEIGHTS
 from prunefront.pipelines.prepare.feasibility import above_dense, check_costs
 from prunefront.pipelines.prepare.network import Network, planned_by
 from prunefront.pipelines.stages.forecast import Forecast, PredictingPool
@@ -20,16 +21,16 @@ from prunefront.pipelines.stages.warm_start import (
     warm_start,
 )
 from prunefront.pipelines.tracking.tracker import candidate_params
-from prunefront.pipelines.workers.inheritance import WEIGHTS, Inheritance
+from prunefront.pipelines.workers.inheritance import Inheritance
 from prunefront.pipelines.workers.pool import ScoringPool
-from prunefront.pruners.plan.decide import DENSE, PruningPlan, Scores
+from prunefront.pruners.graph.plan import DENSE, PruningPlan, Scores
 from prunefront.search.outcomes.front import ParetoFront, reference_point
 from prunefront.search.outcomes.measurement import Measurement, Outcome
 from prunefront.search.outcomes.stall import recent_gain, stalled
 from prunefront.search.prediction.sensitivity import is_probe
 from prunefront.search.searchers import searchers
 from prunefront.search.space.candidate import Candidate
-from prunefront.search.space.search_space import Problem
+from prunefront.search.space.problem import Problem
 
 
 def warm_started(

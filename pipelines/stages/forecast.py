@@ -19,8 +19,9 @@ from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.journal.evaluations import Evaluation
 from prunefront.pipelines.journal.journal import changed, read_json, write_json
+from prunefront.pipelines.journal.layout import LATENCY_TABLE, PREPARED
+from prunefront.pipelines.prepare.feasibility import OverBudget
 from prunefront.pipelines.stages.latency_table import (
-    TABLE,
     LatencyTable,
     PointTimer,
     Subject,
@@ -34,16 +35,17 @@ from prunefront.pipelines.stages.latency_table import (
     read,
     widths,
 )
-from prunefront.pipelines.stages.screening import OverBudget, Pool
+from prunefront.pipelines.stages.screening import Pool
 from prunefront.pipelines.workers.bench import Workbench
-from prunefront.pruners.plan.decide import DENSE, PruningPlan
+from prunefront.pruners.graph.plan import DENSE, PruningPlan
 from prunefront.search.outcomes.constraints import Bound, resolve
 from prunefront.search.outcomes.measurement import Constraint, Measurement, Objective, Outcome
 from prunefront.search.prediction.latency import LatencyPredictor, Point, PredictionError
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.costs import Costs
 from prunefront.search.space.encoding import Encoding, Floats, Rows
-from prunefront.search.space.search_space import Problem, SearchSpace
+from prunefront.search.space.problem import Problem
+from prunefront.search.space.search_space import SearchSpace
 
 PREDICTED: Mapping[str, Objective] = {
     "latency_ratio": Objective("predicted_latency_ratio", "min", "of dense"),
@@ -53,9 +55,6 @@ PREDICTED: Mapping[str, Objective] = {
 
 KEPT = "latency.json"
 """In a study's prepared/: the predictor that its first stage uses, so that a study that goes on predicts the same."""
-
-CORRECTED = "latency-corrected.json"
-"""In a study's folder: its table, and the networks that it measured after training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +299,7 @@ def forecast(
             "['channel'] and "
             "space.bits = [32]"
         )
-    path = config.path / "prepared" / KEPT
+    path = config.path / PREPARED / KEPT
     if path.exists():
         found = kept_forecast(path, task.space, bounds)
     else:
@@ -347,7 +346,7 @@ def _table(
     worker = ray.remote(TimingWorker).options(num_cpus=1, num_gpus=gpus).remote(ray.put(bench))
     try:
         where = _answer(worker.device.remote())
-        path = given or config.path / TABLE
+        path = given or config.path / LATENCY_TABLE
         if given is None:
             _measure(config, bench, path, where, worker, display)
         table = read(path)

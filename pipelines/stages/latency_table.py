@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.connect import connected
+from prunefront.pipelines.cluster.device import Target, check_address, target
 from prunefront.pipelines.cluster.nodes import check_nodes
 from prunefront.pipelines.config.sections import MeasureSection, StudyConfig
 from prunefront.pipelines.data import load as load_data
@@ -29,7 +30,7 @@ from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.formats.onnx_cut import cut, same_as_exported
 from prunefront.pipelines.formats.onnx_export import export
 from prunefront.pipelines.journal.journal import write_json
-from prunefront.pipelines.measure.device import Target, check_address, target
+from prunefront.pipelines.journal.layout import LATENCY_TABLE
 from prunefront.pipelines.measure.environment import PLACE, environment
 from prunefront.pipelines.measure.latency import Latency, compare, runtimes
 from prunefront.pipelines.measure.turnstile import exclusive, shared
@@ -37,7 +38,8 @@ from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.network import check_names, trace_model
 from prunefront.pruners.cut.surgery import apply
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.plan.decide import PruningPlan, keep_counts, plan
+from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.plan.decide import keep_counts, plan
 from prunefront.search.prediction.latency import (
     Axis,
     LatencyPredictor,
@@ -53,8 +55,6 @@ from prunefront.strict_json import loads
 
 FORMAT = 1
 
-TABLE = "latency.json"
-"""What the table is called in a study's folder."""
 
 SINGLE = 3
 JOINT = 48
@@ -550,7 +550,7 @@ def measure_for(
             stack.enter_context(connected(address, config.cluster))
             for line in check_nodes(config.measure, config.cluster):
                 display.say(line)
-        return _measured(config, path or config.path / TABLE, fresh, joint, display)
+        return _measured(config, path or config.path / LATENCY_TABLE, fresh, joint, display)
 
 
 def _measured(config: StudyConfig, path: Path, fresh: bool, joint: int, display: Display) -> Measured:

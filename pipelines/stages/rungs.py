@@ -7,7 +7,7 @@ from prunefront.pipelines.config.sections import StudyConfig, TrainingSection
 from prunefront.pipelines.workers.scheduler import Reached
 from prunefront.search.outcomes.measurement import Failure, Measurement, outcome_from_json
 from prunefront.search.promotion.halving import GOOD, PAIRS, Rungs, RungSummary, Verdict, levels
-from prunefront.search.space.search_space import Problem
+from prunefront.search.space.problem import Problem
 
 
 def keeps(section: TrainingSection) -> float:

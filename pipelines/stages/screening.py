@@ -6,8 +6,9 @@ from typing import Any, Protocol
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.journal.evaluations import Evaluation, Evaluations
 from prunefront.pipelines.journal.journal import Journal, JournalError
+from prunefront.pipelines.prepare.feasibility import OverBudget
 from prunefront.pipelines.workers.inheritance import Inheritance
-from prunefront.pruners.plan.decide import PruningPlan
+from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome, outcome_from_json
 from prunefront.search.searchers.searcher import Searcher
 from prunefront.search.simulator import MOST_DUPLICATES
@@ -18,10 +19,6 @@ MOST_REFUSED = 2000
 
 HOPELESS = 8
 """If this many first candidates fail, without one success, it is the study that is wrong and not the candidates."""
-
-
-class OverBudget(PrunefrontError):
-    """A candidate is predicted to miss a bound, so it is not worth a score."""
 
 
 class Pool(Protocol):

@@ -9,28 +9,28 @@ from prunefront.pipelines.artifacts.publish import locate
 from prunefront.pipelines.cluster.connect import Cluster
 from prunefront.pipelines.cluster.patience import Patience
 from prunefront.pipelines.journal.journal import JournalError, write_json
+from prunefront.pipelines.journal.layout import BOUNDS, CORRECTED_TABLE, TUNE
 from prunefront.pipelines.prepare.network import Network, planned_by
 from prunefront.pipelines.stages.controls import control_job, spread
 from prunefront.pipelines.stages.final import Trained, chosen, standing
-from prunefront.pipelines.stages.forecast import CORRECTED, Forecast
+from prunefront.pipelines.stages.forecast import Forecast
 from prunefront.pipelines.stages.rungs import event_of, keeps, metrics, rungs_of, told
 from prunefront.pipelines.stages.screening import Screening
 from prunefront.pipelines.stages.session import Session
-from prunefront.pipelines.study.find import BOUNDS
 from prunefront.pipelines.tracking.tracker import candidate_params
 from prunefront.pipelines.workers.bench import Job
 from prunefront.pipelines.workers.checkpoints import kept_in
 from prunefront.pipelines.workers.failures import PASSING, REFUSED
 from prunefront.pipelines.workers.scheduler import Reached
 from prunefront.pipelines.workers.trials import COSTS, MEASURED_ON, RESUMED, Queue, Trials, finetune_all
-from prunefront.pruners.plan.decide import DENSE, PruningPlan, Scores
+from prunefront.pruners.graph.plan import DENSE, PruningPlan, Scores
 from prunefront.search.outcomes.constraints import resolve, shortfall
 from prunefront.search.outcomes.front import violation
 from prunefront.search.outcomes.measurement import Constraint, Failure, Outcome, outcome_from_json
 from prunefront.search.promotion.halving import Rungs
 from prunefront.search.promotion.promotion import promote
 from prunefront.search.space.candidate import Candidate
-from prunefront.search.space.search_space import Problem
+from prunefront.search.space.problem import Problem
 
 
 def finetune(
@@ -221,7 +221,7 @@ def _make(
                 trials = Trials(
                     cluster.workers,
                     config.cluster,
-                    config.path / "tune",
+                    config.path / TUNE,
                     stage,
                     rungs() if rungs else None,
                     kept,
@@ -312,7 +312,7 @@ def compare_with_forecast(session: Session, predicting: Forecast, trained: Seque
     corrected, error = predicting.corrected(points)
     session.display.say(f"latency, predicted against measured after training: {error}")
     session.tracker.log_values({f"latency_prediction_{k}": v for k, v in error.to_json().items()})
-    write_json(config.path / CORRECTED, corrected.table.to_json())
+    write_json(config.path / CORRECTED_TABLE, corrected.table.to_json())
 
 
 def choose(session: Session, trained: Sequence[Trained]) -> list[Trained]:

@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.journal.evaluations import Evaluation, Evaluations
-from prunefront.pipelines.stores.store import ArtifactNotFound, ArtifactStore, open_store, put_json, read_json
+from prunefront.pipelines.journal.layout import EVALUATIONS
+from prunefront.pipelines.stores.open import open_store
+from prunefront.pipelines.stores.store import ArtifactNotFound, ArtifactStore, put_json, read_json
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.search.outcomes.front import ParetoFront
 from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement, Objective, Outcome
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.search_space import SearchSpace
-
-EVALUATIONS = "evaluations.json"
-"""At the root of a study's artifacts, beside its front."""
 
 FORMAT = 2
 

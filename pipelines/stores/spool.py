@@ -19,18 +19,13 @@ from pathlib import Path
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import Artifact, publish
 from prunefront.pipelines.stores.store import (
     ArtifactStore,
-    MemoryStore,
     StoreAway,
     StoreRefused,
     check_key,
     check_limit,
 )
-
-SPOOL = "spool"
-"""In a study's folder."""
 
 PATIENCE = 600.0
 """Seconds that the end of a study waits for a store that is away."""
@@ -284,22 +279,6 @@ class Refuge:
 
     node: str
     folder: Path
-
-
-def published(store: ArtifactStore, folder: Path, name: str, refuge: Refuge | None) -> Artifact:
-    """As `artifacts.publish`, by a worker: while the store is away, the artifact is brought to the refuge.
-
-    Without one, tries again for `PATIENCE` seconds. Raises StoreAway where neither helped, else as `publish`.
-    """
-    try:
-        return publish(store, folder, name)
-    except StoreAway as away:
-        if refuge is None:
-            return patiently(PATIENCE)(publish, store, folder, name)
-        kept = MemoryStore(store.uri)
-        artifact = publish(kept, folder, name)
-        _bring(kept.objects, refuge, away)
-        return artifact
 
 
 def _bring(objects: Mapping[str, bytes], refuge: Refuge, away: StoreAway) -> None:

@@ -5,24 +5,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunefront.errors import PrunefrontError, one_line
-from prunefront.pipelines.artifacts.publish import FRONT, MANIFEST, fetch
+from prunefront.pipelines.artifacts.publish import MANIFEST, fetch
 from prunefront.pipelines.artifacts.publish import locate as within
 from prunefront.pipelines.artifacts.publish import read_front as read_stored_front
 from prunefront.pipelines.config.sections import StudyConfig, load, parse
 from prunefront.pipelines.events.redaction import is_redacted
 from prunefront.pipelines.fronts.page import FrontRow, read, select
 from prunefront.pipelines.journal.journal import StudyFolderError, read_events, read_json
-from prunefront.pipelines.stores.store import ArtifactNotFound, open_store
+from prunefront.pipelines.journal.layout import BOUNDS, FRONT, JOURNAL, STUDIES, STUDY
+from prunefront.pipelines.stores.open import open_store
+from prunefront.pipelines.stores.store import ArtifactNotFound
 
 if TYPE_CHECKING:
     from prunefront.pipelines.artifacts.convert import Converted
     from prunefront.pipelines.artifacts.verify import Verification
     from prunefront.pipelines.fronts.unfinished import PartialFront
-
-STUDIES = Path("studies")
-
-BOUNDS = "bounds.json"
-"""How a study's networks stand to its bounds."""
 
 
 class NoStudy(PrunefrontError):
@@ -37,11 +34,11 @@ def locate(study: str) -> Path:
     path = Path(study)
     if path.suffix == ".toml":
         folder = load(path).path
-        if not _is_there(folder / "study.json"):
+        if not _is_there(folder / STUDY):
             raise NoStudy(f"{study} has not been searched yet; start with: prunefront search {study}")
         return folder
     for folder in (path, STUDIES / study):
-        if _is_there(folder / "study.json"):
+        if _is_there(folder / STUDY):
             return folder
     known = sorted(p.parent.name for p in STUDIES.glob("*/study.json"))
     raise NoStudy(
@@ -64,7 +61,7 @@ def _is_there(path: Path) -> bool:
 
 def kept_config(folder: Path) -> StudyConfig:
     """The configuration that a study was started with."""
-    path = folder / "study.json"
+    path = folder / STUDY
     try:
         data = read_json(path)
     except StudyFolderError as error:
@@ -92,7 +89,7 @@ def partial_front_of(folder: Path) -> "PartialFront | None":
 
     if (folder / FRONT).exists():
         return None
-    return partial_front(kept_config(folder), read_events(folder / "journal.jsonl"))
+    return partial_front(kept_config(folder), read_events(folder / JOURNAL))
 
 
 def bounds_kept(folder: Path) -> str | None:
@@ -117,9 +114,7 @@ def fetch_best(
     """
     if _is_there(Path(source) / MANIFEST):
         return None, _fetch_one(source, under, key, out, endpoint_url)
-    remote = "://" in source or (
-        _is_there(Path(source) / FRONT) and not _is_there(Path(source) / "study.json")
-    )
+    remote = "://" in source or (_is_there(Path(source) / FRONT) and not _is_there(Path(source) / STUDY))
     if remote:
         store = open_store(source, endpoint_url)
         try:

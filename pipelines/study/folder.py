@@ -6,43 +6,56 @@ from pathlib import Path
 from typing import Any
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import FRONT
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.redaction import redacted
-from prunefront.pipelines.fronts.unfinished import PAGE_NAME, PARTIAL
 from prunefront.pipelines.journal.journal import Journal, changed, is_begun, read_json, write_json
+from prunefront.pipelines.journal.layout import (
+    ARTIFACTS,
+    BOUNDS,
+    CHECKPOINTS,
+    CORRECTED_TABLE,
+    FRONT,
+    FRONT_PAGE,
+    FRONT_PICTURE,
+    JOURNAL,
+    LATENCY_TABLE,
+    LOCK,
+    OWNER,
+    PARTIAL_FRONT,
+    PARTIAL_PAGE,
+    PREPARED,
+    RUN,
+    SPOOL,
+    STUDY,
+    SUPERSEDED_JOURNAL,
+    TIMING,
+    TUNE,
+    WEIGHTS,
+)
 from prunefront.pipelines.prepare.network import unchanged
-from prunefront.pipelines.recovery.owner import OWNER
-from prunefront.pipelines.recovery.snapshot import RUN, SUPERSEDED
-from prunefront.pipelines.stages.forecast import CORRECTED
-from prunefront.pipelines.stages.latency_table import TABLE
-from prunefront.pipelines.stores.spool import SPOOL
-from prunefront.pipelines.study.find import BOUNDS
-from prunefront.pipelines.workers.checkpoints import CHECKPOINTS
-from prunefront.pipelines.workers.inheritance import WEIGHTS
 
 OURS = (
-    "journal.jsonl",  # first: without it, nothing that is left counts
-    SUPERSEDED,
-    "study.json",
-    "prepared",
+    JOURNAL,  # first: without it, nothing that is left counts
+    SUPERSEDED_JOURNAL,
+    STUDY,
+    PREPARED,
     WEIGHTS,
-    "tune",
+    TUNE,
     SPOOL,
     CHECKPOINTS,
-    "artifacts",
+    ARTIFACTS,
     FRONT,
     BOUNDS,
-    "front.html",
-    "front.png",
-    PARTIAL,
-    PAGE_NAME,
-    "timing.json",
-    CORRECTED,
+    FRONT_PAGE,
+    FRONT_PICTURE,
+    PARTIAL_FRONT,
+    PARTIAL_PAGE,
+    TIMING,
+    CORRECTED_TABLE,
 )
 """What a study keeps in its folder, beside the lock; nothing else there is ever deleted."""
 
-KEPT = (TABLE, "lock", OWNER, RUN)
+KEPT = (LATENCY_TABLE, LOCK, OWNER, RUN)
 """Also ours, and never deleted here: what was measured by a command of its own, and whose the study is."""
 
 NETWORK_KEYS = ("model.", "data.", "dense.", "seed", "space.frozen", "training.weight_decay")
@@ -58,7 +71,7 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
 
     Raises PrunefrontError if an earlier run would be overwritten, cannot be gone on with, or differs.
     """
-    folder, kept = config.path, config.path / "study.json"
+    folder, kept = config.path, config.path / STUDY
     names = (path.name.removesuffix(".new") for path in folder.iterdir())  # `write_json` may have been killed
     foreign = sorted(name for name in names if name not in (*OURS, *KEPT))
     if foreign and not kept.exists():
@@ -67,9 +80,9 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
         )
     different, prepared = [], False
     if not fresh:
-        with Journal(folder / "journal.jsonl") as journal:
+        with Journal(folder / JOURNAL) as journal:
             begun = is_begun(journal.events)
-        prepared = (folder / "prepared" / "graph.json").exists()
+        prepared = (folder / PREPARED / "graph.json").exists()
         if begun and not resume:
             raise PrunefrontError(
                 f"study {config.name!r} has been searched before ({folder}); --resume goes on with it, --fresh "
@@ -91,7 +104,7 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
     keep_network = not fresh and prepared and not any(key.startswith(NETWORK_KEYS) for key in different)
     for name in OURS:
         path = folder / name
-        if name == "prepared" and keep_network:
+        if name == PREPARED and keep_network:
             for file in path.iterdir():
                 if file.name not in NETWORK_FILES:
                     file.unlink()

@@ -14,29 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import FRONT, LIMITS, MANIFEST, is_artifact_id, read_front
+from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, is_artifact_id, read_front
 from prunefront.pipelines.journal.journal import StudyRunning, read_events
-from prunefront.pipelines.recovery.owner import OWNER, Owner, kept_owner, owner_of
-from prunefront.pipelines.recovery.snapshot import (
-    JOURNAL,
-    STATE,
-    Place,
-    Snapshot,
-    events_in,
-    kept_run,
-    refuse_running,
-)
-from prunefront.pipelines.stages.warm_start import EVALUATIONS
+from prunefront.pipelines.journal.layout import BOUNDS, EVALUATIONS, FRONT, JOURNAL, LOCK, OWNER, STATE, STUDY
+from prunefront.pipelines.recovery.owner import Owner, kept_owner, owner_of
+from prunefront.pipelines.recovery.snapshot import Place, Snapshot, events_in, kept_run, refuse_running
+from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.store import (
     ArtifactNotFound,
     ObjectStore,
     Stored,
     Upload,
-    open_store,
     parse_json,
     read_text,
 )
-from prunefront.pipelines.study.find import BOUNDS, kept_config, locate
+from prunefront.pipelines.study.find import kept_config, locate
 from prunefront.pipelines.study.status import holder
 
 KINDS: Mapping[str, str] = {
@@ -154,7 +146,7 @@ class Target:
 def target(source: str, endpoint_url: str | None = None) -> Target:
     """source: a study (file, name or folder), or the root of its store. Raises PrunefrontError where there is none."""
     folder = None
-    if "://" in source or (_is_root(Path(source)) and not (Path(source) / "study.json").exists()):
+    if "://" in source or (_is_root(Path(source)) and not (Path(source) / STUDY).exists()):
         store = open_store(source, endpoint_url)
     else:
         folder = locate(source)
@@ -237,7 +229,7 @@ def find(at: Target, *, older_than: float, dominated: bool = False, now: float |
 def delete(at: Target, found: Garbage) -> None:
     """Deletes what was found. Raises StudyRunning while the study runs, PrunefrontError where the store refuses."""
     study = at.owner.study if at.owner else "of this store"
-    if at.folder is not None and (process := holder(at.folder / "lock")[0]):
+    if at.folder is not None and (process := holder(at.folder / LOCK)[0]):
         raise StudyRunning(f"study {study!r} is running (process {process}); let it end, or stop it, first")
     if at.owner is not None:
         over = kept_run(at.folder) if at.folder else None

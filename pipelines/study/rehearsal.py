@@ -15,18 +15,20 @@ from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import clock
 from prunefront.pipelines.journal.evaluations import Evaluations, evaluations, nothing_yet
 from prunefront.pipelines.journal.journal import changed, read_events, read_json
+from prunefront.pipelines.journal.layout import JOURNAL, TIMING
 from prunefront.pipelines.prepare.network import kept
 from prunefront.pipelines.prepare.problem import problem
 from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.graph.plan import DENSE, PruningPlan, Scores
 from prunefront.pruners.plan.cost import cost
-from prunefront.pruners.plan.decide import DENSE, PruningPlan, Scores, plan
+from prunefront.pruners.plan.decide import plan
 from prunefront.search.outcomes.front import reference_point
 from prunefront.search.outcomes.measurement import Measurement, Outcome
 from prunefront.search.prediction.emulator import Emulator, Fit
 from prunefront.search.searchers import searchers
 from prunefront.search.simulator import Event, History, Step, Workers, progress, simulate
 from prunefront.search.space.candidate import Candidate
-from prunefront.search.space.search_space import Problem
+from prunefront.search.space.problem import Problem
 
 CHECKPOINTS = (25, 50, 100, 200, 500, 1000, 2000, 5000)
 """Evaluation counts at which the hypervolume is shown, beside the last."""
@@ -166,7 +168,7 @@ def _images(measured: Sequence[Measurement]) -> float:
 
 def recorded(folder: Path, config: StudyConfig) -> tuple[Evaluations, ChannelGraph, Scores, Problem]:
     """The table of a study's evaluations, and what its searcher was given. Raises PrunefrontError if there is none."""
-    events = read_events(folder / "journal.jsonl")
+    events = read_events(folder / JOURNAL)
     if not any(e["event"] == "told" for e in events):
         raise nothing_yet(config.name)
     graph, knowledge = kept(folder)
@@ -264,7 +266,7 @@ def _checkpoints(budget: int, most: int) -> list[int]:
 
 
 def seconds_of_first_stage(folder: Path) -> float | None:
-    path = folder / "timing.json"
+    path = folder / TIMING
     if not path.exists():
         return None
     try:

@@ -13,8 +13,8 @@ from ray.exceptions import RayError, RayTaskError
 from ray.tune import TuneError
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import FRONT
 from prunefront.pipelines.cluster.connect import Cluster, check_metrics_port, connected, named
+from prunefront.pipelines.cluster.device import check_address, target
 from prunefront.pipelines.cluster.nodes import check_nodes
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
@@ -24,7 +24,15 @@ from prunefront.pipelines.events.metrics import exported
 from prunefront.pipelines.fronts.page import FrontRow, write_html, write_png
 from prunefront.pipelines.fronts.unfinished import kept, remove
 from prunefront.pipelines.journal.journal import Journal, lock, write_json
-from prunefront.pipelines.measure.device import check_address, target
+from prunefront.pipelines.journal.layout import (
+    BOUNDS,
+    FRONT,
+    FRONT_PAGE,
+    FRONT_PICTURE,
+    JOURNAL,
+    SPOOL,
+    TIMING,
+)
 from prunefront.pipelines.prepare.network import (
     Gather,
     Network,
@@ -36,7 +44,6 @@ from prunefront.pipelines.prepare.network import (
 )
 from prunefront.pipelines.prepare.problem import problem
 from prunefront.pipelines.recovery.place import held, take
-from prunefront.pipelines.recovery.snapshot import JOURNAL
 from prunefront.pipelines.stages.final import Trained, report
 from prunefront.pipelines.stages.first_stage import screen, warm_started
 from prunefront.pipelines.stages.forecast import forecast, steered
@@ -58,9 +65,10 @@ from prunefront.pipelines.stages.warm_start import (
     publish,
     read,
 )
-from prunefront.pipelines.stores.spool import SPOOL, Refuge, Spool, spooling
-from prunefront.pipelines.stores.store import open_store, put_json
-from prunefront.pipelines.study.find import BOUNDS, bounds_kept
+from prunefront.pipelines.stores.open import open_store
+from prunefront.pipelines.stores.spool import Refuge, Spool, spooling
+from prunefront.pipelines.stores.store import put_json
+from prunefront.pipelines.study.find import bounds_kept
 from prunefront.pipelines.study.folder import open_folder
 from prunefront.pipelines.tracking.tracker import MlflowTracker, Status
 from prunefront.pipelines.workers.bench import Workbench
@@ -68,7 +76,7 @@ from prunefront.pipelines.workers.gather import gather
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.plan.cost import cost
 from prunefront.pruners.statistics import Batch, Statistics
-from prunefront.search.space.search_space import Problem
+from prunefront.search.space.problem import Problem
 
 
 def run(
@@ -211,7 +219,7 @@ def _stages(
         with timing.stage("report"):
             rows = _report(session, network, front)
     write_json(
-        config.path / "timing.json",
+        config.path / TIMING,
         {"seconds": timing.seconds, "busy": timing.busy, "workers": timing.workers},
     )
     return rows
@@ -314,9 +322,9 @@ def _report(session: Session, network: Network, front: list[Trained]) -> list[Fr
     remove(folder)  # a partial front of an earlier run
     session.custody.check_now()
     put_json(session.store, FRONT, data)
-    write_html(data, folder / "front.html", config.name, note=bounds_kept(folder))
-    write_png(data, folder / "front.png", config.name)
-    pages = [folder / name for name in ("front.html", "front.png", FRONT, BOUNDS)]
+    write_html(data, folder / FRONT_PAGE, config.name, note=bounds_kept(folder))
+    write_png(data, folder / FRONT_PICTURE, config.name)
+    pages = [folder / name for name in (FRONT_PAGE, FRONT_PICTURE, FRONT, BOUNDS)]
     session.tracker.log_front(data, [page for page in pages if page.exists()])
     return rows
 

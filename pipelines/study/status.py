@@ -9,16 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prunefront.pipelines.artifacts.publish import FRONT
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.journal.journal import read_events
+from prunefront.pipelines.journal.layout import DENSE_NETWORKS, FRONT, JOURNAL, LOCK
 from prunefront.pipelines.study.find import kept_config
 
 RECENT_SECONDS = 600.0
 """Over how long a rate is taken: long enough to be steady, short enough to follow a cluster that grows."""
-
-DENSE_NETWORKS = ("dense", "dense-finetuned")
-"""Made beside the candidates, to compare with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +59,10 @@ class Status:
 def status(folder: Path, now: float | None = None) -> Status:
     """Of the study in a folder. now: seconds since the epoch; None = the clock's. Raises PrunefrontError for a folder
     that holds no study, or a journal that cannot be read."""
-    process, since = holder(folder / "lock")
+    process, since = holder(folder / LOCK)
     return summed_up(
         kept_config(folder),
-        read_events(folder / "journal.jsonl"),
+        read_events(folder / JOURNAL),
         process=process,
         since=since,
         finished=(folder / FRONT).exists(),

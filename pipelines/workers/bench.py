@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from prunefront.errors import PrunefrontError
+from prunefront.pipelines.cluster.device import Target
 from prunefront.pipelines.config.sections import ArtifactSection, MeasureSection, ModelSection
 from prunefront.pipelines.data import SearchData
-from prunefront.pipelines.measure.device import Target
 from prunefront.pipelines.models import build
 from prunefront.pipelines.stores.spool import Refuge
 from prunefront.pipelines.workers.train import Recipe
 from prunefront.pruners.controls import Start
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.plan.decide import PruningPlan
+from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.search.space.candidate import Candidate
 
 

@@ -15,12 +15,11 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from prunefront.pipelines.stores.store import write_whole
+from prunefront.atomic import write_whole
+from prunefront.pipelines.journal.layout import CHECKPOINTS
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"
-"""In a study's folder: a folder for each stage, in it a file for each network that is being trained."""
 
 SHARE = 0.05
 """Of a training's time that keeping it may take; where an epoch is shorter than that allows, not every one is kept."""

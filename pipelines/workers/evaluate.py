@@ -28,10 +28,10 @@ from prunefront.pipelines.measure.environment import environment
 from prunefront.pipelines.measure.latency import Timed, compare, runtimes
 from prunefront.pipelines.measure.turnstile import exclusive, shared
 from prunefront.pipelines.models import build
-from prunefront.pipelines.stores.spool import published
-from prunefront.pipelines.stores.store import open_store
+from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.workers.bench import Job, Workbench
 from prunefront.pipelines.workers.inheritance import Parent
+from prunefront.pipelines.workers.publish import published
 from prunefront.pipelines.workers.train import Keep, Recipe, begin, carry_out
 from prunefront.pruners.bits.bit_width import unwrapped
 from prunefront.pruners.cut.inherit import inherited, unfitted
@@ -39,8 +39,8 @@ from prunefront.pruners.cut.prune import prune, settle
 from prunefront.pruners.cut.recalibrate import recalibrate
 from prunefront.pruners.cut.surgery import apply
 from prunefront.pruners.cut.untrained import fresh
+from prunefront.pruners.graph.plan import DENSE, PruningPlan, inside, removed_blocks, without_channels
 from prunefront.pruners.plan.cost import cost
-from prunefront.pruners.plan.decide import DENSE, PruningPlan, inside, removed_blocks, without_channels
 from prunefront.pruners.procedures import Phase, procedures
 from prunefront.pruners.procedures.loop import EpochReport
 from prunefront.pruners.procedures.snapshot import Snapshot

@@ -7,15 +7,12 @@ from pathlib import Path
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.cut.inherit import hands_on
-from prunefront.pruners.plan.decide import PruningPlan
+from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.search.outcomes.measurement import Measurement, Outcome
 from prunefront.search.space.candidate import Candidate
 
 KEPT = 64
 """So many of the latest networks' weights are kept, and so many of the front's."""
-
-WEIGHTS = "weights"
-"""Their folder in the study's."""
 
 
 @dataclass(frozen=True, slots=True)

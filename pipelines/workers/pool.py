@@ -19,7 +19,7 @@ from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.failures import failure
 from prunefront.pipelines.workers.inheritance import Inheritance, Parent
 from prunefront.pruners.cut.inherit import hands_on
-from prunefront.pruners.plan.decide import PruningPlan
+from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.search.outcomes.measurement import Failure, Outcome
 
 

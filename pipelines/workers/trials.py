@@ -27,15 +27,15 @@ from ray.util.queue import Queue as EventQueue
 from torch import nn
 
 from prunefront.pipelines.cluster.connect import set_up_tune
+from prunefront.pipelines.cluster.device import named_place
 from prunefront.pipelines.cluster.patience import Patience, WaitsForWorkers
 from prunefront.pipelines.config.sections import ClusterSection
-from prunefront.pipelines.measure.device import named_place
 from prunefront.pipelines.workers.bench import Job, Workbench
 from prunefront.pipelines.workers.checkpoints import Checkpoints
 from prunefront.pipelines.workers.evaluate import Evaluator, Progress
 from prunefront.pipelines.workers.failures import failure
 from prunefront.pipelines.workers.scheduler import EPOCH, MEASURED, OUTCOME, HalvingScheduler, OnRung, Reached
-from prunefront.pruners.plan.decide import DENSE, PruningPlan
+from prunefront.pruners.graph.plan import DENSE, PruningPlan
 from prunefront.pruners.procedures.run import SnapshotError
 from prunefront.pruners.procedures.snapshot import Snapshot
 from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome, outcome_from_json

@@ -1,15 +1,12 @@
 """Ratios of equal harm, read off curves of single groups (Li et al. 2017, 1608.08710)."""
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prunefront.pruners.allocators import Counts, Terms, allocator, fit, nearest
-
-RATIOS = (0.25, 0.5, 0.75, 0.9)
-"""At which `statistics.sensitivity` cuts each group alone."""
+from prunefront.pruners.graph.single_cuts import cuts
 
 
 @allocator(
@@ -39,11 +36,6 @@ def sensitivity(terms: Terms) -> Counts:
         }
 
     return fit(terms, family)
-
-
-def cuts(units: int) -> tuple[int, ...]:
-    """How many of a group's units go at each of `RATIOS`: the nearest number but not all, ties towards keeping more."""
-    return tuple(units - max(1, math.floor(units * (1.0 - ratio) + 0.5 + 1e-9)) for ratio in RATIOS)
 
 
 def ratio_at(rises: NDArray[np.float64], units: int) -> tuple[Callable[[float], float], float]:

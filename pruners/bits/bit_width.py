@@ -12,8 +12,6 @@ from prunefront.choice import Words
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.bits.activations import Kind, QuantisedInput, check_inputs, input_parts
 from prunefront.pruners.graph.layers import Part
-from prunefront.pruners.plan.cost import layer_parts
-from prunefront.pruners.plan.decide import PruningPlan
 from prunefront.pruners.quantisers import Quantiser, quantisers
 from prunefront.pruners.units.masks import owner
 
@@ -43,20 +41,6 @@ def worded(parts: Mapping[str, Part], bits: int, words: Words) -> dict[str, Part
     if words.activations == "none":
         return made
     return {**{f"{BEHIND}{name}": part for name, part in made.items()}, **input_parts(words.activations)}
-
-
-def word_lengths(plan: PruningPlan) -> dict[str, int]:
-    """Name of a parameter in the network that the plan makes, inputs wrapped -> its word length, if below 32.
-
-    A layer's compact module has one such parameter or several; a gate, say, stays float. Raises as `worded`.
-    """
-    return {
-        f"{layer.layer.module}.{name}": part.bits
-        for layer in plan.layers
-        if layer.choice.bits < FLOAT
-        for name, part in layer_parts(layer, plan.words).items()
-        if part.kind == "value"
-    }
 
 
 def wrap(model: nn.Module, layers: Iterable[str], words: Words) -> None:

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.criteria import criteria
+from prunefront.pruners.cut.blocks import without_blocks
 from prunefront.pruners.granularities import LayerGranularity, Pattern, layer_granularities
 from prunefront.pruners.granularities.layer_like import weight_of
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer
-from prunefront.pruners.plan.decide import LayerPlan, PruningPlan, removed_blocks
-from prunefront.pruners.trace.stacks import without_blocks
+from prunefront.pruners.graph.plan import LayerPlan, PruningPlan, removed_blocks
 from prunefront.pruners.units.view import UnitView
 
 WEIGHTS_ONLY = frozenset({"weight"})

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from torch import nn
 
 from prunefront.pruners.bits.activations import calibrate
-from prunefront.pruners.bits.bit_width import quantise, word_lengths, wrap
+from prunefront.pruners.bits.bit_width import quantise, wrap
 from prunefront.pruners.criteria import Repair, criteria
 from prunefront.pruners.cut.compact import compact
 from prunefront.pruners.cut.recalibrate import recalibrate
 from prunefront.pruners.cut.repair import repair
 from prunefront.pruners.cut.surgery import apply
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.plan.decide import PruningPlan
+from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.plan.layer_parts import word_lengths
 from prunefront.pruners.statistics import Batch
 
 

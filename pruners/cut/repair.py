@@ -13,7 +13,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pruners.criteria import Repair
 from prunefront.pruners.cut.surgery import Removed, removed
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
-from prunefront.pruners.plan.decide import PruningPlan
+from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.statistics import Batch
 from prunefront.pruners.statistics.contributions import chosen_sites, image_digests, patches, sites
 from prunefront.pruners.units.view import consumers

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
-from prunefront.pruners.graph.layers import Layer
-from prunefront.pruners.plan.cost import shapes
-from prunefront.pruners.plan.decide import PruningPlan
+from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.shapes import reduced_layer, shapes
 
 Removed = dict[str, dict[int, list[int]]]
 """tensor -> axis -> positions that go."""
@@ -101,13 +100,6 @@ def reduced(graph: ChannelGraph, plan: PruningPlan) -> ChannelGraph:
         shapes=sizes,
         layers=tuple(reduced_layer(graph, layer, sizes[layer.name]) for layer in graph.layers),
     )
-
-
-def reduced_layer(graph: ChannelGraph, layer: Layer, shape: tuple[int, ...]) -> Layer:
-    """The layer with its cut weight; a depthwise convolution has as many conv groups as channels are left."""
-    depthwise = layer.name in graph.depthwise
-    groups = layer.groups * shape[0] // layer.shape[0] if depthwise else layer.groups
-    return replace(layer, shape=shape, groups=groups)
 
 
 def mask(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:

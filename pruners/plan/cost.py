@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
-from prunefront.choice import Words
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Part
-from prunefront.pruners.plan.decide import LayerPlan, PruningPlan, inside, removed_blocks
+from prunefront.pruners.graph.plan import PruningPlan, inside, removed_blocks
+from prunefront.pruners.graph.shapes import Shapes, shapes, shapes_of
+from prunefront.pruners.plan.layer_parts import _granularity, layer_parts
 from prunefront.pruners.storage.sizes import file_size
 
 if TYPE_CHECKING:
-    from prunefront.pruners.granularities import LayerGranularity
+    pass
 
-Shapes = dict[str, tuple[int, ...]]
 
 _TRAINED = (".weight", ".bias")
 """What the trained floats of a compact layer are called; statistics and scales have other names."""
@@ -27,24 +27,6 @@ class Cost:
     macs: int
     params: int
     size_bytes: int
-
-
-def shapes(graph: ChannelGraph, plan: PruningPlan | None = None) -> Shapes:
-    """Returns the shape of every tensor once the plan's channels are gone (dense without one)."""
-    return shapes_of(graph, {} if plan is None else {g.name: len(g.kept) for g in plan.groups})
-
-
-def shapes_of(graph: ChannelGraph, counts: Mapping[str, int]) -> Shapes:
-    """Returns the shape of every tensor where so many units of each group stay; groups left out stay dense."""
-    sizes = dict(graph.shapes)
-    cut: dict[str, list[int]] = {}
-    for group in graph.groups:
-        gone = group.units - counts.get(group.name, group.units)
-        if gone:
-            for m in group.members:  # every unit takes equally many positions, and no two the same
-                cut.setdefault(m.tensor, list(sizes[m.tensor]))[m.dim] -= gone * len(m.index[0])
-    sizes.update({name: tuple(shape) for name, shape in cut.items()})
-    return sizes
 
 
 def macs(graph: ChannelGraph, plan: PruningPlan | None = None) -> int:
@@ -112,30 +94,6 @@ def _layout(graph: ChannelGraph, plan: PruningPlan) -> tuple[dict[str, Part], di
         for name, part in layer_parts(layer_plan, plan.words).items():
             compact[f"{path}.{name}"] = part
     return dense, compact
-
-
-def layer_parts(plan: LayerPlan, words: Words) -> dict[str, Part]:
-    """Returns the tensors of a layer that a plan changes, by their names within the layer's module."""
-    layer = plan.layer
-    if plan.count is None:
-        parts = {"weight": Part(layer.shape)}
-        if layer.bias:
-            parts["bias"] = Part((layer.outputs,), "float")
-    else:
-        parts = dict(_granularity(plan).parts(layer, plan.count))
-    if plan.choice.bits == 32:
-        return parts
-    from prunefront.pruners.bits.bit_width import worded  # what needs no short words needs no torch
-
-    return worded(parts, plan.choice.bits, words)
-
-
-def _granularity(plan: LayerPlan) -> "LayerGranularity":
-    from prunefront.pruners.granularities import (
-        layer_granularities,  # channels alone are priced without torch
-    )
-
-    return layer_granularities[plan.choice.granularity]
 
 
 def unit_macs(graph: ChannelGraph) -> dict[str, float]:

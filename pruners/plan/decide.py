@@ -1,180 +1,22 @@
 """From choices and scores to what exactly goes. Pure and without torch: a driver can plan thousands of candidates."""
 
-import hashlib
-import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prunefront.choice import GroupChoice, Words
 from prunefront.errors import PrunefrontError, RatioError
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
-from prunefront.pruners.graph.layers import Layer, Stack
-
-FLOATS = Words()
-"""Of a network without short words: nothing follows from it."""
-
-DENSE = "dense"
-"""The key of the architecture from which nothing goes."""
-
-Scores = Mapping[str, Mapping[str, NDArray[np.float64]]]
-"""criterion -> group -> one score per unit, higher = keep; taken on the dense model once per study."""
-
-
-@dataclass(frozen=True, slots=True)
-class GroupPlan:
-    """What happens to one group. kept: unit indices that stay, ascending. requested, achieved: fractions dropped."""
-
-    name: str
-    choice: GroupChoice
-    units: int
-    kept: tuple[int, ...]
-    requested: float
-
-    @property
-    def achieved(self) -> float:
-        return 1.0 - len(self.kept) / self.units
-
-    @property
-    def dense(self) -> bool:
-        return len(self.kept) == self.units and self.choice.bits == 32
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "choice": self.choice.to_json(),
-            "units": self.units,
-            "kept": list(self.kept),
-            "requested": self.requested,
-            "achieved": self.achieved,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "GroupPlan":
-        """Raises TypeError, ValueError or KeyError for what `to_json` never makes, as it may come from elsewhere."""
-        choice = GroupChoice.from_json(data["choice"])
-        name, units, kept = data["name"], data["units"], tuple(data["kept"])
-        if not isinstance(name, str) or type(units) is not int or not all(type(u) is int for u in kept):
-            raise TypeError("a group's name must be text, its units integers")
-        if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= units:
-            raise ValueError(f"the kept units of group {name!r:.40} must ascend, at least one, below {units}")
-        return cls(name, choice, units, kept, fraction(data["requested"]))
-
-
-@dataclass(frozen=True, slots=True)
-class LayerPlan:
-    """What happens within one layer.
-
-    layer: as the channels leave it. count: how many of the granularity's units stay, None = the layer is whole; which
-    ones is decided on the weights that are there then. requested, achieved: fractions of the layer's weights dropped.
-    """
-
-    layer: Layer
-    choice: GroupChoice
-    count: int | None
-    requested: float
-    achieved: float
-
-    @property
-    def name(self) -> str:
-        """The layer's name, that of its weight."""
-        return self.layer.name
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "layer": self.layer.to_json(),
-            "choice": self.choice.to_json(),
-            "count": self.count,
-            "requested": self.requested,
-            "achieved": self.achieved,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "LayerPlan":
-        """Raises as `GroupPlan.from_json`."""
-        layer, count = Layer.from_json(data["layer"]), data["count"]
-        if count is not None and (type(count) is not int or count < 0):
-            raise TypeError(f"the count of layer {layer.name!r:.40} must be a whole number or nothing")
-        choice = GroupChoice.from_json(data["choice"])
-        return cls(layer, choice, count, fraction(data["requested"]), fraction(data["achieved"]))
-
-
-def fraction(value: object) -> float:
-    """The value. Raises TypeError or ValueError unless it is a number from 0 to 1."""
-    if type(value) not in (int, float):
-        raise TypeError(f"{value!r:.40} is no fraction")
-    assert isinstance(value, int | float)
-    if not 0 <= value <= 1:
-        raise ValueError(f"{value} is no fraction")
-    return value
-
-
-@dataclass(frozen=True, slots=True)
-class PruningPlan:
-    """The realised architecture.
-
-    groups: one entry for every channel group of the graph, in the graph's order. stacks: units are blocks; stacks that
-    stay whole may be left out. layers: those that are not left as the channels leave them. words: how their short words
-    become numbers.
-    """
-
-    groups: tuple[GroupPlan, ...]
-    stacks: tuple[GroupPlan, ...] = ()
-    layers: tuple[LayerPlan, ...] = ()
-    words: Words = FLOATS
-
-    def key(self) -> str:
-        """Content key of what is *realised*: equal networks have equal keys. `DENSE` when nothing goes."""
-        cut: dict[str, list[Any]] = {
-            # what a unit is does not matter where every unit stays
-            g.name: [list(g.kept), g.choice.granularity if g.achieved else "channel", g.choice.bits]
-            for g in (*self.groups, *self.stacks)
-            if not g.dense
-        }
-        for layer in self.layers:
-            within = (
-                [] if layer.count is None else [layer.choice.granularity, layer.count, layer.choice.criterion]
-            )
-            cut[layer.name] = [within, layer.choice.bits]
-        if any(layer.choice.bits < 32 for layer in self.layers):
-            cut[""] = [self.words.to_json()]
-        if not cut:
-            return DENSE
-        return hashlib.sha256(json.dumps(cut, sort_keys=True).encode()).hexdigest()[:16]
-
-    def achieved(self) -> dict[str, float]:
-        """Name of a group, stack or layer -> fraction of it that goes."""
-        whole = {g.name: g.achieved for g in (*self.groups, *self.stacks)}
-        return whole | {layer.name: layer.achieved for layer in self.layers}
-
-    def kept(self) -> dict[str, tuple[int, ...]]:
-        """Group name -> unit indices that stay."""
-        return {g.name: g.kept for g in self.groups}
-
-    def bits(self) -> dict[str, int]:
-        """Layer name -> word length of its weights, where that is shorter than 32."""
-        return {layer.name: layer.choice.bits for layer in self.layers if layer.choice.bits < 32}
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "key": self.key(),
-            "groups": [g.to_json() for g in self.groups],
-            "stacks": [g.to_json() for g in self.stacks],
-            "layers": [layer.to_json() for layer in self.layers],
-            "words": self.words.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "PruningPlan":
-        return cls(
-            tuple(GroupPlan.from_json(g) for g in data["groups"]),
-            tuple(GroupPlan.from_json(g) for g in data.get("stacks", ())),
-            tuple(LayerPlan.from_json(layer) for layer in data.get("layers", ())),
-            Words.from_json(data.get("words", {})),
-        )
+from prunefront.pruners.graph.layers import Stack
+from prunefront.pruners.graph.plan import (
+    FLOATS,
+    GroupPlan,
+    LayerPlan,
+    PruningPlan,
+    Scores,
+    inside,
+    removed_blocks,
+)
 
 
 def channels(group: ChannelGroup) -> int:
@@ -260,34 +102,12 @@ def plan(
     return PruningPlan(groups, tuple(s for s in stacks if not s.dense), layers, words)
 
 
-def removed_blocks(graph: ChannelGraph, stacks: tuple[GroupPlan, ...]) -> frozenset[str]:
-    """Paths of the blocks that plans of stacks take away. Raises PrunefrontError for a stack that the graph lacks."""
-    blocks = {s.name: s.blocks for s in graph.stacks}
-    if unknown := [s.name for s in stacks if s.name not in blocks]:
-        raise PrunefrontError(
-            f"the plan names stack {unknown[0]!r}; there are: {', '.join(blocks) or 'none'}"
-        )
-    return frozenset(
-        block for s in stacks for unit, block in enumerate(blocks[s.name]) if unit not in set(s.kept)
-    )
-
-
-def inside(name: str, blocks: Collection[str]) -> bool:
-    """Whether a tensor or module lies in one of the modules."""
-    return any(name == block or name.startswith(f"{block}.") for block in blocks)
-
-
 def _inside_all(group: ChannelGroup, blocks: Collection[str]) -> bool:
     return all(inside(m.tensor, blocks) for m in group.members)
 
 
 def _as_group(stack: Stack) -> ChannelGroup:
     return ChannelGroup(stack.name, len(stack.blocks), ())
-
-
-def without_channels(plan: PruningPlan) -> PruningPlan:
-    """What a plan does to a network whose channels were cut already."""
-    return replace(plan, groups=())
 
 
 def _plan_group(group: ChannelGroup, choice: GroupChoice | None, scores: Scores, round_to: int) -> GroupPlan:

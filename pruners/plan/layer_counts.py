@@ -5,12 +5,11 @@ from dataclasses import replace
 
 from prunefront.choice import GroupChoice
 from prunefront.errors import PrunefrontError, RatioError
-from prunefront.pruners.cut.surgery import reduced_layer
 from prunefront.pruners.granularities import LayerGranularity, layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer
-from prunefront.pruners.plan.cost import shapes_of
-from prunefront.pruners.plan.decide import GroupPlan, LayerPlan, PruningPlan
+from prunefront.pruners.graph.plan import GroupPlan, LayerPlan, PruningPlan
+from prunefront.pruners.graph.shapes import reduced_layer, shapes_of
 
 
 def plan_layers(

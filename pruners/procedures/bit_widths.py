@@ -1,18 +1,14 @@
 """The hook that trains weights for words of few bits."""
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from prunefront.choice import Words
 from prunefront.pruners.bits.bit_width import Levels, quantise, short
-from prunefront.pruners.procedures.hook import Hook
+from prunefront.pruners.procedures.hook import Hook, Progress
 from prunefront.pruners.quantisers import quantisers
-
-if TYPE_CHECKING:
-    from prunefront.pruners.procedures.run import Run
 
 
 class WordLength(Hook):
@@ -32,7 +28,7 @@ class WordLength(Hook):
         list(self._weights())  # refuses at once what cannot be done
 
     @torch.no_grad()
-    def install(self, run: "Run") -> None:
+    def install(self, run: Progress) -> None:
         epoch = run.step // run.per_epoch
         fit = self.quantiser.every == "step" or epoch != self._epoch
         self._epoch = epoch
@@ -45,23 +41,23 @@ class WordLength(Hook):
             weight.copy_(self._levels[name].quantised(weight))
 
     @torch.no_grad()
-    def restore(self, run: "Run") -> None:
+    def restore(self, run: Progress) -> None:
         for name, weight in self._weights():
             weight.copy_(self._float.pop(name))
 
     @torch.no_grad()
-    def gradients(self, run: "Run") -> bool:
+    def gradients(self, run: Progress) -> bool:
         for name, weight in self._weights():
             if weight.grad is not None:
                 weight.grad.copy_(self._levels[name].gradient(weight, weight.grad))
         return True
 
     @torch.no_grad()
-    def stepped(self, run: "Run") -> None:
+    def stepped(self, run: Progress) -> None:
         for _, weight in self._weights():
             weight.copy_(self.quantiser.kept(weight))
 
-    def finish(self, run: "Run") -> None:
+    def finish(self, run: Progress) -> None:
         """Makes quantised weights, with scales for the float ones of now, the network's own."""
         quantise(self.model, self.bits, self.words)
 

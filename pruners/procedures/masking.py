@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from prunefront.pruners.cut.recalibrate import recalibrate
-from prunefront.pruners.procedures.hook import Hook
+from prunefront.pruners.procedures.hook import Hook, Progress
 from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.units.masks import Masks, Tensors
 
@@ -19,13 +19,13 @@ class Masked(Hook):
         self.weights, self.masks = weights, masks
         self._clear()
 
-    def gradients(self, run: Run) -> bool:
+    def gradients(self, run: Progress) -> bool:
         for name, weight in self.weights.items():
             if weight.grad is not None:
                 weight.grad.mul_(self.masks[name])
         return True
 
-    def stepped(self, run: Run) -> None:
+    def stepped(self, run: Progress) -> None:
         self._clear()
 
     @torch.no_grad()
@@ -42,14 +42,14 @@ class StraightThrough(Hook):
         self._trained: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def install(self, run: Run) -> None:
+    def install(self, run: Progress) -> None:
         """Also the way to make the effective weights the network's own, for good."""
         for name, weight in self.weights.items():
             self._trained[name] = weight.detach().clone()
             weight.copy_(self.effective(name, weight))
 
     @torch.no_grad()
-    def restore(self, run: Run) -> None:
+    def restore(self, run: Progress) -> None:
         for name, weight in self.weights.items():
             weight.copy_(self._trained[name])
 

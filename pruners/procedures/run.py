@@ -5,20 +5,20 @@ from dataclasses import replace
 
 import numpy as np
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunefront.errors import PrunefrontError
-from prunefront.pruners.bits.bit_width import word_lengths, wrap
+from prunefront.pruners.bits.bit_width import wrap
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.cut.compact import compact
 from prunefront.pruners.cut.prune import prune, settle
 from prunefront.pruners.cut.surgery import reduced, removed, taken
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.plan.decide import GroupPlan, PruningPlan, Scores
+from prunefront.pruners.graph.plan import GroupPlan, PruningPlan, Scores
+from prunefront.pruners.plan.layer_parts import word_lengths
 from prunefront.pruners.procedures.bit_widths import WordLength
-from prunefront.pruners.procedures.hook import Hook
+from prunefront.pruners.procedures.hook import Hook, UnitScores
 from prunefront.pruners.scoring import score_all, why_not
 from prunefront.pruners.statistics import Batch, Loss
 
@@ -27,9 +27,6 @@ NOTHING = ChannelGraph((), (), (), {}, ())
 
 Kept = Mapping[str, tuple[int, ...]]
 """Group -> the units that are still there, in the dense numbering."""
-
-UnitScores = Mapping[str, NDArray[np.float64]]
-"""Group -> one score per unit that is still there, higher = keep."""
 
 
 class SnapshotError(PrunefrontError):

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prunefront.errors import PrunefrontError
-from prunefront.pruners.allocators.sensitivity import RATIOS, cuts
 from prunefront.pruners.graph.channel_graph import ChannelGroup
+from prunefront.pruners.graph.single_cuts import RATIOS, cuts
 from prunefront.pruners.statistics import Inquiry, Values, images, statistic
 from prunefront.pruners.units.applies import no_producer
 from prunefront.pruners.units.view import producers, rows

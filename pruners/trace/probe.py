@@ -15,7 +15,7 @@ from torch.utils import _pytree
 from prunefront.choice import GroupChoice
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen
-from prunefront.pruners.plan.decide import GroupPlan, PruningPlan
+from prunefront.pruners.graph.plan import GroupPlan, PruningPlan
 
 NORMS = frozenset(
     {F.layer_norm, torch.layer_norm, F.group_norm, torch.group_norm, F.rms_norm, torch.rms_norm}

@@ -11,7 +11,8 @@ from prunefront.search.prediction.accuracy_model import AccuracyModel
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.encoding import Encoding, Floats, Rows
 from prunefront.search.space.heuristics import van_der_corput
-from prunefront.search.space.search_space import GroupSpace, Problem
+from prunefront.search.space.problem import Problem
+from prunefront.search.space.search_space import GroupSpace
 
 KEPT = (0.1, 0.3, 0.5)
 """Shares of units that a probed group keeps, the most telling one first: a deep cut ranks the groups, the others show

@@ -14,7 +14,7 @@ from prunefront.search.searchers.particle_filter import ParticleFilter
 from prunefront.search.searchers.searcher import MakeSearcher, Searcher, searchers
 from prunefront.search.searchers.surrogate import Surrogate
 from prunefront.search.space.candidate import Candidate
-from prunefront.search.space.search_space import Problem
+from prunefront.search.space.problem import Problem
 
 ARMS: Mapping[str, MakeSearcher] = {
     "surrogate": Surrogate,

@@ -21,7 +21,8 @@ from prunefront.search.searchers.searcher import searchers
 from prunefront.search.space.budget import fit_budget
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.encoding import Encoding
-from prunefront.search.space.search_space import GroupSpace, Problem
+from prunefront.search.space.problem import Problem
+from prunefront.search.space.search_space import GroupSpace
 
 SUGGESTIONS = 12
 """Networks that the probes suggest, to start from."""

@@ -13,7 +13,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.search.outcomes.front import minimised, violation
 from prunefront.search.outcomes.measurement import Measurement, Outcome, outcome_from_json
 from prunefront.search.space.candidate import Candidate
-from prunefront.search.space.search_space import Problem
+from prunefront.search.space.problem import Problem
 
 TRIES = 20  # draws per ask before a candidate that was proposed before is accepted
 

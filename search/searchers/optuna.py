@@ -11,7 +11,8 @@ from prunefront.search.searchers.ledger import Ledger
 from prunefront.search.searchers.options import option, read_options
 from prunefront.search.searchers.searcher import searchers
 from prunefront.search.space.candidate import Candidate
-from prunefront.search.space.search_space import GroupSpace, Problem
+from prunefront.search.space.problem import Problem
+from prunefront.search.space.search_space import GroupSpace
 
 if TYPE_CHECKING:
     import optuna

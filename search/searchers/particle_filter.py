@@ -18,7 +18,8 @@ from prunefront.search.searchers.searcher import searchers
 from prunefront.search.space.budget import fit_budget
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.heuristics import van_der_corput
-from prunefront.search.space.search_space import GroupSpace, Problem
+from prunefront.search.space.problem import Problem
+from prunefront.search.space.search_space import GroupSpace
 
 Masks = dict[str, NDArray[np.bool_]]
 """Group name -> which of its units stay."""

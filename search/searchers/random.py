@@ -9,7 +9,7 @@ from prunefront.search.searchers.ledger import Ledger
 from prunefront.search.searchers.options import read_options
 from prunefront.search.searchers.searcher import searchers
 from prunefront.search.space.candidate import Candidate
-from prunefront.search.space.search_space import Problem
+from prunefront.search.space.problem import Problem
 
 
 @dataclass(frozen=True, slots=True)

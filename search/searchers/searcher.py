@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from prunefront.registry import Registry
 from prunefront.search.outcomes.measurement import Outcome
 from prunefront.search.space.candidate import Candidate
-from prunefront.search.space.search_space import Problem
+from prunefront.search.space.problem import Problem
 
 
 class Searcher(Protocol):

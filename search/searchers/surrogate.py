@@ -18,7 +18,7 @@ from prunefront.search.searchers.options import option, read_options
 from prunefront.search.searchers.searcher import searchers
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.encoding import Encoding, Floats, Rows
-from prunefront.search.space.search_space import Problem
+from prunefront.search.space.problem import Problem
 
 MOST_KNOWN = 240
 """Measurements that the model knows: time grows with their cube, and those far from the front say little."""

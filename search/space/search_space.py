@@ -5,14 +5,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prunefront.choice import GroupChoice
-from prunefront.search.outcomes.measurement import Constraint, Objective
 from prunefront.search.space.candidate import Candidate
 
 if TYPE_CHECKING:
-    from prunefront.search.space.costs import Costs
+    pass
 
 PERCENT = 100
 """Units of a layer's options: its granularities have units of their own, so counts are shares of its weights."""
@@ -174,24 +172,3 @@ class SearchSpace:
                 or (group.ranked and mask.bit_count() == keep and mask.bit_length() <= group.units)
             )
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Everything a searcher may know: the space, what is better, what is allowed, where to start.
-
-    seeds: candidates asked before anything else (dense, uniform ratios, global thresholds).
-    scores: criterion -> group -> score per unit, for searchers that propose patterns; may be empty.
-    costs: what candidates cost, so that searchers need not learn it; None = not known beforehand.
-    chance: the accuracy of guessing: a network that is no better is worth nothing.
-    evaluations: how many candidates will be scored; 0 = not known beforehand.
-    """
-
-    space: SearchSpace
-    objectives: tuple[Objective, ...]
-    constraints: tuple[Constraint, ...] = ()
-    seeds: tuple[Candidate, ...] = ()
-    scores: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict)
-    costs: "Costs | None" = None
-    chance: float = 0.0
-    evaluations: int = 0

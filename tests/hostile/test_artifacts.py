@@ -19,21 +19,15 @@ from rich.console import Console
 from torch import nn
 
 from prunefront.choice import GroupChoice, pattern
-from prunefront.pipelines.artifacts.publish import (
-    FRONT,
-    LIMITS,
-    MANIFEST,
-    Manifest,
-    fetch,
-    publish,
-    read_front,
-)
+from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, Manifest, fetch, publish, read_front
 from prunefront.pipelines.artifacts.verify import torch_network, verify
 from prunefront.pipelines.config.sections import ModelSection
 from prunefront.pipelines.data import Split, Splits, Transform
 from prunefront.pipelines.fronts.page import read, table, write_html
+from prunefront.pipelines.journal.layout import FRONT
 from prunefront.pipelines.models import build
-from prunefront.pipelines.stores.store import DirectoryStore, read_json
+from prunefront.pipelines.stores.folder import DirectoryStore
+from prunefront.pipelines.stores.store import read_json
 from prunefront.pipelines.study.find import fetch_best
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.plan.decide import plan

@@ -18,7 +18,8 @@ from prunefront.pipelines.artifacts.card import card
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.cut.prune import prune
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.plan.decide import PruningPlan, plan
+from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.saved import PLAN, WEIGHTS, described, read_plan, rebuild, save_network
 from prunefront.pruners.trace.tracer import trace
 from tests.hostile.strategies import answered, as_lists, changed, documents, fuzzed

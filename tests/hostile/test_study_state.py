@@ -14,6 +14,7 @@ from safetensors.numpy import save
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.journal.evaluations import Evaluations
 from prunefront.pipelines.journal.journal import Journal, read_events, write_json
+from prunefront.pipelines.journal.layout import EVALUATIONS
 from prunefront.pipelines.prepare.network import kept
 from prunefront.pipelines.prepare.problem import problem
 from prunefront.pipelines.prepare.saved_knowledge import read_precision
@@ -22,15 +23,15 @@ from prunefront.pipelines.stages.latency_table import measure, read
 from prunefront.pipelines.stages.rungs import rungs_of
 from prunefront.pipelines.stages.screening import Screening
 from prunefront.pipelines.stages.second_stage import latest_artifacts
-from prunefront.pipelines.stages.warm_start import EVALUATIONS, WarmStart, from_event, to_event
+from prunefront.pipelines.stages.warm_start import WarmStart, from_event, to_event
 from prunefront.pipelines.stages.warm_start import publish as publish_evaluations
 from prunefront.pipelines.stages.warm_start import read as read_evaluations
-from prunefront.pipelines.stores.store import DirectoryStore
+from prunefront.pipelines.stores.folder import DirectoryStore
 from prunefront.pipelines.study.find import bounds_kept, read_front
 from prunefront.pipelines.study.folder import open_folder
 from prunefront.pipelines.study.rehearsal import recorded, seconds_of_first_stage
 from prunefront.pipelines.study.status import status
-from prunefront.pruners.allocators.sensitivity import RATIOS
+from prunefront.pruners.graph.single_cuts import RATIOS
 from prunefront.pruners.plan.decide import plan
 from prunefront.search.outcomes.measurement import Failure, Measurement
 from prunefront.search.searchers import searchers

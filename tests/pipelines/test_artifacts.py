@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from prunefront.atomic import write_whole
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.publish import (
-    FRONT,
     LIMITS,
     MANIFEST,
     VERSION,
@@ -33,18 +33,18 @@ from prunefront.pipelines.artifacts.publish import (
     publish,
     read_front,
 )
+from prunefront.pipelines.journal.layout import FRONT
+from prunefront.pipelines.stores.folder import DirectoryStore
+from prunefront.pipelines.stores.memory import MemoryStore
+from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.store import (
     ArtifactError,
     ArtifactNotFound,
     ArtifactStore,
-    DirectoryStore,
-    MemoryStore,
     check_key,
-    open_store,
     put_json,
     read_json,
     read_text,
-    write_whole,
 )
 from prunefront.pruners.saved import load_network
 from tests.stores import check_first_come_first_served, check_list_and_delete, check_two_studies_do_no_harm

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from prunefront.pipelines.config.sections import StudyConfig, parse
 from prunefront.pipelines.events.display import Display
+from prunefront.pipelines.journal.layout import CHECKPOINTS
 from prunefront.pipelines.prepare.network import dense_network, kept, make_bench, planned_by
 from prunefront.pipelines.study.run import run
 from prunefront.pipelines.workers.bench import Job
-from prunefront.pipelines.workers.checkpoints import CHECKPOINTS, SHARE, Folder, Pace
+from prunefront.pipelines.workers.checkpoints import SHARE, Folder, Pace
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pruners.controls import Start
 from prunefront.pruners.procedures.snapshot import Snapshot

@@ -20,7 +20,7 @@ from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data import Split, Splits, Transform
 from prunefront.pipelines.formats import openvino_export
 from prunefront.pipelines.formats.onnx_export import export
-from prunefront.pipelines.stores.store import MemoryStore
+from prunefront.pipelines.stores.memory import MemoryStore
 
 
 def make() -> nn.Module:

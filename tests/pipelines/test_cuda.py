@@ -28,7 +28,7 @@ from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.train import Recipe
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.plan.decide import PruningPlan
+from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.procedures import procedures
 from prunefront.pruners.scoring import available, needs_of, rank
 from prunefront.pruners.statistics import collect

@@ -9,10 +9,14 @@ import pytest
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import StudyConfig, TrackingSection, parse
 from prunefront.pipelines.journal.journal import Journal, StudyRunning, lock
+from prunefront.pipelines.journal.layout import JOURNAL
 from prunefront.pipelines.recovery.owner import NotOurs, owner_of
 from prunefront.pipelines.recovery.place import Held, held, take
-from prunefront.pipelines.recovery.snapshot import JOURNAL, TakenOver
-from prunefront.pipelines.stores.store import ArtifactStore, DirectoryStore, MemoryStore, open_store
+from prunefront.pipelines.recovery.snapshot import TakenOver
+from prunefront.pipelines.stores.folder import DirectoryStore
+from prunefront.pipelines.stores.memory import MemoryStore
+from prunefront.pipelines.stores.open import open_store
+from prunefront.pipelines.stores.store import ArtifactStore
 from prunefront.pipelines.study.find import kept_config
 from prunefront.pipelines.study.folder import open_folder
 from prunefront.search.space.candidate import Candidate

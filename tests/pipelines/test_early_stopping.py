@@ -17,7 +17,8 @@ from prunefront.pipelines.config.sections import SearchSection, load
 from prunefront.pipelines.stages.rungs import rungs_of
 from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement, outcome_from_json
 from prunefront.search.promotion.halving import Rungs
-from prunefront.search.space.search_space import Problem, SearchSpace
+from prunefront.search.space.problem import Problem
+from prunefront.search.space.search_space import SearchSpace
 
 ROOT = Path(__file__).parents[2]
 TASK = Problem(SearchSpace(()), tuple(OBJECTIVES[name] for name in SearchSection().objectives))

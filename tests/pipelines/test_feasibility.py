@@ -16,6 +16,7 @@ from prunefront.pipelines.config.sections import SearchSection, SpaceSection
 from prunefront.pipelines.config.sections import parse as parse_config
 from prunefront.pipelines.prepare.feasibility import (
     Infeasible,
+    OverBudget,
     above_dense,
     check_bounds,
     check_costs,
@@ -24,7 +25,6 @@ from prunefront.pipelines.prepare.feasibility import (
 )
 from prunefront.pipelines.prepare.inspection import inspect
 from prunefront.pipelines.prepare.problem import problem, widest_space
-from prunefront.pipelines.stages.screening import OverBudget
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.plan.cost import cost

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from prunefront.choice import GroupChoice
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.journal.journal import Journal
+from prunefront.pipelines.prepare.feasibility import OverBudget
 from prunefront.pipelines.stages.forecast import Forecast, PredictedCosts, PredictingPool, limits, steered
 from prunefront.pipelines.stages.latency_table import LatencyTable, design
-from prunefront.pipelines.stages.screening import OverBudget, Screening
-from prunefront.pruners.plan.decide import GroupPlan, PruningPlan
+from prunefront.pipelines.stages.screening import Screening
+from prunefront.pruners.graph.plan import GroupPlan, PruningPlan
 from prunefront.search.outcomes.constraints import parse as parse_bound
 from prunefront.search.outcomes.measurement import (
     OBJECTIVES,
@@ -33,7 +34,8 @@ from prunefront.search.prediction.latency import Axis, LatencyPredictor, Operato
 from prunefront.search.searchers import searchers
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.encoding import Encoding
-from prunefront.search.space.search_space import GroupSpace, Problem, SearchSpace
+from prunefront.search.space.problem import Problem
+from prunefront.search.space.search_space import GroupSpace, SearchSpace
 
 ROOT = Path(__file__).parents[2]
 UNITS = {"a": 16, "b": 16, "c": 16}

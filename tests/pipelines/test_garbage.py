@@ -12,12 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import FRONT, LIMITS, MANIFEST, Artifact, fetch_from, publish
+from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, Artifact, fetch_from, publish
 from prunefront.pipelines.journal.journal import Journal, StudyRunning, lock
+from prunefront.pipelines.journal.layout import FRONT, JOURNAL
 from prunefront.pipelines.recovery.owner import Owner, claim
-from prunefront.pipelines.recovery.snapshot import JOURNAL, Place
+from prunefront.pipelines.recovery.snapshot import Place
 from prunefront.pipelines.recovery.upload import Mirror
-from prunefront.pipelines.stores.store import ArtifactError, DirectoryStore, MemoryStore, put_json, put_text
+from prunefront.pipelines.stores.folder import DirectoryStore
+from prunefront.pipelines.stores.memory import MemoryStore
+from prunefront.pipelines.stores.store import ArtifactError, put_json, put_text
 from prunefront.pipelines.study.garbage import (
     Garbage,
     Known,

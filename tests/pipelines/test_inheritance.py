@@ -24,14 +24,16 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import StudyConfig, load
 from prunefront.pipelines.formats.weights import packed, unpacked
 from prunefront.pipelines.journal.journal import Journal
+from prunefront.pipelines.journal.layout import WEIGHTS
 from prunefront.pipelines.prepare.network import dense_network, know, make_bench
 from prunefront.pipelines.stages.screening import Screening
 from prunefront.pipelines.workers.bench import Workbench
 from prunefront.pipelines.workers.evaluate import Evaluator
-from prunefront.pipelines.workers.inheritance import WEIGHTS, Inheritance, Parent
+from prunefront.pipelines.workers.inheritance import Inheritance, Parent
 from prunefront.pipelines.workers.pool import ScoringWorker
 from prunefront.pruners.cut.prune import prune
-from prunefront.pruners.plan.decide import PruningPlan, plan
+from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.plan.decide import plan
 from prunefront.search.outcomes.front import ParetoFront
 from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome, outcome_from_json
 from prunefront.search.searchers import searchers

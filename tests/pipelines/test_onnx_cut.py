@@ -15,7 +15,8 @@ from prunefront.pipelines.models import models
 from prunefront.pipelines.stages.latency_table import planned
 from prunefront.pruners.cut.surgery import apply
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.plan.decide import PruningPlan, plan
+from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.trace.tracer import trace
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)`:FutureWarning")

@@ -11,23 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunefront.pipelines.artifacts.publish import FRONT
-from prunefront.pipelines.recovery.owner import (
-    OWNER,
-    NotOurs,
-    Owner,
-    check_owner,
-    claim,
-    kept_owner,
-    owner_of,
-)
-from prunefront.pipelines.stores.store import (
-    ArtifactError,
-    ArtifactStore,
-    DirectoryStore,
-    MemoryStore,
-    put_json,
-)
+from prunefront.pipelines.journal.layout import FRONT, OWNER
+from prunefront.pipelines.recovery.owner import NotOurs, Owner, check_owner, claim, kept_owner, owner_of
+from prunefront.pipelines.stores.folder import DirectoryStore
+from prunefront.pipelines.stores.memory import MemoryStore
+from prunefront.pipelines.stores.store import ArtifactError, ArtifactStore, put_json
 
 
 @pytest.fixture(params=["directory", "memory"])

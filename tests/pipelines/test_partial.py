@@ -13,17 +13,9 @@ from rich.console import Console
 from prunefront.pipelines.cli.main import front as front_command
 from prunefront.pipelines.config.sections import StudyConfig, parse
 from prunefront.pipelines.fronts.page import ReportError, read
-from prunefront.pipelines.fronts.unfinished import (
-    PAGE_NAME,
-    PARTIAL,
-    PartialFront,
-    best,
-    kept,
-    partial_front,
-    table,
-    write,
-)
+from prunefront.pipelines.fronts.unfinished import PartialFront, best, kept, partial_front, table, write
 from prunefront.pipelines.journal.journal import Journal, write_json
+from prunefront.pipelines.journal.layout import PARTIAL_FRONT, PARTIAL_PAGE
 from prunefront.search.outcomes.dominance import dominance
 from prunefront.search.space.candidate import Candidate
 
@@ -155,13 +147,13 @@ def test_files_and_table_say_that_it_is_partial_and_cannot_be_taken_for_a_front(
 ) -> None:
     found = of(events)
     write(found, tmp_path)
-    data = json.loads((tmp_path / PARTIAL).read_text())
+    data = json.loads((tmp_path / PARTIAL_FRONT).read_text())
     assert (data["partial"], data["images"]) == (True, "validation images")
     assert {row["key"] for row in data["rows"]} == {"a", "dense"}
     for claim in (data, [dict(row) for row in data["rows"]]):
         with pytest.raises(ReportError):
             read(claim)
-    page = (tmp_path / PAGE_NAME).read_text()
+    page = (tmp_path / PARTIAL_PAGE).read_text()
     assert "partial front: " in page
     assert "test images." not in page  # the caption of a front proper
     out = StringIO()
@@ -183,21 +175,21 @@ def test_it_is_written_however_a_search_ends_but_not_over_a_front(tmp_path: Path
             journal.append(**event)
     with kept(study, said.append):
         pass
-    assert not (study.path / PARTIAL).exists()
+    assert not (study.path / PARTIAL_FRONT).exists()
     with pytest.raises(Cut), kept(study, said.append):
         raise Cut
-    assert json.loads((study.path / PARTIAL).read_text())["done"] == 4
+    assert json.loads((study.path / PARTIAL_FRONT).read_text())["done"] == 4
     assert said[0].startswith("partial front: 4 of 10 candidates are scored")
-    (study.path / PARTIAL).unlink()
+    (study.path / PARTIAL_FRONT).unlink()
     (study.path / "front.json").write_text("[]")
     with pytest.raises(Cut), kept(study, said.append):
         raise Cut
-    assert not (study.path / PARTIAL).exists()
+    assert not (study.path / PARTIAL_FRONT).exists()
 
 
 def test_what_cannot_be_written_does_not_hide_why_the_search_ended(tmp_path: Path) -> None:
     study = config(tmp_path)
-    (study.path / PARTIAL).with_suffix(".json.new").mkdir(parents=True)
+    (study.path / PARTIAL_FRONT).with_suffix(".json.new").mkdir(parents=True)
     (study.path / "journal.jsonl").write_text("".join(json.dumps(e) + "\n" for e in SCORED))
     said: list[str] = []
     with pytest.raises(Cut), kept(study, said.append):

@@ -19,7 +19,8 @@ from ray.exceptions import WorkerCrashedError
 from rich.console import Console
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cluster import nodes
+from prunefront.pipelines.cluster import device, nodes
+from prunefront.pipelines.cluster.device import DeviceLost, Target, check_address, check_runtime
 from prunefront.pipelines.cluster.nodes import Machine, Node, check_nodes, custom
 from prunefront.pipelines.config.sections import (
     ClusterSection,
@@ -29,8 +30,6 @@ from prunefront.pipelines.config.sections import (
     parse,
 )
 from prunefront.pipelines.events.display import Display
-from prunefront.pipelines.measure import device
-from prunefront.pipelines.measure.device import DeviceLost, Target, check_address, check_runtime
 from prunefront.pipelines.stages.latency_table import measure_for
 from prunefront.pipelines.study.run import run
 from prunefront.pipelines.workers import trials as tune

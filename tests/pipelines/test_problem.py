@@ -8,12 +8,13 @@ from prunefront.pipelines.config.sections import SearchSection, SpaceSection
 from prunefront.pipelines.prepare.problem import KEPT_MACS, lanes, problem, search_space
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.graph.plan import Scores
 from prunefront.pruners.plan.cost import macs, macs_of
-from prunefront.pruners.plan.decide import Scores, plan
+from prunefront.pruners.plan.decide import plan
 from prunefront.search.outcomes.measurement import Measurement
 from prunefront.search.searchers import searchers
 from prunefront.search.space.candidate import Candidate
-from prunefront.search.space.search_space import Problem
+from prunefront.search.space.problem import Problem
 from tests.pruners.plans import traced
 
 

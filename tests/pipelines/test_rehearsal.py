@@ -25,8 +25,9 @@ from prunefront.pipelines.prepare.problem import problem
 from prunefront.pipelines.stages.screening import Screening
 from prunefront.pipelines.stages.warm_start import WarmStart, to_event
 from prunefront.pipelines.study.rehearsal import Replay, recorded, rehearse
+from prunefront.pruners.graph.plan import DENSE, PruningPlan
 from prunefront.pruners.plan.cost import cost
-from prunefront.pruners.plan.decide import DENSE, PruningPlan, plan
+from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.scoring import rank
 from prunefront.pruners.statistics import Statistics
 from prunefront.pruners.trace.tracer import trace

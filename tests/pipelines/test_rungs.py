@@ -21,7 +21,8 @@ from prunefront.pruners.scoring import score_all
 from prunefront.pruners.trace.tracer import trace
 from prunefront.search.outcomes.measurement import OBJECTIVES, Failure, Measurement, Objective
 from prunefront.search.space.candidate import Candidate
-from prunefront.search.space.search_space import Problem, SearchSpace
+from prunefront.search.space.problem import Problem
+from prunefront.search.space.search_space import SearchSpace
 from tests.pipelines.test_config import BASE
 
 

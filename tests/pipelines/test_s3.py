@@ -17,8 +17,9 @@ from moto.server import ThreadedMotoServer
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, check_digests, fetch, publish
+from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.s3 import PART_BYTES, S3Error, S3Store
-from prunefront.pipelines.stores.store import ArtifactError, ArtifactNotFound, Upload, open_store
+from prunefront.pipelines.stores.store import ArtifactError, ArtifactNotFound, Upload
 from tests.stores import check_first_come_first_served, check_list_and_delete, check_two_studies_do_no_harm
 
 SECRET = "never-printed"

@@ -19,7 +19,8 @@ from prunefront.search.outcomes.measurement import OBJECTIVES, Failure, Measurem
 from prunefront.search.promotion.halving import Rungs
 from prunefront.search.searchers import searchers
 from prunefront.search.space.candidate import Candidate
-from prunefront.search.space.search_space import GroupSpace, Problem, SearchSpace
+from prunefront.search.space.problem import Problem
+from prunefront.search.space.search_space import GroupSpace, SearchSpace
 
 PAIR = (OBJECTIVES["accuracy"], OBJECTIVES["macs"])
 EPOCHS = 4

@@ -8,8 +8,9 @@ import pytest
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.journal.journal import Journal, JournalError
-from prunefront.pipelines.stages.screening import HOPELESS, OverBudget, Screening
-from prunefront.pruners.plan.decide import GroupPlan, PruningPlan
+from prunefront.pipelines.prepare.feasibility import OverBudget
+from prunefront.pipelines.stages.screening import HOPELESS, Screening
+from prunefront.pruners.graph.plan import GroupPlan, PruningPlan
 from prunefront.search.outcomes.measurement import Constraint, Failure, Outcome
 from prunefront.search.prediction.sensitivity import is_probe
 from prunefront.search.searchers import searchers

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, fetch_from, publish
+from prunefront.pipelines.stores.memory import MemoryStore
 from prunefront.pipelines.stores.s3 import S3Away, S3Error
-from prunefront.pipelines.stores.spool import PATIENCE, Spool, SpoolingStore, keep_all, published, spooling
-from prunefront.pipelines.stores.store import MemoryStore, StoreAway, StoreRefused
+from prunefront.pipelines.stores.spool import PATIENCE, Spool, SpoolingStore, keep_all, spooling
+from prunefront.pipelines.stores.store import StoreAway, StoreRefused
 from prunefront.pipelines.workers.failures import PASSING, REFUSED, failure
+from prunefront.pipelines.workers.publish import published
 
 
 class Shaky(MemoryStore):

@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.publish import measure_file
 from prunefront.pipelines.journal.journal import Journal, StudyRunning, read_events
+from prunefront.pipelines.journal.layout import JOURNAL, SUPERSEDED_JOURNAL
 from prunefront.pipelines.recovery import upload as mirroring
 from prunefront.pipelines.recovery.owner import claim
 from prunefront.pipelines.recovery.snapshot import (
     ALIVE_SECONDS,
-    JOURNAL,
-    SUPERSEDED,
     Place,
     Run,
     Snapshot,
@@ -33,13 +32,9 @@ from prunefront.pipelines.recovery.snapshot import (
     restore,
 )
 from prunefront.pipelines.recovery.upload import Mirror
-from prunefront.pipelines.stores.store import (
-    ArtifactError,
-    ArtifactStore,
-    DirectoryStore,
-    MemoryStore,
-    put_text,
-)
+from prunefront.pipelines.stores.folder import DirectoryStore
+from prunefront.pipelines.stores.memory import MemoryStore
+from prunefront.pipelines.stores.store import ArtifactError, ArtifactStore, put_text
 from prunefront.search.space.candidate import Candidate
 
 
@@ -72,7 +67,7 @@ class Machine:
         return {
             path.relative_to(self.folder).as_posix(): path.read_bytes()
             for path in self.folder.rglob("*")
-            if path.is_file() and path.name not in ("run.json", "owner.json", SUPERSEDED)
+            if path.is_file() and path.name not in ("run.json", "owner.json", SUPERSEDED_JOURNAL)
         }
 
     def put(self) -> None:
@@ -238,7 +233,7 @@ def test_a_driver_that_was_thought_dead_ends_before_it_writes(store: ArtifactSto
     again.folder, again.said, again.place = old.folder, [], old.place
     again.begin()
     assert [e["n"] for e in again.journal.events] == [1, 2]
-    assert [e["n"] for e in read_events(again.folder / SUPERSEDED)] == [1, 3]
+    assert [e["n"] for e in read_events(again.folder / SUPERSEDED_JOURNAL)] == [1, 3]
     again.journal.close()
 
 

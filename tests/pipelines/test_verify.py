@@ -30,9 +30,10 @@ from prunefront.pipelines.data import Split, Splits, Transform
 from prunefront.pipelines.formats.onnx_export import export
 from prunefront.pipelines.measure.accuracy import accuracy
 from prunefront.pipelines.models import build
-from prunefront.pipelines.stores.store import MemoryStore
+from prunefront.pipelines.stores.memory import MemoryStore
 from prunefront.pruners.cut import surgery
-from prunefront.pruners.plan.decide import GroupPlan, PruningPlan, plan
+from prunefront.pruners.graph.plan import GroupPlan, PruningPlan
+from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.trace.tracer import trace
 
 FACTORY = "net_of_an_artifact:make"

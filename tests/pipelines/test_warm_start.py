@@ -24,9 +24,9 @@ from prunefront.pipelines.config.sections import StudyConfig, parse
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.journal.evaluations import Evaluation, Evaluations
 from prunefront.pipelines.journal.journal import Journal, write_json
+from prunefront.pipelines.journal.layout import EVALUATIONS
 from prunefront.pipelines.stages.screening import Screening
 from prunefront.pipelines.stages.warm_start import (
-    EVALUATIONS,
     LONGEST_ORIGIN,
     MOST_SEEDS,
     Earlier,
@@ -41,7 +41,9 @@ from prunefront.pipelines.stages.warm_start import (
     to_event,
     warm_start,
 )
-from prunefront.pipelines.stores.store import DirectoryStore, open_store, put_json
+from prunefront.pipelines.stores.folder import DirectoryStore
+from prunefront.pipelines.stores.open import open_store
+from prunefront.pipelines.stores.store import put_json
 from prunefront.pipelines.study.run import run
 from prunefront.pipelines.workers.bench import arrays
 from prunefront.pruners.trace.tracer import trace

@@ -15,8 +15,9 @@ from prunefront.pruners.allocators.dcp_adapt import stop
 from prunefront.pruners.allocators.erk import densities
 from prunefront.pruners.allocators.global_threshold import relative
 from prunefront.pruners.allocators.redundancy import energy_rank, max_ratio, upper_bounds
-from prunefront.pruners.allocators.sensitivity import RATIOS, cuts, ratio_at
+from prunefront.pruners.allocators.sensitivity import ratio_at
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, MacOp, TensorSlice
+from prunefront.pruners.graph.single_cuts import RATIOS, cuts
 from prunefront.pruners.plan.cost import macs, macs_of
 from prunefront.pruners.plan.decide import keep_counts
 from tests.pruners.plans import keeping, traced

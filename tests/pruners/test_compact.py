@@ -19,16 +19,17 @@ from prunefront.errors import PrunefrontError, RatioError
 from prunefront.pruners.bits.bit_width import unwrapped
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.cut import surgery
+from prunefront.pruners.cut.blocks import mask_blocks
 from prunefront.pruners.cut.compact import compact, mask_layers, within_layers
 from prunefront.pruners.cut.prune import prune
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.graph.plan import PruningPlan, removed_blocks
 from prunefront.pruners.plan import cost
-from prunefront.pruners.plan.decide import PruningPlan, plan, removed_blocks
+from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.plan.layer_counts import possible
 from prunefront.pruners.saved import PLAN, WEIGHTS, described, load_network, rebuild, save_network, trained
 from prunefront.pruners.storage.sizes import file_size
-from prunefront.pruners.trace.stacks import mask_blocks
 from prunefront.pruners.trace.tracer import trace
 from tests.nets import NETS, Block, conv_bn, randomise
 from tests.pruners.plans import scored, traced

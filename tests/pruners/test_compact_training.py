@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunefront.choice import GroupChoice, Words
-from prunefront.pruners.bits.bit_width import word_lengths
 from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.graph.plan import PruningPlan, without_channels
 from prunefront.pruners.plan.cost import layout
-from prunefront.pruners.plan.decide import PruningPlan, plan, without_channels
+from prunefront.pruners.plan.decide import plan
+from prunefront.pruners.plan.layer_parts import word_lengths
 from prunefront.pruners.procedures import Phase, procedures
 from prunefront.pruners.procedures.loop import fit
 from prunefront.pruners.procedures.run import Run

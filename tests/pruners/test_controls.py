@@ -19,8 +19,9 @@ from prunefront.pruners.controls.scratch_b import CAP
 from prunefront.pruners.cut.surgery import apply
 from prunefront.pruners.cut.untrained import fresh
 from prunefront.pruners.graph.channel_graph import ChannelGraph, MacOp
+from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.plan.cost import macs, macs_of
-from prunefront.pruners.plan.decide import PruningPlan, plan
+from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.scoring import score_all
 from prunefront.pruners.trace.tracer import trace
 from tests.nets import NETS

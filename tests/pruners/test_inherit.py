@@ -17,7 +17,8 @@ from prunefront.pruners.cut.inherit import hands_on, inherited, unfitted
 from prunefront.pruners.cut.prune import prune, repairs
 from prunefront.pruners.cut.surgery import apply, mask
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.plan.decide import PruningPlan, inside, plan, removed_blocks
+from prunefront.pruners.graph.plan import PruningPlan, inside, removed_blocks
+from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.trace.tracer import trace
 from tests.nets import NETS, randomise
 from tests.pruners.plans import keeping, plans, scored, traced

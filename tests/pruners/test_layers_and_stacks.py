@@ -16,9 +16,9 @@ from torch.utils import _pytree
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.models import models
 from prunefront.pruners.cut import surgery
+from prunefront.pruners.cut.blocks import mask_blocks, without_blocks
 from prunefront.pruners.granularities.block import stack_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.trace.stacks import mask_blocks, without_blocks
 from prunefront.pruners.trace.tracer import trace
 from prunefront.pruners.units.applies import residual
 from tests.nets import NETS, Block, conv_bn, randomise

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError, RatioError
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen, MacOp, TensorSlice
-from prunefront.pruners.plan.decide import PruningPlan, keep_counts, nearest_keep, plan
+from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.plan.decide import keep_counts, nearest_keep, plan
 
 
 def group_of(units: int, channels: int = 1, name: str = "g") -> ChannelGroup:

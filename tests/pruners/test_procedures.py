@@ -5,7 +5,7 @@ import torch
 
 from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError, UnknownName
-from prunefront.pruners.plan.cost import shapes
+from prunefront.pruners.graph.shapes import shapes
 from prunefront.pruners.procedures import Phase, procedure, procedures
 from tests.pruners.fixtures import Grouped, Plain, Residual, made
 from tests.pruners.training import goal_of, start, tensors, trained

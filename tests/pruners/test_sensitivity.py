@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.allocators import Terms, allocators
-from prunefront.pruners.allocators.sensitivity import RATIOS, cuts
 from prunefront.pruners.cut.surgery import mask
+from prunefront.pruners.graph.single_cuts import RATIOS, cuts
 from prunefront.pruners.plan.decide import keep_counts, plan
 from prunefront.pruners.scoring import score_all
 from prunefront.pruners.statistics import collect, merge, run, tasks

@@ -14,7 +14,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.procedures import loop, procedures
-from prunefront.pruners.procedures.hook import Hook
+from prunefront.pruners.procedures.hook import Hook, Progress
 from prunefront.pruners.procedures.masking import Masked, StraightThrough
 from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.procedures.weights import dns as dns_module
@@ -180,7 +180,7 @@ class Densities(Hook):
         self.seen: list[float] = []
         self.zero: list[dict[str, Tensor]] = []
 
-    def stepped(self, run: Run) -> None:
+    def stepped(self, run: Progress) -> None:
         held = weights(run.model, run.graph)
         self.seen.append(density(held.values()))
         self.zero.append({name: (w == 0) for name, w in held.items()})
@@ -249,7 +249,7 @@ class Spliced(Hook):
         self.before: dict[str, Tensor] = {}
         self.back = self.gone = 0
 
-    def install(self, run: Run) -> None:
+    def install(self, run: Progress) -> None:
         now = {n: (w != 0).clone() for n, w in weights(run.model, run.graph).items()}
         for name, mask in now.items():
             if name in self.before:
@@ -353,7 +353,7 @@ class Layers(Hook):
         self.counts: list[dict[str, int]] = []
         self.weights: list[dict[str, Tensor]] = []
 
-    def stepped(self, run: Run) -> None:
+    def stepped(self, run: Progress) -> None:
         held = weights(run.model, run.graph)
         self.counts.append({n: int((w != 0).sum()) for n, w in held.items()})
         self.weights.append({n: p.detach().clone() for n, p in run.model.named_parameters()})
@@ -437,7 +437,7 @@ def test_scl_masks_weights_without_gradient_half_way_through_the_learning():
         def __init__(self) -> None:
             self.zero: dict[int, bool] = {}
 
-        def install(self, run: Run) -> None:
+        def install(self, run: Progress) -> None:
             self.zero[run.step] = not run.model.conv2.weight[:2].any()
 
     model, see = made(Plain), Dead()
@@ -604,7 +604,7 @@ def test_lrpet_projects_at_the_end_of_every_epoch():
         def __init__(self) -> None:
             self.seen: list[int] = []
 
-        def stepped(self, run: Run) -> None:
+        def stepped(self, run: Progress) -> None:
             matrix = run.model.conv2.weight.detach().flatten(1)
             self.seen.append(int(torch.linalg.matrix_rank(matrix, rtol=1e-9)))
 

@@ -8,14 +8,15 @@ from torch import Tensor, nn
 from prunefront.choice import GroupChoice, Words
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.bits.activations import QuantisedInput, calibrate
-from prunefront.pruners.bits.bit_width import quantise, word_lengths, worded, wrap
+from prunefront.pruners.bits.bit_width import quantise, worded, wrap
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer, Part
-from prunefront.pruners.plan.decide import LayerPlan, PruningPlan
+from prunefront.pruners.graph.plan import LayerPlan, PruningPlan
+from prunefront.pruners.plan.layer_parts import word_lengths
 from prunefront.pruners.procedures import Phase
 from prunefront.pruners.procedures.bit_widths import WordLength
-from prunefront.pruners.procedures.hook import Hook
+from prunefront.pruners.procedures.hook import Hook, Progress
 from prunefront.pruners.procedures.loop import effective, fit, step
 from prunefront.pruners.procedures.masking import Masked
 from prunefront.pruners.procedures.run import Run
@@ -230,19 +231,19 @@ class Spy(Hook):
     def _now(self) -> Tensor:
         return self.model.get_parameter(self.name).detach().clone()
 
-    def install(self, run: Run) -> None:
+    def install(self, run: Progress) -> None:
         self.computed.append(self._now())
 
-    def restore(self, run: Run) -> None:
+    def restore(self, run: Progress) -> None:
         grad = self.model.get_parameter(self.name).grad
         if grad is not None:
             self.raw.append(grad.clone())
 
-    def gradients(self, run: Run) -> bool:
+    def gradients(self, run: Progress) -> bool:
         self.gradient.append(self.model.get_parameter(self.name).grad.clone())
         return True
 
-    def stepped(self, run: Run) -> None:
+    def stepped(self, run: Progress) -> None:
         self.trained.append(self._now())
 
 

@@ -9,7 +9,7 @@ import prunefront.search.searchers.auto as module
 from prunefront.search.outcomes.measurement import Measurement, Outcome
 from prunefront.search.searchers.auto import Auto
 from prunefront.search.space.candidate import Candidate
-from prunefront.search.space.search_space import Problem
+from prunefront.search.space.problem import Problem
 from tests.problems import separable
 
 

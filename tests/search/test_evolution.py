@@ -9,7 +9,8 @@ from prunefront.search.outcomes.measurement import Constraint, Measurement, Obje
 from prunefront.search.searchers import searchers
 from prunefront.search.searchers.evolution import Evolution
 from prunefront.search.space.candidate import Candidate
-from prunefront.search.space.search_space import GroupSpace, Problem, SearchSpace
+from prunefront.search.space.problem import Problem
+from prunefront.search.space.search_space import GroupSpace, SearchSpace
 from tests.problems import Separable, drive, separable
 
 

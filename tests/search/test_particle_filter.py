@@ -20,7 +20,8 @@ from prunefront.search.searchers.particle_filter import (
     top,
 )
 from prunefront.search.space.budget import fit_budget
-from prunefront.search.space.search_space import GroupSpace, Problem, SearchSpace
+from prunefront.search.space.problem import Problem
+from prunefront.search.space.search_space import GroupSpace, SearchSpace
 from tests.problems import drive, planted
 
 weights = st.lists(st.floats(0.001, 1.0), min_size=1, max_size=20).map(lambda w: np.array(w) / sum(w))

@@ -21,7 +21,8 @@ from prunefront.search.searchers import searchers
 from prunefront.search.searchers.ledger import Ledger
 from prunefront.search.searchers.searcher import Searcher
 from prunefront.search.space.candidate import Candidate
-from prunefront.search.space.search_space import GroupSpace, Problem, SearchSpace
+from prunefront.search.space.problem import Problem
+from prunefront.search.space.search_space import GroupSpace, SearchSpace
 from tests.problems import Separable, drive, hypervolume, planted, separable
 
 EXACT = ("random", "evolution", "particle_filter", "surrogate", "auto")

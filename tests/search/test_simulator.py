@@ -17,7 +17,7 @@ from prunefront.search.searchers import searchers
 from prunefront.search.searchers.searcher import Searcher
 from prunefront.search.simulator import VirtualPool, Workers, progress, simulate
 from prunefront.search.space.candidate import Candidate
-from prunefront.search.space.search_space import Problem
+from prunefront.search.space.problem import Problem
 from tests.problems import separable
 from tests.search.test_searchers import OPTIONS
 

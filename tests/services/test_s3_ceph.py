@@ -9,27 +9,15 @@ import boto3
 import numpy as np
 import pytest
 
-from prunefront.pipelines.artifacts.publish import (
-    FRONT,
-    LIMITS,
-    MANIFEST,
-    check_digests,
-    fetch,
-    publish,
-    read_front,
-)
+from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, check_digests, fetch, publish, read_front
 from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data import load
 from prunefront.pipelines.data.cache import FOLDER
+from prunefront.pipelines.journal.layout import FRONT
+from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.s3 import PART_BYTES, S3Error, S3Store
 from prunefront.pipelines.stores.spool import Spool, SpoolingStore
-from prunefront.pipelines.stores.store import (
-    ArtifactError,
-    ArtifactNotFound,
-    StoreRefused,
-    open_store,
-    put_json,
-)
+from prunefront.pipelines.stores.store import ArtifactError, ArtifactNotFound, StoreRefused, put_json
 from tests.pipelines.test_data import split, write_parquet
 from tests.services.ceph import S3Server
 from tests.services.s3_proxy import FAULTS, proxied

@@ -23,8 +23,9 @@ from prunefront.pipelines.recovery.owner import owner_of
 from prunefront.pipelines.recovery.snapshot import Place, events_in
 from prunefront.pipelines.stages.final import FRONT_OBJECTIVES
 from prunefront.pipelines.stages.warm_start import read
+from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.spool import Spool
-from prunefront.pipelines.stores.store import ArtifactStore, open_store
+from prunefront.pipelines.stores.store import ArtifactStore
 from prunefront.search.outcomes.front import ParetoFront
 from prunefront.search.outcomes.measurement import Measurement
 from tests.services.ceph import S3Server

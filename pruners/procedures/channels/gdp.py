@@ -7,8 +7,8 @@ from torch import Tensor
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.procedures import Phase, procedure
-from prunefront.pruners.procedures.hook import Hook
-from prunefront.pruners.procedures.run import Run, UnitScores
+from prunefront.pruners.procedures.hook import Hook, Progress, UnitScores
+from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.procedures.schedules import check
 from prunefront.pruners.procedures.slices import WHISPER, losing, slices
 from prunefront.pruners.units.view import gates
@@ -42,19 +42,19 @@ class DynamicMasks(Hook):
         self._trained: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def install(self, run: Run) -> None:
+    def install(self, run: Progress) -> None:
         self._trained = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
         for name, parts in self.gates.items():
             for part in parts:
                 part.scale(self._factors[name])
 
     @torch.no_grad()
-    def restore(self, run: Run) -> None:
+    def restore(self, run: Progress) -> None:
         for name, tensor in self.tensors.items():
             tensor.copy_(self._trained[name])
 
     @torch.no_grad()
-    def gradients(self, run: Run) -> bool:
+    def gradients(self, run: Progress) -> bool:
         for name, parts in self.gates.items():
             works = [p.total((p.tensor * p.tensor.grad).double()) for p in parts if p.tensor.grad is not None]
             if works:
@@ -63,11 +63,11 @@ class DynamicMasks(Hook):
         self.seen += 1
         return True
 
-    def stepped(self, run: Run) -> None:
+    def stepped(self, run: Progress) -> None:
         if self.seen == self.every:
             self.rank(run)
 
-    def rank(self, run: Run) -> None:
+    def rank(self, run: Progress) -> None:
         """Draws the masks by what was seen since the last time, if anything was."""
         if not self.seen:
             return
@@ -81,7 +81,7 @@ class DynamicMasks(Hook):
         self._factors = self._masks(run)
         self._works, self.seen = {}, 0
 
-    def _masks(self, run: Run) -> dict[str, Tensor]:
+    def _masks(self, run: Progress) -> dict[str, Tensor]:
         factors = {}
         for name, parts in self.gates.items():
             kept = set(self.stay[name])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prunefront.pruners.procedures import Phase, procedure
-from prunefront.pruners.procedures.hook import Hook
+from prunefront.pruners.procedures.hook import Hook, Progress
 from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.procedures.schedules import check, check_strength
 from prunefront.pruners.procedures.slices import losing, produced, slices
@@ -23,7 +23,7 @@ class GroupShrinkage(Hook):
         self.groups = [slices(run, produced(g, run.graph)) for g in losing(run)]
 
     @torch.no_grad()
-    def stepped(self, run: Run) -> None:
+    def stepped(self, run: Progress) -> None:
         rate = float(run.optimizer.param_groups[0]["lr"])
         for members in self.groups:
             if not members:

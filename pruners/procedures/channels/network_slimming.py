@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from prunefront.pruners.procedures import Phase, procedure
-from prunefront.pruners.procedures.hook import Hook
+from prunefront.pruners.procedures.hook import Hook, Progress
 from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.procedures.schedules import check, check_strength
 from prunefront.pruners.procedures.slices import norm_scales
@@ -19,7 +19,7 @@ class ScalePenalty(Hook):
         self.scales, self.strength = norm_scales(run), strength
 
     @torch.no_grad()
-    def gradients(self, run: Run) -> bool:
+    def gradients(self, run: Progress) -> bool:
         for scale in self.scales:
             if scale.grad is not None:
                 scale.grad.add_(scale.sign(), alpha=self.strength)

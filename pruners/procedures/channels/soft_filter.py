@@ -7,8 +7,8 @@ import torch
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.graph.channel_graph import ChannelGroup
 from prunefront.pruners.procedures import Phase, procedure
-from prunefront.pruners.procedures.hook import Hook
-from prunefront.pruners.procedures.run import Run, UnitScores
+from prunefront.pruners.procedures.hook import Hook, Progress, UnitScores
+from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.procedures.slices import WHISPER, Slice, losing, slices
 from prunefront.pruners.units.view import MEASURED, scales, shifts
 
@@ -25,7 +25,7 @@ class SoftFilters(Hook):
         self.groups = {g.name: _Filters(run, g) for g in losing(run)}
         self.scores: UnitScores | None = None
 
-    def stepped(self, run: Run) -> None:
+    def stepped(self, run: Progress) -> None:
         step = run.step + 1
         if step % run.per_epoch and step != run.steps:
             return

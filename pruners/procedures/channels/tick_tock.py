@@ -8,8 +8,8 @@ from torch import Tensor
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.procedures import Phase, procedure
 from prunefront.pruners.procedures.channels.network_slimming import ScalePenalty
-from prunefront.pruners.procedures.hook import Hook
-from prunefront.pruners.procedures.run import Run, UnitScores
+from prunefront.pruners.procedures.hook import Hook, Progress, UnitScores
+from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.procedures.schedules import check, check_strength, falling, split, triangular
 from prunefront.pruners.procedures.slices import losing, slices
 from prunefront.pruners.statistics.first_order import separate_gates
@@ -52,7 +52,7 @@ class GateScores(Hook):
         return parameter.ndim < 2 or name in self._read
 
     @torch.no_grad()
-    def gradients(self, run: Run) -> bool:
+    def gradients(self, run: Progress) -> bool:
         for name, each in self.gates.items():
             for one in each:
                 works = [

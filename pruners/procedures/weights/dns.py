@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.procedures import Phase, procedure
-from prunefront.pruners.procedures.hook import Hook
+from prunefront.pruners.procedures.hook import Hook, Progress
 from prunefront.pruners.procedures.masking import Masked, StraightThrough, settle
 from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.units.masks import FLOOR, Masks, Tensors, erk_counts, keep_largest, sizes, weights
@@ -44,7 +44,7 @@ class Surgery(Hook):
         """masks: changed in place. gamma: of one step."""
         self.weights, self.masks, self.limits, self.gamma, self.power = weights, masks, limits, gamma, power
 
-    def stepped(self, run: Run) -> None:
+    def stepped(self, run: Progress) -> None:
         if run.rng.random() < (1.0 + self.gamma * run.step) ** -self.power:
             for name, weight in self.weights.items():
                 self.masks[name] = surgery(weight, self.masks[name], self.limits[name])

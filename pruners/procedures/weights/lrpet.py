@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import ChannelGraph, TensorSlice
 from prunefront.pruners.procedures import Phase, procedure
-from prunefront.pruners.procedures.hook import Hook
+from prunefront.pruners.procedures.hook import Hook, Progress
 from prunefront.pruners.procedures.masking import settle
 from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.statistics import Inputs
@@ -187,7 +187,7 @@ class Project(Hook):
     def __init__(self, parts: list[Part]) -> None:
         self.parts = parts
 
-    def stepped(self, run: Run) -> None:
+    def stepped(self, run: Progress) -> None:
         if (run.step + 1) % run.per_epoch == 0:
             project(run.model, self.parts)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.procedures import Phase, procedure
+from prunefront.pruners.procedures.hook import Progress
 from prunefront.pruners.procedures.masking import Masked, gradients_of, settle
 from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.units.masks import Masks, erk_counts, largest, weights
@@ -40,7 +41,7 @@ class Rewire(Masked):
         """Of a layer's weights that move at a step: α/2 · (1 + cos(π t / T_end))."""
         return self.alpha / 2 * (1.0 + math.cos(math.pi * step / self.end))
 
-    def gradients(self, run: Run) -> bool:
+    def gradients(self, run: Progress) -> bool:
         if not 0 < run.step < self.end or run.step % self.interval:
             return super().gradients(run)
         for name, gradient in gradients_of(self.weights).items():

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.procedures import Phase, procedure
-from prunefront.pruners.procedures.hook import Hook
+from prunefront.pruners.procedures.hook import Hook, Progress
 from prunefront.pruners.procedures.masking import Masked, StraightThrough, gradients_of, settle
 from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.units.masks import FLOOR, Tensors, keep_largest, output_axis, sizes, weights
@@ -45,7 +45,7 @@ class Learn(Hook):
         self.weights, self.variables, self.axes = weights, variables, axes
         self.rate, self.penalty = rate, penalty
 
-    def gradients(self, run: Run) -> bool:
+    def gradients(self, run: Progress) -> bool:
         for name, gradient in gradients_of(self.weights).items():
             weight, m = self.weights[name], self.variables[name]
             if weight.grad is not None:

@@ -7,7 +7,7 @@ import torch
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.procedures import Phase, procedure
-from prunefront.pruners.procedures.hook import Hook
+from prunefront.pruners.procedures.hook import Hook, Progress
 from prunefront.pruners.procedures.masking import StraightThrough, settle
 from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.units.masks import Tensors, n_of_m, output_axis, weights
@@ -23,7 +23,7 @@ class Refine(Hook):
         self.weights, self.axes, self.n, self.m, self.decay = weights, axes, n, m, decay
 
     @torch.no_grad()
-    def gradients(self, run: Run) -> bool:
+    def gradients(self, run: Progress) -> bool:
         for name, weight in self.weights.items():
             if weight.grad is not None:
                 gone = ~n_of_m(weight, self.n, self.m, axis=self.axes[name])

@@ -1,0 +1,23 @@
+"""A worker's artifact on its way to the store, by way of the driver's disk while the store is away."""
+
+from pathlib import Path
+
+from prunefront.pipelines.artifacts.publish import Artifact, publish
+from prunefront.pipelines.stores.spool import PATIENCE, Refuge, _bring, patiently
+from prunefront.pipelines.stores.store import ArtifactStore, MemoryStore, StoreAway
+
+
+def published(store: ArtifactStore, folder: Path, name: str, refuge: Refuge | None) -> Artifact:
+    """As `artifacts.publish`, by a worker: while the store is away, the artifact is brought to the refuge.
+
+    Without one, tries again for `PATIENCE` seconds. Raises StoreAway where neither helped, else as `publish`.
+    """
+    try:
+        return publish(store, folder, name)
+    except StoreAway as away:
+        if refuge is None:
+            return patiently(PATIENCE)(publish, store, folder, name)
+        kept = MemoryStore(store.uri)
+        artifact = publish(kept, folder, name)
+        _bring(kept.objects, refuge, away)
+        return artifact

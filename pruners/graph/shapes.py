@@ -1,0 +1,35 @@
+"""Shapes of a network's tensors and layers after a cut. Names and numbers, no torch."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.graph.layers import Layer
+from prunefront.pruners.graph.plan import PruningPlan
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def shapes(graph: ChannelGraph, plan: PruningPlan | None = None) -> Shapes:
+    """Returns the shape of every tensor once the plan's channels are gone (dense without one)."""
+    return shapes_of(graph, {} if plan is None else {g.name: len(g.kept) for g in plan.groups})
+
+
+def shapes_of(graph: ChannelGraph, counts: Mapping[str, int]) -> Shapes:
+    """Returns the shape of every tensor where so many units of each group stay; groups left out stay dense."""
+    sizes = dict(graph.shapes)
+    cut: dict[str, list[int]] = {}
+    for group in graph.groups:
+        gone = group.units - counts.get(group.name, group.units)
+        if gone:
+            for m in group.members:  # every unit takes equally many positions, and no two the same
+                cut.setdefault(m.tensor, list(sizes[m.tensor]))[m.dim] -= gone * len(m.index[0])
+    sizes.update({name: tuple(shape) for name, shape in cut.items()})
+    return sizes
+
+
+def reduced_layer(graph: ChannelGraph, layer: Layer, shape: tuple[int, ...]) -> Layer:
+    """The layer with its cut weight; a depthwise convolution has as many conv groups as channels are left."""
+    depthwise = layer.name in graph.depthwise
+    groups = layer.groups * shape[0] // layer.shape[0] if depthwise else layer.groups
+    return replace(layer, shape=shape, groups=groups)

@@ -1,0 +1,36 @@
+"""What a searcher is given: space, objectives, bounds, starting points and known costs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunefront.search.outcomes.measurement import Constraint, Objective
+from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.search_space import SearchSpace
+
+if TYPE_CHECKING:
+    from prunefront.search.space.costs import Costs
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Everything a searcher may know: the space, what is better, what is allowed, where to start.
+
+    seeds: candidates asked before anything else (dense, uniform ratios, global thresholds).
+    scores: criterion -> group -> score per unit, for searchers that propose patterns; may be empty.
+    costs: what candidates cost, so that searchers need not learn it; None = not known beforehand.
+    chance: the accuracy of guessing: a network that is no better is worth nothing.
+    evaluations: how many candidates will be scored; 0 = not known beforehand.
+    """
+
+    space: SearchSpace
+    objectives: tuple[Objective, ...]
+    constraints: tuple[Constraint, ...] = ()
+    seeds: tuple[Candidate, ...] = ()
+    scores: Mapping[str, Mapping[str, NDArray[np.float64]]] = field(default_factory=dict)
+    costs: "Costs | None" = None
+    chance: float = 0.0
+    evaluations: int = 0
