@@ -12,11 +12,9 @@ from prunefront.choice import Words
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.bits.activations import Kind, QuantisedInput, check_inputs, input_parts
 from prunefront.pruners.graph.layers import Part
+from prunefront.pruners.graph.plan import FLOAT
 from prunefront.pruners.quantisers import Quantiser, quantisers
 from prunefront.pruners.units.masks import owner
-
-FLOAT = 32
-"""The word length of a weight that stays float32."""
 
 BEHIND = "layer."
 """What the tensors of a module are called by, behind a `QuantisedInput`."""

@@ -199,3 +199,7 @@ def inside(name: str, blocks: Collection[str]) -> bool:
 def without_channels(plan: PruningPlan) -> PruningPlan:
     """What a plan does to a network whose channels were cut already."""
     return replace(plan, groups=())
+
+
+FLOAT = 32
+"""The word length of a weight that stays float32."""

@@ -9,7 +9,7 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Part
 from prunefront.pruners.graph.plan import PruningPlan, inside, removed_blocks
 from prunefront.pruners.graph.shapes import Shapes, shapes, shapes_of
-from prunefront.pruners.plan.layer_parts import _granularity, layer_parts
+from prunefront.pruners.plan.layer_parts import granularity_of, layer_parts
 from prunefront.pruners.storage.sizes import file_size
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def macs(graph: ChannelGraph, plan: PruningPlan | None = None) -> int:
     if plan is None or not (plan.stacks or plan.layers):
         return _macs(graph, shapes(graph, plan))
     gone, sizes = removed_blocks(graph, plan.stacks), shapes(graph, plan)
-    compact = {p.name: _granularity(p).macs(p.layer, p.count) for p in plan.layers if p.count is not None}
+    compact = {p.name: granularity_of(p).macs(p.layer, p.count) for p in plan.layers if p.count is not None}
     whole = (op for op in graph.ops if op.weight not in compact and not inside(op.weight, gone))
     return sum(op.positions * prod(sizes[op.weight]) for op in whole) + sum(compact.values())
 
@@ -83,7 +83,7 @@ def _layout(graph: ChannelGraph, plan: PruningPlan) -> tuple[dict[str, Part], di
     """What is left of the dense network's tensors, and those of layers that were made anew."""
     gone = removed_blocks(graph, plan.stacks)
     anew = {p.layer.module: p for p in plan.layers}
-    fused = {p.layer.norm for p in plan.layers if p.count is not None and _granularity(p).fuses_norm}
+    fused = {p.layer.norm for p in plan.layers if p.count is not None and granularity_of(p).fuses_norm}
     dense = {
         name: Part(shape, "float", width=graph.element_bytes.get(name, 4))
         for name, shape in shapes(graph, plan).items()

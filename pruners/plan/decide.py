@@ -94,9 +94,7 @@ def plan(
     }
     layers: tuple[LayerPlan, ...] = ()
     if asked:
-        from prunefront.pruners.plan.layer_counts import (
-            plan_layers,  # channels alone are planned without torch
-        )
+        from prunefront.pruners.plan.layer_counts import plan_layers  # needs torch, which channels do not
 
         layers = plan_layers(graph, groups, asked)
     return PruningPlan(groups, tuple(s for s in stacks if not s.dense), layers, words)

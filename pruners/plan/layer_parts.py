@@ -3,9 +3,8 @@
 from typing import TYPE_CHECKING
 
 from prunefront.choice import Words
-from prunefront.pruners.bits.bit_width import FLOAT, worded
 from prunefront.pruners.graph.layers import Part
-from prunefront.pruners.graph.plan import LayerPlan, PruningPlan
+from prunefront.pruners.graph.plan import FLOAT, LayerPlan, PruningPlan
 
 if TYPE_CHECKING:
     from prunefront.pruners.granularities import LayerGranularity
@@ -19,17 +18,16 @@ def layer_parts(plan: LayerPlan, words: Words) -> dict[str, Part]:
         if layer.bias:
             parts["bias"] = Part((layer.outputs,), "float")
     else:
-        parts = dict(_granularity(plan).parts(layer, plan.count))
+        parts = dict(granularity_of(plan).parts(layer, plan.count))
     if plan.choice.bits == 32:
         return parts
+    from prunefront.pruners.bits.bit_width import worded  # needs torch, which float weights do not
 
     return worded(parts, plan.choice.bits, words)
 
 
-def _granularity(plan: LayerPlan) -> "LayerGranularity":
-    from prunefront.pruners.granularities import (
-        layer_granularities,  # channels alone are priced without torch
-    )
+def granularity_of(plan: LayerPlan) -> "LayerGranularity":
+    from prunefront.pruners.granularities import layer_granularities  # needs torch, which channels do not
 
     return layer_granularities[plan.choice.granularity]
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LinearRegression
+from scipy.optimize import nnls
+from scipy.stats import spearmanr
 
 from prunefront.errors import PrunefrontError
 
@@ -101,9 +102,7 @@ def _fitted(x: Floats, accuracy: Floats) -> _Model:
     columns = basis.shape[1]
     ridge = np.sqrt(SHRINK * len(y)) * np.eye(columns)
     ridge[-1] = 0.0  # the dense network's loss is not drawn towards none
-    regression = LinearRegression(positive=True, fit_intercept=False)
-    regression.fit(np.concatenate([basis, ridge]), np.concatenate([-y, np.zeros(columns)]))
-    losses = np.asarray(regression.coef_, dtype=np.float64)
+    losses = nnls(np.concatenate([basis, ridge]), np.concatenate([-y, np.zeros(columns)]))[0]
     rest = y + basis @ losses
     best = float(np.square(rest).mean()), _Model(x, losses, np.zeros(len(y)), LENGTHS[0])
     for length in LENGTHS:
@@ -131,10 +130,6 @@ def _cross_validated(x: Floats, y: Floats) -> Fit:
 
 def spearman(a: Floats, b: Floats) -> float:
     """Rank correlation, ties at their mean rank; 0 where one of the two does not vary."""
-    ranks = []
-    for values in (a, b):
-        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[place])
-    one, other = (r - r.mean() for r in ranks)
-    scale = float(np.sqrt((one**2).sum() * (other**2).sum()))
-    return float((one * other).sum()) / scale if scale > 0 else 0.0
+    if np.ptp(a) == 0.0 or np.ptp(b) == 0.0:
+        return 0.0
+    return float(spearmanr(a, b).statistic)
