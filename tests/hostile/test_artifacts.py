@@ -34,8 +34,8 @@ from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.trace.tracer import trace
 from tests.hostile.strategies import TEXTS, answered, damaged, documents, fuzzed
 from tests.hostile.test_weights import safetensors
-from tests.pipelines.test_report import ROWS
-from tests.pipelines.test_verify import publish_network
+from tests.pipelines.artifacts.test_verify import publish_network
+from tests.pipelines.fronts.test_page import ROWS
 
 ROW = {**ROWS[0], "artifact": None}
 

@@ -39,10 +39,10 @@ from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.search_space import GroupSpace, SearchSpace
 from tests.hostile.strategies import answered, damaged, documents, fuzzed
 from tests.hostile.test_weights import safetensors
-from tests.pipelines import test_latency_table as tables
-from tests.pipelines.test_rehearsal import config_of, searched
-from tests.pipelines.test_report import ROWS
-from tests.pipelines.test_warm_start import HERE, scored
+from tests.pipelines.fronts.test_page import ROWS
+from tests.pipelines.stages import test_latency_table as tables
+from tests.pipelines.stages.test_warm_start import HERE, scored
+from tests.pipelines.study.test_rehearsal import config_of, searched
 
 CANDIDATES = 12
 

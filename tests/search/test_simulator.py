@@ -19,7 +19,7 @@ from prunefront.search.simulator import VirtualPool, Workers, progress, simulate
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.problem import Problem
 from tests.problems import separable
-from tests.search.test_searchers import OPTIONS
+from tests.search.searchers.test_searchers import OPTIONS
 
 TOY = separable(groups=4, units=12, seeds=3, constraints=(Constraint("accuracy", low=0.4),))
 ROUGH = Workers(

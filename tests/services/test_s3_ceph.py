@@ -18,7 +18,7 @@ from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.s3 import PART_BYTES, S3Error, S3Store
 from prunefront.pipelines.stores.spool import Spool, SpoolingStore
 from prunefront.pipelines.stores.store import ArtifactError, ArtifactNotFound, StoreRefused, put_json
-from tests.pipelines.test_data import split, write_parquet
+from tests.pipelines.data.test_sources import split, write_parquet
 from tests.services.ceph import S3Server
 from tests.services.s3_proxy import FAULTS, proxied
 from tests.stores import check_first_come_first_served, check_list_and_delete, check_two_studies_do_no_harm

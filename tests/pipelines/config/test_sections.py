@@ -1,0 +1,139 @@
+"""Study files: what is right comes through unchanged, what is wrong is told in one line."""
+
+from pathlib import Path
+
+import pytest
+
+from prunefront.pipelines.config.sections import ConfigError, StudyConfig, load, parse, settings
+from prunefront.search.outcomes.constraints import parse as parse_bound
+
+BASE = {"name": "s", "model": {"factory": "digits_cnn"}}
+
+
+def refusal(**sections: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(BASE | sections, source="s.toml", base=Path("folder"))
+    message = str(caught.value)
+    assert message.startswith("s.toml: ")
+    assert "\n" not in message
+    return message
+
+
+def test_latency_may_be_asked_for_and_its_table_is_relative_to_the_study_file() -> None:
+    sections = {
+        "search": {"objectives": ["accuracy", "latency_ratio"], "constraints": {"latency_ms": {"high": 2.0}}},
+        "measure": {"latency_table": "t.json"},
+    }
+    config = parse(BASE | sections, source="s.toml", base=Path("folder"))
+    assert config.measure.latency_table == Path("folder/t.json")
+    assert parse(config.to_json(), source="again", base=Path()) == config
+
+
+def test_defaults_round_trip_through_json() -> None:
+    config = parse(BASE, source="s.toml", base=Path())
+    assert parse(config.to_json(), source="again", base=Path()) == config
+
+
+def test_an_unknown_key_names_the_nearest_and_all_known_ones() -> None:
+    message = refusal(search={"candidate": 3})
+    assert "'search.candidate'" in message
+    assert "'candidates'" in message
+    assert "searcher" in message
+
+
+def test_an_unknown_section() -> None:
+    assert "did you mean 'training'" in refusal(trainings={})
+
+
+def test_an_unknown_key_below_a_name_of_the_users_own() -> None:
+    assert "did you mean 'high'" in refusal(search={"constraints": {"macs": {"hihg": 1.0}}})
+
+
+@pytest.mark.parametrize(
+    ("given", "texts"),
+    [
+        (["accuracy >= -1pt", "latency_ms<=60%", "size_bytes <= 250kB"], None),
+        ("macs <= 50%", ["macs <= 50%"]),
+        ({"macs": {"high": 1e7}, "accuracy": {"low": 0.85}}, ["macs <= 10M", "accuracy >= 85%"]),
+        ({"latency_ms": {"high": 2.5}, "params": {"low": 1e3, "high": 2e3}}, None),
+        ([], []),
+    ],
+)
+def test_bounds_are_given_as_texts_or_as_a_table_and_kept_as_texts(
+    given: object, texts: list[str] | None
+) -> None:
+    config = parse(BASE | {"search": {"constraints": given}}, source="s.toml", base=Path())
+    kept = config.to_json()["search"]["constraints"]
+    assert texts is None or kept == texts
+    assert [parse_bound(text) for text in kept] == list(config.search.constraints)
+    assert parse(config.to_json(), source="again", base=Path()) == config
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "said"),
+    [
+        ("search", {"candidates": 0}, "greater than or equal to 1"),
+        ("space", {"max_ratio": 1.0}, "less than 1"),
+        ("space", {"round_to": "eight"}, "integer"),
+        ("training", {"precision": "fp8"}, "'auto', 'float32' or 'bfloat16'"),
+        ("data", {"validation": 1}, "greater than or equal to 2"),
+        ("search", {"objectives": ["accuracy", "predicted_latency_ms"]}, "cannot steer the search"),
+        ("search", {"objectives": ["macs"]}, "include 'accuracy'"),
+        ("search", {"constraints": {"speed": {"low": 1}}}, "'speed'"),
+        ("search", {"constraints": {"accuracy": {"high": 0.9}}}, "write accuracy >="),
+        ("search", {"constraints": {"macs": {"high": "50%"}}}, "'60%' and the like go into a list"),
+        ("search", {"constraints": {"macs": {"high": float("inf")}}}, "finite"),
+        (
+            "search",
+            {"constraints": {"macs": {"low": 2e6, "high": 1e6}}},
+            "'macs >= 2M' and 'macs <= 1M' contradict",
+        ),
+        ("search", {"constraints": {"macs": 1e6}}, "low or a high side"),
+        ("search", {"constraints": ["macs <= 50%", "size_bytes <= 250KB"]}, "did you mean 'kB'"),
+        ("search", {"constraints": [3]}, "list of bounds such as"),
+        ("search", {"constraints": 3}, "list of bounds such as"),
+        ("training", {"early_stopping": True, "epochs": 1}, "epochs = 2 or more"),
+        ("training", {"eta": 1}, "greater than or equal to 2"),
+    ],
+)
+def test_a_wrong_value_says_what_is_allowed(section: str, values: dict[str, object], said: str) -> None:
+    assert said in refusal(**{section: values})
+
+
+def test_a_missing_model() -> None:
+    with pytest.raises(ConfigError, match=r"'model' is missing"):
+        parse({"name": "s"}, source="s.toml", base=Path())
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", "-x", "a" * 101])
+def test_a_name_that_is_no_folder_name(name: str) -> None:
+    assert "name" in refusal(name=name)
+
+
+def test_paths_are_relative_to_the_study_file(tmp_path: Path) -> None:
+    study = tmp_path / "s.toml"
+    study.write_text('name = "s"\n[model]\nfactory = "m:f"\nweights = "w.safetensors"\n')
+    assert load(study).model.weights == tmp_path / "w.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "there is no study file"), ("name = ", "not valid TOML"), ("\xff", "TOML")]
+)
+def test_a_file_that_cannot_be_read(tmp_path: Path, content: str | None, said: str) -> None:
+    study = tmp_path / "s.toml"
+    if content is not None:
+        study.write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        load(study)
+
+
+def test_the_examples_are_valid() -> None:
+    studies = sorted(Path(__file__).parents[3].glob("examples/*.toml"))
+    assert studies
+    assert all(isinstance(load(study), StudyConfig) for study in studies)
+
+
+def test_every_setting_is_described() -> None:
+    described = settings()
+    assert "training.distill" in described
+    assert not [name for name, text in described.items() if "None" in text]
