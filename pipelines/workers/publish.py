@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from prunefront.pipelines.artifacts.publish import Artifact, publish
+from prunefront.pipelines.stores.memory import MemoryStore
 from prunefront.pipelines.stores.spool import PATIENCE, Refuge, _bring, patiently
-from prunefront.pipelines.stores.store import ArtifactStore, MemoryStore, StoreAway
+from prunefront.pipelines.stores.store import ArtifactStore, StoreAway
 
 
 def published(store: ArtifactStore, folder: Path, name: str, refuge: Refuge | None) -> Artifact:
