@@ -82,7 +82,7 @@ def _whole(copy: Path, described: dict[str, Any]) -> bool:
     """Whether the copy is there and as it was when it was downloaded."""
     try:
         kept = json.loads(_beside(copy).read_text())
-        same = kept == {**described, "sha256": _digest(copy)}
+        same = bool(kept == {**described, "sha256": _digest(copy)})
     except FileNotFoundError:
         return False
     except ValueError:

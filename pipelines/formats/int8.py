@@ -414,7 +414,7 @@ def _keep_float(model: ModelProto, staying: Collection[str]) -> None:
 
 def _inputs_of(node: NodeProto, weight: NDArray[Any]) -> int:
     """Input channels or features of a convolution or Gemm."""
-    given = {a.name: a.i for a in node.attribute}
+    given = {a.name: int(a.i) for a in node.attribute}
     if node.op_type == "Conv":
         return int(weight.shape[1]) * given.get("group", 1)
     return int(weight.shape[1 if node.op_type == "Gemm" and given.get("transB", 0) else 0])

@@ -18,6 +18,8 @@ from prunefront.pipelines.config.imported import one_line
 from prunefront.pipelines.formats.onnx_export import ORT_ERRORS, open_session
 from prunefront.pipelines.formats.same_outputs import largest_difference
 
+_RUN_ERRORS: tuple[type[Exception], ...] = (RuntimeError, *ORT_ERRORS)  # OpenVINO raises the first
+
 
 def export(source: Path | bytes, path: Path) -> None:
     """Writes the network in an ONNX file as `path` (.xml) and its weights, as they are, in the .bin file beside it.
@@ -59,7 +61,7 @@ def check(source: Path | bytes, path: Path, examples: Tensor, tolerance: float =
             expected = session.run(None, {session.get_inputs()[0].name: batch})
             actual = [compiled(batch)[i] for i in range(len(compiled.outputs))]
             worst = max(worst, largest_difference(path, "the ONNX file", expected, actual, tolerance))
-    except (RuntimeError, *ORT_ERRORS) as error:
+    except _RUN_ERRORS as error:
         raise PrunefrontError(f"{path} cannot be run: {one_line(error)}") from None
     return worst
 
