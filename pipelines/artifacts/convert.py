@@ -18,6 +18,7 @@ from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data import Split, Splits, batches
 from prunefront.pipelines.formats import onnx_export, openvino_export, pt2_export
 from prunefront.pipelines.formats.int8 import check_int8, quantise_onnx
+from prunefront.pipelines.formats.onnx_runtime import open_session
 from prunefront.pipelines.stores.store import ArtifactError, parse_json
 
 Format = Literal["onnx", "pt2", "openvino", "int8"]
@@ -170,7 +171,7 @@ def _images(splits: Splits, part: Split) -> Iterator[Tensor]:
 
 def _examples(source: Path) -> Tensor:
     """Three inputs (3, ...) of normal noise for an ONNX file."""
-    shape = onnx_export.open_session(source, threads=1).get_inputs()[0].shape[1:]
+    shape = open_session(source, threads=1).get_inputs()[0].shape[1:]
     if not all(isinstance(size, int) for size in shape):
         raise PrunefrontError(f"{source} takes inputs of any size {shape}; possible is one size of images")
     noise = np.random.default_rng(0).standard_normal((3, *shape), dtype=np.float32)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.imported import one_line
-from prunefront.pipelines.formats.onnx_export import ORT_ERRORS, open_session
+from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
 from prunefront.pipelines.formats.same_outputs import largest_difference
 
 _RUN_ERRORS: tuple[type[Exception], ...] = (RuntimeError, *ORT_ERRORS)  # OpenVINO raises the first
