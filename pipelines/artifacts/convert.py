@@ -1,6 +1,5 @@
 """A fetched artifact in another format: what `prunefront export` does."""
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from prunefront.atomic import move_whole
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, check_digests
 from prunefront.pipelines.config.sections import DataSection
@@ -84,7 +84,7 @@ def convert(
         files = sorted(Path(temporary).iterdir())  # a .bin comes before its .xml, which is what is opened
         size = sum(file.stat().st_size for file in files)
         for file in files:
-            os.replace(file, out.with_suffix(file.suffix))
+            move_whole(file, out.with_suffix(file.suffix))
     return Converted(out, size, difference)
 
 

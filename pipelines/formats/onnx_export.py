@@ -1,7 +1,6 @@
 """Networks as ONNX files: export, and comparison with torch."""
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from google.protobuf.message import Message
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from prunefront.atomic import write_whole
 from prunefront.errors import NotTraceable, PrunefrontError
 from prunefront.pipelines.config.imported import one_line
 from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
@@ -57,7 +57,9 @@ def export(model: nn.Module, example: Tensor, path: Path) -> None:
             "the batch size from the input in its forward, e.g. x.flatten(1)"
         )
     _strip(proto)
-    _write(path, proto.SerializeToString(deterministic=True))
+    data = proto.SerializeToString(deterministic=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda file: file.write(data))
 
 
 def check(model: nn.Module, path: Path, examples: Tensor, tolerance: float = 1e-4) -> float:
@@ -95,14 +97,6 @@ def _strip_notes(message: Message) -> None:
         elif field.message_type is not None:
             for child in [value] if isinstance(value, Message) else value:
                 _strip_notes(child)
-
-
-def _write(path: Path, data: bytes) -> None:
-    # through a neighbour, so that a reader or an interrupted run never sees half a file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(data)
-    partial.replace(path)
 
 
 @contextmanager

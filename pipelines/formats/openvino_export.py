@@ -5,7 +5,6 @@ telemetry, which reports to its maker that it was imported, and leaves a folder 
 """
 
 import importlib
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +12,7 @@ from types import ModuleType
 
 from torch import Tensor
 
+from prunefront.atomic import move_whole
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.imported import one_line
 from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
@@ -41,7 +41,7 @@ def export(source: Path | bytes, path: Path) -> None:
         except RuntimeError as error:
             raise PrunefrontError(f"OpenVINO cannot take the ONNX model: {one_line(error)}") from None
         for suffix in (".bin", ".xml"):  # the .xml file last: it is what is opened
-            os.replace(written.with_suffix(suffix), path.with_suffix(suffix))
+            move_whole(written.with_suffix(suffix), path.with_suffix(suffix))
 
 
 def check(source: Path | bytes, path: Path, examples: Tensor, tolerance: float = 1e-4) -> float:
