@@ -9,7 +9,7 @@ from prunefront.atomic import target_name
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.differences import differences
 from prunefront.pipelines.config.sections import StudyConfig
-from prunefront.pipelines.events.redaction import redacted
+from prunefront.pipelines.events.redaction import redact
 from prunefront.pipelines.journal.journal import Journal, changed, is_begun, read_json, write_json
 from prunefront.pipelines.journal.layout import (
     ARTIFACTS,
@@ -117,7 +117,7 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
     for path in folder.iterdir():
         if target_name(path.name) in OURS:
             path.unlink()
-    write_json(kept, redacted(config.to_json()))
+    write_json(kept, redact(config.to_json()))
 
 
 def _object(path: Path) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import StudyConfig
-from prunefront.pipelines.events.display import clock
+from prunefront.pipelines.events.display import format_duration
 from prunefront.pipelines.journal.evaluations import Evaluations, evaluations, nothing_yet
 from prunefront.pipelines.journal.journal import changed, read_events, read_json
 from prunefront.pipelines.journal.layout import JOURNAL, TIMING
@@ -309,7 +309,7 @@ def print_rehearsal(found: Rehearsal, console: Console) -> None:
                 "–" if v is None else f"{v[0]:.3f}" + (f" ± {v[1]:.3f}" if found.repeats > 1 else "")
                 for v in volumes
             ),
-            clock(row.seconds),
+            format_duration(row.seconds),
             f"{row.busy:.0%}",
             f"{row.recorded:.0%}",
         ]

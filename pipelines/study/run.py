@@ -83,7 +83,7 @@ def run(
         opened(config, display, resume=resume, fresh=fresh) as session,
         ExitStack() as stack,
         # the partial front comes before Ray's end, which takes a while
-        kept(config, display.say, session.events.tell),
+        kept(config, display.say, session.events.report),
     ):
 
         def join() -> Workers:

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from prunefront.pipelines.events.redaction import redacted, without_password, without_secrets
+from prunefront.pipelines.events.redaction import redact, without_password, without_secrets
 from prunefront.pipelines.tracking.reach import TrackingError, first_line, reach, sqlite_file
 from prunefront.pipelines.tracking.writer import Writer
 from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome
@@ -202,7 +202,7 @@ class MlflowTracker:
         from mlflow.tracking import MlflowClient
 
         self._writer = Writer(self._recover, self.patience, on_outage=self._on_outage)
-        study = redacted(study)
+        study = redact(study)
         try:
             with _quiet_migrations():
                 self._client = MlflowClient(tracking_uri=self.uri)
