@@ -10,7 +10,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.differences import differences
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.redaction import redact
-from prunefront.pipelines.journal.journal import Journal, changed, is_begun, read_json, write_json
+from prunefront.pipelines.journal.journal import Journal, altered_file_error, is_begun, read_json, write_json
 from prunefront.pipelines.journal.layout import (
     ARTIFACTS,
     BOUNDS,
@@ -123,5 +123,5 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
 def _object(path: Path) -> Mapping[str, Any]:
     data = read_json(path)
     if not isinstance(data, dict):
-        raise changed(path, "it holds no object")
+        raise altered_file_error(path, "it holds no object")
     return data

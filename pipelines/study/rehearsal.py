@@ -13,8 +13,8 @@ from rich.text import Text
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import format_duration
-from prunefront.pipelines.journal.evaluations import Evaluations, evaluations, nothing_yet
-from prunefront.pipelines.journal.journal import changed, read_events, read_json
+from prunefront.pipelines.journal.evaluations import Evaluations, evaluations, no_evaluations_error
+from prunefront.pipelines.journal.journal import altered_file_error, read_events, read_json
 from prunefront.pipelines.journal.layout import JOURNAL, TIMING
 from prunefront.pipelines.prepare.knowledge import read_knowledge
 from prunefront.pipelines.prepare.problem import problem
@@ -174,7 +174,7 @@ def recorded(folder: Path, config: StudyConfig) -> tuple[Evaluations, ChannelGra
     """The table of a study's evaluations, and what its searcher was given. Raises PrunefrontError if there is none."""
     events = read_events(folder / JOURNAL)
     if not any(e["event"] == "told" for e in events):
-        raise nothing_yet(config.name)
+        raise no_evaluations_error(config.name)
     graph, knowledge = read_knowledge(folder)
     space = config.space
 
@@ -288,9 +288,9 @@ def seconds_of_first_stage(folder: Path) -> float | None:
     try:
         found = read_json(path)["busy"].get("screen")
     except (LookupError, TypeError, AttributeError) as error:
-        raise changed(path, f"{type(error).__name__}: {error}") from None
+        raise altered_file_error(path, f"{type(error).__name__}: {error}") from None
     if found is not None and (type(found) not in (int, float) or not 0 <= found < 1e15):
-        raise changed(path, f"{found!r:.40} are no seconds")
+        raise altered_file_error(path, f"{found!r:.40} are no seconds")
     return float(found) if found else None
 
 
