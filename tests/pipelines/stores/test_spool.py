@@ -1,4 +1,4 @@
-"""Objects that are put while a store is away arrive when it is back: all of them, in order, whatever dies in between."""
+"""Objects that are put while a store is away arrive when it is back: all, in order, whatever dies in between."""
 
 import threading
 from collections.abc import Callable, Iterator
