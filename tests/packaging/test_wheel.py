@@ -134,7 +134,14 @@ def environment(folder: Path, *installed: str | Path) -> Path:
     python = folder / "bin/python"
     dependencies = sysconfig.get_path("purelib")
     if installed:
-        line = ("install", "--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed", *installed)
+        line = (
+            "install",
+            "--no-deps",
+            "--no-index",
+            "--no-build-isolation",
+            "--ignore-installed",
+            *installed,
+        )
         # where something is built, this environment sees the setuptools of ours by the variable
         run(*PIP, "--python", python, *line, cwd=folder.parent, PYTHONPATH=dependencies)
     (site,) = folder.glob("lib/python*/site-packages")
@@ -218,9 +225,10 @@ def test_a_study_runs_beside_modules_of_the_same_names(
     assert len(set(processes)) >= 2, "the workers import it as well"
     assert all(place.startswith(str(installed.parent)) for place in places)
 
-    key = next(row["key"] for row in rows if row["key"] != "dense")
-    run(prunefront, "fetch", "s.toml", "--key", key, "--out", "best", cwd=tmp_path, **variables)
-    run(prunefront, "verify", "best", "--study", "s.toml", cwd=tmp_path, **variables)
+    if packages:
+        key = next(row["key"] for row in rows if row["key"] != "dense")
+        run(prunefront, "fetch", "s.toml", "--key", key, "--out", "best", cwd=tmp_path, **variables)
+        run(prunefront, "verify", "best", "--study", "s.toml", cwd=tmp_path, **variables)
 
 
 def test_an_installed_package_is_found_beside_a_clone(tree: Path, installed: Path, tmp_path: Path) -> None:
