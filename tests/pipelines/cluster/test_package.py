@@ -109,7 +109,7 @@ def test_the_package_of_the_cluster_is_not_replaced(tmp_path: Path) -> None:
     put(tmp_path / "prunefront/__init__.py")
     for place in ("prunefront", "prunefront/__init__.py"):
         with pytest.raises(
-            PrunefrontError, match="--include prunefront.*: the cluster has a prunefront of its own"
+            PrunefrontError, match=r"--include prunefront.*: the cluster has a prunefront of its own"
         ):
             pack(study(tmp_path), include=[Path(place)], here=tmp_path)
 
