@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.measure.accuracy import accuracy
 from prunefront.pipelines.prepare.network import Network, dense_network, know, make_bench
 from prunefront.pipelines.workers.bench import Job

@@ -27,7 +27,8 @@ from typing import Any
 
 import torch
 
-from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.measure.accuracy import accuracy
 from prunefront.pipelines.prepare.network import dense_network, know, make_bench

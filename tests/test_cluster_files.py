@@ -17,7 +17,7 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from prunefront.pipelines.config.sections import parse
+from prunefront.pipelines.config.read import parse
 
 ROOT = Path(__file__).parents[1]
 CLUSTERS = ROOT / "examples/clusters"

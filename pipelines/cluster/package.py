@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import ConfigError, StudyConfig, load
+from prunefront.pipelines.config.read import ConfigError, load
+from prunefront.pipelines.config.sections import StudyConfig
 
 LIMIT_BYTES = 100 << 20
 """Of all files together. Ray takes five times as much, and every node that works on the job fetches it."""

@@ -75,11 +75,11 @@ class Inspection:
     def _constraints(self) -> list[dict[str, Any]]:
         section, dense = self.config.space, exact_values(cost(self.graph))
         bounds = [b for b in self.config.search.constraints if b.name in EXACT]
-        space = widest_space(self.graph, section) if bounds else None
+        space = widest_space(self.graph, section, self.config.quantisation) if bounds else None
         found: dict[str, float] = {}
         for name in dict.fromkeys(b.name for b in bounds):
             assert space is not None
-            one = least(self.graph, space, section.words, {name: 1.0}, widen=False)
+            one = least(self.graph, space, self.config.quantisation.words, {name: 1.0}, widen=False)
             found[name] = one.values[name]
         return [
             {
@@ -101,7 +101,7 @@ class Inspection:
     def _layers(self) -> dict[str, Any]:
         space = self.config.space
         asked = [name for name in space.granularities if name in layer_granularities]
-        if not asked and set(space.bits) == {32}:
+        if not asked and set(self.config.quantisation.bits) == {32}:
             return {"layers": [], "unlayered": {}}
         layers = []
         for layer in self.graph.layers:
@@ -120,7 +120,7 @@ class Inspection:
                     "shape": list(layer.shape),
                     "macs": layer.macs,
                     "keeps": {name: list(percent) for name, percent in keeps.items()},
-                    "bits": sorted(set(space.bits), reverse=True),
+                    "bits": sorted(set(self.config.quantisation.bits), reverse=True),
                     "left_out": left_out,
                 }
             )
@@ -150,9 +150,9 @@ def inspect(config: StudyConfig) -> Inspection:
     check_per_group(config.space.per_group, graph)
     infeasible = None
     if config.search.constraints:
-        space = widest_space(graph, config.space)
+        space = widest_space(graph, config.space, config.quantisation)
         try:
-            check_bounds(graph, space, config.space, config.search.constraints)
+            check_bounds(graph, space, config.space, config.quantisation, config.search.constraints)
         except (Infeasible, ConstraintError) as error:
             infeasible = str(error)
     return Inspection(config, graph, infeasible)

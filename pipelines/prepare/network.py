@@ -16,7 +16,8 @@ from torch import nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.device import check_runtime
-from prunefront.pipelines.config.sections import SpaceSection, StudyConfig
+from prunefront.pipelines.config.moved import under_new_keys
+from prunefront.pipelines.config.sections import QuantisationSection, SpaceSection, StudyConfig
 from prunefront.pipelines.data import SearchData, Splits, batches
 from prunefront.pipelines.data import load as load_data
 from prunefront.pipelines.events.redaction import redacted
@@ -104,12 +105,12 @@ def check_names(config: StudyConfig) -> None:
         criteria[name]
     for name in config.search.allocators:
         allocators[name]
-    for name in config.controls:
+    for name in config.controls.methods:
         controls[name]
-    check_space_names(config.space, config.training.procedure)
+    check_space_names(config.space, config.quantisation, config.training.procedure)
     procedures[config.training.procedure].check(config.training.options)
     searchers[config.search.searcher]
-    if "lottery_ticket" in config.controls and config.model.weights and not config.model.initial:
+    if "lottery_ticket" in config.controls.methods and config.model.weights and not config.model.initial:
         raise PrunefrontError(
             "the control 'lottery_ticket' starts from the weights before training, which are not known, as the network "
             "comes trained: give them as model.initial, or leave model.weights out so that the study trains it"
@@ -117,7 +118,7 @@ def check_names(config: StudyConfig) -> None:
     check_runtime(config.measure)
 
 
-def check_space_names(section: SpaceSection, procedure: str) -> None:
+def check_space_names(section: SpaceSection, quantisation: QuantisationSection, procedure: str) -> None:
     """Raises PrunefrontError for a granularity or quantiser that there is not, a word length that the quantiser cannot
     have, and a training procedure that cannot go together with them."""
     known = sorted({*granularities, *layer_granularities, *stack_granularities})
@@ -126,11 +127,11 @@ def check_space_names(section: SpaceSection, procedure: str) -> None:
             near = get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise PrunefrontError(f"no granularity is called {name!r}; {hint}known: {', '.join(known)}")
-    quantiser = quantisers[section.quantiser]
-    for bits in section.bits:
+    quantiser = quantisers[quantisation.quantiser]
+    for bits in quantisation.bits:
         if bits < 32 and bits not in quantiser.bits:
             raise PrunefrontError(
-                f"space.bits = {bits} is no word length of quantiser {quantiser.name!r}, which takes "
+                f"quantisation.bits = {bits} is no bit width of quantiser {quantiser.name!r}, which takes "
                 f"{quantiser.bits[0]} to {quantiser.bits[-1]}, or 32 for none"
             )
         for name in section.granularities:
@@ -141,13 +142,13 @@ def check_space_names(section: SpaceSection, procedure: str) -> None:
                     f"these have one: {able}"
                 )
     inner = [name for name in section.granularities if name in layer_granularities]
-    words = section.words
+    words = quantisation.words
     if words.activations != "none":
         check_inputs(words.activations, words.activation_bits)
     if words.activations == "xnor" and inner:
         raise PrunefrontError(
-            f"space.activations = 'xnor' takes whole layers, which granularity {inner[0]!r} takes apart; leave that "
-            "out, or choose 'fixed_point'"
+            f"quantisation.activations = 'xnor' takes whole layers, which granularity {inner[0]!r} takes apart; leave "
+            "that out, or choose 'fixed_point'"
         )
     if inner and procedures[procedure].over == "weights":
         able = [name for name in procedures if procedures[name].over == "channels"]
@@ -213,8 +214,9 @@ def check_graph(config: StudyConfig, graph: ChannelGraph) -> None:
     """Raises PrunefrontError for what of a study does not go with its network, as far as is known before any score:
     groups that there are not, a space without a choice, bounds on exact costs that no network of the space meets."""
     check_per_group(config.space.per_group, graph)
-    check_space(graph, config.space)
-    check_bounds(graph, widest_space(graph, config.space), config.space, config.search.constraints)
+    check_space(graph, config.space, config.quantisation)
+    space = widest_space(graph, config.space, config.quantisation)
+    check_bounds(graph, space, config.space, config.quantisation, config.search.constraints)
 
 
 def check_per_group(per_group: Mapping[str, Sequence[str]], graph: ChannelGraph) -> None:
@@ -335,7 +337,7 @@ def trace_model(model: nn.Module, config: StudyConfig, input_shape: Sequence[int
             near = get_close_matches(name, paths, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise PrunefrontError(f"space.whole names module {name!r}, which the network does not have{hint}")
-    inner = bool(set(section.granularities) - {"channel"}) or set(section.bits) != {32}
+    inner = bool(set(section.granularities) - {"channel"}) or set(config.quantisation.bits) != {32}
     if not graph.groups and not (inner and (graph.layers or graph.stacks)):
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in graph.frozen[:3])
         raise PrunefrontError(
@@ -452,7 +454,7 @@ def _recipe(config: StudyConfig, network: Network, data: SearchData, device: str
 def unchanged(config: StudyConfig, kept: Mapping[str, object]) -> list[str]:
     """The keys, dotted, in which `config` differs from the one that an earlier run kept. [cluster] may differ, and
     where the study is kept: it may go on elsewhere."""
-    ours, theirs = _flat(redacted(config.to_json())), _flat(kept)
+    ours, theirs = _flat(redacted(config.to_json())), _flat(under_new_keys(kept)[0])
     return sorted(
         k
         for k in ours.keys() | theirs.keys()
@@ -471,5 +473,9 @@ def _flat(data: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 def planned_by(config: StudyConfig, network: Network, scores: Scores, candidate: Candidate) -> PruningPlan:
     """What the study makes of a candidate. Raises PrunefrontError for what cannot be had."""
     return plan(
-        network.graph, candidate.choices, scores, round_to=config.space.round_to, words=config.space.words
+        network.graph,
+        candidate.choices,
+        scores,
+        round_to=config.space.round_to,
+        words=config.quantisation.words,
     )

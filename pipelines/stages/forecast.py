@@ -297,7 +297,7 @@ def forecast(
             "latency is predicted from what channel groups keep, and the space has layers or blocks to choose as well; "
             "take latency off search.objectives and measure.latency_table, or set space.granularities = "
             "['channel'] and "
-            "space.bits = [32]"
+            "quantisation.bits = [32]"
         )
     path = config.path / PREPARED / KEPT
     if path.exists():

@@ -49,7 +49,7 @@ def finetune(
         keys = promote(
             {k: m for k, m in screening.measured.items() if k != DENSE},
             config.training.candidates,
-            cost="size_bytes" if min(config.space.bits) < 32 else "macs",
+            cost="size_bytes" if min(config.quantisation.bits) < 32 else "macs",
             chance=1.0 / network.splits.classes,
             constraints=bounds,
         )
@@ -102,10 +102,10 @@ def control(
 ) -> list[Trained]:
     """What the study file asks to compare some of the front's networks with, made as they were or from scratch."""
     config, journal = session.config, session.journal
-    if not config.controls:
+    if not config.controls.methods:
         return []
     if not journal.of("controlled"):
-        names = [t.name for t in spread(front, config.controlled, network.graph)]
+        names = [t.name for t in spread(front, config.controls.networks, network.graph)]
         journal.append("controlled", names=names)
     found = {t.name: t for t in front}
     names = journal.of("controlled")[-1]["names"]
@@ -117,7 +117,7 @@ def control(
     subjects = [found[name] for name in names]
     jobs = [
         control_job(name, subject, network.graph, scores, config)
-        for name in config.controls
+        for name in config.controls.methods
         for subject in subjects
     ]
     return _make(session, jobs, bench_ref, cluster, stage="control")

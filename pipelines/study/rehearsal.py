@@ -124,7 +124,11 @@ class Replay:
         if key not in self._plans:
             space = self._config.space
             self._plans[key] = plan(
-                self._graph, candidate.choices, self._scores, round_to=space.round_to, words=space.words
+                self._graph,
+                candidate.choices,
+                self._scores,
+                round_to=space.round_to,
+                words=self._config.quantisation.words,
             )
         return self._plans[key]
 
@@ -176,11 +180,23 @@ def recorded(folder: Path, config: StudyConfig) -> tuple[Evaluations, ChannelGra
 
     def realise(candidate: Candidate) -> str:
         return plan(
-            graph, candidate.choices, knowledge.scores, round_to=space.round_to, words=space.words
+            graph,
+            candidate.choices,
+            knowledge.scores,
+            round_to=space.round_to,
+            words=config.quantisation.words,
         ).key()
 
     table = evaluations(config.name, events, realise)
-    task = problem(graph, knowledge.scores, space, config.search, knowledge.facts, seed=config.seed)
+    task = problem(
+        graph,
+        knowledge.scores,
+        space,
+        config.search,
+        knowledge.facts,
+        quantisation=config.quantisation,
+        seed=config.seed,
+    )
     return table, graph, knowledge.scores, task
 
 

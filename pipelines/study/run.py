@@ -194,6 +194,7 @@ def _stages(
                 config.space,
                 config.search,
                 knowledge.facts,
+                quantisation=config.quantisation,
                 seed=config.seed,
                 chance=1.0 / network.splits.classes,
             )

@@ -22,13 +22,8 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster import device, nodes
 from prunefront.pipelines.cluster.device import DeviceLost, Target, check_address, check_runtime
 from prunefront.pipelines.cluster.nodes import Machine, Node, check_nodes, custom
-from prunefront.pipelines.config.sections import (
-    ClusterSection,
-    ConfigError,
-    MeasureSection,
-    StudyConfig,
-    parse,
-)
+from prunefront.pipelines.config.read import ConfigError, parse
+from prunefront.pipelines.config.sections import ClusterSection, MeasureSection, StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.stages.latency_table import measure_for
 from prunefront.pipelines.study.run import run

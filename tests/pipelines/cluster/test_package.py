@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster import package
 from prunefront.pipelines.cluster.package import NEVER, RESULTS, pack, results_folder
-from prunefront.pipelines.config.sections import load
+from prunefront.pipelines.config.read import load
 
 NETWORK = "def net(): ...\n"
 

@@ -12,7 +12,8 @@ from ray.tune.execution import class_cache
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cli.main import main
-from prunefront.pipelines.config.sections import ClusterSection, StudyConfig, parse
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import ClusterSection, StudyConfig
 from prunefront.pipelines.events.redaction import redacted, without_password, without_secrets
 from prunefront.pipelines.prepare.network import unchanged
 from prunefront.pipelines.study.find import kept_config, tracking_uri

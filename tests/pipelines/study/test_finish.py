@@ -25,7 +25,8 @@ from safetensors.numpy import load_file
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cli.main import main
-from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.events.metrics import FAMILIES
 from prunefront.pipelines.fronts.page import FrontRow, select

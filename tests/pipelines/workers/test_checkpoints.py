@@ -16,7 +16,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.journal.layout import CHECKPOINTS
 from prunefront.pipelines.prepare.network import dense_network, kept, make_bench, planned_by

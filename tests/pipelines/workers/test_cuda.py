@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.measure.runtimes import runtimes
 from prunefront.pipelines.prepare.network import (
     Knowledge,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prunefront.errors import PrunefrontError, RatioError
-from prunefront.pipelines.config.sections import parse
+from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.data import load
 from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.network import dense_recipe

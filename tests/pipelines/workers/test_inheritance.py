@@ -21,7 +21,8 @@ from mlflow.tracking import MlflowClient
 
 from prunefront.choice import GroupChoice
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import StudyConfig, load
+from prunefront.pipelines.config.read import load
+from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.formats.weights import packed, unpacked
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.journal.layout import WEIGHTS
