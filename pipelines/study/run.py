@@ -13,7 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.tune import TuneError
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cluster.connect import Cluster, check_metrics_port, connected, named
+from prunefront.pipelines.cluster.connect import Cluster, check_metrics_port, connected, fewer_workers, named
 from prunefront.pipelines.cluster.device import check_address, target
 from prunefront.pipelines.cluster.nodes import check_nodes
 from prunefront.pipelines.config.sections import StudyConfig
@@ -33,6 +33,7 @@ from prunefront.pipelines.journal.layout import (
     SPOOL,
     TIMING,
 )
+from prunefront.pipelines.prepare.misfits import misfits
 from prunefront.pipelines.prepare.network import (
     Gather,
     Network,
@@ -199,6 +200,8 @@ def _stages(
                 chance=1.0 / network.splits.classes,
             )
             _say_problem(session, network, task)
+            for line in misfits(network.graph, task.space, config.space, knowledge.facts):
+                session.display.say(line)
         bench_ref = ray.put(replace(bench, refuge=_refuge(config, cluster)))
         with timing.stage("latency"):
             predicting = forecast(config, bench, task, session.display, gpus=config.cluster.gpus_per_worker)
@@ -232,7 +235,7 @@ def _join(stack: ExitStack, session: Session, address: str | None, metrics_port:
     config = session.config
     cluster = stack.enter_context(connected(address, config.cluster, metrics_port))
     _check_storage(config, cluster)
-    for line in check_nodes(config.measure, config.cluster):
+    for line in (*fewer_workers(config.cluster, cluster), *check_nodes(config.measure, config.cluster)):
         session.display.say(line)
     stack.enter_context(exported(session.events, workers=cluster.workers, remote=cluster.remote))
     return cluster
