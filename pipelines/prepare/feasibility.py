@@ -225,10 +225,10 @@ class _Descent:
         granularity = None if plan.count is None else layer_granularities[plan.choice.granularity]
         parts = {f"{plan.layer.module}.{name}": p for name, p in layer_parts(plan, self.words).items()}
         if granularity is None or plan.count is None:
-            macs, parts = plan.layer.macs, parts | norm
+            macs, parts = plan.layer.macs, {**parts, **norm}
         else:
             macs = granularity.macs(plan.layer, plan.count)
-            parts |= {} if granularity.fuses_norm else norm
+            parts |= {} if granularity.fuses_norm else dict(norm)
         price = Cost(macs, trained_in(parts), file_size(parts))
         return sum(weight * exact_values(price)[name] for name, weight in self.weights.items())
 

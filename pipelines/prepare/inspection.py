@@ -13,9 +13,10 @@ from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.data import load
 from prunefront.pipelines.formats.weights import load_weights
 from prunefront.pipelines.models import build
+from prunefront.pipelines.prepare.checks import check_names, check_per_group
 from prunefront.pipelines.prepare.feasibility import Infeasible, check_bounds, exact_values, least
 from prunefront.pipelines.prepare.misfits import misfits
-from prunefront.pipelines.prepare.network import check_names, check_per_group, trace_model
+from prunefront.pipelines.prepare.network import trace_model
 from prunefront.pipelines.prepare.problem import offered, widest_space
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.granularities import layer_granularities

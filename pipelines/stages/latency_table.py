@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cluster.connect import connected
-from prunefront.pipelines.cluster.device import Target, check_address, target
+from prunefront.pipelines.cluster.connect import check_address, connected
+from prunefront.pipelines.cluster.device import find_device
 from prunefront.pipelines.cluster.nodes import check_nodes
 from prunefront.pipelines.config.sections import MeasureSection, StudyConfig
 from prunefront.pipelines.data import load as load_data
@@ -33,9 +33,11 @@ from prunefront.pipelines.journal.journal import write_json
 from prunefront.pipelines.journal.layout import LATENCY_TABLE
 from prunefront.pipelines.measure.environment import PLACE, environment
 from prunefront.pipelines.measure.latency import Latency, compare, runtimes
+from prunefront.pipelines.measure.target import Target
 from prunefront.pipelines.measure.turnstile import exclusive, shared
 from prunefront.pipelines.models import build
-from prunefront.pipelines.prepare.network import check_names, trace_model
+from prunefront.pipelines.prepare.checks import check_names
+from prunefront.pipelines.prepare.network import trace_model
 from prunefront.pruners.cut.surgery import apply
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.plan import PruningPlan
@@ -555,7 +557,7 @@ def measure_for(
 
 def _measured(config: StudyConfig, path: Path, fresh: bool, joint: int, display: Display) -> Measured:
     network = subject(config)
-    there = target(config.measure, network.onnx_file)
+    there = find_device(config.measure, network.onnx_file)
     where = device(config.measure) if there is None else there.run(device, config.measure)
     keeps = widths(network.graph, config)
     todo = design(keeps, joint=joint, seed=config.seed)

@@ -73,7 +73,7 @@ def network_digest(weights: Mapping[str, NDArray[np.generic]], graph: ChannelGra
     for name in sorted(weights):
         array = np.ascontiguousarray(weights[name])
         digest.update(repr((name, array.shape, array.dtype.str)).encode())
-        digest.update(array)
+        digest.update(array.data)
     digest.update(json.dumps([[op.weight, op.positions] for op in graph.ops]).encode())
     return digest.hexdigest()
 

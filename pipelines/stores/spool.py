@@ -275,13 +275,19 @@ def patiently(seconds: float, pause: float = 0.5) -> Retrying:
 
 @dataclass(frozen=True, slots=True)
 class Refuge:
-    """Where workers bring what they cannot publish: the spool in a folder of the Ray node on which the study runs."""
+    """Where workers bring what they cannot publish: the spool in a folder of the machine on which the study runs.
+
+    node: Ray's name for it; "" = this process runs the study itself.
+    """
 
     node: str
     folder: Path
 
 
 def _bring(objects: Mapping[str, bytes], refuge: Refuge, away: StoreAway) -> None:
+    if not refuge.node:  # this process is the study's own
+        keep_all(refuge.folder, objects, str(away))
+        return
     # what imports this module need not have Ray
     import ray
     from ray.exceptions import RayError

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.differences import differences
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.redaction import redacted
 from prunefront.pipelines.journal.journal import Journal, changed, is_begun, read_json, write_json
@@ -32,7 +33,6 @@ from prunefront.pipelines.journal.layout import (
     TUNE,
     WEIGHTS,
 )
-from prunefront.pipelines.prepare.network import unchanged
 
 OURS = (
     JOURNAL,  # first: without it, nothing that is left counts
@@ -88,7 +88,7 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
                 f"study {config.name!r} has been searched before ({folder}); --resume goes on with it, --fresh "
                 "deletes it, another `name` keeps both"
             )
-        different = unchanged(config, _object(kept)) if kept.exists() else []
+        different = differences(config, _object(kept)) if kept.exists() else []
         if begun and different:
             raise PrunefrontError(
                 f"study {config.name!r} was started with another {', '.join(different)}; set that back, or start "

@@ -16,7 +16,7 @@ from prunefront.pipelines.events.display import clock
 from prunefront.pipelines.journal.evaluations import Evaluations, evaluations, nothing_yet
 from prunefront.pipelines.journal.journal import changed, read_events, read_json
 from prunefront.pipelines.journal.layout import JOURNAL, TIMING
-from prunefront.pipelines.prepare.network import kept
+from prunefront.pipelines.prepare.knowledge import read_knowledge
 from prunefront.pipelines.prepare.problem import problem
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.plan import DENSE, PruningPlan, Scores
@@ -175,7 +175,7 @@ def recorded(folder: Path, config: StudyConfig) -> tuple[Evaluations, ChannelGra
     events = read_events(folder / JOURNAL)
     if not any(e["event"] == "told" for e in events):
         raise nothing_yet(config.name)
-    graph, knowledge = kept(folder)
+    graph, knowledge = read_knowledge(folder)
     space = config.space
 
     def realise(candidate: Candidate) -> str:

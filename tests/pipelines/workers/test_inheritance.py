@@ -26,12 +26,14 @@ from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.formats.weights import packed, unpacked
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.journal.layout import WEIGHTS
-from prunefront.pipelines.prepare.network import dense_network, know, make_bench
+from prunefront.pipelines.prepare.bench import make_bench
+from prunefront.pipelines.prepare.knowledge import know
+from prunefront.pipelines.prepare.network import dense_network
 from prunefront.pipelines.stages.screening import Screening
 from prunefront.pipelines.workers.bench import Workbench
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.inheritance import Inheritance, Parent
-from prunefront.pipelines.workers.pool import ScoringWorker
+from prunefront.pipelines.workers.scoring import ScoringWorker
 from prunefront.pruners.cut.prune import prune
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.plan.decide import plan
