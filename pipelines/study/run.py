@@ -18,6 +18,7 @@ from prunefront.pipelines.journal.layout import BOUNDS, FRONT, FRONT_PAGE, FRONT
 from prunefront.pipelines.prepare.bench import make_bench
 from prunefront.pipelines.prepare.checks import check_names
 from prunefront.pipelines.prepare.knowledge import know
+from prunefront.pipelines.prepare.misfits import misfits
 from prunefront.pipelines.prepare.network import Network, dense_network, fingerprint
 from prunefront.pipelines.prepare.problem import problem
 from prunefront.pipelines.stages.final import Trained, report
@@ -107,7 +108,7 @@ def _stages(session: Session, joined: Workers | None, join: Callable[[], Workers
     config, timing, say = session.config, session.timing, session.display.say
     with timing.stage("prepare"):
         network = dense_network(config, say)
-        bench = make_bench(config, network)
+        bench = make_bench(config, network, say)
         signature = Signature(
             network_digest(bench.weights, network.graph),
             conditions(config, fingerprint(network.splits), bench.recipe.precision),
@@ -132,6 +133,8 @@ def _stages(session: Session, joined: Workers | None, join: Callable[[], Workers
             chance=1.0 / network.splits.classes,
         )
         _say_problem(session, network, task)
+        for line in misfits(network.graph, task.space, config.space, knowledge.facts):
+            say(line)
     bench = replace(
         bench,
         target=workers.device(config.measure, bench.dense_onnx),

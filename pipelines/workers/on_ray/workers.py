@@ -10,7 +10,7 @@ from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrash
 from ray.tune import TuneError
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cluster.connect import Cluster, connected
+from prunefront.pipelines.cluster.connect import Cluster, connected, fewer_workers
 from prunefront.pipelines.cluster.device import find_device
 from prunefront.pipelines.cluster.nodes import check_nodes
 from prunefront.pipelines.cluster.patience import Patience
@@ -148,7 +148,7 @@ def on_ray(
     """
     with _failures_said(), connected(address, config.cluster, metrics_port) as cluster:
         _check_storage(config, cluster)
-        for line in check_nodes(config.measure, config.cluster):
+        for line in (*fewer_workers(config.cluster, cluster), *check_nodes(config.measure, config.cluster)):
             say(line)
         with exported(events, workers=cluster.workers, remote=cluster.remote):
             yield RayWorkers(cluster, config)
