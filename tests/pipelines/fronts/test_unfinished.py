@@ -190,7 +190,7 @@ def test_it_is_written_however_a_search_ends_but_not_over_a_front(tmp_path: Path
 
 def test_what_cannot_be_written_does_not_hide_why_the_search_ended(tmp_path: Path) -> None:
     study = config(tmp_path)
-    (study.path / PARTIAL_FRONT).with_suffix(".json.new").mkdir(parents=True)
+    (study.path / PARTIAL_FRONT).mkdir(parents=True)
     (study.path / "journal.jsonl").write_text("".join(json.dumps(e) + "\n" for e in SCORED))
     said: list[str] = []
     with pytest.raises(Cut), kept(study, said.append):
