@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all, also after a crash or a power cut."""
+"""Files that are whole or absent, also after a crash or a power cut."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 
 def write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Replaces `target` by what `write` writes; a reader sees the old file or the new. Raises OSError."""
+    """Replaces `target` by what `write` writes. A reader sees the old file or the new one. Raises OSError."""
     with temporary(target, write) as whole:
         os.replace(whole, target)
     sync_folder(target.parent)
@@ -17,10 +17,10 @@ def write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
 
 @contextlib.contextmanager
 def temporary(target: Path, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
-    """A file beside `target` with what `write` writes, on the disk; gone in the end under this name."""
+    """Yields a synced file beside `target` with what `write` wrote; removes it in the end unless it was renamed."""
     path = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        # not mkstemp, whose mode 0600 hides the file from others who use the store
+        # not mkstemp: its mode 0600 hides the file from others who use the store
         with path.open("xb") as file:
             write(file)
             file.flush()
@@ -31,7 +31,7 @@ def temporary(target: Path, write: Callable[[BinaryIO], object]) -> Iterator[Pat
 
 
 def sync_folder(path: Path) -> None:
-    """Makes the names in a folder survive a power cut, as `fsync` does for what is in a file."""
+    """Makes the names in a folder survive a power cut, as `fsync` does for the content of a file."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from prunefront.errors import NotTraceable, PrunefrontError
 from prunefront.pipelines.formats.same_outputs import largest_difference
+from prunefront.text import first_line
 
 # onnxruntime's errors have no base class of their own
 ORT_ERRORS: tuple[type[Exception], ...] = (
@@ -89,7 +90,7 @@ def check(model: nn.Module, path: Path, examples: Tensor, tolerance: float = 1e-
         try:
             actual = session.run(None, {session.get_inputs()[0].name: batch.cpu().numpy()})
         except ORT_ERRORS as error:
-            raise PrunefrontError(f"{path} fails on a batch of {size}: {_first_line(error)}") from None
+            raise PrunefrontError(f"{path} fails on a batch of {size}: {first_line(error)}") from None
         worst = max(worst, largest_difference(path, "torch", expected, actual, tolerance))
     return worst
 
@@ -116,7 +117,7 @@ def open_session(model: bytes | Path, threads: int) -> onnxruntime.InferenceSess
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
-        raise PrunefrontError(f"{name} cannot be loaded: {_first_line(error)}") from None
+        raise PrunefrontError(f"{name} cannot be loaded: {first_line(error)}") from None
 
 
 def _refuse_external(data: bytes, name: str) -> None:
@@ -198,8 +199,4 @@ def _quiet() -> Iterator[None]:
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {_first_line(error)}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -4,7 +4,6 @@ import copy
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from hashlib import blake2b
 from itertools import chain, islice
 from pathlib import Path
@@ -53,6 +52,7 @@ from prunefront.pruners.statistics import Batch, Statistics, gathered_by
 from prunefront.pruners.trace.tracer import trace
 from prunefront.search.searchers import searchers
 from prunefront.search.space.candidate import Candidate
+from prunefront.text import did_you_mean
 
 SPARSE = frozenset({"element", "n_of_m"})
 """Granularities that leave single weights zero in a tensor of the whole size."""
@@ -123,9 +123,8 @@ def check_space_names(section: SpaceSection, procedure: str) -> None:
     known = sorted({*granularities, *layer_granularities, *stack_granularities})
     for name in section.granularities:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise PrunefrontError(f"no granularity is called {name!r}; {hint}known: {', '.join(known)}")
+            near = did_you_mean(name, known)
+            raise PrunefrontError(f"no granularity is called {name!r}; {near}known: {', '.join(known)}")
     quantiser = quantisers[section.quantiser]
     for bits in section.bits:
         if bits < 32 and bits not in quantiser.bits:
@@ -222,11 +221,9 @@ def check_per_group(per_group: Mapping[str, Sequence[str]], graph: ChannelGraph)
     names = [g.name for g in graph.groups]
     for name, asked in per_group.items():
         if name not in names:
-            near = get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
             raise PrunefrontError(
-                f"space.per_group names group {name!r}, which the network does not have; {hint}there are: "
-                f"{', '.join(names)}"
+                f"space.per_group names group {name!r}, which the network does not have; "
+                f"{did_you_mean(name, names)}there are: {', '.join(names)}"
             )
         for criterion in asked:
             if reason := why_not(criteria[criterion], graph.group(name), graph):
@@ -332,9 +329,10 @@ def trace_model(model: nn.Module, config: StudyConfig, input_shape: Sequence[int
     paths = [path for path, _ in model.named_modules() if path]
     for name in section.whole:
         if name not in paths:
-            near = get_close_matches(name, paths, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise PrunefrontError(f"space.whole names module {name!r}, which the network does not have{hint}")
+            raise PrunefrontError(
+                f"space.whole names module {name!r}, which the network does not have; "
+                f"{did_you_mean(name, paths)}there are: {', '.join(paths[:8])} …"
+            )
     inner = bool(set(section.granularities) - {"channel"}) or set(section.bits) != {32}
     if not graph.groups and not (inner and (graph.layers or graph.stacks)):
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in graph.frozen[:3])

@@ -30,6 +30,7 @@ from prunefront.search.outcomes.constraints import Bound, shortfall
 from prunefront.search.outcomes.dominance import dominance
 from prunefront.search.outcomes.front import ParetoFront, minimised, violation
 from prunefront.search.outcomes.measurement import Constraint, Failure, Measurement
+from prunefront.text import first_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,7 @@ def _result(pending: Any) -> tuple[Accuracy, list[list[float]]] | Failure:
     try:
         return cast(tuple[Accuracy, list[list[float]]] | Failure, ray.get(pending))
     except (OutOfMemoryError, WorkerCrashedError) as error:
-        return Failure("crashed", f"the worker process died: {str(error).splitlines()[0]}")
+        return Failure("crashed", f"the worker process died: {first_line(error)}")
 
 
 def _row(network: Trained, graph: ChannelGraph, accuracy: Accuracy, latency: Mapping[str, float]) -> FrontRow:

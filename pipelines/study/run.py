@@ -77,6 +77,7 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.plan.cost import cost
 from prunefront.pruners.statistics import Batch, Statistics
 from prunefront.search.space.problem import Problem
+from prunefront.text import first_line
 
 
 def run(
@@ -143,9 +144,8 @@ def run(
                 raise
             except (RayError, TuneError) as error:
                 cause = error.cause if isinstance(error, RayTaskError) else error
-                line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
                 raise PrunefrontError(
-                    f"Ray failed: {line}; what was done is kept, go on with --resume"
+                    f"Ray failed: {first_line(cause)}; what was done is kept, go on with --resume"
                 ) from error
             except ConnectionError as error:  # of ray://
                 raise PrunefrontError(

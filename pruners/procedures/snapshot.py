@@ -11,6 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from prunefront.pruners.procedures.run import Kept, Run, SnapshotError
+from prunefront.text import first_line
 
 FORMAT = "prunefront training 1"
 HEADER = "training"
@@ -119,5 +120,4 @@ def put_back(run: Run, snapshot: Snapshot) -> None:
                 }
         run.rng.bit_generator.state = dict(snapshot.rng)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise SnapshotError(f"the snapshot is of another network: {line}") from None
+        raise SnapshotError(f"the snapshot is of another network: {first_line(error)}") from None
