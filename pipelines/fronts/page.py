@@ -5,7 +5,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.search.outcomes.measurement import OBJECTIVES
+from prunefront.text import did_you_mean
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -132,9 +132,9 @@ def select(rows: Sequence[Row], under: Mapping[str, float], best: str) -> Row:
 def _known(name: str, known: Sequence[str], kind: str) -> str:
     if name in known:
         return name
-    near = get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ReportError(f"the front has no {kind} {name!r}; {hint}known: {', '.join(known)}")
+    raise ReportError(
+        f"the front has no {kind} {name!r}; {did_you_mean(name, known)}known: {', '.join(known)}"
+    )
 
 
 def _nothing(rows: Sequence[FrontRow], under: Mapping[str, float]) -> str:

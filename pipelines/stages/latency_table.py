@@ -52,6 +52,7 @@ from prunefront.search.prediction.latency import (
     point_from_json,
 )
 from prunefront.strict_json import loads
+from prunefront.text import first_line
 
 FORMAT = 1
 
@@ -149,10 +150,9 @@ def read(path: Path) -> LatencyTable:
     except OSError as error:
         raise TableError(f"the latency table {path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, PrunefrontError) as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TableError(
-            f"{path} is no latency table ({type(error).__name__}: {text:.200}); measure one with `prunefront "
-            "latency-table`"
+            f"{path} is no latency table ({type(error).__name__}: {first_line(error):.200}); measure one with "
+            "`prunefront latency-table`"
         ) from None
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunefront.errors import PrunefrontError, one_line
+from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.publish import MANIFEST, fetch
 from prunefront.pipelines.artifacts.publish import locate as within
 from prunefront.pipelines.artifacts.publish import read_front as read_stored_front
@@ -16,6 +16,7 @@ from prunefront.pipelines.journal.journal import StudyFolderError, read_events, 
 from prunefront.pipelines.journal.layout import BOUNDS, FRONT, JOURNAL, STUDIES, STUDY
 from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.store import ArtifactNotFound
+from prunefront.text import one_line
 
 if TYPE_CHECKING:
     from prunefront.pipelines.artifacts.convert import Converted
