@@ -1,7 +1,6 @@
 """What an accuracy may be, from those that were measured: losses of single groups that add up, and what they make of it
 together."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,14 +30,6 @@ class Settings:
     alone: float
     scale: float
     together: tuple[float, float]
-
-    def to_json(self) -> list[float]:
-        return [self.alone, self.scale, *self.together]
-
-    @classmethod
-    def from_json(cls, data: Sequence[float]) -> "Settings":
-        alone, scale, *together = data
-        return cls(alone, scale, (together[0], together[1]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -238,24 +237,6 @@ class Rungs:
         minimised(self._with_costs(key, measurement), self.objectives)
         self.observe(level, key, measurement)
         self._verdicts.setdefault((level, key), verdict)
-
-    def state(self) -> dict[str, Any]:
-        """All that was reported, as JSON."""
-        return {
-            "records": [
-                [level, key, m.to_json()] for level, rung in self._records.items() for key, m in rung.items()
-            ],
-            "verdicts": [[level, key, v.go_on, v.share, v.of] for (level, key), v in self._verdicts.items()],
-            "ends": {key: m.to_json() for key, m in self._ends.items()},
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state` gave, in place of what was reported here."""
-        self._records = {}
-        for level, key, data in state["records"]:
-            self.observe(level, key, Measurement.from_json(data))
-        self._verdicts = {(level, key): Verdict(*said) for level, key, *said in state["verdicts"]}
-        self._ends = {key: Measurement.from_json(data) for key, data in state["ends"].items()}
 
     def _with_costs(self, key: str, measurement: Measurement) -> Measurement:
         """The measurement, and what it lacks of what the trial was untrained."""

@@ -122,32 +122,6 @@ class Auto:
         own |= {f"share/{name}": share for name, share in self.shares.items()}
         return own | {f"{n}/{k}": v for n, arm in self._arms.items() for k, v in arm.figures().items()}
 
-    def state(self) -> dict[str, Any]:
-        return {
-            **self._ledger.state(),
-            "arms": {name: arm.state() for name, arm in self._arms.items()},
-            "credit": dict(self._credit),
-            "pace": [self._pace, self._paid],
-            "owner": dict(self._owner),
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._ledger.restore(state)
-        for name, arm in self._arms.items():
-            arm.restore(state["arms"][name])
-        self._owner = dict(state["owner"])
-        self._front = ParetoFront(self._ledger.problem.objectives, self._ledger.problem.constraints)
-        self._reference, self._volume = {}, 0.0
-        dense = self._ledger.problem.space.dense().key()
-        for key, outcome in self._ledger.told.items():
-            if key in self._ledger.asked and isinstance(outcome, Measurement):
-                self._front.add(key, outcome)
-        if isinstance(told := self._ledger.told.get(dense), Measurement):
-            self._reference = reference_point(self._ledger.problem.objectives, told)
-            self._volume = self._front.hypervolume(self._reference)
-        self._credit = dict(state["credit"])
-        self._pace, self._paid = state["pace"]
-
     def _gain(self, candidate: Candidate, outcome: Outcome) -> float:
         """What a tell added to the hypervolume, as a share of what there was; 0 before the dense network is known."""
         if not isinstance(outcome, Measurement):

@@ -204,22 +204,6 @@ class Evolution:
             "age_max": float(max(ages)),
         }
 
-    def state(self) -> dict[str, Any]:
-        return {
-            **self._ledger.state(),
-            "population": {key: self._born[key] for key in self._population},
-            "strength": {key: round(s, 6) for key, s in self._strength.items()},
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._ledger.restore(state)
-        self._population, self._rows, self._standing = [], {}, None
-        self._strength, self._born = dict(state["strength"]), dict(state["population"])
-        for key in state["population"]:
-            known = self._known(self._ledger.asked[key], self._ledger.told[key])
-            if known is not None:
-                self._add(key, known)
-
     def _add(self, key: str, measurement: Measurement) -> None:
         problem = self._ledger.problem
         values, noise = minimised(measurement, problem.objectives)

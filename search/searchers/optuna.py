@@ -74,7 +74,7 @@ class OptunaSearcher:
     """One of Optuna's samplers on an in-memory study of several objectives, constraints included.
 
     A fresh sampler, seeded from (seed, ask), is made for every ask, so its whole knowledge is the study's
-    trials and the state is JSON. The Gaussian process sampler loads torch and scipy at its first model-based
+    trials. The Gaussian process sampler loads torch and scipy at its first model-based
     ask, and its ask takes time that grows with the cube of the number of outcomes. Optuna knows no explicit
     patterns: a seed's pattern is shown to it as its ratio.
     """
@@ -116,39 +116,6 @@ class OptunaSearcher:
 
     def figures(self) -> dict[str, float]:
         return {}
-
-    def state(self) -> dict[str, Any]:
-        trials = [
-            {
-                "state": int(t.state),
-                "params": t.params,
-                "values": None if t.values is None else list(t.values),
-                "attrs": dict(t.system_attrs),
-            }
-            for t in self._study.get_trials(deepcopy=False)
-        ]
-        attrs = self._study._storage.get_study_system_attrs(self._study._study_id)
-        return {**self._ledger.state(), "numbers": self._numbers, "trials": trials, "study": dict(attrs)}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        import optuna
-
-        self._ledger.restore(state)
-        self._numbers = dict(state["numbers"])
-        self._study = self._new_study()
-        distributions = self._distributions()
-        for trial in state["trials"]:
-            self._study.add_trial(
-                optuna.trial.create_trial(
-                    state=optuna.trial.TrialState(trial["state"]),
-                    params=trial["params"],
-                    distributions={name: distributions[name] for name in trial["params"]},
-                    values=trial["values"],
-                    system_attrs=trial["attrs"],
-                )
-            )
-        for name, value in state["study"].items():
-            self._study._storage.set_study_system_attr(self._study._study_id, name, value)
 
     def _new_study(self) -> "optuna.Study":
         import optuna

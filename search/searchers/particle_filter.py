@@ -190,34 +190,6 @@ class ParticleFilter:
             found["temperature"] = temperature(errors, self._archive[self._best(self._pool)].se)
         return found
 
-    def state(self) -> dict[str, Any]:
-        return {
-            **self._ledger.state(),
-            "stage": self.stage,
-            "scouts": self._scouts,
-            "stage_told": self._told,
-            "unchanged": self._unchanged,
-            "resamplings": self._resamplings,
-            "pool": list(self._pool),
-            "previous": list(self._previous),
-            "parents": list(self._parents),
-            "stages": dict(self._stages),
-            "archive": {key: [p.stage, p.error, p.se] for key, p in self._archive.items()},
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._ledger.restore(state)
-        self.stage = state["stage"]
-        self._scouts = state["scouts"]
-        self._told = state["stage_told"]
-        self._unchanged = state["unchanged"]
-        self._resamplings = state["resamplings"]
-        self._pool = list(state["pool"])
-        self._previous = list(state["previous"])
-        self._parents = list(state["parents"])
-        self._stages = dict(state["stages"])
-        self._archive = {key: Particle(*data) for key, data in state["archive"].items()}
-
     def advance_stage(self) -> None:
         """Goes on to the next budget: the present pool's survivors become its first parents."""
         n = self.options.particles

@@ -1,6 +1,5 @@
 """Random search: the control that every other searcher has to beat."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +32,3 @@ class Random:
 
     def figures(self) -> dict[str, float]:
         return {}
-
-    def state(self) -> dict[str, Any]:
-        return self._ledger.state()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._ledger.restore(state)

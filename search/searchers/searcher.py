@@ -1,6 +1,5 @@
-"""What every searcher is: ask, tell, JSON state. The caller owns the loop."""
+"""The protocol of a searcher: ask and tell. The caller owns the loop."""
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 from prunefront.registry import Registry
@@ -22,14 +21,6 @@ class Searcher(Protocol):
 
     def figures(self) -> dict[str, float]:
         """Finite numbers about the searcher itself, for people to watch; {} where there is nothing to tell."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """JSON from which `restore` goes on exactly: same next asks, pending candidates still awaited."""
-        ...
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes up a state saved by a searcher made with the same problem, seed and options."""
         ...
 
 

@@ -1,6 +1,6 @@
 """Proposals by what the network's measurements say: a model of accuracy, exact costs, expected gain of the front."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,20 +111,6 @@ class Surrogate:
 
     def figures(self) -> dict[str, float]:
         return {}
-
-    def state(self) -> dict[str, Any]:
-        return {
-            **self._ledger.state(),
-            "queue": [c.to_json() for c in self._queue],
-            "settings": self._settings.to_json() if self._settings else None,
-            "settings_at": self._settings_at,
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._ledger.restore(state)
-        self._queue = [Candidate.from_json(data) for data in state["queue"]]
-        self._settings = Settings.from_json(state["settings"]) if state["settings"] else None
-        self._settings_at = state["settings_at"]
 
     @one_thread
     def _proposals(self, rng: np.random.Generator) -> list[Candidate]:

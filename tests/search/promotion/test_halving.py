@@ -1,6 +1,5 @@
 """Early stopping: whom a rung may stop, whoever comes first; and that it pays on learning curves."""
 
-import json
 from collections.abc import Sequence
 from itertools import permutations
 
@@ -120,25 +119,6 @@ def test_over_all_orders_of_arrival_at_least_the_share_goes_on(
     assert np.mean(went) >= keep
 
 
-@given(networks(least=2), st.integers(0, 2**31), st.data())
-def test_a_state_goes_through_json_and_goes_on_the_same(
-    ms: list[Measurement], seed: int, data: st.DataObject
-) -> None:
-    cut = data.draw(st.integers(0, len(ms)))
-    whole, first = rungs(seed=seed), rungs(seed=seed)
-    for made in (whole, first):
-        for i, m in enumerate(ms[:cut]):
-            made.observe(0, str(i), m)
-            made.report(1, str(i), m)
-            made.end(str(i), m)
-    second = rungs(seed=seed)
-    second.restore(json.loads(json.dumps(first.state())))
-    for i, m in enumerate(ms[cut:], start=cut):
-        assert second.report(1, str(i), m) == whole.report(1, str(i), m)
-    assert second.state() == whole.state()
-    assert second.summary() == whole.summary()
-
-
 def test_what_is_told_twice_stands_and_what_failed_stops_nobody() -> None:
     made = rungs()
     good, poor = network(0.9, 10), network(0.5, 10)
@@ -232,7 +212,7 @@ def test_the_verdicts_of_a_study_do_not_hang_on_who_else_ends_between() -> None:
     said = []
     for _ in range(2):
         made = Rungs(OBJECTIVE_PAIR, levels=levels(8, 2), keep=0.5, seed=7)
-        said.append((train(problem, made, 24, 8, seed=3), made.state()))
+        said.append((train(problem, made, 24, 8, seed=3), made.summary()))
     assert said[0] == said[1]
 
 
