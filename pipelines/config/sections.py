@@ -25,7 +25,7 @@ from pydantic import (
 from prunefront.choice import Words
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.journal.layout import ARTIFACTS
-from prunefront.search.outcomes.constraints import Bound, ConstraintError, check_together
+from prunefront.search.outcomes.constraints import Bound, ConstraintError, check_compatible
 from prunefront.search.outcomes.constraints import parse as parse_bound
 from prunefront.search.outcomes.measurement import OBJECTIVES
 
@@ -191,7 +191,7 @@ def _sides(name: str, sides: object) -> list[Bound]:
 def _checked(asked: object) -> object:
     try:
         bounds = _bounds(asked)
-        check_together(cast(Sequence[Bound], bounds))
+        check_compatible(cast(Sequence[Bound], bounds))
     except ConstraintError as error:
         raise ValueError(str(error)) from None
     return bounds

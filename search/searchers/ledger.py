@@ -1,6 +1,4 @@
-"""What was asked and what came of it: the bookkeeping that every searcher needs, held by it, not
-inherited.
-"""
+"""Bookkeeping of asks and tells that every searcher holds, without inheritance."""
 
 from collections.abc import Callable
 
@@ -12,11 +10,16 @@ from prunefront.search.outcomes.measurement import Measurement, Outcome
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.problem import Problem
 
-TRIES = 20  # draws per ask before a candidate that was proposed before is accepted
+TRIES = 20
+"""Draws per ask before a repeated candidate is accepted."""
 
 
 class Ledger:
-    """asks: how many candidates were proposed. asked, told: by candidate key, in the order they came."""
+    """A record of asks and tells.
+
+    asks: number of proposals. asked, told: candidates and outcomes by candidate key, in order. Raises PrunefrontError
+    for a negative seed, and for a seed candidate outside the space.
+    """
 
     def __init__(self, problem: Problem, seed: int) -> None:
         if seed < 0:
@@ -32,25 +35,23 @@ class Ledger:
         self._seeds = [(c.key(), c) for c in reversed(problem.seeds)]  # the last one first
 
     def rng(self, stream: int = 0) -> np.random.Generator:
-        """The generator of the present ask: a function of (seed, asks) alone, so no generator state is
-        stored.
-        """
+        """Returns the generator of the present ask: a function of (seed, asks, stream) alone."""
         return np.random.default_rng([self.seed, self.asks, stream])
 
     def next_seed(self) -> Candidate | None:
-        """The first of the problem's seeds that was neither asked nor told."""
+        """Returns the first of the problem's seeds that was neither asked nor told, or None."""
         while self._seeds:
             key, candidate = self._seeds[-1]
             if key not in self.asked and key not in self.told:
                 return candidate
-            self._seeds.pop()  # what was asked or told stays so
+            self._seeds.pop()  # an asked or told candidate never becomes new again
         return None
 
     def propose(self, *draws: Callable[[np.random.Generator], Candidate]) -> Candidate:
-        """Books the next proposal: a seed while there are any, else the first new one of at most TRIES of each draw.
+        """Books and returns the next proposal: a seed if there is one, else the first new one of TRIES of each draw.
 
-        A later draw is for where an earlier one only repeats, e.g. when nothing is left around the best. A space that
-        is nearly used up gives its last draw again rather than nothing: proposals may then repeat.
+        A later draw serves when an earlier one only repeats, e.g. when nothing is left around the best. In a space that
+        is nearly used up the last draw is returned even if it repeats.
         """
         candidate = self.next_seed()
         if candidate is None:
@@ -64,7 +65,7 @@ class Ledger:
         return candidate
 
     def is_new(self, candidate: Candidate) -> bool:
-        """Whether the candidate was neither asked nor told."""
+        """Returns True if the candidate was neither asked nor told."""
         key = candidate.key()
         return key not in self.asked and key not in self.told
 
@@ -74,10 +75,10 @@ class Ledger:
         self.asks += 1
 
     def record(self, candidate: Candidate, outcome: Outcome) -> bool:
-        """Whether this is news: a first tell, of a candidate of the space. Only the first tell is kept.
+        """Records a tell and returns True if it is the first of a candidate of the space. Later tells are ignored.
 
-        A candidate that was never asked is welcome, e.g. one measured earlier. Raises PrunefrontError where
-        an objective or a bounded value is missing.
+        The candidate need not have been asked; it may come from an earlier study. Raises PrunefrontError if an
+        objective or a bounded value is missing.
         """
         key = candidate.key()
         if key in self.told:

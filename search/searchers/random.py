@@ -18,7 +18,7 @@ class RandomOptions:
 
 @searchers.register("random")
 class Random:
-    """Seeds, then independent draws of the space; learns nothing: the control."""
+    """Seeds, then independent draws of the space; learns nothing."""
 
     def __init__(self, problem: Problem, *, seed: int, **options: Any) -> None:
         self.options = read_options(RandomOptions, options, "random")

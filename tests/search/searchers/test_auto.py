@@ -1,4 +1,4 @@
-"""How a portfolio shares its budget."""
+"""The portfolio's shares of the budget."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ class Scripted:
         return Candidate(choices, "scripted")
 
     def tell(self, candidate: Candidate, outcome: Outcome) -> None:
-        """Nothing follows from it."""
+        """Ignores the outcome."""
 
     def figures(self) -> dict[str, float]:
         return {}
@@ -35,7 +35,10 @@ class Scripted:
 def portfolio(
     monkeypatch: pytest.MonkeyPatch, gain: Callable[[str, int], float], asks: int
 ) -> tuple[Auto, list[str]]:
-    """After `asks` tells, and who was asked. gain: of a proposal, by whose it is and how many were told before."""
+    """Returns a portfolio after `asks` tells, and the owner of each ask.
+
+    gain: of a proposal, by owner and number of tells.
+    """
     toy = separable(groups=2, units=400, least=2)
     arms = {"first": 0, "second": 1}
     made = {n: (lambda problem, *, seed, g=g, **options: Scripted(problem, g)) for n, g in arms.items()}

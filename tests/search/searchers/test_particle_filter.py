@@ -1,4 +1,4 @@
-"""The parts of the particle filter, each against what it promises."""
+"""The parts of the particle filter, each against its docstring."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from prunefront.search.searchers.particle_filter import (
     systematic_resample,
     temperature,
     tempered_weights,
-    top,
+    top_mask,
 )
 from prunefront.search.space.budget import fit_budget
 from prunefront.search.space.problem import Problem
@@ -124,7 +124,7 @@ def test_swap_and_resize_keep_their_counts(
     resized = resize(mask, keep, rng.random(len(mask)))
     assert resized.sum() == keep
     assert not (resized & ~mask).any() or not (mask & ~resized).any()  # only shrinks or only grows
-    assert top(np.array([1.0, 3.0, 3.0]), 2).tolist() == [False, True, True]
+    assert top_mask(np.array([1.0, 3.0, 3.0]), 2).tolist() == [False, True, True]
 
 
 def test_every_proposal_meets_the_budget_of_its_stage() -> None:

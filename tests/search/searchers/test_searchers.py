@@ -1,4 +1,4 @@
-"""What every searcher owes its caller, over the whole registry; then whether the good ones beat chance."""
+"""The contract of a searcher, over the whole registry; and that the good ones beat chance."""
 
 import hashlib
 import json
@@ -46,7 +46,7 @@ def make(name: str, problem: Problem = TOY.problem, seed: int = 0) -> Searcher:
 
 
 def measure(candidate: Candidate) -> Outcome:
-    """The toy's outcome; every seventh key or so cannot be measured, and what is over budget is refused."""
+    """Returns the toy's outcome; about every seventh key fails, and a candidate over budget is refused."""
     if int(candidate.key(), 16) % 7 == 0:
         return Failure("error", "planted")
     measured = TOY.measure(candidate)
@@ -56,7 +56,9 @@ def measure(candidate: Candidate) -> Outcome:
 
 
 def fuzz(searcher: Searcher, moves: list[int]) -> list[str]:
-    """Keys and parents proposed as `moves` say: ask, tell one in flight, tell again, tell a stranger."""
+    """Carries out `moves` (ask, tell one in flight, tell again, tell a stranger) and returns the keys and parents
+    asked.
+    """
     flying: list[Candidate] = []
     done: list[Candidate] = []
     keys = []
@@ -125,7 +127,7 @@ class TestContract:
     @settings(FUZZ, max_examples=5)
     @given(numbers=st.lists(ABSURD, min_size=4, max_size=9))
     def test_any_finite_numbers(self, name: str, numbers: list[float]) -> None:
-        """Also absurd ones, equal ones, and a noise larger than everything."""
+        """The numbers may be absurd or equal, and the noise larger than all of them."""
 
         def absurd(candidate: Candidate) -> Outcome:
             first = int(candidate.key(), 16)
@@ -240,7 +242,7 @@ def score(name: str, toy: Separable, seed: int, evaluations: int) -> float:
 
 
 def test_the_known_front_is_the_front() -> None:
-    """The greedy front of the toy problem against every point of a small space."""
+    """The greedy front of the toy problem equals that of every point of a small space."""
     toy = separable(groups=2, units=5, least=1)
     best: dict[float, float] = {}
     a, b = toy.problem.space.groups

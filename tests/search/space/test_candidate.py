@@ -12,7 +12,7 @@ from tests.problems import planted
 
 
 def test_packed_candidates_come_back_the_same() -> None:
-    """With patterns and without."""
+    """Candidates with patterns and without are packed together."""
     space = planted(groups=3, units=8).problem.space
     rng = np.random.default_rng(0)
     candidates = []
