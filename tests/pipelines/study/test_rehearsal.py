@@ -273,7 +273,7 @@ def test_studies_that_cannot_be_replayed_say_why(study: StudyConfig, tmp_path: P
     refused([], "has no evaluations yet", "empty")
     refused(asked, "has no evaluations yet", "asked")
     few = [e for e in told if "values" in e["outcome"]][: FEWEST_ROWS - 1]
-    refused([*asked, *few], f"{FEWEST_ROWS - 1} candidates were measured, too few", "few")
+    refused([*asked, *few], f"{FEWEST_ROWS - 1} candidates were measured, and 20 are needed", "few")
     refused([*asked, *(e for e in told if e["key"] != DENSE)], "not measured its dense network", "undense")
     refused([*asked, {**told[0], "key": "ffff"}], "'ffff', which none of its candidates", "stranger")
     config = copied(study, tmp_path / "unprepared", events)
