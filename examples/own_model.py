@@ -8,7 +8,7 @@ from rich.console import Console
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from prunefront.pipelines.config.sections import parse
+from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.data import Split
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.fronts.page import table

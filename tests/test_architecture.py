@@ -135,7 +135,7 @@ def test_every_room_is_on_a_floor_and_none_is_a_hall() -> None:
     assert {str(room): n for room, n in sizes.items() if n > LARGEST_ROOM} == {}
 
 
-OLD_NAMES = re.compile(r"^\s*(?:from|import)\s+(search|pruners|pipelines)\b", re.MULTILINE)
+OLD_NAMES = re.compile(r"^[\s\"']*(?:from|import)\s+(search|pruners|pipelines)\b", re.MULTILINE)
 
 
 def test_nobody_imports_by_the_old_names() -> None:

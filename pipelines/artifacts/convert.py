@@ -1,6 +1,5 @@
 """A fetched artifact in another format: what `prunefront export` does."""
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,12 +11,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from prunefront.atomic import move_whole
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, check_digests
 from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data import Split, Splits, batches
 from prunefront.pipelines.formats import onnx_export, openvino_export, pt2_export
 from prunefront.pipelines.formats.int8 import check_int8, quantise_onnx
+from prunefront.pipelines.formats.onnx_runtime import open_session
 from prunefront.pipelines.stores.store import ArtifactError, parse_json
 
 Format = Literal["onnx", "pt2", "openvino", "int8"]
@@ -83,7 +84,7 @@ def convert(
         files = sorted(Path(temporary).iterdir())  # a .bin comes before its .xml, which is what is opened
         size = sum(file.stat().st_size for file in files)
         for file in files:
-            os.replace(file, out.with_suffix(file.suffix))
+            move_whole(file, out.with_suffix(file.suffix))
     return Converted(out, size, difference)
 
 
@@ -170,7 +171,7 @@ def _images(splits: Splits, part: Split) -> Iterator[Tensor]:
 
 def _examples(source: Path) -> Tensor:
     """Three inputs (3, ...) of normal noise for an ONNX file."""
-    shape = onnx_export.open_session(source, threads=1).get_inputs()[0].shape[1:]
+    shape = open_session(source, threads=1).get_inputs()[0].shape[1:]
     if not all(isinstance(size, int) for size in shape):
         raise PrunefrontError(f"{source} takes inputs of any size {shape}; possible is one size of images")
     noise = np.random.default_rng(0).standard_normal((3, *shape), dtype=np.float32)

@@ -17,7 +17,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.publish import measure_file, read_manifest
 from prunefront.pipelines.config.sections import DataSection, ModelSection
 from prunefront.pipelines.data import Split, Splits, Transform, batches
-from prunefront.pipelines.formats.onnx_export import ORT_ERRORS, open_session
+from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
 from prunefront.pipelines.measure.accuracy import Accuracy, accuracy, wilson
 from prunefront.pipelines.stores.store import ArtifactError, parse_json
 from prunefront.pruners.graph.plan import PruningPlan

@@ -76,7 +76,7 @@ def list_(
 @app.command()
 def inspect(study: StudyFile, as_json: AsJson = False) -> None:
     """Before anything is spent: what can be pruned, what cannot, and why."""
-    from prunefront.pipelines.config.sections import load
+    from prunefront.pipelines.config.read import load
     from prunefront.pipelines.prepare.inspection import inspect as look
     from prunefront.pipelines.prepare.inspection import print_inspection
 
@@ -122,7 +122,7 @@ def search(
     Ctrl-C or SIGTERM stops it: what is finished is kept, and a partial front is written; a second one ends it at once.
     """
     from prunefront.pipelines.cluster.stopping import exit_code, stoppable
-    from prunefront.pipelines.config.sections import load
+    from prunefront.pipelines.config.read import load
     from prunefront.pipelines.events.display import Display
     from prunefront.pipelines.events.log import STDOUT, json_lines, wanted
 
@@ -180,7 +180,7 @@ def latency_table(
 
     Can be cut short.
     """
-    from prunefront.pipelines.config.sections import load
+    from prunefront.pipelines.config.read import load
     from prunefront.pipelines.events.display import Display
     from prunefront.pipelines.journal.layout import LATENCY_TABLE
     from prunefront.pipelines.stages.latency_table import measure_for

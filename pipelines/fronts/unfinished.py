@@ -106,7 +106,7 @@ def partial_front(config: StudyConfig, events: Events) -> PartialFront | None:
 def _trained(config: StudyConfig, events: Events) -> PartialFront | None:
     made = {e["name"]: e for e in events if e["event"] == "trained" and _measured(e) is not None}
     controlled = [name for e in events if e["event"] == "controlled" for name in e["names"]]
-    controls = {f"{control}-{of}": (control, of) for control in config.controls for of in controlled}
+    controls = {f"{control}-{of}": (control, of) for control in config.controls.methods for of in controlled}
     compared = made.keys() - controls.keys() - {*DENSE_NETWORKS}
     if DENSE not in made or not compared:
         return None

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from prunefront.atomic import sync
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.publish import FileRecord, measure_file, parse_record
 from prunefront.pipelines.journal.journal import StudyRunning, read_events, write_json
@@ -350,7 +351,8 @@ def restore(place: Place, snapshot: Snapshot, folder: Path) -> None:
                 journal.write((part / "segment").read_bytes())
             journal.write(snapshot.tail.encode())
         read_events(part / JOURNAL)  # raises JournalError
-        _sync(part)
+        for path in part.rglob("*"):
+            sync(path)
         for name in (PREPARED, WEIGHTS):
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in FILES.keys() - snapshot.files.keys():  # such as the front of a search that was begun anew
@@ -370,13 +372,6 @@ def _get(place: Place, record: FileRecord, file: Path) -> None:
             f"{place.store.uri}/{place.object_key(record.sha256)} was damaged or changed: its content has another "
             "digest; nothing was restored"
         )
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
 
 
 def digest_of(data: bytes) -> FileRecord:

@@ -7,11 +7,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import ray
-from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.card import card
@@ -23,6 +21,7 @@ from prunefront.pipelines.measure.accuracy import Accuracy
 from prunefront.pipelines.stores.store import ArtifactStore, StoreAway, StoreRefused
 from prunefront.pipelines.workers.bench import Job
 from prunefront.pipelines.workers.failures import failure
+from prunefront.pipelines.workers.workers import Workers
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.plan import DENSE
 from prunefront.pruners.plan.cost import cost
@@ -92,10 +91,10 @@ def standing(
     }
 
 
-@ray.remote
-def _on_test(
+def on_test(
     onnx: bytes, test: Split, transform: Transform, threads: int
 ) -> tuple[Accuracy, list[list[float]]] | Failure:
+    """Returns a network's accuracy on test images and its outputs for the first of them, or why there are none."""
     first = Split(test.images[:CHECKED_INPUTS], test.labels[:CHECKED_INPUTS])
     try:
         return onnx_accuracy(onnx, test, transform, threads=threads), onnx_outputs(onnx, first, transform)
@@ -109,6 +108,7 @@ def report(
     test: Split,
     transform: Transform,
     store: ArtifactStore,
+    workers: Workers,
     *,
     threads: int,
 ) -> tuple[list[FrontRow], dict[str, Failure]]:
@@ -128,18 +128,13 @@ def report(
                 raise
             except PrunefrontError as error:
                 failures[network.name] = failure(error)
-        test_ref, transform_ref = ray.put(test), ray.put(transform)
-        pending = {
-            name: _on_test.options(num_cpus=threads).remote(
-                (folder / "model.onnx").read_bytes(), test_ref, transform_ref, threads
-            )
-            for name, folder in folders.items()
-        }
+        files = [(folder / "model.onnx").read_bytes() for folder in folders.values()]
+        found = dict(zip(folders, workers.each(on_test, files, (test, transform, threads)), strict=True))
         rows, logits = {}, {}
         for network in networks:
-            if network.name not in pending:
+            if network.name not in found:
                 continue
-            tested = _result(pending[network.name])
+            tested = found[network.name]
             if isinstance(tested, Failure):
                 failures[network.name] = tested
                 continue
@@ -155,13 +150,6 @@ def report(
             except PrunefrontError as error:
                 failures[name] = failure(error)
         return sorted(published, key=lambda row: (row.latency_ms, row.key)), failures
-
-
-def _result(pending: Any) -> tuple[Accuracy, list[list[float]]] | Failure:
-    try:
-        return cast(tuple[Accuracy, list[list[float]]] | Failure, ray.get(pending))
-    except (OutOfMemoryError, WorkerCrashedError) as error:
-        return Failure("crashed", f"the worker process died: {str(error).splitlines()[0]}")
 
 
 def _row(network: Trained, graph: ChannelGraph, accuracy: Accuracy, latency: Mapping[str, float]) -> FrontRow:

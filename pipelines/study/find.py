@@ -8,7 +8,8 @@ from prunefront.errors import PrunefrontError, one_line
 from prunefront.pipelines.artifacts.publish import MANIFEST, fetch
 from prunefront.pipelines.artifacts.publish import locate as within
 from prunefront.pipelines.artifacts.publish import read_front as read_stored_front
-from prunefront.pipelines.config.sections import StudyConfig, load, parse
+from prunefront.pipelines.config.read import load, parse
+from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.redaction import is_redacted
 from prunefront.pipelines.fronts.page import FrontRow, read, select
 from prunefront.pipelines.journal.journal import StudyFolderError, read_events, read_json

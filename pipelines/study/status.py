@@ -90,7 +90,7 @@ def summed_up(
         f"{control}-{name}"
         for event in events
         if event["event"] == "controlled"
-        for control in config.controls
+        for control in config.controls.methods
         for name in event["names"]
     }
     stages = [Stage("scored", len(scored), config.search.candidates, sum(map(_failed, scored)))]

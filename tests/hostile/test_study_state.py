@@ -15,7 +15,7 @@ from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.journal.evaluations import Evaluations
 from prunefront.pipelines.journal.journal import Journal, read_events, write_json
 from prunefront.pipelines.journal.layout import EVALUATIONS
-from prunefront.pipelines.prepare.network import kept
+from prunefront.pipelines.prepare.knowledge import read_knowledge
 from prunefront.pipelines.prepare.problem import problem
 from prunefront.pipelines.prepare.saved_knowledge import read_precision
 from prunefront.pipelines.stages.forecast import kept_forecast
@@ -51,7 +51,7 @@ CANDIDATES = 12
 def genuine(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
     """A study as a search leaves it, with every kind of event and of file."""
     config = searched(config_of(tmp_path_factory.mktemp("studies"), CANDIDATES))
-    graph, knowledge = kept(config.path)
+    graph, knowledge = read_knowledge(config.path)
     task = problem(graph, knowledge.scores, config.space, config.search)
     scored_ = next(e for e in read_events(config.path / "journal.jsonl") if e["event"] == "told")
     asked = next(e for e in read_events(config.path / "journal.jsonl") if e["event"] == "asked")
@@ -101,7 +101,7 @@ def resumed(config: StudyConfig) -> None:
     for event in events:
         if event["event"] == "warm_start":
             from_event(event)
-    graph, knowledge = kept(config.path)
+    graph, knowledge = read_knowledge(config.path)
     task = problem(graph, knowledge.scores, config.space, config.search, seed=config.seed)
     searcher = searchers["evolution"](task, seed=0, population=20, probes=0)
     with Journal(config.path / "journal.jsonl") as journal:
@@ -161,7 +161,7 @@ FILES: dict[str, Callable[[StudyConfig], object]] = {
 
 
 def spaces(config: StudyConfig) -> None:
-    graph, knowledge = kept(config.path)
+    graph, knowledge = read_knowledge(config.path)
     task = problem(graph, knowledge.scores, config.space, config.search, knowledge.facts)
     assert task.space.contains(task.space.dense())
 
@@ -187,7 +187,7 @@ def test_files(config: StudyConfig, genuine: StudyConfig, name: str, data: st.Da
 @given(data=st.data())
 @fuzzed
 def test_scores(config: StudyConfig, genuine: StudyConfig, name: str, data: st.DataObject) -> None:
-    graph, _ = kept(genuine.path)
+    graph, _ = read_knowledge(genuine.path)
     facts = {f"sensitivity/{g.name}": np.linspace(0, 1, len(RATIOS)) for g in graph.groups}
     whole = (
         save(facts) if name == "facts" else (genuine.path / "prepared" / "scores.safetensors").read_bytes()
@@ -196,7 +196,7 @@ def test_scores(config: StudyConfig, genuine: StudyConfig, name: str, data: st.D
     searching = config.search.model_copy(update={"allocators": ("global_threshold", "sensitivity")})
 
     def use() -> None:
-        graph, knowledge = kept(config.path)
+        graph, knowledge = read_knowledge(config.path)
         problem(graph, knowledge.scores, config.space, searching, knowledge.facts)
 
     answered(use)

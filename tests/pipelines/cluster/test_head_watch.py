@@ -41,7 +41,7 @@ def test_a_search_that_does_not_come_to_its_end_is_ended() -> None:
     """As one does whose main thread waits in a call of Ray's that never returns."""
     code = (
         "import signal, time\n"
-        "from pipelines import head_watch\n"
+        "from prunefront.pipelines.cluster import head_watch\n"
         "head_watch.ASK_SECONDS = head_watch.CLOSING_SECONDS = 0.1\n"
         "with head_watch.watched('127.0.0.1:9', lost_seconds=0.1):\n"
         "    signal.pthread_sigmask(signal.SIG_BLOCK, [head_watch.SIGNAL])\n"

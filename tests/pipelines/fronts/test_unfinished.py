@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from prunefront.pipelines.cli.main import front as front_command
-from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.fronts.page import ReportError, read
 from prunefront.pipelines.fronts.unfinished import PartialFront, best, kept, partial_front, table, write
 from prunefront.pipelines.journal.journal import Journal, write_json
@@ -106,7 +107,7 @@ def test_trained_networks_once_there_is_the_dense_one_to_compare_with() -> None:
 def test_bounds_hold_and_controls_stay_beside_their_networks() -> None:
     study = config(
         search={"candidates": 10, "constraints": ["latency_ms <= 55%"]},
-        controls=["scratch_e", "uniform_width"],
+        controls={"methods": ["scratch_e", "uniform_width"]},
     )
     events = [
         *SCORED,
@@ -189,7 +190,7 @@ def test_it_is_written_however_a_search_ends_but_not_over_a_front(tmp_path: Path
 
 def test_what_cannot_be_written_does_not_hide_why_the_search_ended(tmp_path: Path) -> None:
     study = config(tmp_path)
-    (study.path / PARTIAL_FRONT).with_suffix(".json.new").mkdir(parents=True)
+    (study.path / PARTIAL_FRONT).mkdir(parents=True)
     (study.path / "journal.jsonl").write_text("".join(json.dumps(e) + "\n" for e in SCORED))
     said: list[str] = []
     with pytest.raises(Cut), kept(study, said.append):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import StudyConfig, TrackingSection, parse
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import StudyConfig, TrackingSection
 from prunefront.pipelines.journal.journal import Journal, StudyRunning, lock
 from prunefront.pipelines.journal.layout import JOURNAL
 from prunefront.pipelines.recovery.owner import NotOurs, owner_of

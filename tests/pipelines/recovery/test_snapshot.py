@@ -173,7 +173,7 @@ def test_weights_that_are_dropped_are_dropped_there_too(store: ArtifactStore, tm
     here.journal.append("asked", candidate=NOTHING)
     here.file("weights/aa.safetensors", b"1")
     here.file("weights/bb.safetensors", b"2")
-    here.file("weights/cc.new", b"half")
+    here.file(f"weights/.cc.safetensors.{'0' * 32}", b"half")
     here.put()
     (here.folder / "weights/aa.safetensors").unlink()
     here.put()

@@ -25,7 +25,8 @@ from safetensors.numpy import load_file
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cli.main import main
-from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.events.metrics import FAMILIES
 from prunefront.pipelines.fronts.page import FrontRow, select
@@ -71,6 +72,14 @@ def test_a_folder_that_holds_other_things_is_left_as_it_is(tmp_path: Path) -> No
     assert thesis.read_text() == "years of work"
 
 
+def test_a_folder_in_which_the_first_write_was_killed_holds_no_other_things(tmp_path: Path) -> None:
+    config = study(tmp_path)
+    config.path.mkdir()
+    (config.path / f".study.json.{'0' * 32}").write_text("half")
+    open_folder(config, resume=False, fresh=False)
+    assert [p.name for p in config.path.iterdir()] == ["study.json"]
+
+
 def test_fresh_deletes_what_is_ours_and_nothing_else(tmp_path: Path) -> None:
     config = study(tmp_path)
     config.path.mkdir()
@@ -79,6 +88,7 @@ def test_fresh_deletes_what_is_ours_and_nothing_else(tmp_path: Path) -> None:
     (config.path / "notes.txt").write_text("mine")
     # a damaged journal is what its error sends people to --fresh for
     (config.path / "journal.jsonl").write_text("not JSON\n")
+    (config.path / f".front.json.{'0' * 32}").write_text("half")
     open_folder(config, resume=False, fresh=True)
     assert sorted(p.name for p in config.path.iterdir()) == ["notes.txt", "study.json"]
 

@@ -313,7 +313,7 @@ def test_a_folder_store_shows_and_drops_what_a_killed_writer_left(tmp_path: Path
 
 
 def test_a_study_is_found_by_its_folder_and_its_store_by_its_root(tmp_path: Path) -> None:
-    from prunefront.pipelines.config.sections import parse
+    from prunefront.pipelines.config.read import parse
 
     config = parse(
         {"name": "digits", "folder": str(tmp_path), "model": {"factory": "digits_cnn"}},

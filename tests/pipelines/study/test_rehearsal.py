@@ -14,7 +14,8 @@ from safetensors.numpy import save_file
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cli.main import main
-from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.journal.evaluations import Evaluations, evaluations
 from prunefront.pipelines.journal.journal import Journal, read_events, write_json
 from prunefront.pipelines.models import build

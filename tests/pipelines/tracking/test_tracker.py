@@ -188,7 +188,7 @@ def test_many_groups_exceed_one_request(uri: str, tmp_path: Path) -> None:
     tracker.log("a1", wide, GOOD)
     assert tracker.finish() == ()
     client = MlflowClient(uri)
-    (run,) = client.search_runs([client.get_run(run_id).info.experiment_id], "tags.`key` = 'a1'")
+    (run,) = client.search_runs([client.get_run(run_id).info.experiment_id], "tags.`prunefront.key` = 'a1'")
     assert len(run.data.params) == 250
 
 
