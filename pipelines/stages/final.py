@@ -25,7 +25,7 @@ from prunefront.pipelines.workers.workers import Workers
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.plan import DENSE
 from prunefront.pruners.plan.cost import cost
-from prunefront.search.outcomes.constraints import Bound, shortfall
+from prunefront.search.outcomes.constraints import Bound, describe_violations
 from prunefront.search.outcomes.dominance import dominance
 from prunefront.search.outcomes.front import ParetoFront, minimised, violation
 from prunefront.search.outcomes.measurement import Constraint, Failure, Measurement
@@ -73,7 +73,7 @@ def standing(
         network = pruned[nearest]
         said = (
             f"no pruned network meets {asked}; nearest: {nearest} with "
-            f"{shortfall(network.measurement.values, constraints)} on validation images; prunefront fetch "
+            f"{describe_violations(network.measurement.values, constraints)} on validation images; prunefront fetch "
             f"{shlex.quote(where(network.artifact))}"
         )
     elif not pruned:
