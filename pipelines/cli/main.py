@@ -207,16 +207,16 @@ def front(study: Study, as_json: AsJson = False) -> None:
     Before the end of a search, what is finished, by its validation figures: a partial front, which says so.
     """
     from prunefront.pipelines.fronts.page import write_html, write_png
-    from prunefront.pipelines.study.find import bounds_kept, locate, partial_front_of, read_front
+    from prunefront.pipelines.study.find import find, read_bounds, read_front, read_partial_front
 
-    folder = locate(study)
-    if (partial := partial_front_of(folder)) is not None:
+    folder = find(study).searched_folder()
+    if (partial := read_partial_front(folder)) is not None:
         print_partial(partial, folder, as_json=as_json)
         return
     rows = [row.to_json() for row in read_front(folder)]
     pages = f"pages: {folder / 'front.html'}  {folder / 'front.png'}"
     try:
-        write_html(rows, folder / FRONT_PAGE, folder.name, note=bounds_kept(folder))
+        write_html(rows, folder / FRONT_PAGE, folder.name, note=read_bounds(folder))
         write_png(rows, folder / FRONT_PICTURE, folder.name)
     except OSError as error:  # somebody else's study can be read all the same
         pages = f"no pages were written: {error.filename}: {error.strerror}"
@@ -243,10 +243,10 @@ def status(
     if address is not None:
         submitted_status(study, address, as_json)
         return
-    from prunefront.pipelines.study.find import locate
+    from prunefront.pipelines.study.find import find
     from prunefront.pipelines.study.status import status as state_of
 
-    found = state_of(locate(study))
+    found = state_of(find(study).searched_folder())
     if as_json:
         print_json(found.to_json())
         return
@@ -279,16 +279,16 @@ def rehearse(
 ) -> None:
     """Replay a study's evaluations on virtual workers: what would another searcher or budget bring?"""
     from prunefront.pipelines.journal.journal import write_json
-    from prunefront.pipelines.study.find import kept_config, locate
+    from prunefront.pipelines.study.find import find, load_config
     from prunefront.pipelines.study.rehearsal import print_rehearsal
     from prunefront.pipelines.study.rehearsal import rehearse as run
     from prunefront.search.simulator import Workers
 
-    folder = locate(study)
+    folder = find(study).searched_folder()
     conditions = Workers(workers, failures=failures, slow={0: slow})
     found, evaluations = run(
         folder,
-        kept_config(folder),
+        load_config(folder),
         workers=conditions,
         candidates=candidates,
         names=searcher or (),
@@ -324,7 +324,7 @@ def fetch(
 ) -> None:
     """Fetch the best network of a front within bounds; every file's digest is checked."""
     from prunefront.pipelines.fronts.page import DENSE
-    from prunefront.pipelines.study.find import fetch_best
+    from prunefront.pipelines.study.fetch import fetch_best
 
     row, folder = fetch_best(source, bounds(under or []), best, key, out, endpoint_url)
     console = Console()
@@ -390,9 +390,11 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check an artifact: digests, then the recorded accuracy and outputs, measured again."""
-    from prunefront.pipelines.study.find import verify_folder
+    from prunefront.pipelines.artifacts.verify import verify as check
+    from prunefront.pipelines.config.sections import load
 
-    found = verify_folder(folder, study)
+    trusted = load(study) if study is not None else None
+    found = check(folder, factory=trusted.model if trusted else None, data=trusted.data if trusted else None)
     if as_json:
         print_json(found.to_json())
     else:
@@ -431,9 +433,19 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write the network of an artifact in another format, compared with the one that it holds."""
-    from prunefront.pipelines.study.find import export_folder
+    from prunefront.pipelines.artifacts.convert import convert
+    from prunefront.pipelines.config.sections import load
 
-    done = export_folder(folder, to, out, study, exclude=tuple(float_ or ()), overwrite=overwrite)
+    trusted = load(study) if study is not None else None
+    done = convert(
+        folder,
+        to,
+        out,
+        factory=trusted.model if trusted else None,
+        data=trusted.data if trusted else None,
+        exclude=tuple(float_ or ()),
+        overwrite=overwrite,
+    )
     Console().print(str(done), highlight=False, soft_wrap=True, markup=False)
 
 
@@ -565,9 +577,9 @@ def printable(text: str) -> str:
 
 def print_bounds(folder: Path, console: Console) -> None:
     """How many networks keep the study's bounds, or the nearest one, in a line; nothing where there are none."""
-    from prunefront.pipelines.study.find import bounds_kept
+    from prunefront.pipelines.study.find import read_bounds
 
-    if (line := bounds_kept(folder)) is not None:
+    if (line := read_bounds(folder)) is not None:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 

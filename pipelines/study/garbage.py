@@ -28,7 +28,7 @@ from prunefront.pipelines.stores.store import (
     parse_json,
     read_text,
 )
-from prunefront.pipelines.study.find import kept_config, locate
+from prunefront.pipelines.study.find import find as find_study
 from prunefront.pipelines.study.status import holder
 
 KINDS: Mapping[str, str] = {
@@ -149,9 +149,9 @@ def target(source: str, endpoint_url: str | None = None) -> Target:
     if "://" in source or (_is_root(Path(source)) and not (Path(source) / STUDY).exists()):
         store = open_store(source, endpoint_url)
     else:
-        folder = locate(source)
-        config = kept_config(folder)
-        store = open_store(config.artifact_uri, endpoint_url or config.artifacts.endpoint_url)
+        study = find_study(source)
+        folder = study.searched_folder()
+        store = open_store(study.config.artifact_uri, endpoint_url or study.endpoint_url())
     owner = owner_of(store)
     journals, nearest, snapshot = [], set(), None
     if folder is not None:

@@ -68,7 +68,7 @@ from prunefront.pipelines.stages.warm_start import (
 from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.spool import Refuge, Spool, spooling
 from prunefront.pipelines.stores.store import put_json
-from prunefront.pipelines.study.find import bounds_kept
+from prunefront.pipelines.study.find import read_bounds
 from prunefront.pipelines.study.folder import open_folder
 from prunefront.pipelines.tracking.tracker import MlflowTracker, Status
 from prunefront.pipelines.workers.bench import Workbench
@@ -322,7 +322,7 @@ def _report(session: Session, network: Network, front: list[Trained]) -> list[Fr
     remove(folder)  # a partial front of an earlier run
     session.custody.check_now()
     put_json(session.store, FRONT, data)
-    write_html(data, folder / FRONT_PAGE, config.name, note=bounds_kept(folder))
+    write_html(data, folder / FRONT_PAGE, config.name, note=read_bounds(folder))
     write_png(data, folder / FRONT_PICTURE, config.name)
     pages = [folder / name for name in (FRONT_PAGE, FRONT_PICTURE, FRONT, BOUNDS)]
     session.tracker.log_front(data, [page for page in pages if page.exists()])

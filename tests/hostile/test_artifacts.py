@@ -28,7 +28,7 @@ from prunefront.pipelines.journal.layout import FRONT
 from prunefront.pipelines.models import build
 from prunefront.pipelines.stores.folder import DirectoryStore
 from prunefront.pipelines.stores.store import read_json
-from prunefront.pipelines.study.find import fetch_best
+from prunefront.pipelines.study.fetch import fetch_best
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.trace.tracer import trace

@@ -27,7 +27,7 @@ from prunefront.pipelines.stages.warm_start import WarmStart, from_event, to_eve
 from prunefront.pipelines.stages.warm_start import publish as publish_evaluations
 from prunefront.pipelines.stages.warm_start import read as read_evaluations
 from prunefront.pipelines.stores.folder import DirectoryStore
-from prunefront.pipelines.study.find import bounds_kept, read_front
+from prunefront.pipelines.study.find import read_bounds, read_front
 from prunefront.pipelines.study.folder import open_folder
 from prunefront.pipelines.study.rehearsal import recorded, seconds_of_first_stage
 from prunefront.pipelines.study.status import status
@@ -151,7 +151,7 @@ def test_journals(config: StudyConfig, genuine: StudyConfig, data: st.DataObject
 FILES: dict[str, Callable[[StudyConfig], object]] = {
     "study.json": lambda config: (status(config.path), open_folder(config, resume=True, fresh=False)),
     "front.json": lambda config: read_front(config.path),
-    "bounds.json": lambda config: bounds_kept(config.path),
+    "bounds.json": lambda config: read_bounds(config.path),
     "timing.json": lambda config: seconds_of_first_stage(config.path),
     "table.json": lambda config: read(config.path / "table.json").predictor(),
     "prepared/graph.json": lambda config: spaces(config),

@@ -15,7 +15,7 @@ from prunefront.pipelines.cli.main import main
 from prunefront.pipelines.config.sections import ClusterSection, StudyConfig, parse
 from prunefront.pipelines.events.redaction import redacted, without_password, without_secrets
 from prunefront.pipelines.prepare.network import unchanged
-from prunefront.pipelines.study.find import kept_config, tracking_uri
+from prunefront.pipelines.study.find import load_config, tracking_uri
 from prunefront.pipelines.study.folder import open_folder
 from prunefront.pipelines.workers.failures import failure
 from prunefront.pipelines.workers.trials import credentials_stay
@@ -89,7 +89,7 @@ def test_a_studys_folder_keeps_no_password_and_goes_on_with_it_all_the_same(tmp_
     assert unchanged(config, kept) == []
     other = config.model_copy(update={"cluster": ClusterSection(workers=3)})
     assert unchanged(other, kept) == []
-    assert kept_config(config.path).name == "s"
+    assert load_config(config.path).name == "s"
     with pytest.raises(PrunefrontError, match="name the study file"):
         tracking_uri(str(config.path))
 

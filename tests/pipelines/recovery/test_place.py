@@ -17,7 +17,7 @@ from prunefront.pipelines.stores.folder import DirectoryStore
 from prunefront.pipelines.stores.memory import MemoryStore
 from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.store import ArtifactStore
-from prunefront.pipelines.study.find import kept_config
+from prunefront.pipelines.study.find import load_config
 from prunefront.pipelines.study.folder import open_folder
 from prunefront.search.space.candidate import Candidate
 
@@ -98,7 +98,7 @@ def test_no_password_goes_to_the_store(tmp_path: Path) -> None:
         journal.append("asked", candidate=NOTHING)
     assert not any(b"never-stored" in p.read_bytes() for p in shared.rglob("*") if p.is_file())
     with running(second, resume=True):
-        assert kept_config(second.path).tracking_uri == kept_config(first.path).tracking_uri
+        assert load_config(second.path).tracking_uri == load_config(first.path).tracking_uri
     other = second.model_copy(update={"tracking": TrackingSection(uri="postgresql://me:x@elsewhere/mlflow")})
     with pytest.raises(PrunefrontError, match=r"another tracking\.uri"), running(other, resume=True):
         pass

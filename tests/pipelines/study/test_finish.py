@@ -31,7 +31,7 @@ from prunefront.pipelines.events.metrics import FAMILIES
 from prunefront.pipelines.fronts.page import FrontRow, select
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.prepare.network import dense_network
-from prunefront.pipelines.study.find import _chosen
+from prunefront.pipelines.study.fetch import _choose
 from prunefront.pipelines.study.folder import open_folder
 from prunefront.pipelines.study.run import next_steps
 from prunefront.pipelines.tracking.tracker import MlflowTracker
@@ -171,10 +171,10 @@ def test_the_command_to_type_next_finds_a_network(tmp_path: Path, fastest: float
 
 def test_a_whole_key_names_one_network() -> None:
     rows = front(**{"dense": 1.0, "dense-finetuned": 0.99, "abc": 0.4, "abd": 0.5})
-    assert _chosen(rows, {}, "accuracy", "dense").key == "dense"
-    assert _chosen(rows, {}, "accuracy", "abc").key == "abc"
+    assert _choose(rows, {}, "accuracy", "dense").key == "dense"
+    assert _choose(rows, {}, "accuracy", "abc").key == "abc"
     with pytest.raises(PrunefrontError, match="2 rows"):
-        _chosen(rows, {}, "accuracy", "ab")
+        _choose(rows, {}, "accuracy", "ab")
 
 
 @pytest.mark.parametrize("terminal", [True, False])
