@@ -6,7 +6,8 @@ from pathlib import Path
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.publish import MANIFEST, fetch, locate
 from prunefront.pipelines.artifacts.publish import read_front as read_stored_front
-from prunefront.pipelines.fronts.page import FrontRow, read, select
+from prunefront.pipelines.fronts.choice import find_row, select
+from prunefront.pipelines.fronts.row import FrontRow, read_rows
 from prunefront.pipelines.journal.layout import FRONT, STUDY
 from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.store import ArtifactNotFound
@@ -27,7 +28,7 @@ def fetch_best(
     if "://" in source or (exists(Path(source) / FRONT) and not exists(Path(source) / STUDY)):
         store = open_store(source, endpoint_url)
         try:
-            rows = read(read_stored_front(store))
+            rows = read_rows(read_stored_front(store))
         except ArtifactNotFound:
             return None, _fetch_artifact(source, under, key, out, endpoint_url)
     else:
@@ -35,7 +36,7 @@ def fetch_best(
         rows = read_front(study.searched_folder())
         endpoint_url = endpoint_url or study.endpoint_url()
         store = open_store(study.config.artifact_uri, endpoint_url)
-    row = _choose(rows, under, best, key)
+    row = select(rows, under, best) if key is None else find_row(rows, key)
     return row, fetch(locate(store.uri, row.artifact), out, endpoint_url)
 
 
@@ -48,16 +49,3 @@ def _fetch_artifact(
             "study or the root of an artifact store"
         )
     return fetch(source, out, endpoint_url)
-
-
-def _choose(rows: list[FrontRow], under: Mapping[str, float], best: str, key: str | None) -> FrontRow:
-    if key is None:
-        return FrontRow.from_json(select([r.to_json() for r in rows], under, best))
-    # `dense` names the dense network, although `dense-finetuned` begins like it
-    found = [r for r in rows if r.key == key] or [r for r in rows if r.key.startswith(key)]
-    if len(found) != 1:
-        raise PrunefrontError(
-            f"{len(found)} rows of the front have a key that begins with {key!r}; keys: "
-            f"{', '.join(r.key for r in rows)}"
-        )
-    return found[0]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from prunefront.errors import PrunefrontError, one_line
 from prunefront.pipelines.config.sections import StudyConfig, load, parse
 from prunefront.pipelines.events.redaction import is_redacted
-from prunefront.pipelines.fronts.page import FrontRow, read
+from prunefront.pipelines.fronts.row import FrontRow, read_rows
 from prunefront.pipelines.journal.journal import StudyFolderError, read_events, read_json
 from prunefront.pipelines.journal.layout import BOUNDS, FRONT, JOURNAL, STUDIES, STUDY
 
@@ -99,7 +99,7 @@ def read_front(folder: Path) -> list[FrontRow]:
             f"study {folder.name!r} has no front yet; if it was stopped, go on with: prunefront search STUDY --resume"
         )
     try:
-        return read(read_json(path))
+        return read_rows(read_json(path))
     except StudyFolderError as error:
         raise NoStudy(f"{error}; a search with --resume writes it again") from None
 

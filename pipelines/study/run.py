@@ -21,8 +21,10 @@ from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.events.events import Events
 from prunefront.pipelines.events.log import to_logging
 from prunefront.pipelines.events.metrics import exported
-from prunefront.pipelines.fronts.page import FrontRow, write_html, write_png
-from prunefront.pipelines.fronts.unfinished import kept, remove
+from prunefront.pipelines.fronts.page import write_html
+from prunefront.pipelines.fronts.picture import write_png
+from prunefront.pipelines.fronts.row import FrontRow
+from prunefront.pipelines.fronts.unfinished_report import partial_front_on_failure, remove_partial_front
 from prunefront.pipelines.journal.journal import Journal, lock, write_json
 from prunefront.pipelines.journal.layout import (
     BOUNDS,
@@ -172,7 +174,7 @@ def _stages(
     if earlier is None:  # what has been taken over before is in the journal
         earlier = [] if session.journal.of("warm_start") else _read_earlier(config)
     # the partial front comes first, and Ray's end, which takes a while, after it
-    with ExitStack() as stack, kept(config, session.display.say, session.events.tell):
+    with ExitStack() as stack, partial_front_on_failure(config, session.display.say, session.events.tell):
         # a cluster that cannot be used is said before anything is spent; here Ray starts when there is work for it
         cluster = _join(stack, session, address, metrics_port) if named(address) else None
         with timing.stage("prepare"):
@@ -319,11 +321,11 @@ def _report(session: Session, network: Network, front: list[Trained]) -> list[Fr
             session.journal.append("published", name=row.key, artifact=artifact)
     data = [row.to_json() for row in rows]
     write_json(folder / FRONT, data)
-    remove(folder)  # a partial front of an earlier run
+    remove_partial_front(folder)  # a partial front of an earlier run
     session.custody.check_now()
     put_json(session.store, FRONT, data)
-    write_html(data, folder / FRONT_PAGE, config.name, note=read_bounds(folder))
-    write_png(data, folder / FRONT_PICTURE, config.name)
+    write_html(rows, folder / FRONT_PAGE, config.name, note=read_bounds(folder))
+    write_png(rows, folder / FRONT_PICTURE, config.name)
     pages = [folder / name for name in (FRONT_PAGE, FRONT_PICTURE, FRONT, BOUNDS)]
     session.tracker.log_front(data, [page for page in pages if page.exists()])
     return rows

@@ -39,7 +39,7 @@ from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.search_space import GroupSpace, SearchSpace
 from tests.hostile.strategies import answered, damaged, documents, fuzzed
 from tests.hostile.test_weights import safetensors
-from tests.pipelines.fronts.test_page import ROWS
+from tests.pipelines.fronts.test_front import DATA
 from tests.pipelines.stages import test_latency_table as tables
 from tests.pipelines.stages.test_warm_start import HERE, scored
 from tests.pipelines.study.test_rehearsal import config_of, searched
@@ -74,7 +74,7 @@ def genuine(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
         {"predictor": read(table).predictor().to_json(), "table": json.loads(table.read_text())},
     )
     write_json(prepared / "precision.json", {"precision": "float32", "channels_last": False})
-    write_json(folder / "front.json", ROWS)
+    write_json(folder / "front.json", DATA)
     write_json(folder / "bounds.json", {"said": "all meet", "met": 2})
     write_json(folder / "timing.json", {"busy": {"screen": 2.0}})
     assert len(task.space.groups) > 1
