@@ -9,7 +9,7 @@ from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.events.events import Events
 from prunefront.pipelines.journal.journal import Journal
-from prunefront.pipelines.recovery.place import Held
+from prunefront.pipelines.recovery.claim import Ownership
 from prunefront.pipelines.stores.store import ArtifactStore
 from prunefront.pipelines.tracking.tracker import Tracker
 
@@ -39,7 +39,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What the stages of one run share and write to. custody: the right to write what is the study's alone."""
+    """What the stages of one run share and write to. ownership: the right to write what is the study's alone."""
 
     config: StudyConfig
     display: Display
@@ -47,5 +47,5 @@ class Session:
     tracker: Tracker
     store: ArtifactStore
     timing: Timing
-    custody: Held
+    ownership: Ownership
     events: Events = field(default_factory=Events)

@@ -45,7 +45,7 @@ from prunefront.pipelines.prepare.network import (
     make_bench,
 )
 from prunefront.pipelines.prepare.problem import problem
-from prunefront.pipelines.recovery.place import held, take
+from prunefront.pipelines.recovery.claim import claim_study, keep_ownership
 from prunefront.pipelines.stages.final import Trained, report
 from prunefront.pipelines.stages.first_stage import screen, warm_started
 from prunefront.pipelines.stages.forecast import forecast, steered
@@ -109,13 +109,13 @@ def run(
         behind = open_store(config.artifact_uri, config.artifacts.endpoint_url)
         behind.probe()  # before anything of an earlier run is deleted
         warm = _read_earlier(config) if fresh else None  # also before: it may be what is deleted here
-        custody = take(config, behind, display.say, resume=resume, fresh=fresh)
+        claim = claim_study(config, behind, display.say, resume=resume, fresh=fresh)
         open_folder(config, resume=resume, fresh=fresh)
         events = Events(config.name, display.say)
         with (
             events.heard_by(to_logging),
-            held(custody, config, behind, display.say) as ours,
-            Journal(config.path / JOURNAL, events.on_journal, guard=ours.check) as journal,
+            keep_ownership(claim, config, behind, display.say) as ownership,
+            Journal(config.path / JOURNAL, events.on_journal, guard=ownership.check) as journal,
             spooling(behind, Spool(config.path / SPOOL), display.say, events.on_outage("artifacts")) as store,
         ):
             tracker = MlflowTracker(
@@ -132,7 +132,7 @@ def run(
             events.watched["artifacts_waiting"] = lambda: len(store.spool.entries())
             display.on_say = lambda line: events.tell("said", line=line)
             timing = Timing(on_stage=events.on_stage)
-            session = Session(config, display, journal, tracker, store, timing, ours, events)
+            session = Session(config, display, journal, tracker, store, timing, ownership, events)
             status: Status = "FAILED"
             try:
                 with events.run(resumed=bool(journal.of("asked"))):
@@ -209,7 +209,7 @@ def _stages(
             screening = screen(
                 session, network, knowledge.scores, task, bench_ref, cluster, predicting, begin
             )
-            session.custody.check_now()
+            session.ownership.check_now()
             publish(session.store, signature, screening.table(config.name))
         with timing.stage("finetune"):
             trained = finetune(session, network, knowledge.scores, screening, task, bench_ref, cluster)
@@ -322,7 +322,7 @@ def _report(session: Session, network: Network, front: list[Trained]) -> list[Fr
     data = [row.to_json() for row in rows]
     write_json(folder / FRONT, data)
     remove_partial_front(folder)  # a partial front of an earlier run
-    session.custody.check_now()
+    session.ownership.check_now()
     put_json(session.store, FRONT, data)
     write_html(rows, folder / FRONT_PAGE, config.name, note=read_bounds(folder))
     write_png(rows, folder / FRONT_PICTURE, config.name)
