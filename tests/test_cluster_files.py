@@ -60,6 +60,26 @@ def test_nothing_listens_to_everybody(path: Path) -> None:
     assert "0.0.0.0" not in text
 
 
+PROJECT = {"pyproject.toml", "README.md", "src", "prunefront", "search", "pruners", "pipelines"}
+"""What prunefront is installed from."""
+
+
+@pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.name)
+def test_what_is_installed_lies_apart_from_what_is_searched(path: Path) -> None:
+    """Beside a study, our `search` and `pipelines` would hide the person's own modules of these names."""
+    mounts = yaml.safe_load(path.read_text())["file_mounts"]
+    installed = {v: k for k, v in mounts.items() if k == f"~/prunefront-source/{v}"}
+    assert set(installed) == PROJECT | {"Makefile", "scripts"}
+    beside = {v for k, v in mounts.items() if k == f"~/prunefront/{v}"}
+    assert beside == {"examples", "study.toml"}
+
+
+def test_the_image_is_built_from_the_whole_project() -> None:
+    text = (CLUSTERS / "Dockerfile").read_text()
+    copied = [line.split()[2:] for line in text.splitlines() if line.startswith("COPY")]
+    assert {source for *sources, _ in copied for source in sources} == PROJECT
+
+
 @pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.name)
 def test_ray_takes_the_file_and_starts_with_a_token(path: Path) -> None:
     config = yaml.safe_load(path.read_text())

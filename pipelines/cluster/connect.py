@@ -91,6 +91,16 @@ def connected(
             ray.shutdown()
 
 
+def fewer_workers(section: ClusterSection, cluster: Cluster) -> list[str]:
+    """Returns a line where the cluster has room for fewer workers than the study asks for."""
+    asked = section.workers or 0
+    if asked <= cluster.workers:
+        return []
+    return [
+        f"[cluster] workers = {asked}, but Ray has room for {cluster.workers}; the study goes on with {cluster.workers}"
+    ]
+
+
 def named(address: str | None) -> str | None:
     """The cluster to join: the given one, else RAY_ADDRESS, which Ray sets within a submitted job. None: here."""
     return address or os.environ.get("RAY_ADDRESS") or None

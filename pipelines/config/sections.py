@@ -109,7 +109,8 @@ class SpaceSection(Section):
     """Search space: what may be cut from the network, and how units are ranked."""
 
     criteria: tuple[str, ...] = ("l1", "taylor", "bn_scale", "geometric_median")
-    """Criteria that may rank the units of a group: `prunefront list criteria`. A group leaves out misfits."""
+    """Criteria that may rank the units of a group: `prunefront list criteria`. A group leaves out misfits.
+    Within layers and for blocks criteria see weights alone: others do not rank there, and without any `l2` does."""
     per_group: dict[str, tuple[str, ...]] = {}
     """Criteria of single groups, e.g. { "layer1.0.conv1" = ["chip"] }. `prunefront inspect` names the groups."""
     bound: Literal["none", "redundancy"] = "none"

@@ -10,6 +10,7 @@ from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data.decode import decode, machine_memory
 from prunefront.pipelines.data.source import Parts, path_of, validation_count
 from prunefront.pipelines.data.splits import DataError, Split
+from prunefront.text import one_line
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMN = "label"
@@ -48,7 +49,7 @@ def _open(file: Path, name: str) -> pa.Table:
                 )
             table = _read(opened, [column, LABEL_COLUMN], name)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise DataError(f"{name} cannot be read as parquet: {' '.join(str(error).split())}") from error
+        raise DataError(f"{name} cannot be read as parquet: {one_line(error)}") from error
     if not pa.types.is_integer(table.schema.field(LABEL_COLUMN).type):
         raise DataError(
             f"{name}: labels must be integers 0..k-1, got {table.schema.field(LABEL_COLUMN).type}"

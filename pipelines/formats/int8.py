@@ -26,8 +26,8 @@ from torch import Tensor
 
 from prunefront.atomic import write_whole
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.imported import one_line
 from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, onnxruntime, open_session
+from prunefront.text import one_line
 
 INTEGER_OPS = (
     "Add",
@@ -441,7 +441,9 @@ def _run(session: onnxruntime.InferenceSession, batch: Tensor) -> list[NDArray[A
     try:
         outputs: list[NDArray[Any]] = session.run(None, {inputs[0].name: batch.detach().cpu().numpy()})
     except ORT_ERRORS as error:
-        raise Int8Error(f"the ONNX model fails on images {tuple(batch.shape)}: {one_line(error)}") from None
+        raise Int8Error(
+            f"the ONNX model fails on images {tuple(batch.shape)}: {one_line(error, 300)}"
+        ) from None
     return outputs
 
 

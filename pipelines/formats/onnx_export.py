@@ -14,9 +14,9 @@ from torch.utils import _pytree as pytree
 
 from prunefront.atomic import write_whole
 from prunefront.errors import NotTraceable, PrunefrontError
-from prunefront.pipelines.config.imported import one_line
 from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
 from prunefront.pipelines.formats.same_outputs import largest_difference
+from prunefront.text import first_line
 
 
 def export(model: nn.Module, example: Tensor, path: Path) -> None:
@@ -79,7 +79,7 @@ def check(model: nn.Module, path: Path, examples: Tensor, tolerance: float = 1e-
         try:
             actual = session.run(None, {session.get_inputs()[0].name: batch.cpu().numpy()})
         except ORT_ERRORS as error:
-            raise PrunefrontError(f"{path} fails on a batch of {size}: {one_line(error)}") from None
+            raise PrunefrontError(f"{path} fails on a batch of {size}: {first_line(error)}") from None
         worst = max(worst, largest_difference(path, "torch", expected, actual, tolerance))
     return worst
 
@@ -131,8 +131,4 @@ def _quiet() -> Iterator[None]:
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {_first_line(error)}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -14,7 +14,7 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.imported import one_line
+from prunefront.text import one_line
 
 __all__ = ["ORT_ERRORS", "onnxruntime", "open_session"]
 
@@ -70,7 +70,7 @@ def open_session(model: bytes | Path, threads: int) -> onnxruntime.InferenceSess
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
-        raise PrunefrontError(f"{name} cannot be loaded: {one_line(error)}") from None
+        raise PrunefrontError(f"{name} cannot be loaded: {one_line(error, 300)}") from None
 
 
 def _refuse_external(data: bytes, name: str) -> None:

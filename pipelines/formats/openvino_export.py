@@ -14,9 +14,9 @@ from torch import Tensor
 
 from prunefront.atomic import move_whole
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.imported import one_line
 from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
 from prunefront.pipelines.formats.same_outputs import largest_difference
+from prunefront.text import one_line
 
 _RUN_ERRORS: tuple[type[Exception], ...] = (RuntimeError, *ORT_ERRORS)  # OpenVINO raises the first
 
@@ -39,7 +39,7 @@ def export(source: Path | bytes, path: Path) -> None:
         try:
             openvino.save_model(openvino.Core().read_model(data), written, compress_to_fp16=False)
         except RuntimeError as error:
-            raise PrunefrontError(f"OpenVINO cannot take the ONNX model: {one_line(error)}") from None
+            raise PrunefrontError(f"OpenVINO cannot take the ONNX model: {one_line(error, 300)}") from None
         for suffix in (".bin", ".xml"):  # the .xml file last: it is what is opened
             move_whole(written.with_suffix(suffix), path.with_suffix(suffix))
 
@@ -62,7 +62,7 @@ def check(source: Path | bytes, path: Path, examples: Tensor, tolerance: float =
             actual = [compiled(batch)[i] for i in range(len(compiled.outputs))]
             worst = max(worst, largest_difference(path, "the ONNX file", expected, actual, tolerance))
     except _RUN_ERRORS as error:
-        raise PrunefrontError(f"{path} cannot be run: {one_line(error)}") from None
+        raise PrunefrontError(f"{path} cannot be run: {one_line(error, 300)}") from None
     return worst
 
 
@@ -74,7 +74,7 @@ def _import() -> ModuleType:
         return importlib.import_module("openvino")
     except ImportError as error:
         raise PrunefrontError(
-            f"OpenVINO's format needs the package openvino, which cannot be imported ({one_line(error)}): "
+            f"OpenVINO's format needs the package openvino, which cannot be imported ({one_line(error, 300)}): "
             "pip install openvino"
         ) from None
     finally:

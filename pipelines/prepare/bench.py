@@ -10,13 +10,13 @@ from prunefront.pipelines.events.redaction import redact
 from prunefront.pipelines.formats.onnx_export import export
 from prunefront.pipelines.journal.journal import write_json
 from prunefront.pipelines.journal.layout import PREPARED
-from prunefront.pipelines.prepare.network import Network, dense_recipe
+from prunefront.pipelines.prepare.network import Network, Say, dense_recipe
 from prunefront.pipelines.prepare.saved_knowledge import read_precision
 from prunefront.pipelines.workers.bench import Workbench, arrays
 from prunefront.pipelines.workers.train import Precision, Recipe, faster_precision
 
 
-def make_bench(config: StudyConfig, network: Network) -> Workbench:
+def make_bench(config: StudyConfig, network: Network, say: Say = lambda line: None) -> Workbench:
     """What every worker gets. Takes seconds: exports the dense network, finds the faster precision."""
     data = network.splits.for_search()
     device = "cuda" if config.cluster.gpus_per_worker > 0 else "cpu"
@@ -34,7 +34,7 @@ def make_bench(config: StudyConfig, network: Network) -> Workbench:
         data=data,
         calibration_images=config.space.calibration_images,
         validation_limit=config.search.validation_limit,
-        recipe=_recipe(config, network, data, device),
+        recipe=_recipe(config, network, data, device, say),
         scratch=dense_recipe(config),
         initial=network.initial,
         procedure=config.training.procedure,
@@ -58,17 +58,18 @@ def make_bench(config: StudyConfig, network: Network) -> Workbench:
     )
 
 
-def _recipe(config: StudyConfig, network: Network, data: SearchData, device: str) -> Recipe:
+def _recipe(config: StudyConfig, network: Network, data: SearchData, device: str, say: Say) -> Recipe:
     section = config.training
     path = config.path / PREPARED / "precision.json"
     precision: Precision
     if section.precision != "auto":
         precision, channels_last = section.precision, section.precision == "bfloat16"
     elif device == "cuda" and not torch.cuda.is_available():
-        precision, channels_last = (
-            "float32",
-            False,
-        )  # what is faster on GPUs of other machines cannot be tried here
+        precision, channels_last = "float32", False
+        say(
+            "training.precision = 'auto' is float32: which one is faster on the workers' GPUs cannot be measured here, "
+            "as this machine has none; try precision = 'bfloat16'"
+        )
     else:
         if not path.exists():
             found = faster_precision(

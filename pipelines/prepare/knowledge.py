@@ -51,10 +51,11 @@ def know(config: StudyConfig, network: Network, gather: Gather, say: Say) -> Kno
     statistics = Statistics()
     if any(gathered_by(need) for need in needs):
         started = time.perf_counter()
-        statistics = gather(network.graph, calibration(config, network.splits.for_search()), needs)
+        images = calibration(config, network.splits.for_search())
+        statistics = gather(network.graph, images, needs)
         say(
-            f"{len(names)} criteria: what they look at was gathered on {config.space.calibration_images:,} images in "
-            f"{time.perf_counter() - started:.1f} s"
+            f"{len(names)} criteria: what they look at was gathered on "
+            f"{sum(len(labels) for _, labels in images):,} images in {time.perf_counter() - started:.1f} s"
         )
     scores = {n: dict(g) for n, g in rank(network.model, network.graph, names, statistics).items()}
     if "block" in config.space.granularities:

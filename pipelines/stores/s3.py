@@ -36,6 +36,7 @@ from prunefront.pipelines.stores.store import (
     check_key,
     check_limit,
 )
+from prunefront.text import one_line
 
 PROBE = "probe"
 """Key of the object that `probe` writes and deletes."""
@@ -383,4 +384,4 @@ def _cause(error: BotoCoreError) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return without_secrets(" ".join(str(error).split()))[:300]
+    return one_line(without_secrets(str(error)), 300)

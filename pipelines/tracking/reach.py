@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from prunefront import text
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.events.redaction import without_password, without_secrets
 
@@ -63,5 +64,4 @@ def sqlite_file(uri: str) -> Path | None:
 
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's text, which MLflow and SQLAlchemy put before their details."""
-    text = str(error).strip() or type(error).__name__
-    return without_secrets(text.splitlines()[0])[:300]
+    return without_secrets(text.first_line(error))[:300]

@@ -149,12 +149,16 @@ class LocalWorkers:
 def in_process(section: ClusterSection) -> Iterator[LocalWorkers]:
     """This process as the worker of a study, with the threads that the study gives a worker.
 
-    Raises PrunefrontError for a study that asks for several workers.
+    Raises PrunefrontError for a study that asks for several workers, or for a GPU that is not here.
     """
     if section.workers is not None and section.workers > 1:
         raise PrunefrontError(
             f"cluster.workers = {section.workers} asks for several processes, and this search runs in one, without "
             "Ray; leave cluster.workers out, or search with Ray"
+        )
+    if section.gpus_per_worker > 0 and not torch.cuda.is_available():
+        raise PrunefrontError(
+            f"cluster.gpus_per_worker = {section.gpus_per_worker:g}, but torch sees no CUDA GPU on this machine; set 0"
         )
     threads = torch.get_num_threads()
     try:

@@ -10,7 +10,7 @@ from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrash
 from ray.tune import TuneError
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cluster.connect import Cluster, connected
+from prunefront.pipelines.cluster.connect import Cluster, connected, fewer_workers
 from prunefront.pipelines.cluster.device import find_device
 from prunefront.pipelines.cluster.nodes import check_nodes
 from prunefront.pipelines.cluster.patience import Patience
@@ -31,6 +31,7 @@ from prunefront.pipelines.workers.trial import Checkpoints, OnTrained, Queue
 from prunefront.pipelines.workers.workers import Process, Say, Training
 from prunefront.pruners.statistics import Batch, Statistics
 from prunefront.search.outcomes.measurement import Failure
+from prunefront.text import first_line
 
 T = TypeVar("T")
 
@@ -134,7 +135,7 @@ def _result(pending: Any) -> Any:
     try:
         return ray.get(pending)
     except (OutOfMemoryError, WorkerCrashedError) as error:
-        return Failure("crashed", f"the worker process died: {str(error).splitlines()[0]}")
+        return Failure("crashed", f"the worker process died: {first_line(error)}")
 
 
 @contextmanager
@@ -148,7 +149,7 @@ def on_ray(
     """
     with _failures_said(), connected(address, config.cluster, metrics_port) as cluster:
         _check_storage(config, cluster)
-        for line in check_nodes(config.measure, config.cluster):
+        for line in (*fewer_workers(config.cluster, cluster), *check_nodes(config.measure, config.cluster)):
             say(line)
         with export_metrics(events, workers=cluster.workers, remote=cluster.remote):
             yield RayWorkers(cluster, config)
@@ -161,8 +162,9 @@ def _failures_said() -> Iterator[None]:
         yield
     except (RayError, TuneError) as error:
         cause = error.cause if isinstance(error, RayTaskError) else error
-        line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
-        raise PrunefrontError(f"Ray failed: {line}; what was done is kept, go on with --resume") from error
+        raise PrunefrontError(
+            f"Ray failed: {first_line(cause)}; what was done is kept, go on with --resume"
+        ) from error
     except ConnectionError as error:  # of ray://
         raise PrunefrontError(
             f"the connection to the Ray cluster was lost ({error}); what was done is kept: see to the cluster, and go "
