@@ -26,7 +26,7 @@ import torch
 
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import StudyConfig
-from prunefront.pipelines.formats.weights import packed
+from prunefront.pipelines.formats.weights import pack_weights
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.measure.accuracy import accuracy
 from prunefront.pipelines.prepare.bench import make_bench
@@ -88,7 +88,7 @@ class Here:
             start = None if parent is None else self._evaluator.heir(parent)
             measured, model = self._evaluator.score_trained(aim, start)
             if self._inheritance is not None and hands_on(aim):
-                self._inheritance.write(name, packed(model))
+                self._inheritance.write(name, pack_weights(model))
         else:
             measured, model = self._evaluator.score(aim), self._evaluator.prune(aim)
         self.test[name] = accuracy(model, self._splits.test, self._splits.transform).value
