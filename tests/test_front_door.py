@@ -62,7 +62,7 @@ def test_every_name_is_there_and_none_is_loaded_before_it_is_used() -> None:
         assert inspect.getdoc(getattr(pf, name)), f"{name} says nothing"
     assert callable(pf.search)
     with pytest.raises(AttributeError, match="no attribute 'prun'"):
-        pf.prun
+        _ = pf.prun
 
 
 @pytest.mark.parametrize("name", ["prunefront", *EXAMPLES])
@@ -86,7 +86,7 @@ def test_a_study_is_named_by_its_file_its_settings_or_itself(tmp_path: Path) -> 
     study = pf.load_study(file)
     assert study == pf.load_study({"name": "door", "model": {"factory": "digits_cnn"}})
     assert pf.load_study(study) is study
-    with pytest.raises(pf.PrunefrontError, match="unknown key 'model.factori'; did you mean 'factory'"):
+    with pytest.raises(pf.PrunefrontError, match=r"unknown key 'model\.factori'; did you mean 'factory'"):
         pf.load_study({"name": "door", "model": {"factori": "digits_cnn"}})
     with pytest.raises(pf.PrunefrontError, match="there is no study 'nowhere'"):
         pf.load_front("nowhere")
@@ -126,7 +126,7 @@ def test_a_search_without_ray_is_resumed_and_its_front_read(tmp_path: Path) -> N
 
 def test_several_processes_are_not_had_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(pf.PrunefrontError, match="cluster.workers = 3 asks for several processes"):
+    with pytest.raises(pf.PrunefrontError, match=r"cluster\.workers = 3 asks for several processes"):
         importlib.import_module("prunefront.door").search(
             {**STUDY, "cluster": {"workers": 3}}, without_ray=True, quiet=True
         )
