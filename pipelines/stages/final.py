@@ -61,8 +61,11 @@ def standing(
     constraints: Sequence[Constraint],
     where: Callable[[str], str],
 ) -> dict[str, Any]:
-    """How the pruned networks stand to the bounds: `asked`, `limits`, how many `met` them `of` how many, the `nearest`
-    one where none did, and all of it as a line, `said`. where: an artifact's id -> its URI."""
+    """Returns how the pruned networks stand to the bounds.
+
+    `asked`, `limits`, how many `met` them `of` how many, the `nearest` one where none did, and all of it as a line,
+    `said`. where: an artifact's id -> its URI.
+    """
     pruned = {t.name: t for t in trained if t.job.plan.key() != DENSE}
     broken = {name: violation(t.measurement, constraints) for name, t in pruned.items()}
     met = sum(amount == 0.0 for amount in broken.values())

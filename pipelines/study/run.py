@@ -223,7 +223,7 @@ def _report(session: Session, network: Network, front: list[Trained], workers: W
 
 
 def next_steps(config: StudyConfig, study: Path, rows: list[FrontRow]) -> str:
-    """What to type after a search; the bound is one that the front can meet."""
+    """Returns what to type after a search; its bound is one that the front can meet."""
     fastest = min(row.latency_ratio for row in rows)
     bound = max(0.6, math.ceil(100 * fastest) / 100)
     file = shlex.quote(str(study))

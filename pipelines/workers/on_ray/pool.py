@@ -28,7 +28,7 @@ class _Task:
 
 
 DIED = (OutOfMemoryError, RayActorError, ObjectLostError)
-"""What Ray raises where a worker is gone, or its answer with the machine that held it."""
+"""Errors of Ray for a worker that is gone, or its answer with the machine that held it."""
 
 STILLBORN = 3
 """After so many workers in a row that died before they were ready, those that die so are not replaced."""
@@ -79,7 +79,7 @@ class ScoringPool:
 
     @property
     def free(self) -> int:
-        """How many workers have nothing to do."""
+        """Number of workers that have nothing to do."""
         return len(self._free)
 
     @property

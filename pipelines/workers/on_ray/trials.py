@@ -113,7 +113,7 @@ class Guard(tune.Callback):
         self.error: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing of ours goes into Tune's own snapshots; see `SearcherAdapter`."""
+        """Returns nothing: what is ours stays out of Tune's own snapshots; see `SearcherAdapter`."""
         return {}
 
     def guarded(self, call: Callable[..., None]) -> Callable[..., None]:
@@ -167,9 +167,12 @@ class FinetuneTrial(tune.Trainable):
 
 @dataclass(frozen=True, slots=True)
 class Trials:
-    """How trials are run. workers: at a time, at most. storage: Tune's own folder, on the machine that runs Tune;
-    name: of the stage, and of its folder in there. rungs: where trials are compared and perhaps stopped. checkpoints:
-    where they are kept between epochs, so that one whose worker died goes on. patience: for how long none may run."""
+    """Settings of a stage's trials.
+
+    workers: at a time, at most. storage: Tune's own folder, on the machine that runs Tune. name: of the stage, and of
+    its folder in there. rungs: where trials are compared and perhaps stopped. checkpoints: where they are kept between
+    epochs, so that one whose worker died goes on. patience: for how long none may run.
+    """
 
     workers: int
     cluster: ClusterSection
@@ -302,7 +305,7 @@ def memory_is_no_mystery() -> Iterator[None]:
 
 
 class WaitsForWorkers(tune.Callback):
-    """The same for trials, for which Ray Tune itself would wait for ever."""
+    """Patience with trials, for which Ray Tune itself would wait for ever."""
 
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
