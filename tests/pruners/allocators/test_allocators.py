@@ -501,7 +501,7 @@ def test_no_allocator_beats_the_best_by_exhaustion_at_its_own_rule() -> None:
 
 
 def _one_threshold(scores: dict[str, np.ndarray], counts: dict[str, int]) -> bool:
-    """Whether all that is dropped scores less than all that is kept, the last unit of a group aside."""
+    """Says that all dropped units score less than all kept ones, the last unit of a group aside."""
     kept = [v for g, k in counts.items() for v in sorted(scores[g])[-k:][: 0 if k == 1 else None]]
     gone = [v for g, k in counts.items() for v in sorted(scores[g])[:-k]]
     return not kept or not gone or max(gone) < min(kept)
