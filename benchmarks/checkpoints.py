@@ -29,7 +29,8 @@ from prunefront.pipelines.cluster.connect import connected
 from prunefront.pipelines.config.sections import ClusterSection, ModelSection
 from prunefront.pipelines.data import SearchData, Split, Transform
 from prunefront.pipelines.models import build
-from prunefront.pipelines.workers.checkpoints import Checkpoints, Folder, kept_in
+from prunefront.pipelines.workers.checkpoints import Folder
+from prunefront.pipelines.workers.on_ray.checkpoints import Checkpoints, kept_in
 from prunefront.pipelines.workers.train import NO_GRAPH, Recipe, begin, carry_out
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.procedures import Phase

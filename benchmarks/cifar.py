@@ -8,9 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.measure.accuracy import accuracy
-from prunefront.pipelines.prepare.network import Network, dense_network, know, make_bench
+from prunefront.pipelines.prepare.bench import make_bench
+from prunefront.pipelines.prepare.knowledge import know
+from prunefront.pipelines.prepare.network import Network, dense_network
 from prunefront.pipelines.workers.bench import Job
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pruners.graph.plan import PruningPlan, Scores

@@ -16,16 +16,15 @@ from typing import Any
 
 from rich.console import Console
 
-from prunefront.pipelines.config.sections import parse
+from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.events.display import Display
-from prunefront.pipelines.fronts.page import FrontRow
+from prunefront.pipelines.fronts.row import FrontRow
 from prunefront.pipelines.study.run import run
 from prunefront.pruners.controls import controls
 
 STUDY: dict[str, Any] = {
     "name": "controls",
-    "controls": list(controls),
-    "controlled": 2,
+    "controls": {"methods": list(controls), "networks": 2},
     "model": {"factory": "digits_cnn", "options": {"width": 24}},
     "dense": {"epochs": 12},
     "space": {"max_ratio": 0.95, "criteria": ["taylor", "l2"]},
@@ -36,8 +35,7 @@ STUDY: dict[str, Any] = {
     "cluster": {"workers": 2},
 }
 QUICK: dict[str, Any] = {
-    "controlled": 1,
-    "controls": ["scratch_b", "random_units"],
+    "controls": {"methods": ["scratch_b", "random_units"], "networks": 1},
     "model": {"factory": "digits_cnn", "options": {"width": 8}},
     "dense": {"epochs": 2},
     "search": {"candidates": 6},

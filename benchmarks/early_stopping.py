@@ -27,10 +27,13 @@ from typing import Any
 
 import torch
 
-from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.measure.accuracy import accuracy
-from prunefront.pipelines.prepare.network import dense_network, know, make_bench
+from prunefront.pipelines.prepare.bench import make_bench
+from prunefront.pipelines.prepare.knowledge import know
+from prunefront.pipelines.prepare.network import dense_network
 from prunefront.pipelines.prepare.problem import problem
 from prunefront.pipelines.stages.rungs import told
 from prunefront.pipelines.stages.screening import Screening

@@ -83,12 +83,14 @@ class Here:
 def curve(cifar: Cifar, seed: int, evaluations: int, folder: Path) -> dict[str, Any]:
     """Relative hypervolume after so many evaluations, and the front at the end."""
     graph, config = cifar.network.graph, cifar.config
-    task = problem(graph, cifar.scores, config.space, config.search, seed=seed)
+    task = problem(
+        graph, cifar.scores, config.space, config.search, quantisation=config.quantisation, seed=seed
+    )
     objectives = (OBJECTIVES["accuracy"], OBJECTIVES["size_bytes"])
     front, volumes, reference, done = ParetoFront(objectives), {}, {}, 0
 
     def planned(candidate: Candidate) -> PruningPlan:
-        return plan(graph, candidate.choices, cifar.scores, words=config.space.words)
+        return plan(graph, candidate.choices, cifar.scores, words=config.quantisation.words)
 
     def scored(key: str, candidate: Candidate, outcome: Outcome) -> None:
         nonlocal done

@@ -42,7 +42,7 @@ from prunefront.pipelines.config.sections import ClusterSection
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.stages.screening import Screening
 from prunefront.pipelines.tracking.tracker import MemoryTracker, MlflowTracker, Tracker, candidate_params
-from prunefront.pipelines.workers.pool import ScoringPool
+from prunefront.pipelines.workers.on_ray.pool import ScoringPool
 from prunefront.search.outcomes.front import ParetoFront, reference_point
 from prunefront.search.outcomes.measurement import Measurement, Outcome
 from prunefront.search.searchers import searchers

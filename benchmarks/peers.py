@@ -241,7 +241,7 @@ def _importance(tp: Any, name: str) -> Any:
 
 def _gradients(reference: Reference, model: nn.Module) -> None:
     """Of the loss on the same training images that our criteria look at."""
-    from prunefront.pipelines.prepare.network import calibration
+    from prunefront.pipelines.prepare.knowledge import calibration
 
     for inputs, labels in calibration(reference.cifar.config, reference.cifar.network.splits.for_search()):
         nn.functional.cross_entropy(model(inputs), labels, reduction="sum").backward()

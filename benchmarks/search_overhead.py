@@ -23,7 +23,8 @@ import torch
 from rich.console import Console
 
 from prunefront.choice import GroupChoice
-from prunefront.pipelines.config.sections import ModelSection, parse
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import ModelSection
 from prunefront.pipelines.data import SearchData, Split, Transform
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.models import build

@@ -105,7 +105,7 @@ def study_name(study: str) -> str:
     """What a study is called among a cluster's jobs: the name in a study file, else what was given."""
     if not study.endswith(".toml"):
         return study
-    from prunefront.pipelines.config.sections import load
+    from prunefront.pipelines.config.read import load
 
     return load(Path(study)).name
 

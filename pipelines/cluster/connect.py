@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.head_watch import watched
 from prunefront.pipelines.cluster.stopping import handler_kept
-from prunefront.pipelines.config.sections import ClusterSection
+from prunefront.pipelines.config.sections import ClusterSection, MeasureSection
 
 ANSWER_SECONDS = 5.0
 """How long a machine may take to accept a connection."""
@@ -89,6 +89,16 @@ def connected(
             yield _room(section, remote=remote)
         finally:
             ray.shutdown()
+
+
+def fewer_workers(section: ClusterSection, cluster: Cluster) -> list[str]:
+    """Returns a line where the cluster has room for fewer workers than the study asks for."""
+    asked = section.workers or 0
+    if asked <= cluster.workers:
+        return []
+    return [
+        f"[cluster] workers = {asked}, but Ray has room for {cluster.workers}; the study goes on with {cluster.workers}"
+    ]
 
 
 def named(address: str | None) -> str | None:
@@ -185,3 +195,13 @@ def _room(section: ClusterSection, *, remote: bool) -> Cluster:
             "gpus_per_worker"
         )
     return Cluster(min(section.workers or room, room), len(rooms), remote)
+
+
+def check_address(section: MeasureSection, address: str | None) -> None:
+    """Raises PrunefrontError for a device without a cluster that it could be in."""
+    if section.device is not None and named(address) is None:
+        raise PrunefrontError(
+            f"measure.device = {section.device!r} is a node of a Ray cluster, and without --address this machine works "
+            "alone; start a cluster here with `ray start --head`, let the device join it, and give --address auto "
+            "(docs/placement.md)"
+        )

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -15,11 +15,11 @@ from ray.exceptions import RayError, RayTaskError
 from torch import nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cluster.connect import named
 from prunefront.pipelines.cluster.nodes import alive
 from prunefront.pipelines.config.sections import MeasureSection
 from prunefront.pipelines.measure.environment import environment
 from prunefront.pipelines.measure.latency import Timed, compare, runtimes
+from prunefront.pipelines.measure.target import DeviceLost
 from prunefront.pipelines.measure.turnstile import exclusive
 from prunefront.text import first_line
 
@@ -38,13 +38,9 @@ RETRIES = 2
 T = TypeVar("T")
 
 
-class DeviceLost(PrunefrontError):
-    """The study's device is away, or died while it measured."""
-
-
 @dataclass(frozen=True, slots=True)
-class Target:
-    """A study's device, as a worker needs it.
+class Device:
+    """A node of the cluster that measures for a study: the `Target` of its workers.
 
     name: of the custom resource, of which a measurement takes 1. dense: Ray's reference to the dense network's ONNX
     file, so that it travels once. away_seconds: see AWAY_SECONDS.
@@ -100,39 +96,11 @@ class Target:
                 )
 
 
-def target(section: MeasureSection, dense_onnx: bytes) -> Target | None:
-    """The study's device, told about the dense network; None where there is none. Ray must be up."""
+def find_device(section: MeasureSection, dense_onnx: bytes) -> Device | None:
+    """Returns the study's device, which gets the dense network; None where the study names none. Ray must be up."""
     if section.device is None:
         return None
-    return Target(section.device, section, ray.put(dense_onnx), AWAY_SECONDS)
-
-
-def check_runtime(section: MeasureSection) -> None:
-    """Raises PrunefrontError where the runtime cannot be used: on the device, as far as can be told from here; without
-    one, on this machine."""
-    runtime = runtimes[section.runtime]
-    if section.device is not None:
-        if not runtime.from_file:
-            able = ", ".join(name for name in runtimes if runtimes[name].from_file)
-            raise PrunefrontError(
-                f"measure.runtime = {runtime.name!r} times a torch network, and only ONNX files travel to "
-                f"measure.device = {section.device!r}; possible there: {able}; or leave measure.device out"
-            )
-    elif missing := runtime.missing():
-        raise PrunefrontError(
-            f"measure.runtime = {runtime.name!r} cannot be used here: {missing}; `prunefront list runtimes` says "
-            "which can"
-        )
-
-
-def check_address(section: MeasureSection, address: str | None) -> None:
-    """Raises PrunefrontError for a device without a cluster that it could be in."""
-    if section.device is not None and named(address) is None:
-        raise PrunefrontError(
-            f"measure.device = {section.device!r} is a node of a Ray cluster, and without --address this machine works "
-            "alone; start a cluster here with `ray start --head`, let the device join it, and give --address auto "
-            "(docs/placement.md)"
-        )
+    return Device(section.device, section, ray.put(dense_onnx), AWAY_SECONDS)
 
 
 @ray.remote(num_cpus=0, max_retries=RETRIES)
@@ -154,8 +122,3 @@ def _time(section: MeasureSection, dense_onnx: bytes, onnx: bytes, example: NDAr
         with exclusive():
             latency = compare(dense, candidate, pairs=section.pairs, warmup=section.warmup)
     return Timed(latency, environment(section))
-
-
-def named_place(where: Mapping[str, Any]) -> dict[str, Any]:
-    """What of an environment names the machine: its host, Ray's node and the processor."""
-    return {key: where[key] for key in ("host", "node", "processor")}

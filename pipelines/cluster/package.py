@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import ConfigError, StudyConfig, load
+from prunefront.pipelines.config.read import ConfigError, load
+from prunefront.pipelines.config.sections import StudyConfig
 
 LIMIT_BYTES = 100 << 20
 """Of all files together. Ray takes five times as much, and every node that works on the job fetches it."""
 
 OURS = frozenset({"prunefront"})
-"""Packages that the cluster has."""
+"""Packages that the cluster has and that never go along, also where the current folder is a checkout."""
 
 NEVER = frozenset({"__pycache__", "venv", "studies", "node_modules"})
 """No folder of this name, or of one that begins with a dot, goes along."""
@@ -203,6 +204,10 @@ def _included(paths: Iterable[Path], here: Path) -> Iterator[tuple[str, Path]]:
         if not all(map(_goes_along, inner.parts)):
             raise PackageError(
                 f"--include {path}: hidden files, virtual environments and studies never go along"
+            )
+        if inner.parts[0] in OURS:
+            raise PackageError(
+                f"--include {path}: the cluster has a {inner.parts[0]} of its own, which this one would hide"
             )
         for file in _walk(whole) if whole.is_dir() else [whole]:
             yield file.relative_to(here).as_posix(), file

@@ -3,11 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
-
-import ray
-from ray import tune
-from ray.tune.experiment import Trial
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import ClusterSection
@@ -48,27 +43,10 @@ class Patience:
             raise NoWorkers(f"{self._line()}; what was done is kept: go on with --resume when it has room")
 
     def _line(self) -> str:
+        import ray
+
         there, free = ray.cluster_resources(), ray.available_resources()
         return (
             f"no worker is ready: the cluster has {there.get('CPU', 0):g} CPUs, {free.get('CPU', 0):g} of them free; "
             f"one asks for {self.section.cpus_per_worker} CPUs and {self.section.gpus_per_worker:g} GPUs"
         )
-
-
-class WaitsForWorkers(tune.Callback):
-    """The same for trials, for which Ray Tune itself would wait for ever."""
-
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing of ours goes into Tune's own snapshots; see `trials.SearcherAdapter`."""
-        return {}
-
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        if any(trial.status == Trial.RUNNING for trial in trials) or all(
-            trial.is_finished() for trial in trials
-        ):
-            self._patience.there_is_one()
-        else:
-            self._patience.there_is_none()

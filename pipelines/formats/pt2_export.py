@@ -72,8 +72,8 @@ def check(model: nn.Module, path: Path, examples: Tensor, tolerance: float = 1e-
             except (RuntimeError, AssertionError) as error:
                 raise PrunefrontError(f"{path} fails on a batch of {size}: {one_line(error, 300)}") from None
             expected = pytree.tree_leaves(network(batch))
-            outputs = ([t.float().numpy() for t in leaves] for leaves in (expected, actual))
-            worst = max(worst, largest_difference(path, "the network", *outputs, tolerance))
+            wanted, given = ([t.float().numpy() for t in leaves] for leaves in (expected, actual))
+            worst = max(worst, largest_difference(path, "the network", wanted, given, tolerance))
     return worst
 
 

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
-from ray.exceptions import RayTaskError
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import StudyConfig
@@ -35,8 +33,8 @@ from prunefront.pipelines.stages.latency_table import (
     read,
     widths,
 )
-from prunefront.pipelines.stages.screening import Pool
 from prunefront.pipelines.workers.bench import Workbench
+from prunefront.pipelines.workers.workers import Process, Scoring, Workers
 from prunefront.pruners.graph.plan import DENSE, PruningPlan
 from prunefront.search.outcomes.constraints import Bound, resolve
 from prunefront.search.outcomes.measurement import Constraint, Measurement, Objective, Outcome
@@ -95,7 +93,7 @@ class Forecast:
         scales = {objective.name: self.scale(name) for name, objective in PREDICTED.items()}
         return Measurement(
             {**measurement.values, **{name: ratio * scale for name, scale in scales.items()}},
-            measurement.noise | {name: half * scale for name, scale in scales.items() if half},
+            dict(measurement.noise) | {name: half * scale for name, scale in scales.items() if half},
         )
 
     def known(
@@ -160,7 +158,7 @@ class Forecast:
 class PredictingPool:
     """A pool whose measurements come with the predicted latency of their plan."""
 
-    def __init__(self, pool: Pool, forecast: Forecast) -> None:
+    def __init__(self, pool: Scoring, forecast: Forecast) -> None:
         self._pool, self._forecast = pool, forecast
         self._plans: dict[str, PruningPlan] = {}
 
@@ -272,12 +270,12 @@ def steered(task: Problem, found: Forecast) -> Problem:
 
 
 def forecast(
-    config: StudyConfig, bench: Workbench, task: Problem, display: Display, *, gpus: float = 0.0
+    config: StudyConfig, bench: Workbench, task: Problem, display: Display, workers: Workers
 ) -> Forecast | None:
     """The study's forecast, from what an earlier run kept, from its table, or from one that is measured now.
 
     None where latency neither steers the search nor a table is given; and where only bounds name it but more than
-    channels can be cut, so that it cannot be predicted. Ray must be up: the device is that of a worker. Raises
+    channels can be cut, so that it cannot be predicted. Networks are timed where a worker runs. Raises
     PrunefrontError for a table of something else, and bounds that nothing meets; and where latency cannot be predicted
     but is an objective or has a table.
     """
@@ -297,13 +295,13 @@ def forecast(
             "latency is predicted from what channel groups keep, and the space has layers or blocks to choose as well; "
             "take latency off search.objectives and measure.latency_table, or set space.granularities = "
             "['channel'] and "
-            "space.bits = [32]"
+            "quantisation.bits = [32]"
         )
     path = config.path / PREPARED / KEPT
     if path.exists():
         found = kept_forecast(path, task.space, bounds)
     else:
-        table = _table(config, bench, task, given, display, gpus)
+        table = _table(config, bench, task, given, display, workers)
         found = Forecast(table.predictor(), table, bounds)
         write_json(path, found.to_json())
     if math.isinf(found.predictor.half_width) and bounds:
@@ -341,11 +339,10 @@ def _table(
     task: Problem,
     given: Path | None,
     display: Display,
-    gpus: float,
+    workers: Workers,
 ) -> LatencyTable:
-    worker = ray.remote(TimingWorker).options(num_cpus=1, num_gpus=gpus).remote(ray.put(bench))
-    try:
-        where = _answer(worker.device.remote())
+    with workers.process(TimingWorker) as worker:
+        where = worker.call("device")
         path = given or config.path / LATENCY_TABLE
         if given is None:
             _measure(config, bench, path, where, worker, display)
@@ -354,30 +351,22 @@ def _table(
         for line in check_fits(table, path, network, where, {g.name: g.keeps for g in task.space.groups}):
             display.say(line)
         return table
-    finally:
-        if ray.is_initialized():  # or any call of Ray's would begin a cluster here
-            ray.kill(worker)
-
-
-def _answer(task: Any) -> Any:
-    """What the worker returns. Raises what it raised where a person can mend that, such as a device that went away."""
-    try:
-        return ray.get(task)
-    except RayTaskError as error:
-        if isinstance(error.cause, PrunefrontError):
-            raise error.cause from None
-        raise
 
 
 def _measure(
-    config: StudyConfig, bench: Workbench, path: Path, where: Mapping[str, Any], worker: Any, display: Display
+    config: StudyConfig,
+    bench: Workbench,
+    path: Path,
+    where: Mapping[str, Any],
+    worker: Process,
+    display: Display,
 ) -> None:
     keeps = widths(bench.graph, config)
     todo = design(keeps, seed=config.seed)
     empty = empty_table(bench.graph, bench.dense_onnx, where, keeps, todo)
 
     def time_point(kept: Mapping[str, int]) -> tuple[Point, float]:
-        point, ms = _answer(worker.time.remote(dict(kept)))
+        point, ms = worker.call("time", dict(kept))
         return point, ms
 
     with display.stage("timing", len(todo)):

@@ -21,9 +21,7 @@ from torch import Tensor, nn
 
 from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cluster.connect import connected
-from prunefront.pipelines.cluster.device import Target, check_address, target
-from prunefront.pipelines.cluster.nodes import check_nodes
+from prunefront.pipelines.cluster.connect import check_address, connected
 from prunefront.pipelines.config.sections import MeasureSection, StudyConfig
 from prunefront.pipelines.data import load as load_data
 from prunefront.pipelines.events.display import Display
@@ -33,9 +31,11 @@ from prunefront.pipelines.journal.journal import write_json
 from prunefront.pipelines.journal.layout import LATENCY_TABLE
 from prunefront.pipelines.measure.environment import PLACE, environment
 from prunefront.pipelines.measure.latency import Latency, compare, runtimes
+from prunefront.pipelines.measure.target import Target
 from prunefront.pipelines.measure.turnstile import exclusive, shared
 from prunefront.pipelines.models import build
-from prunefront.pipelines.prepare.network import check_names, trace_model
+from prunefront.pipelines.prepare.checks import check_names
+from prunefront.pipelines.prepare.network import trace_model
 from prunefront.pruners.cut.surgery import apply
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.plan import PruningPlan
@@ -547,15 +547,26 @@ def measure_for(
     with ExitStack() as stack:
         if config.measure.device is not None:
             check_names(config)
+            from prunefront.pipelines.cluster.nodes import check_nodes  # needs Ray
+
             stack.enter_context(connected(address, config.cluster))
             for line in check_nodes(config.measure, config.cluster):
                 display.say(line)
         return _measured(config, path or config.path / LATENCY_TABLE, fresh, joint, display)
 
 
+def _device(section: MeasureSection, onnx: bytes) -> Target | None:
+    """Returns the study's device, which needs Ray; None where this machine times its networks."""
+    if section.device is None:
+        return None
+    from prunefront.pipelines.cluster.device import find_device
+
+    return find_device(section, onnx)
+
+
 def _measured(config: StudyConfig, path: Path, fresh: bool, joint: int, display: Display) -> Measured:
     network = subject(config)
-    there = target(config.measure, network.onnx_file)
+    there = _device(config.measure, network.onnx_file)
     where = device(config.measure) if there is None else there.run(device, config.measure)
     keeps = widths(network.graph, config)
     todo = design(keeps, joint=joint, seed=config.seed)

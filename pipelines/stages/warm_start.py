@@ -73,7 +73,7 @@ def network_digest(weights: Mapping[str, NDArray[np.generic]], graph: ChannelGra
     for name in sorted(weights):
         array = np.ascontiguousarray(weights[name])
         digest.update(repr((name, array.shape, array.dtype.str)).encode())
-        digest.update(array)
+        digest.update(array.data)
     digest.update(json.dumps([[op.weight, op.positions] for op in graph.ops]).encode())
     return digest.hexdigest()
 
@@ -87,7 +87,7 @@ def conditions(config: StudyConfig, data: Mapping[str, str], precision: str) -> 
         "data": {k: v for k, v in section.items() if k not in ("train", "test")},
         "search": {name: getattr(config.search, name) for name in SCORED_BY},
         "calibration_images": space.calibration_images,
-        "words": space.words.to_json(),
+        "words": config.quantisation.words.to_json(),
         "seed": config.seed,
         "precision": precision,
         "training": config.training.model_dump(mode="json") if config.search.train_images else None,

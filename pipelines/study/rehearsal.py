@@ -16,7 +16,7 @@ from prunefront.pipelines.events.display import clock
 from prunefront.pipelines.journal.evaluations import Evaluations, evaluations, nothing_yet
 from prunefront.pipelines.journal.journal import changed, read_events, read_json
 from prunefront.pipelines.journal.layout import JOURNAL, TIMING
-from prunefront.pipelines.prepare.network import kept
+from prunefront.pipelines.prepare.knowledge import read_knowledge
 from prunefront.pipelines.prepare.problem import problem
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.plan import DENSE, PruningPlan, Scores
@@ -124,7 +124,11 @@ class Replay:
         if key not in self._plans:
             space = self._config.space
             self._plans[key] = plan(
-                self._graph, candidate.choices, self._scores, round_to=space.round_to, words=space.words
+                self._graph,
+                candidate.choices,
+                self._scores,
+                round_to=space.round_to,
+                words=self._config.quantisation.words,
             )
         return self._plans[key]
 
@@ -171,16 +175,28 @@ def recorded(folder: Path, config: StudyConfig) -> tuple[Evaluations, ChannelGra
     events = read_events(folder / JOURNAL)
     if not any(e["event"] == "told" for e in events):
         raise nothing_yet(config.name)
-    graph, knowledge = kept(folder)
+    graph, knowledge = read_knowledge(folder)
     space = config.space
 
     def realise(candidate: Candidate) -> str:
         return plan(
-            graph, candidate.choices, knowledge.scores, round_to=space.round_to, words=space.words
+            graph,
+            candidate.choices,
+            knowledge.scores,
+            round_to=space.round_to,
+            words=config.quantisation.words,
         ).key()
 
     table = evaluations(config.name, events, realise)
-    task = problem(graph, knowledge.scores, space, config.search, knowledge.facts, seed=config.seed)
+    task = problem(
+        graph,
+        knowledge.scores,
+        space,
+        config.search,
+        knowledge.facts,
+        quantisation=config.quantisation,
+        seed=config.seed,
+    )
     return table, graph, knowledge.scores, task
 
 

@@ -32,7 +32,7 @@ from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.workers.bench import Job, Workbench
 from prunefront.pipelines.workers.inheritance import Parent
 from prunefront.pipelines.workers.publish import published
-from prunefront.pipelines.workers.train import Keep, Recipe, begin, carry_out
+from prunefront.pipelines.workers.train import Keep, Recipe, begin, carry_out, laid_out
 from prunefront.pruners.bits.bit_width import unwrapped
 from prunefront.pruners.cut.inherit import inherited, unfitted
 from prunefront.pruners.cut.prune import prune, settle
@@ -124,7 +124,7 @@ class Evaluator:
             pass
         with shared():
             if recipe.channels_last:
-                run.model.to(memory_format=torch.channels_last)
+                laid_out(run.model, torch.channels_last)
             # a short training leaves running statistics behind its weights
             with torch.autocast(bench.device, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                 recalibrate(run.model, self._calibration)
@@ -219,7 +219,7 @@ class Evaluator:
         """
         with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
             folder = Path(temporary)
-            model = model.cpu().eval().to(memory_format=torch.contiguous_format)
+            model = laid_out(model.cpu().eval(), torch.contiguous_format)
             with shared():
                 self._write_network(model, plan, folder)
             timed = self._time(model, folder / "model.onnx")
@@ -276,7 +276,7 @@ class Evaluator:
         recipe = self.bench.recipe
         model = prune(self.dense, self.bench.graph, plan, self._calibration, statistics=False)
         if recipe.channels_last:
-            model = model.to(memory_format=torch.channels_last)
+            model = laid_out(model, torch.channels_last)
         with torch.autocast(self.bench.device, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             settle(model, plan, self._calibration)
         return model

@@ -3,8 +3,8 @@
 import torch
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cluster.device import DeviceLost
 from prunefront.pipelines.events.redaction import without_secrets
+from prunefront.pipelines.measure.target import DeviceLost
 from prunefront.pipelines.stores.store import ArtifactError, StoreRefused
 from prunefront.pruners.procedures.loop import Diverged
 from prunefront.search.outcomes.measurement import Failure, NotFinite

@@ -14,13 +14,14 @@ T = TypeVar("T", bound="DataclassInstance")
 
 
 def option(default: float, low: float, high: float) -> Any:
-    """A dataclass field for a number in [low, high]; whole where the default is whole (an int)."""
+    """Returns a dataclass field for a number in [low, high]; whole if the default is an int."""
     return field(default=default, metadata={"low": low, "high": high})
 
 
 def read_options(kind: type[T], given: Mapping[str, Any], searcher: str) -> T:
-    """The options dataclass `kind` filled from `given`. Raises PrunefrontError for an unknown name or a bad
-    value.
+    """Returns the options dataclass `kind` filled from `given`.
+
+    Raises PrunefrontError for an unknown name or a bad value.
     """
     known: dict[str, Field[Any]] = {f.name: f for f in fields(kind)}
     for name, value in given.items():

@@ -20,21 +20,18 @@ from rich.console import Console
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster import device, nodes
-from prunefront.pipelines.cluster.device import DeviceLost, Target, check_address, check_runtime
+from prunefront.pipelines.cluster.connect import check_address
+from prunefront.pipelines.cluster.device import Device
 from prunefront.pipelines.cluster.nodes import Machine, Node, check_nodes, custom
-from prunefront.pipelines.config.sections import (
-    ClusterSection,
-    ConfigError,
-    MeasureSection,
-    StudyConfig,
-    parse,
-)
+from prunefront.pipelines.config.read import ConfigError, parse
+from prunefront.pipelines.config.sections import ClusterSection, MeasureSection, StudyConfig
 from prunefront.pipelines.events.display import Display
+from prunefront.pipelines.measure.target import DeviceLost, check_runtime
 from prunefront.pipelines.stages.latency_table import measure_for
 from prunefront.pipelines.study.run import run
-from prunefront.pipelines.workers import trials as tune
 from prunefront.pipelines.workers.failures import PASSING, failure
-from prunefront.pipelines.workers.trials import MEASURED_ON
+from prunefront.pipelines.workers.on_ray import trials as tune
+from prunefront.pipelines.workers.trial import MEASURED_ON
 
 
 def study(folder: Path, **sections: Any) -> StudyConfig:
@@ -325,7 +322,7 @@ def test_a_lost_device_is_no_candidates_fault(
     monkeypatch.setattr(device, "alive", lambda: [Node("a", "", {"pi": 1.0})] if there else [])
     monkeypatch.setattr(device, "ANSWER_SECONDS", 0.0)
     with pytest.raises(DeviceLost) as caught:
-        Target("pi", MeasureSection(), "dense", away_seconds=0.0).time(b"", np.zeros(1, np.float32))
+        Device("pi", MeasureSection(), "dense", away_seconds=0.0).time(b"", np.zeros(1, np.float32))
     found = failure(caught.value)
     assert found.reason.startswith(said)
     assert found.kind == "device_lost"

@@ -14,7 +14,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import DataSection, parse
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data import DataError, cache, load
 from prunefront.pipelines.data.cache import fetched
 from prunefront.pipelines.stores.s3 import S3Away, S3Error, S3Store, Version

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from prunefront.choice import GroupChoice
-from prunefront.pipelines.config.sections import ModelSection, parse
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import ModelSection
 from prunefront.pipelines.data import SearchData, Split, Transform
 from prunefront.pipelines.models import build
 from prunefront.pipelines.stages.rungs import metrics, rungs_of, told

@@ -20,7 +20,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.journal.evaluations import Evaluation, Evaluations
 from prunefront.pipelines.journal.journal import Journal, write_json

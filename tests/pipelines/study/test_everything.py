@@ -24,8 +24,9 @@ epochs = 2
 [space]
 criteria = ["l2"]
 granularities = ["channel", "block", "gather", "scatter", "kernel", "intra_kernel", "low_rank", "element", "n_of_m"]
-bits = [32, 8, 4]
 calibration_images = 256
+[quantisation]
+bits = [32, 8, 4]
 [search]
 searcher = "evolution"
 candidates = 20

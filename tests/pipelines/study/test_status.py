@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunefront.pipelines.cli.main import status_rows
-from prunefront.pipelines.config.sections import parse
+from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.journal.journal import Journal, lock, write_json
 from prunefront.pipelines.study.find import NoStudy
 from prunefront.pipelines.study.status import RECENT_SECONDS, Status, status, summed_up

@@ -21,16 +21,19 @@ from mlflow.tracking import MlflowClient
 
 from prunefront.choice import GroupChoice
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import StudyConfig, load
+from prunefront.pipelines.config.read import load
+from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.formats.weights import packed, unpacked
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.journal.layout import WEIGHTS
-from prunefront.pipelines.prepare.network import dense_network, know, make_bench
+from prunefront.pipelines.prepare.bench import make_bench
+from prunefront.pipelines.prepare.knowledge import know
+from prunefront.pipelines.prepare.network import dense_network
 from prunefront.pipelines.stages.screening import Screening
 from prunefront.pipelines.workers.bench import Workbench
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.inheritance import Inheritance, Parent
-from prunefront.pipelines.workers.pool import ScoringWorker
+from prunefront.pipelines.workers.scoring import ScoringWorker
 from prunefront.pruners.cut.prune import prune
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.plan.decide import plan
@@ -188,12 +191,13 @@ def test_a_killed_stage_ends_as_one_that_was_not(
         first.screening.run(TrainingPool(first.inheritance, 1, order=0, stop_after=killed_after), BUDGET)
     first.journal.close()
     second = stage(tmp_path / "killed", searcher)
-    (second.folder / "half written.new").write_bytes(b"")
+    half = second.folder / f".a.safetensors.{'0' * 32}"
+    half.write_bytes(b"")
     assert second.screening.replay() == killed_after
     second.screening.run(TrainingPool(second.inheritance, 1, order=0), BUDGET)
     assert timeless(second.journal.events) == timeless(whole.journal.events)
     assert second.files() == whole.files()
-    assert not list(second.folder.glob("*.new"))
+    assert not half.exists()
 
 
 def test_weights_in_flight_outlive_a_restart(stage: Open, tmp_path: Path) -> None:

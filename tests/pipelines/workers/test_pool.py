@@ -12,9 +12,11 @@ from ray import tune
 from ray.cluster_utils import Cluster
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cluster.patience import NoWorkers, Patience, WaitsForWorkers
+from prunefront.pipelines.cluster.patience import NoWorkers, Patience
 from prunefront.pipelines.config.sections import ClusterSection
-from prunefront.pipelines.workers.pool import STILLBORN, Scored, ScoringPool
+from prunefront.pipelines.workers.on_ray.pool import STILLBORN, ScoringPool
+from prunefront.pipelines.workers.on_ray.trials import WaitsForWorkers
+from prunefront.pipelines.workers.scoring import Scored
 from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome
 
 

@@ -12,6 +12,7 @@ from ray.exceptions import RayTaskError
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import ClusterSection, ModelSection
 from prunefront.pipelines.models import build
+from prunefront.pipelines.workers.bench import on_device
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.statistics import Batch, Statistics, Task, Values, merge, run, tasks
 
@@ -57,5 +58,4 @@ def _run(task: Task, shared: Any, threads: int, device: str) -> Values:
     device = device if torch.cuda.is_available() else "cpu"
     model = build(section, classes=classes, input_shape=input_shape)
     model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
-    here = [(inputs.to(device), labels.to(device)) for inputs, labels in batches]
-    return run(task, model.to(device).eval(), graph, here)
+    return run(task, model.to(device).eval(), graph, on_device(batches, device))

@@ -1,80 +1,20 @@
 """Warm Ray actors that score candidates; they hold data, graph and dense weights for a whole study."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
-from torch import nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.patience import Patience
 from prunefront.pipelines.config.sections import ClusterSection
-from prunefront.pipelines.formats.weights import packed
-from prunefront.pipelines.workers.bench import Workbench
-from prunefront.pipelines.workers.evaluate import Evaluator
-from prunefront.pipelines.workers.failures import failure
 from prunefront.pipelines.workers.inheritance import Inheritance, Parent
-from prunefront.pruners.cut.inherit import hands_on
+from prunefront.pipelines.workers.scoring import Scored, ScoringWorker, hand_on
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.search.outcomes.measurement import Failure, Outcome
 from prunefront.text import first_line
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """What a worker made of a candidate. weights: that others may start from, as safetensors. refused: why it did not
-    start from its parent's; "" = it did, or there were none."""
-
-    outcome: Outcome
-    seconds: float
-    weights: bytes | None = None
-    refused: str = ""
-
-
-class ScoringWorker:
-    """One process; made once, scores many candidates."""
-
-    def __init__(self, bench: Workbench, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self._broken: Failure | None = None
-        try:
-            self._evaluator = Evaluator(bench)
-        except Exception as error:  # noqa: BLE001 - Ray would only say that an actor died; so the reason is recorded
-            self._broken = failure(error)
-
-    def score(self, plan: PruningPlan, parent: Parent | None = None) -> Scored:
-        """The outcome and how many seconds it took. What goes wrong with a candidate is an outcome, too.
-
-        parent: what it is trained from, where candidates are trained at all; None = the dense network.
-        """
-        if self._broken is not None:
-            return Scored(self._broken, 0.0)
-        start = time.perf_counter()
-        weights, refused = None, ""
-        try:
-            if self._evaluator.bench.train_images:
-                heir, refused = self._heir(parent)
-                measured, model = self._evaluator.score_trained(plan, heir)
-                weights = packed(model) if hands_on(plan) else None
-                outcome: Outcome = measured
-            else:
-                outcome = self._evaluator.score(plan)
-        except Exception as error:  # noqa: BLE001 - whatever a candidate raises is recorded, and the search goes on
-            outcome = failure(error)
-        return Scored(outcome, time.perf_counter() - start, weights, refused)
-
-    def _heir(self, parent: Parent | None) -> tuple[nn.Module | None, str]:
-        """What to train from, None = the dense network; and why not from the parent's weights."""
-        if parent is None:
-            return None, ""
-        try:
-            return self._evaluator.heir(parent), ""
-        except PrunefrontError as error:
-            return None, str(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +60,7 @@ class ScoringPool:
         self._on_lost = on_lost
         self._inheritance = inheritance
         self._cluster = cluster
-        self._make = (
+        self._make: Any = (
             ray.remote(worker)
             .options(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, max_concurrency=1)
             .remote
@@ -186,11 +126,7 @@ class ScoringPool:
         self.busy_seconds += scored.seconds
         self._free.append(worker)
         self._hand_out()
-        if self._inheritance is not None:
-            if scored.refused:
-                self._inheritance.refuse(name, scored.refused)
-            if scored.weights is not None:
-                self._inheritance.write(name, scored.weights)
+        hand_on(self._inheritance, name, scored)
         return name, scored.outcome, scored.seconds
 
     def close(self) -> None:
