@@ -1,4 +1,4 @@
-"""What tests of training procedures share: a run that takes milliseconds, and a look at its phases."""
+"""Tools that tests of training procedures share: a run that takes milliseconds, and a log of its phases."""
 
 import itertools
 from collections.abc import Iterator

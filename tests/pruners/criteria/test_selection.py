@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pruners.allocators.dcp_adapt import stop
+from prunefront.pruners.allocators.dcp_adapt import stop_count
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.scoring import score_all, why_not
 from prunefront.pruners.statistics import Inquiry, collect, run, tasks
@@ -157,8 +157,8 @@ def test_a_loss_that_is_not_finite_gives_no_order():
 
 def test_adaptive_stop():
     losses = torch.tensor([1, 0.5, 0.25, 0.249]).double().numpy()
-    assert stop(losses, epsilon=0.01, hits=1) == 3
-    assert stop(losses, epsilon=0.01, hits=2) == 3  # there is no fourth
+    assert stop_count(losses, epsilon=0.01, hits=1) == 3
+    assert stop_count(losses, epsilon=0.01, hits=2) == 3  # there is no fourth
 
 
 # in networks

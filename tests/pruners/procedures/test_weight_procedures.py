@@ -243,7 +243,7 @@ def test_thresholds_leave_each_layer_its_part_of_the_density(seed, share):
 
 
 class Spliced(Hook):
-    """Whether a weight that was masked comes back; and that a masked weight is trained."""
+    """Records that a masked weight is trained, and that one comes back."""
 
     def __init__(self) -> None:
         self.before: dict[str, Tensor] = {}
