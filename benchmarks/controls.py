@@ -35,6 +35,7 @@ QUICK: dict[str, Any] = {
     "controls": {"methods": ["scratch_b", "random_units"], "networks": 1},
     "model": {"factory": "digits_cnn", "options": {"width": 8}},
     "dense": {"epochs": 2},
+    "cluster": {},
     "search": {"candidates": 6},
     "training": {"candidates": 2, "epochs": 2, "distill": 0.0},
 }
@@ -44,7 +45,8 @@ def study(seed: int, quick: bool) -> list[FrontRow]:
     """Returns the front of one study, its controls included."""
     with tempfile.TemporaryDirectory(prefix="prunefront-") as folder:
         settings = STUDY | {"folder": folder, "seed": seed} | (QUICK if quick else {})
-        return run(parse(settings, source="benchmark", base=Path()), display=Display(Console(stderr=True)))
+        config = parse(settings, source="benchmark", base=Path())
+        return run(config, display=Display(Console(stderr=True)), without_ray=quick)
 
 
 def gains(rows: list[FrontRow]) -> dict[str, list[float]]:
