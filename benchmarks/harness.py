@@ -8,11 +8,13 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 
@@ -58,8 +60,6 @@ def alternate(mine: Callable[[], object], other: Callable[[], object], pairs: in
     The order within a pair is swapped from pair to pair. Returns seconds: median of `mine`. ratio: median of the pairs'
     `mine` over `other`. low, high: its 95 % interval, or the range for fewer than six pairs. from, to: the range.
     """
-    from prunefront.pipelines.measure.latency import median_interval  # loads torch
-
     times: list[tuple[float, float]] = []
     for pair in range(pairs + 1):
         if pair % 2:
@@ -68,7 +68,11 @@ def alternate(mine: Callable[[], object], other: Callable[[], object], pairs: in
             times.append((seconds(other), seconds(mine))[::-1])
     del times[0]
     ratios = [a / b for a, b in times]
-    low, high = median_interval(ratios) if pairs >= 6 else (min(ratios), max(ratios))
+    low, high = min(ratios), max(ratios)
+    if pairs >= 6:
+        from prunefront.pipelines.measure.latency import median_interval  # loads torch
+
+        low, high = median_interval(ratios)
     return {
         "seconds": statistics.median(a for a, _ in times),
         "ratio": statistics.median(ratios),
@@ -97,11 +101,13 @@ def plus_minus(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
 
 def where(packages: Iterable[str], device: str = "cpu") -> dict[str, Any]:
     """Returns a record of the machine, Python and the versions of packages; of the GPU, too, for a CUDA device."""
-    from prunefront.pipelines.measure.environment import processor  # loads torch
-
+    cpuinfo = Path("/proc/cpuinfo")
+    models = re.findall(
+        r"^model name\s*: (.+)$", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE
+    )
     record: dict[str, Any] = {
         "machine": platform.machine(),
-        "processor": processor(),
+        "processor": models[0] if models else platform.processor(),
         "cores": os.cpu_count(),
         "system": platform.system(),
         "python": platform.python_version(),
