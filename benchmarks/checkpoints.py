@@ -34,7 +34,7 @@ from prunefront.pipelines.workers.on_ray.checkpoints import Checkpoints, kept_in
 from prunefront.pipelines.workers.train import NO_GRAPH, Recipe, begin, carry_out
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.procedures import Phase
-from prunefront.pruners.procedures.snapshot import Sums, take
+from prunefront.pruners.procedures.snapshot import Sums, take_snapshot
 
 NETWORKS = ("resnet20", "resnet56", "vgg16_bn")
 QUICK = ("resnet20",)
@@ -68,11 +68,11 @@ def measured(name: str, n: int, checkpoints: Folder | Checkpoints) -> dict[str, 
         model, NO_GRAPH, PruningPlan(()), data, Recipe(epochs=2, learning_rate=0.01, batch_size=BATCH)
     )
     reports = list(carry_out(run, [Phase(run.steps)], data, Recipe(2, 0.01, BATCH)))
-    content = take(run, Sums(), None).to_bytes()
+    content = take_snapshot(run, Sums(), None).to_bytes()
     return {
         "network": name,
         "bytes": len(content),
-        "make_ms": milliseconds(lambda: take(run, Sums(), None).to_bytes(), n),
+        "make_ms": milliseconds(lambda: take_snapshot(run, Sums(), None).to_bytes(), n),
         "keep_ms": milliseconds(lambda: checkpoints.write(name, content), n),
         "step_ms": 1e3 * min(report.seconds for report in reports) / 3,
     }

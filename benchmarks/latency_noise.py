@@ -20,13 +20,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from prunefront.pipelines.formats.onnx_export import export
+from prunefront.pipelines.formats.onnx_runtime import onnxruntime
 from prunefront.pipelines.measure.latency import compare, runtimes
 from prunefront.pipelines.measure.turnstile import exclusive
 

@@ -38,7 +38,8 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.plan.cost import macs_of
 from prunefront.pruners.plan.decide import keep_counts
 from prunefront.pruners.trace.tracer import trace
-from prunefront.search.prediction.latency import SHARP, Point, rank_correlation
+from prunefront.search.prediction.latency import SHARP, Point
+from prunefront.search.promotion.rank_correlation import spearman
 
 SHAPE = (3, 32, 32)
 
@@ -71,7 +72,7 @@ def judged(predicted: Sequence[float], fresh: Sequence[Point]) -> dict[str, floa
     return {
         "median": float(np.median(off)),
         "p95": float(np.quantile(off, 0.95)),
-        "rank": rank_correlation(np.array(predicted), measured),
+        "rank": spearman(np.array(predicted), measured),
     }
 
 

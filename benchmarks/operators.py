@@ -20,7 +20,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from prunefront.errors import RatioError
 from prunefront.pipelines.formats.int8 import quantise_onnx
-from prunefront.pipelines.formats.onnx_export import export, open_session
+from prunefront.pipelines.formats.onnx_export import export
+from prunefront.pipelines.formats.onnx_runtime import onnxruntime, open_session
 from prunefront.pipelines.measure.latency import compare
 from prunefront.pipelines.measure.runtimes import runtimes
 from prunefront.pipelines.measure.turnstile import exclusive

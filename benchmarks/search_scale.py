@@ -1,4 +1,4 @@
-"""What a searcher costs over 10,000 evaluations: time per proposal, first and last, and the size of its state.
+"""What a searcher costs over 10,000 evaluations: time per proposal, first and last.
 
 An analytic problem, so this needs no network, data or GPU. Times are of this process's CPU, so that other work on the
 machine does not count:
@@ -47,11 +47,6 @@ def run(name: str, evaluations: int, groups: int) -> dict[str, Any]:
         spent.append(asked + time.process_time() - start)
     tenth = max(1, evaluations // 10)
     first, last = (1000 * sum(part) / tenth for part in (spent[:tenth], spent[-tenth:]))
-    start = time.process_time()
-    text = json.dumps(searcher.state())
-    saved = time.process_time()
-    searchers[name](toy.problem, seed=0).restore(json.loads(text))
-    restored = time.process_time()
     return {
         "searcher": name,
         "groups": groups,
@@ -60,9 +55,6 @@ def run(name: str, evaluations: int, groups: int) -> dict[str, Any]:
         "last_ms": last,
         "ratio": last / first,
         "slowest_ms": 1000 * max(spent),
-        "state_mb": len(text) / 1e6,
-        "save_s": saved - start,
-        "restore_s": restored - saved,
         "busy_share": busy(name, min(evaluations, 2000), groups),
     }
 
@@ -102,14 +94,11 @@ def main() -> None:
         ", ".join(f"{k} {v}" for k, v in where.items())
         + f"; {evaluations:,} evaluations of {args.groups} groups, {WORKERS} in flight"
     )
-    print(
-        f"{'searcher':<16}{'first':>9}{'last':>9}{'ratio':>7}{'slowest':>10}{'state':>10}{'saved':>8}{'restored':>10}{'busy':>7}"
-    )
+    print(f"{'searcher':<16}{'first':>9}{'last':>9}{'ratio':>7}{'slowest':>10}{'busy':>7}")
     for r in rows:
         print(
             f"{r['searcher']:<16}{r['first_ms']:>6.2f} ms{r['last_ms']:>6.2f} ms{r['ratio']:>7.2f}"
-            f"{r['slowest_ms']:>7.1f} ms{r['state_mb']:>7.2f} MB{r['save_s']:>6.2f} s{r['restore_s']:>8.2f} s"
-            f"{r['busy_share']:>7.1%}",
+            f"{r['slowest_ms']:>7.1f} ms{r['busy_share']:>7.1%}",
             flush=True,
         )
 

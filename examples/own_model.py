@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.data import Split
 from prunefront.pipelines.events.display import Display
-from prunefront.pipelines.fronts.page import table
+from prunefront.pipelines.fronts.table import table
 from prunefront.pipelines.study.run import run
 
 
@@ -71,7 +71,7 @@ def main() -> None:
     console = Console()
     config = parse(STUDY, source=__file__, base=Path(__file__).parent)
     rows = run(config, display=Display(console), fresh=True)
-    console.print(table([row.to_json() for row in rows]))
+    console.print(table(rows))
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Search spaces, candidates, fronts and searchers. Knows numpy, scipy and moocore: no torch, Ray, MLflow or boto3."""
+"""Search spaces, candidates, fronts and searchers. They need numpy, scipy and moocore, but no torch, Ray or MLflow."""

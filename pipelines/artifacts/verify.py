@@ -1,4 +1,4 @@
-"""Whether a fetched artifact is what it says: digests first, then everything recorded is measured again."""
+"""Verifies a fetched artifact: first the digests of its files, then every recorded figure by measuring it again."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,8 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.publish import measure_file, read_manifest
 from prunefront.pipelines.config.sections import DataSection, ModelSection
 from prunefront.pipelines.data import Split, Splits, Transform, batches
-from prunefront.pipelines.formats.onnx_export import ORT_ERRORS, open_session
+from prunefront.pipelines.data import load as load_splits
+from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
 from prunefront.pipelines.measure.accuracy import Accuracy, accuracy, wilson
 from prunefront.pipelines.stores.store import ArtifactError, parse_json
 from prunefront.pruners.graph.plan import PruningPlan
@@ -25,18 +26,18 @@ from prunefront.pruners.graph.plan import PruningPlan
 S = TypeVar("S", bound=BaseModel)
 
 CHECKED_INPUTS = 4
-"""The first so many test images' logits are recorded."""
+"""Number of test images, from the first on, whose logits an artifact records."""
 OUTPUT_TOLERANCE = 1e-3
-"""Logits may differ by this fraction of the largest recorded one: sums are ordered otherwise elsewhere."""
+"""Largest difference of logits, as a fraction of the largest recorded one: other machines order sums otherwise."""
 MOST = 1 << 20
-"""Classes, channels or pixels along an axis that an artifact may name."""
+"""Most classes, channels, or pixels along an axis that an artifact may name."""
 FLIP_TOLERANCE = 1e-3
-"""The accuracy may differ by this fraction of the test images, and in any case by one image."""
+"""Largest difference of accuracy, as a fraction of the test images; one image may always differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing recorded in the artifact and what it turned out to be, both as text."""
+    """One recorded figure and the same figure measured again, both as text."""
 
     name: str
     recorded: str
@@ -46,7 +47,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Every check that was made. skipped: what could not be checked, and why; that makes nothing wrong."""
+    """The checks of one artifact. skipped: checks that could not be made, each with its reason; they fail nothing."""
 
     checks: tuple[Check, ...]
     skipped: tuple[str, ...] = ()
@@ -64,10 +65,10 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What plan.json and measurement.json say, checked for form. logits: (k, classes), finite.
+    """The content of plan.json and measurement.json, checked for form. logits: (k, classes), finite.
 
-    integers: whether the ONNX network computes in integers, so that torch's floats differ from it. plan_key, achieved:
-    as stated. planned_key, planned: the same, worked out from the plan.
+    integers: the ONNX network computes in integers, so that torch's floats differ from it. plan_key, achieved: key and
+    ratios as the files state them. planned_key, planned: key and ratios worked out from the plan.
     """
 
     key: str
@@ -89,18 +90,17 @@ class Recorded:
 def verify(
     folder: Path,
     *,
-    splits: Callable[[DataSection], Splits],
     factory: ModelSection | None = None,
     data: DataSection | None = None,
+    splits: Callable[[DataSection], Splits] = load_splits,
 ) -> Verification:
-    """Checks a fetched artifact: files, plan against weights, then outputs and accuracy again.
+    """Checks a fetched artifact: its files, its plan against its weights, then outputs and accuracy.
 
-    splits: loads the data, `data.load`. factory, data: sections of a study file that the user trusts;
-    they stand in for what the artifact names. A `module:callable` that only the artifact names is never
-    imported, and no store that only the artifact names is asked: without `factory` torch is skipped, without `data`
-    there is nothing to measure on, an error.
-    Where a digest differs, nothing else is looked at. Raises PrunefrontError for a folder that holds no
-    artifact, or one without figures.
+    factory, data: sections of a study file that the user trusts, used in place of the artifact's own. splits: loads
+    the data. A `module:callable` that only the artifact names is never imported, and a store that only the artifact
+    names is never asked: without `factory` torch is skipped, and without `data` there is an error.
+    Where a digest differs, nothing else is checked. Raises PrunefrontError for a folder that holds no artifact, or one
+    without figures.
     """
     files = tuple(_check_files(folder))
     if not all(check.ok for check in files):
@@ -129,9 +129,9 @@ def verify(
 
 
 def torch_network(folder: Path, factory: ModelSection | None = None) -> nn.Module:
-    """The torch network of a fetched artifact. factory: of a study file that the user trusts.
+    """Returns the torch network of a fetched artifact. factory: section of a study file that the user trusts.
 
-    Raises PrunefrontError where only the artifact names the code that makes its network, or a file is not as it should.
+    Raises PrunefrontError where only the artifact names the code that makes its network, and for a malformed file.
     """
     # what only needs the ONNX file should not import the zoo
     from prunefront.pipelines.models import build
@@ -152,12 +152,15 @@ def torch_network(folder: Path, factory: ModelSection | None = None) -> nn.Modul
 
 
 def onnx_outputs(onnx: bytes, split: Split, transform: Transform) -> list[list[float]]:
-    """Logits of every image of a (small) split: rows of `classes` numbers. Raises PrunefrontError."""
+    """Returns the logits of every image of a (small) split: rows of `classes` numbers. Raises PrunefrontError."""
     return [row for logits, _ in _run(onnx, split, transform, threads=1) for row in logits.tolist()]
 
 
 def onnx_accuracy(onnx: bytes, split: Split, transform: Transform, *, threads: int) -> Accuracy:
-    """Accuracy of an ONNX file, with its 95 % interval, on the split's plain images. Raises PrunefrontError."""
+    """Returns the accuracy of an ONNX file, with its 95 % interval, on a split's plain images.
+
+    Raises PrunefrontError for a model that fails on them.
+    """
     right = sum(
         int((logits.argmax(1) == labels).sum())
         for logits, labels in _run(onnx, split, transform, threads=threads)
@@ -166,7 +169,7 @@ def onnx_accuracy(onnx: bytes, split: Split, transform: Transform, *, threads: i
 
 
 def read_recorded(folder: Path) -> Recorded:
-    """What the artifact in `folder` says about itself. Raises ArtifactError naming a wrong entry."""
+    """Reads plan.json and measurement.json of an artifact. Raises ArtifactError, which names a wrong entry."""
     plan = _Entries(folder / "plan.json")
     measured = _Entries(folder / "measurement.json")
     shapes = plan.get("shapes", dict)
@@ -204,9 +207,10 @@ class _Entries:
 
     def __init__(self, file: Path, data: object = None, prefix: str = "") -> None:
         self.file, self.prefix = file, prefix
-        self.data = parse_json(file.read_text(errors="replace"), source=str(file)) if data is None else data
-        if not isinstance(self.data, dict):
+        found = parse_json(file.read_text(errors="replace"), source=str(file)) if data is None else data
+        if not isinstance(found, dict):
             raise ArtifactError(f"{file} must hold an object")
+        self.data: dict[str, Any] = found
 
     def get(self, key: str, kind: type | tuple[type, ...]) -> Any:
         if key not in self.data:
@@ -279,7 +283,7 @@ def _check_onnx(folder: Path, recorded: Recorded, splits: Splits) -> Iterator[Ch
 
 
 def _check_torch(folder: Path, recorded: Recorded, splits: Splits, section: ModelSection) -> Iterator[Check]:
-    """Of the network that the plan makes of the factory's dense one, with the stored weights."""
+    """Yields the checks of the torch network: the factory's dense one, cut by the plan, with the stored weights."""
     # what only needs the ONNX file should not import the zoo
     from prunefront.pipelines.models import build
     from prunefront.pruners.saved import load_network, trained
@@ -289,14 +293,14 @@ def _check_torch(folder: Path, recorded: Recorded, splits: Splits, section: Mode
     params = trained(model, recorded.plan)
     yield Check("params (torch)", str(recorded.params), str(params), recorded.params == params)
     if recorded.integers:
-        return  # rounds otherwise than integers do: what it computes is another network's
+        return  # floats round otherwise than integers do, so the outputs are not comparable
     logits = _torch_outputs(model, splits.test[: len(recorded.logits)], splits.transform)
     yield _compare_logits("outputs (torch)", recorded, logits)
     yield _compare_accuracy("accuracy (torch)", recorded, accuracy(model, splits.test, splits.transform))
 
 
 def _stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """From the header alone. Raises ArtifactError."""
+    """Returns tensor name -> shape, from the file's header alone. Raises ArtifactError."""
     try:
         with safetensors.safe_open(file, "pt") as stored:
             names = stored.keys()
@@ -312,7 +316,7 @@ def _mean(ratios: Mapping[str, float]) -> str:
 def _run(
     onnx: bytes, split: Split, transform: Transform, *, threads: int
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    """Logits (b, classes) and labels (b,), a batch at a time."""
+    """Yields logits (b, classes) and labels (b,), a batch at a time."""
     session = open_session(onnx, threads)
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 1 or len(outputs) != 1:
@@ -356,7 +360,7 @@ def _compare_accuracy(name: str, recorded: Recorded, measured: Accuracy) -> Chec
 
 
 def _built_in(section: ModelSection) -> ModelSection | None:
-    """The artifact's own factory where it is a zoo name, hence no foreign code."""
+    """Returns the artifact's own factory where it is a model of ours, hence no foreign code; else None."""
     from prunefront.pipelines.models import models
 
     return section.model_copy(update={"weights": None}) if section.factory in models else None

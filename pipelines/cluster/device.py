@@ -21,6 +21,7 @@ from prunefront.pipelines.measure.environment import environment
 from prunefront.pipelines.measure.latency import Timed, compare, runtimes
 from prunefront.pipelines.measure.target import DeviceLost
 from prunefront.pipelines.measure.turnstile import exclusive
+from prunefront.text import first_line
 
 AWAY_SECONDS = 120.0
 """How long a device may be out of the cluster before a measurement that waits for it has failed."""
@@ -72,8 +73,9 @@ class Device:
                 raise error.cause from None
             raise
         except RayError as error:
-            line = str(error).strip().splitlines()[0]
-            raise DeviceLost(f"measure.device = {self.name!r} died while it measured: {line}") from None
+            raise DeviceLost(
+                f"measure.device = {self.name!r} died while it measured: {first_line(error)}"
+            ) from None
 
     def _wait(self, task: Any) -> None:
         # where it fails the task is left to itself: a cancel that meets the task's answer ends the process that asks

@@ -20,6 +20,7 @@ from ray.job_submission import JobSubmissionClient
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.package import Package
+from prunefront.text import one_line
 
 ANSWER_SECONDS = (5.0, 30.0)
 """How long a jobs server may take to accept a connection, and to answer."""
@@ -87,7 +88,7 @@ class Job:
             return "failed: the cluster's head has no command `prunefront` on the path that `ray start` was run with"
         if self.exit_code is not None:
             return f"failed with exit code {self.exit_code}"
-        return f"failed before it began: {_line(self.message)}"
+        return f"failed before it began: {one_line(self.message, 300)}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -230,7 +231,9 @@ class JobsServer:
             ) from None
         except (requests.RequestException, RuntimeError, ValueError, KeyError, TypeError) as error:
             # what Ray's client makes of a refusal, and of the answer of another kind of server
-            raise JobsError(f"{self.address} refuses, or is no Ray jobs server: {_line(error)}") from None
+            raise JobsError(
+                f"{self.address} refuses, or is no Ray jobs server: {one_line(error, 300)}"
+            ) from None
 
 
 @contextmanager
@@ -293,8 +296,3 @@ def _cause(error: BaseException) -> str:
     while (inner := seen.__cause__ or seen.__context__) is not None:
         seen = inner
     return getattr(seen, "strerror", None) or type(seen).__name__
-
-
-def _line(said: Exception | str) -> str:
-    text = " ".join(str(said).split()) or type(said).__name__
-    return text if len(text) <= 300 else f"{text[:299]}…"

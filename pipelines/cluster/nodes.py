@@ -5,7 +5,6 @@ import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import ray
@@ -14,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import ClusterSection, MeasureSection
+from prunefront.text import did_you_mean
 
 PROBE_SECONDS = 60.0
 """How long nodes may take to say what they are: a process starts there and imports PyTorch."""
@@ -99,10 +99,9 @@ def _device(measure: MeasureSection, nodes: Sequence[Node]) -> list[str]:
     asked, there = measure.device, custom(nodes)
     assert asked is not None
     if asked not in there:
-        near = get_close_matches(asked, there, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
         raise PrunefrontError(
-            f"no node of the cluster has the resource of measure.device = {asked!r}; {hint}there are: "
+            f"no node of the cluster has the resource of measure.device = {asked!r}; "
+            f"{did_you_mean(asked, there)}there are: "
             f"{', '.join(there) or 'none'}; the device joins with `ray start --address=HEAD:6379 --num-cpus=0 "
             f"--resources='{{\"{asked}\": 1}}'`"
         )

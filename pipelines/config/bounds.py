@@ -6,7 +6,7 @@ from typing import Annotated, cast
 
 from pydantic import BeforeValidator, InstanceOf, PlainSerializer
 
-from prunefront.search.outcomes.constraints import Bound, ConstraintError, check_together
+from prunefront.search.outcomes.constraints import Bound, ConstraintError, check_compatible
 from prunefront.search.outcomes.constraints import parse as parse_bound
 
 
@@ -40,7 +40,7 @@ def _checked(asked: object) -> object:
     """Returns the bounds of what a study file asks for. Raises ValueError, which pydantic turns into its own."""
     try:
         bounds = _bounds(asked)
-        check_together(cast(Sequence[Bound], bounds))
+        check_compatible(cast(Sequence[Bound], bounds))
     except ConstraintError as error:
         raise ValueError(str(error)) from None
     return bounds

@@ -60,7 +60,8 @@ def _accept(made: object, section: DataSection) -> Splits:
             return _finish(*set_aside(made[0], section.validation), made[1], section)
         if section.validation is not None:
             raise DataError(f"{section.source!r} returns its own validation part; remove data.validation")
-        return _finish(*made, section)
+        train, validation, test = made
+        return _finish(train, validation, test, section)
     raise DataError(
         f"{section.source!r} returned a {type(made).__name__}; it must return prunefront.pipelines.data.Splits, "
         "or a tuple of prunefront.pipelines.data.Split: (train, validation, test) or (train, test)"

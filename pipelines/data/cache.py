@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from prunefront.atomic import move_whole
 from prunefront.pipelines.data.splits import DataError
 from prunefront.pipelines.journal.journal import write_json
 
@@ -82,7 +83,7 @@ def _whole(copy: Path, described: dict[str, Any]) -> bool:
     """Whether the copy is there and as it was when it was downloaded."""
     try:
         kept = json.loads(_beside(copy).read_text())
-        same = kept == {**described, "sha256": _digest(copy)}
+        same = bool(kept == {**described, "sha256": _digest(copy)})
     except FileNotFoundError:
         return False
     except ValueError:
@@ -108,9 +109,7 @@ def _download(store: Any, name: str, copy: Path, described: dict[str, Any], key:
         if (after.etag, after.size_bytes, part.stat().st_size) != (described["etag"], size, size):
             return False
         digest = _digest(part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(copy)
+        move_whole(part, copy)
     finally:
         part.unlink(missing_ok=True)
     write_json(_beside(copy), {**described, "sha256": digest})  # last: it says that the copy is whole

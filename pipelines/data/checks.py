@@ -6,7 +6,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from prunefront.pipelines.data.splits import DataError, Split, Splits, Transform
+from prunefront.pipelines.data.splits import Augment, DataError, Split, Splits, Transform
 
 LEAK_LIMIT = 0.01
 """Largest share of held-out images that may also be training images. Well-known data sets hold a few exact
@@ -74,7 +74,7 @@ def transform_for(
     *,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-    augment: str,
+    augment: Augment,
     padding: int,
 ) -> Transform:
     """The transform that a study file asks for; statistics it leaves out come from the training part."""
@@ -91,7 +91,7 @@ def shared_images(train: Split, held_out: Split) -> int:
 
 
 def _digests(split: Split) -> list[bytes]:
-    return [blake2b(np.ascontiguousarray(image), digest_size=12).digest() for image in split.images]
+    return [blake2b(np.ascontiguousarray(image).data, digest_size=12).digest() for image in split.images]
 
 
 def _check_labels(parts: dict[str, Split], classes: int) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prunefront.pipelines.data.splits import DataError
+from prunefront.text import one_line
 
 CHUNK = 256
 """Images per task: a task for each costs more than decoding a small image does."""
@@ -79,5 +80,5 @@ def _decode_one(
     except Image.DecompressionBombWarning as error:  # where warnings are errors
         raise DataError(f"{name} cannot be decoded as an image: {error}") from error
     except Exception as error:  # pillow's, by format: struct.error, OverflowError, IndexError, a bomb …
-        raise DataError(f"{name} cannot be decoded as an image: {' '.join(str(error).split())}") from error
+        raise DataError(f"{name} cannot be decoded as an image: {one_line(error)}") from error
     return array[:, :, None] if array.ndim == 2 else array

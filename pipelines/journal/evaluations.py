@@ -6,8 +6,7 @@ from typing import Any
 
 from prunefront.errors import PrunefrontError
 from prunefront.search.outcomes.measurement import Outcome, outcome_from_json
-from prunefront.search.searchers.ledger import pack, unpack
-from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.candidate import Candidate, pack, unpack
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ class Evaluations:
     recalled: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Columns of equal length; `candidates` is as `ledger.pack` makes it."""
+        """Columns of equal length; `candidates` is as `candidate.pack` makes it."""
         return {
             "study": self.study,
             "recalled": self.recalled,

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+from prunefront.atomic import write_whole
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.journal.event_fields import fault
 from prunefront.pipelines.journal.layout import LOCK
@@ -193,6 +194,5 @@ def changed(path: Path, reason: str) -> StudyFolderError:
 def write_json(path: Path, data: Mapping[str, Any] | list[Any]) -> None:
     """Replaces `path` in one step, so that a reader or a killed writer never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(path.suffix + ".new")
-    temporary.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
-    os.replace(temporary, path)
+    text = json.dumps(data, indent=1, sort_keys=True) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import torch
 
 from prunefront.pipelines.config.sections import MeasureSection
+from prunefront.pipelines.formats.onnx_runtime import onnxruntime
 
 PLACE = ("host", "node", "measured")
 """Which machine it was, and when; two machines that differ in nothing else time alike."""

@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.imported import call, import_callable, one_line
+from prunefront.pipelines.config.imported import call, import_callable
 from prunefront.pipelines.config.sections import ModelSection
 from prunefront.pipelines.models import densenet, digits_cnn, mobilenet, resnet, vgg
 from prunefront.pipelines.models.registry import models
+from prunefront.text import one_line
 
 __all__ = ["ModelError", "build", "densenet", "digits_cnn", "mobilenet", "models", "resnet", "vgg"]
 
@@ -37,7 +38,7 @@ def build(
     except Exception as error:
         raise ModelError(
             f"model {section.factory!r} cannot take images {input_shape} (channels, height, width): "
-            f"{type(error).__name__}: {one_line(error)}"
+            f"{type(error).__name__}: {one_line(error, 300)}"
         ) from error
     shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if shape != (2, classes):

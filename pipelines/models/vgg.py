@@ -33,7 +33,8 @@ class VGG(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.average(self.features(x)).flatten(1))
+        logits: Tensor = self.classifier(self.average(self.features(x)).flatten(1))
+        return logits
 
 
 @models.register("vgg16_bn")

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from hashlib import blake2b
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from prunefront.pruners.graph.plan import PruningPlan, Scores
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.trace.tracer import trace
 from prunefront.search.space.candidate import Candidate
+from prunefront.text import did_you_mean
 
 Say = Callable[[str], None]
 
@@ -143,9 +143,10 @@ def trace_model(model: nn.Module, config: StudyConfig, input_shape: Sequence[int
     paths = [path for path, _ in model.named_modules() if path]
     for name in section.whole:
         if name not in paths:
-            near = get_close_matches(name, paths, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise PrunefrontError(f"space.whole names module {name!r}, which the network does not have{hint}")
+            raise PrunefrontError(
+                f"space.whole names module {name!r}, which the network does not have; "
+                f"{did_you_mean(name, paths)}there are: {', '.join(paths[:8])} …"
+            )
     inner = bool(set(section.granularities) - {"channel"}) or set(config.quantisation.bits) != {32}
     if not graph.groups and not (inner and (graph.layers or graph.stacks)):
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in graph.frozen[:3])

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
+from prunefront.atomic import write_whole
 from prunefront.pipelines.journal.journal import changed, read_json
 from prunefront.pruners.graph.channel_graph import ChannelGraph, check_consistent
 from prunefront.pruners.graph.single_cuts import RATIOS
@@ -80,9 +81,7 @@ def read_precision(folder: Path) -> Precision:
 def save_nested(arrays: Mapping[str, Mapping[str, NDArray[np.float64]]], path: Path) -> None:
     """Writes name -> group -> array in one go: a file that is there is whole."""
     flat = {f"{n}/{g}": np.ascontiguousarray(v) for n, groups in arrays.items() for g, v in groups.items()}
-    new = path.with_suffix(".new")
-    save_file(flat, new)
-    new.replace(path)
+    write_whole(path, lambda file: file.write(save(flat)))
 
 
 def _fitting(

@@ -5,7 +5,7 @@ import math
 import shlex
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from prunefront.pipelines.artifacts.card import card
 from prunefront.pipelines.artifacts.publish import fetch_from, publish
 from prunefront.pipelines.artifacts.verify import CHECKED_INPUTS, onnx_accuracy, onnx_outputs
 from prunefront.pipelines.data import Split, Transform
-from prunefront.pipelines.fronts.page import FRONT_OBJECTIVES, FrontRow, made_of
+from prunefront.pipelines.fronts.row import FRONT_OBJECTIVES, FrontRow, describe_plan
 from prunefront.pipelines.measure.accuracy import Accuracy
 from prunefront.pipelines.stores.store import ArtifactStore, StoreAway, StoreRefused
 from prunefront.pipelines.workers.bench import Job
@@ -25,7 +25,7 @@ from prunefront.pipelines.workers.workers import Workers
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.plan import DENSE
 from prunefront.pruners.plan.cost import cost
-from prunefront.search.outcomes.constraints import Bound, shortfall
+from prunefront.search.outcomes.constraints import Bound, describe_violations
 from prunefront.search.outcomes.dominance import dominance
 from prunefront.search.outcomes.front import ParetoFront, minimised, violation
 from prunefront.search.outcomes.measurement import Constraint, Failure, Measurement
@@ -73,7 +73,7 @@ def standing(
         network = pruned[nearest]
         said = (
             f"no pruned network meets {asked}; nearest: {nearest} with "
-            f"{shortfall(network.measurement.values, constraints)} on validation images; prunefront fetch "
+            f"{describe_violations(network.measurement.values, constraints)} on validation images; prunefront fetch "
             f"{shlex.quote(where(network.artifact))}"
         )
     elif not pruned:
@@ -174,7 +174,7 @@ def _row(network: Trained, graph: ChannelGraph, accuracy: Accuracy, latency: Map
         control=network.job.control,
         of=network.job.of,
         epochs=network.epochs,
-        made=made_of(network.job.plan),
+        made=describe_plan(network.job.plan),
     )
 
 
@@ -195,7 +195,7 @@ def _mark(rows: Mapping[str, FrontRow]) -> dict[str, FrontRow]:
     pairs = [minimised(m, FRONT_OBJECTIVES) for m in measurements]
     beats = dominance(np.stack([v for v, _ in pairs]), np.stack([n for _, n in pairs]))
     return {
-        name: row.model_copy(update={"on_test_front": not bool(beats[:, i].any())})
+        name: replace(row, on_test_front=not bool(beats[:, i].any()))
         for i, (name, row) in enumerate(rows.items())
     }
 
@@ -211,4 +211,4 @@ def _publish(store: ArtifactStore, folder: Path, row: FrontRow, logits: list[lis
     path.write_text(json.dumps(after, indent=1, sort_keys=True) + "\n")
     plan: dict[str, Any] = json.loads((folder / "plan.json").read_text())
     (folder / "card.md").write_text(card(plan, after), encoding="utf-8")
-    return row.model_copy(update={"artifact": publish(store, folder, row.key).uri})
+    return replace(row, artifact=publish(store, folder, row.key).uri)

@@ -22,8 +22,6 @@ from torch import Tensor, nn
 from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.connect import check_address, connected
-from prunefront.pipelines.cluster.device import find_device
-from prunefront.pipelines.cluster.nodes import check_nodes
 from prunefront.pipelines.config.sections import MeasureSection, StudyConfig
 from prunefront.pipelines.data import load as load_data
 from prunefront.pipelines.events.display import Display
@@ -54,6 +52,7 @@ from prunefront.search.prediction.latency import (
     point_from_json,
 )
 from prunefront.strict_json import loads
+from prunefront.text import first_line
 
 FORMAT = 1
 
@@ -151,10 +150,9 @@ def read(path: Path) -> LatencyTable:
     except OSError as error:
         raise TableError(f"the latency table {path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, PrunefrontError) as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TableError(
-            f"{path} is no latency table ({type(error).__name__}: {text:.200}); measure one with `prunefront "
-            "latency-table`"
+            f"{path} is no latency table ({type(error).__name__}: {first_line(error):.200}); measure one with "
+            "`prunefront latency-table`"
         ) from None
 
 
@@ -549,15 +547,26 @@ def measure_for(
     with ExitStack() as stack:
         if config.measure.device is not None:
             check_names(config)
+            from prunefront.pipelines.cluster.nodes import check_nodes  # needs Ray
+
             stack.enter_context(connected(address, config.cluster))
             for line in check_nodes(config.measure, config.cluster):
                 display.say(line)
         return _measured(config, path or config.path / LATENCY_TABLE, fresh, joint, display)
 
 
+def _device(section: MeasureSection, onnx: bytes) -> Target | None:
+    """Returns the study's device, which needs Ray; None where this machine times its networks."""
+    if section.device is None:
+        return None
+    from prunefront.pipelines.cluster.device import find_device
+
+    return find_device(section, onnx)
+
+
 def _measured(config: StudyConfig, path: Path, fresh: bool, joint: int, display: Display) -> Measured:
     network = subject(config)
-    there = find_device(config.measure, network.onnx_file)
+    there = _device(config.measure, network.onnx_file)
     where = device(config.measure) if there is None else there.run(device, config.measure)
     keeps = widths(network.graph, config)
     todo = design(keeps, joint=joint, seed=config.seed)

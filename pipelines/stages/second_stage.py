@@ -22,7 +22,7 @@ from prunefront.pipelines.workers.judge import Reached
 from prunefront.pipelines.workers.trial import COSTS, MEASURED_ON, RESUMED, Checkpoints
 from prunefront.pipelines.workers.workers import Training, Workers
 from prunefront.pruners.graph.plan import DENSE, PruningPlan, Scores
-from prunefront.search.outcomes.constraints import resolve, shortfall
+from prunefront.search.outcomes.constraints import describe_violations, resolve
 from prunefront.search.outcomes.front import violation
 from prunefront.search.outcomes.measurement import Constraint, Failure, Outcome, outcome_from_json
 from prunefront.search.promotion.halving import Rungs
@@ -82,7 +82,7 @@ def _say_none_within(session: Session, screening: Screening, bounds: Sequence[Co
     if not scored or not session.config.training.candidates:
         return
     nearest = min(scored, key=lambda key: (violation(scored[key], bounds), key))
-    if missed := shortfall(scored[nearest].values, bounds):
+    if missed := describe_violations(scored[nearest].values, bounds):
         session.display.say(
             f"none of the {len(scored)} scored candidates meets the bounds, so none is fine-tuned; nearest: {nearest} "
             f"with {missed}; give search.candidates more, or widen the bounds"

@@ -2,13 +2,12 @@
 
 import contextlib
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from prunefront.atomic import sync_folder, temporary, write_whole
+from prunefront.atomic import sync, target_name, temporary, write_whole
 from prunefront.pipelines.stores.store import (
     _CHUNK,
     ArtifactError,
@@ -18,10 +17,6 @@ from prunefront.pipelines.stores.store import (
     check_key,
     check_limit,
 )
-
-_TEMPORARY = re.compile(
-    r"\.(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*)\.[0-9a-f]{32}"
-)  # as `write_whole` makes them
 
 
 class DirectoryStore:
@@ -60,7 +55,7 @@ class DirectoryStore:
                     PermissionError
                 ):  # a file system without hard links; small as these files are, one write
                     return _create(target, whole)
-            sync_folder(target.parent)
+            sync(target.parent)
         return True
 
     def get(self, key: str, file: Path, *, limit: int | None = None) -> None:
@@ -77,7 +72,7 @@ class DirectoryStore:
     def list(self, prefix: str = "") -> Iterator[Stored]:
         for path, status in self._files():
             key = path.relative_to(self.root).as_posix()
-            if key.startswith(prefix) and not _TEMPORARY.fullmatch(path.name):
+            if key.startswith(prefix) and not target_name(path.name):
                 yield Stored(key, status.st_size, status.st_mtime)
 
     def delete(self, key: str) -> None:
@@ -87,12 +82,12 @@ class DirectoryStore:
 
     def uploads(self) -> Iterator[Upload]:
         for path, status in self._files():
-            if match := _TEMPORARY.fullmatch(path.name):
-                key = path.with_name(match["name"]).relative_to(self.root).as_posix()
+            if name := target_name(path.name):
+                key = path.with_name(name).relative_to(self.root).as_posix()
                 yield Upload(key, path.name, status.st_size, status.st_mtime)
 
     def abort(self, upload: Upload) -> None:
-        if not _TEMPORARY.fullmatch(upload.id):
+        if not target_name(upload.id):
             raise ArtifactError(f"{upload.id!r:.80} is no unfinished file of a store")
         path = (self.root / check_key(upload.key)).with_name(upload.id)
         with folder_errors(f"{path} cannot be deleted"):

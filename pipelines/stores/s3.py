@@ -36,6 +36,7 @@ from prunefront.pipelines.stores.store import (
     check_key,
     check_limit,
 )
+from prunefront.text import one_line
 
 PROBE = "probe"
 _CREATE_TRIES = 5
@@ -381,4 +382,4 @@ def _cause(error: BotoCoreError) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return without_secrets(" ".join(str(error).split()))[:300]
+    return one_line(without_secrets(str(error)), 300)

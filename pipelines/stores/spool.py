@@ -5,7 +5,6 @@ driver's machine (`published`), so that it waits where the study's state is.
 """
 
 import fcntl
-import os
 import random
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
+from prunefront.atomic import sync
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.stores.store import (
     ArtifactStore,
@@ -55,11 +55,11 @@ class Spool:
             (entry / KEY).write_text(check_key(key))
             (entry / WHY).write_text(why)
             for path in (*entry.iterdir(), entry):
-                _sync(path)
+                sync(path)
             with self._numbering():
                 number = int(entries[-1].name) + 1 if (entries := self.entries()) else 1
                 entry.rename(self.folder / f"{number:08d}")
-                _sync(self.folder)
+                sync(self.folder)
 
     def entries(self) -> list[Path]:
         """In the order in which they came."""
@@ -309,11 +309,3 @@ def keep_all(folder: Path, objects: Mapping[str, bytes], why: str) -> None:
         for key, content in objects.items():
             Path(file.name).write_bytes(content)
             spool.keep(key, Path(file.name), why)
-
-
-def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

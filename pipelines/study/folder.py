@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prunefront.atomic import target_name
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.differences import differences
 from prunefront.pipelines.config.sections import StudyConfig
@@ -72,7 +73,8 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
     Raises PrunefrontError if an earlier run would be overwritten, cannot be gone on with, or differs.
     """
     folder, kept = config.path, config.path / STUDY
-    names = (path.name.removesuffix(".new") for path in folder.iterdir())  # `write_json` may have been killed
+    # a killed `write_json` leaves a temporary file
+    names = (target_name(path.name) or path.name for path in folder.iterdir())
     foreign = sorted(name for name in names if name not in (*OURS, *KEPT))
     if foreign and not kept.exists():
         raise PrunefrontError(
@@ -112,6 +114,9 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if target_name(path.name) in OURS:
+            path.unlink()
     write_json(kept, redacted(config.to_json()))
 
 

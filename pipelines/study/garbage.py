@@ -17,8 +17,10 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, is_artifact_id, read_front
 from prunefront.pipelines.journal.journal import StudyRunning, read_events
 from prunefront.pipelines.journal.layout import BOUNDS, EVALUATIONS, FRONT, JOURNAL, LOCK, OWNER, STATE, STUDY
-from prunefront.pipelines.recovery.owner import Owner, kept_owner, owner_of
-from prunefront.pipelines.recovery.snapshot import Place, Snapshot, events_in, kept_run, refuse_running
+from prunefront.pipelines.recovery.owner import Owner, load_owner, read_owner
+from prunefront.pipelines.recovery.restore import fetch_events
+from prunefront.pipelines.recovery.snapshot import Snapshot
+from prunefront.pipelines.recovery.state_store import StateStore, load_ended_run, refuse_running
 from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.store import (
     ArtifactNotFound,
@@ -28,7 +30,7 @@ from prunefront.pipelines.stores.store import (
     parse_json,
     read_text,
 )
-from prunefront.pipelines.study.find import kept_config, locate
+from prunefront.pipelines.study.find import find as find_study
 from prunefront.pipelines.study.status import holder
 
 KINDS: Mapping[str, str] = {
@@ -149,13 +151,13 @@ def target(source: str, endpoint_url: str | None = None) -> Target:
     if "://" in source or (_is_root(Path(source)) and not (Path(source) / STUDY).exists()):
         store = open_store(source, endpoint_url)
     else:
-        folder = locate(source)
-        config = kept_config(folder)
-        store = open_store(config.artifact_uri, endpoint_url or config.artifacts.endpoint_url)
-    owner = owner_of(store)
+        study = find_study(source)
+        folder = study.searched_folder()
+        store = open_store(study.config.artifact_uri, endpoint_url or study.endpoint_url())
+    owner = read_owner(store)
     journals, nearest, snapshot = [], set(), None
     if folder is not None:
-        if owner is not None and (ours := kept_owner(folder)) is not None and ours.id != owner.id:
+        if owner is not None and (ours := load_owner(folder)) is not None and ours.id != owner.id:
             raise PrunefrontError(
                 f"{store.uri} belongs to {owner} by now, and {folder} holds an earlier search; give the address of the "
                 "store in the place of the study"
@@ -164,12 +166,12 @@ def target(source: str, endpoint_url: str | None = None) -> Target:
         if (folder / BOUNDS).exists():
             nearest.add(_nearest((folder / BOUNDS).read_text(), str(folder / BOUNDS)))
     if owner is not None:
-        place = Place(store, owner.id)
-        if numbers := [number for number, is_snapshot in place.numbers() if is_snapshot]:
-            snapshot = place.snapshot(max(numbers))
-            journals.append(known_by(events_in(place, snapshot)))
+        state = StateStore(store, owner.id)
+        if numbers := [number for number, is_snapshot in state.numbers() if is_snapshot]:
+            snapshot = state.snapshot(max(numbers))
+            journals.append(known_by(fetch_events(state, snapshot)))
             if BOUNDS in snapshot.files:
-                key = place.object_key(snapshot.files[BOUNDS].sha256)
+                key = state.object_key(snapshot.files[BOUNDS].sha256)
                 nearest.add(_nearest(read_text(store, key), key))
     return Target(store, owner, tuple(journals), frozenset(nearest - {""}), snapshot, folder)
 
@@ -232,8 +234,8 @@ def delete(at: Target, found: Garbage) -> None:
     if at.folder is not None and (process := holder(at.folder / LOCK)[0]):
         raise StudyRunning(f"study {study!r} is running (process {process}); let it end, or stop it, first")
     if at.owner is not None:
-        over = kept_run(at.folder) if at.folder else None
-        refuse_running(Place(at.store, at.owner.id).stand(over), at.store, study)
+        ended = load_ended_run(at.folder) if at.folder else None
+        refuse_running(StateStore(at.store, at.owner.id).latest(ended), at.store, study)
     for item in found.items:
         if item.upload is not None:
             at.store.abort(item.upload)

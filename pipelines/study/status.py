@@ -12,7 +12,7 @@ from typing import Any
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.journal.journal import read_events
 from prunefront.pipelines.journal.layout import DENSE_NETWORKS, FRONT, JOURNAL, LOCK
-from prunefront.pipelines.study.find import kept_config
+from prunefront.pipelines.study.find import load_config
 
 RECENT_SECONDS = 600.0
 """Over how long a rate is taken: long enough to be steady, short enough to follow a cluster that grows."""
@@ -61,7 +61,7 @@ def status(folder: Path, now: float | None = None) -> Status:
     that holds no study, or a journal that cannot be read."""
     process, since = holder(folder / LOCK)
     return summed_up(
-        kept_config(folder),
+        load_config(folder),
         read_events(folder / JOURNAL),
         process=process,
         since=since,

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from prunefront import text
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.events.redaction import without_password, without_secrets
 
@@ -62,5 +63,4 @@ def sqlite_file(uri: str) -> Path | None:
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, which is what MLflow and SQLAlchemy say before their details."""
-    text = str(error).strip() or type(error).__name__
-    return without_secrets(text.splitlines()[0])[:300]
+    return without_secrets(text.first_line(error))[:300]

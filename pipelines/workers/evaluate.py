@@ -117,7 +117,9 @@ class Evaluator:
             )
             run.cut(statistics=False)
         teacher = self.dense if recipe.distill > 0 else None
-        trained = carry_out(run, [Phase(run.left)], bench.data, recipe, teacher=teacher, yield_point=shared)
+        trained = carry_out(
+            run, [Phase(run.steps_left)], bench.data, recipe, teacher=teacher, yield_point=shared
+        )
         for _ in trained:  # epochs that fall within it are not looked at
             pass
         with shared():
@@ -159,7 +161,7 @@ class Evaluator:
         epochs = carry_out(
             run, phases, bench.data, recipe, teacher=teacher, yield_point=shared, keep=keep, snapshot=snapshot
         )
-        yield from self._progress(epochs, lambda: (run.model, run.plan(), run.arrived), recipe)
+        yield from self._progress(epochs, lambda: (run.model, run.plan(), run.at_goal), recipe)
         return run.model, run.plan()
 
     def _from_scratch(

@@ -1,10 +1,10 @@
 """Who starts from whose weights in the first stage, and which are kept for that; on the driver and on its disk."""
 
-import os
 from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunefront.atomic import write_whole
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.cut.inherit import hands_on
 from prunefront.pruners.graph.plan import PruningPlan
@@ -83,11 +83,9 @@ class Inheritance:
 
     def write(self, key: str, weights: bytes) -> None:
         """Keeps a network's trained weights, in one step; before anybody is told of it. Raises PrunefrontError."""
-        temporary = self._path(key).with_suffix(".new")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(weights)
-            os.replace(temporary, self._path(key))
+            write_whole(self._path(key), lambda file: file.write(weights))
         except OSError as error:
             raise PrunefrontError(
                 f"the weights of {key} cannot be kept in {self._folder}: {error.strerror}; make room there and go on "

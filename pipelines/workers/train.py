@@ -21,7 +21,7 @@ from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.procedures import Phase
 from prunefront.pruners.procedures.loop import EpochReport, fit
 from prunefront.pruners.procedures.run import Run, SnapshotError
-from prunefront.pruners.procedures.snapshot import Snapshot, Sums, take
+from prunefront.pruners.procedures.snapshot import Snapshot, Sums, take_snapshot
 from prunefront.pruners.statistics import Batch
 
 Precision = Literal["float32", "bfloat16"]
@@ -148,7 +148,7 @@ def carry_out(
 
     def taken(sums: Sums) -> None:
         assert keep is not None
-        keep(lambda: take(run, sums, generator.bit_generator.state).to_bytes())
+        keep(lambda: take_snapshot(run, sums, generator.bit_generator.state).to_bytes())
 
     try:
         yield from fit(

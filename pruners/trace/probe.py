@@ -16,6 +16,7 @@ from prunefront.choice import GroupChoice
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen
 from prunefront.pruners.graph.plan import GroupPlan, PruningPlan
+from prunefront.text import first_line
 
 NORMS = frozenset(
     {F.layer_norm, torch.layer_norm, F.group_norm, torch.group_norm, F.rms_norm, torch.rms_norm}
@@ -149,8 +150,7 @@ class _Trial:
             try:
                 made = self._run(surgery.apply(self.model, self.graph, cut_plan))
             except Exception as error:  # whatever the user's forward raises on the cut network  # noqa: BLE001
-                text = str(error).strip()
-                return f"forward fixes its size: {text.splitlines()[0] if text else type(error).__name__}"
+                return f"forward fixes its size: {first_line(error)}"
             oracle = self._run(surgery.mask(self.model, self.graph, cut_plan))
             if not all(
                 t.isfinite().all() for t in oracle

@@ -7,7 +7,6 @@ import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
-from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, F
 from prunefront.pruners.trace import probe, sites, stacks
 from prunefront.pruners.trace.labels import IntArray, Labels, Ledger, Stored, Use, blank
 from prunefront.pruners.trace.rules import RULES, Call, Value, is_tensor
+from prunefront.pruners.units.modes import evaluating
+from prunefront.text import did_you_mean, first_line
 
 
 def trace(
@@ -74,33 +75,29 @@ def _check_frozen(model: nn.Module, frozen: Sequence[str]) -> None:
     known = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     for name in frozen:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known[:8])} …"
-            raise UnknownName(f"frozen names module {name!r}, which the model does not have; {hint}")
+            raise UnknownName(
+                f"frozen names module {name!r}, which the model does not have; {did_you_mean(name, known)}"
+                f"there are: {', '.join(known[:8])} …"
+            )
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and plain attention for the time of the export; every module's own training flag comes back."""
-    flags = {module: module.training for module in model.modules()}
+def _plain_attention() -> Iterator[None]:
+    """Keeps attention from the fused operator, which hides where the channels go."""
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        model.eval()
-        torch.backends.mha.set_fastpath_enabled(False)  # the fused operator hides where the channels go
+        torch.backends.mha.set_fastpath_enabled(False)
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, flag in flags.items():
-            module.training = flag
 
 
 def _export(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
-    with _evaluating(model), _quiet():
+    with evaluating(model), _plain_attention(), _quiet():
         try:
             return torch.export.export(model, inputs)
         except Exception as error:  # any model may fail in any way: its cause is reported
-            text = str(error).strip()
-            line = text.splitlines()[0].rstrip(".") if text else type(error).__name__
+            line = first_line(error).rstrip(".")
             where = _user_frame(error)
             raise NotTraceable(
                 f"torch.export cannot turn {type(model).__name__} into a graph{where}: "
@@ -315,7 +312,7 @@ def _refusal(node: Node, detail: str) -> str:
     around = _modules(node)
     instead = "Write it with matmul" if "einsum" in full else "Write it with other operators"
     freeze = f'freeze it: frozen = ["{around[-1]}"]' if around else "put it into a submodule and freeze that"
-    return f"{what}. {instead}, add a rule in pruners/rules/, or {freeze}."
+    return f"{what}. {instead}, add a rule in pruners/trace/rules/, or {freeze}."
 
 
 # ---- from the ledger to groups -----------------------------------------------------------------------------------

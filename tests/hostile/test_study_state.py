@@ -27,7 +27,7 @@ from prunefront.pipelines.stages.warm_start import WarmStart, from_event, to_eve
 from prunefront.pipelines.stages.warm_start import publish as publish_evaluations
 from prunefront.pipelines.stages.warm_start import read as read_evaluations
 from prunefront.pipelines.stores.folder import DirectoryStore
-from prunefront.pipelines.study.find import bounds_kept, read_front
+from prunefront.pipelines.study.find import read_bounds, read_front
 from prunefront.pipelines.study.folder import open_folder
 from prunefront.pipelines.study.rehearsal import recorded, seconds_of_first_stage
 from prunefront.pipelines.study.status import status
@@ -39,7 +39,7 @@ from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.search_space import GroupSpace, SearchSpace
 from tests.hostile.strategies import answered, damaged, documents, fuzzed
 from tests.hostile.test_weights import safetensors
-from tests.pipelines.fronts.test_page import ROWS
+from tests.pipelines.fronts.test_front import DATA
 from tests.pipelines.stages import test_latency_table as tables
 from tests.pipelines.stages.test_warm_start import HERE, scored
 from tests.pipelines.study.test_rehearsal import config_of, searched
@@ -74,7 +74,7 @@ def genuine(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
         {"predictor": read(table).predictor().to_json(), "table": json.loads(table.read_text())},
     )
     write_json(prepared / "precision.json", {"precision": "float32", "channels_last": False})
-    write_json(folder / "front.json", ROWS)
+    write_json(folder / "front.json", DATA)
     write_json(folder / "bounds.json", {"said": "all meet", "met": 2})
     write_json(folder / "timing.json", {"busy": {"screen": 2.0}})
     assert len(task.space.groups) > 1
@@ -151,7 +151,7 @@ def test_journals(config: StudyConfig, genuine: StudyConfig, data: st.DataObject
 FILES: dict[str, Callable[[StudyConfig], object]] = {
     "study.json": lambda config: (status(config.path), open_folder(config, resume=True, fresh=False)),
     "front.json": lambda config: read_front(config.path),
-    "bounds.json": lambda config: bounds_kept(config.path),
+    "bounds.json": lambda config: read_bounds(config.path),
     "timing.json": lambda config: seconds_of_first_stage(config.path),
     "table.json": lambda config: read(config.path / "table.json").predictor(),
     "prepared/graph.json": lambda config: spaces(config),

@@ -14,6 +14,7 @@ from prunefront.pipelines.workers.inheritance import Inheritance, Parent
 from prunefront.pipelines.workers.scoring import Scored, ScoringWorker, hand_on
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.search.outcomes.measurement import Failure, Outcome
+from prunefront.text import first_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class ScoringPool:
             scored: Scored = ray.get(done[0])
         except DIED as error:
             self.lost += 1
-            line = str(error).splitlines()[0]
+            line = first_line(error)
             self._on_lost(name, line)
             ray.kill(worker)  # where only its answer was lost, or its machine may come back
             self._start_worker()
@@ -152,7 +153,7 @@ class ScoringPool:
                 self._start_worker()
             elif not (self._free or self._running or self._starting):
                 raise PrunefrontError(
-                    f"no worker process stays alive, the last one ended with: {str(error).splitlines()[0]}; mend that "
+                    f"no worker process stays alive, the last one ended with: {first_line(error)}; mend that "
                     "and go on with --resume"
                 ) from error
             return

@@ -31,6 +31,7 @@ from prunefront.pipelines.workers.trial import Checkpoints, OnTrained, Queue
 from prunefront.pipelines.workers.workers import Process, Say, Training
 from prunefront.pruners.statistics import Batch, Statistics
 from prunefront.search.outcomes.measurement import Failure
+from prunefront.text import first_line
 
 T = TypeVar("T")
 
@@ -134,7 +135,7 @@ def _result(pending: Any) -> Any:
     try:
         return ray.get(pending)
     except (OutOfMemoryError, WorkerCrashedError) as error:
-        return Failure("crashed", f"the worker process died: {str(error).splitlines()[0]}")
+        return Failure("crashed", f"the worker process died: {first_line(error)}")
 
 
 @contextmanager
@@ -161,8 +162,9 @@ def _failures_said() -> Iterator[None]:
         yield
     except (RayError, TuneError) as error:
         cause = error.cause if isinstance(error, RayTaskError) else error
-        line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
-        raise PrunefrontError(f"Ray failed: {line}; what was done is kept, go on with --resume") from error
+        raise PrunefrontError(
+            f"Ray failed: {first_line(cause)}; what was done is kept, go on with --resume"
+        ) from error
     except ConnectionError as error:  # of ray://
         raise PrunefrontError(
             f"the connection to the Ray cluster was lost ({error}); what was done is kept: see to the cluster, and go "

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from prunefront.atomic import write_whole
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.publish import (
     LIMITS,
@@ -451,20 +450,6 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_folder_probe_leaves_nothing(tmp_path: Path) -> None:
     DirectoryStore(tmp_path / "store").probe()
     assert list((tmp_path / "store").iterdir()) == []
-
-
-def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
-    target = tmp_path / "file"
-    target.write_text("old")
-
-    def half(out: Any) -> None:
-        out.write(b"ne")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(target, half)
-    assert [f.name for f in tmp_path.iterdir()] == ["file"]
-    assert target.read_text() == "old"
 
 
 def test_weights_are_checked_before_they_are_read(made: Path, tmp_path: Path) -> None:

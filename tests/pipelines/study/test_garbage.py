@@ -15,9 +15,9 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, Artifact, fetch_from, publish
 from prunefront.pipelines.journal.journal import Journal, StudyRunning, lock
 from prunefront.pipelines.journal.layout import FRONT, JOURNAL
-from prunefront.pipelines.recovery.owner import Owner, claim
-from prunefront.pipelines.recovery.snapshot import Place
-from prunefront.pipelines.recovery.upload import Mirror
+from prunefront.pipelines.recovery.owner import Owner, claim_root
+from prunefront.pipelines.recovery.state_store import StateStore
+from prunefront.pipelines.recovery.upload import StateUploader
 from prunefront.pipelines.stores.folder import DirectoryStore
 from prunefront.pipelines.stores.memory import MemoryStore
 from prunefront.pipelines.stores.store import ArtifactError, put_json, put_text
@@ -241,17 +241,17 @@ def test_of_state_the_newest_snapshot_and_its_objects_stay(tmp_path: Path) -> No
     folder.mkdir()
     owners = []
     for fresh in (False, True):
-        owner = claim(store, folder, "digits", begun=False, fresh=fresh)
-        place = Place(store, owner.id)
+        owner = claim_root(store, folder, "digits", begun=False, fresh=fresh)
+        place = StateStore(store, owner.id)
         owners.append(place)
         for number in (1, 2):
             (folder / "study.json").write_text(f"{fresh} {number}")
             run = place.begin(number, folder)
-            Mirror(place, run, folder, None, lambda line: None)._look()
+            StateUploader(place, run, folder, None, lambda line: None)._upload()
             place.beat(run, ended=True)
     at = target_of(store)
     found = find(at, older_than=0.0, now=time.time() + DAY)
-    whole = f"state/{owners[0].study}"
+    whole = f"state/{owners[0].search}"
     stale = f"{owners[1].root}/run-000001/snapshot.json"
     orphan = [w for w in kinds(found) if "/objects/" in w]
     assert kinds(found) == dict.fromkeys([whole, stale, *orphan], "state")
@@ -260,7 +260,7 @@ def test_of_state_the_newest_snapshot_and_its_objects_stay(tmp_path: Path) -> No
     after = target_of(store)
     assert after.snapshot == at.snapshot
     assert all(store.exists(owners[1].object_key(d)) for d in at.snapshot.digests)  # type: ignore[union-attr]
-    assert {k.split("/")[1] for k in store.objects if k.startswith("state/")} == {owners[1].study}
+    assert {k.split("/")[1] for k in store.objects if k.startswith("state/")} == {owners[1].search}
     assert find(after, older_than=0.0, now=time.time() + DAY).items == ()
 
 
@@ -276,8 +276,8 @@ def target_of(store: MemoryStore) -> Target:
 def test_nothing_is_deleted_while_the_study_runs(tmp_path: Path) -> None:
     store, folder = MemoryStore(), tmp_path / "digits"
     folder.mkdir()
-    owner = claim(store, folder, "digits", begun=False)
-    place = Place(store, owner.id)
+    owner = claim_root(store, folder, "digits", begun=False)
+    place = StateStore(store, owner.id)
     run = place.begin(1, folder)
     at = target_of(store)
     with pytest.raises(StudyRunning, match="running elsewhere"):
@@ -323,7 +323,7 @@ def test_a_study_is_found_by_its_folder_and_its_store_by_its_root(tmp_path: Path
     config.path.mkdir()
     (config.path / "study.json").write_text(json.dumps(config.to_json()))
     store = DirectoryStore(config.path / "artifacts")
-    claim(store, config.path, "digits", begun=False)
+    claim_root(store, config.path, "digits", begun=False)
     with Journal(config.path / JOURNAL) as journal:
         journal.append(
             "trained",
@@ -334,7 +334,7 @@ def test_a_study_is_found_by_its_folder_and_its_store_by_its_root(tmp_path: Path
     assert [known.wanted for known in target(str(config.path)).journals] == [{"dense": "dense-0123456789ab"}]
     assert target(store.uri).journals == ()
     assert target(store.uri).owner == target(str(config.path)).owner
-    claim(store, tmp_path, "digits", begun=False, fresh=True)  # elsewhere
+    claim_root(store, tmp_path, "digits", begun=False, fresh=True)  # elsewhere
     with pytest.raises(PrunefrontError, match="holds an earlier search"):
         target(str(config.path))
 

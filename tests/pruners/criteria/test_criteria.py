@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.util
 import re
 from pathlib import Path
 
@@ -163,7 +164,7 @@ def test_registry_describes_itself():
     with pytest.raises(ValueError, match="registered twice"):
         criterion("l1", needs={"weight"})(l1.score)
     wrong = dataclasses.replace(l1, score=lambda view: view.weight)
-    with pytest.raises(ValueError, match=r"not 4 scores but shape \(4, 5\)"):
+    with pytest.raises(ValueError, match=r"of shape \(4, 5\), not 4 scores"):
         wrong(view_of(4, 0))
 
 
@@ -501,13 +502,21 @@ def test_random_is_uniform_and_knows_nothing():
 
 
 def test_the_guide_adds_a_criterion_that_works(monkeypatch):
-    source = re.search(r"```python\n# pruners/criteria/(\w+)\.py\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    source = re.search(
+        r"```python\n# pruners/criteria/(\w+)/(\w+)\.py\n(.*?)```", GUIDE.read_text(), re.DOTALL
+    )
     assert source
-    monkeypatch.setattr(criteria, "_entries", dict(criteria._entries))  # what the guide adds goes again
-    exec(compile(source[2], str(GUIDE), "exec"), {"__name__": f"prunefront.pruners.criteria.{source[1]}"})
-    test_contract.hypothesis.inner_test(source[1], units=8, seed=0, columns=4)
+    room, name, text = source.groups()
+    monkeypatch.setattr(
+        criteria, "_entries", dict(criteria._entries)
+    )  # takes the guide's criterion out again
+    exec(compile(text, str(GUIDE), "exec"), {"__name__": f"prunefront.pruners.criteria.{room}.{name}"})
+    assert importlib.util.find_spec(f"prunefront.pruners.criteria.{room}"), (
+        "the guide names a room that there is"
+    )
+    test_contract.hypothesis.inner_test(name, units=8, seed=0, columns=4)
     model = made(Plain)
-    scores = score_all(model, model.graph(), (source[1],), batches())[source[1]]
+    scores = score_all(model, model.graph(), (name,), batches())[name]
     assert {g: len(s) for g, s in scores.items()} == {"one": 6, "two": 4}
     asserted = re.search(r"```python\n(def test_.*?)```", GUIDE.read_text(), re.DOTALL)
     assert asserted

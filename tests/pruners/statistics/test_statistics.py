@@ -127,7 +127,7 @@ def test_gates_of_bare_parameters_are_told_apart_or_the_field_does_not_apply():
         parameters=(*graph.parameters, "second_first"),
     )
     assert separate_gates(graph.groups[0], graph) is None
-    assert "which of its module's weights" in first_order.fields["member_gradient"](graph.groups[0], graph)
+    assert "several weights of its module" in first_order.fields["member_gradient"](graph.groups[0], graph)
     only = dataclasses.replace(graph.groups[0], members=graph.groups[0].members[:2])
     assert separate_gates(only, graph) == ((only.members[0],), (only.members[1],))
 
