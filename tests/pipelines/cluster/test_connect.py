@@ -11,7 +11,7 @@ import ray
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster import connect as cluster
-from prunefront.pipelines.cluster.connect import Cluster, check_metrics_port, connected
+from prunefront.pipelines.cluster.connect import Cluster, check_metrics_port, connected, fewer_workers
 from prunefront.pipelines.cluster.stopping import Stopped, stoppable
 from prunefront.pipelines.config.sections import ClusterSection
 
@@ -95,3 +95,10 @@ def test_a_handler_of_sigterm_survives_rays_own(monkeypatch: pytest.MonkeyPatch)
         assert signal.getsignal(signal.SIGTERM) == before
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_fewer_workers_than_asked_for_are_said() -> None:
+    room = Cluster(workers=3, nodes=1, remote=False)
+    (line,) = fewer_workers(ClusterSection(workers=8), room)
+    assert "workers = 8, but Ray has room for 3" in line
+    assert fewer_workers(ClusterSection(workers=3), room) == fewer_workers(ClusterSection(), room) == []
