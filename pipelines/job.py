@@ -1,8 +1,8 @@
-"""`ray submit cluster.yaml pipelines/job.py study.toml`: one search on the cluster whose head this runs on.
+"""Runs one search on a cluster: `ray submit cluster.yaml pipelines/job.py study.toml`.
 
-`ray submit` copies this one file to the head's home folder and runs it there, so it imports nothing of ours
-before it stands in the folder that `ray up` copied the project to. Its arguments are those of `prunefront
-search`; when one begins with a dash, all go after `--`, as in `ray submit cluster.yaml pipelines/job.py --
+`ray submit` copies this one file to the home folder of the cluster's head and runs it there. So the file imports
+nothing of ours before it has changed to the folder that `ray up` copied the project to. Its arguments are those of
+`prunefront search`. When one begins with a dash, all go after `--`, as in `ray submit cluster.yaml pipelines/job.py --
 study.toml --resume`.
 """
 
@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 PROJECT = Path("~/prunefront").expanduser()
-"""Where cluster.yaml's file_mounts put the project; relative paths in the arguments begin here."""
+"""Folder into which cluster.yaml's file_mounts put the project; relative paths in the arguments begin here."""
 
 
 def cli_arguments(given: list[str], project: Path) -> list[str]:
-    """The arguments of `prunefront` for a search on the cluster that runs on this machine.
+    """Returns the arguments of `prunefront` for a search on the cluster whose head this machine is.
 
     Raises FileNotFoundError, whose text says what to do, if the project or the study is not here.
     """
@@ -33,7 +33,7 @@ def cli_arguments(given: list[str], project: Path) -> list[str]:
 
 
 def main() -> None:
-    """Runs the search; ends with its exit code, 2 when asked for what is not there."""
+    """Runs the search and ends with its exit code, which is 2 where the project or the study is not here."""
     try:
         arguments = cli_arguments(sys.argv[1:], PROJECT)
     except FileNotFoundError as error:

@@ -367,13 +367,12 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """List what a study's store holds that nothing refers to any more; with --delete, delete it."""
-    from prunefront.pipelines.study.garbage import delete as carry_out
-    from prunefront.pipelines.study.garbage import find, parse_age, target
+    from prunefront.pipelines.study.garbage import delete_garbage, find_garbage, open_study_store, parse_age
 
-    seconds, at = parse_age(older_than), target(source, endpoint_url)
-    found = find(at, older_than=seconds, dominated=dominated)
+    seconds, study = parse_age(older_than), open_study_store(source, endpoint_url)
+    found = find_garbage(study, older_than=seconds, dominated=dominated)
     if delete:
-        carry_out(at, found)
+        delete_garbage(study, found)
     if as_json:
         print_json(found.to_json(deleted=delete))
     else:
