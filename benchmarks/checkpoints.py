@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prunefront.pipelines.cluster.connect import connected
+from prunefront.pipelines.cluster.connect import connect
 from prunefront.pipelines.config.sections import ClusterSection, ModelSection
 from prunefront.pipelines.data import SearchData, Split, Transform
 from prunefront.pipelines.models import build
@@ -92,7 +92,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder, ExitStack() as stack:
         checkpoints: Folder | Checkpoints = Folder(Path(folder))
         if not arguments.here:
-            stack.enter_context(connected(None, ClusterSection(workers=1)))
+            stack.enter_context(connect(None, ClusterSection(workers=1)))
             checkpoints = stack.enter_context(kept_in(Path(folder), "benchmark", networks, remote=False))
         rows = [measured(name, n, checkpoints) for name in networks]
         for name in networks:

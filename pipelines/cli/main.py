@@ -124,7 +124,7 @@ def search(
 
     Ctrl-C or SIGTERM stops it: what is finished is kept, and a partial front is written; a second one ends it at once.
     """
-    from prunefront.pipelines.cluster.stopping import exit_code, stoppable
+    from prunefront.pipelines.cluster.stopping import exit_code, stop_on_signal
     from prunefront.pipelines.config.sections import load
     from prunefront.pipelines.events.display import Display
     from prunefront.pipelines.events.log import STDOUT, json_lines, wanted
@@ -135,7 +135,7 @@ def search(
     if folder is not None:
         config = config.model_copy(update={"folder": Path(folder).expanduser()})
     try:
-        with stoppable(), json_lines(target):
+        with stop_on_signal(), json_lines(target):
             from prunefront.pipelines.study.run import next_steps, run
 
             rows = run(

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cluster.connect import connected
-from prunefront.pipelines.cluster.device import Target, check_address, target
+from prunefront.pipelines.cluster.connect import connect
+from prunefront.pipelines.cluster.device import Target, check_address, make_target
 from prunefront.pipelines.cluster.nodes import check_nodes
 from prunefront.pipelines.config.sections import MeasureSection, StudyConfig
 from prunefront.pipelines.data import load as load_data
@@ -547,7 +547,7 @@ def measure_for(
     with ExitStack() as stack:
         if config.measure.device is not None:
             check_names(config)
-            stack.enter_context(connected(address, config.cluster))
+            stack.enter_context(connect(address, config.cluster))
             for line in check_nodes(config.measure, config.cluster):
                 display.say(line)
         return _measured(config, path or config.path / LATENCY_TABLE, fresh, joint, display)
@@ -555,7 +555,7 @@ def measure_for(
 
 def _measured(config: StudyConfig, path: Path, fresh: bool, joint: int, display: Display) -> Measured:
     network = subject(config)
-    there = target(config.measure, network.onnx_file)
+    there = make_target(config.measure, network.onnx_file)
     where = device(config.measure) if there is None else there.run(device, config.measure)
     keeps = widths(network.graph, config)
     todo = design(keeps, joint=joint, seed=config.seed)

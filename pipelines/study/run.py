@@ -13,8 +13,8 @@ from ray.exceptions import RayError, RayTaskError
 from ray.tune import TuneError
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cluster.connect import Cluster, check_metrics_port, connected, named
-from prunefront.pipelines.cluster.device import check_address, target
+from prunefront.pipelines.cluster.connect import Cluster, check_metrics_port, cluster_address, connect
+from prunefront.pipelines.cluster.device import check_address, make_target
 from prunefront.pipelines.cluster.nodes import check_nodes
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
@@ -176,7 +176,7 @@ def _stages(
     # the partial front comes first, and Ray's end, which takes a while, after it
     with ExitStack() as stack, partial_front_on_failure(config, session.display.say, session.events.tell):
         # a cluster that cannot be used is said before anything is spent; here Ray starts when there is work for it
-        cluster = _join(stack, session, address, metrics_port) if named(address) else None
+        cluster = _join(stack, session, address, metrics_port) if cluster_address(address) else None
         with timing.stage("prepare"):
             network = dense_network(config, session.display.say)
             bench = make_bench(config, network)
@@ -186,7 +186,7 @@ def _stages(
             )
             check_network(earlier, signature)  # before statistics and latencies are paid for
         cluster = cluster or _join(stack, session, address, metrics_port)
-        bench = replace(bench, target=target(config.measure, bench.dense_onnx))
+        bench = replace(bench, target=make_target(config.measure, bench.dense_onnx))
         timing.workers = cluster.workers
         with timing.stage("score"):
             knowledge = know(config, network, _gather(bench, cluster, config), session.display.say)
@@ -231,7 +231,7 @@ def _join(stack: ExitStack, session: Session, address: str | None, metrics_port:
     """Ray, and what it exports, until the end of `stack`. Raises PrunefrontError if the study cannot run or be measured
     there."""
     config = session.config
-    cluster = stack.enter_context(connected(address, config.cluster, metrics_port))
+    cluster = stack.enter_context(connect(address, config.cluster, metrics_port))
     _check_storage(config, cluster)
     for line in check_nodes(config.measure, config.cluster):
         session.display.say(line)

@@ -27,8 +27,8 @@ from ray.util.queue import Queue as EventQueue
 from torch import nn
 
 from prunefront.pipelines.cluster.connect import set_up_tune
-from prunefront.pipelines.cluster.device import named_place
-from prunefront.pipelines.cluster.patience import Patience, WaitsForWorkers
+from prunefront.pipelines.cluster.device import machine_fields
+from prunefront.pipelines.cluster.patience import Patience, WaitForWorkers
 from prunefront.pipelines.config.sections import ClusterSection
 from prunefront.pipelines.workers.bench import Job, Workbench
 from prunefront.pipelines.workers.checkpoints import Checkpoints
@@ -243,7 +243,7 @@ class FinetuneTrial(tune.Trainable):
         yield {
             OUTCOME: json.dumps(measured.to_json()),
             "artifact": artifact.uri,
-            MEASURED_ON: json.dumps(named_place(where)),
+            MEASURED_ON: json.dumps(machine_fields(where)),
             "accuracy": measured["accuracy"],
             "epochs": job.epochs,
             **({RESUMED: self._resumed} if self._resumed else {}),
@@ -375,7 +375,7 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained, on
             name=trials.name,
             storage_path=str(trials.storage.absolute()),
             verbose=0,
-            callbacks=[guard, WaitsForWorkers(trials.patience or Patience(cluster))],
+            callbacks=[guard, WaitForWorkers(trials.patience or Patience(cluster))],
             failure_config=tune.FailureConfig(max_failures=1),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
