@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import measure_file, read_manifest
+from prunefront.pipelines.artifacts.manifest import measure_file, read_manifest
 from prunefront.pipelines.config.sections import DataSection, ModelSection
 from prunefront.pipelines.data import Split, Splits, Transform, batches
 from prunefront.pipelines.data import load as load_splits
@@ -195,7 +195,7 @@ def read_recorded(folder: Path) -> Recorded:
             logits=_recorded_logits(outputs),
         )
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        # what plain code makes of JSON that has the wrong form
+        # raised by plain code on JSON of the wrong form
         raise ArtifactError(
             f"{folder}: plan.json or measurement.json is not what prunefront writes ({type(error).__name__}: "
             f"{error!s:.120})"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import locate
+from prunefront.pipelines.artifacts.manifest import artifact_uri
 from prunefront.pipelines.cluster.connect import Cluster
 from prunefront.pipelines.cluster.patience import Patience
 from prunefront.pipelines.journal.journal import JournalError, write_json
@@ -151,7 +151,7 @@ def _make(
             name,
             candidate_params(named[name].candidate) | stopped | place,
             outcome_from_json(event["outcome"]),
-            locate(session.store.uri, artifact) if artifact else None,
+            artifact_uri(session.store.uri, artifact) if artifact else None,
             stage=stage,
             seconds=float(event.get("seconds", 0.0)),
         )
@@ -323,6 +323,6 @@ def choose(session: Session, trained: Sequence[Trained]) -> list[Trained]:
     limits = resolve(bounds, dense.measurement.values)
     if bounds:
         uri = session.store.uri
-        found = standing(trained, bounds, limits, lambda artifact: locate(uri, artifact))
+        found = standing(trained, bounds, limits, lambda artifact: artifact_uri(uri, artifact))
         write_json(session.config.path / BOUNDS, found)
     return chosen(trained, limits)

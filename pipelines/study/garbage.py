@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, is_artifact_id, read_front
+from prunefront.pipelines.artifacts.fetch import read_stored_front
+from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST, is_artifact_id
 from prunefront.pipelines.journal.journal import StudyRunning, read_events
 from prunefront.pipelines.journal.layout import BOUNDS, EVALUATIONS, FRONT, JOURNAL, LOCK, OWNER, STATE, STUDY
 from prunefront.pipelines.recovery.owner import Owner, load_owner, read_owner
@@ -203,7 +204,7 @@ def find_garbage(
     try:
         front: frozenset[str] | None = frozenset(
             str(row["artifact"]).rpartition("/")[2]
-            for row in read_front(store)
+            for row in read_stored_front(store)
             if row.get("artifact") is not None
         )
     except ArtifactNotFound:

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, Artifact, fetch_from, publish
+from prunefront.pipelines.artifacts.fetch import fetch_from
+from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST
+from prunefront.pipelines.artifacts.publish import Artifact, publish
 from prunefront.pipelines.journal.journal import Journal, StudyRunning, lock
 from prunefront.pipelines.journal.layout import FRONT, JOURNAL
 from prunefront.pipelines.recovery.owner import Owner, claim_root
