@@ -72,7 +72,7 @@ class PartialFront:
 
     @property
     def summary(self) -> str:
-        """What this front is and is not, in one line."""
+        """A line that says how far the search is and what the figures mean."""
         if self.trained:
             return (
                 f"partial front: {self.done} of {self.total} candidates are fine-tuned so far. It is scored on {IMAGES}"
