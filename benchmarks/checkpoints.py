@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import arguments, report, seconds, table
-from prunefront.pipelines.cluster.connect import connected
+from prunefront.pipelines.cluster.connect import connect
 from prunefront.pipelines.config.sections import ClusterSection, ModelSection
 from prunefront.pipelines.data import SearchData, Split, Transform
 from prunefront.pipelines.models import build
@@ -80,7 +80,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder, ExitStack() as stack:
         checkpoints: Folder | Checkpoints = Folder(Path(folder))
         if not given.here:
-            stack.enter_context(connected(None, ClusterSection(workers=1)))
+            stack.enter_context(connect(None, ClusterSection(workers=1)))
             checkpoints = stack.enter_context(kept_in(Path(folder), "benchmark", networks, remote=False))
         rows = [measure(name, n, checkpoints) for name in networks]
         for name in networks:

@@ -51,7 +51,7 @@ def read_graph(folder: Path) -> ChannelGraph:
 
 
 def read_scores(folder: Path, graph: ChannelGraph) -> Nested:
-    """Reads criterion -> group or stack -> score of each unit. Raises PrunefrontError where it does not fit the graph."""
+    """Reads criterion -> group or stack -> score per unit. Raises PrunefrontError where it does not fit the graph."""
     return _fitting(folder / "scores.safetensors", graph, lambda name: lambda units: (units,))
 
 

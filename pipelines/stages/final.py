@@ -13,7 +13,8 @@ import numpy as np
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.card import card
-from prunefront.pipelines.artifacts.publish import fetch_from, publish
+from prunefront.pipelines.artifacts.fetch import fetch_from
+from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.artifacts.verify import CHECKED_INPUTS, onnx_accuracy, onnx_outputs
 from prunefront.pipelines.data import Split, Transform
 from prunefront.pipelines.fronts.row import FRONT_OBJECTIVES, FrontRow, describe_plan

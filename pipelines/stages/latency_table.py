@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cluster.connect import check_address, connected
+from prunefront.pipelines.cluster.connect import check_address, connect
 from prunefront.pipelines.config.sections import MeasureSection, StudyConfig
 from prunefront.pipelines.data import load as load_data
 from prunefront.pipelines.events.display import Display
@@ -549,7 +549,7 @@ def measure_for(
             check_names(config)
             from prunefront.pipelines.cluster.nodes import check_nodes  # needs Ray
 
-            stack.enter_context(connected(address, config.cluster))
+            stack.enter_context(connect(address, config.cluster))
             for line in check_nodes(config.measure, config.cluster):
                 display.say(line)
         return _measured(config, path or config.path / LATENCY_TABLE, fresh, joint, display)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import locate
+from prunefront.pipelines.artifacts.manifest import artifact_uri
 from prunefront.pipelines.journal.journal import JournalError, write_json
 from prunefront.pipelines.journal.layout import BOUNDS, CORRECTED_TABLE
 from prunefront.pipelines.prepare.network import Network, planned_by
@@ -188,7 +188,7 @@ class Making:
             name,
             candidate_params(self._jobs[name].candidate) | stopped | place,
             outcome_from_json(event["outcome"]),
-            locate(self._session.store.uri, artifact) if artifact else None,
+            artifact_uri(self._session.store.uri, artifact) if artifact else None,
             stage=self._stage,
             seconds=float(event.get("seconds", 0.0)),
         )
@@ -335,6 +335,6 @@ def choose(session: Session, trained: Sequence[Trained]) -> list[Trained]:
     limits = resolve(bounds, dense.measurement.values)
     if bounds:
         uri = session.store.uri
-        found = standing(trained, bounds, limits, lambda artifact: locate(uri, artifact))
+        found = standing(trained, bounds, limits, lambda artifact: artifact_uri(uri, artifact))
         write_json(session.config.path / BOUNDS, found)
     return chosen(trained, limits)

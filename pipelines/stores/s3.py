@@ -93,7 +93,7 @@ class S3Store:
 
     Credentials, region and endpoint come from where boto3 takes them (environment, ~/.aws, instance role);
     `endpoint_url` goes before AWS_ENDPOINT_URL. Digests are not left to the server: Ceph RGW and others
-    accept a wrong checksum header, so `artifacts.publish` verifies what it reads. Not picklable.
+    accept a wrong checksum header, so `artifacts.fetch` verifies what it reads. Not picklable.
     """
 
     def __init__(self, uri: str, *, endpoint_url: str | None = None, setting: str = "artifacts.uri") -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cluster.connect import check_address, check_metrics_port, named
+from prunefront.pipelines.cluster.connect import check_address, check_metrics_port, cluster_address
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.fronts.page import write_html
@@ -101,7 +101,7 @@ def run(
             )
 
         # a cluster that cannot be used is said before anything is spent; here Ray starts when there is work for it
-        workers = join() if without_ray or named(address) else None
+        workers = join() if without_ray or cluster_address(address) else None
         return _stages(session, workers, join)
 
 

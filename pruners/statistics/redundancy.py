@@ -20,7 +20,9 @@ LARGEST = 32
 
 def no_weight(group: ChannelGroup, graph: ChannelGraph) -> str | None:
     """Returns why there are no gradients: no trained conv or linear weight produces the channels; else None."""
-    return None if _trained_producers(group, graph) else "has no trained conv or linear layer that produces it"
+    return (
+        None if _trained_producers(group, graph) else "has no trained conv or linear layer that produces it"
+    )
 
 
 @statistic(

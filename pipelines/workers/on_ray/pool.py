@@ -101,7 +101,7 @@ class ScoringPool:
         done, _ = ray.wait([*self._running, *self._starting], num_returns=1, timeout=timeout)
         if not done:
             if not (self._running or self._free):
-                self._patience.there_is_none()
+                self._patience.no_worker_ready()
             return None
         if done[0] in self._starting:
             self._started(done[0])
@@ -158,7 +158,7 @@ class ScoringPool:
                 ) from error
             return
         self._stillborn = 0
-        self._patience.there_is_one()
+        self._patience.worker_ready()
         self._free.append(worker)
         self._hand_out()
 

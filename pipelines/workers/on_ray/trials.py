@@ -266,7 +266,7 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained, on
             name=trials.name,
             storage_path=str(trials.storage.absolute()),
             verbose=0,
-            callbacks=[guard, WaitsForWorkers(trials.patience or Patience(cluster))],
+            callbacks=[guard, WaitForWorkers(trials.patience or Patience(cluster))],
             failure_config=tune.FailureConfig(max_failures=1),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
@@ -304,7 +304,7 @@ def memory_is_no_mystery() -> Iterator[None]:
             vars(module)["RayActorError"] = error
 
 
-class WaitsForWorkers(tune.Callback):
+class WaitForWorkers(tune.Callback):
     """Patience with trials, for which Ray Tune itself would wait for ever."""
 
     def __init__(self, patience: Patience) -> None:
@@ -319,6 +319,6 @@ class WaitsForWorkers(tune.Callback):
             trial.is_finished()  # type: ignore[no-untyped-call]  # Tune leaves it untyped
             for trial in trials
         ):
-            self._patience.there_is_one()
+            self._patience.worker_ready()
         else:
-            self._patience.there_is_none()
+            self._patience.no_worker_ready()

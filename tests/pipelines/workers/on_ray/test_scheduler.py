@@ -11,7 +11,7 @@ from ray import tune
 from ray.tune.search import Searcher as TuneSearcher
 from ray.tune.search.optuna import OptunaSearch
 
-from prunefront.pipelines.cluster.connect import connected
+from prunefront.pipelines.cluster.connect import connect
 from prunefront.pipelines.config.sections import ClusterSection
 from prunefront.pipelines.workers.judge import EPOCH, MEASURED, OUTCOME, Judge, Reached
 from prunefront.pipelines.workers.on_ray.scheduler import HalvingScheduler
@@ -147,7 +147,7 @@ def test_it_stops_trials_on_several_objectives_beside_any_searcher(beside: str, 
         )
     reached: list[Reached] = []
     scheduler = HalvingScheduler(Judge(Rungs(PAIR, levels=(1, 2), keep=0.25, probes=0), reached.append))
-    with connected(None, ClusterSection(workers=2)):
+    with connect(None, ClusterSection(workers=2)):
         results = tune.Tuner(
             trainable(tmp_path / "crashed"),
             tune_config=tune.TuneConfig(
