@@ -137,7 +137,7 @@ def watch(server: "JobsServer", job: "Job") -> None:
 def submitted_status(study: str, address: str, as_json: bool) -> None:
     """Prints how a submitted study's job stands, and the end of its log."""
     from prunefront.pipelines.cluster.jobs import JobsServer
-    from prunefront.pipelines.events.display import clock
+    from prunefront.pipelines.events.display import format_duration
 
     server = JobsServer(address)
     job = server.find(study_name(study))
@@ -148,7 +148,7 @@ def submitted_status(study: str, address: str, as_json: bool) -> None:
     plain(f"{'study':<12}{job.study}: {job.state.lower()}")
     plain(f"{'job':<12}{job.id}")
     if job.started is not None:
-        plain(f"{'time':<12}{clock((job.ended or time.time()) - job.started)}")
+        plain(f"{'time':<12}{format_duration((job.ended or time.time()) - job.started)}")
     plain(f"{'results':<12}{job.folder} on the head")
     for line in last:
         plain(f"{'log':<12}{line}")

@@ -127,9 +127,9 @@ def search(
     from prunefront.pipelines.cluster.stopping import exit_code, stop_on_signal
     from prunefront.pipelines.config.read import load
     from prunefront.pipelines.events.display import Display
-    from prunefront.pipelines.events.log import STDOUT, json_lines, wanted
+    from prunefront.pipelines.events.log import STDOUT, json_lines, log_target
 
-    target = wanted(log_json)
+    target = log_target(log_json)
     console = Console(stderr=target == STDOUT)
     config = load(study)
     if folder is not None:
@@ -515,7 +515,7 @@ def print_partial(found: "PartialFront", folder: Path, *, as_json: bool) -> None
 
 def status_rows(found: "Status") -> list[tuple[str, str]]:
     """Label and text of each line that `prunefront status` prints."""
-    from prunefront.pipelines.events.display import clock
+    from prunefront.pipelines.events.display import format_duration
 
     running = f", process {found.process}" if found.process else ""
     rows = [("study", f"{found.study}: {found.state}{running}")]
@@ -527,18 +527,22 @@ def status_rows(found: "Status") -> list[tuple[str, str]]:
         for kind, count in sorted(found.failures.items())
     ]
     if found.per_minute:
-        left = "" if found.seconds_left is None else f", about {clock(found.seconds_left)} left of this stage"
+        left = (
+            ""
+            if found.seconds_left is None
+            else f", about {format_duration(found.seconds_left)} left of this stage"
+        )
         rows.append(("rate", f"{found.per_minute:.3g} a minute{left}"))
         rows.append(("busy", f"{found.busy:.1f} workers on average"))
-    rows.append(("spent", f"{clock(found.worker_seconds)} of workers' time on candidates"))
+    rows.append(("spent", f"{format_duration(found.worker_seconds)} of workers' time on candidates"))
     if found.idle_seconds is not None:
-        rows.append(("last", f"event {clock(found.idle_seconds)} ago"))
+        rows.append(("last", f"event {format_duration(found.idle_seconds)} ago"))
     return rows
 
 
 def print_garbage(found: "Garbage", console: Console, *, deleted: bool) -> None:
     """What goes, what stays and why, for people."""
-    from prunefront.pipelines.events.display import clock
+    from prunefront.pipelines.events.display import format_duration
     from prunefront.pipelines.study.garbage import KINDS
 
     def say(line: str) -> None:
@@ -550,7 +554,10 @@ def print_garbage(found: "Garbage", console: Console, *, deleted: bool) -> None:
         table.columns[2].justify = table.columns[3].justify = "right"
         for item in found.items:
             table.add_row(
-                item.kind, Text(printable(item.what)), f"{item.size_bytes:,}", clock(item.age_seconds)
+                item.kind,
+                Text(printable(item.what)),
+                f"{item.size_bytes:,}",
+                format_duration(item.age_seconds),
             )
         console.print(table)
         for kind in dict.fromkeys(item.kind for item in found.items):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from prunefront.pipelines.config.moved import under_new_keys
 from prunefront.pipelines.config.sections import StudyConfig
-from prunefront.pipelines.events.redaction import redacted
+from prunefront.pipelines.events.redaction import redact
 
 KEPT_WHERE = frozenset({"folder", "artifacts.state"})
 """Keys that say where a study's state is, not what it searches."""
@@ -15,7 +15,7 @@ def differences(config: StudyConfig, kept: Mapping[str, object]) -> list[str]:
 
     [cluster] may differ, and where the study is kept: it may go on elsewhere.
     """
-    ours, theirs = _flat(redacted(config.to_json())), _flat(under_new_keys(kept)[0])
+    ours, theirs = _flat(redact(config.to_json())), _flat(under_new_keys(kept)[0])
     return sorted(
         k
         for k in ours.keys() | theirs.keys()

@@ -1,4 +1,4 @@
-"""The zoo, one family a file, and `build`, which also takes a user's own `module:callable`."""
+"""The zoo, one family a file, and `build`, which also calls a user's own `module:callable`."""
 
 import inspect
 
@@ -16,16 +16,16 @@ __all__ = ["ModelError", "build", "densenet", "digits_cnn", "mobilenet", "models
 
 
 class ModelError(PrunefrontError):
-    """The model section asks for a network that cannot be made, or that does not fit the data."""
+    """The network of the section `model` cannot be made, or does not fit the data."""
 
 
 def build(
     section: ModelSection, *, classes: int, input_shape: tuple[int, int, int], seed: int = 0
 ) -> nn.Module:
-    """The network of a study, on the CPU in eval mode, its weights drawn with `seed`; no weights file is read.
+    """Returns the network of a study, on the CPU in eval mode. Its weights are drawn with `seed`; no file is read.
 
-    input_shape: (c, h, w). A zoo factory is told classes and channels; a user's own is called with the options
-    only. Raises UnknownName, NotImportable, or ModelError, also when such images do not become `classes` outputs.
+    input_shape: (c, h, w). A factory of the zoo gets classes and channels beside the options, a user's own the options
+    alone. Raises UnknownName, NotImportable, or ModelError, also where images do not become `classes` outputs.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

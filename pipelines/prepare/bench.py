@@ -6,7 +6,7 @@ import torch
 
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.data import SearchData
-from prunefront.pipelines.events.redaction import redacted
+from prunefront.pipelines.events.redaction import redact
 from prunefront.pipelines.formats.onnx_export import export
 from prunefront.pipelines.journal.journal import write_json
 from prunefront.pipelines.journal.layout import PREPARED
@@ -43,7 +43,7 @@ def make_bench(config: StudyConfig, network: Network, say: Say = lambda line: No
         dense_onnx=path.read_bytes(),
         artifact_uri=config.artifact_uri,
         artifacts=config.artifacts,
-        description=redacted(
+        description=redact(
             {
                 "model": {
                     "factory": config.model.factory,

@@ -16,7 +16,7 @@ from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.data import SearchData, Splits
 from prunefront.pipelines.data import load as load_data
 from prunefront.pipelines.formats.weights import load_weights, save_weights
-from prunefront.pipelines.journal.journal import changed, write_json
+from prunefront.pipelines.journal.journal import altered_file_error, write_json
 from prunefront.pipelines.journal.layout import PREPARED
 from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.checks import check_graph
@@ -80,7 +80,7 @@ def dense_network(config: StudyConfig, say: Say) -> Network:
         graph = read_graph(folder)
         # a second or two, and whatever else the file says cannot mislead what is computed from it
         if graph != trace_model(model.eval(), config, shape):
-            raise changed(folder / "graph.json", "it is not the graph of this network")
+            raise altered_file_error(folder / "graph.json", "it is not the graph of this network")
         check_graph(config, graph)
         return Network(splits, model.eval(), graph, initial)
     folder.mkdir(parents=True, exist_ok=True)

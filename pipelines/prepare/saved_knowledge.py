@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from prunefront.atomic import write_whole
-from prunefront.pipelines.journal.journal import changed, read_json
+from prunefront.pipelines.journal.journal import altered_file_error, read_json
 from prunefront.pruners.graph.channel_graph import ChannelGraph, check_consistent
 from prunefront.pruners.graph.single_cuts import RATIOS
 
@@ -44,9 +44,9 @@ def read_graph(folder: Path) -> ChannelGraph:
         check_consistent(graph)
     except ValidationError as error:
         first = error.errors()[0]
-        raise changed(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise altered_file_error(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except (TypeError, ValueError, KeyError) as error:
-        raise changed(path, str(error)) from None
+        raise altered_file_error(path, str(error)) from None
     return graph
 
 
@@ -65,7 +65,7 @@ def read_digests(folder: Path) -> Mapping[str, str]:
     path = folder / "data.json"
     data = read_json(path)
     if not isinstance(data, dict) or data.keys() != {"training", "validation", "test"}:
-        raise changed(path, "it does not hold the digests of three parts")
+        raise altered_file_error(path, "it does not hold the digests of three parts")
     return data
 
 
@@ -75,7 +75,7 @@ def read_precision(folder: Path) -> Precision:
     try:
         return Precision.model_validate(read_json(path))
     except ValidationError as error:
-        raise changed(path, error.errors()[0]["msg"]) from None
+        raise altered_file_error(path, error.errors()[0]["msg"]) from None
 
 
 def save_nested(arrays: Mapping[str, Mapping[str, NDArray[np.float64]]], path: Path) -> None:
@@ -91,15 +91,17 @@ def _fitting(
     try:
         arrays = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise changed(path, str(error)) from None
+        raise altered_file_error(path, str(error)) from None
     nested: Nested = {}
     for key, values in arrays.items():
         name, _, group = key.partition("/")
         shape = shape_of(name)
         if shape is None or group not in units:
-            raise changed(path, f"nothing is known of {key!r:.60} in this network")
+            raise altered_file_error(path, f"nothing is known of {key!r:.60} in this network")
         if values.dtype.kind != "f" or values.shape != shape(units[group]) or np.isnan(values).any():
-            raise changed(path, f"{key!r:.60} does not hold a number for each of {units[group]} units")
+            raise altered_file_error(
+                path, f"{key!r:.60} does not hold a number for each of {units[group]} units"
+            )
         nested.setdefault(name, {})[group] = values
     return nested
 

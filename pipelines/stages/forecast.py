@@ -16,7 +16,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.journal.evaluations import Evaluation
-from prunefront.pipelines.journal.journal import changed, read_json, write_json
+from prunefront.pipelines.journal.journal import altered_file_error, read_json, write_json
 from prunefront.pipelines.journal.layout import LATENCY_TABLE, PREPARED
 from prunefront.pipelines.prepare.feasibility import OverBudget
 from prunefront.pipelines.stages.latency_table import (
@@ -326,10 +326,10 @@ def kept_forecast(path: Path, space: SearchSpace, bounds: tuple[Constraint, ...]
         table = LatencyTable.from_json(data["table"])
         predictor = LatencyPredictor.from_json(data["predictor"])
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, PrunefrontError) as error:
-        raise changed(path, f"{type(error).__name__}: {error}") from None
+        raise altered_file_error(path, f"{type(error).__name__}: {error}") from None
     groups = {g.name: g.units for g in space.groups}
     if predictor.operators != table.operators or not groups.items() <= predictor.groups.items():
-        raise changed(path, "it predicts another network")
+        raise altered_file_error(path, "it predicts another network")
     return Forecast(predictor, table, bounds)
 
 

@@ -9,8 +9,8 @@ from prunefront.atomic import target_name
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.differences import differences
 from prunefront.pipelines.config.sections import StudyConfig
-from prunefront.pipelines.events.redaction import redacted
-from prunefront.pipelines.journal.journal import Journal, changed, is_begun, read_json, write_json
+from prunefront.pipelines.events.redaction import redact
+from prunefront.pipelines.journal.journal import Journal, altered_file_error, is_begun, read_json, write_json
 from prunefront.pipelines.journal.layout import (
     ARTIFACTS,
     BOUNDS,
@@ -118,11 +118,11 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
     for path in folder.iterdir():
         if target_name(path.name) in OURS:
             path.unlink()
-    write_json(study, redacted(config.to_json()))
+    write_json(study, redact(config.to_json()))
 
 
 def _object(path: Path) -> Mapping[str, Any]:
     data = read_json(path)
     if not isinstance(data, dict):
-        raise changed(path, "it holds no object")
+        raise altered_file_error(path, "it holds no object")
     return data

@@ -26,7 +26,7 @@ from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.store import (
     ArtifactNotFound,
     ObjectStore,
-    Stored,
+    StoredObject,
     Upload,
     parse_json,
     read_text,
@@ -209,8 +209,8 @@ def find_garbage(
         )
     except ArtifactNotFound:
         front = None
-    artifacts: dict[str, list[Stored]] = defaultdict(list)
-    searches: dict[str, list[tuple[Stored, re.Match[str]]]] = defaultdict(list)
+    artifacts: dict[str, list[StoredObject]] = defaultdict(list)
+    searches: dict[str, list[tuple[StoredObject, re.Match[str]]]] = defaultdict(list)
     foreign: list[str] = []
     for found in store.list():
         folder, _, name = found.key.partition("/")
@@ -330,7 +330,7 @@ def _judge(
 
 
 def _states(
-    study: StudyStore, searches: Mapping[str, Sequence[tuple[Stored, re.Match[str]]]], now: float
+    study: StudyStore, searches: Mapping[str, Sequence[tuple[StoredObject, re.Match[str]]]], now: float
 ) -> list[Item]:
     items: list[Item] = []
     for search, found in sorted(searches.items()):
@@ -352,7 +352,7 @@ def _states(
     return items
 
 
-def _item(kind: str, what: str, objects: Sequence[Stored], now: float) -> Item:
+def _item(kind: str, what: str, objects: Sequence[StoredObject], now: float) -> Item:
     return Item(
         kind,
         what,

@@ -12,9 +12,9 @@ from rich.text import Text
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import StudyConfig
-from prunefront.pipelines.events.display import clock
-from prunefront.pipelines.journal.evaluations import Evaluations, evaluations, nothing_yet
-from prunefront.pipelines.journal.journal import changed, read_events, read_json
+from prunefront.pipelines.events.display import format_duration
+from prunefront.pipelines.journal.evaluations import Evaluations, evaluations, no_evaluations_error
+from prunefront.pipelines.journal.journal import altered_file_error, read_events, read_json
 from prunefront.pipelines.journal.layout import JOURNAL, TIMING
 from prunefront.pipelines.prepare.knowledge import read_knowledge
 from prunefront.pipelines.prepare.problem import problem
@@ -178,7 +178,7 @@ def load_evaluations(folder: Path, config: StudyConfig) -> tuple[Evaluations, Ch
     """
     events = read_events(folder / JOURNAL)
     if not any(e["event"] == "told" for e in events):
-        raise nothing_yet(config.name)
+        raise no_evaluations_error(config.name)
     graph, knowledge = read_knowledge(folder)
     space = config.space
 
@@ -299,9 +299,9 @@ def first_stage_seconds(folder: Path) -> float | None:
     try:
         seconds = read_json(path)["busy"].get("screen")
     except (LookupError, TypeError, AttributeError) as error:
-        raise changed(path, f"{type(error).__name__}: {error}") from None
+        raise altered_file_error(path, f"{type(error).__name__}: {error}") from None
     if seconds is not None and (type(seconds) not in (int, float) or not 0 <= seconds < 1e15):
-        raise changed(path, f"{seconds!r:.40} are no seconds")
+        raise altered_file_error(path, f"{seconds!r:.40} are no seconds")
     return float(seconds) if seconds else None
 
 
@@ -320,7 +320,7 @@ def print_rehearsal(found: Rehearsal, console: Console) -> None:
                 "–" if v is None else f"{v[0]:.3f}" + (f" ± {v[1]:.3f}" if found.repeats > 1 else "")
                 for v in volumes
             ),
-            clock(row.seconds),
+            format_duration(row.seconds),
             f"{row.busy:.0%}",
             f"{row.recorded:.0%}",
         ]

@@ -86,7 +86,7 @@ def run(
         opened(config, display, resume=resume, fresh=fresh) as session,
         ExitStack() as stack,
         # the partial front comes before Ray's end, which takes a while
-        partial_front_on_failure(config, display.say, session.events.tell),
+        partial_front_on_failure(config, display.say, session.events.report),
     ):
 
         def join() -> Workers:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prunefront.pipelines.artifacts.publish import Artifact, publish
 from prunefront.pipelines.stores.memory import MemoryStore
-from prunefront.pipelines.stores.spool import PATIENCE, Refuge, _bring, patiently
+from prunefront.pipelines.stores.spool import PATIENCE, Refuge, retry_while_away, send_to_refuge
 from prunefront.pipelines.stores.store import ArtifactStore, StoreAway
 
 
@@ -17,8 +17,8 @@ def published(store: ArtifactStore, folder: Path, name: str, refuge: Refuge | No
         return publish(store, folder, name)
     except StoreAway as away:
         if refuge is None:
-            return patiently(PATIENCE)(publish, store, folder, name)
+            return retry_while_away(PATIENCE)(publish, store, folder, name)
         kept = MemoryStore(store.uri)
         artifact = publish(kept, folder, name)
-        _bring(kept.objects, refuge, away)
+        send_to_refuge(kept.objects, refuge, away)
         return artifact

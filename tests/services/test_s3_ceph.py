@@ -14,7 +14,7 @@ from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST, check_dige
 from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data import load
-from prunefront.pipelines.data.cache import FOLDER
+from prunefront.pipelines.data.cache import FOLDER_VARIABLE
 from prunefront.pipelines.journal.layout import FRONT
 from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.s3 import PART_BYTES, S3Error, S3Store
@@ -111,7 +111,7 @@ def test_training_images_are_kept_on_this_machine(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In several parts, and anew when the object is another one."""
-    monkeypatch.setenv(FOLDER, str(tmp_path / "cache"))
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
     test = write_parquet(tmp_path / "test.parquet", split(9, size=128))
     for seed in (1, 2):
         part = split(240, seed=seed, size=128)

@@ -16,7 +16,7 @@ from prunefront.pipelines.cluster.nodes import check_nodes
 from prunefront.pipelines.cluster.patience import Patience
 from prunefront.pipelines.config.sections import MeasureSection, StudyConfig
 from prunefront.pipelines.events.events import Events
-from prunefront.pipelines.events.metrics import exported
+from prunefront.pipelines.events.metrics import export_metrics
 from prunefront.pipelines.journal.layout import TUNE
 from prunefront.pipelines.measure.target import Target
 from prunefront.pipelines.stores.spool import Refuge
@@ -151,7 +151,7 @@ def on_ray(
         _check_storage(config, cluster)
         for line in (*fewer_workers(config.cluster, cluster), *check_nodes(config.measure, config.cluster)):
             say(line)
-        with exported(events, workers=cluster.workers, remote=cluster.remote):
+        with export_metrics(events, workers=cluster.workers, remote=cluster.remote):
             yield RayWorkers(cluster, config)
 
 

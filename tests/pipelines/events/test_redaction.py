@@ -15,7 +15,7 @@ from prunefront.pipelines.cli.main import main
 from prunefront.pipelines.config.differences import differences
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import ClusterSection, StudyConfig
-from prunefront.pipelines.events.redaction import redacted, without_password, without_secrets
+from prunefront.pipelines.events.redaction import redact, without_password, without_secrets
 from prunefront.pipelines.study.find import load_config, tracking_uri
 from prunefront.pipelines.study.folder import open_folder
 from prunefront.pipelines.workers.failures import failure
@@ -64,7 +64,7 @@ def test_values_of_the_environment_are_hidden(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_is_named_as_a_secret_is_not_told() -> None:
     data = {"options": {"api_key": SECRET, "width": 8, "tokens": [SECRET]}, "uri": f"http://a:{SECRET}@h"}
-    assert redacted(data) == {
+    assert redact(data) == {
         "options": {"api_key": "***", "width": 8, "tokens": "***"},
         "uri": "http://a:***@h",
     }

@@ -331,7 +331,7 @@ def test_ctrl_c_while_fine_tuning_leaves_a_partial_front_and_a_lost_network_cost
         before = journal(tmp_path)
         prunefront(tmp_path, "search", "s.toml", "--resume", *watched)
     assert metrics >= {
-        f"{family.exported}{'_count' if family.kind == 'histogram' else ''}"
+        f"{family.exported_name}{'_count' if family.kind == 'histogram' else ''}"
         for family in FAMILIES
         if family.name not in ("candidates_stopped_early", "candidates_failed", "workers_lost", "outages")
     }

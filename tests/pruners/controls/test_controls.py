@@ -22,7 +22,7 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph, MacOp
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.plan.cost import macs, macs_of
 from prunefront.pruners.plan.decide import plan
-from prunefront.pruners.scoring import score_all
+from prunefront.pruners.scoring import score
 from prunefront.pruners.trace.tracer import trace
 from tests.nets import NETS
 from tests.pruners.fixtures import group, part
@@ -37,7 +37,7 @@ def subject_of(name: str, ratio: float = 0.5, **other) -> Subject:
     """A plan whose ratios differ from group to group, by L1 norm."""
     model, _ = NETS[name]()
     graph = traced(name)
-    scores = score_all(model, graph, ["l1", "l2"])
+    scores = score(model, graph, ["l1", "l2"])
     ratios = itertools.cycle([ratio, ratio / 2, 0.0])
     choices = {g.name: GroupChoice("l1", ratio=r) for g, r in zip(graph.groups, ratios, strict=False) if r}
     given = {"epochs": 5, "dense_epochs": 40, **other}
