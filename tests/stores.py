@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from prunefront.pipelines.artifacts.publish import LIMITS, fetch_from, publish, read_front
+from prunefront.pipelines.artifacts.fetch import fetch_from, read_stored_front
+from prunefront.pipelines.artifacts.manifest import LIMITS
+from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.journal.layout import FRONT
 from prunefront.pipelines.recovery.owner import NotOurs, claim_root, read_owner
 from prunefront.pipelines.stores.store import ObjectStore, put_json
@@ -96,6 +98,6 @@ def check_two_studies_do_no_harm(open_root: Callable[[], ObjectStore], folder: P
     owner = read_owner(root)
     assert owner is not None
     assert owner.study == ("one", "another")[owning.index(True)]
-    assert [row["key"] for row in read_front(root)] == [f"{owner.study}-{n}" for n in range(NETWORKS)]
+    assert [row["key"] for row in read_stored_front(root)] == [f"{owner.study}-{n}" for n in range(NETWORKS)]
     whole = {s.key.partition("/")[0] for s in root.list() if "/" in s.key}
     assert len(whole) == NETWORKS // 2 + 2 * NETWORKS // 2

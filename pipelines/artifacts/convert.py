@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunefront.atomic import move_whole
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, check_digests
+from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST, check_digests
 from prunefront.pipelines.artifacts.verify import torch_network
 from prunefront.pipelines.config.sections import DataSection, ModelSection
 from prunefront.pipelines.data import Split, Splits, batches

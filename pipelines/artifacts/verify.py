@@ -1,29 +1,25 @@
 """Verifies a fetched artifact: first the digests of its files, then every recorded figure by measuring it again."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import safetensors
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import measure_file, read_manifest
+from prunefront.pipelines.artifacts.manifest import measure_file, read_manifest
+from prunefront.pipelines.artifacts.record import ArtifactRecord, Entries, read_record
 from prunefront.pipelines.config.sections import DataSection, ModelSection
 from prunefront.pipelines.data import Split, Splits, Transform, batches
 from prunefront.pipelines.data import load as load_splits
 from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
 from prunefront.pipelines.measure.accuracy import Accuracy, accuracy, wilson
-from prunefront.pipelines.stores.store import ArtifactError, parse_json
-from prunefront.pruners.graph.plan import PruningPlan
-
-S = TypeVar("S", bound=BaseModel)
+from prunefront.pipelines.stores.store import ArtifactError
 
 CHECKED_INPUTS = 4
 """Number of test images, from the first on, whose logits an artifact records."""
@@ -63,30 +59,6 @@ class Verification:
         return {"ok": self.ok, "checks": checks, "skipped": list(self.skipped)}
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """The content of plan.json and measurement.json, checked for form. logits: (k, classes), finite.
-
-    integers: the ONNX network computes in integers, so that torch's floats differ from it. plan_key, achieved: key and
-    ratios as the files state them. planned_key, planned: key and ratios worked out from the plan.
-    """
-
-    key: str
-    model: ModelSection
-    data: DataSection
-    plan: PruningPlan
-    integers: bool
-    plan_key: str
-    planned_key: str
-    planned: Mapping[str, float]
-    shapes: Mapping[str, tuple[int, ...]]
-    accuracy: float
-    images: int
-    params: int
-    achieved: Mapping[str, float]
-    logits: NDArray[np.float64]
-
-
 def verify(
     folder: Path,
     *,
@@ -105,7 +77,7 @@ def verify(
     files = tuple(_check_files(folder))
     if not all(check.ok for check in files):
         return Verification(files, ("everything else: the files are not those that were published",))
-    recorded = read_recorded(folder)
+    recorded = read_record(folder)
     section = data or recorded.data
     if data is None and ":" in section.source:
         raise PrunefrontError(
@@ -137,7 +109,7 @@ def torch_network(folder: Path, factory: ModelSection | None = None) -> nn.Modul
     from prunefront.pipelines.models import build
     from prunefront.pruners.saved import load_network
 
-    plan = _Entries(folder / "plan.json")
+    plan = Entries(folder / "plan.json")
     model = factory or _built_in(plan.section("model", ModelSection))
     if model is None:
         raise PrunefrontError(
@@ -168,82 +140,6 @@ def onnx_accuracy(onnx: bytes, split: Split, transform: Transform, *, threads: i
     return Accuracy(right / len(split), *wilson(right, len(split)), len(split))
 
 
-def read_recorded(folder: Path) -> Recorded:
-    """Reads plan.json and measurement.json of an artifact. Raises ArtifactError, which names a wrong entry."""
-    plan = _Entries(folder / "plan.json")
-    measured = _Entries(folder / "measurement.json")
-    shapes = plan.get("shapes", dict)
-    outputs = _Entries(measured.file, measured.get("outputs", dict), "outputs.")
-    achieved = measured.get("achieved", dict)
-    stated = plan.get("plan", dict)
-    try:
-        pruning = PruningPlan.from_json(stated)
-        return Recorded(
-            key=measured.get("key", str),
-            model=plan.section("model", ModelSection),
-            data=plan.section("data", DataSection),
-            plan=pruning,
-            integers=plan.get("onnx", str) == "int8",
-            plan_key=str(stated["key"]),
-            planned_key=pruning.key(),
-            planned=pruning.achieved(),
-            shapes={str(name): tuple(int(n) for n in shape) for name, shape in shapes.items()},
-            accuracy=float(measured.get("accuracy", (int, float))),
-            images=measured.get("images", int),
-            params=measured.get("params", int),
-            achieved={str(name): float(ratio) for name, ratio in achieved.items()},
-            logits=_recorded_logits(outputs),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        # what plain code makes of JSON that has the wrong form
-        raise ArtifactError(
-            f"{folder}: plan.json or measurement.json is not what prunefront writes ({type(error).__name__}: "
-            f"{error!s:.120})"
-        ) from None
-
-
-class _Entries:
-    """The entries of a JSON object that is not trusted."""
-
-    def __init__(self, file: Path, data: object = None, prefix: str = "") -> None:
-        self.file, self.prefix = file, prefix
-        found = parse_json(file.read_text(errors="replace"), source=str(file)) if data is None else data
-        if not isinstance(found, dict):
-            raise ArtifactError(f"{file} must hold an object")
-        self.data: dict[str, Any] = found
-
-    def get(self, key: str, kind: type | tuple[type, ...]) -> Any:
-        if key not in self.data:
-            raise ArtifactError(
-                f"{self.file} lacks {self.prefix}{key}: only a network of a reported front can be verified"
-            )
-        value = self.data[key]
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ArtifactError(f"{self.file}: {self.prefix}{key} = {value!r:.60} has the wrong type")
-        return value
-
-    def section(self, key: str, kind: type[S]) -> S:
-        try:
-            return kind.model_validate(self.get(key, dict))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ArtifactError(f"{self.file}: {key}.{where}: {first['msg']}") from None
-
-
-def _recorded_logits(outputs: _Entries) -> NDArray[np.float64]:
-    described = outputs.get("inputs", str)
-    logits = np.asarray(outputs.get("logits", list), dtype=np.float64)
-    match = re.fullmatch(r"test\[:(\d{1,4})\]", described)
-    whole = logits.ndim == 2 and logits.size > 0 and bool(np.isfinite(logits).all())
-    if match is None or not whole or len(logits) != int(match[1]):
-        raise ArtifactError(
-            f"{outputs.file}: outputs must hold k rows of finite logits of 'test[:k]', got {logits.shape} of "
-            f"{described!r:.40}"
-        )
-    return logits
-
-
 def _check_files(folder: Path) -> Iterator[Check]:
     for name, record in read_manifest(folder).files.items():
         try:
@@ -254,7 +150,7 @@ def _check_files(folder: Path) -> Iterator[Check]:
             yield Check(f"digest of {name}", record.sha256[:12], measured.sha256[:12], measured == record)
 
 
-def _check_plan(folder: Path, recorded: Recorded) -> Iterator[Check]:
+def _check_plan(folder: Path, recorded: ArtifactRecord) -> Iterator[Check]:
     name, planned = read_manifest(folder).name, recorded.planned
     yield Check("key", recorded.key, name, recorded.key == name)
     key = recorded.planned_key
@@ -272,7 +168,7 @@ def _check_plan(folder: Path, recorded: Recorded) -> Iterator[Check]:
     yield Check("achieved ratios", _mean(recorded.achieved), _mean(planned), same)
 
 
-def _check_onnx(folder: Path, recorded: Recorded, splits: Splits) -> Iterator[Check]:
+def _check_onnx(folder: Path, recorded: ArtifactRecord, splits: Splits) -> Iterator[Check]:
     test = splits.test
     yield Check("test images", str(recorded.images), str(len(test)), recorded.images == len(test))
     onnx = (folder / "model.onnx").read_bytes()
@@ -282,7 +178,9 @@ def _check_onnx(folder: Path, recorded: Recorded, splits: Splits) -> Iterator[Ch
     yield _compare_accuracy("accuracy (onnx)", recorded, measured)
 
 
-def _check_torch(folder: Path, recorded: Recorded, splits: Splits, section: ModelSection) -> Iterator[Check]:
+def _check_torch(
+    folder: Path, recorded: ArtifactRecord, splits: Splits, section: ModelSection
+) -> Iterator[Check]:
     """Yields the checks of the torch network: the factory's dense one, cut by the plan, with the stored weights."""
     # what only needs the ONNX file should not import the zoo
     from prunefront.pipelines.models import build
@@ -339,7 +237,7 @@ def _torch_outputs(model: nn.Module, split: Split, transform: Transform) -> list
         return [row for images, _ in batches(split, transform, 256) for row in model(images).tolist()]
 
 
-def _compare_logits(name: str, recorded: Recorded, measured: Sequence[Sequence[float]]) -> Check:
+def _compare_logits(name: str, recorded: ArtifactRecord, measured: Sequence[Sequence[float]]) -> Check:
     got = np.asarray(measured, dtype=np.float64)
     scale = max(1.0, float(np.abs(recorded.logits).max()))
     allowed = (
@@ -353,7 +251,7 @@ def _compare_logits(name: str, recorded: Recorded, measured: Sequence[Sequence[f
     )  # NaN is not within
 
 
-def _compare_accuracy(name: str, recorded: Recorded, measured: Accuracy) -> Check:
+def _compare_accuracy(name: str, recorded: ArtifactRecord, measured: Accuracy) -> Check:
     allowed = max(1.0, FLIP_TOLERANCE * measured.images) / measured.images
     ok = abs(measured.value - recorded.accuracy) <= allowed + 1e-9
     return Check(name, f"{recorded.accuracy:.4f} ± {allowed:.4f}", f"{measured.value:.4f}", ok)

@@ -124,7 +124,7 @@ def search(
 
     Ctrl-C or SIGTERM stops it: what is finished is kept, and a partial front is written; a second one ends it at once.
     """
-    from prunefront.pipelines.cluster.stopping import exit_code, stoppable
+    from prunefront.pipelines.cluster.stopping import exit_code, stop_on_signal
     from prunefront.pipelines.config.read import load
     from prunefront.pipelines.events.display import Display
     from prunefront.pipelines.events.log import STDOUT, json_lines, log_target
@@ -135,7 +135,7 @@ def search(
     if folder is not None:
         config = config.model_copy(update={"folder": Path(folder).expanduser()})
     try:
-        with stoppable(), json_lines(target):
+        with stop_on_signal(), json_lines(target):
             from prunefront.pipelines.study.run import next_steps, run
 
             rows = run(
@@ -367,13 +367,12 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """List what a study's store holds that nothing refers to any more; with --delete, delete it."""
-    from prunefront.pipelines.study.garbage import delete as carry_out
-    from prunefront.pipelines.study.garbage import find, parse_age, target
+    from prunefront.pipelines.study.garbage import delete_garbage, find_garbage, open_study_store, parse_age
 
-    seconds, at = parse_age(older_than), target(source, endpoint_url)
-    found = find(at, older_than=seconds, dominated=dominated)
+    seconds, study = parse_age(older_than), open_study_store(source, endpoint_url)
+    found = find_garbage(study, older_than=seconds, dominated=dominated)
     if delete:
-        carry_out(at, found)
+        delete_garbage(study, found)
     if as_json:
         print_json(found.to_json(deleted=delete))
     else:

@@ -11,8 +11,10 @@ KEPT_WHERE = frozenset({"folder", "artifacts.state"})
 
 
 def differences(config: StudyConfig, kept: Mapping[str, object]) -> list[str]:
-    """The keys, dotted, in which `config` differs from the one that an earlier run kept. [cluster] may differ, and
-    where the study is kept: it may go on elsewhere."""
+    """Returns the keys, dotted, in which `config` differs from the one that an earlier run kept.
+
+    [cluster] may differ, and where the study is kept: it may go on elsewhere.
+    """
     ours, theirs = _flat(redact(config.to_json())), _flat(under_new_keys(kept)[0])
     return sorted(
         k

@@ -1,10 +1,10 @@
 """Chooses one network of a front: the best within bounds, or the one with a given key."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 
 from prunefront.pipelines.fronts.row import FrontError, FrontRow
 from prunefront.search.outcomes.measurement import OBJECTIVES
+from prunefront.text import did_you_mean
 
 COLUMNS = (*OBJECTIVES, "accuracy_low", "accuracy_high", "latency_ratio_high", "epochs")
 """Fields of a row that can be bounded."""
@@ -49,9 +49,8 @@ def _fits(row: FrontRow, under: Mapping[str, float]) -> bool:
 
 def _check_name(name: str, known: Sequence[str], kind: str) -> None:
     if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise FrontError(f"the front has no {kind} {name!r}; {hint}known: {', '.join(known)}")
+        near = did_you_mean(name, known)
+        raise FrontError(f"the front has no {kind} {name!r}; {near}known: {', '.join(known)}")
 
 
 def _explain(rows: Sequence[FrontRow], under: Mapping[str, float]) -> str:

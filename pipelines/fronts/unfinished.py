@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from prunefront.pipelines.artifacts.publish import locate
+from prunefront.pipelines.artifacts.manifest import artifact_uri
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.fronts.row import FRONT_OBJECTIVES, FrontRow, arrange
 from prunefront.pipelines.journal.layout import DENSE_NETWORKS
@@ -72,7 +72,7 @@ class PartialFront:
 
     @property
     def summary(self) -> str:
-        """What this front is and is not, in one line."""
+        """A line that says how far the search is and what the figures mean."""
         if self.trained:
             return (
                 f"partial front: {self.done} of {self.total} candidates are fine-tuned so far. It is scored on {IMAGES}"
@@ -150,7 +150,7 @@ def _row(
         macs=int(measured["macs"]),
         params=int(measured["params"]),
         achieved={},
-        artifact=locate(config.artifact_uri, artifact) if artifact else None,
+        artifact=artifact_uri(config.artifact_uri, artifact) if artifact else None,
         epochs=int(event.get("epochs", 0)),
         control=control,
         of=of,

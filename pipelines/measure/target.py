@@ -50,6 +50,6 @@ def check_runtime(section: MeasureSection) -> None:
         )
 
 
-def named_place(where: Mapping[str, Any]) -> dict[str, Any]:
+def machine_fields(where: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what names the machine in an environment: host, Ray's node and processor."""
     return {key: where[key] for key in ("host", "node", "processor")}

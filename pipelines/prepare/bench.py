@@ -17,7 +17,7 @@ from prunefront.pipelines.workers.train import Precision, Recipe, faster_precisi
 
 
 def make_bench(config: StudyConfig, network: Network, say: Say = lambda line: None) -> Workbench:
-    """What every worker gets. Takes seconds: exports the dense network, finds the faster precision."""
+    """Returns what every worker gets. Takes seconds: exports the dense network, finds the faster precision."""
     data = network.splits.for_search()
     device = "cuda" if config.cluster.gpus_per_worker > 0 else "cpu"
     path = config.path / PREPARED / "dense.onnx"

@@ -1,4 +1,4 @@
-"""Whether a study asks for what there is: names, spaces, bounds; before anything is spent."""
+"""Checks that a study asks for what there is: names, spaces, bounds; before anything is spent."""
 
 from collections.abc import Mapping, Sequence
 from itertools import chain

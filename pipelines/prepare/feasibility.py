@@ -1,4 +1,4 @@
-"""Whether a search space can meet bounds on exact costs at all: asked before anything is scored."""
+"""Checks that a search space can meet bounds on exact costs at all, before anything is scored."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ PASSES = 3
 """Over all groups; the descent has mostly ended after the first."""
 
 SHARES = (0.5, 0.25, 0.75, 0.1, 0.9)
-"""How two costs are weighed against each other where the network with the least of one is not that of the other."""
+"""Weights of two costs against each other, where the network with the least of one is not that of the other."""
 
 Values = Mapping[str, float]
 
@@ -54,7 +54,7 @@ class Least:
 
 
 def exact_values(price: Cost) -> dict[str, float]:
-    """Costs by the names under which they are measured."""
+    """Returns costs by the names under which they are measured."""
     return {"macs": float(price.macs), "params": float(price.params), "size_bytes": float(price.size_bytes)}
 
 
@@ -65,8 +65,9 @@ def check_bounds(
     quantisation: QuantisationSection,
     bounds: Sequence[Bound],
 ) -> Candidate | None:
-    """A candidate of the space that meets all bounds on exact costs; None where there are none, or where none was found
-    and it is not proven that there is none.
+    """Returns a candidate of the space that meets all bounds on exact costs.
+
+    None where there are no bounds, or where none was found and it is not proven that there is none.
 
     Raises Infeasible, with the nearest bound that can be met, and ConstraintError for bounds that contradict each other
     beside this network.
@@ -111,7 +112,7 @@ def least(
     *,
     widen: bool = True,
 ) -> Least:
-    """The network of the space with the least weighted sum of its costs.
+    """Returns the network of the space with the least weighted sum of its costs.
 
     weights: by macs, params and size_bytes. Over channels and word lengths it is the least there is: fewer units never
     cost more. Of a stack, the blocks stay that cost least. Within layers, every layer takes its cheapest option, and as
@@ -276,7 +277,7 @@ def check_costs(aim: PruningPlan, graph: ChannelGraph, bounds: Sequence[Constrai
 
 
 def above_dense(bounds: Sequence[Bound], dense: Measurement, epochs: int) -> str | None:
-    """What to say of an accuracy that is asked for and that the dense network does not have, beyond the noise.
+    """Returns a line about an accuracy that is asked for and that the dense network lacks, beyond the noise.
 
     Training may raise it, so the search goes on. Raises Infeasible where there is none: epochs = 0.
     """

@@ -1,4 +1,4 @@
-"""What is done once per study: data, dense network, channel graph, scores. Every candidate only reads it."""
+"""The dense network of a study: loaded or trained, and traced. Every candidate only reads it."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +60,7 @@ class Network:
 
 
 def dense_network(config: StudyConfig, say: Say) -> Network:
-    """Loads, trains if there are no weights, and traces; or takes what an earlier run of this study kept.
+    """Returns the dense network: loaded, or trained where there are no weights, and traced; or that of an earlier run.
 
     Raises PrunefrontError for data, weights or a network that cannot be used, and for data that changed since.
     """
@@ -112,7 +112,7 @@ def _initial(model: nn.Module, path: Path) -> Mapping[str, NDArray[np.generic]] 
 
 
 def fingerprint(splits: Splits) -> dict[str, str]:
-    """Part -> a digest of its images and labels."""
+    """Returns part -> a digest of its images and labels."""
     parts = {"training": splits.train, "validation": splits.validation, "test": splits.test}
     digests = {}
     for name, part in parts.items():
@@ -133,7 +133,7 @@ def _check_same_data(splits: Splits, then: Mapping[str, str], study: str) -> Non
 
 
 def trace_model(model: nn.Module, config: StudyConfig, input_shape: Sequence[int]) -> ChannelGraph:
-    """The channel graph of the study's network. Raises PrunefrontError when nothing of it can be pruned."""
+    """Returns the channel graph of the study's network. Raises PrunefrontError when nothing of it can be pruned."""
     graph = trace(
         model,
         torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)),
@@ -171,7 +171,7 @@ def train_dense(model: nn.Module, data: SearchData, config: StudyConfig, say: Sa
 
 
 def planned_by(config: StudyConfig, network: Network, scores: Scores, candidate: Candidate) -> PruningPlan:
-    """What the study makes of a candidate. Raises PrunefrontError for what cannot be had."""
+    """Returns the plan of a candidate. Raises PrunefrontError for a candidate that cannot be had."""
     return plan(
         network.graph,
         candidate.choices,
@@ -182,7 +182,7 @@ def planned_by(config: StudyConfig, network: Network, scores: Scores, candidate:
 
 
 def dense_recipe(config: StudyConfig) -> Recipe:
-    """How a network is trained that starts from random weights."""
+    """Returns how a network is trained that starts from random weights."""
     section = config.dense
     return Recipe(
         epochs=section.epochs,

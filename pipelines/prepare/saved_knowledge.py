@@ -1,4 +1,4 @@
-"""What a study keeps of its network in `prepared/`, read back: it may have come from a store or another machine."""
+"""Reads back the files of `prepared/`, which may have come from a store or another machine."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,7 +27,7 @@ FACTS: Mapping[str, Callable[[int], tuple[int, ...]]] = {
 
 
 class Precision(BaseModel):
-    """What training was found to be fastest in."""
+    """Number format and memory format in which training was fastest."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
@@ -36,7 +36,7 @@ class Precision(BaseModel):
 
 
 def read_graph(folder: Path) -> ChannelGraph:
-    """The channel graph that was traced. Raises PrunefrontError for one that no network has."""
+    """Reads the channel graph that was traced. Raises PrunefrontError for one that no network has."""
     path = folder / "graph.json"
     data = read_json(path)
     try:
@@ -51,17 +51,17 @@ def read_graph(folder: Path) -> ChannelGraph:
 
 
 def read_scores(folder: Path, graph: ChannelGraph) -> Nested:
-    """criterion -> group or stack -> a score for each unit. Raises PrunefrontError for what does not fit the graph."""
+    """Reads criterion -> group or stack -> score per unit. Raises PrunefrontError where it does not fit the graph."""
     return _fitting(folder / "scores.safetensors", graph, lambda name: lambda units: (units,))
 
 
 def read_facts(folder: Path, graph: ChannelGraph) -> Nested:
-    """What allocators read, field -> group -> array. Raises as `read_scores`."""
+    """Reads field -> group -> array, for allocators. Raises as `read_scores`."""
     return _fitting(folder / "facts.safetensors", graph, FACTS.get)
 
 
 def read_digests(folder: Path) -> Mapping[str, str]:
-    """Part -> the digest of its images. Raises PrunefrontError."""
+    """Reads part -> the digest of its images. Raises PrunefrontError."""
     path = folder / "data.json"
     data = read_json(path)
     if not isinstance(data, dict) or data.keys() != {"training", "validation", "test"}:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunefront.atomic import sync
-from prunefront.pipelines.artifacts.publish import FileRecord, measure_file
+from prunefront.pipelines.artifacts.manifest import FileRecord, measure_file
 from prunefront.pipelines.journal.journal import read_events
 from prunefront.pipelines.journal.layout import JOURNAL, PREPARED, SUPERSEDED_JOURNAL, WEIGHTS
 from prunefront.pipelines.recovery.snapshot import FILES, Snapshot, digest_of, is_weights

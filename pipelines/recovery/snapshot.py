@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-from prunefront.pipelines.artifacts.publish import FileRecord, parse_record
+from prunefront.pipelines.artifacts.manifest import FileRecord, parse_record
 from prunefront.pipelines.journal.layout import BOUNDS, FRONT, STUDY, WEIGHTS
 from prunefront.pipelines.stores.store import ArtifactError, parse_json
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import FileRecord, measure_file
+from prunefront.pipelines.artifacts.manifest import FileRecord, measure_file
 from prunefront.pipelines.events.redaction import without_password
 from prunefront.pipelines.journal.layout import JOURNAL, STUDY, WEIGHTS
 from prunefront.pipelines.recovery.owner import read_owner

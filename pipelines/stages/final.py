@@ -13,7 +13,8 @@ import numpy as np
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.card import card
-from prunefront.pipelines.artifacts.publish import fetch_from, publish
+from prunefront.pipelines.artifacts.fetch import fetch_from
+from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.artifacts.verify import CHECKED_INPUTS, onnx_accuracy, onnx_outputs
 from prunefront.pipelines.data import Split, Transform
 from prunefront.pipelines.fronts.row import FRONT_OBJECTIVES, FrontRow, describe_plan
@@ -61,8 +62,11 @@ def standing(
     constraints: Sequence[Constraint],
     where: Callable[[str], str],
 ) -> dict[str, Any]:
-    """How the pruned networks stand to the bounds: `asked`, `limits`, how many `met` them `of` how many, the `nearest`
-    one where none did, and all of it as a line, `said`. where: an artifact's id -> its URI."""
+    """Returns how the pruned networks stand to the bounds.
+
+    `asked`, `limits`, how many `met` them `of` how many, the `nearest` one where none did, and all of it as a line,
+    `said`. where: an artifact's id -> its URI.
+    """
     pruned = {t.name: t for t in trained if t.job.plan.key() != DENSE}
     broken = {name: violation(t.measurement, constraints) for name, t in pruned.items()}
     met = sum(amount == 0.0 for amount in broken.values())

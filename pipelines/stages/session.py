@@ -17,7 +17,7 @@ from prunefront.pipelines.tracking.tracker import Tracker
 
 @dataclass
 class Timing:
-    """Where a run's wall time went. seconds: per stage. busy: what workers spent on candidates, all together.
+    """Wall time of a run. seconds: of each stage. busy: seconds that all workers together spent on candidates.
 
     on_stage: called with a stage's name and None when it begins, and with its seconds when it ends.
     """

@@ -99,7 +99,7 @@ class S3Store:
 
     boto3 takes credentials, region and endpoint from the environment, ~/.aws or the instance role; `endpoint_url` goes
     before AWS_ENDPOINT_URL. Digests are not left to the server, since Ceph RGW and others accept a wrong checksum
-    header: `artifacts.publish` verifies all that it reads.
+    header: `artifacts.fetch` verifies all that it reads.
     """
 
     def __init__(self, uri: str, *, endpoint_url: str | None = None, setting: str = "artifacts.uri") -> None:

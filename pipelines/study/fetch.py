@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import MANIFEST, fetch, locate
-from prunefront.pipelines.artifacts.publish import read_front as read_stored_front
+from prunefront.pipelines.artifacts.fetch import fetch, read_stored_front
+from prunefront.pipelines.artifacts.manifest import MANIFEST, artifact_uri
 from prunefront.pipelines.fronts.choice import find_row, select
 from prunefront.pipelines.fronts.row import FrontRow, read_rows
 from prunefront.pipelines.journal.layout import FRONT, STUDY
@@ -37,7 +37,7 @@ def fetch_best(
         endpoint_url = endpoint_url or study.endpoint_url()
         store = open_store(study.config.artifact_uri, endpoint_url)
     row = select(rows, under, best) if key is None else find_row(rows, key)
-    return row, fetch(locate(store.uri, row.artifact), out, endpoint_url)
+    return row, fetch(artifact_uri(store.uri, row.artifact), out, endpoint_url)
 
 
 def _fetch_artifact(

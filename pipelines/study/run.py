@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cluster.connect import check_address, check_metrics_port, named
+from prunefront.pipelines.cluster.connect import check_address, check_metrics_port, cluster_address
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.fronts.page import write_html
@@ -101,7 +101,7 @@ def run(
             )
 
         # a cluster that cannot be used is said before anything is spent; here Ray starts when there is work for it
-        workers = join() if without_ray or named(address) else None
+        workers = join() if without_ray or cluster_address(address) else None
         return _stages(session, workers, join)
 
 
@@ -223,7 +223,7 @@ def _report(session: Session, network: Network, front: list[Trained], workers: W
 
 
 def next_steps(config: StudyConfig, study: Path, rows: list[FrontRow]) -> str:
-    """What to type after a search; the bound is one that the front can meet."""
+    """Returns what to type after a search; its bound is one that the front can meet."""
     fastest = min(row.latency_ratio for row in rows)
     bound = max(0.6, math.ceil(100 * fastest) / 100)
     file = shlex.quote(str(study))

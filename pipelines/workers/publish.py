@@ -9,7 +9,7 @@ from prunefront.pipelines.stores.store import ArtifactStore, StoreAway
 
 
 def published(store: ArtifactStore, folder: Path, name: str, refuge: Refuge | None) -> Artifact:
-    """As `artifacts.publish`, by a worker: while the store is away, the artifact is brought to the refuge.
+    """Publishes as `artifacts.publish` does, by a worker: while the store is away, the artifact goes to the refuge.
 
     Without one, tries again for `PATIENCE` seconds. Raises StoreAway where neither helped, else as `publish`.
     """

@@ -19,8 +19,11 @@ from prunefront.search.outcomes.measurement import Failure, Outcome
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What a worker made of a candidate. weights: that others may start from, as safetensors. refused: why it did not
-    start from its parent's; "" = it did, or there were none."""
+    """A worker's result for a candidate.
+
+    weights: safetensors that others may start from. refused: why it did not start from its parent's; "" = it did, or
+    there were none.
+    """
 
     outcome: Outcome
     seconds: float
@@ -50,7 +53,7 @@ class ScoringWorker:
             self._broken = failure(error)
 
     def score(self, plan: PruningPlan, parent: Parent | None = None) -> Scored:
-        """The outcome and how many seconds it took. What goes wrong with a candidate is an outcome, too.
+        """Returns the outcome and how many seconds it took. What goes wrong with a candidate is an outcome, too.
 
         parent: what it is trained from, where candidates are trained at all; None = the dense network.
         """
@@ -71,7 +74,7 @@ class ScoringWorker:
         return Scored(outcome, time.perf_counter() - start, weights, refused)
 
     def _heir(self, parent: Parent | None) -> tuple[nn.Module | None, str]:
-        """What to train from, None = the dense network; and why not from the parent's weights."""
+        """Returns what to train from, None = the dense network; and why not from the parent's weights."""
         if parent is None:
             return None, ""
         try:

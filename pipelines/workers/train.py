@@ -38,7 +38,7 @@ GAIN_NEEDED = 1.05
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to train. SGD with Nesterov momentum 0.9, learning rate falling to zero as a half cosine.
+    """Recipe of a training: SGD with Nesterov momentum 0.9, learning rate falling to zero as a half cosine.
 
     learning_rate: its peak. weight_decay: on weights of convolutions and linear layers only, not on biases and
     batch norm.
@@ -59,7 +59,7 @@ class Recipe:
 
 
 NO_GRAPH = ChannelGraph((), (), (), {}, ())
-"""Of a network that is trained and not cut."""
+"""Channel graph of a network that is trained and not cut."""
 
 
 def train(
@@ -90,7 +90,7 @@ def begin(
     *,
     steps: int | None = None,
 ) -> Run:
-    """What a training procedure starts from. model: dense, changed in place until the first cut.
+    """Returns what a training procedure starts from. model: dense, changed in place until the first cut.
 
     steps: mini-batches to spend; None = those of the recipe's epochs.
     """

@@ -19,7 +19,7 @@ from prunefront.pruners.graph.plan import GroupPlan, PruningPlan, Scores
 from prunefront.pruners.plan.layer_parts import word_lengths
 from prunefront.pruners.procedures.bit_widths import WordLength
 from prunefront.pruners.procedures.hook import Hook, UnitScores
-from prunefront.pruners.scoring import score_all, why_not
+from prunefront.pruners.scoring import score, why_not
 from prunefront.pruners.statistics import Batch, Loss
 
 NO_CHANNELS = ChannelGraph((), (), (), {}, ())
@@ -135,7 +135,7 @@ class Run:
                 if name not in criteria:
                     continue
             chosen[g.name] = name
-        found: Scores = score_all(
+        found: Scores = score(
             self.model, self.graph, sorted(set(chosen.values())), self.calibration or None, self.loss
         )
         for group, criterion in chosen.items():

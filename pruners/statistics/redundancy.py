@@ -20,7 +20,9 @@ LARGEST = 32
 
 def no_weight(group: ChannelGroup, graph: ChannelGraph) -> str | None:
     """Returns why there are no gradients: no trained conv or linear weight produces the channels; else None."""
-    return None if _trained(group, graph) else "has no trained conv or linear layer that produces it"
+    return (
+        None if _trained_producers(group, graph) else "has no trained conv or linear layer that produces it"
+    )
 
 
 @statistic(
@@ -38,7 +40,7 @@ def redundancy(inquiry: Inquiry) -> Values:
     mini-batches; the gradients of several producers lie side by side. Batches are cut into mini-batches of at most 32
     images, fewer where T would otherwise stay below 32. A group that no gradient reaches gets no entry.
     """
-    made = {g.name: _trained(g, inquiry.graph) for g in inquiry.groups}
+    made = {g.name: _trained_producers(g, inquiry.graph) for g in inquiry.groups}
     tensors = inquiry.model.state_dict(keep_vars=True)
     names = sorted({m.tensor for members in made.values() for m in members})
     parameters = [tensors[name].requires_grad_() for name in names]
@@ -84,5 +86,5 @@ def _piece_of(target: Any, piece: slice, n: int) -> Any:
     )
 
 
-def _trained(group: ChannelGroup, graph: ChannelGraph) -> tuple[TensorSlice, ...]:
+def _trained_producers(group: ChannelGroup, graph: ChannelGraph) -> tuple[TensorSlice, ...]:
     return tuple(m for m in producers(group, graph.shapes) if m.tensor in graph.parameters)

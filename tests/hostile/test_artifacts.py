@@ -18,7 +18,9 @@ from rich.console import Console
 from torch import nn
 
 from prunefront.choice import GroupChoice, pattern
-from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, Manifest, fetch, publish, read_front
+from prunefront.pipelines.artifacts.fetch import fetch, read_stored_front
+from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST, Manifest
+from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.artifacts.verify import torch_network, verify
 from prunefront.pipelines.config.sections import ModelSection
 from prunefront.pipelines.data import Split, Splits, Transform
@@ -150,7 +152,7 @@ def test_fronts(store: DirectoryStore, tmp_path: Path, content: bytes) -> None:
     root = tmp_path / "store"
     root.mkdir(exist_ok=True)
     (root / FRONT).write_bytes(content)
-    rows = answered(lambda: read_front(DirectoryStore(root)))
+    rows = answered(lambda: read_stored_front(DirectoryStore(root)))
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
     with untouched(tmp_path, "out"):
         answered(lambda: fetch_best(str(root), {}, "accuracy", None, tmp_path / "out", None))

@@ -29,7 +29,7 @@ from prunefront.pipelines.stages.warm_start import read as read_evaluations
 from prunefront.pipelines.stores.folder import DirectoryStore
 from prunefront.pipelines.study.find import read_bounds, read_front
 from prunefront.pipelines.study.folder import open_folder
-from prunefront.pipelines.study.rehearsal import recorded, seconds_of_first_stage
+from prunefront.pipelines.study.rehearsal import first_stage_seconds, load_evaluations
 from prunefront.pipelines.study.status import status
 from prunefront.pruners.graph.single_cuts import RATIOS
 from prunefront.pruners.plan.decide import plan
@@ -97,7 +97,7 @@ def resumed(config: StudyConfig) -> None:
     """All that a search that goes on, or looks at the study, makes of its journal."""
     events = read_events(config.path / "journal.jsonl")
     answered(lambda: status(config.path))
-    answered(lambda: recorded(config.path, config))
+    answered(lambda: load_evaluations(config.path, config))
     for event in events:
         if event["event"] == "warm_start":
             from_event(event)
@@ -152,7 +152,7 @@ FILES: dict[str, Callable[[StudyConfig], object]] = {
     "study.json": lambda config: (status(config.path), open_folder(config, resume=True, fresh=False)),
     "front.json": lambda config: read_front(config.path),
     "bounds.json": lambda config: read_bounds(config.path),
-    "timing.json": lambda config: seconds_of_first_stage(config.path),
+    "timing.json": lambda config: first_stage_seconds(config.path),
     "table.json": lambda config: read(config.path / "table.json").predictor(),
     "prepared/graph.json": lambda config: spaces(config),
     "prepared/precision.json": lambda config: read_precision(config.path / "prepared"),

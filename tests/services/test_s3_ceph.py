@@ -9,7 +9,9 @@ import boto3
 import numpy as np
 import pytest
 
-from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, check_digests, fetch, publish, read_front
+from prunefront.pipelines.artifacts.fetch import fetch, read_stored_front
+from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST, check_digests
+from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data import load
 from prunefront.pipelines.data.cache import FOLDER_VARIABLE
@@ -64,7 +66,7 @@ def test_publish_find_and_fetch(bucket: str, made: Path, tmp_path: Path) -> None
     }
     assert publish(store, made, "dense") == artifact
 
-    (row,) = read_front(open_store(f"s3://{bucket}/studies/one/"))
+    (row,) = read_stored_front(open_store(f"s3://{bucket}/studies/one/"))
     out = fetch(row["artifact"], tmp_path / "out")
     assert check_digests(out).sha256 == artifact.sha256
     assert all((out / name).read_bytes() == (made / name).read_bytes() for name in LIMITS)
@@ -207,7 +209,7 @@ def test_what_a_bad_network_keeps_back_arrives(
             assert MANIFEST not in "".join(_listed(bucket))
         proxy.fault = ""
         store.close(drain=True)
-    (row,) = read_front(open_store(f"s3://{bucket}/p"))
+    (row,) = read_stored_front(open_store(f"s3://{bucket}/p"))
     assert check_digests(fetch(row["artifact"], tmp_path / "out")).sha256 == artifact.sha256
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from prunefront.pipelines.artifacts.publish import read_front
+from prunefront.pipelines.artifacts.fetch import read_stored_front
 from prunefront.pipelines.journal.journal import read_events
 from prunefront.pipelines.recovery.owner import read_owner
 from prunefront.pipelines.recovery.restore import fetch_events
@@ -275,7 +275,7 @@ def test_a_search_goes_on_where_its_folder_never_was(
             front.add(event["name"], Measurement.from_json(event["outcome"]))
     rows = json.loads((there / "studies/moved/front.json").read_text())
     assert {row["key"] for row in rows} == {*front.members, "dense"}
-    assert read_front(store) == rows
+    assert read_stored_front(store) == rows
 
     # what was published before the test figures came goes, and the front is as good as before
     look = ("gc", artifacts, "--endpoint-url", searched.s3.endpoint, "--older-than", "0s", "--json")

@@ -28,7 +28,7 @@ class _Task:
 
 
 DIED = (OutOfMemoryError, RayActorError, ObjectLostError)
-"""What Ray raises where a worker is gone, or its answer with the machine that held it."""
+"""Errors of Ray for a worker that is gone, or its answer with the machine that held it."""
 
 STILLBORN = 3
 """After so many workers in a row that died before they were ready, those that die so are not replaced."""
@@ -79,7 +79,7 @@ class ScoringPool:
 
     @property
     def free(self) -> int:
-        """How many workers have nothing to do."""
+        """Number of workers that have nothing to do."""
         return len(self._free)
 
     @property
@@ -101,7 +101,7 @@ class ScoringPool:
         done, _ = ray.wait([*self._running, *self._starting], num_returns=1, timeout=timeout)
         if not done:
             if not (self._running or self._free):
-                self._patience.there_is_none()
+                self._patience.no_worker_ready()
             return None
         if done[0] in self._starting:
             self._started(done[0])
@@ -158,7 +158,7 @@ class ScoringPool:
                 ) from error
             return
         self._stillborn = 0
-        self._patience.there_is_one()
+        self._patience.worker_ready()
         self._free.append(worker)
         self._hand_out()
 

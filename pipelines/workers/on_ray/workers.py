@@ -10,7 +10,7 @@ from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrash
 from ray.tune import TuneError
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cluster.connect import Cluster, connected, fewer_workers
+from prunefront.pipelines.cluster.connect import Cluster, connect, fewer_workers
 from prunefront.pipelines.cluster.device import find_device
 from prunefront.pipelines.cluster.nodes import check_nodes
 from prunefront.pipelines.cluster.patience import Patience
@@ -147,7 +147,7 @@ def on_ray(
     address: of a cluster; None = Ray starts on this machine. metrics_port: where it then exports metrics. Raises
     PrunefrontError where the study cannot run or be measured there, and for whatever fails in Ray afterwards.
     """
-    with _failures_said(), connected(address, config.cluster, metrics_port) as cluster:
+    with _failures_said(), connect(address, config.cluster, metrics_port) as cluster:
         _check_storage(config, cluster)
         for line in (*fewer_workers(config.cluster, cluster), *check_nodes(config.measure, config.cluster)):
             say(line)

@@ -15,7 +15,8 @@ from torch import nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.convert import convert
-from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, publish
+from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST
+from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.config.sections import DataSection, ModelSection
 from prunefront.pipelines.data import Split, Splits, Transform
 from prunefront.pipelines.formats import openvino_export

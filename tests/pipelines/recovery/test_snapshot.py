@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import measure_file
+from prunefront.pipelines.artifacts.manifest import measure_file
 from prunefront.pipelines.journal.journal import Journal, StudyRunning, read_events
 from prunefront.pipelines.journal.layout import JOURNAL, SUPERSEDED_JOURNAL
 from prunefront.pipelines.recovery import upload

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, fetch_from, publish
+from prunefront.pipelines.artifacts.fetch import fetch_from
+from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST
+from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.stores.memory import MemoryStore
 from prunefront.pipelines.stores.s3 import S3Away, S3Error
 from prunefront.pipelines.stores.spool import PATIENCE, Spool, SpoolingStore, add_all, spooling

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pruners.allocators.dcp_adapt import stop
+from prunefront.pruners.allocators.dcp_adapt import stop_count
 from prunefront.pruners.criteria import criteria
-from prunefront.pruners.scoring import score_all, why_not
+from prunefront.pruners.scoring import score, why_not
 from prunefront.pruners.statistics import Inquiry, collect, run, tasks
 from prunefront.pruners.statistics.selection import HEADS, Network, add_greedily, trained_head
 from tests.nets import NETS
@@ -157,8 +157,8 @@ def test_a_loss_that_is_not_finite_gives_no_order():
 
 def test_adaptive_stop():
     losses = torch.tensor([1, 0.5, 0.25, 0.249]).double().numpy()
-    assert stop(losses, epsilon=0.01, hits=1) == 3
-    assert stop(losses, epsilon=0.01, hits=2) == 3  # there is no fourth
+    assert stop_count(losses, epsilon=0.01, hits=1) == 3
+    assert stop_count(losses, epsilon=0.01, hits=2) == 3  # there is no fourth
 
 
 # in networks
@@ -292,7 +292,7 @@ def test_labels_tell_which_channel_to_add(telling):
     x = torch.empty(40, 2, dtype=torch.float64)
     x[:, telling], x[:, 1 - telling] = 1 - 2.0 * (numbers % 2), 1 - 2.0 * (numbers // 2 % 2)
     graph = graph_of(model, group("g", part("make.weight", 0, "out", 2), part("read.weight", 1, "in", 2)))
-    scores = score_all(model, graph, ("dcp",), [(x, numbers % 2)])["dcp"]["g"]
+    scores = score(model, graph, ("dcp",), [(x, numbers % 2)])["dcp"]["g"]
     assert scores.tolist() == ([0.0, -0.5] if telling == 0 else [-0.5, 0.0])
 
 
@@ -337,6 +337,6 @@ def test_what_cannot_be_selected_says_why():
 
 def test_random_dcp_is_the_control_with_the_same_repair():
     model, data = made(Plain), batches()
-    scores = score_all(model, model.graph(), ("random", "random_dcp", "dcp"), data)
+    scores = score(model, model.graph(), ("random", "random_dcp", "dcp"), data)
     assert (scores["random"]["one"] == scores["random_dcp"]["one"]).all()
     assert criteria["random_dcp"].repair == criteria["dcp"].repair == "refit"

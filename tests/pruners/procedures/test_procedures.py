@@ -1,4 +1,4 @@
-"""What every training procedure owes the loop, whatever it does in between."""
+"""Contract of every training procedure with the loop."""
 
 import pytest
 import torch

@@ -38,7 +38,7 @@ def one_thread() -> Iterator[None]:
 
 @dataclass
 class Trained:
-    """What a run came to: reports without their seconds, networks between epochs, and its snapshots as bytes."""
+    """Result of a run: reports without their seconds, networks between epochs, and its snapshots as bytes."""
 
     run: Run
     reports: list[tuple[int, float, int]]
@@ -47,7 +47,7 @@ class Trained:
 
 
 def train(name: str, run: Run, snapshot: Snapshot | None = None) -> Trained:
-    """As long as a training would, with the batches that come after the snapshot."""
+    """Trains to the end, with the batches that come after the snapshot."""
     batches = images() if run.goal.layers else data()
     done = 0 if snapshot is None else snapshot.step
     stream = itertools.islice(itertools.cycle(batches), done % len(batches), None)

@@ -19,7 +19,7 @@ from prunefront.pruners.procedures.masking import MaskedWeights, StraightThrough
 from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.procedures.weights import dns as dns_module
 from prunefront.pruners.procedures.weights import lrpet, rigl, scl, sr_ste
-from prunefront.pruners.scoring import score_all
+from prunefront.pruners.scoring import score
 from prunefront.pruners.units.masks import density, erk_counts, n_of_m, weights
 from tests.nets import NETS
 from tests.pruners.fixtures import MODELS, Functional, Grouped, Plain, Residual, batches, made
@@ -42,7 +42,7 @@ def a_run(
 ) -> Run:
     """A run of SGD with momentum and weight decay towards a plan that drops `ratio` of every group."""
     choices = {g.name: GroupChoice("l1", ratio=ratio) for g in graph.groups if ratio}
-    goal = plan(graph, choices, score_all(model, graph, ["l1"]))
+    goal = plan(graph, choices, score(model, graph, ["l1"]))
     return Run(
         copy.deepcopy(model),
         graph,
@@ -243,7 +243,7 @@ def test_thresholds_leave_each_layer_its_part_of_the_density(seed, share):
 
 
 class Spliced(Hook):
-    """Whether a weight that was masked comes back; and that a masked weight is trained."""
+    """Records that a masked weight is trained, and that one comes back."""
 
     def __init__(self) -> None:
         self.before: dict[str, Tensor] = {}

@@ -350,7 +350,7 @@ def test_a_map_that_is_changed_in_place_after_it_was_read_is_named():
 
 
 def outcome(model: nn.Module, graph, data, needs):
-    """What is found, or why nothing is."""
+    """Returns the values, or the reason why there are none."""
     try:
         return dict(collect(model, graph, data, needs).values)
     except PrunefrontError as error:

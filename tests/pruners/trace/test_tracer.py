@@ -1,4 +1,4 @@
-"""What the channel graph says: complete, consistent, plain data; and what is refused, by name."""
+"""Tests of the channel graph: complete, consistent, plain data; networks that are refused, by name."""
 
 import json
 import pickle
@@ -441,7 +441,7 @@ def test_a_wrong_channel_does_not_hide_behind_weights_that_start_at_zero() -> No
 
 
 class Careful(nn.Module):
-    """What a forward may do beside computing: work in place, insist on a number type, mark places as infinite."""
+    """Side effects that a forward may have: it works in place, insists on a number type, marks places as infinite."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
