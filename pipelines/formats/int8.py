@@ -65,7 +65,7 @@ takes 1 to 5 times float's time (measured at 4 to 32 inputs). Depthwise convolut
 
 
 class Int8Error(PrunefrontError):
-    """An ONNX file cannot be quantised as asked, or the result is not good enough."""
+    """An ONNX file cannot be quantised in this way, or the result is not good enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,10 +421,10 @@ def _keep_float(model: ModelProto, staying: Collection[str]) -> None:
 
 def _inputs_of(node: NodeProto, weight: NDArray[Any]) -> int:
     """Returns the number of input channels or features of a convolution or Gemm."""
-    given = {a.name: int(a.i) for a in node.attribute}
+    attributes = {a.name: int(a.i) for a in node.attribute}
     if node.op_type == "Conv":
-        return int(weight.shape[1]) * given.get("group", 1)
-    return int(weight.shape[1 if node.op_type == "Gemm" and given.get("transB", 0) else 0])
+        return int(weight.shape[1]) * attributes.get("group", 1)
+    return int(weight.shape[1 if node.op_type == "Gemm" and attributes.get("transB", 0) else 0])
 
 
 def _ranks(model: ModelProto) -> dict[str, int]:
