@@ -88,7 +88,7 @@ def curve(cifar: Cifar, seed: int, evaluations: int, folder: Path) -> dict[str, 
     front, volumes, reference, done = ParetoFront(objectives), {}, {}, 0
 
     def planned(candidate: Candidate) -> PruningPlan:
-        return plan(graph, candidate.choices, cifar.scores, words=config.space.words)
+        return plan(graph, candidate.choices, cifar.scores, quantisation=config.space.quantisation)
 
     def scored(key: str, candidate: Candidate, outcome: Outcome) -> None:
         nonlocal done

@@ -34,7 +34,7 @@ from prunefront.pipelines.stages.screening import Screening
 from prunefront.pipelines.workers.bench import Workbench
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.inheritance import Inheritance
-from prunefront.pruners.cut.inherit import hands_on
+from prunefront.pruners.cut.inherit import can_hand_on
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.plan.cost import cost
 from prunefront.pruners.plan.decide import plan
@@ -84,7 +84,7 @@ class Here:
             parent = None if self._inheritance is None else self._inheritance.parent(name)
             start = None if parent is None else self._evaluator.heir(parent)
             measured, model = self._evaluator.score_trained(aim, start)
-            if self._inheritance is not None and hands_on(aim):
+            if self._inheritance is not None and can_hand_on(aim):
                 self._inheritance.write(name, packed(model))
         else:
             measured, model = self._evaluator.score(aim), self._evaluator.prune(aim)

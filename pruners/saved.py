@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pruners.bits.bit_width import BEHIND, wrap
+from prunefront.pruners.bits.bit_width import WRAPPED_PREFIX, wrap
 from prunefront.pruners.cut.blocks import without_blocks
 from prunefront.pruners.cut.compact import restore
 from prunefront.pruners.cut.surgery import load as load_channels
@@ -25,7 +25,7 @@ from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer, Part
 from prunefront.pruners.graph.plan import LayerPlan, PruningPlan, inside, removed_blocks
-from prunefront.pruners.plan.cost import layout, trained_in
+from prunefront.pruners.plan.cost import layout, trained_scalars
 from prunefront.pruners.plan.layer_parts import layer_parts
 from prunefront.pruners.quantisers import quantisers
 from prunefront.pruners.storage import file as storage
@@ -45,10 +45,10 @@ GROWTH = 4
 def save_network(
     model: nn.Module, graph: ChannelGraph, plan: PruningPlan, path: Path, *, entropy: bool = False
 ) -> dict[str, Counts]:
-    """Writes the weights of a network that a plan made, packed; returns what the data decided of the file's size.
+    """Writes the packed weights of a plan's network, and returns the counts of each part that decide the file's size.
 
-    entropy: Huffman-code the codes of short words where that is shorter. Raises PrunefrontError for a network that is
-    not what the plan makes of its dense one.
+    entropy: Huffman-code the codes of quantised weights if that is shorter. Raises PrunefrontError for a network that
+    the plan does not make of its dense one.
     """
     parts = layout(graph, plan)
     state = {name: t.contiguous() for name, t in model.state_dict().items() if name in parts}
@@ -122,11 +122,16 @@ def rebuild(dense: nn.Module, plan: PruningPlan, removed: tuple[str, ...], weigh
     check_layers(model, plan)
     parts: dict[str, Part] = {}
     for path, layer_plan in changed.items():
-        parts |= {f"{path}.{name}": part for name, part in layer_parts(layer_plan, plan.words).items()}
+        parts |= {f"{path}.{name}": part for name, part in layer_parts(layer_plan, plan.quantisation).items()}
     state = storage.load(weights, {**_raw(weights, model, changed, plan), **parts}, CODEC, limit=limit)
     cut = load_channels(model, _as_dense(model, state, plan))
     for path, layer_plan in changed.items():
-        _put(cut, layer_plan, plan, {n: state[f"{path}.{n}"] for n in layer_parts(layer_plan, plan.words)})
+        _put(
+            cut,
+            layer_plan,
+            plan,
+            {n: state[f"{path}.{n}"] for n in layer_parts(layer_plan, plan.quantisation)},
+        )
     return cut.eval()
 
 
@@ -137,7 +142,7 @@ def trained(model: nn.Module, plan: PruningPlan) -> int:
     """
     changed = [p.layer.module for p in plan.layers] + _fused(plan)
     whole = sum(p.numel() for name, p in model.named_parameters() if not inside(name, changed))
-    return whole + sum(trained_in(layer_parts(p, plan.words)) for p in plan.layers)
+    return whole + sum(trained_scalars(layer_parts(p, plan.quantisation)) for p in plan.layers)
 
 
 def check_layers(model: nn.Module, plan: PruningPlan) -> None:
@@ -228,11 +233,11 @@ def _as_dense(model: nn.Module, state: Mapping[str, Tensor], plan: PruningPlan) 
 def _put(model: nn.Module, layer_plan: LayerPlan, plan: PruningPlan, tensors: Mapping[str, Tensor]) -> None:
     """Makes a layer what its tensors say, *in place*."""
     path = layer_plan.layer.module
-    wrapped = layer_plan.choice.bits < 32 and plan.words.activations != "none"
+    wrapped = layer_plan.choice.bits < 32 and plan.quantisation.activations != "none"
     inner = {
-        name.removeprefix(BEHIND) if wrapped else name: tensor
+        name.removeprefix(WRAPPED_PREFIX) if wrapped else name: tensor
         for name, tensor in tensors.items()
-        if not wrapped or name.startswith(BEHIND)
+        if not wrapped or name.startswith(WRAPPED_PREFIX)
     }
     if layer_plan.count is not None:
         scales = {n: t for n, t in inner.items() if _is_level(n, inner)}
@@ -246,7 +251,7 @@ def _put(model: nn.Module, layer_plan: LayerPlan, plan: PruningPlan, tensors: Ma
         owner, _, buffer = name.rpartition(".")
         module.get_submodule(owner).register_buffer(buffer, tensor)
     if wrapped:
-        wrap(model, [layer_plan.name], plan.words)
+        wrap(model, [layer_plan.name], plan.quantisation)
         model.get_submodule(path).load_state_dict(tensors)
 
 

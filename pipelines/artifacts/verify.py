@@ -183,7 +183,7 @@ def read_recorded(folder: Path) -> Recorded:
             integers=plan.get("onnx", str) == "int8",
             plan_key=str(stated["key"]),
             planned_key=pruning.key(),
-            planned=pruning.achieved(),
+            planned=pruning.achieved_ratios(),
             shapes={str(name): tuple(int(n) for n in shape) for name, shape in shapes.items()},
             accuracy=float(measured.get("accuracy", (int, float))),
             images=measured.get("images", int),

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from prunefront.choice import Words
+from prunefront.choice import Quantisation
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.journal.layout import ARTIFACTS
 from prunefront.search.outcomes.constraints import Bound, ConstraintError, check_together
@@ -158,9 +158,9 @@ class SpaceSection(Section):
     """Modules in which no layer is changed within: its weights stay float, its kernels stay whole; channels may go."""
 
     @property
-    def words(self) -> Words:
-        """How short words become numbers."""
-        return Words(self.quantiser, self.per_channel, self.activations, self.activation_bits)
+    def quantisation(self) -> Quantisation:
+        """How quantised weights and inputs become numbers."""
+        return Quantisation(self.quantiser, self.per_channel, self.activations, self.activation_bits)
 
 
 def _bounds(asked: object) -> object:

@@ -79,7 +79,7 @@ class Inspection:
         found: dict[str, float] = {}
         for name in dict.fromkeys(b.name for b in bounds):
             assert space is not None
-            one = least(self.graph, space, section.words, {name: 1.0}, widen=False)
+            one = least(self.graph, space, section.quantisation, {name: 1.0}, widen=False)
             found[name] = one.values[name]
         return [
             {

@@ -141,10 +141,10 @@ def check_space_names(section: SpaceSection, procedure: str) -> None:
                     f"these have one: {able}"
                 )
     inner = [name for name in section.granularities if name in layer_granularities]
-    words = section.words
-    if words.activations != "none":
-        check_inputs(words.activations, words.activation_bits)
-    if words.activations == "xnor" and inner:
+    quantisation = section.quantisation
+    if quantisation.activations != "none":
+        check_inputs(quantisation.activations, quantisation.activation_bits)
+    if quantisation.activations == "xnor" and inner:
         raise PrunefrontError(
             f"space.activations = 'xnor' takes whole layers, which granularity {inner[0]!r} takes apart; leave that "
             "out, or choose 'fixed_point'"
@@ -471,5 +471,9 @@ def _flat(data: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 def planned_by(config: StudyConfig, network: Network, scores: Scores, candidate: Candidate) -> PruningPlan:
     """What the study makes of a candidate. Raises PrunefrontError for what cannot be had."""
     return plan(
-        network.graph, candidate.choices, scores, round_to=config.space.round_to, words=config.space.words
+        network.graph,
+        candidate.choices,
+        scores,
+        round_to=config.space.round_to,
+        quantisation=config.space.quantisation,
     )

@@ -105,7 +105,7 @@ class Replay:
             )
         self.dense = measured[DENSE]
         self._plans: dict[str, PruningPlan] = {}
-        ratios = [self.plan(self.rows[key].candidate).achieved() for key in measured]
+        ratios = [self.plan(self.rows[key].candidate).achieved_ratios() for key in measured]
         self.emulator = Emulator(ratios, [m["accuracy"] for m in measured.values()])
         self._images = _images(list(measured.values()))
         self._seconds = [r.seconds for r in table.rows if r.seconds is not None and r.seconds > 0]
@@ -124,7 +124,11 @@ class Replay:
         if key not in self._plans:
             space = self._config.space
             self._plans[key] = plan(
-                self._graph, candidate.choices, self._scores, round_to=space.round_to, words=space.words
+                self._graph,
+                candidate.choices,
+                self._scores,
+                round_to=space.round_to,
+                quantisation=space.quantisation,
             )
         return self._plans[key]
 
@@ -136,7 +140,7 @@ class Replay:
         if (row := self.rows.get(aim.key())) is not None:
             return row.outcome
         price = cost(self._graph, aim)
-        accuracy = float(self.emulator.predict([aim.achieved()])[0])
+        accuracy = float(self.emulator.predict([aim.achieved_ratios()])[0])
         half = 1.96 * float(np.sqrt(accuracy * (1 - accuracy) / self._images)) if self._images else 0.0
         return Measurement(
             {
@@ -176,7 +180,11 @@ def recorded(folder: Path, config: StudyConfig) -> tuple[Evaluations, ChannelGra
 
     def realise(candidate: Candidate) -> str:
         return plan(
-            graph, candidate.choices, knowledge.scores, round_to=space.round_to, words=space.words
+            graph,
+            candidate.choices,
+            knowledge.scores,
+            round_to=space.round_to,
+            quantisation=space.quantisation,
         ).key()
 
     table = evaluations(config.name, events, realise)

@@ -48,7 +48,7 @@ class LayerGranularity(Protocol):
         """How many units may stay, ascending, without the number that is the whole layer."""
         ...
 
-    def kept(self, layer: Layer, count: int) -> float:
+    def kept_share(self, layer: Layer, count: int) -> float:
         """Share of the layer's weights that is left, strictly between 0 and 1; rises with the count."""
         ...
 

@@ -122,7 +122,7 @@ class Dynamic:
         uses = layer.taps * layer.positions  # of an input by an output channel; by the gate it is one
         return range(1, max((layer.outputs * (uses - 1) - 1) // uses, 0) + 1)
 
-    def kept(self, layer: Layer, count: int) -> float:
+    def kept_share(self, layer: Layer, count: int) -> float:
         """Share of the multiply-accumulates that a sample still takes, gate included; no weight is dropped for good."""
         return self.macs(layer, count) / layer.macs
 

@@ -174,7 +174,7 @@ class Elements:
     def counts(self, layer: Layer) -> Sequence[int]:
         return range(1, layer.size)
 
-    def kept(self, layer: Layer, count: int) -> float:
+    def kept_share(self, layer: Layer, count: int) -> float:
         return count / layer.size
 
     def macs(self, layer: Layer, count: int) -> int:

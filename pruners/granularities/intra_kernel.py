@@ -165,7 +165,7 @@ class IntraKernel:
     def counts(self, layer: Layer) -> Sequence[int]:
         return reachable(_kernel(layer), layer.inputs)
 
-    def kept(self, layer: Layer, count: int) -> float:
+    def kept_share(self, layer: Layer, count: int) -> float:
         return count / (layer.inputs * layer.taps)
 
     def macs(self, layer: Layer, count: int) -> int:

@@ -85,7 +85,7 @@ class Kernel:
     def counts(self, layer: Layer) -> Sequence[int]:
         return range(1, layer.inputs)
 
-    def kept(self, layer: Layer, count: int) -> float:
+    def kept_share(self, layer: Layer, count: int) -> float:
         return count / layer.inputs
 
     def macs(self, layer: Layer, count: int) -> int:

@@ -37,7 +37,7 @@ class LowRank:
         ranks = range(1, -(-layer.size // _size_of_one(layer)))
         return ranks[STEP - 1 :: STEP] if len(ranks) >= 3 * STEP else ranks
 
-    def kept(self, layer: Layer, count: int) -> float:
+    def kept_share(self, layer: Layer, count: int) -> float:
         return count * _size_of_one(layer) / layer.size
 
     def macs(self, layer: Layer, count: int) -> int:

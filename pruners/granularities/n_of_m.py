@@ -97,7 +97,7 @@ class NofMs:
         """N, of every four."""
         return range(1, TEAM)
 
-    def kept(self, layer: Layer, count: int) -> float:
+    def kept_share(self, layer: Layer, count: int) -> float:
         return count / TEAM
 
     def macs(self, layer: Layer, count: int) -> int:

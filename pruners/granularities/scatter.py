@@ -47,7 +47,7 @@ class Scatter:
     def counts(self, layer: Layer) -> Sequence[int]:
         return range(1, layer.outputs)
 
-    def kept(self, layer: Layer, count: int) -> float:
+    def kept_share(self, layer: Layer, count: int) -> float:
         return count / layer.outputs
 
     def macs(self, layer: Layer, count: int) -> int:

@@ -12,12 +12,12 @@ from prunefront.errors import PrunefrontError
 from prunefront.pruners.bits.bit_width import wrap
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.cut.compact import compact
-from prunefront.pruners.cut.prune import prune, settle
-from prunefront.pruners.cut.surgery import reduced, removed, taken
+from prunefront.pruners.cut.prune import calibrate, prune
+from prunefront.pruners.cut.surgery import cut_tensor, reduced_graph, removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.plan import GroupPlan, PruningPlan, Scores
-from prunefront.pruners.plan.layer_parts import word_lengths
-from prunefront.pruners.procedures.bit_widths import WordLength
+from prunefront.pruners.plan.layer_parts import parameter_bit_widths
+from prunefront.pruners.procedures.bit_widths import QuantisedWeights
 from prunefront.pruners.procedures.hook import Hook, UnitScores
 from prunefront.pruners.scoring import score_all, why_not
 from prunefront.pruners.statistics import Batch, Loss
@@ -39,7 +39,7 @@ class Run:
     model, graph: of now; `cut` replaces both. goal: the plan to arrive at; its counts bind, its units are a proposal
     made on the dense network. kept: by group, the units that are still there, in the dense numbering. steps: mini-
     batches that there are to spend, per_epoch of them in a pass over the data; step: how many were. hooks: of every
-    step from now on, whatever the procedure: those of short words.
+    step from now on, whatever the procedure: those of quantised weights.
 
     What the goal asks besides channels is carried out as soon as the last of them is gone, for whichever procedure.
 
@@ -209,7 +209,7 @@ class Run:
             plan = self._relative(stay)
             before, graph, old = self.model, self.graph, self.optimizer
             after = prune(before, graph, plan, self.calibration, statistics=statistics)
-            self.model, self.graph, self.kept = after, reduced(graph, plan), stay
+            self.model, self.graph, self.kept = after, reduced_graph(graph, plan), stay
             self.optimizer = self._make_optimizer(after)
             carry(old, self.optimizer, before, after, graph, plan)
         self.arrive()
@@ -242,24 +242,26 @@ class Run:
         self.repeatable = self.step == 0  # which units of a layer stay is decided on its weights of now
         before, old = self.model, self.optimizer
         self.model = compact(before, self.graph, self.goal)
-        if short := self.goal.bits():
-            wrap(self.model, short, self.goal.words)
-            self.hooks = (WordLength(self.model, word_lengths(self.goal), self.goal.words),)
+        if quantised := self.goal.bit_widths():
+            wrap(self.model, quantised, self.goal.quantisation)
+            self.hooks = (
+                QuantisedWeights(self.model, parameter_bit_widths(self.goal), self.goal.quantisation),
+            )
         if self.calibration and self._repeat is None:
-            settle(self.model, self.goal, self.calibration)
+            calibrate(self.model, self.goal, self.calibration)
         self.optimizer = self._make_optimizer(self.model)
         carry(old, self.optimizer, before, self.model, NOTHING, PruningPlan(()))
 
     def finish(self) -> None:
-        """After the last step: the words that were trained for become the network's own. Raises ValueError before the
-        goal is reached."""
+        """After the last step: the network gets the quantised weights that were trained for. Raises ValueError before
+        the goal is reached."""
         self.arrive()
         if not self._compacted:
             raise ValueError("the procedure is over before the last channels are gone")
         for hook in self.hooks:
             hook.finish(self)
         if self.hooks and not self.steps and self.calibration:
-            settle(self.model, self.goal, self.calibration)
+            calibrate(self.model, self.goal, self.calibration)
 
     def _relative(self, stay: Mapping[str, tuple[int, ...]]) -> PruningPlan:
         """The plan for the network of now that leaves the units `stay`."""
@@ -281,14 +283,14 @@ def carry(
     plan: PruningPlan,
 ) -> None:
     """Hands each parameter's optimiser state on to what is left of it. Tensors of another shape start afresh."""
-    going = removed(graph, plan)
+    going = removed_positions(graph, plan)
     parameters, successors = dict(before.named_parameters()), dict(after.named_parameters())
     for name, parameter in parameters.items():
         state = old.state.get(parameter)
         if not state or name not in successors:  # a layer that became another, or went with its block
             continue
         new.state[successors[name]] = {
-            key: taken(going, name, value)
+            key: cut_tensor(going, name, value)
             if isinstance(value, Tensor) and value.shape == parameter.shape
             else value
             for key, value in state.items()

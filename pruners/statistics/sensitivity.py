@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import ChannelGroup
-from prunefront.pruners.graph.single_cuts import RATIOS, cuts
+from prunefront.pruners.graph.single_cuts import RATIOS, dropped_counts
 from prunefront.pruners.statistics import Inquiry, Values, images, statistic
 from prunefront.pruners.units.applies import no_producer
 from prunefront.pruners.units.view import producers, rows
@@ -28,8 +28,8 @@ def sensitivity(inquiry: Inquiry) -> Values:
     """Rise of the loss when a group alone loses its units of lowest L2 norm, without retraining, at each ratio.
 
     [ratios], in the order of `sensitivity.RATIOS`; no field of a `UnitView`. Li et al. draw accuracy
-    and rank by L1. How many units go is `cuts` there. Units go by masking: all that belongs to them is set to zero.
-    Raises PrunefrontError where a loss is not finite.
+    and rank by L1. `dropped_counts` says how many units go. Units go by masking: all that
+    belongs to them is set to zero. Raises PrunefrontError where a loss is not finite.
     """
     tensors = inquiry.model.state_dict(keep_vars=True)
     with torch.no_grad():
@@ -49,7 +49,7 @@ def _losses(inquiry: Inquiry, group: ChannelGroup, tensors: dict[str, Tensor]) -
     order = torch.argsort(_norms(inquiry, group, tensors), stable=True).tolist()
     kept = {m.tensor: tensors[m.tensor].clone() for m in group.members}
     losses = []
-    for gone in cuts(group.units):  # ascending: what is gone stays gone
+    for gone in dropped_counts(group.units):  # ascending: what is gone stays gone
         _zero(group, tensors, order[:gone])
         losses.append(_loss(inquiry))
     for name, tensor in kept.items():

@@ -77,7 +77,7 @@ def test_plans(tmp_path: Path, content: bytes) -> None:
     cut, removed = found
     assert cut.key().isalnum()
     assert PruningPlan.from_json(json.loads(json.dumps(cut.to_json(), allow_nan=False))) == cut
-    assert all(0.0 <= ratio <= 1.0 for ratio in cut.achieved().values())
+    assert all(0.0 <= ratio <= 1.0 for ratio in cut.achieved_ratios().values())
     answered(lambda: surgery.apply(net, graph, cut))
     made = answered(lambda: rebuild(net, cut, removed, weights))
     if made is not None:

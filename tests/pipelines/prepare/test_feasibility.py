@@ -63,7 +63,7 @@ def price(graph: ChannelGraph, candidate: Candidate, section: SpaceSection) -> d
         for name, c in candidate.choices.items()
     }
     scores = {"l1": {s.name: np.arange(len(s.blocks), dtype=np.float64) for s in graph.stacks}}
-    return exact_values(cost(graph, plan(graph, choices, scores, words=section.words)))
+    return exact_values(cost(graph, plan(graph, choices, scores, quantisation=section.quantisation)))
 
 
 @pytest.mark.parametrize("name", ["Plain", "GroupedConv"])
@@ -78,7 +78,7 @@ def test_over_channels_it_is_the_smallest_of_all(name: str) -> None:
         for keeps in product(*(g.keeps for g in space.groups))
     ]
     for quantity in EXACT:
-        found = least(graph, space, CHANNELS.words, {quantity: 1.0})
+        found = least(graph, space, CHANNELS.quantisation, {quantity: 1.0})
         assert found.values[quantity] == min(values[quantity] for values in everyone)
         assert price(graph, found.candidate, CHANNELS) == found.values
 
@@ -106,7 +106,7 @@ def test_over_granularities_blocks_and_words_nothing_that_is_drawn_is_smaller(
 ) -> None:
     graph, space, rng = traced(name), space_of(name, section), np.random.default_rng(0)
     for quantity in EXACT:
-        found = least(graph, space, section.words, {quantity: 1.0})
+        found = least(graph, space, section.quantisation, {quantity: 1.0})
         assert space.contains(found.candidate)
         assert price(graph, found.candidate, section) == found.values
         possible = 0
@@ -136,7 +136,7 @@ def test_a_bound_below_the_smallest_is_refused_with_one_that_can_be_met(
     assert said.startswith(f"'{text}' cannot be met: the smallest network of the space has ")
     assert "raise space.max_ratio" in said
     near = parse(said.split("nearest: '")[1].partition("'")[0])
-    smallest = least(GRAPH, space, section.words, {bound.name: 1.0}).values[bound.name]
+    smallest = least(GRAPH, space, section.quantisation, {bound.name: 1.0}).values[bound.name]
     assert smallest <= near.limit(DENSE) <= 1.011 * smallest
     met = check_bounds(GRAPH, space, section, [near])
     assert met is not None
@@ -155,7 +155,7 @@ def test_the_keys_that_are_named_are_those_that_hold_networks_back() -> None:
 
 def test_bounds_that_each_can_be_met_and_not_together() -> None:
     space = space_of("ResNetOptionA", EVERYTHING)
-    alone = {q: least(GRAPH, space, EVERYTHING.words, {q: 1.0}).values for q in ("macs", "size_bytes")}
+    alone = {q: least(GRAPH, space, EVERYTHING.quantisation, {q: 1.0}).values for q in ("macs", "size_bytes")}
     assert alone["macs"]["size_bytes"] > alone["size_bytes"]["size_bytes"]
     asked = [parse(f"{q} <= {alone[q][q]:.0f}") for q in alone]
     with pytest.raises(
@@ -201,7 +201,9 @@ def test_starting_points_keep_the_bounds_and_the_smallest_network_is_one(section
     assert len(rest) > 3
     for candidate in rest:
         assert task.space.contains(candidate)
-        values = exact_values(cost(GRAPH, plan(GRAPH, candidate.choices, scores, words=section.words)))
+        values = exact_values(
+            cost(GRAPH, plan(GRAPH, candidate.choices, scores, quantisation=section.quantisation))
+        )
         assert values["macs"] <= 0.45 * DENSE["macs"]
         assert values["size_bytes"] <= 0.8 * DENSE["size_bytes"]
     impossible = SearchSection.model_validate({"constraints": ["macs <= 0.1%"]})

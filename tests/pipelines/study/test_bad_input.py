@@ -117,7 +117,7 @@ def test_a_network_that_cannot_be_used(refused: Run, factory: str, said: str) ->
             "leaves zeros, which quantiser 'affine'",
         ),
         ('granularities = ["kernel"]\nactivations = "xnor"\nactivation_bits = 1', "takes whole layers"),
-        ('activations = "dorefa"\nactivation_bits = 12', "takes words of 1 to 8 bits"),
+        ('activations = "dorefa"\nactivation_bits = 12', "takes 1 to 8 bits"),
         ("densities = [1.5]", "less than 1"),
         ('bits = [8]\nwhole = ["stage1.conv"]', "did you mean 'stage1.conv"),
     ],

@@ -71,7 +71,7 @@ def test_the_worked_example_has_12_patch_rows_of_27(
     assert (masked.weight != 0).sum() == 4 * 12
     layer = layer_of(conv, positions=20)
     assert GRANULARITY.macs(layer, 12) == 12 * 4 * 20
-    assert GRANULARITY.kept(layer, 12) == 12 / 27
+    assert GRANULARITY.kept_share(layer, 12) == 12 / 27
 
 
 @st.composite

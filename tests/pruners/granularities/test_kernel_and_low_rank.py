@@ -84,7 +84,7 @@ def test_padding_rows_are_counted_and_stored() -> None:
     module = conv(4, 5)
     layer = described(module, positions=7)
     assert KERNEL.macs(layer, 2) == 6 * 2 * 9 * 7
-    assert KERNEL.kept(layer, 2) == 2 / 4
+    assert KERNEL.kept_share(layer, 2) == 2 / 4
     shapes = {name: part.shape for name, part in KERNEL.parts(layer, 2).items()}
     assert shapes == {"layer.weight": (6, 2, 3, 3), "layer.bias": (6,), "index": (4,), "order": (5,)}
     state = compacted(KERNEL, module, 2).state_dict()
@@ -274,7 +274,7 @@ def test_counts_end_where_the_factors_are_no_smaller() -> None:
     layer = described(conv(16, 16))
     counts = list(LOW_RANK.counts(layer))
     assert counts == list(range(1, 15))  # 14 · 160 = 2,240 of 2,304 weights; 15 directions have 2,400
-    assert LOW_RANK.kept(layer, 14) == 2_240 / 2_304
+    assert LOW_RANK.kept_share(layer, 14) == 2_240 / 2_304
     assert all(b - a == 160 * layer.positions for a, b in pairwise(LOW_RANK.macs(layer, c) for c in counts))
     assert list(LOW_RANK.counts(described(conv(64, 64)))) == [16, 32, 48]  # up to 57 would be smaller
     exact = described(nn.Linear(4, 4))
