@@ -91,7 +91,9 @@ def rank(
     scores: dict[str, dict[str, NDArray[np.float64]]] = {name: {} for name in chosen}
     for group in graph.groups:
         view = units.view(group, tensors, statistics)
-        fitting = [c for c in chosen.values() if c.needs <= view.held() and why_not(c, group, graph) is None]
+        fitting = [
+            c for c in chosen.values() if c.needs <= view.known_fields() and why_not(c, group, graph) is None
+        ]
         for criterion in fitting:
             scores[criterion.name][group.name] = _score(criterion, view, group)
     return scores

@@ -132,7 +132,10 @@ class PruningPlan:
     quantisation: Quantisation = DEFAULT_QUANTISATION
 
     def key(self) -> str:
-        """Returns the content key of the *realised* architecture: equal networks have equal keys. `DENSE` if all stays."""
+        """Returns the content key of the *realised* architecture; `DENSE` if everything stays.
+
+        Equal networks have equal keys.
+        """
         cut: dict[str, list[Any]] = {
             # what a unit is does not matter where every unit stays
             g.name: [list(g.kept), g.choice.granularity if g.achieved else "channel", g.choice.bits]

@@ -30,7 +30,7 @@ def transposed(group: ChannelGroup, graph: ChannelGraph) -> str | None:
 
 def not_interior(group: ChannelGroup, graph: ChannelGraph) -> str | None:
     """Where the channels are no single layer's, or are read in patches of no fixed size."""
-    return applies.residual(group, graph) or transposed(group, graph)
+    return applies.several_writers(group, graph) or transposed(group, graph)
 
 
 @statistic(

@@ -10,7 +10,7 @@ from prunefront.pruners.procedures import Phase, procedure
 from prunefront.pruners.procedures.hook import Hook, Progress
 from prunefront.pruners.procedures.masking import Masked, StraightThrough, gradients_of, settle
 from prunefront.pruners.procedures.run import Run
-from prunefront.pruners.units.masks import FLOOR, Tensors, keep_largest, output_axis, sizes, weights
+from prunefront.pruners.units.masks import FLOOR, Tensors, keep_largest, magnitudes, output_axis, weights
 
 START = 0.01
 """Of every mask variable. Its scale means nothing, as the learning rate follows it."""
@@ -84,7 +84,7 @@ def scl(run: Run, density: float = 0.5, penalty: float = 0.02) -> Iterator[Phase
             Learn(held, variables, axes, rate, penalty),
         ),
     )
-    hook = Masked(held, keep_largest(variables, density, ties=sizes(held), floor=FLOOR))
+    hook = Masked(held, keep_largest(variables, density, ties=magnitudes(held), floor=FLOOR))
     if not run.left:
         settle(run)
     yield Phase(run.left, hooks=(hook,))

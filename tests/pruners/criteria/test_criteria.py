@@ -33,7 +33,7 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.scoring import available, score_all, why_not
 from prunefront.pruners.statistics.first_order import first_order
 from prunefront.pruners.trace.tracer import trace
-from prunefront.pruners.units.view import FIELDS, MEASURED, READ, UnitView
+from prunefront.pruners.units.view import FIELDS, MEASURED, WEIGHT_FIELDS, UnitView
 from tests.nets import NETS
 from tests.pruners.fixtures import (
     MODELS,
@@ -602,7 +602,7 @@ def test_every_coupling_pattern_is_scored(name):
         return sum(leaf.square().mean() for leaf in tree_leaves(output))
 
     # those of single papers say in a line of their own what they cannot look at; the others never refuse
-    usual = {c for c in criteria if criteria[c].needs <= READ | first_order.fields.keys()}
+    usual = {c for c in criteria if criteria[c].needs <= WEIGHT_FIELDS | first_order.fields.keys()}
     data = [(inputs, None), (again, None)]
     scores, refusals = dict(score_all(model, graph, usual, data, loss)), []
     for single in sorted(set(criteria) - usual):

@@ -20,7 +20,7 @@ from prunefront.pruners.cut.blocks import without_blocks
 from prunefront.pruners.granularities.block import stack_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.trace.tracer import trace
-from prunefront.pruners.units.applies import residual
+from prunefront.pruners.units.applies import several_writers
 from tests.nets import NETS, Block, conv_bn, randomise
 from tests.pruners.oracles import mask_blocks
 from tests.pruners.plans import plans, traced
@@ -166,7 +166,7 @@ def test_streams_are_the_groups_that_several_layers_write(name: str) -> None:
                 for m in group.members
                 if (m.tensor, m.dim) == (layer.name, axis)
             ]
-            shared = any("is a stream" in (residual(group, graph) or "") for group, _ in parts)
+            shared = any("is a stream" in (several_writers(group, graph) or "") for group, _ in parts)
             whole = sum(len(at) for _, m in parts for at in m.index) == layer.shape[axis]
             assert stream == shared if whole else stream >= shared, (layer.name, axis)
 
@@ -655,6 +655,6 @@ def test_a_row_of_a_stack_is_a_blocks_weights_over_the_root_of_their_number() ->
         ]
     ).double()
     torch.testing.assert_close(view.weight[:2], expected)
-    assert (len(view.weight), view.weight.dtype, view.held()) == (4, torch.float64, {"weight"})
+    assert (len(view.weight), view.weight.dtype, view.known_fields()) == (4, torch.float64, {"weight"})
     root_mean_square = small[1].weight.detach().double().square().mean().sqrt()
     torch.testing.assert_close(view.weight[0].norm(), root_mean_square)
