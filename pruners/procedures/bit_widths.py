@@ -55,7 +55,7 @@ class QuantisedWeights(Hook):
     @torch.no_grad()
     def stepped(self, run: Progress) -> None:
         for _, weight in self._weights():
-            weight.copy_(self.quantiser.kept(weight))
+            weight.copy_(self.quantiser.constrain(weight))
 
     def finish(self, run: Progress) -> None:
         """Makes quantised weights, with scales for the float ones of now, the network's own."""

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.layers import Part
-from prunefront.pruners.storage import codebook, places, positions, sizes
+from prunefront.pruners.storage import places, positions, sizes
 from prunefront.pruners.storage.bits import pack_bits, unpack_bits
 from prunefront.pruners.storage.file import load, pack, save, unpack
 from prunefront.pruners.storage.huffman import canonical, code_lengths, read_huffman, write_huffman
@@ -352,54 +352,6 @@ def test_a_table_of_no_complete_code_is_refused(lengths: list[int]) -> None:
     )
     with pytest.raises(PrunefrontError, match="Huffman"):
         read_huffman(stream, 2, 8)
-
-
-# --- codebooks
-
-
-def test_well_separated_weights_get_their_own_centroids() -> None:
-    means = torch.tensor([-3.0, -1.0, 1.0, 2.5])
-    weight = (means[:, None] + torch.tensor([-0.1, 0.0, 0.1])).flatten()
-    found = codebook.fit(weight, 2)
-    torch.testing.assert_close(found, means)
-    assert codebook.codes(weight, found).tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
-
-
-@settings(max_examples=40)
-@given(seed=st.integers(0, 99), bits=st.integers(1, 5), pruned=st.booleans())
-def test_lloyd_never_loses_and_what_is_pruned_stays_pruned(seed: int, bits: int, pruned: bool) -> None:
-    weight = torch.randn(40, 5, generator=torch.Generator().manual_seed(seed))
-    if pruned:
-        weight = weight * (weight.abs() > 0.5)
-    errors = []
-    for iterations in range(6):
-        book = codebook.fit(weight, bits, iterations=iterations)
-        codes = codebook.codes(weight, book)
-        decoded = codebook.decode(codes, book)
-        assert torch.equal(decoded, codebook.decode(codebook.codes(decoded, book), book))
-        assert torch.equal(decoded[weight == 0], weight[weight == 0])
-        distance = (weight.flatten()[:, None].double() - book.double()).abs()
-        assert torch.equal(
-            (decoded - weight).double().abs().flatten(), distance.min(1).values.float().double()
-        )
-        errors.append(float((decoded - weight).square().sum()))
-    assert len(book) == 1 << bits
-    assert all(later <= earlier + 1e-4 for earlier, later in pairwise(errors))
-
-
-def test_codebooks_of_nothing_and_of_one_value() -> None:
-    assert codebook.fit(torch.zeros(3), 2).tolist() == [0.0] * 4
-    assert codebook.fit(torch.full((3,), 0.7), 2).tolist() == [torch.tensor(0.7).item()] * 4
-
-
-def test_the_gradient_of_a_centroid_is_that_of_its_members() -> None:
-    book = torch.randn(8, dtype=torch.float64, requires_grad=True)
-    codes, factor = torch.randint(0, 8, (6, 5)), torch.randn(6, 5, dtype=torch.float64)
-    weight = codebook.decode(codes, book)
-    weight.retain_grad()
-    (weight * factor).square().sum().backward()
-    assert weight.grad is not None
-    torch.testing.assert_close(codebook.centroid_gradient(weight.grad, codes, 8), book.grad)
 
 
 # --- what is refused
