@@ -30,7 +30,7 @@ from prunefront.pruners.plan.layer_parts import layer_parts
 from prunefront.pruners.quantisers import quantisers
 from prunefront.pruners.storage import file as storage
 from prunefront.pruners.storage.sizes import Counts
-from prunefront.pruners.storage.streams import FLOATS, Codec, Levels
+from prunefront.pruners.storage.streams import FLOATS, Codec, QuantiserTensors
 from prunefront.strict_json import loads
 
 WEIGHTS, PLAN, MANIFEST = "weights.safetensors", "plan.json", "manifest.json"
@@ -257,14 +257,14 @@ def _put(model: nn.Module, layer_plan: LayerPlan, plan: PruningPlan, tensors: Ma
 
 def _is_level(name: str, tensors: Mapping[str, Tensor]) -> bool:
     """Whether a tensor is the scale (or offset, …) that a quantiser keeps for another one."""
-    return any(name == f"{other}_{word}" for other in tensors for word in storage.LEVELS)
+    return any(name == f"{other}_{word}" for other in tensors for word in storage.QUANTISER_SUFFIXES)
 
 
-def _encode(values: Tensor, part: Part, levels: Levels) -> Tensor:
+def _encode(values: Tensor, part: Part, levels: QuantiserTensors) -> Tensor:
     return quantisers[part.levels].codes(values, levels["scale"], levels.get("offset"), part.bits)
 
 
-def _decode(codes: Tensor, part: Part, levels: Levels) -> Tensor:
+def _decode(codes: Tensor, part: Part, levels: QuantiserTensors) -> Tensor:
     return quantisers[part.levels].decoded(codes, levels["scale"], levels.get("offset"), part.bits)
 
 

@@ -22,7 +22,7 @@ Fit = Callable[[Tensor, int, bool], tuple[Tensor, Tensor | None]]
 weight. Pure, and the same for the same weight."""
 
 Codes = Callable[[Tensor, Tensor, Tensor | None, int], Tensor]
-"""(weight, scale, offset, bits) -> int64 codes of the weight's shape. Decoding and coding again gives the same codes."""
+"""(weight, scale, offset, bits) -> int64 codes of the weight's shape. Decoded weights have the same codes again."""
 
 Compand = Callable[[Tensor, Tensor, int], Tensor]
 """(weight, scale, bits) -> the tensor that is coded in the weight's place."""
