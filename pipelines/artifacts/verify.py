@@ -282,11 +282,11 @@ def _check_torch(folder: Path, recorded: Recorded, splits: Splits, section: Mode
     """Of the network that the plan makes of the factory's dense one, with the stored weights."""
     # what only needs the ONNX file should not import the zoo
     from prunefront.pipelines.models import build
-    from prunefront.pruners.saved import load_network, trained
+    from prunefront.pruners.saved import count_trained, load_network
 
     dense = build(section, classes=splits.classes, input_shape=splits.input_shape)
     model = load_network(dense, folder)
-    params = trained(model, recorded.plan)
+    params = count_trained(model, recorded.plan)
     yield Check("params (torch)", str(recorded.params), str(params), recorded.params == params)
     if recorded.integers:
         return  # rounds otherwise than integers do: what it computes is another network's

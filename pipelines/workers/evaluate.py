@@ -44,7 +44,7 @@ from prunefront.pruners.plan.cost import cost
 from prunefront.pruners.procedures import Phase, procedures
 from prunefront.pruners.procedures.loop import EpochReport
 from prunefront.pruners.procedures.snapshot import Snapshot
-from prunefront.pruners.saved import PLAN, WEIGHTS, described, rebuild, save_network
+from prunefront.pruners.saved import PLAN, WEIGHTS, plan_document, rebuild, save_network
 from prunefront.search.outcomes.measurement import Measurement
 
 CALIBRATION_BATCH = 128
@@ -336,7 +336,7 @@ def integers(plan: PruningPlan) -> bool:
 def load_network_from(bench: Workbench, plan: PruningPlan, weights: Path) -> nn.Module:
     """What a reader of the artifact makes of it."""
     dense = build(bench.model, classes=bench.classes, input_shape=bench.input_shape)
-    return rebuild(dense, plan, tuple(described(bench.graph, plan)["removed"]), weights)
+    return rebuild(dense, plan, tuple(plan_document(bench.graph, plan)["removed"]), weights)
 
 
 def describe(bench: Workbench, plan: PruningPlan, weights: Path) -> dict[str, Any]:
@@ -347,7 +347,7 @@ def describe(bench: Workbench, plan: PruningPlan, weights: Path) -> dict[str, An
         "study": bench.study,
         "classes": bench.classes,
         "input_shape": list(bench.input_shape),
-        **described(bench.graph, plan),
+        **plan_document(bench.graph, plan),
         "onnx": "int8" if integers(plan) else "float32",
         "shapes": stored_shapes(weights),
         "macs": price.macs,

@@ -10,7 +10,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.cut.blocks import without_blocks
 from prunefront.pruners.granularities import LayerGranularity, Pattern
-from prunefront.pruners.granularities.layer_like import weight_of
+from prunefront.pruners.granularities.new_layer import weight_of
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer
 from prunefront.pruners.graph.plan import LayerPlan, PruningPlan, removed_blocks

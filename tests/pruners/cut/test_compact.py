@@ -27,7 +27,15 @@ from prunefront.pruners.graph.plan import PruningPlan, removed_blocks
 from prunefront.pruners.plan import cost
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.plan.layer_counts import possible_granularities
-from prunefront.pruners.saved import PLAN, WEIGHTS, described, load_network, rebuild, save_network, trained
+from prunefront.pruners.saved import (
+    PLAN,
+    WEIGHTS,
+    count_trained,
+    load_network,
+    plan_document,
+    rebuild,
+    save_network,
+)
 from prunefront.pruners.storage.sizes import file_size
 from prunefront.pruners.trace.tracer import trace
 from tests.nets import NETS, Block, conv_bn, randomise
@@ -125,14 +133,14 @@ def test_the_file_is_as_large_as_said_and_holds_the_network_bit_for_bit(name: st
         counts = save_network(made, graph, aim, path, entropy=data.draw(st.booleans()))
         assert file_size(cost.layout(graph, aim), counts) == path.stat().st_size
         again = rebuild(model, read, _removed(graph, aim), path)
-    assert cost.params(graph, aim) == trained(made, aim)
+    assert cost.params(graph, aim) == count_trained(made, aim)
     assert again.state_dict().keys() == made.state_dict().keys()
     for expected, got in zip(outputs(made, example), outputs(again, example), strict=True):
         assert torch.equal(got, expected)
 
 
 def _removed(graph: ChannelGraph, aim: PruningPlan) -> tuple[str, ...]:
-    return tuple(described(graph, aim)["removed"])
+    return tuple(plan_document(graph, aim)["removed"])
 
 
 def test_the_predicted_size_is_within_one_percent(tmp_path: Path) -> None:
@@ -209,7 +217,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module
     aim = plan(graph, choices, scored(graph))
     folder = tmp_path_factory.mktemp("published")
     save_network(prune(model, graph, aim), graph, aim, folder / WEIGHTS)
-    (folder / PLAN).write_text(json.dumps(described(graph, aim)))
+    (folder / PLAN).write_text(json.dumps(plan_document(graph, aim)))
     sign(folder)
     return folder, model
 

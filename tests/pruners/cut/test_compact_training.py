@@ -18,7 +18,7 @@ from prunefront.pruners.plan.layer_parts import parameter_bit_widths
 from prunefront.pruners.procedures import Phase, procedures
 from prunefront.pruners.procedures.loop import fit
 from prunefront.pruners.procedures.run import Run
-from prunefront.pruners.saved import described, rebuild, save_network
+from prunefront.pruners.saved import plan_document, rebuild, save_network
 from prunefront.pruners.scoring import score_all
 from tests.pruners.cut.test_compact import tower
 
@@ -93,7 +93,7 @@ def test_the_network_is_that_of_the_plan_and_can_be_stored(name: str, steps: int
     assert any(p.bits == 4 for p in parts.values())
     save_network(run.model, graph, aim, tmp_path / "w")  # refuses values that are not on their levels
     again = rebuild(
-        dense, aim, tuple(json.loads(json.dumps(described(graph, aim)))["removed"]), tmp_path / "w"
+        dense, aim, tuple(json.loads(json.dumps(plan_document(graph, aim)))["removed"]), tmp_path / "w"
     )
     x = batches()[0][0]
     with torch.no_grad():

@@ -447,7 +447,7 @@ def test_a_state_that_is_not_as_its_layout_says_is_not_stored(
         ("w#codes", Part((2,)), "name holds '#'"),
         ("w", Part((1 << 40,), "float"), "1099511627776 stored elements"),
         ("w", Part((-1, -1), kept=1), "whole numbers"),
-        ("w", Part((2,), bits=17), "17 bits"),
+        ("w", Part((2,), bits=17), "bit width of 17"),
         ("w", Part((2,), bits=True), "whole numbers"),
         ("w", Part((2,), "index", 0), "below 0"),
         ("w", Part((2,), "float", width=3), "3 bytes"),
