@@ -413,11 +413,11 @@ def snip_fixture(factor: float = 1.0):
 def test_snip_scores_of_weights_are_gradients_of_masks_that_sum_to_one():
     at_masks, scores = snip_fixture()
     total = sum(g.abs().sum() for g in at_masks.values())
-    for name, score in scores.items():
-        torch.testing.assert_close(score, at_masks[name].abs() / total)
+    for name, found in scores.items():
+        torch.testing.assert_close(found, at_masks[name].abs() / total)
     assert float(sum(s.sum() for s in scores.values())) == pytest.approx(1.0)
-    for name, score in snip_fixture(factor=1e-3)[1].items():
-        torch.testing.assert_close(score, scores[name])
+    for name, found in snip_fixture(factor=1e-3)[1].items():
+        torch.testing.assert_close(found, scores[name])
     kept = torch.cat([s.flatten() for s in scores.values()]).quantile(0.9)
     assert all((s > kept).any() for s in scores.values())  # no layer empties at 90 %
 
