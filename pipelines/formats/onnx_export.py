@@ -16,7 +16,7 @@ from prunefront.atomic import write_whole
 from prunefront.errors import NotTraceable, PrunefrontError
 from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
 from prunefront.pipelines.formats.same_outputs import batch_sizes, largest_difference
-from prunefront.pruners.units.modes import evaluating
+from prunefront.pruners.units.eval_mode import eval_mode
 from prunefront.text import first_line
 
 
@@ -31,7 +31,7 @@ def export(model: nn.Module, example: Tensor, path: Path) -> None:
     device = next((p.device for p in model.parameters()), example.device)
     # torch.export treats sizes 0 and 1 as constants, so the batch must have at least two images
     batch = torch.zeros((2, *example.shape[1:]), dtype=example.dtype, device=device)
-    with evaluating(model), torch.no_grad(), _quiet():
+    with eval_mode(model), torch.no_grad(), _quiet():
         outputs = len(pytree.tree_leaves(model(batch)))
         try:
             program = torch.onnx.export(
@@ -73,7 +73,7 @@ def check(model: nn.Module, path: Path, examples: Tensor, tolerance: float = 1e-
     worst = 0.0
     for size in batch_sizes(len(examples)):
         batch = examples[:size]
-        with evaluating(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             leaves = pytree.tree_leaves(model(batch.to(device)))
         expected = [leaf.detach().cpu().float().numpy() for leaf in leaves]
         try:

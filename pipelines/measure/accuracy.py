@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from prunefront.pipelines.data import Split, Transform, batches
-from prunefront.pruners.units.modes import evaluating
+from prunefront.pruners.units.eval_mode import eval_mode
 from prunefront.search.outcomes.measurement import NotFinite
 
 Z95 = 1.959963984540054
@@ -45,7 +45,7 @@ def accuracy(
     device = next(model.parameters()).device
     right = torch.zeros((), dtype=torch.int64, device=device)
     broken = torch.zeros((), dtype=torch.bool, device=device)
-    with evaluating(model):
+    with eval_mode(model):
         for images, labels in batches(
             split, transform, batch_size, device=device, channels_last=channels_last
         ):
