@@ -18,7 +18,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.nodes import live_nodes
 from prunefront.pipelines.config.sections import MeasureSection
 from prunefront.pipelines.measure.environment import environment
-from prunefront.pipelines.measure.latency import Timed, compare, runtimes
+from prunefront.pipelines.measure.latency import LatencyRecord, compare, runtimes
 from prunefront.pipelines.measure.target import DeviceLost
 from prunefront.pipelines.measure.turnstile import exclusive
 from prunefront.text import first_line
@@ -51,7 +51,7 @@ class Device:
     dense: Any
     away_seconds: float
 
-    def time(self, onnx: bytes, example: NDArray[np.float32]) -> Timed:
+    def time(self, onnx: bytes, example: NDArray[np.float32]) -> LatencyRecord:
         """Times an ONNX file against the dense network's, both on the device. example: the input of a forward.
 
         Raises DeviceLost, and the errors of the runtime.
@@ -111,7 +111,9 @@ def _run(function: Callable[..., T], *arguments: Any) -> T:
     return function(*arguments)
 
 
-def _time(section: MeasureSection, dense_onnx: bytes, onnx: bytes, example: NDArray[np.float32]) -> Timed:
+def _time(
+    section: MeasureSection, dense_onnx: bytes, onnx: bytes, example: NDArray[np.float32]
+) -> LatencyRecord:
     make, images = runtimes[section.runtime], torch.from_numpy(example.copy())
     with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
 
@@ -124,4 +126,4 @@ def _time(section: MeasureSection, dense_onnx: bytes, onnx: bytes, example: NDAr
         dense, candidate = prepared("dense.onnx", dense_onnx), prepared("model.onnx", onnx)
         with exclusive():
             latency = compare(dense, candidate, pairs=section.pairs, warmup=section.warmup)
-    return Timed(latency, environment(section))
+    return LatencyRecord(latency, environment(section))

@@ -37,9 +37,9 @@ def load(section: DataSection) -> Splits:
     return _accept(call(function, section.options, key="data.source", spec=section.source), section)
 
 
-def _accept(made: object, section: DataSection) -> Splits:
+def _accept(returned: object, section: DataSection) -> Splits:
     """Returns checked Splits of the value that a user's callable returned. Raises DataError for another value."""
-    if isinstance(made, Splits):
+    if isinstance(returned, Splits):
         ignored = sorted(section.model_fields_set & {"mean", "std", "augment", "padding", "validation"})
         if ignored:
             raise DataError(
@@ -48,22 +48,26 @@ def _accept(made: object, section: DataSection) -> Splits:
             )
         return check_splits(
             Splits(
-                made.train[: section.train_limit],
-                made.validation,
-                made.test[: section.test_limit],
-                made.transform,
-                made.classes,
+                returned.train[: section.train_limit],
+                returned.validation,
+                returned.test[: section.test_limit],
+                returned.transform,
+                returned.classes,
             )
         )
-    if isinstance(made, tuple) and len(made) in (2, 3) and all(isinstance(part, Split) for part in made):
-        if len(made) == 2:
-            return _finish(*split_validation(made[0], section.validation), made[1], section)
+    if (
+        isinstance(returned, tuple)
+        and len(returned) in (2, 3)
+        and all(isinstance(part, Split) for part in returned)
+    ):
+        if len(returned) == 2:
+            return _finish(*split_validation(returned[0], section.validation), returned[1], section)
         if section.validation is not None:
             raise DataError(f"{section.source!r} returns its own validation part; remove data.validation")
-        train, validation, test = made
+        train, validation, test = returned
         return _finish(train, validation, test, section)
     raise DataError(
-        f"{section.source!r} returned a {type(made).__name__}; it must return prunefront.pipelines.data.Splits, "
+        f"{section.source!r} returned a {type(returned).__name__}; it must return prunefront.pipelines.data.Splits, "
         "or a tuple of prunefront.pipelines.data.Split: (train, validation, test) or (train, test)"
     )
 

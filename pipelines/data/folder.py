@@ -46,17 +46,17 @@ def _classes(folder: Path) -> list[str]:
 
 def _files(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
     """Returns (file, label) of every image, in the fixed order."""
-    found = [
+    rows = [
         (path, label)
         for label, name in enumerate(classes)
         if (folder / name).is_dir()
         for path in sorted((folder / name).rglob("*"))
         if path.suffix.lower() in SUFFIXES
     ]
-    if not found:
+    if not rows:
         raise DataError(f"{folder} holds no image; known suffixes: {', '.join(SUFFIXES)}")
-    order = np.random.default_rng(ORDER_SEED).permutation(len(found))
-    return [found[i] for i in order]
+    order = np.random.default_rng(ORDER_SEED).permutation(len(rows))
+    return [rows[i] for i in order]
 
 
 def _decode(rows: list[tuple[Path, int]]) -> Split:

@@ -79,13 +79,13 @@ class Sample:
 
 def samples(event: Event) -> list[Sample]:
     """Returns the figures of an event; most events have none."""
-    found: list[tuple[str, float | None, dict[str, str]]] = []
+    figures: list[tuple[str, float | None, dict[str, str]]] = []
     stage = {"stage": str(event["stage"])}
     match event["event"]:
         case "scored":
-            found += [("candidates_scored", 1.0, {}), ("score_seconds", event.get("seconds"), {})]
+            figures += [("candidates_scored", 1.0, {}), ("score_seconds", event.get("seconds"), {})]
         case "trained":
-            found += [
+            figures += [
                 ("candidates_trained", 1.0, {}),
                 ("epoch_seconds", event.get("epoch_seconds"), {}),
                 ("latency_seconds", event.get("latency_seconds"), {}),
@@ -93,24 +93,24 @@ def samples(event: Event) -> list[Sample]:
                 ("artifact_bytes", event.get("artifact_bytes"), {}),
             ]
         case "stopped_early":
-            found += [("candidates_stopped_early", 1.0, {})]
+            figures += [("candidates_stopped_early", 1.0, {})]
         case "failed":
-            found += [("candidates_failed", 1.0, {"kind": str(event["kind"]), **stage})]
+            figures += [("candidates_failed", 1.0, {"kind": str(event["kind"]), **stage})]
         case "worker_lost":
-            found += [("workers_lost", 1.0, {})]
+            figures += [("workers_lost", 1.0, {})]
         case "outage":
-            found += [("outages", 1.0, {"store": str(event["store"])})]
+            figures += [("outages", 1.0, {"store": str(event["store"])})]
         case "progress":
-            found += [("hypervolume", event["hypervolume"], {}), ("front_size", event["front"], {})]
+            figures += [("hypervolume", event["hypervolume"], {}), ("front_size", event["front"], {})]
         case "joined":
-            found += [("workers", event["workers"], {})]
+            figures += [("workers", event["workers"], {})]
     if event["event"] in ("scored", "trained", "stopped_early", "failed"):
-        found += [("worker_seconds", event.get("seconds"), stage)]
+        figures += [("worker_seconds", event.get("seconds"), stage)]
     counters = {family.name for family in FAMILIES if family.kind == "counter"}
     study = {"study": str(event["study"])}
     return [
         Sample(name, float(value), study | labels)
-        for name, value, labels in found
+        for name, value, labels in figures
         if value is not None and (value > 0 or name not in counters)
     ]
 
@@ -131,8 +131,8 @@ class Exporter:
             else:
                 self._record[family.name] = Histogram(name, family.description, [*SECONDS], labels).observe
 
-    def record(self, found: Iterable[Sample]) -> None:
-        for sample in found:
+    def record(self, new: Iterable[Sample]) -> None:
+        for sample in new:
             self._record[sample.family](sample.value, tags=dict(sample.labels))
 
 
@@ -148,17 +148,17 @@ def export_metrics(events: Events, *, workers: int, remote: bool) -> Iterator[No
 
         actor: Any = ray.remote(Exporter).options(num_cpus=0).remote()
 
-        def record(found: Iterable[Sample]) -> None:
-            actor.record.remote(list(found))
+        def record(new: Iterable[Sample]) -> None:
+            actor.record.remote(list(new))
     else:
         record = Exporter().record
 
     gauges: dict[str, Sample] = {}
 
     def metrics(event: Event) -> None:
-        if found := samples(event):
-            gauges.update({sample.family: sample for sample in found if sample.family in GAUGES})
-            record(found)
+        if new := samples(event):
+            gauges.update({sample.family: sample for sample in new if sample.family in GAUGES})
+            record(new)
 
     def look() -> None:
         # Ray drops a gauge that nobody sets for two of its intervals, so those that did not change are set as well

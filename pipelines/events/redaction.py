@@ -58,7 +58,7 @@ def is_redacted(text: str) -> bool:
 
 def _secrets() -> list[str]:
     """Returns the environment's secrets, longest first, since one may be a part of another."""
-    found = {
+    values = {
         value
         for name, value in os.environ.items()
         if _NAME.search(name)
@@ -66,4 +66,4 @@ def _secrets() -> list[str]:
         and len(value) >= LEAST
         and not os.path.exists(value)  # a file that holds one is none
     }
-    return sorted(found, key=len, reverse=True)
+    return sorted(values, key=len, reverse=True)

@@ -85,7 +85,7 @@ def evaluations(
     a key that no candidate comes down to.
     """
     first: dict[str, Candidate] = {}
-    told: dict[str, Mapping[str, Any]] = {}
+    scores: dict[str, Mapping[str, Any]] = {}
     trained: dict[str, Outcome] = {}
     recalled: tuple[Evaluation, ...] = ()
     for event in events:
@@ -98,19 +98,19 @@ def evaluations(
             except PrunefrontError:  # it was a failure that cost nothing
                 continue
         elif event["event"] == "told":
-            told.setdefault(event["key"], event)
+            scores.setdefault(event["key"], event)
         elif event["event"] == "trained":
             trained[event["name"]] = outcome_from_json(event["outcome"])
-    if not told:
+    if not scores:
         raise no_evaluations_error(study)
-    if strangers := sorted(told.keys() - first.keys()):
+    if strangers := sorted(scores.keys() - first.keys()):
         raise PrunefrontError(
             f"the journal of study {study!r} scores {strangers[0]!r}, which none of its candidates comes down to: "
             "its journal and its folder `prepared` are not of the same search"
         )
     rows = (
         Evaluation(first[key], key, outcome_from_json(e["outcome"]), e.get("seconds"), trained.get(key))
-        for key, e in told.items()
+        for key, e in scores.items()
     )
     known = (replace(row, trained=trained.get(row.key)) for row in recalled)
     return Evaluations(study, (*known, *rows), len(recalled))

@@ -283,8 +283,8 @@ class MlflowTracker:
     def _open_experiment(self) -> str:
         from mlflow.exceptions import MlflowException
 
-        found: Experiment | None = self._client.get_experiment_by_name(self.experiment)
-        if found is None:
+        experiment: Experiment | None = self._client.get_experiment_by_name(self.experiment)
+        if experiment is None:
             try:
                 return self._client.create_experiment(
                     self.experiment,
@@ -294,16 +294,16 @@ class MlflowTracker:
                 )
             except MlflowException as error:
                 # another study may have created it in the meantime
-                found = self._client.get_experiment_by_name(self.experiment)
-                if found is None:
+                experiment = self._client.get_experiment_by_name(self.experiment)
+                if experiment is None:
                     raise error
-        if found.lifecycle_stage == "deleted":
+        if experiment.lifecycle_stage == "deleted":
             raise TrackingError(
                 f"the MLflow experiment {self.experiment!r} is deleted in {without_password(self.uri)}; "
-                f"bring it back with `mlflow experiments restore --experiment-id {found.experiment_id}`, "
+                f"bring it back with `mlflow experiments restore --experiment-id {experiment.experiment_id}`, "
                 "or set another `experiment` under [tracking]"
             )
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)
 
     def _artifacts(self) -> str | None:
         """Returns the address for artifacts; None for a server, which has its own. A database would use ./mlruns."""
@@ -352,7 +352,7 @@ class MlflowTracker:
         A child that was cut off in the middle is written again, into the same run. A server that had stopped to answer
         may have created a run for every try: one of them stays.
         """
-        found: dict[tuple[str, str], list[Any]] = {}
+        children: dict[tuple[str, str], list[Any]] = {}
         token = None
         while True:
             page = self._client.search_runs(
@@ -363,19 +363,19 @@ class MlflowTracker:
             )
             for run in page:
                 name = (run.data.tags.get("prunefront.key", ""), run.data.tags.get("prunefront.stage", ""))
-                found.setdefault(name, []).append(run)
+                children.setdefault(name, []).append(run)
             token = page.token
             if not token:
                 break
         finished: dict[tuple[str, str], Status] = {}
-        for name, runs in found.items():
+        for name, runs in children.items():
             known = [run for run in runs if run.info.run_id == self._children.get(name)]
-            kept = (known or [run for run in runs if run.info.status != "RUNNING"] or runs)[0]
-            self._children[name] = kept.info.run_id
-            if kept.info.status != "RUNNING":
-                finished[name] = kept.info.status
+            child = (known or [run for run in runs if run.info.status != "RUNNING"] or runs)[0]
+            self._children[name] = child.info.run_id
+            if child.info.status != "RUNNING":
+                finished[name] = child.info.status
             for run in runs:
-                if run is not kept:
+                if run is not child:
                     self._client.delete_run(run.info.run_id)
         return finished
 

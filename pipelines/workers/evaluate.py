@@ -22,10 +22,10 @@ from prunefront.pipelines.data import Split, batches
 from prunefront.pipelines.formats import pt2_export
 from prunefront.pipelines.formats.int8 import check_int8, quantise_onnx
 from prunefront.pipelines.formats.onnx_export import check, export
-from prunefront.pipelines.formats.weights import unpacked
+from prunefront.pipelines.formats.weights import unpack_weights
 from prunefront.pipelines.measure.accuracy import Accuracy, accuracy
 from prunefront.pipelines.measure.environment import environment
-from prunefront.pipelines.measure.latency import Timed, compare, runtimes
+from prunefront.pipelines.measure.latency import LatencyRecord, compare, runtimes
 from prunefront.pipelines.measure.turnstile import exclusive, shared
 from prunefront.pipelines.models import build
 from prunefront.pipelines.stores.open import open_store
@@ -136,7 +136,7 @@ class Evaluator:
         Raises PrunefrontError for weights that are not the parent's.
         """
         model = self.bench.dense_model()
-        model.load_state_dict(inherit(model, self.bench.graph, parent.plan, unpacked(parent.weights)))
+        model.load_state_dict(inherit(model, self.bench.graph, parent.plan, unpack_weights(parent.weights)))
         return model
 
     def train(
@@ -283,7 +283,7 @@ class Evaluator:
             calibrate(model, plan, self._calibration)
         return model
 
-    def _time(self, model: nn.Module, onnx: Path) -> Timed:
+    def _time(self, model: nn.Module, onnx: Path) -> LatencyRecord:
         """Against the dense network: on the study's device where it has one, else on this machine."""
         section, target = self.bench.measure, self.bench.target
         example = self._images(section.batch_size)
@@ -303,7 +303,7 @@ class Evaluator:
                 start = time.perf_counter()
                 latency = compare(dense, candidate, pairs=section.pairs, warmup=section.warmup)
                 self.timing_seconds = time.perf_counter() - start
-        return Timed(latency, environment(section))
+        return LatencyRecord(latency, environment(section))
 
     def _images(self, count: int) -> Tensor:
         validation = self.bench.data.validation

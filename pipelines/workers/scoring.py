@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.formats.weights import packed
+from prunefront.pipelines.formats.weights import pack_weights
 from prunefront.pipelines.workers.bench import Workbench
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.failures import failure
@@ -65,7 +65,7 @@ class ScoringWorker:
             if self._evaluator.bench.train_images:
                 heir, refused = self._heir(parent)
                 measured, model = self._evaluator.score_trained(plan, heir)
-                weights = packed(model) if can_hand_on(plan) else None
+                weights = pack_weights(model) if can_hand_on(plan) else None
                 outcome: Outcome = measured
             else:
                 outcome = self._evaluator.score(plan)

@@ -23,7 +23,7 @@ from prunefront.choice import GroupChoice
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.read import load
 from prunefront.pipelines.config.sections import StudyConfig
-from prunefront.pipelines.formats.weights import packed, unpacked
+from prunefront.pipelines.formats.weights import pack_weights, unpack_weights
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.journal.layout import WEIGHTS
 from prunefront.pipelines.prepare.bench import make_bench
@@ -276,13 +276,13 @@ def test_training_repeats_and_its_start_matters(bench: Workbench, worker: Scorin
     assert heir.weights == worker.score(child, Parent(parent, first.weights)).weights
     assert heir.weights != worker.score(child).weights
     shapes = {n: t.shape for n, t in prune(bench.dense_model(), bench.graph, child).state_dict().items()}
-    assert {n: t.shape for n, t in unpacked(heir.weights).items()} == shapes
+    assert {n: t.shape for n, t in unpack_weights(heir.weights).items()} == shapes
 
 
 def test_a_parent_of_other_weights_is_refused_and_the_dense_network_taken(
     bench: Workbench, worker: ScoringWorker
 ) -> None:
-    child, fair = halved(bench, 0.25), packed(bench.dense_model())
+    child, fair = halved(bench, 0.25), pack_weights(bench.dense_model())
     dense = worker.score(child).weights
     for weights, reason in (
         (b"", "safetensors"),
@@ -390,7 +390,7 @@ def recomputed(config: StudyConfig, folder: Path, events: list[dict[str, Any]]) 
         start = starts[key]
         heir = evaluator.heir(Parent(plans[start], weights[start])) if start else None
         outcomes[key], model = evaluator.score_trained(plans[key], heir)
-        weights[key] = packed(model)
+        weights[key] = pack_weights(model)
     return outcomes
 
 
