@@ -243,7 +243,7 @@ def test_a_flipped_bit_anywhere_is_refused(
     flipped[int(place * len(whole))] ^= 1 << bit
     (folder / name).write_bytes(flipped)
     try:
-        with pytest.raises(PrunefrontError, match=r"not what manifest.json says"):
+        with pytest.raises(PrunefrontError, match=r"does not match manifest.json"):
             load_network(dense, folder)
     finally:
         (folder / name).write_bytes(whole)
