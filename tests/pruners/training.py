@@ -1,4 +1,4 @@
-"""What tests of training procedures share: a run that takes milliseconds, and a look at its phases."""
+"""Shared by tests of training procedures: a run that takes milliseconds, and a log of its phases."""
 
 import itertools
 from collections.abc import Iterable, Iterator
