@@ -25,7 +25,7 @@ class GroupChoice:
     keep: str | None = None
 
     def __post_init__(self) -> None:
-        # six digits tell any two unit counts apart, and survive a round trip through JSON as text; + 0.0: no "-0.0"
+        # six digits distinguish any two unit counts and survive a round trip through JSON; + 0.0 turns -0.0 into 0.0
         if not isinstance(self.ratio, int | float):
             raise TypeError(f"ratio of a choice must be a number, got {self.ratio!r:.40}")
         ratio = round(self.ratio, 6) + 0.0

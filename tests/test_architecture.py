@@ -45,6 +45,10 @@ BELOW = {"pipelines": ("search", "pruners"), "search": (), "pruners": (), "prune
 """Which of our packages a package may import, beside itself and the ground."""
 
 
+DOOR = {"prunefront/__init__.py", "prunefront/door.py"}
+"""The front door, which may look at everything: it imports when a name is used."""
+
+
 def module_of(path: str) -> str:
     """The dotted name of a source: `search/space/budget.py` is `prunefront.search.space.budget`."""
     dotted = path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
@@ -74,6 +78,8 @@ def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 def violations(path: str, source: str) -> list[str]:
     """Imports of a source that point upwards, across packages, or outside to what its package goes without."""
+    if path in DOOR:
+        return []
     package, room = place(module_of(path))
     floors = FLOORS.get(package, ())
     found = []
@@ -135,7 +141,7 @@ def test_every_room_is_on_a_floor_and_none_is_a_hall() -> None:
     assert {str(room): n for room, n in sizes.items() if n > LARGEST_ROOM} == {}
 
 
-OLD_NAMES = re.compile(r"^\s*(?:from|import)\s+(search|pruners|pipelines)\b", re.MULTILINE)
+OLD_NAMES = re.compile(r"^[\s\"']*(?:from|import)\s+(search|pruners|pipelines)\b", re.MULTILINE)
 
 
 def test_nobody_imports_by_the_old_names() -> None:

@@ -105,7 +105,7 @@ def study_name(study: str) -> str:
     """What a study is called among a cluster's jobs: the name in a study file, else what was given."""
     if not study.endswith(".toml"):
         return study
-    from prunefront.pipelines.config.sections import load
+    from prunefront.pipelines.config.read import load
 
     return load(Path(study)).name
 
@@ -137,7 +137,7 @@ def watch(server: "JobsServer", job: "Job") -> None:
 def submitted_status(study: str, address: str, as_json: bool) -> None:
     """Prints how a submitted study's job stands, and the end of its log."""
     from prunefront.pipelines.cluster.jobs import JobsServer
-    from prunefront.pipelines.events.display import clock
+    from prunefront.pipelines.events.display import format_duration
 
     server = JobsServer(address)
     job = server.find(study_name(study))
@@ -148,7 +148,7 @@ def submitted_status(study: str, address: str, as_json: bool) -> None:
     plain(f"{'study':<12}{job.study}: {job.state.lower()}")
     plain(f"{'job':<12}{job.id}")
     if job.started is not None:
-        plain(f"{'time':<12}{clock((job.ended or time.time()) - job.started)}")
+        plain(f"{'time':<12}{format_duration((job.ended or time.time()) - job.started)}")
     plain(f"{'results':<12}{job.folder} on the head")
     for line in last:
         plain(f"{'log':<12}{line}")

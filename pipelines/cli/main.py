@@ -17,6 +17,9 @@ from prunefront.pipelines.cli.jobs import StudyFile, logs, stop, submit, submitt
 from prunefront.pipelines.journal.layout import FRONT_PAGE, FRONT_PICTURE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from prunefront.pipelines.fronts.row import FrontRow
     from prunefront.pipelines.fronts.unfinished import PartialFront
     from prunefront.pipelines.study.garbage import Garbage
     from prunefront.pipelines.study.status import Status
@@ -76,7 +79,7 @@ def list_(
 @app.command()
 def inspect(study: StudyFile, as_json: AsJson = False) -> None:
     """Before anything is spent: what can be pruned, what cannot, and why."""
-    from prunefront.pipelines.config.sections import load
+    from prunefront.pipelines.config.read import load
     from prunefront.pipelines.prepare.inspection import inspect as look
     from prunefront.pipelines.prepare.inspection import print_inspection
 
@@ -121,18 +124,18 @@ def search(
 
     Ctrl-C or SIGTERM stops it: what is finished is kept, and a partial front is written; a second one ends it at once.
     """
-    from prunefront.pipelines.cluster.stopping import exit_code, stoppable
-    from prunefront.pipelines.config.sections import load
+    from prunefront.pipelines.cluster.stopping import exit_code, stop_on_signal
+    from prunefront.pipelines.config.read import load
     from prunefront.pipelines.events.display import Display
-    from prunefront.pipelines.events.log import STDOUT, json_lines, wanted
+    from prunefront.pipelines.events.log import STDOUT, json_lines, log_target
 
-    target = wanted(log_json)
+    target = log_target(log_json)
     console = Console(stderr=target == STDOUT)
     config = load(study)
     if folder is not None:
         config = config.model_copy(update={"folder": Path(folder).expanduser()})
     try:
-        with stoppable(), json_lines(target):
+        with stop_on_signal(), json_lines(target):
             from prunefront.pipelines.study.run import next_steps, run
 
             rows = run(
@@ -149,7 +152,7 @@ def search(
         said = f"stopped; go on with: prunefront search {shlex.quote(str(study))} --resume"
         Console(stderr=True).print(said, highlight=False, soft_wrap=True, markup=False)
         raise typer.Exit(code) from None
-    print_front([row.to_json() for row in rows], console)
+    print_front(rows, console)
     print_bounds(config.path, console)
     found_by = study if folder is None else config.path
     console.print(next_steps(config, found_by, rows), highlight=False, soft_wrap=True, markup=False)
@@ -180,7 +183,7 @@ def latency_table(
 
     Can be cut short.
     """
-    from prunefront.pipelines.config.sections import load
+    from prunefront.pipelines.config.read import load
     from prunefront.pipelines.events.display import Display
     from prunefront.pipelines.journal.layout import LATENCY_TABLE
     from prunefront.pipelines.stages.latency_table import measure_for
@@ -206,22 +209,23 @@ def front(study: Study, as_json: AsJson = False) -> None:
 
     Before the end of a search, what is finished, by its validation figures: a partial front, which says so.
     """
-    from prunefront.pipelines.fronts.page import write_html, write_png
-    from prunefront.pipelines.study.find import bounds_kept, locate, partial_front_of, read_front
+    from prunefront.pipelines.fronts.page import write_html
+    from prunefront.pipelines.fronts.picture import write_png
+    from prunefront.pipelines.study.find import find, read_bounds, read_front, read_partial_front
 
-    folder = locate(study)
-    if (partial := partial_front_of(folder)) is not None:
+    folder = find(study).searched_folder()
+    if (partial := read_partial_front(folder)) is not None:
         print_partial(partial, folder, as_json=as_json)
         return
-    rows = [row.to_json() for row in read_front(folder)]
+    rows = read_front(folder)
     pages = f"pages: {folder / 'front.html'}  {folder / 'front.png'}"
     try:
-        write_html(rows, folder / FRONT_PAGE, folder.name, note=bounds_kept(folder))
+        write_html(rows, folder / FRONT_PAGE, folder.name, note=read_bounds(folder))
         write_png(rows, folder / FRONT_PICTURE, folder.name)
     except OSError as error:  # somebody else's study can be read all the same
         pages = f"no pages were written: {error.filename}: {error.strerror}"
     if as_json:
-        print_json(rows)
+        print_json([row.to_json() for row in rows])
     else:
         print_front(rows, Console())
     print_bounds(folder, Console(stderr=as_json))
@@ -243,10 +247,10 @@ def status(
     if address is not None:
         submitted_status(study, address, as_json)
         return
-    from prunefront.pipelines.study.find import locate
+    from prunefront.pipelines.study.find import find
     from prunefront.pipelines.study.status import status as state_of
 
-    found = state_of(locate(study))
+    found = state_of(find(study).searched_folder())
     if as_json:
         print_json(found.to_json())
         return
@@ -279,16 +283,16 @@ def rehearse(
 ) -> None:
     """Replay a study's evaluations on virtual workers: what would another searcher or budget bring?"""
     from prunefront.pipelines.journal.journal import write_json
-    from prunefront.pipelines.study.find import kept_config, locate
+    from prunefront.pipelines.study.find import find, load_config
     from prunefront.pipelines.study.rehearsal import print_rehearsal
     from prunefront.pipelines.study.rehearsal import rehearse as run
     from prunefront.search.simulator import Workers
 
-    folder = locate(study)
+    folder = find(study).searched_folder()
     conditions = Workers(workers, failures=failures, slow={0: slow})
     found, evaluations = run(
         folder,
-        kept_config(folder),
+        load_config(folder),
         workers=conditions,
         candidates=candidates,
         names=searcher or (),
@@ -323,14 +327,13 @@ def fetch(
     endpoint_url: Annotated[str | None, typer.Option(help="Of an S3 server that is not AWS.")] = None,
 ) -> None:
     """Fetch the best network of a front within bounds; every file's digest is checked."""
-    from prunefront.pipelines.fronts.page import DENSE
-    from prunefront.pipelines.study.find import fetch_best
+    from prunefront.pipelines.study.fetch import fetch_best
 
     row, folder = fetch_best(source, bounds(under or []), best, key, out, endpoint_url)
     console = Console()
     if row is not None:
         # timed against itself, the dense network's ratio is nothing but noise
-        ratio = "" if row.key == DENSE else f" ({row.latency_ratio:.2f} of dense)"
+        ratio = "" if row.is_dense else f" ({row.latency_ratio:.2f} of dense)"
         console.print(
             f"{row.key}: accuracy {row.accuracy:.4f}, {row.latency_ms:.3f} ms{ratio}, {row.macs:,} MACs, "
             f"{row.size_bytes:,} bytes",
@@ -364,13 +367,12 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """List what a study's store holds that nothing refers to any more; with --delete, delete it."""
-    from prunefront.pipelines.study.garbage import delete as carry_out
-    from prunefront.pipelines.study.garbage import find, parse_age, target
+    from prunefront.pipelines.study.garbage import delete_garbage, find_garbage, open_study_store, parse_age
 
-    seconds, at = parse_age(older_than), target(source, endpoint_url)
-    found = find(at, older_than=seconds, dominated=dominated)
+    seconds, study = parse_age(older_than), open_study_store(source, endpoint_url)
+    found = find_garbage(study, older_than=seconds, dominated=dominated)
     if delete:
-        carry_out(at, found)
+        delete_garbage(study, found)
     if as_json:
         print_json(found.to_json(deleted=delete))
     else:
@@ -390,9 +392,11 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check an artifact: digests, then the recorded accuracy and outputs, measured again."""
-    from prunefront.pipelines.study.find import verify_folder
+    from prunefront.pipelines.artifacts.verify import verify as check
+    from prunefront.pipelines.config.read import load
 
-    found = verify_folder(folder, study)
+    trusted = load(study) if study is not None else None
+    found = check(folder, factory=trusted.model if trusted else None, data=trusted.data if trusted else None)
     if as_json:
         print_json(found.to_json())
     else:
@@ -431,9 +435,19 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write the network of an artifact in another format, compared with the one that it holds."""
-    from prunefront.pipelines.study.find import export_folder
+    from prunefront.pipelines.artifacts.convert import convert
+    from prunefront.pipelines.config.read import load
 
-    done = export_folder(folder, to, out, study, exclude=tuple(float_ or ()), overwrite=overwrite)
+    trusted = load(study) if study is not None else None
+    done = convert(
+        folder,
+        to,
+        out,
+        factory=trusted.model if trusted else None,
+        data=trusted.data if trusted else None,
+        exclude=tuple(float_ or ()),
+        overwrite=overwrite,
+    )
     Console().print(str(done), highlight=False, soft_wrap=True, markup=False)
 
 
@@ -469,9 +483,9 @@ def bounds(texts: list[str]) -> dict[str, float]:
     return parsed
 
 
-def print_front(rows: list[dict[str, Any]], console: Console) -> None:
+def print_front(rows: "Sequence[FrontRow]", console: Console) -> None:
     """The front for people, and below it what it is compared with."""
-    from prunefront.pipelines.fronts.page import controls_table, table
+    from prunefront.pipelines.fronts.table import controls_table, table
 
     console.print(table(rows))
     if (controls := controls_table(rows)) is not None:
@@ -480,20 +494,20 @@ def print_front(rows: list[dict[str, Any]], console: Console) -> None:
 
 def print_partial(found: "PartialFront", folder: Path, *, as_json: bool) -> None:
     """A front of what is finished; also writes its page."""
-    from prunefront.pipelines.fronts.unfinished import best, table, write
+    from prunefront.pipelines.fronts.unfinished_report import partial_table, write_partial_front
     from prunefront.pipelines.journal.layout import PARTIAL_PAGE
 
     page = f"page: {folder / PARTIAL_PAGE}"
     try:
-        write(found, folder)
+        write_partial_front(found, folder)
     except OSError as error:
         page = f"no page was written: {error.filename}: {error.strerror}"
     if as_json:
         print_json(found.to_json())
     else:
-        Console().print(table(found))
-    lines = [found.said, page]
-    if (network := best(found)) is not None:
+        Console().print(partial_table(found))
+    lines = [found.summary, page]
+    if (network := found.best_artifact) is not None:
         lines.append(f"the most accurate so far: prunefront fetch {shlex.quote(network)} -o best/")
     for line in lines:
         Console(stderr=as_json).print(line, highlight=False, soft_wrap=True, markup=False)
@@ -501,7 +515,7 @@ def print_partial(found: "PartialFront", folder: Path, *, as_json: bool) -> None
 
 def status_rows(found: "Status") -> list[tuple[str, str]]:
     """Label and text of each line that `prunefront status` prints."""
-    from prunefront.pipelines.events.display import clock
+    from prunefront.pipelines.events.display import format_duration
 
     running = f", process {found.process}" if found.process else ""
     rows = [("study", f"{found.study}: {found.state}{running}")]
@@ -513,18 +527,22 @@ def status_rows(found: "Status") -> list[tuple[str, str]]:
         for kind, count in sorted(found.failures.items())
     ]
     if found.per_minute:
-        left = "" if found.seconds_left is None else f", about {clock(found.seconds_left)} left of this stage"
+        left = (
+            ""
+            if found.seconds_left is None
+            else f", about {format_duration(found.seconds_left)} left of this stage"
+        )
         rows.append(("rate", f"{found.per_minute:.3g} a minute{left}"))
         rows.append(("busy", f"{found.busy:.1f} workers on average"))
-    rows.append(("spent", f"{clock(found.worker_seconds)} of workers' time on candidates"))
+    rows.append(("spent", f"{format_duration(found.worker_seconds)} of workers' time on candidates"))
     if found.idle_seconds is not None:
-        rows.append(("last", f"event {clock(found.idle_seconds)} ago"))
+        rows.append(("last", f"event {format_duration(found.idle_seconds)} ago"))
     return rows
 
 
 def print_garbage(found: "Garbage", console: Console, *, deleted: bool) -> None:
     """What goes, what stays and why, for people."""
-    from prunefront.pipelines.events.display import clock
+    from prunefront.pipelines.events.display import format_duration
     from prunefront.pipelines.study.garbage import KINDS
 
     def say(line: str) -> None:
@@ -536,7 +554,10 @@ def print_garbage(found: "Garbage", console: Console, *, deleted: bool) -> None:
         table.columns[2].justify = table.columns[3].justify = "right"
         for item in found.items:
             table.add_row(
-                item.kind, Text(printable(item.what)), f"{item.size_bytes:,}", clock(item.age_seconds)
+                item.kind,
+                Text(printable(item.what)),
+                f"{item.size_bytes:,}",
+                format_duration(item.age_seconds),
             )
         console.print(table)
         for kind in dict.fromkeys(item.kind for item in found.items):
@@ -565,9 +586,9 @@ def printable(text: str) -> str:
 
 def print_bounds(folder: Path, console: Console) -> None:
     """How many networks keep the study's bounds, or the nearest one, in a line; nothing where there are none."""
-    from prunefront.pipelines.study.find import bounds_kept
+    from prunefront.pipelines.study.find import read_bounds
 
-    if (line := bounds_kept(folder)) is not None:
+    if (line := read_bounds(folder)) is not None:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 

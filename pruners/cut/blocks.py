@@ -1,12 +1,12 @@
 """Whole blocks of a stack replaced by the identity."""
 
 from collections.abc import Collection
-from difflib import get_close_matches
 
 from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.cut.surgery import deep_copy
+from prunefront.text import did_you_mean
 
 
 def without_blocks(model: nn.Module, blocks: Collection[str]) -> nn.Module:
@@ -24,8 +24,7 @@ def without_blocks(model: nn.Module, blocks: Collection[str]) -> nn.Module:
 def _block(model: nn.Module, path: str) -> nn.Module:
     modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     if not path or path not in modules:
-        near = get_close_matches(path, modules, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(list(modules)[1:9])} …"
+        hint = did_you_mean(path, modules).strip() or f"there are: {', '.join(list(modules)[1:9])} …"
         raise PrunefrontError(f"{type(model).__name__} has no module {path!r} to drop; {hint}")
     return modules[path]
 

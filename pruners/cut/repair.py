@@ -15,7 +15,12 @@ from prunefront.pruners.cut.surgery import RemovedPositions, removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.statistics import Batch
-from prunefront.pruners.statistics.contributions import chosen_sites, image_digests, patches, sites
+from prunefront.pruners.statistics.contributions import (
+    choose_positions,
+    image_digests,
+    output_positions,
+    patches,
+)
 from prunefront.pruners.units.eval_mode import eval_mode
 from prunefront.pruners.units.view import consumers
 from prunefront.pruners.units.watch import CONVOLUTIONS, TRANSPOSED, OnOutput, Product, Watch
@@ -159,7 +164,9 @@ def _places(
     product: Product, y: Tensor, digests: Sequence[int], call: int
 ) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
     """Returns image and output position of the sampled rows; they are the same in the dense and the pruned network."""
-    site = chosen_sites(digests, sites(product, y, len(digests)), (0, product.name, call)).to(y.device)
+    site = choose_positions(digests, output_positions(product, y, len(digests)), (0, product.name, call)).to(
+        y.device
+    )
     image = torch.arange(len(digests), device=y.device)[:, None].expand_as(site)
     return image.flatten(), site.flatten()
 
