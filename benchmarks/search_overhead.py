@@ -111,7 +111,7 @@ def bench(images: int) -> Workbench:
     )
 
 
-def score(quick: bool) -> dict[str, Any]:
+def score_overhead(quick: bool) -> dict[str, Any]:
     """Times first scores against bare forward passes over the same batches."""
     images, pairs = (256, 3) if quick else (2048, 12)
     evaluator = Evaluator(bench(images))
@@ -142,7 +142,7 @@ def score(quick: bool) -> dict[str, Any]:
 def main() -> None:
     given = arguments(__doc__, quick="less than a minute; figures are rough").parse_args()
     torch.set_num_threads(1)
-    scored, search = score(given.quick), share(given.quick)
+    scored, search = score_overhead(given.quick), share(given.quick)
     over = scored["over_bare_forwards"]
     stages = ", ".join(
         f"{n} {s:.0%} of {search['seconds'][n]} s" for n, s in search["share_by_stage"].items()
