@@ -263,14 +263,14 @@ def activation_ranges(
     typed = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
     names = [v.name for v in graph.input]
     names += [output for node in graph.node for output in node.output]
-    names = [name for name in names if typed.get(name) == TensorProto.FLOAT_BITS]
+    names = [name for name in names if typed.get(name) == TensorProto.FLOAT]
     del graph.output[:]
     for i, name in enumerate(names):
         for op in ("Min", "Max"):
             # a name that no tensor of the network has
             output = f"prunefront range {op} {i}"
             graph.node.append(helper.make_node(f"Reduce{op}", [name], [output], name=output, keepdims=0))
-            graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT_BITS, []))
+            graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, []))
     session = open_session(watched.SerializeToString(), threads=1)
     low, high = np.full(len(names), np.inf, np.float32), np.full(len(names), -np.inf, np.float32)
     for batch in calibration:
@@ -438,7 +438,7 @@ def _constants(model: ModelProto) -> dict[str, NDArray[Any]]:
     return {
         t.name: numpy_helper.to_array(t)
         for t in model.graph.initializer
-        if t.data_type == TensorProto.FLOAT_BITS
+        if t.data_type == TensorProto.FLOAT
     }
 
 

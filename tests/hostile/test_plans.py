@@ -49,7 +49,7 @@ def network() -> tuple[nn.Module, ChannelGraph]:
 
 @cache
 def genuine() -> tuple[dict[str, Any], Path]:
-    """plan.json and weights.safetensors of a network with fewer channels, fewer weights and shorter words."""
+    """plan.json and weights.safetensors of a network with fewer channels, fewer weights and fewer bits."""
     net, graph = network()
     scores = {"l1": {g.name: np.arange(g.units, dtype=float) for g in graph.groups}}
     choices = {graph.groups[0].name: GroupChoice("l1", 0.5)}

@@ -75,7 +75,7 @@ def setup(name: str) -> tuple[nn.Module, tuple[Any, ...], ChannelGraph]:
 
 @st.composite
 def whole_plans(draw: Any, graph: ChannelGraph, bits: tuple[int, ...] = (32, 4, 8)) -> PruningPlan:
-    """Channels, blocks, layers and word lengths, each of them sometimes."""
+    """Channels, blocks, layers and bit widths, each of them sometimes."""
     choices: dict[str, GroupChoice] = {}
     for group in (*graph.groups, *graph.stacks):
         units = group.units if hasattr(group, "units") else len(group.blocks)
@@ -84,13 +84,13 @@ def whole_plans(draw: Any, graph: ChannelGraph, bits: tuple[int, ...] = (32, 4, 
             choices[group.name] = GroupChoice("random", 1.0 - keep / units)
     quantisation = Quantisation(per_channel=draw(st.booleans()))
     for layer in graph.layers:
-        word = draw(st.sampled_from(bits))
+        width = draw(st.sampled_from(bits))
         able = [n for n in possible_granularities(layer) if n in PLAIN]
         if able and draw(st.booleans()):
             ratio = draw(st.sampled_from([0.25, 0.5, 0.75]))
-            choices[layer.name] = GroupChoice("l2", ratio, draw(st.sampled_from(able)), word)
-        elif word < 32:
-            choices[layer.name] = GroupChoice("l2", bits=word)
+            choices[layer.name] = GroupChoice("l2", ratio, draw(st.sampled_from(able)), width)
+        elif width < 32:
+            choices[layer.name] = GroupChoice("l2", bits=width)
     while True:
         try:
             return plan(graph, choices, scored(graph), quantisation=quantisation)
@@ -144,7 +144,7 @@ def _removed(graph: ChannelGraph, aim: PruningPlan) -> tuple[str, ...]:
 
 
 def test_the_predicted_size_is_within_one_percent(tmp_path: Path) -> None:
-    """Of every granularity and word length, without looking at the weights."""
+    """Plans of every granularity and bit width, without a look at the weights."""
     model, _, graph = tower()
     for name in PLAIN:
         for bits in (32, 4):
@@ -243,7 +243,7 @@ def test_a_flipped_bit_anywhere_is_refused(
     flipped[int(place * len(whole))] ^= 1 << bit
     (folder / name).write_bytes(flipped)
     try:
-        with pytest.raises(PrunefrontError, match=r"not what manifest.json says"):
+        with pytest.raises(PrunefrontError, match=r"does not match manifest.json"):
             load_network(dense, folder)
     finally:
         (folder / name).write_bytes(whole)
