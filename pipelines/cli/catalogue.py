@@ -137,7 +137,7 @@ def _models() -> list[Entry]:
 def _runtimes() -> list[Entry]:
     from prunefront.pipelines.measure.runtimes import runtimes
 
-    entries = []
+    entries: list[Entry] = []
     for name in runtimes:
         missing = runtimes[name].missing()
         absent = f" [not on this machine: {missing}]" if missing else ""

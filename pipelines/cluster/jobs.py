@@ -213,7 +213,7 @@ class JobsServer:
 
     def command(self, name: str, job: Job) -> str:
         """What to type about a job."""
-        return shlex.join(["prunefront", name, job.study, "--address", self.address])
+        return shlex.join(["prunefront", name, job.study, "--jobs-server", self.address])
 
     @contextmanager
     def _clear(self) -> Iterator[None]:
@@ -257,8 +257,8 @@ def checked(address: str) -> str:
         usable = False
     if not usable or address == "auto":
         raise JobsError(
-            f"--address {address} is not that of a jobs server, which is the dashboard of the cluster's head and looks "
-            "like http://HEAD:8265"
+            f"--jobs-server {address} is no jobs server, which is the dashboard of the cluster's head and looks like "
+            "http://HEAD:8265"
         )
     return whole.rstrip("/")
 
