@@ -201,15 +201,15 @@ RayAddress = Annotated[
     ),
 ]
 JOBS_SERVER = "--jobs-server"
-JOBS_SERVER_HELP = "The cluster's jobs server, such as http://HEAD:8265: the dashboard of its head."
+JOBS_SERVER_HELP = "The cluster's jobs server, which is the dashboard of its head, such as http://HEAD:8265."
 JobsServer = Annotated[
     str,
     typer.Option(
         JOBS_SERVER,
         metavar="URL",
         envvar=["PRUNEFRONT_JOBS_SERVER", "RAY_API_SERVER_ADDRESS"],
-        show_envvar=True,
-        help=JOBS_SERVER_HELP,
+        show_envvar=False,
+        help=f"{JOBS_SERVER_HELP} Or set PRUNEFRONT_JOBS_SERVER; Ray's RAY_API_SERVER_ADDRESS counts too.",
         show_default=False,
     ),
 ]

@@ -85,7 +85,7 @@ def status(
         typer.Option(
             JOBS_SERVER,
             metavar="URL",
-            help=f"Ask about a submitted study. {JOBS_SERVER_HELP}",
+            help=f"Ask about a submitted study here. {JOBS_SERVER_HELP}",
             show_default=False,
         ),
     ] = None,
