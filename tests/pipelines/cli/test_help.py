@@ -1,6 +1,7 @@
 """Help texts: whole at 80 columns, brackets included, and quick because little is loaded."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,35 @@ def test_old_spellings_are_not_shown(name: str) -> None:
     words = shown(name).split()
     assert set(RENAMED[name].values()) <= set(words)
     assert not set(RENAMED[name]) & set(words)
+
+
+WRITTEN = re.compile(r"prunefront ([a-z][a-z-]+)((?: [^`#|'\n]*)?)")
+
+
+def test_what_documents_and_messages_tell_people_to_type_exists() -> None:
+    """Every `prunefront COMMAND --option` in a document, an example or the source."""
+    known = {
+        name: {o for p in c.params for o in (*p.opts, *p.secondary_opts)}
+        for name, c in GROUP.commands.items()
+    }
+    files = [
+        *ROOT.glob("*.md"),
+        *(
+            p
+            for folder in ("docs", "examples")
+            for p in (ROOT / folder).rglob("*")
+            if p.suffix in {".md", ".toml", ".yaml"}
+        ),
+        *(p for folder in ("pipelines", "pruners") for p in (ROOT / folder).rglob("*.py")),
+    ]
+    seen = 0
+    for file in files:
+        for name, rest in WRITTEN.findall(file.read_text()):
+            if name in known:
+                seen += 1
+                wrong = set(re.findall(r"(?<!\S)\[?(--[a-z-]+)", rest)) - known[name] - {"--help", "--debug"}
+                assert not wrong, f"{file}: prunefront {name}{rest}"
+    assert seen > 100
 
 
 BRACKETS = "Time it on the [measure] device, [red]not[/red] elsewhere [bold]."
