@@ -1,16 +1,15 @@
 """The `prunefront` command: its options that several commands share, and how a command writes."""
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cli.complete import studies
 
 if TYPE_CHECKING:
@@ -50,8 +49,8 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
 """Command -> its options' old spellings -> the new ones. The old ones work for one release, hidden."""
 
 
-def spelled_anew(command: str, arguments: Sequence[str]) -> Iterator[str]:
-    """Yields the arguments of a command with old spellings replaced; each replacement is noticed on stderr."""
+def replace_old_spellings(command: str, arguments: Sequence[str]) -> Iterator[str]:
+    """Yields the arguments of a command with old spellings replaced. Each replacement prints a notice."""
     renamed = RENAMED.get(command, {})
     given = iter(arguments)
     for argument in given:
@@ -61,15 +60,14 @@ def spelled_anew(command: str, arguments: Sequence[str]) -> Iterator[str]:
             return
         option, equals, value = argument.partition("=")
         if (new := renamed.get(option)) is not None:
-            notice(
-                f"`{PROGRAM} {command} {option}` is spelled {new} now; {option} goes with the next release"
-            )
+            said = f"`{PROGRAM} {command} {option}` is spelled {new} now; {option} goes with the next release"
+            say(f"notice: {said}", err=True)
             option = new
         yield f"{option}{equals}{value}"
 
 
-def _shown_as_they_are(items: list[Any]) -> list[Any]:
-    """The completions with their help escaped: zsh and fish get it through rich, which takes brackets for markup."""
+def _escape_help(items: list[Any]) -> list[Any]:
+    """Returns completions with their help escaped: typer sends it through rich, which takes brackets for markup."""
     for item in items:
         if item.help and "[" in item.help:
             from rich.markup import escape
@@ -83,7 +81,7 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not ctx.resilient_parsing:  # not while a shell completes
-            args = list(spelled_anew(self.name or "", args))
+            args = list(replace_old_spellings(self.name or "", args))
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -116,11 +114,11 @@ class Command(TyperCommand):
                     formatter.write_dl(rows)
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        return _shown_as_they_are(super().shell_complete(ctx, incomplete))
+        return _escape_help(super().shell_complete(ctx, incomplete))
 
 
 class Group(TyperGroup):
-    """All commands together."""
+    """The program, in front of its commands."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=COMMANDS.index)
@@ -129,13 +127,12 @@ class Group(TyperGroup):
         params = super().get_params(ctx)
         for param in params:
             if isinstance(param, TyperOption) and param.is_flag and param.default is None:
-                param.default = (
-                    False  # to make False of None, typer would load pydantic: half the time of `--help`
-                )
+                # typer loads pydantic to make False of None, which takes half the time of `--help`
+                param.default = False
         return params
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        return _shown_as_they_are(super().shell_complete(ctx, incomplete))
+        return _escape_help(super().shell_complete(ctx, incomplete))
 
 
 app = typer.Typer(
@@ -233,11 +230,6 @@ def say(line: str, *, err: bool = False) -> None:
     typer.echo(line, err=err)
 
 
-def notice(line: str) -> None:
-    """Prints one line on stderr that a person should know and no program needs."""
-    say(f"notice: {line}", err=True)
-
-
 def console() -> "Console":
     """A rich console where people read: stdout, or stderr with `--json`."""
     from rich.console import Console
@@ -250,13 +242,15 @@ _document: TextIO | None = None
 
 
 def print_json(data: Any) -> None:
-    """Writes the one document of a command with `--json`."""
+    """Writes the one document of a command with `--json`. A number that JSON does not know is null."""
     out = _document or sys.stdout
-    out.write(json.dumps(data, indent=1) + "\n")
+    out.write(json.dumps(_finite(data), indent=1, allow_nan=False) + "\n")
     out.flush()
 
 
-def refuse_taken(out: Path, *, replace: bool) -> None:
-    """Raises PrunefrontError for an output file that is there, unless it may be replaced."""
-    if out.exists() and not replace:
-        raise PrunefrontError(f"{out} is there already; name another file, or replace it with --replace")
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

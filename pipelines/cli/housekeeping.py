@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cli.app import (
     AsJson,
     EndpointUrl,
@@ -15,7 +16,6 @@ from prunefront.pipelines.cli.app import (
     command,
     console,
     print_json,
-    refuse_taken,
     say,
 )
 from prunefront.pipelines.cli.complete import searchers
@@ -118,8 +118,8 @@ def rehearse(
     from prunefront.search.simulator import Workers
 
     folder = study_folder(study)
-    if table is not None:
-        refuse_taken(table, replace=replace)
+    if table is not None and table.exists() and not replace:
+        raise PrunefrontError(f"{table} is there already; name another file, or replace it with --replace")
     conditions = Workers(workers, failures=failures, slow={0: slow})
     found, evaluations = run(
         folder,

@@ -1,5 +1,6 @@
 """What all commands have in common: one line for an error, one document for --json, old spellings for a release."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cli import look, mlflow_ui
-from prunefront.pipelines.cli.app import spelled_anew
+from prunefront.pipelines.cli.app import print_json, replace_old_spellings
 from prunefront.pipelines.cli.artifact import parse_bounds
 from prunefront.pipelines.fronts.page import FrontRow
 from prunefront.pipelines.stages import latency_table
@@ -100,13 +101,15 @@ def test_python_m_prunefront() -> None:
 class TestSpelling:
     def test_the_old_ones_are_replaced_with_a_notice(self, capsys: pytest.CaptureFixture[str]) -> None:
         given = ["s", "--address", "http://h:1", "--json"]
-        assert list(spelled_anew("stop", given)) == ["s", "--jobs-server", "http://h:1", "--json"]
+        assert list(replace_old_spellings("stop", given)) == ["s", "--jobs-server", "http://h:1", "--json"]
         assert capsys.readouterr().err == (
             "notice: `prunefront stop --address` is spelled --jobs-server now; --address goes with the next release\n"
         )
-        assert list(spelled_anew("logs", ["--address=http://h:1?a=b"])) == ["--jobs-server=http://h:1?a=b"]
-        assert list(spelled_anew("export", ["a", "--overwrite"])) == ["a", "--replace"]
-        assert list(spelled_anew("latency-table", ["--fresh"])) == ["--replace"]
+        assert list(replace_old_spellings("logs", ["--address=http://h:1?a=b"])) == [
+            "--jobs-server=http://h:1?a=b"
+        ]
+        assert list(replace_old_spellings("export", ["a", "--overwrite"])) == ["a", "--replace"]
+        assert list(replace_old_spellings("latency-table", ["--fresh"])) == ["--replace"]
         assert len(capsys.readouterr().err.splitlines()) == 3
 
     def test_all_else_stays(self, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +120,7 @@ class TestSpelling:
             ("export", ["--", "--overwrite"]),
             ("unknown", ["--fresh"]),
         ):
-            assert list(spelled_anew(command, given)) == given
+            assert list(replace_old_spellings(command, given)) == given
         assert capsys.readouterr().err == ""
 
     def test_on_the_command_line(self, searched: Path, run: Run) -> None:
@@ -132,6 +135,11 @@ def test_bounds() -> None:
     assert parse_bounds(["latency_ms=2", " macs = 1e7"]) == {"latency_ms": 2.0, "macs": 1e7}
     with pytest.raises(PrunefrontError, match="NAME=NUMBER"):
         parse_bounds(["latency_ms"])
+
+
+def test_numbers_that_json_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a": [float("nan"), 1.5], "b": (float("inf"),), "c": {"d": True}})
+    assert json.loads(capsys.readouterr().out) == {"a": [None, 1.5], "b": [None], "c": {"d": True}}
 
 
 class TestJson:
