@@ -51,7 +51,7 @@ audit: setup  ## known holes in what is installed; says NOT CHECKED where the ad
 	@$(BIN)/python scripts/audit.py
 
 bench: setup  ## what a search costs beside the work itself
-	@$(BIN)/python benchmarks/search_overhead.py
+	@$(BIN)/python -m benchmarks.search_overhead
 
 docs: setup  ## the tables of docs/methods.md, written anew from the registries
 	@$(BIN)/python -m prunefront.pipelines.cli.catalogue docs/methods.md

@@ -1,87 +1,65 @@
-"""What the benchmarks on real CIFAR-10 share: the study of the trained ResNet-20, and its evaluator in this process."""
+"""The trained ResNet-20 on CIFAR-10 of ../shared/data, as a study in this process."""
 
 import tempfile
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from prunefront.pipelines.config.sections import StudyConfig, parse
+from benchmarks.local_study import LocalStudy
 from prunefront.pipelines.measure.accuracy import accuracy
-from prunefront.pipelines.prepare.network import Network, dense_network, know, make_bench
 from prunefront.pipelines.workers.bench import Job
 from prunefront.pipelines.workers.evaluate import Evaluator
-from prunefront.pruners.graph.plan import PruningPlan, Scores
-from prunefront.pruners.statistics import collect
+from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.search.space.candidate import Candidate
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
+IMAGES: dict[str, Any] = {
+    "source": "parquet",
+    "train": str(DATA / "cifar10-train.parquet"),
+    "test": str(DATA / "cifar10-test.parquet"),
+    "validation": 5000,
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "augment": "crop_flip",
+    "padding": 4,
+}
+WEIGHTS = DATA / "resnet20-cifar10.safetensors"
 STUDY: dict[str, Any] = {
     "name": "cifar",
-    "model": {"factory": "resnet20", "weights": str(DATA / "resnet20-cifar10.safetensors")},
-    "data": {
-        "source": "parquet",
-        "train": str(DATA / "cifar10-train.parquet"),
-        "test": str(DATA / "cifar10-test.parquet"),
-        "validation": 5000,
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
-        "augment": "crop_flip",
-        "padding": 4,
-    },
+    "model": {"factory": "resnet20", "weights": str(WEIGHTS)},
+    "data": IMAGES,
 }
 
 
-def silent(line: str) -> None:
-    """Progress is not what a benchmark prints."""
-
-
-class Cifar:
+class Cifar(LocalStudy):
     """The dense network, its scores, and a worker's evaluator.
 
-    sections: over those of STUDY. images: how many training images there are to train on; None = all. device: "cpu" or
-    "cuda", where candidates are scored and trained.
+    sections: replace those of STUDY. images: number of training images, None = all. device: "cpu" or "cuda", on which
+    candidates are scored and trained.
     """
 
     def __init__(self, sections: dict[str, Any], images: int | None = None, device: str = "cpu") -> None:
         cluster = {"gpus_per_worker": 0.0 if device == "cpu" else 1.0}
         with tempfile.TemporaryDirectory(prefix="prunefront-") as folder:
-            self.config: StudyConfig = parse(
-                STUDY | {"folder": folder, "cluster": cluster} | sections, source="benchmark", base=Path()
-            )
-            self.network: Network = dense_network(self.config, silent)
-            bench = make_bench(self.config, self.network)
-            data = replace(bench.data, train=bench.data.train[:images])
-            self.bench = replace(bench, data=data)
-            model = self.network.model
-
-            def gather(graph: Any, batches: Sequence[Any], needs: Any) -> Any:
-                return collect(model, graph, batches, needs)
-
-            self.scores: Scores = know(self.config, self.network, gather, silent).scores
+            super().__init__(STUDY | {"cluster": cluster} | sections, Path(folder))
+        self.bench = replace(self.bench, data=replace(self.bench.data, train=self.bench.data.train[:images]))
         self.evaluator = Evaluator(self.bench)
 
-    def on_test(self, model: Any, limit: int | None) -> float:
-        """Accuracy on the (first) test images, in float32."""
-        test = self.network.splits.test
-        return accuracy(model, test if limit is None else test[:limit], self.network.splits.transform).value
-
-    def train(self, plan: PruningPlan, epochs: int, say: Callable[[str], None] = silent) -> Any:
-        """The trained network of a plan, in eval mode."""
-        return trained(self.evaluator, plan, epochs, say)
+    def on_test(self, model: nn.Module, limit: int | None) -> float:
+        """Returns the accuracy on the first `limit` test images, in float32; None = all."""
+        splits = self.network.splits
+        return accuracy(model, splits.test[:limit], splits.transform).value
 
 
-def trained(
-    worker: Evaluator, plan: PruningPlan, epochs: int, say: Callable[[str], None] = silent
-) -> nn.Module:
-    """The network that a worker makes of a plan, in eval mode."""
+def train_plan(worker: Evaluator, plan: PruningPlan, epochs: int) -> nn.Module:
+    """Returns the network that a worker trains from a plan, in eval mode."""
     work = worker.train(Job(plan.key(), Candidate({}), plan, epochs))
     while True:
         try:
-            say(f"{next(work).measurement['accuracy']:.4f}")
+            next(work)
         except StopIteration as done:
             model: nn.Module = done.value[0]
             return model

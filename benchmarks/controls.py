@@ -1,31 +1,27 @@
-"""What is a pruned network worth beside its controls? Whole studies on scikit-learn's digits, one for each seed.
+"""Accuracy of controls beside the pruned networks that they are made for: whole studies on scikit-learn's digits.
 
-gain: accuracy of a control on the test images over that of the network that it is made for, in points; mean and
-      standard deviation over networks and seeds. Negative: what was pruned and fine-tuned is better.
+gain: accuracy of a control on the test images over that of its pruned network, in points; mean and standard deviation
+      over networks and seeds. Negative: the pruned and fine-tuned network is better.
 
-    python benchmarks/controls.py [--quick] [--json] [--seeds 3]
+    python -m benchmarks.controls [--quick] [--json] [--seeds 3]
 """
 
-import argparse
-import json
-import statistics
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from prunefront.pipelines.config.sections import parse
+from benchmarks.harness import arguments, plus_minus, report, spread, table
+from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.events.display import Display
-from prunefront.pipelines.fronts.page import FrontRow
+from prunefront.pipelines.fronts.row import FrontRow
 from prunefront.pipelines.study.run import run
 from prunefront.pruners.controls import controls
 
 STUDY: dict[str, Any] = {
     "name": "controls",
-    "controls": list(controls),
-    "controlled": 2,
+    "controls": {"methods": list(controls), "networks": 2},
     "model": {"factory": "digits_cnn", "options": {"width": 24}},
     "dense": {"epochs": 12},
     "space": {"max_ratio": 0.95, "criteria": ["taylor", "l2"]},
@@ -36,24 +32,25 @@ STUDY: dict[str, Any] = {
     "cluster": {"workers": 2},
 }
 QUICK: dict[str, Any] = {
-    "controlled": 1,
-    "controls": ["scratch_b", "random_units"],
+    "controls": {"methods": ["scratch_b", "random_units"], "networks": 1},
     "model": {"factory": "digits_cnn", "options": {"width": 8}},
     "dense": {"epochs": 2},
+    "cluster": {},
     "search": {"candidates": 6},
     "training": {"candidates": 2, "epochs": 2, "distill": 0.0},
 }
 
 
 def study(seed: int, quick: bool) -> list[FrontRow]:
-    """The front of one study, its controls included."""
+    """Returns the front of one study, its controls included."""
     with tempfile.TemporaryDirectory(prefix="prunefront-") as folder:
         settings = STUDY | {"folder": folder, "seed": seed} | (QUICK if quick else {})
-        return run(parse(settings, source="benchmark", base=Path()), display=Display(Console(stderr=True)))
+        config = parse(settings, source="benchmark", base=Path())
+        return run(config, display=Display(Console(stderr=True)), without_ray=quick)
 
 
 def gains(rows: list[FrontRow]) -> dict[str, list[float]]:
-    """Control -> points of accuracy over the network that it is made for."""
+    """Returns, by control, the points of accuracy over the networks that it is made for."""
     found = {row.key: row for row in rows}
     points: dict[str, list[float]] = {}
     for row in rows:
@@ -63,11 +60,7 @@ def gains(rows: list[FrontRow]) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="one small study, under a minute")
-    parser.add_argument("--json", action="store_true", help="one object on stdout")
+    parser = arguments(__doc__, quick="one small study, under a minute")
     parser.add_argument("--seeds", type=int, default=3)
     given = parser.parse_args()
     every: dict[str, list[float]] = {}
@@ -88,29 +81,22 @@ def main() -> None:
         ]
         for name, points in gains(rows).items():
             every.setdefault(name, []).extend(points)
+    networks = table(
+        ("seed", "accuracy, %", "share of MACs", "dense, %"),
+        [
+            (s["seed"], f"{100 * s['accuracy']:.2f}", f"{s['macs_ratio']:.2f}", f"{100 * s['dense']:.2f}")
+            for s in subjects
+        ],
+    )
+    over = table(
+        ("control", "points over the pruned network", "n"),
+        [(f"`{name}`", plus_minus(points, 2), len(points)) for name, points in sorted(every.items())],
+    )
     found = {
-        "torch": version("torch"),
         "subjects": subjects,
-        "gain": {
-            name: {
-                "mean": statistics.fmean(points),
-                "std": statistics.stdev(points) if len(points) > 1 else 0.0,
-                "n": len(points),
-            }
-            for name, points in sorted(every.items())
-        },
+        "gain": {name: spread(points) for name, points in sorted(every.items())},
     }
-    if given.json:
-        print(json.dumps(found, indent=1))
-        return
-    for row in subjects:
-        print(
-            f"seed {row['seed']}: {100 * row['accuracy']:.2f} % at {row['macs_ratio']:.2f} of the MACs "
-            f"(dense {100 * row['dense']:.2f} %)"
-        )
-    print("\n| control | points over the pruned network | n |\n|---|---|---|")
-    for name, gain in found["gain"].items():
-        print(f"| `{name}` | {gain['mean']:+.2f} ± {gain['std']:.2f} | {gain['n']} |")
+    report(given, found, f"{networks}\n\n{over}", ("torch",))
 
 
 if __name__ == "__main__":

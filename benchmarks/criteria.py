@@ -1,31 +1,27 @@
-"""Every criterion against the truth: ResNet-20 on real CIFAR-10, no search.
+"""Every criterion against the true change of the loss: ResNet-20 on real CIFAR-10, no search.
 
-rank:   Spearman's ρ of a criterion's scores with |ΔL|, the true change of the loss when a unit is masked: on images
-        that the criterion saw (mean over the inner groups, and all their units together), and on others.
+rank:    Spearman's ρ of a criterion's scores with |ΔL|, the true change of the loss when a unit is masked: on images
+         that the criterion saw (mean over the inner groups, and all their units together), and on others.
 seconds: CPU time of the criterion's statistics, alone, on one core.
-cut:    accuracy with 10, 30 and 50 % of the units of each inner group gone and batch norms estimated anew.
-train:  the same at 50 % after two passes over a part of the training images.
+cut:     accuracy with 10, 30 and 50 % of the units of each inner group gone and batch norms estimated anew.
+train:   the same at 50 % after two passes over a part of the training images.
 
-    python benchmarks/criteria.py [--quick] [--json] [--seeds 3] [--workers 2] [--keep FOLDER] [--write docs]
+    python -m benchmarks.criteria [--quick] [--json] [--seeds 3] [--workers 2] [--keep FOLDER] [--write docs]
 
-Without --quick it takes hours of one core; what is finished is kept in FOLDER and not done again. --write makes
-the table of criteria.md and criteria.png anew. --quick: a small network on handwritten digits, one seed.
+Without --quick it takes hours of one core; results are kept in FOLDER and not measured again. --write makes the table
+of criteria.md and criteria.png anew. --quick: a small network on handwritten digits, one seed.
 """
 
-import argparse
 import copy
 import json
 import os
-import platform
 import statistics as stats
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,9 +29,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 from torch import nn
 
+from benchmarks.cifar import IMAGES, WEIGHTS
+from benchmarks.harness import arguments, report, say, spread, table
 from prunefront.choice import GroupChoice
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import DataSection, ModelSection
@@ -54,14 +51,14 @@ from prunefront.pruners.scoring import available, rank
 from prunefront.pruners.statistics import Batch, collect
 from prunefront.pruners.trace.tracer import trace
 from prunefront.pruners.units.view import producers
+from prunefront.search.promotion.rank_correlation import spearman
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
 RATIOS = (0.1, 0.3, 0.5)
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much is done. train: images of a pass, passes: how many. batch: images per step."""
+    """Amount of work. train: images of a pass. passes: number of passes. batch: images per step."""
 
     calibration: int = 1024
     validation: int = 2000
@@ -84,28 +81,28 @@ class Bench:
     scale: Scale
 
     def calibration(self, seed: int) -> list[Batch]:
-        """Augmented training images, other ones for each seed."""
+        """Returns augmented training images, different ones for each seed."""
         rng = np.random.default_rng([seed, 2])
         stream = batches(self.data.train, self.data.transform, 64, augment=rng, shuffle=rng)
         return list(islice(stream, self.scale.calibration // 64))
 
     def held_out(self) -> list[Batch]:
-        """Plain validation images, on which the truth is measured."""
+        """Returns plain validation images, on which the true change of the loss is measured."""
         count = min(512, self.scale.validation)
         return list(batches(self.data.validation[:count], self.data.transform, 128))
 
     def inner(self) -> list[str]:
-        """Groups that one layer makes and that every criterion fits; the same for all, so that they compare."""
+        """Returns the groups that one layer makes, which every criterion fits, so that criteria compare."""
         return [g.name for g in self.graph.groups if len(producers(g, self.graph.shapes)) == 1]
 
     def right(self, model: nn.Module) -> float:
-        """Accuracy on validation images."""
+        """Returns the accuracy on validation images."""
         return accuracy(model, self.data.validation[: self.scale.validation], self.data.transform).value
 
 
 @cache
 def bench(quick: bool) -> Bench:
-    """Made once in each process."""
+    """Makes the material of a process, once."""
     torch.set_num_threads(1)
     if quick:
         data = load(DataSection()).for_search()
@@ -115,28 +112,19 @@ def bench(quick: bool) -> Bench:
         for _ in train(model, data, Recipe(epochs=8, learning_rate=0.1, batch_size=64, warmup=0.2)):
             continue
         return Bench(model.eval(), trace(model, torch.zeros(2, 1, 8, 8)), data, QUICK)
-    section = DataSection(
-        source="parquet",
-        train=SHARED / "cifar10-train.parquet",
-        test=SHARED / "cifar10-test.parquet",
-        validation=5000,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-        augment="crop_flip",
-        padding=4,
-    )
     model = build(ModelSection(factory="resnet20"), classes=10, input_shape=(3, 32, 32))
-    load_weights(model, SHARED / "resnet20-cifar10.safetensors")
-    return Bench(model.eval(), trace(model, torch.zeros(2, 3, 32, 32)), load(section).for_search(), FULL)
+    load_weights(model, WEIGHTS)
+    data = load(DataSection(**IMAGES)).for_search()
+    return Bench(model.eval(), trace(model, torch.zeros(2, 3, 32, 32)), data, FULL)
 
 
 Scores = Mapping[str, NDArray[np.float64]]
-"""Group -> score per unit."""
+"""Score per unit, by group."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One thing to measure. kind: one of KINDS. method: criterion or procedure."""
+    """One measurement. kind: one of KINDS. method: criterion."""
 
     kind: str
     method: str
@@ -149,13 +137,13 @@ class Job:
 
 
 def measure(job: Job, quick: bool, folder: Path) -> dict[str, Any]:
-    """Does one job; the result is plain numbers. Scores are kept for the jobs that need them."""
+    """Does one job and returns plain numbers. Scores are kept in the folder for later jobs."""
     here = bench(quick)
     return KINDS[job.kind](here, job, folder)
 
 
 def _scores(here: Bench, method: str, seed: int, folder: Path) -> tuple[Scores, float]:
-    """A criterion's scores, from the folder if they were computed before, and the seconds that took."""
+    """Returns a criterion's scores, from the folder if they were computed before, and their seconds."""
     path = folder / f"scores-{method}-{seed}.npz"
     if not path.exists():
         started = time.process_time()
@@ -182,7 +170,7 @@ def _rank(here: Bench, job: Job, folder: Path) -> dict[str, Any]:
 
 
 def agreement(here: Bench, method: str, seed: int, folder: Path) -> dict[str, float]:
-    """Of a criterion's scores with |ΔL| on the images that it saw, and on those that none did."""
+    """Returns the rank correlation of a criterion's scores with |ΔL|, on the images that it saw and on others."""
     scores, _ = _scores(here, method, seed, folder)
     same, _ = _scores(here, "oracle", seed, folder)
     with np.load(folder / "truth.npz") as kept:
@@ -190,17 +178,10 @@ def agreement(here: Bench, method: str, seed: int, folder: Path) -> dict[str, fl
     names = [g for g in here.inner() if g in scores]
 
     def within(truth: Scores) -> float:
-        return stats.fmean(_spearman(scores[g], truth[g]) for g in names)
+        return stats.fmean(spearman(scores[g], truth[g]) for g in names)
 
     together = (np.concatenate([found[g] for g in names]) for found in (scores, same))
-    return {"within": within(same), "across": _spearman(*together), "held_out": within(held)}
-
-
-def _spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """0 where one of them is constant, which says nothing."""
-    if np.ptp(one) == 0 or np.ptp(other) == 0:
-        return 0.0
-    return float(spearmanr(one, other).statistic)
+    return {"within": within(same), "across": spearman(*together), "held_out": within(held)}
 
 
 def _goal(here: Bench, job: Job, folder: Path) -> PruningPlan:
@@ -234,13 +215,13 @@ KINDS: dict[str, Callable[[Bench, Job, Path], dict[str, Any]]] = {
 
 
 def fitting(here: Bench) -> list[str]:
-    """Criteria that fit every inner group."""
+    """Returns the criteria that fit every inner group."""
     fits = available(here.graph)
     return [name for name in criteria if all(name in fits[g] for g in here.inner())]
 
 
 def jobs(here: Bench, seeds: int, quick: bool) -> Iterator[list[Job]]:
-    """Rounds of jobs; each needs what the ones before left in the folder."""
+    """Yields rounds of jobs; each needs the files that the earlier ones left in the folder."""
     names = fitting(here)
     yield [Job("truth", "", 0)]
     slow_first = sorted(names, key=lambda n: n not in ("dcp", "oracle", "spectral_radius", "sosp_i", "chip"))
@@ -252,7 +233,7 @@ def jobs(here: Bench, seeds: int, quick: bool) -> Iterator[list[Job]]:
 
 
 def run(quick: bool, seeds: int, workers: int, folder: Path) -> dict[str, Any]:
-    """All jobs that the folder does not hold yet; the results by job name."""
+    """Does all jobs that the folder does not hold yet, and returns the summary of all."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "results.jsonl"
     done = _done(log)
@@ -264,7 +245,7 @@ def run(quick: bool, seeds: int, workers: int, folder: Path) -> dict[str, Any]:
                 done[job.name] = {**asdict(job), **result}
                 with log.open("a") as file:
                     file.write(json.dumps(done[job.name]) + "\n")
-                print(f"{job.name}: {result}", file=sys.stderr)
+                say(f"{job.name}: {result}")
     results = list(done.values())
     for result in results:
         if result["kind"] == "rank" and "error" not in result:
@@ -285,25 +266,15 @@ def _done(log: Path) -> dict[str, dict[str, Any]]:
 
 
 def summary(results: Sequence[Mapping[str, Any]], quick: bool) -> dict[str, Any]:
-    """[mean, std, n] over seeds, by method."""
+    """Returns `harness.spread` over seeds of every figure, by criterion; None without a value."""
 
-    def over(kind: str, method: str, key: str, ratio: float = 0.0) -> list[float] | None:
-        found = [
-            r[key]
-            for r in results
-            if (r["kind"], r["method"], r["ratio"]) == (kind, method, ratio) and key in r
-        ]
-        return (
-            [stats.fmean(found), stats.stdev(found) if len(found) > 1 else 0.0, len(found)] if found else None
-        )
+    def over(kind: str, method: str, key: str, ratio: float = 0.0) -> dict[str, float] | None:
+        of = (kind, method, ratio)
+        found = [r[key] for r in results if (r["kind"], r["method"], r["ratio"]) == of and key in r]
+        return spread(found) if found else None
 
     names = sorted({r["method"] for r in results if r["kind"] == "rank"})
     return {
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "python": platform.python_version(),
-            "torch": version("torch"),
-        },
         "network": "digits_cnn, width 8, on digits" if quick else "ResNet-20 on CIFAR-10",
         "criteria": {
             name: {
@@ -320,40 +291,55 @@ def summary(results: Sequence[Mapping[str, Any]], quick: bool) -> dict[str, Any]
     }
 
 
-def _cell(value: Sequence[float] | None, scale: float, digits: int) -> str:
+def _cell(value: Mapping[str, float] | None, scale: float, digits: int) -> str:
     if value is None:
         return "–"
-    mean, std, n = value
-    return f"{scale * mean:.{digits}f}" + (f" ± {scale * std:.{digits}f}" if n > 1 else "")
+    deviation = f" ± {scale * value['std']:.{digits}f}" if value["n"] > 1 else ""
+    return f"{scale * value['mean']:.{digits}f}{deviation}"
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """Criteria, best first at 50 % gone, in Markdown."""
-    head = (
-        "| criterion | ρ within | ρ across | ρ others | seconds | 10 % gone | 30 % | 50 % | 50 %, trained |"
+def _best_last(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Returns the criteria by accuracy with 50 % of the units gone."""
+    return sorted(
+        found["criteria"].items(), key=lambda kv: kv[1]["cut_50"]["mean"] if kv[1]["cut_50"] else 0.0
     )
-    lines = [head, "|---" * 9 + "|"]
-    order = sorted(found["criteria"].items(), key=lambda kv: -(kv[1]["cut_50"] or [0.0])[0])
-    for method, row in order:
-        cells = [_cell(row[name], 1, 2) for name in ("within", "across", "held_out")]
-        cells.append(_cell(row["seconds"], 1, 1))
-        cells += [_cell(row[f"cut_{r}"], 100, 1) for r in (10, 30, 50)] + [_cell(row["train_50"], 100, 1)]
-        lines.append(f"| `{method}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
+
+
+def criteria_table(found: Mapping[str, Any]) -> str:
+    """Writes the criteria, best first at 50 % gone, in Markdown."""
+    shown = [("within", 1, 2), ("across", 1, 2), ("held_out", 1, 2), ("seconds", 1, 1)]
+    shown += [(name, 100, 1) for name in ("cut_10", "cut_30", "cut_50", "train_50")]
+    return table(
+        (
+            "criterion",
+            "ρ within",
+            "ρ across",
+            "ρ others",
+            "seconds",
+            "10 % gone",
+            "30 %",
+            "50 %",
+            "50 %, trained",
+        ),
+        [
+            (f"`{method}`", *(_cell(row[name], scale, digits) for name, scale, digits in shown))
+            for method, row in reversed(_best_last(found))
+        ],
+    )
 
 
 def into(page: str, found: Mapping[str, Any]) -> str:
-    """The page with the table of now between its marks."""
+    """Returns the page with the present table between its marks."""
     head, mark, rest = page.partition("<!-- results: criteria -->\n")
-    return head + mark + table(found) + "\n" + rest[rest.index("<!-- end -->") :]
+    return head + mark + criteria_table(found) + "\n" + rest[rest.index("<!-- end -->") :]
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
-    """Criteria as rows: correlation, accuracy after the cut, after training, seconds."""
+    """Draws the criteria as rows: correlation, accuracy after the cut and after training, seconds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = sorted(found["criteria"].items(), key=lambda kv: (kv[1]["cut_50"] or [0.0])[0])
+    rows = _best_last(found)
     places = range(len(rows))
     canvas = Figure(figsize=(11, 0.27 * len(rows) + 1.4), dpi=130, layout="constrained")
     FigureCanvasAgg(canvas)
@@ -370,9 +356,9 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     for panel, key, scale, colour, marker, label in series:
         known = [(at, row[key]) for at, (_, row) in zip(places, rows, strict=True) if row[key] is not None]
         panels[panel].errorbar(
-            [scale * value[0] for _, value in known],
+            [scale * value["mean"] for _, value in known],
             [at for at, _ in known],
-            xerr=[scale * value[1] for _, value in known],
+            xerr=[scale * value["std"] for _, value in known],
             fmt=marker,
             color=colour,
             markersize=4.5,
@@ -393,14 +379,10 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="a small network on digits, under a minute")
-    parser.add_argument("--json", action="store_true", help="one object on stdout")
+    parser = arguments(__doc__, quick="a small network on digits, under a minute")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--keep", type=Path, help="the folder with what was measured so far")
+    parser.add_argument("--keep", type=Path, help="the folder with the results so far")
     parser.add_argument(
         "--write", type=Path, help="the folder whose criteria.md and criteria.png are written anew"
     )
@@ -412,10 +394,7 @@ def main() -> None:
         draw(found, given.write / "criteria.png")
         page = given.write / "criteria.md"
         page.write_text(into(page.read_text(), found))
-    if given.json:
-        print(json.dumps(found, indent=1))
-    else:
-        print(table(found))
+    report(given, found, criteria_table(found), ("torch",))
 
 
 if __name__ == "__main__":

@@ -1,51 +1,44 @@
-"""What early stopping saves: epochs spent, and the front that they bought, on scikit-learn's real digits.
+"""Savings by early stopping: epochs spent, and the front that they gave, on scikit-learn's real digits.
 
-Candidates are scored without training, promoted, and trained for real, one after another, in this process. As a trial's
-curve does not depend on the others, each network is trained once and both ways of spending epochs replay the curves:
+Candidates are scored without training, promoted, and trained for real, one after another, in this process. A trial's
+curve does not depend on the others, so each network is trained once and all ways of spending epochs replay the curves:
 
 with:    more candidates, promoted by the same rule, compared at the rungs by `halving.Rungs`, on two workers.
 without: as many as cost the same number of epochs (hence of images) or a little more, all of them to the end.
 all:     every candidate of "with" to the end.
 
-hypervolume: of test accuracy above chance and MACs below 1.1 x dense, as a share of what is thinkable, of the networks
-             that are on the front of *validation* accuracy and MACs; so more chances to be lucky on validation images
-             gain nothing.
+hypervolume: of test accuracy above chance and MACs below 1.1 x dense, as a share of the ideal, of the networks that are
+             on the front of *validation* accuracy and MACs; so more chances to be lucky on validation images gain
+             nothing.
 
-    python benchmarks/early_stopping.py [--quick] [--json] [--seeds 3] [--candidates 32]
+    python -m benchmarks.early_stopping [--quick] [--json] [--seeds 3] [--candidates 32]
 """
 
-import argparse
-import json
-import platform
-import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prunefront.pipelines.config.sections import StudyConfig, parse
+from benchmarks.harness import arguments, plus_minus, report, say, table
+from benchmarks.local_study import LocalStudy
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.measure.accuracy import accuracy
-from prunefront.pipelines.prepare.network import dense_network, know, make_bench
-from prunefront.pipelines.prepare.problem import problem
 from prunefront.pipelines.stages.rungs import told
 from prunefront.pipelines.stages.screening import Screening
 from prunefront.pipelines.workers.bench import Job
 from prunefront.pipelines.workers.evaluate import Evaluator
-from prunefront.pruners.graph.plan import DENSE, PruningPlan
+from prunefront.pipelines.workers.in_process import LocalPool
+from prunefront.pipelines.workers.scoring import ScoringWorker
+from prunefront.pruners.graph.plan import DENSE
 from prunefront.pruners.plan.cost import cost
-from prunefront.pruners.plan.decide import plan
-from prunefront.pruners.statistics import collect
 from prunefront.search.outcomes.front import ParetoFront
-from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement, Outcome
+from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement
 from prunefront.search.promotion.halving import Rungs, levels
 from prunefront.search.promotion.promotion import promote
 from prunefront.search.searchers import searchers
-from prunefront.search.space.candidate import Candidate
 
 STUDY: dict[str, Any] = {
     "name": "early-stopping",
@@ -61,12 +54,14 @@ QUICK: dict[str, Any] = {
     "search": {"candidates": 24},
     "training": {"epochs": 4, "learning_rate": 0.05, "precision": "float32"},
 }
-STAGES = (OBJECTIVES["accuracy"], OBJECTIVES["macs"])
+AXES = (OBJECTIVES["accuracy"], OBJECTIVES["macs"])
+FIGURES = ("candidates", "finished", "epochs", "images", "hypervolume")
+"""Figures of a way of spending epochs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A network's training: how it stood on validation images after each epoch, and on test images in the end."""
+    """A network's training: measurements on validation images after each epoch, accuracy on test images in the end."""
 
     epochs: tuple[Measurement, ...]
     test: float
@@ -74,80 +69,36 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a way of spending epochs came to."""
+    """Result of a way of spending epochs."""
 
     candidates: int
     finished: tuple[str, ...]
     epochs: int
 
 
-class Here:
-    """Scores in this process; what `Screening` takes for a pool."""
-
-    def __init__(self, evaluator: Evaluator) -> None:
-        self._evaluator = evaluator
-        self._waiting: list[tuple[str, PruningPlan]] = []
-
-    @property
-    def free(self) -> int:
-        return 1 - len(self._waiting)
-
-    @property
-    def in_flight(self) -> int:
-        return len(self._waiting)
-
-    def submit(self, name: str, plan: PruningPlan) -> None:
-        self._waiting.append((name, plan))
-
-    def next(self, timeout: float) -> tuple[str, Outcome, float | None] | None:
-        name, aim = self._waiting.pop()
-        return name, self._evaluator.score(aim), None
-
-
-class Study:
-    """The first stage of one seed, and the curves of those networks that were asked for."""
+class Study(LocalStudy):
+    """The first stage of one seed, and the curves of the networks that were asked for."""
 
     def __init__(self, sections: dict[str, Any], seed: int) -> None:
         with tempfile.TemporaryDirectory(prefix="prunefront-") as folder:
-            self.config: StudyConfig = parse(
-                STUDY | sections | {"folder": folder, "seed": seed}, source="benchmark", base=Path()
-            )
-            config = self.config
-            self.network = dense_network(config, lambda line: None)
-            self.evaluator = Evaluator(make_bench(config, self.network))
-            knowledge = know(
-                config,
-                self.network,
-                lambda graph, batches, needs: collect(self.network.model, graph, batches, needs),
-                lambda line: None,
-            )
-            task = problem(
-                self.network.graph,
-                knowledge.scores,
-                config.space,
-                config.search,
-                knowledge.facts,
-                seed=seed,
-            )
-            searcher = searchers[config.search.searcher](task, seed=seed, **config.search.options)
-
-            def planned(candidate: Candidate) -> PruningPlan:
-                return plan(self.network.graph, candidate.choices, knowledge.scores)
-
+            super().__init__(STUDY | sections | {"seed": seed}, Path(folder))
+            search = self.config.search
+            searcher = searchers[search.searcher](self.problem(seed=seed), seed=seed, **search.options)
             with Journal(Path(folder) / "journal.jsonl") as journal:
-                self.screening = Screening(searcher, planned, journal, lambda *told: None)
-                self.screening.run(Here(self.evaluator), config.search.candidates)
-            self.plans = {k: planned(c) for k, c in self.screening.candidates.items()}
-        self.epochs = config.training.epochs
+                self.screening = Screening(searcher, self.plan, journal, lambda *scored: None)
+                self.screening.run(LocalPool(ScoringWorker(self.bench, threads=1)), search.candidates)
+        self.evaluator = Evaluator(self.bench)
+        self.plans = {k: self.plan(c) for k, c in self.screening.candidates.items()}
+        self.epochs = self.config.training.epochs
         self._curves: dict[str, Curve] = {}
 
     def promoted(self, count: int) -> list[str]:
-        """As a study promotes."""
+        """Returns the keys that a study would promote."""
         scored = {k: m for k, m in self.screening.measured.items() if k != DENSE}
         return promote(scored, count, chance=1.0 / self.network.splits.classes)
 
     def curve(self, key: str) -> Curve:
-        """Trains the network, the first time."""
+        """Returns the network's curve; trains it the first time."""
         if key not in self._curves:
             aim = self.plans[key]
             work = self.evaluator.train(Job(key, self.screening.candidates[key], aim, self.epochs))
@@ -164,24 +115,24 @@ class Study:
         return self._curves[key]
 
     def hypervolume(self, finished: Sequence[str]) -> float:
-        """Of the test figures of those that are on the front of validation figures."""
-        on_validation, on_test = ParetoFront(STAGES), ParetoFront(STAGES)
+        """Returns the hypervolume of the test figures of the networks on the front of validation figures."""
+        on_validation, on_test = ParetoFront(AXES), ParetoFront(AXES)
         for key in finished:
             on_validation.add(key, self.curve(key).epochs[-1])
         for key, measured in on_validation.members.items():
             on_test.add(key, Measurement({"accuracy": self.curve(key).test, "macs": measured["macs"]}))
         chance = 1.0 / self.network.splits.classes
-        return on_test.relative_hypervolume({"accuracy": chance, "macs": 1.1 * cost(self.network.graph).macs})
+        return on_test.relative_hypervolume({"accuracy": chance, "macs": 1.1 * cost(self.graph).macs})
 
 
 def without(study: Study, count: int) -> Spent:
-    """Every promoted candidate to the end."""
+    """Trains every promoted candidate to the end."""
     keys = study.promoted(count)
     return Spent(len(keys), tuple(keys), len(keys) * study.epochs)
 
 
 def stopping(study: Study, count: int, eta: int = 2, workers: int = 2) -> tuple[Spent, Rungs]:
-    """Early stopping; the workers' epochs take equally long and end in turn."""
+    """Trains with early stopping; the workers' epochs take equally long and end in turn."""
     rungs = Rungs(
         [OBJECTIVES[name] for name in study.config.search.objectives],
         levels=levels(study.epochs, eta),
@@ -210,7 +161,7 @@ def stopping(study: Study, count: int, eta: int = 2, workers: int = 2) -> tuple[
 
 
 def compare(sections: dict[str, Any], seed: int, count: int) -> dict[str, Any]:
-    """One seed: `count` candidates with early stopping, those that as many epochs pay for without, and all of them."""
+    """Compares, for one seed, `count` candidates with early stopping, those that as many epochs pay for, and all."""
     study = Study(sections, seed)
     stopped, rungs = stopping(study, count)
     fewer = without(study, -(-stopped.epochs // study.epochs))
@@ -244,49 +195,29 @@ def compare(sections: dict[str, Any], seed: int, count: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="about a minute; figures are rough")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser = arguments(__doc__, quick="about a minute; figures are rough")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--candidates", type=int, default=32, help="how many are trained with early stopping")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    sections, seeds, count = (
-        (QUICK, 1, 12) if arguments.quick else ({}, arguments.seeds, arguments.candidates)
+    parser.add_argument(
+        "--candidates", type=int, default=32, help="number that is trained with early stopping"
     )
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    sections, seeds, count = (QUICK, 1, 12) if given.quick else ({}, given.seeds, given.candidates)
     runs = []
     for seed in range(seeds):
         runs.append(compare(sections, seed, count))
-        if not arguments.json:
-            show(runs[-1])
-    result = {
-        "machine": f"{platform.machine()}, {platform.system()}",
-        "versions": {name: version(name) for name in ("torch", "prunefront")},
-        "epochs_each": (STUDY | sections)["training"]["epochs"],
-        "runs": runs,
-        "gain": [round(run["with"]["hypervolume"] - run["without"]["hypervolume"], 4) for run in runs],
-    }
-    if arguments.json:
-        print(json.dumps(result))
-        return
-    gains = result["gain"]
-    spread = f" ± {statistics.stdev(gains):.4f}" if len(gains) > 1 else ""
-    print(f"gain in hypervolume at equal epochs: {statistics.mean(gains):+.4f}{spread} (n = {len(gains)})")
-
-
-def show(run: dict[str, Any]) -> None:
-    """A run for people."""
-    print(f"seed {run['seed']}")
-    for name in ("with", "without", "all"):
-        way = run[name]
-        print(
-            f"  {name:8} {way['candidates']:3} candidates, {way['finished']:3} to the end, {way['epochs']:4} epochs, "
-            f"{way['images']:,} images: hypervolume {way['hypervolume']:.4f}"
-        )
-    for line in run["lines"]:
-        print(f"  {line}")
+        for line in runs[-1]["lines"]:
+            say(f"seed {seed}: {line}")
+    gains = [round(run["with"]["hypervolume"] - run["without"]["hypervolume"], 4) for run in runs]
+    cells = [
+        (f"{run['seed']}, {way}", *(f"{run[way][name]:,}" for name in FIGURES))
+        for run in runs
+        for way in ("with", "without", "all")
+    ]
+    text = table(("seed, way", *FIGURES), cells)
+    text += f"\n\ngain in hypervolume at equal epochs: {plus_minus(gains, 4)} (n = {len(gains)})"
+    found = {"epochs_each": (STUDY | sections)["training"]["epochs"], "runs": runs, "gain": gains}
+    report(given, found, text, ("torch", "prunefront"))
 
 
 if __name__ == "__main__":

@@ -1,38 +1,32 @@
 """Test accuracy after long fine-tuning at two bounds on MACs, beside the dense network trained on as many images.
 
 ResNet-20 on CIFAR-10, nine channel groups, L1. Each method scores 200 networks without training, by accuracy on rows
-45,000 to 46,999, and names the best within the bound; ours are told the bound and score 200 for each. Those that have
-one ratio take the network nearest below it. Then each may spend the same number of epochs of the 45,000 training images
-for each bound. With --rivals 3 ours spend some of them on three networks, and whichever is best on the 5,000 validation
-images after two epochs goes on. The test images are looked at once, in the end.
+45,000 to 46,999, and names the best within the bound. Ours know the bound and score 200 for each. Methods with one
+ratio take the network nearest below the bound. Then each spends the same number of epochs of the 45,000 training images
+for each bound. With --rivals 3 ours spend some of them on three networks, of which the best on the 5,000 validation
+images after two epochs goes on. The test images are used once, in the end.
 
-    python benchmarks/finetuned.py [--quick] [--json] [--only auto] [--epochs 32] [--jobs 2] [--device cuda]
+    python -m benchmarks.finetuned [--quick] [--json] [--only auto] [--epochs 32] [--jobs 2] [--device cuda]
                                    [--bounds 0.5,0.3] [--cache FILE] [--networks FILE] [--rivals 1]
                                    [--learning-rate 0.05] [--distill 0.5] [--temperature 2] [--batch-size 128]
                                    [--precision float32]
 
---cache is the file of benchmarks/searchers.py; --networks keeps what was proposed from run to run.
+--cache is the file of benchmarks/searchers.py; --networks keeps the proposed networks from run to run.
 """
 
-import argparse
-import importlib.metadata
 import json
 import multiprocessing
-import platform
 import statistics
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.cifar import trained
+from benchmarks.cifar import train_plan
+from benchmarks.harness import arguments, choose, report, say, table
 from benchmarks.peers import OURS, PEERS
 from benchmarks.reference import CHANCE, Reference
 from prunefront.pipelines.measure.accuracy import accuracy
@@ -51,14 +45,14 @@ BOUNDS = (0.5, 0.3)
 """MACs, as shares of the dense network's."""
 
 SLACK = 0.06
-"""How far below its bound a network may lie."""
+"""Largest distance of a network below its bound."""
 
 SCORED = 200
 SHORT = 2
-"""Epochs that each rival is trained for."""
+"""Epochs of training of each rival."""
 
 SWEEPS = ("uniform sweep", "torch-pruning")
-"""Methods with one ratio: no accuracy is looked at, so the ratio is as fine as the channels allow."""
+"""Methods with one ratio: they use no accuracy, so the ratio is as fine as the channels allow."""
 
 DENSE = "dense"
 """The network as it was brought, trained on as many images: what the others are compared with."""
@@ -68,7 +62,7 @@ SHOWN = (DENSE, "auto", "torch-pruning fpgm", "uniform sweep")
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One network to be had. rivals: those that compete for it, empty = the dense one. epochs: to be spent in all."""
+    """One network to train. rivals: candidates that compete for it, empty = the dense one. epochs: in all."""
 
     method: str
     bound: float
@@ -78,7 +72,10 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """macs: share of the dense network's. validation, test: accuracy in the end. before: on validation, untrained."""
+    """A trained network.
+
+    macs: share of the dense network's. validation, test: accuracy in the end. before: on validation, untrained.
+    """
 
     method: str
     bound: float
@@ -91,9 +88,9 @@ class Result:
 
 
 class Trainer:
-    """In one process: the reference problem's network, and how it is trained.
+    """The reference problem's network and its training, in one process.
 
-    images: how many there are to train, validate and test on, each, None = all.
+    images: number of images for training, validation and test each, None = all.
     """
 
     def __init__(self, device: str, images: int | None, recipe: dict[str, Any]) -> None:
@@ -104,12 +101,12 @@ class Trainer:
         self.worker = Evaluator(replace(bench, data=data, recipe=replace(bench.recipe, **recipe)))
 
     def short(self, candidate: Candidate, epochs: int) -> nn.Module:
-        """The candidate's network after a schedule of so many epochs."""
+        """Returns the candidate's network after a schedule of `epochs`."""
         aim = plan(self.reference.graph, candidate.choices, self.reference.cifar.scores)
-        return trained(self.worker, aim, epochs)
+        return train_plan(self.worker, aim, epochs)
 
     def further(self, model: nn.Module, epochs: int) -> nn.Module:
-        """Another schedule, in place, on other batches."""
+        """Trains by another schedule, in place, on other batches."""
         recipe = self.worker.bench.recipe
         recipe = replace(recipe, epochs=epochs, seed=recipe.seed + 1)
         for _ in train(model, self.worker.bench.data, recipe, teacher=self.worker.dense):
@@ -121,7 +118,7 @@ class Trainer:
         return accuracy(model, data.validation, data.transform).value
 
     def do(self, work: Work) -> Result:
-        """Trains a work's rivals, and the best of them for the epochs that are left."""
+        """Trains the rivals, and the best of them for the epochs that are left."""
         started = time.perf_counter()
         whole = Candidate({})
         chosen, before = whole, self.validation(self.worker.dense)
@@ -168,8 +165,8 @@ def _do(work: Work) -> Result:
     return _trainer.do(work)
 
 
-def proposed(reference: Reference, method: str, rivals: int) -> dict[float, list[Candidate]]:
-    """Bound -> networks within it, the most promising first. Our searchers are given the bound, as a study is."""
+def propose(reference: Reference, method: str, rivals: int) -> dict[float, list[Candidate]]:
+    """Returns, by bound, networks within it, the most promising first. Our searchers get the bound, as in a study."""
     if method.startswith(SWEEPS):
         return {bound: [at_most(reference, method, bound)] for bound in BOUNDS}
     if method in OURS:
@@ -182,7 +179,7 @@ def proposed(reference: Reference, method: str, rivals: int) -> dict[float, list
 
 
 def bounded(reference: Reference, bound: float) -> Problem:
-    """The reference problem between the bound and a little below it."""
+    """Returns the reference problem between the bound and a little below it."""
     config = reference.cifar.config
     limits = (f"macs <= {100 * bound:g}%", f"macs >= {100 * (bound - SLACK):g}%")
     search = config.search.model_copy(update={"constraints": tuple(map(parse_bound, limits))})
@@ -196,8 +193,10 @@ def within(
     bound: float,
     seen: dict[str, tuple[Candidate, Measurement]] | None = None,
 ) -> list[Candidate]:
-    """Scores networks until there are SCORED different ones, `seen` among them; those within the bound and not far
-    below it, the most accurate first."""
+    """Scores networks until SCORED different ones are in `seen`.
+
+    Returns those within the bound and not far below it, the most accurate first.
+    """
     seen = {} if seen is None else seen
     for _ in range(10 * SCORED):
         if len(seen) >= SCORED or (candidate := peer.ask()) is None:
@@ -213,7 +212,7 @@ def within(
 
 
 def at_most(reference: Reference, method: str, bound: float) -> Candidate:
-    """Of a sweep over one ratio in steps of a half per cent, the network nearest below the bound."""
+    """Returns the network nearest below the bound, in a sweep over one ratio in steps of half a per cent."""
     steps = 201
     peer = {**PEERS}[method](reference, 0, steps)
     best: tuple[float, Candidate] | None = None
@@ -230,13 +229,7 @@ def at_most(reference: Reference, method: str, bound: float) -> Candidate:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="uniform width and dense, 1 epoch, 1,024 images of each kind"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser = arguments(__doc__, quick="uniform width and dense, 1 epoch, 1,024 images of each kind")
     parser.add_argument("--only", help="semicolon-separated methods; default: some of each kind")
     parser.add_argument("--bounds", default="0.5,0.3", help="shares of the dense network's MACs")
     parser.add_argument("--epochs", type=int, default=32, help="for each method and bound, in all")
@@ -251,10 +244,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     given = parser.parse_args()
-    known = [*OURS, *PEERS]
-    names = given.only.split(";") if given.only else [n for n in SHOWN if n in (DENSE, *known)]
-    if unknown := [n for n in names if n not in (DENSE, *known)]:
-        parser.error(f"no method is called {unknown[0]!r}; there are: {'; '.join([DENSE, *known])}")
+    known = [DENSE, *OURS, *PEERS]
+    names = choose(parser, given.only, known, [n for n in SHOWN if n in known], separator=";")
     bounds = [float(b) for b in given.bounds.split(",")]
     if strange := [b for b in bounds if b not in BOUNDS]:
         parser.error(f"no networks are sought at {strange[0]:g} of the MACs; there are: {BOUNDS}")
@@ -272,7 +263,7 @@ def main() -> None:
     if missing := [n for n in names if n not in networks and n != DENSE]:
         reference = Reference(cache=given.cache)
         for name in missing:
-            found = proposed(reference, name, given.rivals)
+            found = propose(reference, name, given.rivals)
             networks[name] = {str(b): [c.to_json() for c in cs] for b, cs in found.items()}
             if given.networks:
                 given.networks.write_text(json.dumps(networks))
@@ -283,32 +274,44 @@ def main() -> None:
             if rivals:
                 works.append(Work(name, bound, rivals, epochs))
             else:
-                print(f"{name} found no network within {bound:.0%} of the MACs", file=sys.stderr)
+                say(f"{name} found no network within {bound:.0%} of the MACs")
     results: list[Result] = []
     context = multiprocessing.get_context("spawn")
     begin = (given.device, images, recipe)
     with ProcessPoolExecutor(given.jobs, mp_context=context, initializer=_begin, initargs=begin) as pool:
         for done in as_completed([pool.submit(_do, work) for work in works]):
-            results.append(done.result())
-            if not given.json:
-                print(row(results[-1]), flush=True)
-    versions = {n: importlib.metadata.version(n) for n in ("torch", "numpy")}
-    where = {"machine": platform.machine(), "python": platform.python_version(), **versions}
-    if given.device == "cuda":
-        where["gpu"] = torch.cuda.get_device_name()
-    if given.json:
-        print(json.dumps({"results": [asdict(r) for r in results], "where": where, "recipe": recipe}))
-        return
-    print("\n" + ", ".join(f"{k} {v}" for k, v in where.items()))
-    dense = next((r for r in results if r.method == DENSE), None)
-    for r in sorted(results, key=lambda r: (-r.bound, -r.test)):
-        print(row(r) + (f"  {100 * (r.test - dense.test):+.2f} points" if dense else ""))
-    print(f"{epochs} epochs for each")
-    print(f"{statistics.median(r.seconds / r.epochs for r in results):.1f} s an epoch (median)")
-
-
-def row(r: Result) -> str:
-    return f"{r.method:20} <= {r.bound:.0%}  macs {r.macs:.3f}  {r.before:.4f} -> {r.validation:.4f}  test {r.test:.4f}"
+            r = done.result()
+            results.append(r)
+            say(f"{r.method} <= {r.bound:.0%}: {r.before:.4f} -> {r.validation:.4f}, test {r.test:.4f}")
+    dense = next((r.test for r in results if r.method == DENSE), None)
+    cells = [
+        (
+            r.method,
+            f"{r.bound:.0%}",
+            f"{r.macs:.3f}",
+            *(f"{100 * share:.2f}" for share in (r.before, r.validation, r.test)),
+            "" if dense is None else f"{100 * (r.test - dense):+.2f}",
+        )
+        for r in sorted(results, key=lambda r: (-r.bound, -r.test))
+    ]
+    head = (
+        "method",
+        "MACs at most",
+        "MACs",
+        "untrained, %",
+        "validation, %",
+        "test, %",
+        "over dense, points",
+    )
+    an_epoch = statistics.median(r.seconds / r.epochs for r in results)
+    text = f"{table(head, cells)}\n\n{epochs} epochs for each; {an_epoch:.1f} s an epoch (median)"
+    report(
+        given,
+        {"results": [asdict(r) for r in results], "recipe": recipe},
+        text,
+        ("torch", "numpy"),
+        given.device,
+    )
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
-"""How repeatable are ways of telling how fast a network is, on a quiet and on a busy machine?
+"""Repeatability of estimators of a network's relative latency, on a quiet and on a busy machine.
 
-Times a network against itself, so that the right answer is a ratio of 1. Prints for each estimator the coefficient of
-variation of its ratio over repeats, and how often the 95 % interval of the median of pair ratios holds 1.
+A network is timed against itself, so the right answer is a ratio of 1. For each estimator, the benchmark prints the
+coefficient of variation (CV) of its ratio over repeats, and how often the 95 % interval of the median of pair ratios
+holds 1.
 
-    python benchmarks/latency_noise.py [--quick] [--json]
+    python -m benchmarks.latency_noise [--quick] [--json]
 """
 
-import argparse
-import json
 import multiprocessing
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,19 +17,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
+from benchmarks.harness import arguments, report, table
 from prunefront.pipelines.formats.onnx_export import export
 from prunefront.pipelines.measure.latency import compare, runtimes
 from prunefront.pipelines.measure.turnstile import exclusive
 
+RUNTIME = "onnxruntime, 1 thread, batch 1"
+
 
 def network(width: int) -> nn.Module:
-    """Six convolutions with batch norm, up to `width` channels."""
+    """Makes six convolutions with batch norm, up to `width` channels."""
     layers: list[nn.Module] = []
     widths = (3, width // 4, width // 4, width // 2, width // 2, width, width)
     for i, (inputs, outputs) in enumerate(pairwise(widths)):
@@ -64,7 +61,7 @@ def busy(processes: int) -> Iterator[None]:
 
 
 def repeat(call: Callable[[], None], other: Callable[[], None], repeats: int, pairs: int) -> dict[str, float]:
-    """Every repeat gives each estimator the same number of timed samples."""
+    """Returns the figures of all estimators, each of which has the same number of timed samples per repeat."""
     by_pairs, by_medians, by_minima, holds, widths = [], [], [], [], []
     for _ in range(repeats):
         with exclusive():
@@ -123,34 +120,27 @@ def measure(repeats: int, pairs: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="8 repeats of 20 pairs; under a minute")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    arguments = parser.parse_args()
+    parser = arguments(__doc__, quick="8 repeats of 20 pairs; under a minute")
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    repeats, pairs = (8, 20) if arguments.quick else (60, 100)
-    result = {
-        "runtime": "onnxruntime, 1 thread, batch 1",
-        "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
-        "machine": {"architecture": platform.machine(), "cores": multiprocessing.cpu_count()},
-        "rows": measure(repeats, pairs),
-    }
-    if arguments.json:
-        print(json.dumps(result))
-        return
-    print(
-        f"A network against itself; {repeats} repeats of {pairs} pairs; {result['runtime']}; {result['versions']}"
-    )
-    print(
-        f"{'network':16}{'busy':>5}{'ms':>9}{'CV pairs':>10}{'medians':>9}{'minima':>8}{'holds 1':>9}{'width':>8}"
-    )
-    for row in result["rows"]:
-        print(
-            f"{row['network']:16}{row['busy_processes']:>5}{row['latency_ms']:>9}"
-            f"{row['cv_pair_ratios_percent']:>9}%{row['cv_ratio_of_medians_percent']:>8}%"
-            f"{row['cv_ratio_of_minima_percent']:>7}%{row['interval_holds_1_percent']:>8}%"
-            f"{row['median_interval_width']:>8}"
+    repeats, pairs = (8, 20) if given.quick else (60, 100)
+    rows = measure(repeats, pairs)
+    head = ("network", "busy", "ms", "CV of pairs", "of medians", "of minima", "holds 1", "width")
+    cells = [
+        (
+            row["network"],
+            row["busy_processes"],
+            row["latency_ms"],
+            f"{row['cv_pair_ratios_percent']} %",
+            f"{row['cv_ratio_of_medians_percent']} %",
+            f"{row['cv_ratio_of_minima_percent']} %",
+            f"{row['interval_holds_1_percent']} %",
+            row["median_interval_width"],
         )
+        for row in rows
+    ]
+    text = table(head, cells) + f"\n\n{repeats} repeats of {pairs} pairs; {RUNTIME}"
+    report(given, {"runtime": RUNTIME, "rows": rows}, text, ("torch", "onnxruntime"))
 
 
 if __name__ == "__main__":

@@ -1,30 +1,23 @@
-"""What one head can carry: a thousand simulated trials, 64 at a time, through everything of a search but the trials.
+"""Load on a search's driver: a thousand simulated trials, 64 at a time, through everything of a search but the trials.
 
-The pool, the loop, the searcher, the journal on disk and the tracker are those of a study, the workers 64 Ray actors in
-processes of their own, and the record goes to a real MLflow server (with PostgreSQL where that is installed, else
-SQLite). Only what a trial does is simulated: it sleeps.
+The pool, the loop, the searcher, the journal on disk and the tracker are those of a study. The workers are 64 Ray
+actors in processes of their own. The record goes to a real MLflow server, with PostgreSQL if that is installed, else
+SQLite. Only the work of a trial is simulated: it sleeps.
 
-    python benchmarks/load.py [--quick] [--json] [--trials 1000] [--workers 64] [--seconds 5] [--only evolution]
+    python -m benchmarks.load [--quick] [--json] [--trials 1000] [--workers 64] [--seconds 5] [--only evolution]
                               [--without-mlflow]
 
-    busy       share of all workers' time that goes into trials, while there is work for all of them: neither the start
-               of the actors nor the end of the budget, when nothing more may be asked, says anything of the loop
-    driver     CPU of the driver's process for a trial, all of its threads, the writing to MLflow among them
-    memory     of the driver, resident: median of the trials' second and last quarter
-    tracker    wall time that the loop spends in calls of the tracker, for a trial, and the longest call
-    behind     seconds until MLflow has all, after the last trial
-
-`--quick`: 80 trials of one second on 8 actors.
+    busy       share of all workers' time that goes into trials, while there is work for all of them: without the start
+               of the actors and the end of the budget, which do not depend on the loop
+    driver     CPU time of the driver's process per trial, in all of its threads, the writing to MLflow included
+    memory     resident memory of the driver: median of the trials' second and last quarter
+    tracker    wall time that the loop spends in the tracker per trial, and the longest call
+    behind     seconds until MLflow has all records, after the last trial
 """
 
-import argparse
-import importlib.metadata
-import json
 import logging
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -33,16 +26,13 @@ from typing import Any
 
 import psutil
 
-sys.path.insert(
-    0, str(ROOT := Path(__file__).resolve().parent.parent)
-)  # the problems and servers lie beside the tests
-
+from benchmarks.harness import arguments, choose, report, say, table
 from benchmarks.simulated import Asked, Sleeper
 from prunefront.pipelines.config.sections import ClusterSection
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.stages.screening import Screening
 from prunefront.pipelines.tracking.tracker import MemoryTracker, MlflowTracker, Tracker, candidate_params
-from prunefront.pipelines.workers.pool import ScoringPool
+from prunefront.pipelines.workers.on_ray.pool import ScoringPool
 from prunefront.search.outcomes.front import ParetoFront, reference_point
 from prunefront.search.outcomes.measurement import Measurement, Outcome
 from prunefront.search.searchers import searchers
@@ -54,10 +44,10 @@ from tests.services.postgres import postgres, programs
 GROUPS = 9  # as ResNet-20's inner ones
 
 
-def loaded(
+def run_loaded(
     name: str, trials: int, workers: int, seconds: float, tracker: Tracker, folder: Path
 ) -> dict[str, Any]:
-    """One searcher before so many Ray actors; see the top of this file."""
+    """Runs one searcher with Ray actors and returns the figures that the module describes."""
     import ray
 
     toy = separable(groups=GROUPS, seeds=5)
@@ -96,7 +86,7 @@ def loaded(
     ended = time.perf_counter()
     errors = tracker.finish()
     behind = time.perf_counter() - ended
-    # at both ends as many trials are half done, so what was done of them before and after cancels out
+    # at both marks about as many trials are half done, so their parts outside of the span cancel out
     first, last = marks[2 * workers - 1], marks[-workers - 1]
     wall, busy, cpu = (b - a for a, b in zip(first, last, strict=True))
     counted = memory[2 * workers : -workers]
@@ -122,25 +112,22 @@ def loaded(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser = arguments(__doc__, quick="80 trials of one second on 8 actors")
     parser.add_argument("--trials", type=int)
     parser.add_argument("--workers", type=int)
-    parser.add_argument("--seconds", type=float, help="that a trial takes, on average")
-    parser.add_argument("--only", default="evolution", help="comma-separated searchers")
+    parser.add_argument("--seconds", type=float, help="mean duration of a trial")
+    parser.add_argument("--only", help="comma-separated searchers; default: evolution")
     parser.add_argument("--without-mlflow", action="store_true")
     given = parser.parse_args()
+    names = choose(parser, given.only, searchers, ["evolution"])
     trials, workers, seconds = (80, 8, 1.0) if given.quick else (1000, 64, 5.0)
     trials, workers = given.trials or trials, given.workers or workers
     seconds = given.seconds or seconds
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    )  # of the workers
+    root = str(Path(__file__).resolve().parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])  # of the workers
     import ray
 
+    rows = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prunefront-load-")))
         store, uri = "none", ""
@@ -156,35 +143,26 @@ def main() -> None:
             logging_level=logging.ERROR,
         )
         stack.callback(ray.shutdown)
-        where = {
-            "machine": platform.machine(),
-            "cpus": os.cpu_count(),
-            "python": platform.python_version(),
-            **{n: importlib.metadata.version(n) for n in ("ray", "mlflow")},
-            "mlflow_store": store,
-        }
-        rows = []
-        for name in given.only.split(","):
+        for name in names:
             tracker: Tracker = MlflowTracker(uri, "load", folder, patience=60) if uri else MemoryTracker()
-            rows.append(loaded(name, trials, workers, seconds, tracker, folder))
-            if not given.json:
-                print(told(rows[-1]), flush=True)
-    print(
-        json.dumps({"where": where, "rows": rows})
-        if given.json
-        else ", ".join(f"{k} {v}" for k, v in where.items())
-    )
-
-
-def told(row: dict[str, Any]) -> str:
-    second, fourth = row["memory_mb"]
-    return (
-        f"{row['searcher']}: {row['trials']} trials of {row['trial_s']:g} s on {row['workers']} actors in "
-        f"{row['wall_s']:.1f} s, busy {row['busy_share']:.1%}; driver {row['driver_ms']:.1f} ms of CPU a trial, memory "
-        f"{second:.0f} and {fourth:.0f} MB ({row['memory_growth']:+.1%}); tracker {row['tracker_ms']:.2f} ms a trial, "
-        f"at the most {row['tracker_longest_ms']:.1f}; MLflow behind by {row['behind_s']:.1f} s, not recorded "
-        f"{row['not_recorded']}"
-    )
+            rows.append(run_loaded(name, trials, workers, seconds, tracker, folder))
+            say(f"{name}: {trials} trials in {rows[-1]['wall_s']:.1f} s")
+    cells = [
+        (
+            row["searcher"],
+            f"{row['wall_s']:.1f} s",
+            f"{row['busy_share']:.1%}",
+            f"{row['driver_ms']:.1f} ms",
+            "{:.0f}, {:.0f} MB".format(*row["memory_mb"]),
+            f"{row['tracker_ms']:.2f}, {row['tracker_longest_ms']:.1f} ms",
+            f"{row['behind_s']:.1f} s",
+            row["not_recorded"],
+        )
+        for row in rows
+    ]
+    head = ("searcher", "wall", "busy", "driver", "memory", "tracker", "behind", "not recorded")
+    text = f"{table(head, cells)}\n\n{trials} trials of {seconds:g} s on {workers} actors; MLflow on {store}"
+    report(given, {"rows": rows, "mlflow_store": store}, text, ("ray", "mlflow"))
 
 
 if __name__ == "__main__":

@@ -1,38 +1,32 @@
-"""How much of known fronts our searchers cover in 500 evaluations, beside pymoo's NSGA-II.
+"""Hypervolume of our searchers on problems with known fronts, in 500 evaluations, beside pymoo's NSGA-II.
 
 ZDT1 to ZDT4 (Zitzler et al. 2000, 30 and 10 variables), DTLZ2 with two and three objectives (Deb et al. 2005, 11 and 12
 variables), and with constraints BNH, SRN, TNK, OSY (as in Deb et al. 2002) and C2-DTLZ2 (Jain & Deb 2014). A variable
 is a group of 1,001 kept counts for our searchers and a real number for pymoo. Every second group counts downwards: our
 random candidates cut all groups alike, and the optimum of ZDT lies where all variables are alike.
 
-Hypervolume of all that was evaluated and feasible, as a share of the box between `best` and `reference` of the problem.
-Ours have four candidates in flight; pymoo evaluates a generation at a time, and has the better of two populations.
+Hypervolume of all feasible points that were evaluated, as a share of the box between the problem's `best` and
+`reference`. Ours have four candidates in flight; pymoo evaluates a generation at a time, with the better of two
+population sizes.
 
-    python benchmarks/multiobjective.py [--quick] [--json] [--only evolution,random] [--problems ZDT1,BNH]
+    python -m benchmarks.multiobjective [--quick] [--json] [--only evolution,random] [--problems ZDT1,BNH]
                                         [--evaluations 500] [--repeats 11] [--first-seed 0]
 
 pymoo is no dependency: without it (`pip install 'prunefront[peers]'`) only ours are run.
 """
 
-import argparse
-import importlib.metadata
 import importlib.util
-import json
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import moocore
 import numpy as np
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the loop lives beside the tests
-
+from benchmarks.harness import arguments, choose, report, say, table
 from prunefront.search.outcomes.measurement import Constraint, Measurement, Objective
 from prunefront.search.searchers import searchers
 from prunefront.search.space.candidate import Candidate
@@ -43,7 +37,7 @@ from tests.problems import drive
 Floats = NDArray[np.float64]
 
 STEPS = 1000
-"""Of a variable's range; a group has one kept count more than that."""
+"""Number of steps of a variable's range; a group has one kept count more."""
 
 IN_FLIGHT = 4
 POPULATIONS = (20, 50)
@@ -95,7 +89,7 @@ def _zdt3(f: float, g: float) -> float:
 
 
 def _sphere(objectives: int, x: Floats) -> Floats:
-    """DTLZ2."""
+    """Returns the objectives of DTLZ2."""
     angles, rest = x[: objectives - 1] * np.pi / 2.0, x[objectives - 1 :]
     radius = 1.0 + float(((rest - 0.5) ** 2).sum())
     return np.array(
@@ -182,7 +176,7 @@ FORMULAS = {
 
 
 def problem(formula: Formula) -> Problem:
-    """The formula as a searcher sees it: groups, objectives f0, f1 …, constraints c0, c1 …; nothing is known."""
+    """Returns the formula as a problem: groups, objectives f0, f1 …, constraints c0, c1 …; no known costs."""
     keeps = tuple(range(1, STEPS + 2))
     space = SearchSpace(
         tuple(GroupSpace(f"x{i}", STEPS + 1, keeps, ("l1",)) for i in range(len(formula.low)))
@@ -195,14 +189,14 @@ def problem(formula: Formula) -> Problem:
 
 
 def point(formula: Formula, space: SearchSpace, candidate: Candidate) -> Floats:
-    """The variables [n] that a candidate stands for."""
+    """Returns the variables [n] of a candidate."""
     share = np.array([keep - 1 for keep in space.keeps(candidate).values()]) / STEPS
     share[1::2] = 1.0 - share[1::2]
     return formula.low + share * (formula.high - formula.low)
 
 
 def volume(formula: Formula, found: list[tuple[Floats, Floats]]) -> float:
-    """Share of the box that feasible points among (objectives, constraints) dominate."""
+    """Returns the share of the box that the feasible ones among (objectives, constraints) dominate."""
     feasible = [f for f, c in found if not (c > 0).any()]
     if not feasible:
         return 0.0
@@ -212,7 +206,7 @@ def volume(formula: Formula, found: list[tuple[Floats, Floats]]) -> float:
 
 
 def ours(name: str, formula: Formula, seed: int, evaluations: int) -> float:
-    """Hypervolume of what one of our searchers asks for."""
+    """Returns the hypervolume of one of our searchers."""
     task = problem(formula)
     found: list[tuple[Floats, Floats]] = []
 
@@ -228,7 +222,7 @@ def ours(name: str, formula: Formula, seed: int, evaluations: int) -> float:
 
 
 def nsga2(population: int, formula: Formula, seed: int, evaluations: int) -> float:
-    """Hypervolume of what pymoo's NSGA-II evaluates, with its own operators and settings."""
+    """Returns the hypervolume of pymoo's NSGA-II, with its own operators and settings."""
     from pymoo.algorithms.moo.nsga2 import NSGA2
     from pymoo.core.problem import ElementwiseProblem
     from pymoo.optimize import minimize
@@ -254,7 +248,7 @@ def nsga2(population: int, formula: Formula, seed: int, evaluations: int) -> flo
 
 
 def compare(name: str, formula: Formula, evaluations: int, seeds: range) -> dict[str, Any]:
-    """One row: the method's hypervolumes over seeds; of pymoo those of its better population."""
+    """Returns one row: the method's hypervolumes over seeds; for pymoo, of its better population size."""
     started = time.perf_counter()
     ways: list[tuple[str, Callable[[int], float]]] = (
         [
@@ -278,11 +272,7 @@ def compare(name: str, formula: Formula, evaluations: int, seeds: range) -> dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="ZDT1 and BNH, 2 seeds, 100 evaluations")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser = arguments(__doc__, quick="ZDT1 and BNH, 2 seeds, 100 evaluations")
     parser.add_argument("--only", help=f"comma-separated of our searchers and {PEER!r}")
     parser.add_argument("--problems", help="semicolon-separated; default: all")
     parser.add_argument("--evaluations", type=int, default=500)
@@ -290,43 +280,35 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     given = parser.parse_args()
     there = importlib.util.find_spec("pymoo") is not None
-    names = given.only.split(",") if given.only else [*OURS, *([PEER] if there else [])]
-    if unknown := [n for n in names if n not in searchers and n != PEER]:
-        parser.error(f"no method is called {unknown[0]!r}; there are: {', '.join([*searchers, PEER])}")
+    names = choose(parser, given.only, [*searchers, PEER], [*OURS, *([PEER] if there else [])])
     if PEER in names and not there:
         parser.error(f"{PEER} needs pymoo, which is not installed: pip install 'prunefront[peers]'")
-    titles = given.problems.split(";") if given.problems else list(FORMULAS)
-    if unknown := [t for t in titles if t not in FORMULAS]:
-        parser.error(f"no problem is called {unknown[0]!r}; there are: {'; '.join(FORMULAS)}")
+    titles = choose(parser, given.problems, FORMULAS, FORMULAS, separator=";")
     evaluations, repeats = given.evaluations, given.repeats
     if given.quick:
         titles, evaluations, repeats = ["ZDT1", "BNH"], 100, 2
-    numbers = range(given.first_seed, given.first_seed + repeats)
-    libraries = ("numpy", "moocore", *(["pymoo"] if there else []))
-    versions = {n: importlib.metadata.version(n) for n in libraries}
-    where = {"machine": platform.machine(), "python": platform.python_version(), **versions}
-    if not given.json:
-        print(", ".join(f"{k} {v}" for k, v in where.items()))
-        print(f"{evaluations} evaluations, seeds {numbers[0]} to {numbers[-1]}; ours: {IN_FLIGHT} in flight")
-        if not there:
-            print("pymoo is not installed, so only ours are run: pip install 'prunefront[peers]'")
+    seeds = range(given.first_seed, given.first_seed + repeats)
+    if not there:
+        say("pymoo is not installed, so only ours are run: pip install 'prunefront[peers]'")
     rows: list[dict[str, Any]] = []
     for title in titles:
-        formula = FORMULAS[title]
-        if not given.json:
-            print(f"\n{title}: reference point {formula.reference}, box from {formula.best}")
         for name in names:
-            rows.append(compare(name, formula, evaluations, numbers))
-            r = rows[-1]
-            if not given.json:
-                print(
-                    f"  {name:<16}{r['median']:>8.4f}  ({r['worst']:.4f} to {r['best']:.4f})"
-                    f"{r['seconds']:>7.2f} s a run  {r['how']}",
-                    flush=True,
-                )
-    if given.json:
-        settings = {"evaluations": evaluations, "seeds": list(numbers), "in_flight": IN_FLIGHT}
-        print(json.dumps({"where": where, **settings, "rows": rows}))
+            rows.append(compare(name, FORMULAS[title], evaluations, seeds))
+            say(f"{title}, {name}: {rows[-1]['median']:.4f}")
+    cells = [
+        (
+            f"{r['problem']}, {r['method']}",
+            f"{r['median']:.4f}",
+            f"{r['worst']:.4f} to {r['best']:.4f}",
+            f"{r['seconds']:.2f}",
+            r["how"],
+        )
+        for r in rows
+    ]
+    text = table(("problem, method", "median", "range", "seconds a run", ""), cells)
+    text += f"\n\n{evaluations} evaluations, seeds {seeds[0]} to {seeds[-1]}; ours: {IN_FLIGHT} in flight"
+    settings = {"evaluations": evaluations, "seeds": list(seeds), "in_flight": IN_FLIGHT}
+    report(given, {**settings, "rows": rows}, text, ("numpy", "moocore", *(["pymoo"] if there else [])))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
-"""Is a granularity's compact operator really faster than the dense layer, and where does it break even?
+"""Time of each granularity's compact operator over the dense layer, and the density at which it breaks even.
 
 For every granularity × density × layer shape × batch × runtime: time over dense (median of pair ratios of alternating
 runs), beside the ratio of MACs. Layers are 3×3 and 1×1 convolutions of ResNet-56 (CIFAR-10), ResNet-50 and VGG-16
-(ImageNet sizes). int8 is the whole layer in ONNX Runtime's integer kernels, over the same in float32 there.
+(ImageNet sizes). int8 is the whole layer in ONNX Runtime's integer kernels, over the same layer in float32 there.
 
-    python benchmarks/operators.py [--quick] [--json] [--threads 1] [--only kernel,int8] [--runtimes eager,onnxruntime]
+    python -m benchmarks.operators [--quick] [--json] [--threads 1] [--only kernel,int8]
+                                   [--runtimes eager,onnxruntime]
 """
 
-import argparse
-import json
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,15 +17,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
+from benchmarks.harness import arguments, choose, report, say, table
 from prunefront.errors import RatioError
 from prunefront.pipelines.formats.int8 import quantise_onnx
-from prunefront.pipelines.formats.onnx_export import export, open_session
+from prunefront.pipelines.formats.onnx_export import export
+from prunefront.pipelines.formats.onnx_runtime import open_session
 from prunefront.pipelines.measure.latency import compare
 from prunefront.pipelines.measure.runtimes import runtimes
 from prunefront.pipelines.measure.turnstile import exclusive
@@ -38,6 +34,7 @@ from prunefront.pruners.granularities.layer_like import like
 from prunefront.pruners.graph.layers import Layer
 from prunefront.pruners.plan.layer_counts import nearest_count
 
+VARIANTS = ("channel", *layer_granularities, "int8")
 DENSITIES = (0.75, 0.5, 0.25)
 BATCHES = (1, 32)
 
@@ -79,7 +76,7 @@ SHAPES = (
 QUICK = (SHAPES[2],)
 
 MOST = 32 * 56**2 * 64
-"""Input elements of a batch, at most."""
+"""Most input elements of a batch."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +100,9 @@ class Cell:
 
 
 def narrower(shape: Shape, density: float) -> nn.Conv2d:
-    """Channels: inputs and outputs each cut to the square root of the density, as two pruned neighbours leave it.
+    """Returns the layer with inputs and outputs cut to the square root of the density, as between two pruned layers.
 
-    Widths are multiples of 16 from 64 channels on, of 4 below: that is what `space.round_to` is for.
+    Widths are multiples of 16 from 64 channels on, of 4 below, as with `space.round_to`.
     """
     root = density**0.5
     step = 16 if shape.inputs >= 64 else 4
@@ -118,7 +115,7 @@ def narrower(shape: Shape, density: float) -> nn.Conv2d:
 
 @dataclass(frozen=True)
 class Variant:
-    """A compact module beside the dense one. inputs: channels that it reads. macs: over dense."""
+    """A compact module beside the dense one. inputs: number of channels that it reads. macs: over dense."""
 
     granularity: str
     dense: nn.Module
@@ -128,7 +125,7 @@ class Variant:
 
 
 def variants(shape: Shape, density: float, only: Sequence[str]) -> Iterator[Variant]:
-    """Every granularity that the layer can take, at the density that comes nearest."""
+    """Yields every granularity that the layer can take, at its nearest density."""
     conv = shape.conv()
     layer = Layer("weight", "", tuple(conv.weight.shape), shape.side**2, norm="n", reads=True, writes=True)
     if "channel" in only:
@@ -152,7 +149,7 @@ def variants(shape: Shape, density: float, only: Sequence[str]) -> Iterator[Vari
 
 
 class Bench:
-    """Times pairs; a module is exported once for all batches."""
+    """A bench that times pairs; a module is exported once for all batches."""
 
     def __init__(self, folder: Path, threads: int, budget: float) -> None:
         self.folder, self.threads, self.budget = folder, threads, budget
@@ -173,7 +170,7 @@ class Bench:
         return self._cell(shape, density, variant.granularity, variant.macs, batch, runtime, calls)
 
     def int8(self, shape: Shape, batch: int) -> Cell:
-        """The layer with a ReLU behind it, as networks have it, in integers over in floats."""
+        """Times the layer with a ReLU behind it, as in networks, in integers over in floats."""
         x = torch.randn(batch, shape.inputs, shape.side, shape.side)
         path = self._exported(nn.Sequential(shape.conv(), nn.ReLU()).eval(), x, f"{shape}relu")
         short = path.with_suffix(".int8")
@@ -229,7 +226,7 @@ class Bench:
 
 
 class Pair(nn.Module):
-    """A gated layer, ReLU, and a second convolution that reads the chosen channels only (methods of §2.4)."""
+    """A gated layer, ReLU, and a second convolution that reads the chosen channels only (methods, §2.4)."""
 
     def __init__(self, first: Gated, second: nn.Conv2d) -> None:
         super().__init__()
@@ -240,7 +237,7 @@ class Pair(nn.Module):
 
 
 def dynamic_pair(shape: Shape, density: float) -> Variant:
-    """Two 3×3 convolutions of the shape, the first one gated; a batch of one in eager mode."""
+    """Returns two 3×3 convolutions of the shape, the first one gated, for a batch of one in eager mode."""
     gated = next(v for v in variants(shape, density, ["dynamic"]))
     second, share = shape.conv(), round(shape.outputs * density) / shape.outputs
     dense = nn.Sequential(gated.dense, nn.ReLU(), second).eval()
@@ -256,7 +253,7 @@ def _session(path: Path, x: Tensor, threads: int) -> Callable[[], None]:
 
 @dataclass(frozen=True)
 class Aim:
-    """What the project aims at: the median over cells of time, or of time over the ratio of MACs, stays below."""
+    """An aim of the project: an upper limit of a value's median over some cells."""
 
     text: str
     limit: float
@@ -298,7 +295,7 @@ AIMS = (
 
 
 def aims(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Each aim by runtime: median, worst, how many of the cells reach it."""
+    """Returns each aim by runtime: median, worst, and the number of cells that reach it."""
     found = []
     for aim in AIMS:
         for runtime in dict.fromkeys(c.runtime for c in cells):
@@ -318,7 +315,10 @@ def aims(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 
 def break_even(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """By granularity, runtime and batch: median time over dense at each density, and at which it is below 1."""
+    """Returns, by granularity, runtime and batch, the median time over dense at each density.
+
+    faster_from: largest density at which it is below 1.
+    """
     found = []
     keys = dict.fromkeys((c.granularity, c.runtime, c.batch) for c in cells)
     for granularity, runtime, batch in keys:
@@ -341,30 +341,30 @@ def break_even(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="one layer, density 0.5, batch 1")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser = arguments(__doc__, quick="one layer, density 0.5, batch 1")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=0.4, help="for each cell")
-    parser.add_argument("--only", default=",".join(["channel", *layer_granularities, "int8"]))
-    parser.add_argument("--runtimes", default="eager,onnxruntime")
+    parser.add_argument("--only", help=f"comma-separated granularities; default: {','.join(VARIANTS)}")
+    parser.add_argument("--runtimes", help="comma-separated; default: eager,onnxruntime")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    only, names = given.only.split(","), given.runtimes.split(",")
+    only = choose(parser, given.only, VARIANTS, VARIANTS)
+    names = choose(parser, given.runtimes, runtimes, ("eager", "onnxruntime"))
     shapes, densities, batches = (QUICK, (0.5,), (1,)) if given.quick else (SHAPES, DENSITIES, BATCHES)
     cells: list[Cell] = []
 
     def add(cell: Cell) -> None:
         cells.append(cell)
-        if not given.json:
-            show(cell)
+        say(
+            f"{cell.granularity} {cell.density:4.2f} {cell.network} {cell.layer} batch {cell.batch} {cell.runtime}: "
+            f"{cell.time:5.2f} of dense ({cell.low:.2f}–{cell.high:.2f}), MACs {cell.macs:4.2f}, dense "
+            f"{cell.dense_ms:.3f} ms, {cell.pairs} pairs"
+        )
 
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), given.threads, 0.1 if given.quick else given.seconds)
         for shape in shapes:
-            # gigabytes of activations say nothing new
+            # larger activations take gigabytes and show nothing new
             possible = [b for b in batches if b * shape.side**2 * shape.inputs <= MOST]
             for density in densities:
                 for variant in variants(shape, density, only):
@@ -375,35 +375,21 @@ def main() -> None:
             if "int8" in only:
                 for batch in possible:
                     add(bench.int8(shape, batch))
-    result = {
+    found = {
         "cells": [asdict(c) for c in cells],
         "aims": aims(cells),
         "break_even": break_even(cells),
         "threads": given.threads,
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "onnxruntime": onnxruntime.__version__,
     }
-    if given.json:
-        print(json.dumps(result))
-        return
-    print()
-    for row in result["break_even"]:
-        print(f"{row['granularity']:13} {row['runtime']:12} batch {row['batch']:<3} {row['median_time']}")
-    print()
-    for row in result["aims"]:
-        print(
-            f"{row['aim']} [{row['runtime']}]: median {row['median']}, {row['reached']} of {row['cells']} cells"
-        )
-
-
-def show(cell: Cell) -> None:
-    print(
-        f"{cell.granularity:13} {cell.density:4.2f}  {cell.network:9} {cell.layer:20} batch {cell.batch:<3} "
-        f"{cell.runtime:12} {cell.time:5.2f} of dense ({cell.low:.2f}–{cell.high:.2f}), MACs {cell.macs:4.2f}, "
-        f"dense {cell.dense_ms:8.3f} ms, {cell.pairs} pairs",
-        flush=True,
+    medians = table(
+        ("granularity", "runtime", "batch", "median time over dense, by density"),
+        [(r["granularity"], r["runtime"], r["batch"], r["median_time"]) for r in found["break_even"]],
     )
+    reached = table(
+        ("aim", "runtime", "median", "reached"),
+        [(r["aim"], r["runtime"], r["median"], f"{r['reached']} of {r['cells']}") for r in found["aims"]],
+    )
+    report(given, found, f"{medians}\n\n{reached}", ("torch", "onnxruntime"))
 
 
 if __name__ == "__main__":

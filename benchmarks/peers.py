@@ -1,4 +1,4 @@
-"""What a person would use instead: each peer asks for a candidate and is told what it measured."""
+"""Other tools for the same search, each behind ask and tell."""
 
 import copy
 import datetime
@@ -22,7 +22,7 @@ MAX_RATIO = 0.93
 
 
 class Peer(Protocol):
-    """None = there is nothing more to try."""
+    """A proposer; None = it has nothing more to try."""
 
     def ask(self) -> Candidate | None: ...
 
@@ -30,7 +30,7 @@ class Peer(Protocol):
 
 
 class Listed:
-    """Candidates that are settled before anything is measured."""
+    """Candidates that do not depend on measurements."""
 
     def __init__(self, candidates: Iterator[Candidate]) -> None:
         self._left = candidates
@@ -39,7 +39,7 @@ class Listed:
         return next(self._left, None)
 
     def tell(self, candidate: Candidate, measured: Measurement) -> None:
-        """Nothing follows from it."""
+        """Ignores the measurement."""
 
 
 class Optuna:
@@ -65,8 +65,8 @@ class Optuna:
 class Moasha:
     """Syne Tune's MOASHA: ratios drawn at random, trials stopped at rungs by their non-dominated rank there.
 
-    max_epochs: where a trial ends; rungs are at 1, 2, 4 … epochs below it. Where a trial is one score without training
-    (`ask`, `tell`) there is nothing to stop, so what it proposes is random search.
+    max_epochs: the end of a trial; rungs are at 1, 2, 4 … epochs below it. A trial that is one score without training
+    (`ask`, `tell`) cannot be stopped, so its proposals are random search.
     """
 
     def __init__(self, reference: Reference, seed: int, max_epochs: int = 1) -> None:
@@ -94,7 +94,7 @@ class Moasha:
         self.goes_on(len(self._trials) - 1, 1, measured)
 
     def start(self) -> tuple[int, Candidate]:
-        """A new trial's number, and its candidate."""
+        """Returns a new trial's number, and its candidate."""
         from syne_tune.backend.trial_status import Trial
 
         others = np.random.get_state()  # noqa: NPY002
@@ -111,7 +111,7 @@ class Moasha:
         return trial.trial_id, at_ratios(self._space, [trial.config[g.name] for g in self._space.groups])
 
     def goes_on(self, number: int, epoch: int, measured: Measurement) -> bool:
-        """Whether a trial is trained further after so many epochs."""
+        """Returns True if a trial is trained further after `epoch` epochs."""
         result = {
             "error": 1.0 - measured["accuracy"],
             "macs": measured["macs"] / self._macs,
@@ -121,7 +121,7 @@ class Moasha:
 
 
 def at_ratios(space: SearchSpace, ratios: "list[float] | np.ndarray") -> Candidate:
-    """The candidate that drops these shares of the groups."""
+    """Returns the candidate that drops these shares of the groups."""
     return Candidate(
         {
             g.name: g.choose(g.nearest(g.units * (1.0 - float(r))))
@@ -131,13 +131,13 @@ def at_ratios(space: SearchSpace, ratios: "list[float] | np.ndarray") -> Candida
 
 
 def uniform(reference: Reference, seed: int, evaluations: int) -> Peer:
-    """One ratio for all groups, as many of them as there are evaluations."""
+    """Returns a sweep of one ratio for all groups, as many as there are evaluations."""
     space = reference.problem().space
     return Listed(at_ratios(space, [r] * len(space.groups)) for r in np.linspace(0.0, MAX_RATIO, evaluations))
 
 
 def random(reference: Reference, seed: int, evaluations: int) -> Peer:
-    """Every group's ratio by itself."""
+    """Returns candidates with an independent ratio for every group."""
     space, rng = reference.problem().space, np.random.default_rng(seed)
     return Listed(
         at_ratios(space, rng.uniform(0.0, MAX_RATIO, len(space.groups))) for _ in range(evaluations)
@@ -161,7 +161,7 @@ def moasha(reference: Reference, seed: int, evaluations: int) -> Peer:
 
 
 class Ours:
-    """One of our searchers."""
+    """A searcher of ours."""
 
     def __init__(self, name: str, reference: Reference, seed: int) -> None:
         self._searcher = searchers[name](reference.problem(), seed=seed)
@@ -178,11 +178,11 @@ def ours(name: str) -> Callable[[Reference, int, int], Peer]:
 
 
 IMPORTANCES = ("l1", "l2", "bn_scale", "lamp", "fpgm", "taylor", "random")
-"""Importances of torch-pruning, by what they are called there or here."""
+"""Importances of torch-pruning, by their name there or here."""
 
 
 def torch_pruning(importance: str) -> Callable[[Reference, int, int], Peer]:
-    """A sweep of torch-pruning's global pruning over its one ratio, as many as there are evaluations."""
+    """Returns a sweep of torch-pruning's global pruning over its one ratio, as many as there are evaluations."""
     return lambda reference, seed, evaluations: Listed(
         _global(reference, importance, float(r), seed) for r in np.linspace(0.0, 0.95, evaluations)
     )
@@ -240,8 +240,8 @@ def _importance(tp: Any, name: str) -> Any:
 
 
 def _gradients(reference: Reference, model: nn.Module) -> None:
-    """Of the loss on the same training images that our criteria look at."""
-    from prunefront.pipelines.prepare.network import calibration
+    """Computes gradients of the loss on the training images that our criteria read."""
+    from prunefront.pipelines.prepare.knowledge import calibration
 
     for inputs, labels in calibration(reference.cifar.config, reference.cifar.network.splits.for_search()):
         nn.functional.cross_entropy(model(inputs), labels, reduction="sum").backward()

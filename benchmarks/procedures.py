@@ -1,25 +1,23 @@
-"""Every structured procedure to the same goal: a small network on scikit-learn's digits, no search.
+"""Accuracy by every structured procedure for the same goal: a small network on scikit-learn's digits, no search.
 
 steps: accuracy on validation images when all procedures have equally many steps in all, cuts included.
-after: the same when Tick-Tock and its ablation have as many steps after their last cut as one_shot, as their authors
-       compare; they then take 2.5 and 1.7 times the steps.
+after: the same when Tick-Tock and its ablation have as many steps after their last cut as one_shot, as in the authors'
+       comparison; they then take 2.5 and 1.7 times the steps.
 
-    python benchmarks/procedures.py [--quick] [--json] [--seeds 3] [--workers 2]
+    python -m benchmarks.procedures [--quick] [--json] [--seeds 3] [--workers 2]
 """
 
-import argparse
 import copy
-import json
 import statistics
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
-from importlib.metadata import version
 from itertools import islice
 
 import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.harness import arguments, plus_minus, report, table
 from prunefront.choice import GroupChoice
 from prunefront.pipelines.config.sections import DataSection, ModelSection
 from prunefront.pipelines.data import SearchData, batches, load
@@ -29,7 +27,7 @@ from prunefront.pipelines.workers.train import Recipe, begin, carry_out, train
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.procedures import procedures
-from prunefront.pruners.scoring import score_all
+from prunefront.pruners.scoring import score
 from prunefront.pruners.trace.tracer import trace
 
 STRUCTURED = (
@@ -45,7 +43,7 @@ STRUCTURED = (
     "spectral_radius",
 )
 AFTER = {"one_shot": 1.0, "tick_only": 0.6, "tick_tock": 0.4}
-"""The share of a procedure's steps that follow its last cut."""
+"""Share of a procedure's steps that follow its last cut."""
 
 RATIO = 0.8
 BATCH = 64
@@ -53,7 +51,7 @@ BATCH = 64
 
 @cache
 def material() -> tuple[nn.Module, ChannelGraph, SearchData]:
-    """The dense network, its graph and the images; the same in each process."""
+    """Returns the dense network, its graph and the images; the same in each process."""
     torch.set_num_threads(1)
     data = load(DataSection()).for_search()
     section = ModelSection(factory="digits_cnn", options={"width": 16})
@@ -64,11 +62,11 @@ def material() -> tuple[nn.Module, ChannelGraph, SearchData]:
 
 
 def measure(name: str, seed: int, epochs: int) -> float:
-    """Accuracy of the network with 80 % of every group's units gone, by taylor, after so many epochs."""
+    """Returns the accuracy after `epochs` of the network without 80 % of every group's units, by taylor."""
     model, graph, data = material()
     rng = np.random.default_rng([seed, 2])
     calibration = list(islice(batches(data.train, data.transform, BATCH, augment=rng, shuffle=rng), 8))
-    scores = score_all(model, graph, ["taylor"], calibration)
+    scores = score(model, graph, ["taylor"], calibration)
     goal = plan(graph, {g.name: GroupChoice("taylor", RATIO) for g in graph.groups}, scores)
     recipe = Recipe(epochs, learning_rate=0.05, batch_size=BATCH, seed=seed)
     run = begin(copy.deepcopy(model), graph, goal, data, recipe, calibration)
@@ -78,15 +76,11 @@ def measure(name: str, seed: int, epochs: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="two seeds and few epochs, under a minute")
-    parser.add_argument("--json", action="store_true", help="one object on stdout")
+    parser = arguments(__doc__, quick="two seeds and few epochs, under a minute")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
-    epochs, seeds = (5, range(2)) if given.quick else (60, range(given.seeds))
+    epochs, seeds = (3, range(2)) if given.quick else (60, range(given.seeds))
     with ProcessPoolExecutor(given.workers) as pool:
         steps = {name: [pool.submit(measure, name, seed, epochs) for seed in seeds] for name in STRUCTURED}
         after = {
@@ -99,16 +93,14 @@ def main() -> None:
             for kind, futures in (("steps", steps), ("after", after))
         }
     found["after"]["one_shot"] = found["steps"]["one_shot"]
-    if given.json:
-        print(json.dumps({"torch": version("torch"), "epochs": epochs, **found}, indent=1))
-        return
-    print("| procedure | equally many steps | equally many after the last cut |\n|---|---|---|")
-    for name, points in sorted(found["steps"].items(), key=lambda kv: -statistics.fmean(kv[1])):
-        print(f"| `{name}` | {_cell(points)} | {_cell(found['after'].get(name))} |")
-
-
-def _cell(points: list[float] | None) -> str:
-    return "" if points is None else f"{statistics.fmean(points):.1f} ± {statistics.stdev(points):.1f}"
+    text = table(
+        ("procedure", "equally many steps", "equally many after the last cut"),
+        [
+            (f"`{name}`", plus_minus(points, 1), plus_minus(found["after"].get(name, ()), 1))
+            for name, points in sorted(found["steps"].items(), key=lambda kv: -statistics.fmean(kv[1]))
+        ],
+    )
+    report(given, {"epochs": epochs, **found}, text, ("torch",))
 
 
 if __name__ == "__main__":

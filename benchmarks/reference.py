@@ -10,9 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.cifar import Cifar
-from prunefront.pipelines.prepare.problem import problem
 from prunefront.pruners.plan.cost import macs
-from prunefront.pruners.plan.decide import plan
 from prunefront.search.outcomes.measurement import Measurement
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.problem import Problem
@@ -26,10 +24,10 @@ SECTIONS: dict[str, Any] = {
 
 
 class Reference:
-    """Candidates -> accuracy after re-estimating batch norms, and MACs; the same plan is paid for once.
+    """Accuracy after batch norms are estimated anew, and MACs, of candidates; the same plan is paid for once.
 
-    criteria: which may rank a group's channels. cache: a file that keeps what was measured from run to run.
-    device: as Cifar's.
+    criteria: names that may rank a group's channels. cache: a file that keeps measurements from run to run. device: as
+    in Cifar.
     """
 
     def __init__(
@@ -38,7 +36,7 @@ class Reference:
         torch.set_num_threads(1)
         space = SECTIONS["space"] | {"criteria": list(criteria)}
         self.cifar = Cifar(SECTIONS | {"space": space}, device=device)
-        self.graph = self.cifar.network.graph
+        self.graph = self.cifar.graph
         self.dense_macs = macs(self.graph)
         self._cache = cache
         self._known: dict[str, float] = {}
@@ -46,15 +44,14 @@ class Reference:
             self._known = dict(json.loads(line) for line in cache.read_text().splitlines())
 
     def problem(self) -> Problem:
-        """What a searcher is given; it starts from the dense network alone, and does not know how long it may go on."""
-        config = self.cifar.config
-        found = problem(self.graph, self.cifar.scores, config.space, config.search, chance=CHANCE)
+        """Returns the searcher's problem; its only seed is the dense network, and the budget is unknown."""
+        found = self.cifar.problem(chance=CHANCE)
         assert len(found.seeds) == 1
         return replace(found, evaluations=0)
 
     def measure(self, candidate: Candidate) -> tuple[str, Measurement]:
-        """The realised architecture's key, and what it measures."""
-        aim = plan(self.graph, candidate.choices, self.cifar.scores)
+        """Returns the key of the realised architecture, and its measurement."""
+        aim = self.cifar.plan(candidate)
         key, images = aim.key(), len(self.cifar.evaluator.bench.data.validation[:2000])
         if key not in self._known:
             self._known[key] = self.cifar.evaluator.score(aim)["accuracy"]
@@ -69,7 +66,7 @@ class Reference:
         )
 
     def hypervolume(self, measured: Iterable[Measurement]) -> float:
-        """Area of (accuracy above chance, MACs ratio below 1) that the measurements cover."""
+        """Returns the area of (accuracy above chance, MACs ratio below 1) that the measurements cover."""
         points = sorted((m["macs"] / self.dense_macs, m["accuracy"]) for m in measured)
         area, top = 0.0, CHANCE
         for ratio, accuracy in points:

@@ -1,20 +1,15 @@
-"""What a search costs beside the work itself.
+"""Overhead of a search beside the work itself.
 
 share:  part of the search's wall time, times workers, that workers spend on pruning, training and measuring. The clock
-        runs from the first question to the searcher until the last trial is told, start of worker processes included.
+        runs from the first ask to the last tell, the start of worker processes included.
 score:  time of one first score (surgery, batch norm statistics, validation) over its bare forward passes, the same
         network and the same images, run in turn; median of per-pair ratios.
 
-    python benchmarks/search_overhead.py [--quick] [--json]
+    python -m benchmarks.search_overhead [--quick] [--json]
 """
 
-import argparse
 import json
-import platform
-import statistics
 import tempfile
-import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +17,10 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from benchmarks.harness import alternate, arguments, report
 from prunefront.choice import GroupChoice
-from prunefront.pipelines.config.sections import ModelSection, parse
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import ModelSection
 from prunefront.pipelines.data import SearchData, Split, Transform
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.models import build
@@ -32,7 +29,7 @@ from prunefront.pipelines.workers.bench import Workbench, arrays
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.train import Recipe
 from prunefront.pruners.plan.decide import plan
-from prunefront.pruners.scoring import score_all
+from prunefront.pruners.scoring import score
 from prunefront.pruners.trace.tracer import trace
 
 STUDY: dict[str, Any] = {
@@ -54,7 +51,7 @@ QUICK: dict[str, Any] = {
 
 
 def share(quick: bool) -> dict[str, Any]:
-    """Runs a study and reads what it noted about its time."""
+    """Runs a study and returns its record of times."""
     with tempfile.TemporaryDirectory() as folder:
         settings = STUDY | {"folder": folder} | (QUICK if quick else {})
         config = parse(settings, source="benchmark", base=Path())
@@ -79,7 +76,7 @@ def share(quick: bool) -> dict[str, Any]:
 
 
 def bench(images: int) -> Workbench:
-    """A ResNet-20 on random images: costs do not depend on what is in them."""
+    """Returns a ResNet-20 on random images, as costs do not depend on the content."""
     model = build(ModelSection(factory="resnet20"), classes=10, input_shape=(3, 32, 32))
     rng = np.random.default_rng(0)
 
@@ -119,7 +116,7 @@ def score(quick: bool) -> dict[str, Any]:
     images, pairs = (256, 3) if quick else (2048, 12)
     evaluator = Evaluator(bench(images))
     made, graph = evaluator.bench, evaluator.bench.graph
-    scores = score_all(evaluator.dense, graph, ("l1",))
+    scores = score(evaluator.dense, graph, ("l1",))
     chosen = plan(graph, {g.name: GroupChoice("l1", 0.5) for g in graph.groups}, scores)
     network = evaluator.prune(chosen)
     calibration = [inputs for inputs, _ in evaluator._calibration]
@@ -135,56 +132,27 @@ def score(quick: bool) -> dict[str, Any]:
             for batch in validation:
                 network(batch)
 
-    def timed(call: Any) -> float:
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
-
-    ratios, scoring = [], []
-    for pair in range(pairs + 1):
-        order = [lambda: evaluator.score(chosen), bare]
-        times = [timed(call) for call in (order if pair % 2 else order[::-1])]
-        mine, theirs = times if pair % 2 else times[::-1]
-        if pair:  # the first pair warms up
-            ratios.append(mine / theirs)
-            scoring.append(mine)
     return {
         "network": "resnet20 at ratio 0.5",
         "images": {"calibration": made.calibration_images, "validation": images},
-        "pairs": pairs,
-        "seconds": round(statistics.median(scoring), 3),
-        "over_bare_forwards": round(statistics.median(ratios), 3),
-        "from": round(min(ratios), 3),
-        "to": round(max(ratios), 3),
+        "over_bare_forwards": alternate(lambda: evaluator.score(chosen), bare, pairs),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="less than a minute; figures are rough")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    arguments = parser.parse_args()
+    given = arguments(__doc__, quick="less than a minute; figures are rough").parse_args()
     torch.set_num_threads(1)
-    result = {
-        "machine": f"{platform.machine()}, {platform.system()}",
-        "versions": {name: version(name) for name in ("torch", "ray", "prunefront")},
-        "score": score(arguments.quick),
-        "search": share(arguments.quick),
-    }
-    if arguments.json:
-        print(json.dumps(result))
-        return
-    scored, search = result["score"], result["search"]
-    print(
-        f"score:  {scored['over_bare_forwards']}x its bare forward passes ({scored['from']}-{scored['to']}, "
-        f"{scored['pairs']} pairs, {scored['seconds']} s each)"
+    scored, search = score(given.quick), share(given.quick)
+    over = scored["over_bare_forwards"]
+    stages = ", ".join(
+        f"{n} {s:.0%} of {search['seconds'][n]} s" for n, s in search["share_by_stage"].items()
     )
-    print(
-        f"share:  {search['share']:.0%} of {search['workers']} workers' time "
-        + ", ".join(f"{n} {s:.0%} of {search['seconds'][n]} s" for n, s in search["share_by_stage"].items())
+    text = (
+        f"score:  {over['ratio']:.3f}x its bare forward passes (95 % {over['low']:.3f} to {over['high']:.3f}, "
+        f"{over['pairs']} pairs, {over['seconds']:.3f} s each)\n"
+        f"share:  {search['share']:.0%} of {search['workers']} workers' time: {stages}"
     )
+    report(given, {"score": scored, "search": search}, text, ("torch", "ray", "prunefront"))
 
 
 if __name__ == "__main__":

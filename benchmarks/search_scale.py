@@ -1,24 +1,17 @@
-"""What a searcher costs over 10,000 evaluations: time per proposal, first and last, and the size of its state.
+"""Time of a searcher per proposal, at the beginning and the end of 10,000 evaluations.
 
-An analytic problem, so this needs no network, data or GPU. Times are of this process's CPU, so that other work on the
-machine does not count:
+The problem is analytic, so no network, data or GPU is needed. Times are of this process's CPU, so that other work on
+the machine does not count:
 
-    python benchmarks/search_scale.py [--quick] [--json] [--only evolution,random] [--evaluations 10000]
+    python -m benchmarks.search_scale [--quick] [--json] [--only evolution,random] [--evaluations 10000] [--groups 9]
 
 `benchmarks/load.py` has the study's loop and real Ray actors around it.
 """
 
-import argparse
-import importlib.metadata
-import json
-import platform
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the problems live beside the tests
-
+from benchmarks.harness import arguments, choose, report, say, table
 from prunefront.search.searchers import searchers
 from prunefront.search.simulator import Workers, simulate
 from tests.problems import separable
@@ -28,7 +21,7 @@ WORKERS = 64
 
 
 def run(name: str, evaluations: int, groups: int) -> dict[str, Any]:
-    """One searcher, `WORKERS` candidates in flight. ms: of CPU per ask and tell, over the first and last tenth."""
+    """Runs one searcher with `WORKERS` candidates in flight. ms: CPU time of ask and tell, first and last tenth."""
     toy = separable(groups=groups, seeds=5)
     searcher = searchers[name](toy.problem, seed=0)
     waiting, spent = [], []
@@ -47,11 +40,6 @@ def run(name: str, evaluations: int, groups: int) -> dict[str, Any]:
         spent.append(asked + time.process_time() - start)
     tenth = max(1, evaluations // 10)
     first, last = (1000 * sum(part) / tenth for part in (spent[:tenth], spent[-tenth:]))
-    start = time.process_time()
-    text = json.dumps(searcher.state())
-    saved = time.process_time()
-    searchers[name](toy.problem, seed=0).restore(json.loads(text))
-    restored = time.process_time()
     return {
         "searcher": name,
         "groups": groups,
@@ -60,18 +48,15 @@ def run(name: str, evaluations: int, groups: int) -> dict[str, Any]:
         "last_ms": last,
         "ratio": last / first,
         "slowest_ms": 1000 * max(spent),
-        "state_mb": len(text) / 1e6,
-        "save_s": saved - start,
-        "restore_s": restored - saved,
         "busy_share": busy(name, min(evaluations, 2000), groups),
     }
 
 
 def busy(name: str, evaluations: int, groups: int) -> float:
-    """Share of 64 virtual workers' time that goes into one-second jobs, with the searcher's real time on the clock."""
+    """Returns the share of virtual workers' time in one-second jobs, with the searcher's real time on the clock."""
     toy = separable(groups=groups, seeds=5)
     workers = Workers(WORKERS, seconds=1.0, spread=0.2)
-    # stopped while all still have work, for the last seconds of a budget say nothing of the searcher
+    # stopped while all still have work, as the end of a budget does not depend on the searcher
     history = simulate(
         searchers[name](toy.problem, seed=0),
         toy.measure,
@@ -84,34 +69,31 @@ def busy(name: str, evaluations: int, groups: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="2,000 evaluations")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    parser.add_argument("--only", help="comma-separated searchers")
+    parser = arguments(__doc__, quick="2,000 evaluations")
+    parser.add_argument("--only", help="comma-separated searchers; default: random,evolution")
     parser.add_argument("--evaluations", type=int)
     parser.add_argument("--groups", type=int, default=GROUPS)
-    args = parser.parse_args()
-    evaluations = args.evaluations or (2000 if args.quick else 10_000)
-    versions = {n: importlib.metadata.version(n) for n in ("numpy", "moocore")}
-    where = {"machine": platform.machine(), "python": platform.python_version(), **versions}
-    rows = (run(name, evaluations, args.groups) for name in (args.only or "random,evolution").split(","))
-    if args.json:
-        print(json.dumps({"where": where, "in_flight": WORKERS, "rows": list(rows)}))
-        return
-    print(
-        ", ".join(f"{k} {v}" for k, v in where.items())
-        + f"; {evaluations:,} evaluations of {args.groups} groups, {WORKERS} in flight"
-    )
-    print(
-        f"{'searcher':<16}{'first':>9}{'last':>9}{'ratio':>7}{'slowest':>10}{'state':>10}{'saved':>8}{'restored':>10}{'busy':>7}"
-    )
-    for r in rows:
-        print(
-            f"{r['searcher']:<16}{r['first_ms']:>6.2f} ms{r['last_ms']:>6.2f} ms{r['ratio']:>7.2f}"
-            f"{r['slowest_ms']:>7.1f} ms{r['state_mb']:>7.2f} MB{r['save_s']:>6.2f} s{r['restore_s']:>8.2f} s"
-            f"{r['busy_share']:>7.1%}",
-            flush=True,
+    given = parser.parse_args()
+    names = choose(parser, given.only, searchers, ("random", "evolution"))
+    evaluations = given.evaluations or (2000 if given.quick else 10_000)
+    rows = []
+    for name in names:
+        rows.append(run(name, evaluations, given.groups))
+        say(f"{name}: {rows[-1]['last_ms']:.2f} ms")
+    cells = [
+        (
+            r["searcher"],
+            f"{r['first_ms']:.2f} ms",
+            f"{r['last_ms']:.2f} ms",
+            f"{r['ratio']:.2f}",
+            f"{r['slowest_ms']:.1f} ms",
+            f"{r['busy_share']:.1%}",
         )
+        for r in rows
+    ]
+    text = table(("searcher", "first tenth", "last tenth", "ratio", "slowest", "64 workers busy"), cells)
+    text += f"\n\n{evaluations:,} evaluations of {given.groups} groups, {WORKERS} in flight"
+    report(given, {"in_flight": WORKERS, "rows": rows}, text, ("numpy", "moocore"))
 
 
 if __name__ == "__main__":

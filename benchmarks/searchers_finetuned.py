@@ -1,31 +1,26 @@
-"""How much of the front each searcher covers per training image, where a network counts only once it was trained.
+"""Hypervolume of each searcher per training image, if only trained networks count.
 
-The problem of benchmarks/searchers.py (ResNet-20 on CIFAR-10, nine channel groups, L1, ratios up to 0.93), but each
-network is fine-tuned by the product's recipe with distillation. An epoch is one pass over the same 10,000 training
-images, rows 0 to 9,999; accuracy on rows 45,000 to 46,999 afterwards. Hypervolume: area of
-(accuracy above 0.1, MACs ratio below 1) of the trained networks after 6, 12 and 24 epochs in all, whichever they
-went into. A network that goes on from a rung starts a schedule of its own, so it is worth as much there as one that
-ends there.
+The problem is that of benchmarks/searchers.py (ResNet-20 on CIFAR-10, nine channel groups, L1, ratios up to 0.93), but
+each network is fine-tuned by the product's recipe with distillation. An epoch is one pass over the same 10,000 training
+images, rows 0 to 9,999; accuracy is taken on rows 45,000 to 46,999 afterwards. Hypervolume: area of (accuracy above
+0.1, MACs ratio below 1) of the trained networks after 6, 12 and 24 epochs in all. A network that goes on from a rung
+starts a schedule of its own, so it is worth as much there as one that ends there.
 
-Scores without training cost no epoch (they estimate batch norms on 1,024 images); only `ours` and `EagleEye` take any.
+Scores without training cost no epoch (they estimate batch norms on 1,024 images); only `auto` and `EagleEye` use any.
 
-    python benchmarks/searchers_finetuned.py [--quick] [--json] [--only auto,random] [--seeds 3] [--images 10000]
+    python -m benchmarks.searchers_finetuned [--quick] [--json] [--only auto,random] [--seeds 3] [--images 10000]
                                              [--jobs 1] [--device cpu] [--cache FILE] [--trained FILE] [--plot FILE]
 
 --cache is the file of benchmarks/searchers.py; --trained keeps trained results, so that a run can be interrupted.
 """
 
-import argparse
 import fcntl
-import importlib.metadata
 import importlib.util
 import json
 import multiprocessing
-import platform
 import statistics
-import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -33,12 +28,11 @@ from typing import Any
 
 import numpy as np
 import optuna
-import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.cifar import trained
+from benchmarks.cifar import train_plan
+from benchmarks.curves import draw
+from benchmarks.harness import arguments, choose, report, say, table
 from benchmarks.peers import MAX_RATIO, Moasha, Optuna, Peer, at_ratios, random, tpe
 from benchmarks.reference import CHANCE, Reference
 from prunefront.pipelines.measure.accuracy import accuracy
@@ -56,7 +50,7 @@ from prunefront.search.space.heuristics import van_der_corput
 
 POINTS = (6, 12, 24)
 SCORED = 100
-"""Networks that are scored without training before any is trained."""
+"""Number of networks that are scored without training before any is trained."""
 
 RUNGS = (1, 2, 4)
 """Epochs after which Syne Tune's MOASHA compares."""
@@ -65,13 +59,13 @@ Parts = tuple[int, ...]
 """Epochs of each schedule that a network went through, one after the other."""
 
 Method = Callable[["Trainer", int, int], Generator[tuple[Candidate, Parts], Measurement, None]]
-"""Trainer, seed, epochs in all -> networks to train, each answered with what it measures then."""
+"""Function from trainer, seed and epochs in all to networks to train, each answered with its measurement."""
 
 
 class Trainer:
-    """Candidates -> accuracy after fine-tuning, and MACs. The same plan, trained the same way, is paid for once.
+    """Accuracy after fine-tuning, and MACs, of candidates. The same plan, trained the same way, is paid for once.
 
-    images: of an epoch, the first ones of the training rows. file: keeps what was measured from run to run.
+    images: number of an epoch, the first ones of the training rows. file: keeps results from run to run.
     """
 
     def __init__(self, reference: Reference, images: int, file: Path | None) -> None:
@@ -84,8 +78,8 @@ class Trainer:
         self._validation = bench.data.validation[:2000]
         self._file = file
         self._known: dict[str, float] = {}
-        self._models: dict[str, tuple[Parts, nn.Module]] = {}  # of the networks that may go on
-        self.seconds: list[float] = []  # of each epoch that was trained here
+        self._models: dict[str, tuple[Parts, nn.Module]] = {}  # networks that may go on
+        self.seconds: list[float] = []  # duration of each epoch trained here
         if file is not None and file.exists():
             self._known = dict(json.loads(line) for line in file.read_text().splitlines())
 
@@ -93,7 +87,7 @@ class Trainer:
         return plan(self.reference.graph, candidate.choices, self.reference.cifar.scores)
 
     def measure(self, candidate: Candidate, parts: Parts) -> Measurement:
-        """Of the candidate's network after schedules of so many epochs each."""
+        """Returns the measurement of the candidate's network after schedules of `parts` epochs."""
         aim = self.plan(candidate)
         name = self.name(aim.key(), parts)
         if name not in self._known:
@@ -110,7 +104,7 @@ class Trainer:
         return Measurement({"accuracy": share, "macs": price}, {"accuracy": noise})
 
     def name(self, key: str, parts: Parts) -> str:
-        """Under which a result is kept: plan, epochs, images of an epoch and seed of training."""
+        """Returns the name of a result in the file: plan, epochs, images of an epoch and seed of training."""
         return f"{key} {'+'.join(map(str, parts))} x {self.images} seed {self.recipe.seed}"
 
     def _trained(self, aim: PruningPlan, parts: Parts) -> nn.Module:
@@ -121,7 +115,7 @@ class Trainer:
             started = time.perf_counter()
             epochs = parts[number]
             if model is None:
-                model = trained(self._evaluator, aim, epochs)
+                model = train_plan(self._evaluator, aim, epochs)
             else:  # other batches than before
                 recipe = replace(self.recipe, epochs=epochs, seed=self.recipe.seed + number)
                 for _ in train(model, self.data, recipe, teacher=self._evaluator.dense):
@@ -133,7 +127,7 @@ class Trainer:
 
 
 def each(make: Callable[[Reference, int, int], Peer]) -> Method:
-    """A peer whose every proposal is trained for one epoch, and told."""
+    """Returns the method that trains every proposal of a peer for one epoch, and tells it."""
 
     def method(trainer: Trainer, seed: int, epochs: int) -> Generator[tuple[Candidate, Parts], Measurement]:
         peer = make(trainer.reference, seed, epochs)
@@ -144,7 +138,7 @@ def each(make: Callable[[Reference, int, int], Peer]) -> Method:
 
 
 def sweep(trainer: Trainer, seed: int, epochs: int) -> Generator[tuple[Candidate, Parts], Measurement]:
-    """One ratio for all groups, as many of them as there are epochs, every prefix spread over them."""
+    """Yields one ratio for all groups, as many as there are epochs, every prefix spread over them."""
     space = trainer.reference.problem().space
     ratios = np.linspace(0.0, MAX_RATIO, epochs + 1)[1:]
     for i in van_der_corput(epochs):
@@ -152,7 +146,7 @@ def sweep(trainer: Trainer, seed: int, epochs: int) -> Generator[tuple[Candidate
 
 
 def scored(trainer: Trainer, seed: int, name: str) -> dict[str, tuple[Candidate, Measurement]]:
-    """Plan key -> candidate and its score without training, of SCORED different networks."""
+    """Returns, by plan key, SCORED different candidates with their score without training."""
     reference = trainer.reference
     peer: Any = random(reference, seed, 10 * SCORED)
     if name != "EagleEye":
@@ -169,14 +163,14 @@ def scored(trainer: Trainer, seed: int, name: str) -> dict[str, tuple[Candidate,
 
 
 def promoted(found: dict[str, tuple[Candidate, Measurement]], count: int, dense: float) -> list[str]:
-    """Keys that deserve training, every prefix spread over their costs: `promote` gives the dearest first."""
+    """Returns the keys that deserve training, every prefix spread over costs (`promote` gives the dearest first)."""
     measured = {key: m for key, (_, m) in found.items() if m["macs"] < dense}
     keys = sorted(promote(measured, count, chance=CHANCE), key=lambda k: (measured[k]["macs"], k))
     return [keys[i] for i in van_der_corput(len(keys))]
 
 
 def two_stages(name: str) -> Method:
-    """Scores without training, then one epoch for each of those that were promoted."""
+    """Returns the method that scores without training, then trains each promoted network for one epoch."""
 
     def method(trainer: Trainer, seed: int, epochs: int) -> Generator[tuple[Candidate, Parts], Measurement]:
         found = scored(trainer, seed, name)
@@ -187,7 +181,7 @@ def two_stages(name: str) -> Method:
 
 
 def two_rungs(name: str) -> Method:
-    """As `two_stages`, but two thirds as many are promoted, and half of them go on from a rung to a second epoch."""
+    """Returns the method of `two_stages` with a rung: two thirds as many are promoted, half go on to a second epoch."""
 
     def method(trainer: Trainer, seed: int, epochs: int) -> Generator[tuple[Candidate, Parts], Measurement]:
         found = scored(trainer, seed, name)
@@ -234,7 +228,7 @@ DRAWS_NOTHING = ("uniform sweep",)
 
 
 def run(trainer: Trainer, name: str, seed: int, epochs: int) -> list[float]:
-    """Hypervolume after each epoch that was spent; a network already trained this way in this run costs none."""
+    """Returns the hypervolume after each epoch; a network already trained this way in this run costs none."""
     work = METHODS[name](trainer, seed, epochs)
     measured: dict[str, Measurement] = {}
     volumes: list[float] = []
@@ -268,48 +262,14 @@ def _begin(cache: Path | None, images: int, trained: Path | None, device: str) -
 
 
 def _run(name: str, seed: int, epochs: int) -> tuple[list[float], list[float]]:
-    """In a process of the pool: `run`, and the seconds of each epoch that it trained."""
+    """Runs a method in a process of the pool; returns `run` and the seconds of each epoch that it trained."""
     assert _trainer is not None
     before = len(_trainer.seconds)
     return run(_trainer, name, seed, epochs), _trainer.seconds[before:]
 
 
-def plot(found: dict[str, list[list[float]]], path: Path) -> None:
-    """Mean curves with their spread over seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 5))
-    for number, (name, curves) in enumerate(found.items()):
-        colour = plt.get_cmap("tab10")(number % 10)
-        columns = list(zip(*curves, strict=True))
-        steps = range(1, len(columns) + 1)
-        style = "-" if name.startswith("auto") else "--"
-        axes.plot(steps, [statistics.fmean(c) for c in columns], style, color=colour, label=name)
-        axes.fill_between(
-            steps, [min(c) for c in columns], [max(c) for c in columns], color=colour, alpha=0.15
-        )
-    axes.set(xlabel="epochs spent in all", ylabel="hypervolume (accuracy, MACs)")
-    axes.legend(fontsize=7)
-    axes.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-
-
-def means(runs: Sequence[list[float]], points: Sequence[int]) -> dict[str, float]:
-    return {str(p): round(statistics.fmean(r[p - 1] for r in runs), 4) for p in points}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="random and the sweep, one seed, 3 epochs of 256 images"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser = arguments(__doc__, quick="random and the sweep, one seed, 3 epochs of 256 images")
     parser.add_argument("--only", help="semicolon-separated methods; default: all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=10_000, help="of an epoch")
@@ -319,13 +279,9 @@ def main() -> None:
     parser.add_argument("--trained", type=Path, help="keeps trained results from run to run")
     parser.add_argument("--plot", type=Path, help="writes the curves as an image")
     given = parser.parse_args()
-    names = given.only.split(";") if given.only else list(METHODS)
-    if unknown := [n for n in names if n not in METHODS]:
-        parser.error(f"no method is called {unknown[0]!r}; there are: {'; '.join(METHODS)}")
-    points, seeds, images = POINTS, given.seeds, given.images
-    if given.quick:
-        names = given.only.split(";") if given.only else ["random", "uniform sweep"]
-        points, seeds, images = (3,), 1, 256
+    default = ["random", "uniform sweep"] if given.quick else METHODS
+    names = choose(parser, given.only, METHODS, default, separator=";")
+    points, seeds, images = ((3,), 1, 256) if given.quick else (POINTS, given.seeds, given.images)
     found: dict[str, list[list[float]]] = {name: [] for name in names}
     seconds: list[float] = []
     context = multiprocessing.get_context("spawn")
@@ -341,26 +297,24 @@ def main() -> None:
             volumes, took = done.result()
             found[name].append(volumes)
             seconds += took
-            if not given.json:
-                values = "  ".join(f"{p}: {volumes[p - 1]:.4f}" for p in points)
-                print(f"{name:22} seed {seed}  {values}", flush=True)
+            say(f"{name} seed {seed}  " + "  ".join(f"{p}: {volumes[p - 1]:.4f}" for p in points))
     if given.plot:
-        plot(found, given.plot)
-    versions = {n: importlib.metadata.version(n) for n in ("torch", "numpy", "optuna", "prunefront")}
-    where = {"machine": platform.machine(), "python": platform.python_version(), **versions}
-    if given.device == "cuda":
-        where["gpu"] = torch.cuda.get_device_name()
-    table = {name: means(runs, points) for name, runs in found.items()}
-    if given.json:
-        settings = {"seeds": seeds, "images": images, "where": where}
-        curves = {name: [[round(v, 4) for v in r] for r in runs] for name, runs in found.items()}
-        print(json.dumps({"hypervolume": table, **settings, "runs": curves}))
-        return
-    print("\n" + ", ".join(f"{k} {v}" for k, v in where.items()) + f"; {images:,} images an epoch")
-    for name, volumes in table.items():
-        print(f"{name:22} " + "  ".join(f"{p}: {v:.4f}" for p, v in volumes.items()))
+        ours = [name for name in found if name.startswith("auto")]
+        draw(found, given.plot, solid=ours, xlabel="epochs spent in all")
+    means = {
+        name: {str(p): round(statistics.fmean(r[p - 1] for r in runs), 4) for p in points}
+        for name, runs in found.items()
+    }
+    text = table(
+        ("method", *(f"after {p} epochs" for p in points)),
+        [(name, *row.values()) for name, row in means.items()],
+    )
+    text += f"\n\n{images:,} images an epoch"
     if seconds:
-        print(f"{len(seconds)} epochs trained, {statistics.median(seconds):.1f} s each (median)")
+        text += f"; {len(seconds)} epochs trained, {statistics.median(seconds):.1f} s each (median)"
+    curves = {name: [[round(v, 4) for v in run] for run in runs] for name, runs in found.items()}
+    result = {"hypervolume": means, "seeds": seeds, "images": images, "runs": curves}
+    report(given, result, text, ("torch", "numpy", "optuna", "prunefront"), given.device)
 
 
 if __name__ == "__main__":

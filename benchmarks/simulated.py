@@ -1,5 +1,7 @@
-"""Trials that only take time, for benchmarks of the loop around them. Imports neither torch nor Ray, as 64 processes on
-a small machine do it."""
+"""Trials that only take time, for benchmarks of the loop around them.
+
+The module imports neither torch nor Ray, as 64 processes on a small machine import it.
+"""
 
 import hashlib
 import time
@@ -12,7 +14,7 @@ from tests.problems import Separable
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What stands for a plan: a candidate of a formula, which realises nothing. seconds: that it takes, on average."""
+    """A candidate of a formula in place of a plan. seconds: mean duration of its trial."""
 
     candidate: Candidate
     seconds: float
@@ -23,7 +25,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedScore:
-    """As `pool.Scored`, which cannot be imported without torch."""
+    """The fields of `scoring.Scored`, which cannot be imported without torch."""
 
     outcome: Measurement
     seconds: float
@@ -32,7 +34,7 @@ class SimulatedScore:
 
 
 class Sleeper:
-    """A worker that sleeps, 20 % more or less than asked, by key."""
+    """A worker that sleeps, up to 20 % more or less than asked, by key."""
 
     def __init__(self, toy: Separable, threads: int) -> None:
         self._toy = toy

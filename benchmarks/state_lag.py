@@ -1,18 +1,15 @@
-"""How far a study's state in its store is behind its journal, and what keeping it there costs the driver.
+"""Lag of a study's state in its store behind its journal, and the cost of the upload for the driver.
 
-    python benchmarks/state_lag.py [--seconds 60] [--events 20] [--json]
-
-Starts a real S3 server (Ceph RGW, in memory) and appends events of a usual size at a steady rate, as a driver does. The
-lag of an event is the time from its line being on the disk to a snapshot with it being in the store. A machine that
+The benchmark starts a real S3 server (Ceph RGW, in memory) and appends events of a usual size at a steady rate, like a
+driver. The lag of an event is the time from its line on the disk to a snapshot with it in the store. A machine that
 vanishes at a random moment loses the events of the lag at that moment.
+
+    python -m benchmarks.state_lag [--quick] [--json] [--seconds 60] [--events 20]
 """
 
-import argparse
 import json
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -20,13 +17,13 @@ from pathlib import Path
 
 import boto3
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks.harness import arguments, report, table
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.journal.layout import JOURNAL
-from prunefront.pipelines.recovery.owner import claim
-from prunefront.pipelines.recovery.snapshot import Place, events_in
-from prunefront.pipelines.recovery.upload import Mirror
+from prunefront.pipelines.recovery.owner import claim_root
+from prunefront.pipelines.recovery.restore import fetch_events
+from prunefront.pipelines.recovery.state_store import StateStore
+from prunefront.pipelines.recovery.upload import StateUploader
 from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.s3 import S3Store
 from tests.services import ceph
@@ -36,7 +33,7 @@ CHOICES = {f"layer{i}": {"criterion": "taylor", "ratio": i / 64} for i in range(
 
 
 class Timed(S3Store):
-    """Notes when each snapshot had been put, and how many bytes all puts had."""
+    """A store that records the time of each snapshot's put, and the bytes of all puts."""
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
@@ -55,16 +52,16 @@ class Timed(S3Store):
 
 
 def _last(lines: str) -> int:
-    """The number of the last event; -1 without one."""
+    """Returns the number of the last event; -1 without one."""
     return int(json.loads(lines.splitlines()[-1])["number"]) if lines else -1
 
 
 def append(
-    folder: Path, seconds: float, events: float, mirror: Mirror | None
+    folder: Path, seconds: float, events: float, uploader: StateUploader | None
 ) -> tuple[list[float], list[float]]:
-    """When each event was on the disk, and how long its append took, in seconds."""
+    """Returns the time at which each event was on the disk, and the duration of its append, in seconds."""
     written, took = [], []
-    with Journal(folder / JOURNAL, guard=mirror.check if mirror else lambda: None) as journal:
+    with Journal(folder / JOURNAL, guard=uploader.check if uploader else lambda: None) as journal:
         start = time.perf_counter()
         while time.perf_counter() - start < seconds:
             before = time.perf_counter()
@@ -76,23 +73,23 @@ def append(
 
 
 def measure(seconds: float, events: float) -> Mapping[str, float]:
-    """The figures, in seconds, bytes and counts."""
+    """Returns the figures, in seconds, bytes and counts."""
     with tempfile.TemporaryDirectory() as temporary:
         folder, plain = Path(temporary) / "study", Path(temporary) / "plain"
         folder.mkdir()
         plain.mkdir()
         boto3.session.Session().client("s3", region_name="us-east-1").create_bucket(Bucket="lag")
         store = Timed("s3://lag/study")
-        owner = claim(store, folder, "study", begun=False)
-        place = Place(store, owner.id)
-        mirror = Mirror(place, place.begin(1, folder), folder, None, print)
+        owner = claim_root(store, folder, "study", begun=False)
+        state = StateStore(store, owner.id)
+        uploader = StateUploader(state, state.begin(1, folder), folder, None, print)
         _, without = append(plain, seconds / 4, events, None)
-        mirror.start()
-        written, took = append(folder, seconds, events, mirror)
-        mirror.close()
-        snapshot = Place(open_store(store.uri), owner.id).stand().snapshot
+        uploader.start()
+        written, took = append(folder, seconds, events, uploader)
+        uploader.close()
+        snapshot = StateStore(open_store(store.uri), owner.id).latest().snapshot
         assert snapshot is not None
-        assert len(events_in(place, snapshot)) == len(written)
+        assert len(fetch_events(state, snapshot)) == len(written)
         lags, at = [], 0
         for moment, last in store.snapshots:
             while at <= last:
@@ -113,22 +110,15 @@ def measure(seconds: float, events: float) -> Mapping[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--events", type=float, default=20.0, help="a second")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    parser = arguments(__doc__, quick="4 seconds instead of 60")
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--events", type=float, default=20.0, help="per second")
+    given = parser.parse_args()
     with ceph.running() as server:
         os.environ.update(server.environment())
-        found = measure(options.seconds, options.events)
-    if options.json:
-        print(json.dumps(found))
-        return
-    print(
-        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, Ceph RGW in memory"
-    )
-    for name, value in found.items():
-        print(f"{name:<26}{value:,.4g}" if isinstance(value, float) else f"{name:<26}{value:,}")
+        found = measure(given.seconds or (4.0 if given.quick else 60.0), given.events)
+    cells = [(name, f"{v:,.4g}" if isinstance(v, float) else f"{v:,}") for name, v in found.items()]
+    report(given, found, table(("Ceph RGW in memory", ""), cells), ("boto3", "prunefront"))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""`ray submit cluster.yaml pipelines/job.py study.toml`: one search on the cluster whose head this runs on.
+"""Runs one search on a cluster: `ray submit cluster.yaml pipelines/job.py study.toml`.
 
-`ray submit` copies this one file to the head's home folder and runs it there, so it imports nothing of ours
-before it stands in the folder that `ray up` copied the project to. Its arguments are those of `prunefront
-search`; when one begins with a dash, all go after `--`, as in `ray submit cluster.yaml pipelines/job.py --
-study.toml --resume`.
+`ray submit` copies this one file to the head's home folder and runs it there. It therefore imports nothing of ours
+before it has changed to the folder with the studies. Its arguments are those of `prunefront search`. When one begins
+with a dash, all go after `--`, as in `ray submit cluster.yaml pipelines/job.py -- study.toml --resume`.
 """
 
 import os
@@ -11,11 +10,15 @@ import sys
 from pathlib import Path
 
 PROJECT = Path("~/prunefront").expanduser()
-"""Where cluster.yaml's file_mounts put the project; relative paths in the arguments begin here."""
+"""Folder to which cluster.yaml's file_mounts copy studies and the person's own modules.
+
+Relative paths in the arguments begin here. prunefront itself is installed from another folder: here its `search` and
+`pipelines` would hide modules of the person with these names.
+"""
 
 
 def cli_arguments(given: list[str], project: Path) -> list[str]:
-    """The arguments of `prunefront` for a search on the cluster that runs on this machine.
+    """Returns the arguments of `prunefront` for a search on the cluster that runs on this machine.
 
     Raises FileNotFoundError, whose text says what to do, if the project or the study is not here.
     """
@@ -33,14 +36,14 @@ def cli_arguments(given: list[str], project: Path) -> list[str]:
 
 
 def main() -> None:
-    """Runs the search; ends with its exit code, 2 when asked for what is not there."""
+    """Runs the search and exits with its code, or with 2 where the project or the study is not here."""
     try:
         arguments = cli_arguments(sys.argv[1:], PROJECT)
     except FileNotFoundError as error:
         sys.stderr.write(f"job.py: {error}\n")
         sys.exit(2)
     os.chdir(PROJECT)
-    sys.path[0] = str(PROJECT)  # was the home folder, where anything may lie
+    sys.path[0] = str(PROJECT)  # instead of the home folder, where anything may lie
     sys.argv = ["prunefront", *arguments]
 
     from prunefront.pipelines.cli.main import main as prunefront

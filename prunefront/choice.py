@@ -1,4 +1,4 @@
-"""What a candidate asks for a channel group, a stack of blocks or a layer. Plain data: names and numbers, no torch."""
+"""Choices of a candidate for channel groups, stacks of blocks and layers: names and numbers, no torch."""
 
 import re
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from prunefront.errors import RatioError
 
 @dataclass(frozen=True, slots=True)
 class GroupChoice:
-    """How one channel group, stack of blocks or layer shall be pruned.
+    """Request of how to prune one channel group, stack of blocks or layer.
 
-    criterion: which criterion ranks the units. granularity: what a unit is. ratio: fraction of units *dropped*,
-    0 = dense; within a layer, of the weights that the channels leave it. bits: word length of a layer's weights. keep:
-    None, or an explicit connectivity pattern of a group or stack as a hexadecimal bit mask, bit u = 1 when unit u
-    stays; it then overrides the ranking, and `ratio` must agree with it.
+    criterion: ranks the units. granularity: says what a unit is. ratio: fraction of units *dropped*, 0 = dense;
+    within a layer, of the weights that the channels leave it. bits: bit width of a layer's weights. keep: None, or an
+    explicit connectivity pattern of a group or stack as a hexadecimal bit mask, bit u = 1 when unit u stays. A
+    pattern overrides the ranking, and `ratio` must agree with it.
     """
 
     criterion: str
@@ -25,7 +25,7 @@ class GroupChoice:
     keep: str | None = None
 
     def __post_init__(self) -> None:
-        # six digits tell any two unit counts apart, and survive a round trip through JSON as text; + 0.0: no "-0.0"
+        # six digits distinguish any two unit counts and survive a round trip through JSON; + 0.0 turns -0.0 into 0.0
         if not isinstance(self.ratio, int | float):
             raise TypeError(f"ratio of a choice must be a number, got {self.ratio!r:.40}")
         ratio = round(self.ratio, 6) + 0.0
@@ -38,14 +38,14 @@ class GroupChoice:
             raise RatioError(f"a pattern is a hexadecimal bit mask such as 'f3', got {self.keep!r:.40}")
 
     def kept_units(self) -> tuple[int, ...] | None:
-        """Unit indices of the explicit pattern, ascending; None when the criterion decides."""
+        """Returns the unit indices of the explicit pattern, ascending; None when the criterion decides."""
         if self.keep is None:
             return None
         bits = f"{int(self.keep, 16):b}"
         return tuple(u for u, bit in enumerate(reversed(bits)) if bit == "1")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dict; fields at their default are left out, so equal choices have equal text."""
+        """Returns a plain dict. Fields at their default are left out, so equal choices have equal text."""
         data: dict[str, Any] = {"criterion": self.criterion, "ratio": self.ratio}
         if self.granularity != "channel":
             data["granularity"] = self.granularity
@@ -57,7 +57,7 @@ class GroupChoice:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "GroupChoice":
-        """Raises TypeError for anything but what `to_json` makes, as it may come from elsewhere."""
+        """Reads what `to_json` makes. Raises TypeError for anything else, as it may come from elsewhere."""
         data = dict(data)
         if isinstance(bits := data.get("bits", 32), bool) or not isinstance(bits, int):
             raise TypeError("bits of a choice must be an integer")
@@ -70,7 +70,7 @@ class GroupChoice:
 
 
 def pattern(units: "tuple[int, ...] | list[int]") -> str:
-    """Hexadecimal bit mask of the given kept unit indices, the form that `GroupChoice.keep` takes."""
+    """Returns the hexadecimal bit mask of the given kept unit indices, the form that `GroupChoice.keep` takes."""
     return format(sum(1 << int(u) for u in units), "x")
 
 

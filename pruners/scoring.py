@@ -44,7 +44,7 @@ def available(graph: ChannelGraph) -> dict[str, tuple[str, ...]]:
     }
 
 
-def score_all(
+def score(
     model: nn.Module,
     graph: ChannelGraph,
     criteria_names: Iterable[str],
@@ -84,7 +84,7 @@ def rank(
     statistics: Statistics,
     granularity: str = "channel",
 ) -> Scores:
-    """As `score_all`, from statistics that were gathered before."""
+    """As `score`, from statistics that were gathered before."""
     chosen = {name: criteria[name] for name in criteria_names}
     units = granularities[granularity]
     tensors = model.state_dict()

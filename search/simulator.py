@@ -1,4 +1,4 @@
-"""A study on a virtual clock: thousands of trials in seconds, with workers that are slow, die, or answer late."""
+"""Simulation of a study on a virtual clock: thousands of trials in seconds, with slow, dying and late workers."""
 
 import heapq
 import math
@@ -21,19 +21,19 @@ from prunefront.search.space.problem import Problem
 Job = TypeVar("Job")
 
 MOST_DUPLICATES = 200
-"""So many proposals in a row that were all known before mean that the space is exhausted."""
+"""Number of known proposals in a row after which the space counts as exhausted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """The workers of a simulated study, and what befalls them. Raises PrunefrontError for what cannot be.
+    """Workers of a simulated study, and their faults. Raises PrunefrontError for impossible values.
 
-    count: how many. seconds: what a job takes, any or the given one. spread: standard deviation of the logarithm of the
-    factor, drawn for each job, by which it takes longer or shorter. slow: worker, counted from 0 -> how many times
-    longer it takes. failures: share of jobs in which the worker dies, at a moment drawn evenly. rerun: its candidate
-    then runs again on the worker that replaces it; else it is told as a `crashed` Failure, as the real pool does.
-    restart: seconds until the replacement can work. late: share of results that reach the driver, and so free their
-    worker, `delay` seconds after they are there. twice: share of results that come once more, `delay` seconds later.
+    count: number of workers. seconds: duration of a job, for all or by candidate. spread: standard deviation of the
+    logarithm of a factor on the duration, drawn for each job. slow: worker, counted from 0 -> factor on its durations.
+    failures: share of jobs in which the worker dies, at a moment drawn evenly. rerun: True runs the candidate again on
+    the replacement; False tells it as a `crashed` Failure, as the real pool does. restart: seconds until the
+    replacement can work. late: share of results that reach the driver, and so free their worker, `delay` seconds after
+    their end. twice: share of results that come once more, `delay` seconds later.
     """
 
     count: int = 8
@@ -71,7 +71,7 @@ class Workers:
 
 @dataclass(frozen=True, slots=True)
 class Result(Generic[Job]):
-    """What a worker hands over. seconds: that it last computed. again: that it has come before."""
+    """A worker's result. seconds: of its last computation. again: True if the result has come before."""
 
     name: str
     job: Job
@@ -81,9 +81,10 @@ class Result(Generic[Job]):
 
 
 class VirtualPool(Generic[Job]):
-    """Workers behind the face of the real pool (`free`, `in_flight`, `submit`, `next`), on a clock that jumps.
+    """Workers with the interface of the real pool (`free`, `in_flight`, `submit`, `next`), on a clock that jumps.
 
-    now: seconds since the start. died: workers lost. What is drawn for a job follows from (seed, number of the job).
+    now: seconds since the start. died: number of workers lost. The draws for a job follow from (seed, number of the
+    job).
     """
 
     def __init__(
@@ -94,8 +95,11 @@ class VirtualPool(Generic[Job]):
         seed: int = 0,
         seconds: Callable[[Job], float] = lambda _: 1.0,
     ) -> None:
-        """evaluate: called when a result is handed over; what it raises goes through, but for NotFinite, which becomes
-        a Failure. seconds: that a job takes on a worker that is not slow."""
+        """Starts the workers.
+
+        evaluate: called when a result is handed over; its errors pass through, but NotFinite becomes a Failure.
+        seconds: duration of a job on a worker that is not slow.
+        """
         self.workers = workers
         self.now = 0.0
         self.died = 0
@@ -103,22 +107,22 @@ class VirtualPool(Generic[Job]):
         self._evaluate, self._seconds, self._seed = evaluate, seconds, seed
         self._free = list(range(workers.count))
         self._ready = [0.0] * workers.count
-        self._spans: list[tuple[int, float, float]] = []  # worker, start, end of what was computed
+        self._spans: list[tuple[int, float, float]] = []  # worker, start and end of each computation
         self._numbers = count()
         self._coming: list[tuple[float, int, Result[Job], Failure | None]] = []  # a heap
 
     @property
     def free(self) -> int:
-        """How many workers have nothing to do."""
+        """Number of idle workers."""
         return len(self._free)
 
     @property
     def coming(self) -> float:
-        """When the next result is there; infinite if none is on its way."""
+        """Moment of the next result; infinite if none is on its way."""
         return self._coming[0][0] if self._coming else math.inf
 
     def busy(self, until: float) -> tuple[float, ...]:
-        """Per worker, how many seconds it computed before `until`; what was lost with it counts."""
+        """Returns the seconds that each worker computed before `until`, lost computations included."""
         seconds = [0.0] * self.workers.count
         for worker, start, end in self._spans:
             seconds[worker] += max(0.0, min(end, until) - start)
@@ -153,12 +157,12 @@ class VirtualPool(Generic[Job]):
             heapq.heappush(self._coming, (at + w.delay, next(self._numbers), again, lost))
 
     def next(self, timeout: float = math.inf) -> tuple[str, Outcome, float] | None:
-        """Waits for whichever result comes first: name, outcome, seconds that it took; None after `timeout` seconds."""
+        """Waits for the first result and returns its name, outcome and seconds; None after `timeout` seconds."""
         found = self.take(timeout)
         return None if found is None else (found[0].name, found[1], found[0].seconds)
 
     def take(self, timeout: float = math.inf) -> tuple[Result[Job], Outcome] | None:
-        """As `next`, with all that is known of the result."""
+        """Waits as `next` and returns the whole result with its outcome."""
         if self.coming - self.now > timeout:
             self.now += timeout
             return None
@@ -175,7 +179,7 @@ class VirtualPool(Generic[Job]):
             return result, Failure("not_finite", str(error))
 
     def wait(self, seconds: float) -> None:
-        """The driver is busy; results that come meanwhile wait for it."""
+        """Moves the clock while the driver is busy; results that come meanwhile wait for it."""
         self.now += seconds
 
 
@@ -184,11 +188,15 @@ Kind = Literal["asked", "known", "impossible", "told", "again", "late"]
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """at: virtual seconds. key: of the realised architecture, "" where there is none.
+    """An event of a simulated study.
 
-    kind: `asked`: proposed, and sent to a worker unless the same architecture is with one; `known`, `impossible`:
-    proposed and told at once; `told`: a worker's result, told to all who asked for that architecture; `again`: a
-    result that had come before; `late`: one that came after the end. outcome: None where asked.
+    at: virtual seconds. key: of the realised architecture, "" if there is none. outcome: None for `asked`. kind:
+
+    - `asked`: proposed, and sent to a worker unless the same architecture is with one
+    - `known`, `impossible`: proposed and told at once
+    - `told`: a worker's result, told for all candidates of that architecture
+    - `again`: a result that had come before
+    - `late`: a result that came after the end
     """
 
     at: float
@@ -200,8 +208,11 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What happened. seconds: virtual, from start to end. busy: per worker, how many of them it computed. driver: how
-    many of them ask and tell took. died: workers lost. exhausted: whether it ended because nothing new was proposed."""
+    """The record of a simulated study.
+
+    seconds: virtual, from start to end. busy: seconds that each worker computed. driver: seconds of ask and tell. died:
+    number of workers lost. exhausted: True if the study ended for lack of new proposals.
+    """
 
     events: tuple[Event, ...]
     seconds: float
@@ -217,13 +228,13 @@ class History:
 
     @property
     def duplicates(self) -> int:
-        """How many proposals came down to an architecture that was known or being scored."""
+        """Number of proposals of an architecture that was known or being scored."""
         proposed = [e for e in self.events if e.kind in ("asked", "known")]
         return len(proposed) - len({e.key for e in proposed})
 
     @property
     def busy_share(self) -> float:
-        """Of all workers' time, the share that they computed; 0 where nothing was done."""
+        """Share of all workers' time that they computed; 0 for a study of no length."""
         return sum(self.busy) / (len(self.busy) * self.seconds) if self.seconds > 0 else 0.0
 
 
@@ -238,16 +249,15 @@ def simulate(
     until: float = math.inf,
     driver: float | None = 0.0,
 ) -> History:
-    """A study's first stage as `stages.screening` runs it, on virtual workers, to `budget` different architectures.
+    """Runs a study's first stage as `stages.screening` does, on virtual workers, to `budget` different architectures.
 
-    evaluate: what it raises goes through, but for NotFinite, which becomes a Failure. realise: the key of the
-    architecture that a candidate comes down to; equal ones are paid for once. It raises PrunefrontError for a candidate
-    that cannot be had, and the searcher is told so. until: virtual seconds after which nothing is asked or counted.
-    Results that come after the end are told to the searcher all the same, as `late`. driver: virtual seconds that the
-    driver is busy with each proposal; None = with each ask and tell as long as they really take here (no two runs are
-    alike then; with a number, everything follows from `seed`).
+    evaluate: its errors pass through, but NotFinite becomes a Failure. realise: returns the key of a candidate's
+    architecture, and equal ones are paid for once; its PrunefrontError is told as an `impossible` Failure. until:
+    virtual seconds after which nothing is asked or counted; later results are still told, as `late`. driver: virtual
+    seconds that the driver is busy with each proposal; None = the real time of each ask and tell. With a number
+    everything follows from `seed`; with None no two runs are alike.
 
-    Unlike the real stage it goes on where the first candidates all fail.
+    Unlike the real stage it goes on if the first candidates all fail.
     """
     takes = workers.seconds
     pool: VirtualPool[Candidate] = VirtualPool(
@@ -287,7 +297,7 @@ def simulate(
 
 
 class _Stage:
-    """The bookkeeping of `screening.Screening`, with a record of it."""
+    """The bookkeeping of the stage: what `screening.Screening` does with a journal, on the virtual clock."""
 
     def __init__(
         self,
@@ -308,7 +318,7 @@ class _Stage:
             return self._searcher.ask()
 
     def expect(self, candidate: Candidate) -> bool:
-        """Whether the candidate's architecture is new, and now with a worker."""
+        """Submits a new architecture and returns True; tells a known or impossible one, and returns False."""
         try:
             key = self._realise(candidate)
         except PrunefrontError as error:
@@ -325,7 +335,7 @@ class _Stage:
         return True
 
     def settle(self, *, ended: bool = False) -> None:
-        """Takes the next result. ended: the study is over, so it is told and does not count."""
+        """Takes the next result. ended: the study is over, so the result is told but does not count."""
         found = self._pool.take()
         assert found is not None
         result, outcome = found
@@ -350,7 +360,7 @@ class _Stage:
 
     @contextmanager
     def _charged(self, seconds: float = 0.0) -> Iterator[None]:
-        """The driver is busy with what is done inside."""
+        """Charges the driver's time inside the block to the virtual clock."""
         start = time.perf_counter()
         yield
         if self._driver is None:
@@ -361,7 +371,10 @@ class _Stage:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """After so many evaluations, at a virtual second: the front's size and its relative hypervolume, from 0 to 1."""
+    """State after a number of evaluations.
+
+    at: virtual seconds. front: size of the front. hypervolume: relative, from 0 to 1.
+    """
 
     evaluations: int
     at: float
@@ -370,7 +383,7 @@ class Step:
 
 
 def progress(told: Sequence[Event], problem: Problem, reference: Mapping[str, float]) -> list[Step]:
-    """One step per evaluation. told: of a `History`. reference: as `front.reference_point` gives it."""
+    """Returns one step per evaluation. told: of a `History`. reference: as from `front.reference_point`."""
     front = ParetoFront(problem.objectives, problem.constraints)
     steps: list[Step] = []
     size, volume = 0, 0.0

@@ -17,7 +17,7 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from prunefront.pipelines.config.sections import parse
+from prunefront.pipelines.config.read import parse
 
 ROOT = Path(__file__).parents[1]
 CLUSTERS = ROOT / "examples/clusters"
@@ -58,6 +58,26 @@ def test_nothing_listens_to_everybody(path: Path) -> None:
     text = path.read_text()
     assert "dashboard-host" not in text, "loopback is Ray's own choice"
     assert "0.0.0.0" not in text
+
+
+PROJECT = {"pyproject.toml", "README.md", "src", "prunefront", "search", "pruners", "pipelines"}
+"""What prunefront is installed from."""
+
+
+@pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.name)
+def test_what_is_installed_lies_apart_from_what_is_searched(path: Path) -> None:
+    """Beside a study, our `search` and `pipelines` would hide the person's own modules of these names."""
+    mounts = yaml.safe_load(path.read_text())["file_mounts"]
+    installed = {v: k for k, v in mounts.items() if k == f"~/prunefront-source/{v}"}
+    assert set(installed) == PROJECT | {"Makefile", "scripts"}
+    beside = {v for k, v in mounts.items() if k == f"~/prunefront/{v}"}
+    assert beside == {"examples", "study.toml"}
+
+
+def test_the_image_is_built_from_the_whole_project() -> None:
+    text = (CLUSTERS / "Dockerfile").read_text()
+    copied = [line.split()[2:] for line in text.splitlines() if line.startswith("COPY")]
+    assert {source for *sources, _ in copied for source in sources} == PROJECT
 
 
 @pytest.mark.parametrize("path", RAY_UP, ids=lambda path: path.name)

@@ -40,8 +40,11 @@ LIGHT = (
 
 
 def loaded(module: str) -> set[str]:
-    """The top-level packages in memory after `import module`."""
-    code = f"import sys, {module}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    """The top-level packages, and the packages of prunefront, in memory after `import module`."""
+    code = (
+        f"import sys, {module}; names = [name.split('.') for name in sys.modules]; "
+        "print(*{'.'.join(n[:1 + (n[0] == 'prunefront')]) for n in names})"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
@@ -60,16 +63,16 @@ def test_the_command_line_starts_light(module: str) -> None:
 
 def test_pruners_needs_no_cluster_and_no_tracking() -> None:
     assert loaded("prunefront.pruners.criteria").isdisjoint(
-        {"ray", "mlflow", "boto3", "optuna", "search", "pipelines"}
+        {"ray", "mlflow", "boto3", "optuna", "prunefront.search", "prunefront.pipelines"}
     )
 
 
 LOADS = """
 import sys
-elsewhere = "search pipelines ray mlflow optuna boto3 onnx onnxruntime pydantic moocore".split()
+elsewhere = "prunefront.search prunefront.pipelines ray mlflow optuna boto3 onnx onnxruntime pydantic moocore".split()
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in elsewhere:
+        if name in elsewhere:
             raise ImportError(f"{name} is not here")
 sys.meta_path.insert(0, Refuse())
 from pathlib import Path

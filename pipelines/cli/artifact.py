@@ -63,8 +63,7 @@ def fetch(
 
     Names: accuracy (0 to 1), latency_ms, latency_ratio (to the dense network), size_bytes, macs and params.
     """
-    from prunefront.pipelines.fronts.page import DENSE
-    from prunefront.pipelines.study.find import fetch_best
+    from prunefront.pipelines.study.fetch import fetch_best
 
     limits = parse_bounds(under or ())
     if replace:
@@ -77,7 +76,7 @@ def fetch(
         print_json({"row": row and row.to_json(), "folder": str(folder)})
     if row is not None:
         # timed against itself, the dense network's ratio is nothing but noise
-        ratio = "" if row.key == DENSE else f" ({row.latency_ratio:.2f} of dense)"
+        ratio = "" if row.is_dense else f" ({row.latency_ratio:.2f} of dense)"
         say(
             f"{row.key}: accuracy {row.accuracy:.4f}, {row.latency_ms:.3f} ms{ratio}, {row.macs:,} MACs, "
             f"{row.size_bytes:,} bytes"
@@ -93,15 +92,9 @@ def verify(folder: Artifact, study: TrustedStudy = None, as_json: AsJson = False
     """
     from prunefront.pipelines.artifacts.verify import verify as check
     from prunefront.pipelines.cli.resolve import study_config
-    from prunefront.pipelines.data import load as load_data
 
-    config = study_config(study) if study is not None else None
-    found = check(
-        folder,
-        splits=load_data,
-        factory=config.model if config else None,
-        data=config.data if config else None,
-    )
+    trusted = study_config(study) if study is not None else None
+    found = check(folder, factory=trusted.model if trusted else None, data=trusted.data if trusted else None)
     if as_json:
         print_json(found.to_json())
     else:
@@ -154,21 +147,16 @@ def export(
 
     The new file's outputs are compared with those of the network's own ONNX file before it is put in place.
     """
-    from prunefront.pipelines.artifacts.convert import SUFFIXES, convert
-    from prunefront.pipelines.artifacts.verify import torch_network
+    from prunefront.pipelines.artifacts.convert import convert
     from prunefront.pipelines.cli.resolve import study_config
-    from prunefront.pipelines.data import load as load_data
 
-    if to not in SUFFIXES:
-        raise PrunefrontError(f"no format is called {to!r}; possible: {', '.join(SUFFIXES)}")
-    config = study_config(study) if study is not None else None
+    trusted = study_config(study) if study is not None else None
     done = convert(
         folder,
         to,
-        out or Path(f"{'model.int8' if to == 'int8' else 'model'}{SUFFIXES[to]}"),
-        splits=load_data,
-        data=config.data if config else None,
-        network=lambda path: torch_network(path, config.model if config else None),
+        out,
+        factory=trusted.model if trusted else None,
+        data=trusted.data if trusted else None,
         exclude=tuple(float_ or ()),
         overwrite=replace,
     )
@@ -204,7 +192,7 @@ def in_place_of(out: Path) -> Iterator[Path]:
 
     Raises PrunefrontError where `out` holds anything but an artifact, which nobody means to lose.
     """
-    from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST
+    from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST
 
     out = out.resolve()
     if out.exists():

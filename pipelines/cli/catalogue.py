@@ -146,7 +146,7 @@ def _runtimes() -> list[Entry]:
 
 
 def _settings() -> list[Entry]:
-    from prunefront.pipelines.config.sections import settings
+    from prunefront.pipelines.config.read import settings
 
     return [{"name": name, "summary": line} for name, line in settings().items()]
 

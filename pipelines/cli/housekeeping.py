@@ -110,20 +110,19 @@ def rehearse(
 
     Its recorded evaluations answer virtual workers in virtual time; nothing is trained.
     """
-    from prunefront.pipelines.cli.resolve import study_folder
     from prunefront.pipelines.journal.journal import write_json
-    from prunefront.pipelines.study.find import kept_config
+    from prunefront.pipelines.study.find import find, load_config
     from prunefront.pipelines.study.rehearsal import print_rehearsal
     from prunefront.pipelines.study.rehearsal import rehearse as run
     from prunefront.search.simulator import Workers
 
-    folder = study_folder(study)
+    folder = find(study).searched_folder()
     if table is not None and table.exists() and not replace:
         raise PrunefrontError(f"{table} is there already; name another file, or replace it with --replace")
     conditions = Workers(workers, failures=failures, slow={0: slow})
     found, evaluations = run(
         folder,
-        kept_config(folder),
+        load_config(folder),
         workers=conditions,
         candidates=candidates,
         names=searcher or (),
@@ -160,13 +159,12 @@ def gc(
 
     Networks on the front stay, and whatever the study needs to go on.
     """
-    from prunefront.pipelines.study.garbage import delete as carry_out
-    from prunefront.pipelines.study.garbage import find, parse_age, target
+    from prunefront.pipelines.study.garbage import delete_garbage, find_garbage, open_study_store, parse_age
 
-    seconds, at = parse_age(older_than), target(source, endpoint_url)
-    found = find(at, older_than=seconds, dominated=dominated)
+    seconds, study = parse_age(older_than), open_study_store(source, endpoint_url)
+    found = find_garbage(study, older_than=seconds, dominated=dominated)
     if delete:
-        carry_out(at, found)
+        delete_garbage(study, found)
     if as_json:
         print_json(found.to_json(deleted=delete))
     else:
@@ -178,7 +176,7 @@ def print_garbage(found: "Garbage", people: "Console", *, deleted: bool) -> None
     from rich.table import Table
     from rich.text import Text
 
-    from prunefront.pipelines.events.display import clock
+    from prunefront.pipelines.events.display import format_duration
     from prunefront.pipelines.study.garbage import KINDS
 
     def tell(line: str) -> None:
@@ -190,7 +188,10 @@ def print_garbage(found: "Garbage", people: "Console", *, deleted: bool) -> None
         table.columns[2].justify = table.columns[3].justify = "right"
         for item in found.items:
             table.add_row(
-                item.kind, Text(printable(item.what)), f"{item.size_bytes:,}", clock(item.age_seconds)
+                item.kind,
+                Text(printable(item.what)),
+                f"{item.size_bytes:,}",
+                format_duration(item.age_seconds),
             )
         people.print(table)
         for kind in dict.fromkeys(item.kind for item in found.items):

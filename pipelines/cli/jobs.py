@@ -169,7 +169,7 @@ def submitted_status(study: str, jobs_server: str, *, as_json: bool) -> None:
     """Prints how a submitted study's job stands, and the end of its log."""
     from prunefront.pipelines.cli.resolve import study_name
     from prunefront.pipelines.cluster.jobs import JobsServer
-    from prunefront.pipelines.events.display import clock
+    from prunefront.pipelines.events.display import format_duration
 
     server = JobsServer(jobs_server)
     job = server.find(study_name(study))
@@ -179,7 +179,7 @@ def submitted_status(study: str, jobs_server: str, *, as_json: bool) -> None:
         return
     rows = [("study", f"{job.study}: {job.state.lower()}"), ("job", job.id)]
     if job.started is not None:
-        rows.append(("time", clock((job.ended or time.time()) - job.started)))
+        rows.append(("time", format_duration((job.ended or time.time()) - job.started)))
     rows += [("results", f"{job.folder} on the head"), *(("log", line) for line in last)]
     for name, value in rows:
         say(f"{name:<12}{value}")

@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,8 +21,11 @@ from prunefront.pipelines.cli.catalogue import LISTS, catalogue
 from prunefront.pipelines.cli.complete import topics
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
+    from prunefront.pipelines.fronts.row import FrontRow
     from prunefront.pipelines.fronts.unfinished import PartialFront
     from prunefront.pipelines.study.status import Status
 
@@ -100,10 +103,10 @@ def status(
 
         submitted_status(study, jobs_server, as_json=as_json)
         return
-    from prunefront.pipelines.cli.resolve import study_folder
+    from prunefront.pipelines.study.find import find
     from prunefront.pipelines.study.status import status as state_of
 
-    found = state_of(study_folder(study))
+    found = state_of(find(study).searched_folder())
     if as_json:
         print_json(found.to_json())
         return
@@ -118,34 +121,34 @@ def front(study: Study, as_json: AsJson = False) -> None:
     Also writes front.html and front.png into the study's folder. Before the end of a search this is a partial front of
     what is finished, by validation figures, and says so; its JSON is an object then, and a list of rows afterwards.
     """
-    from prunefront.pipelines.cli.resolve import study_folder
-    from prunefront.pipelines.fronts.page import write_html, write_png
+    from prunefront.pipelines.fronts.page import write_html
+    from prunefront.pipelines.fronts.picture import write_png
     from prunefront.pipelines.journal.layout import FRONT_PAGE, FRONT_PICTURE
-    from prunefront.pipelines.study.find import bounds_kept, partial_front_of, read_front
+    from prunefront.pipelines.study.find import find, read_bounds, read_front, read_partial_front
 
-    folder = study_folder(study)
-    if (partial := partial_front_of(folder)) is not None:
+    folder = find(study).searched_folder()
+    if (partial := read_partial_front(folder)) is not None:
         print_partial(partial, folder, as_json=as_json)
         return
-    rows = [row.to_json() for row in read_front(folder)]
+    rows = read_front(folder)
     pages = f"pages: {folder / FRONT_PAGE}  {folder / FRONT_PICTURE}"
     try:
-        write_html(rows, folder / FRONT_PAGE, folder.name, note=bounds_kept(folder))
+        write_html(rows, folder / FRONT_PAGE, folder.name, note=read_bounds(folder))
         write_png(rows, folder / FRONT_PICTURE, folder.name)
     except OSError as error:  # somebody else's study can be read all the same
         pages = f"no pages were written: {error.filename}: {error.strerror}"
     people = console()
     if as_json:
-        print_json(rows)
+        print_json([row.to_json() for row in rows])
     else:
         print_front(rows, people)
     print_bounds(folder, people)
     say(pages)
 
 
-def print_front(rows: list[dict[str, Any]], people: "Console") -> None:
+def print_front(rows: "Sequence[FrontRow]", people: "Console") -> None:
     """Prints the front for people, and below it its controls."""
-    from prunefront.pipelines.fronts.page import controls_table, table
+    from prunefront.pipelines.fronts.table import controls_table, table
 
     people.print(table(rows))
     if (controls := controls_table(rows)) is not None:
@@ -154,20 +157,20 @@ def print_front(rows: list[dict[str, Any]], people: "Console") -> None:
 
 def print_partial(found: "PartialFront", folder: Path, *, as_json: bool) -> None:
     """Prints a front of what is finished, and writes its page."""
-    from prunefront.pipelines.fronts.unfinished import best, table, write
+    from prunefront.pipelines.fronts.unfinished_report import partial_table, write_partial_front
     from prunefront.pipelines.journal.layout import PARTIAL_PAGE
 
     page = f"page: {folder / PARTIAL_PAGE}"
     try:
-        write(found, folder)
+        write_partial_front(found, folder)
     except OSError as error:
         page = f"no page was written: {error.filename}: {error.strerror}"
     if as_json:
         print_json(found.to_json())
     else:
-        console().print(table(found))
-    lines = [found.said, page]
-    if (network := best(found)) is not None:
+        console().print(partial_table(found))
+    lines = [found.summary, page]
+    if (network := found.best_artifact) is not None:
         lines.append(f"the most accurate so far: prunefront fetch {shlex.quote(network)} -o best/")
     for line in lines:
         say(line)
@@ -175,15 +178,15 @@ def print_partial(found: "PartialFront", folder: Path, *, as_json: bool) -> None
 
 def print_bounds(folder: Path, people: "Console") -> None:
     """Prints in a line how many networks keep the study's bounds, or the nearest one; nothing where there are none."""
-    from prunefront.pipelines.study.find import bounds_kept
+    from prunefront.pipelines.study.find import read_bounds
 
-    if (line := bounds_kept(folder)) is not None:
+    if (line := read_bounds(folder)) is not None:
         people.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def status_rows(found: "Status") -> list[tuple[str, str]]:
     """Returns label and text of each line that `prunefront status` prints."""
-    from prunefront.pipelines.events.display import clock
+    from prunefront.pipelines.events.display import format_duration
 
     running = f", process {found.process}" if found.process else ""
     rows = [("study", f"{found.study}: {found.state}{running}")]
@@ -195,10 +198,14 @@ def status_rows(found: "Status") -> list[tuple[str, str]]:
         for kind, count in sorted(found.failures.items())
     ]
     if found.per_minute:
-        left = "" if found.seconds_left is None else f", about {clock(found.seconds_left)} left of this stage"
+        left = (
+            ""
+            if found.seconds_left is None
+            else f", about {format_duration(found.seconds_left)} left of this stage"
+        )
         rows.append(("rate", f"{found.per_minute:.3g} a minute{left}"))
         rows.append(("busy", f"{found.busy:.1f} workers on average"))
-    rows.append(("spent", f"{clock(found.worker_seconds)} of workers' time on candidates"))
+    rows.append(("spent", f"{format_duration(found.worker_seconds)} of workers' time on candidates"))
     if found.idle_seconds is not None:
-        rows.append(("last", f"event {clock(found.idle_seconds)} ago"))
+        rows.append(("last", f"event {format_duration(found.idle_seconds)} ago"))
     return rows

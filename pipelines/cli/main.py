@@ -7,8 +7,9 @@ from typing import NoReturn
 
 import typer
 
-from prunefront.errors import PrunefrontError, one_line
+from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cli.app import PROGRAM, app, say
+from prunefront.text import one_line
 
 # each module registers its commands when it is imported
 from prunefront.pipelines.cli import look, search, artifact, ui, jobs, housekeeping  # noqa: F401  # isort: skip

@@ -1,7 +1,6 @@
 """One word on the command line for a study: its file, its name, or its folder, and what a command needs of it."""
 
 import json
-import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -10,25 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import StudyConfig, load
-from prunefront.pipelines.events.redaction import is_redacted
+from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.journal.layout import STUDY
-from prunefront.pipelines.study.find import NoStudy, kept_config, locate, tracking_uri
-
-
-def is_file(study: str) -> bool:
-    """Tells a study file from a name and a folder."""
-    return study.endswith(".toml") or os.path.isfile(study)
-
-
-def study_folder(study: str) -> Path:
-    """The folder of a study that has been searched. Raises NoStudy, which lists the studies that there are."""
-    if not is_file(study):
-        return locate(study)
-    folder = load(Path(study)).path
-    if not (folder / STUDY).exists():
-        raise NoStudy(f"{study} has not been searched yet; start with: prunefront search {study}")
-    return folder
+from prunefront.pipelines.study.find import NoStudy, check_complete, exists, find
 
 
 def study_config(study: str) -> StudyConfig:
@@ -37,39 +20,27 @@ def study_config(study: str) -> StudyConfig:
     Raises PrunefrontError for a name or folder of no study that has been searched, and for a password that is needed
     and not kept.
     """
-    if is_file(study):
-        return load(Path(study))
     try:
-        folder = locate(study)
+        found = find(study)
     except NoStudy as error:
         raise NoStudy(f"{error}; before its first search a study is named by its file, NAME.toml") from None
-    config = kept_config(folder)
-    for key, text in _texts(config.to_json()):
-        if is_redacted(text):
-            raise PrunefrontError(
-                f"{key} = {text!r} holds a secret, which is not kept in {folder}; name the study file, which has it"
-            )
-    here = folder.resolve() if folder.name in ("", "..") else folder
-    found = config.model_copy(update={"folder": here.parent})
-    if here.name != config.name:
+    if found.file is not None:
+        return found.config
+    for key, text in _texts(found.config.to_json()):
+        check_complete(text, key)
+    folder = found.folder.resolve() if found.folder.name in ("", "..") else found.folder
+    if folder.name != found.config.name:
         raise PrunefrontError(
-            f"the folder {here} holds the study {config.name!r}; give it that name again, or name the study file"
+            f"the folder {folder} holds the study {found.config.name!r}; give it that name, or name the study file"
         )
-    return found
+    return found.config.model_copy(update={"folder": folder.parent})
 
 
 def study_name(study: str) -> str:
     """The name of a study that may run elsewhere, or the id of its job, which is taken as it is."""
-    if is_file(study):
-        return load(Path(study)).name
-    return kept_config(Path(study)).name if os.path.isfile(os.path.join(study, STUDY)) else study
-
-
-def records_uri(study: str | None) -> str:
-    """The address of a study's MLflow records; None = the study that was searched last. Raises PrunefrontError."""
-    if study is not None and is_file(study):
-        return load(Path(study)).tracking_uri
-    return tracking_uri(study)
+    if study.endswith(".toml") or exists(Path(study) / STUDY):
+        return find(study).config.name
+    return study
 
 
 @contextmanager
@@ -78,7 +49,7 @@ def study_file(study: str) -> Iterator[Path]:
 
     Relative paths in a study's folder mean what they mean from the current one, so a file of them has to lie here.
     """
-    if is_file(study):
+    if study.endswith(".toml"):
         yield Path(study)
         return
     text = to_toml(study_config(study).to_json())

@@ -30,6 +30,9 @@ def search(
     resume: Resume = False,
     fresh: Fresh = False,
     address: RayAddress = None,
+    without_ray: Annotated[
+        bool, typer.Option("--without-ray", help="Do everything in this process, one candidate at a time.")
+    ] = False,
     folder: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="Where results go. Default: `folder` in the study, else studies/."),
@@ -64,11 +67,11 @@ def search(
     from rich.console import Console
 
     from prunefront.pipelines.cli.resolve import study_config
-    from prunefront.pipelines.cluster.stopping import exit_code, stoppable
+    from prunefront.pipelines.cluster.stopping import exit_code, stop_on_signal
     from prunefront.pipelines.events.display import Display
-    from prunefront.pipelines.events.log import STDOUT, json_lines, wanted
+    from prunefront.pipelines.events.log import STDOUT, json_lines, log_target
 
-    target = wanted(log_json)
+    target = log_target(log_json)
     if as_json and target == STDOUT:
         raise PrunefrontError(
             "--json leaves stdout to one document, and events are to go there too; give --log-json a file, or unset "
@@ -79,7 +82,7 @@ def search(
     if folder is not None:
         config = config.model_copy(update={"folder": Path(folder).expanduser()})
     try:
-        with stoppable(), json_lines(target):
+        with stop_on_signal(), json_lines(target):
             from prunefront.pipelines.study.run import next_steps, run
 
             rows = run(
@@ -89,6 +92,7 @@ def search(
                 resume=resume,
                 fresh=fresh,
                 metrics_port=metrics_port,
+                without_ray=without_ray,
             )
     except (KeyboardInterrupt, SystemExit) as error:
         if (code := exit_code(error)) is None:
@@ -97,10 +101,9 @@ def search(
         raise typer.Exit(code) from None
     from prunefront.pipelines.cli.look import print_bounds, print_front
 
-    data = [row.to_json() for row in rows]
-    print_front(data, people)
+    print_front(rows, people)
     print_bounds(config.path, people)
     found_by = Path(study) if folder is None else config.path
     people.print(next_steps(config, found_by, rows), highlight=False, soft_wrap=True, markup=False)
     if as_json:
-        print_json(data)
+        print_json([row.to_json() for row in rows])

@@ -24,10 +24,10 @@ def ui(
     MLflow server, its address is printed, and nothing is served.
     """
     from prunefront.pipelines.cli.mlflow_ui import serve
-    from prunefront.pipelines.cli.resolve import records_uri
+    from prunefront.pipelines.study.find import tracking_uri
 
     def on_ready(address: str) -> None:
         if as_json:
             print_json({"address": address})
 
-    serve(records_uri(study), port=port, host=host, say=say, on_ready=on_ready)
+    serve(tracking_uri(study), port=port, host=host, say=say, on_ready=on_ready)

@@ -20,16 +20,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
 from torch import Tensor
 
 from prunefront.atomic import write_whole
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.imported import one_line
-from prunefront.pipelines.formats.onnx_export import ORT_ERRORS, open_session
+from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, onnxruntime, open_session
+from prunefront.text import one_line
 
 INTEGER_OPS = (
     "Add",
@@ -103,6 +101,9 @@ def quantise_onnx(
     not rounded. The batch axis stays free; the same input gives the same bytes. Raises PrunefrontError: for a file that
     is no such network or holds integers already, no or unusable calibration images, an excluded path without a layer.
     """
+    # its import takes 0.3 s, which no worker that quantises nothing pays
+    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
+
     data = source if isinstance(source, bytes) else _read(source)
     open_session(data, threads=1)  # refuses what is no model, or keeps weights in other files
     model = onnx.shape_inference.infer_shapes(ModelProto.FromString(data))
@@ -414,7 +415,7 @@ def _keep_float(model: ModelProto, staying: Collection[str]) -> None:
 
 def _inputs_of(node: NodeProto, weight: NDArray[Any]) -> int:
     """Input channels or features of a convolution or Gemm."""
-    given = {a.name: a.i for a in node.attribute}
+    given = {a.name: int(a.i) for a in node.attribute}
     if node.op_type == "Conv":
         return int(weight.shape[1]) * given.get("group", 1)
     return int(weight.shape[1 if node.op_type == "Gemm" and given.get("transB", 0) else 0])
@@ -440,7 +441,9 @@ def _run(session: onnxruntime.InferenceSession, batch: Tensor) -> list[NDArray[A
     try:
         outputs: list[NDArray[Any]] = session.run(None, {inputs[0].name: batch.detach().cpu().numpy()})
     except ORT_ERRORS as error:
-        raise Int8Error(f"the ONNX model fails on images {tuple(batch.shape)}: {one_line(error)}") from None
+        raise Int8Error(
+            f"the ONNX model fails on images {tuple(batch.shape)}: {one_line(error, 300)}"
+        ) from None
     return outputs
 
 

@@ -48,7 +48,8 @@ def cut(dense: bytes, graph: ChannelGraph, plan: PruningPlan) -> bytes:
                     attribute.i = attribute.i * tensors[node.input[1]].dims[0] // dense_outputs
         elif node.op_type == "Reshape" and node.input[1] in tensors:
             _flatten_to(tensors[node.input[1]], readers.get(node.output[0]), tensors)
-    return proto.SerializeToString(deterministic=True)
+    written: bytes = proto.SerializeToString(deterministic=True)
+    return written
 
 
 def same_as_exported(dense: bytes, model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> bool:

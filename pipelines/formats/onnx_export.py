@@ -1,34 +1,22 @@
-"""Networks as ONNX files: export, comparison with torch, sessions."""
+"""Networks as ONNX files: export, and comparison with torch."""
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
-import onnxruntime
 import torch
-from google.protobuf.message import DecodeError, Message
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from google.protobuf.message import Message
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from prunefront.atomic import write_whole
 from prunefront.errors import NotTraceable, PrunefrontError
+from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
 from prunefront.pipelines.formats.same_outputs import largest_difference
-
-# onnxruntime's errors have no base class of their own
-ORT_ERRORS: tuple[type[Exception], ...] = (
-    ort_errors.EPFail,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-    UnicodeDecodeError,  # of a name in the file
-)
+from prunefront.text import first_line
 
 
 def export(model: nn.Module, example: Tensor, path: Path) -> None:
@@ -69,7 +57,9 @@ def export(model: nn.Module, example: Tensor, path: Path) -> None:
             "the batch size from the input in its forward, e.g. x.flatten(1)"
         )
     _strip(proto)
-    _write(path, proto.SerializeToString(deterministic=True))
+    data = proto.SerializeToString(deterministic=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda file: file.write(data))
 
 
 def check(model: nn.Module, path: Path, examples: Tensor, tolerance: float = 1e-4) -> float:
@@ -89,58 +79,9 @@ def check(model: nn.Module, path: Path, examples: Tensor, tolerance: float = 1e-
         try:
             actual = session.run(None, {session.get_inputs()[0].name: batch.cpu().numpy()})
         except ORT_ERRORS as error:
-            raise PrunefrontError(f"{path} fails on a batch of {size}: {_first_line(error)}") from None
+            raise PrunefrontError(f"{path} fails on a batch of {size}: {first_line(error)}") from None
         worst = max(worst, largest_difference(path, "torch", expected, actual, tolerance))
     return worst
-
-
-def open_session(model: bytes | Path, threads: int) -> onnxruntime.InferenceSession:
-    """A CPU session with `threads` threads, for one call at a time.
-
-    The model is read here and handed over as bytes, and one that refers to other files is refused, so that
-    a fetched file cannot pull in what lies beside it. Idle threads sleep rather than spin. Raises
-    PrunefrontError.
-    """
-    name = "the ONNX model" if isinstance(model, bytes) else str(model)
-    try:
-        data = model if isinstance(model, bytes) else model.read_bytes()
-    except OSError as error:
-        raise PrunefrontError(f"{name} cannot be read: {error.strerror}") from None
-    _refuse_external(data, name)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3  # errors: they are raised as well, warnings would go to the terminal
-    try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except ORT_ERRORS as error:
-        raise PrunefrontError(f"{name} cannot be loaded: {_first_line(error)}") from None
-
-
-def _refuse_external(data: bytes, name: str) -> None:
-    try:
-        proto = onnx.ModelProto.FromString(data)
-    except DecodeError:
-        raise PrunefrontError(f"{name} is not an ONNX model") from None
-    for tensor in _tensors(proto):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-            raise PrunefrontError(
-                f"{name} keeps its tensor {tensor.name!r} in another file, which is not read; "
-                "embed all weights"
-            )
-
-
-def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
-    """Every tensor anywhere in a message: initialisers, attributes, subgraphs, functions, sparse parts."""
-    if isinstance(message, onnx.TensorProto):
-        yield message
-        return
-    for field, value in message.ListFields():
-        if field.message_type is not None:
-            for child in [value] if isinstance(value, Message) else value:
-                yield from _tensors(child)
 
 
 def _strip(proto: onnx.ModelProto) -> None:
@@ -156,14 +97,6 @@ def _strip_notes(message: Message) -> None:
         elif field.message_type is not None:
             for child in [value] if isinstance(value, Message) else value:
                 _strip_notes(child)
-
-
-def _write(path: Path, data: bytes) -> None:
-    # through a neighbour, so that a reader or an interrupted run never sees half a file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(data)
-    partial.replace(path)
 
 
 @contextmanager
@@ -198,8 +131,4 @@ def _quiet() -> Iterator[None]:
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {_first_line(error)}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"{type(error).__name__}: {first_line(error)}"

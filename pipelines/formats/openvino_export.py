@@ -5,7 +5,6 @@ telemetry, which reports to its maker that it was imported, and leaves a folder 
 """
 
 import importlib
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -13,10 +12,13 @@ from types import ModuleType
 
 from torch import Tensor
 
+from prunefront.atomic import move_whole
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.imported import one_line
-from prunefront.pipelines.formats.onnx_export import ORT_ERRORS, open_session
+from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
 from prunefront.pipelines.formats.same_outputs import largest_difference
+from prunefront.text import one_line
+
+_RUN_ERRORS: tuple[type[Exception], ...] = (RuntimeError, *ORT_ERRORS)  # OpenVINO raises the first
 
 
 def export(source: Path | bytes, path: Path) -> None:
@@ -37,9 +39,9 @@ def export(source: Path | bytes, path: Path) -> None:
         try:
             openvino.save_model(openvino.Core().read_model(data), written, compress_to_fp16=False)
         except RuntimeError as error:
-            raise PrunefrontError(f"OpenVINO cannot take the ONNX model: {one_line(error)}") from None
+            raise PrunefrontError(f"OpenVINO cannot take the ONNX model: {one_line(error, 300)}") from None
         for suffix in (".bin", ".xml"):  # the .xml file last: it is what is opened
-            os.replace(written.with_suffix(suffix), path.with_suffix(suffix))
+            move_whole(written.with_suffix(suffix), path.with_suffix(suffix))
 
 
 def check(source: Path | bytes, path: Path, examples: Tensor, tolerance: float = 1e-4) -> float:
@@ -59,8 +61,8 @@ def check(source: Path | bytes, path: Path, examples: Tensor, tolerance: float =
             expected = session.run(None, {session.get_inputs()[0].name: batch})
             actual = [compiled(batch)[i] for i in range(len(compiled.outputs))]
             worst = max(worst, largest_difference(path, "the ONNX file", expected, actual, tolerance))
-    except (RuntimeError, *ORT_ERRORS) as error:
-        raise PrunefrontError(f"{path} cannot be run: {one_line(error)}") from None
+    except _RUN_ERRORS as error:
+        raise PrunefrontError(f"{path} cannot be run: {one_line(error, 300)}") from None
     return worst
 
 
@@ -72,7 +74,7 @@ def _import() -> ModuleType:
         return importlib.import_module("openvino")
     except ImportError as error:
         raise PrunefrontError(
-            f"OpenVINO's format needs the package openvino, which cannot be imported ({one_line(error)}): "
+            f"OpenVINO's format needs the package openvino, which cannot be imported ({one_line(error, 300)}): "
             "pip install openvino"
         ) from None
     finally:

@@ -22,8 +22,8 @@ from torch.utils import _pytree as pytree
 
 from prunefront.atomic import write_whole
 from prunefront.errors import NotTraceable, PrunefrontError
-from prunefront.pipelines.config.imported import one_line
 from prunefront.pipelines.formats.same_outputs import largest_difference
+from prunefront.text import one_line
 
 
 def export(model: nn.Module, example: Tensor, path: Path) -> None:
@@ -44,7 +44,7 @@ def export(model: nn.Module, example: Tensor, path: Path) -> None:
         except Exception as error:  # any model may fail in any way: its cause is reported
             raise NotTraceable(
                 f"{type(model).__name__} cannot be exported as a .pt2 file with a free batch size, write its forward "
-                f"for any batch, e.g. x.flatten(1): {type(error).__name__}: {one_line(error)}"
+                f"for any batch, e.g. x.flatten(1): {type(error).__name__}: {one_line(error, 300)}"
             ) from error
     _strip(program)
     written = BytesIO()  # torch.export.save puts the name of a file into it
@@ -70,10 +70,10 @@ def check(model: nn.Module, path: Path, examples: Tensor, tolerance: float = 1e-
             try:
                 actual = pytree.tree_leaves(loaded(batch))
             except (RuntimeError, AssertionError) as error:
-                raise PrunefrontError(f"{path} fails on a batch of {size}: {one_line(error)}") from None
+                raise PrunefrontError(f"{path} fails on a batch of {size}: {one_line(error, 300)}") from None
             expected = pytree.tree_leaves(network(batch))
-            outputs = ([t.float().numpy() for t in leaves] for leaves in (expected, actual))
-            worst = max(worst, largest_difference(path, "the network", *outputs, tolerance))
+            wanted, given = ([t.float().numpy() for t in leaves] for leaves in (expected, actual))
+            worst = max(worst, largest_difference(path, "the network", wanted, given, tolerance))
     return worst
 
 
@@ -82,7 +82,7 @@ def _module(path: Path) -> nn.Module:
         return torch.export.load(path).module()
     except Exception as error:  # a damaged archive fails in many ways, KeyError and AssertionError among them
         raise PrunefrontError(
-            f"{path} cannot be loaded: {type(error).__name__}: {one_line(error)}; export it again"
+            f"{path} cannot be loaded: {type(error).__name__}: {one_line(error, 300)}; export it again"
         ) from error
 
 

@@ -2,15 +2,15 @@
 
 import platform
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
-import ray
 import torch
 
 from prunefront.pipelines.config.sections import MeasureSection
+from prunefront.pipelines.formats.onnx_runtime import onnxruntime
 
 PLACE = ("host", "node", "measured")
 """Which machine it was, and when; two machines that differ in nothing else time alike."""
@@ -27,9 +27,15 @@ def environment(section: MeasureSection) -> dict[str, Any]:
         "processor": processor(),
         "threads": section.threads,
         "host": socket.gethostname(),
-        "node": ray.get_runtime_context().get_node_id() if ray.is_initialized() else "",
+        "node": _node(),
         "measured": time.strftime("%Y-%m-%d"),
     }
+
+
+def _node() -> str:
+    """Returns Ray's name for this machine, "" outside of a cluster. Does not import Ray."""
+    ray = sys.modules.get("ray")
+    return str(ray.get_runtime_context().get_node_id()) if ray is not None and ray.is_initialized() else ""
 
 
 def processor() -> str:

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from prunefront.pipelines.models.registry import models
 
-LAYERS = 12  # per dense block; three blocks, two transitions, stem and linear make 40
+LAYERS = 12
+"""Number of layers per dense block; three blocks, two transitions, stem and linear layer make 40."""
 
 
 class DenseLayer(nn.Module):
@@ -55,7 +56,8 @@ class DenseNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn(self.stages(self.conv1(x))))
-        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        logits: Tensor = self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return logits
 
 
 @models.register("densenet40")

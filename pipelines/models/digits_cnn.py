@@ -20,7 +20,8 @@ class DigitsCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stage2(self.pool(self.stage1(x)))
-        return self.linear(self.average(x).flatten(1))
+        logits: Tensor = self.linear(self.average(x).flatten(1))
+        return logits
 
 
 def _stage(inputs: int, width: int) -> nn.Sequential:

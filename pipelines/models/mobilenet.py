@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from prunefront.pipelines.models.registry import models
 
-BLOCKS = (  # table 2: expansion, maps, repeats, stride of the first
+BLOCKS = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
     (6, 32, 3, 2),
@@ -13,7 +13,10 @@ BLOCKS = (  # table 2: expansion, maps, repeats, stride of the first
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
+"""Expansion, maps, repeats and stride of the first of each group of blocks (table 2)."""
+
 LAST_MAPS = 1280
+"""Number of maps before the linear layer."""
 
 
 class InvertedResidual(nn.Module):
@@ -22,7 +25,7 @@ class InvertedResidual(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
         hidden = inputs * expansion
-        layers = [] if expansion == 1 else [_conv(inputs, hidden, 1)]
+        layers: list[nn.Module] = [] if expansion == 1 else [_conv(inputs, hidden, 1)]
         layers += [
             _conv(hidden, hidden, 3, stride, groups=hidden),
             nn.Conv2d(hidden, outputs, 1, bias=False),
@@ -32,7 +35,8 @@ class InvertedResidual(nn.Module):
         self.identity = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) if self.identity else self.conv(x)
+        out: Tensor = self.conv(x)
+        return x + out if self.identity else out
 
 
 class MobileNetV2(nn.Module):
@@ -57,7 +61,8 @@ class MobileNetV2(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.average(self.features(x)).flatten(1))
+        logits: Tensor = self.classifier(self.average(self.features(x)).flatten(1))
+        return logits
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from prunefront.pipelines.models.registry import models
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+"""Numbers of maps of each stage's convolutions."""
 
 
 class VGG(nn.Module):
@@ -33,7 +34,8 @@ class VGG(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.average(self.features(x)).flatten(1))
+        logits: Tensor = self.classifier(self.average(self.features(x)).flatten(1))
+        return logits
 
 
 @models.register("vgg16_bn")

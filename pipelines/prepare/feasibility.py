@@ -1,12 +1,12 @@
-"""Whether a search space can meet bounds on exact costs at all: asked before anything is scored."""
+"""Checks that a search space can meet bounds on exact costs at all, before anything is scored."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
 from prunefront.choice import GroupChoice, Words, pattern
 from prunefront.errors import PrunefrontError, RatioError
-from prunefront.pipelines.config.sections import SpaceSection
+from prunefront.pipelines.config.sections import QuantisationSection, SpaceSection
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer, Part
@@ -32,9 +32,13 @@ PASSES = 3
 """Over all groups; the descent has mostly ended after the first."""
 
 SHARES = (0.5, 0.25, 0.75, 0.1, 0.9)
-"""How two costs are weighed against each other where the network with the least of one is not that of the other."""
+"""Weights of two costs against each other, where the network with the least of one is not that of the other."""
 
 Values = Mapping[str, float]
+
+
+class OverBudget(PrunefrontError):
+    """A candidate misses a bound, measured or predicted, so it is not worth a score."""
 
 
 class Infeasible(PrunefrontError):
@@ -50,15 +54,20 @@ class Least:
 
 
 def exact_values(price: Cost) -> dict[str, float]:
-    """Costs by the names under which they are measured."""
+    """Returns costs by the names under which they are measured."""
     return {"macs": float(price.macs), "params": float(price.params), "size_bytes": float(price.size_bytes)}
 
 
 def check_bounds(
-    graph: ChannelGraph, space: SearchSpace, section: SpaceSection, bounds: Sequence[Bound]
+    graph: ChannelGraph,
+    space: SearchSpace,
+    section: SpaceSection,
+    quantisation: QuantisationSection,
+    bounds: Sequence[Bound],
 ) -> Candidate | None:
-    """A candidate of the space that meets all bounds on exact costs; None where there are none, or where none was found
-    and it is not proven that there is none.
+    """Returns a candidate of the space that meets all bounds on exact costs.
+
+    None where there are no bounds, or where none was found and it is not proven that there is none.
 
     Raises Infeasible, with the nearest bound that can be met, and ConstraintError for bounds that contradict each other
     beside this network.
@@ -72,22 +81,26 @@ def check_bounds(
                 f"'{bound.at(dense[bound.name], dense)}'"
             )
     upper = [c for c in constraints if c.high < float("inf")]
-    found = {c.name: least(graph, space, section.words, {c.name: 1.0}, widen=False) for c in upper}
+
+    def ways(name: str) -> str:
+        return _ways(name, section, quantisation)
+
+    found = {c.name: least(graph, space, quantisation.words, {c.name: 1.0}, widen=False) for c in upper}
     for c in upper:
         if found[c.name].values[c.name] > c.high:
-            found[c.name] = least(graph, space, section.words, {c.name: 1.0})
+            found[c.name] = least(graph, space, quantisation.words, {c.name: 1.0})
         if found[c.name].values[c.name] > c.high:
-            raise Infeasible(_one(c, found[c.name].values[c.name], bounds, dense, section))
+            raise Infeasible(_one(c, found[c.name].values[c.name], bounds, dense, ways))
     tried = [*found.values()]
     mixtures = _mixtures(upper) if len(upper) > 1 else iter(())
     while upper and not (able := _meeting(tried, upper)):
         weights = next(mixtures, None)
         if weights is None:
             return None
-        tried.append(least(graph, space, section.words, weights))
+        tried.append(least(graph, space, quantisation.words, weights))
         if sum(weight * tried[-1].values[name] for name, weight in weights.items()) > 1:
             # if a network met all bounds, the weighted mean of its costs over them would be at most 1
-            raise Infeasible(_together(upper, tried, bounds, dense, section))
+            raise Infeasible(_together(upper, tried, bounds, dense, ways))
     return able[0] if upper else None
 
 
@@ -99,7 +112,7 @@ def least(
     *,
     widen: bool = True,
 ) -> Least:
-    """The network of the space with the least weighted sum of its costs.
+    """Returns the network of the space with the least weighted sum of its costs.
 
     weights: by macs, params and size_bytes. Over channels and word lengths it is the least there is: fewer units never
     cost more. Of a stack, the blocks stay that cost least. Within layers, every layer takes its cheapest option, and as
@@ -213,10 +226,10 @@ class _Descent:
         granularity = None if plan.count is None else layer_granularities[plan.choice.granularity]
         parts = {f"{plan.layer.module}.{name}": p for name, p in layer_parts(plan, self.words).items()}
         if granularity is None or plan.count is None:
-            macs, parts = plan.layer.macs, parts | norm
+            macs, parts = plan.layer.macs, {**parts, **norm}
         else:
             macs = granularity.macs(plan.layer, plan.count)
-            parts |= {} if granularity.fuses_norm else norm
+            parts |= {} if granularity.fuses_norm else dict(norm)
         price = Cost(macs, trained_in(parts), file_size(parts))
         return sum(weight * exact_values(price)[name] for name, weight in self.weights.items())
 
@@ -264,7 +277,7 @@ def check_costs(aim: PruningPlan, graph: ChannelGraph, bounds: Sequence[Constrai
 
 
 def above_dense(bounds: Sequence[Bound], dense: Measurement, epochs: int) -> str | None:
-    """What to say of an accuracy that is asked for and that the dense network does not have, beyond the noise.
+    """Returns a line about an accuracy that is asked for and that the dense network lacks, beyond the noise.
 
     Training may raise it, so the search goes on. Raises Infeasible where there is none: epochs = 0.
     """
@@ -303,13 +316,13 @@ def _mixtures(upper: Sequence[Constraint]) -> Iterator[dict[str, float]]:
 
 
 def _one(
-    constraint: Constraint, value: float, bounds: Sequence[Bound], dense: Values, section: SpaceSection
+    constraint: Constraint, value: float, bounds: Sequence[Bound], dense: Values, ways: Callable[[str], str]
 ) -> str:
     bound = _tightest(constraint.name, bounds, dense)
     return (
         f"'{bound}' cannot be met: the smallest network of the space has {_amount(constraint.name, value)}, "
         f"{100 * value / dense[constraint.name]:.3g} % of dense; nearest: '{bound.at(value, dense)}'; for smaller "
-        f"networks {_ways(constraint.name, section)}"
+        f"networks {ways(constraint.name)}"
     )
 
 
@@ -318,7 +331,7 @@ def _together(
     tried: Sequence[Least],
     bounds: Sequence[Bound],
     dense: Values,
-    section: SpaceSection,
+    ways: Callable[[str], str],
 ) -> str:
     near = min(tried, key=lambda one: sum(c.violation(one.values[c.name]) for c in upper)).values
     asked = [_tightest(c.name, bounds, dense) for c in upper]
@@ -327,7 +340,7 @@ def _together(
     ]
     return (
         f"{_listed(asked)} cannot be met together, though each can alone; nearest: {_listed(moved)}; for smaller "
-        f"networks {_ways('size_bytes', section)}"
+        f"networks {ways('size_bytes')}"
     )
 
 
@@ -344,8 +357,8 @@ def _amount(name: str, value: float) -> str:
     return f"{value:,.0f} {OBJECTIVES[name].unit or name}"
 
 
-def _ways(name: str, section: SpaceSection) -> str:
-    """Which keys of the study file keep networks from being smaller."""
+def _ways(name: str, section: SpaceSection, quantisation: QuantisationSection) -> str:
+    """Returns the keys of the study file that keep networks from being smaller."""
     ways = []
     if "channel" in section.granularities:
         ways.append(f"raise space.max_ratio (now {section.max_ratio:g})")
@@ -361,10 +374,6 @@ def _ways(name: str, section: SpaceSection) -> str:
         ways.append(f"add lower space.densities (now {min(section.densities):g})")
     else:
         ways.append("add space.granularities")
-    if name == "size_bytes" and min(section.bits) > 4:
-        ways.append(f"add shorter words to space.bits (now {min(section.bits)})")
+    if name == "size_bytes" and min(quantisation.bits) > 4:
+        ways.append(f"add smaller bit widths to quantisation.bits (now {min(quantisation.bits)})")
     return f"{', '.join(ways[:-1])} or {ways[-1]}" if len(ways) > 1 else ways[0]
-
-
-class OverBudget(PrunefrontError):
-    """A candidate is predicted to miss a bound, so it is not worth a score."""

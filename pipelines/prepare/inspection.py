@@ -8,12 +8,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.data import load
 from prunefront.pipelines.formats.weights import load_weights
 from prunefront.pipelines.models import build
+from prunefront.pipelines.prepare.checks import check_names, check_per_group
 from prunefront.pipelines.prepare.feasibility import Infeasible, check_bounds, exact_values, least
-from prunefront.pipelines.prepare.network import check_names, check_per_group, trace_model
+from prunefront.pipelines.prepare.misfits import misfits
+from prunefront.pipelines.prepare.network import trace_model
 from prunefront.pipelines.prepare.problem import offered, widest_space
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.granularities import layer_granularities
@@ -35,9 +38,10 @@ class Inspection:
     """Why no network of the space meets the study's bounds on exact costs."""
 
     def to_json(self) -> dict[str, Any]:
-        """groups (name, units, members, keeps, criteria, left_out), frozen (name, channels, reason), stacks (name,
-        blocks), unstacked, layers (name, shape, macs, keeps, bits, left_out), unlayered, macs, params, size_bytes,
-        constraints (bound, limit, smallest), infeasible.
+        """misfits (lines on what the study asks for and its network cannot have), groups (name, units, members, keeps,
+        criteria, left_out), frozen (name, channels, reason), stacks (name, blocks), unstacked, layers (name, shape,
+        macs, keeps, bits, left_out), unlayered, macs, params, size_bytes, constraints (bound, limit, smallest),
+        infeasible.
 
         left_out: criterion -> why it does not fit the group, or granularity -> why the layer cannot take it. unstacked,
         unlayered: path or name -> why it is left alone. limit: null where it is known after training alone. smallest:
@@ -47,6 +51,7 @@ class Inspection:
         price = cost(self.graph)
         space = self.config.space
         return {
+            "misfits": self._misfits(),
             "groups": [
                 {
                     "name": g.name,
@@ -75,11 +80,11 @@ class Inspection:
     def _constraints(self) -> list[dict[str, Any]]:
         section, dense = self.config.space, exact_values(cost(self.graph))
         bounds = [b for b in self.config.search.constraints if b.name in EXACT]
-        space = widest_space(self.graph, section) if bounds else None
+        space = widest_space(self.graph, section, self.config.quantisation) if bounds else None
         found: dict[str, float] = {}
         for name in dict.fromkeys(b.name for b in bounds):
             assert space is not None
-            one = least(self.graph, space, section.words, {name: 1.0}, widen=False)
+            one = least(self.graph, space, self.config.quantisation.words, {name: 1.0}, widen=False)
             found[name] = one.values[name]
         return [
             {
@@ -89,6 +94,14 @@ class Inspection:
             }
             for bound in self.config.search.constraints
         ]
+
+    def _misfits(self) -> list[str]:
+        section = self.config.space
+        try:
+            space = widest_space(self.graph, section, self.config.quantisation)
+        except PrunefrontError as error:  # there is no space at all
+            return [str(error)]
+        return misfits(self.graph, space, section)
 
     def _stacks(self) -> dict[str, Any]:
         if "block" not in self.config.space.granularities:
@@ -101,7 +114,7 @@ class Inspection:
     def _layers(self) -> dict[str, Any]:
         space = self.config.space
         asked = [name for name in space.granularities if name in layer_granularities]
-        if not asked and set(space.bits) == {32}:
+        if not asked and set(self.config.quantisation.bits) == {32}:
             return {"layers": [], "unlayered": {}}
         layers = []
         for layer in self.graph.layers:
@@ -120,7 +133,7 @@ class Inspection:
                     "shape": list(layer.shape),
                     "macs": layer.macs,
                     "keeps": {name: list(percent) for name, percent in keeps.items()},
-                    "bits": sorted(set(space.bits), reverse=True),
+                    "bits": sorted(set(self.config.quantisation.bits), reverse=True),
                     "left_out": left_out,
                 }
             )
@@ -150,9 +163,9 @@ def inspect(config: StudyConfig) -> Inspection:
     check_per_group(config.space.per_group, graph)
     infeasible = None
     if config.search.constraints:
-        space = widest_space(graph, config.space)
+        space = widest_space(graph, config.space, config.quantisation)
         try:
-            check_bounds(graph, space, config.space, config.search.constraints)
+            check_bounds(graph, space, config.space, config.quantisation, config.search.constraints)
         except (Infeasible, ConstraintError) as error:
             infeasible = str(error)
     return Inspection(config, graph, infeasible)
@@ -166,6 +179,8 @@ def print_inspection(found: Inspection, console: Console) -> None:
         f"{data['size_bytes']:,} bytes",
         highlight=False,
     )
+    for line in data["misfits"]:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     if data["constraints"]:
         table = Table("bound", "that is", "networks go down to", box=None, padding=(0, 2, 0, 0))
         for row in data["constraints"]:

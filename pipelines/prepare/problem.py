@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 
 from prunefront.errors import PrunefrontError, RatioError
-from prunefront.pipelines.config.sections import SearchSection, SpaceSection
+from prunefront.pipelines.config.sections import QuantisationSection, SearchSection, SpaceSection
 from prunefront.pipelines.prepare.feasibility import check_bounds, exact_values
 from prunefront.pruners.allocators import OutOfReach, PerGroup, Terms
 from prunefront.pruners.allocators import allocators as registry
@@ -45,13 +45,20 @@ NEAR = 0.06
 
 NO_FACTS: Mapping[str, PerGroup] = {}
 
+FLOAT = QuantisationSection()
+"""Default: all weights stay float."""
+
 
 def search_space(
-    graph: ChannelGraph, scores: Scores, section: SpaceSection, facts: Mapping[str, PerGroup] = NO_FACTS
+    graph: ChannelGraph,
+    scores: Scores,
+    section: SpaceSection,
+    facts: Mapping[str, PerGroup] = NO_FACTS,
+    quantisation: QuantisationSection = FLOAT,
 ) -> SearchSpace:
-    """Per group: the kept counts, and the criteria that make sense there. Raises PrunefrontError if nothing can go.
+    """Returns the kept counts of each group and the criteria that fit it.
 
-    facts: holds `gradient_gram` where the section's bound is `redundancy`.
+    Raises PrunefrontError if nothing can go. facts: holds `gradient_gram` where the section's bound is `redundancy`.
     """
     macs = unit_macs(graph)
     bounds = {}
@@ -66,14 +73,14 @@ def search_space(
             groups.append(GroupSpace(group.name, group.units, keeps, scored, unit_macs=macs[group.name]))
     if "block" in section.granularities:
         groups += stack_spaces(graph, scores, section)
-    groups += layer_spaces(graph, section)
+    groups += layer_spaces(graph, section, quantisation)
     if not groups:
-        raise _nothing(graph, section)
+        raise _nothing(graph, section, quantisation)
     return SearchSpace(tuple(groups))
 
 
 def stack_spaces(graph: ChannelGraph, scores: Scores, section: SpaceSection) -> list[GroupSpace]:
-    """Of each stack of several blocks, how many stay: at least one."""
+    """Returns the options of each stack of several blocks, of which at least one stays."""
     macs = {op.weight: 0 for op in graph.ops}
     for op in graph.ops:
         macs[op.weight] += op.positions * prod(graph.shapes[op.weight])
@@ -92,15 +99,17 @@ def stack_spaces(graph: ChannelGraph, scores: Scores, section: SpaceSection) -> 
     return spaces
 
 
-def layer_spaces(graph: ChannelGraph, section: SpaceSection) -> list[GroupSpace]:
-    """Of each layer, what it may be made of and its word lengths; layers without a choice are left out."""
+def layer_spaces(
+    graph: ChannelGraph, section: SpaceSection, quantisation: QuantisationSection = FLOAT
+) -> list[GroupSpace]:
+    """Returns the granularities and bit widths of each layer; layers without a choice are left out."""
     spaces = []
     for layer in graph.layers:
         if inside(layer.module, section.whole):
             continue
         allowed = offered(layer, section)
         keeps = sorted({k for counts in allowed.values() for k in counts} | {PERCENT})
-        bits = tuple(sorted(set(section.bits), reverse=True))
+        bits = tuple(sorted(set(quantisation.bits), reverse=True))
         if len(keeps) > 1 or len(bits) > 1 or bits != (32,):
             spaces.append(
                 GroupSpace(
@@ -119,7 +128,7 @@ def layer_spaces(graph: ChannelGraph, section: SpaceSection) -> list[GroupSpace]
 
 
 def offered(layer: Layer, section: SpaceSection) -> dict[str, tuple[int, ...]]:
-    """Granularity -> the percentages of its weights that the layer may keep by it; empty ones are left out."""
+    """Returns granularity -> the percentages of its weights that the layer may keep; empty ones are left out."""
     found = {}
     for name in section.granularities:
         if name in layer_granularities and layer_granularities[name].why_not(layer) is None:
@@ -129,7 +138,7 @@ def offered(layer: Layer, section: SpaceSection) -> dict[str, tuple[int, ...]]:
 
 
 def _can_leave(name: str, layer: Layer, density: float) -> bool:
-    """Whether the granularity comes near enough, and still does when channels have gone before."""
+    """Tells whether the granularity comes near enough to a density, also when channels have gone before."""
     granularity = layer_granularities[name]
     try:
         count = nearest_count(granularity, layer, 1.0 - round(density, 2))
@@ -143,7 +152,9 @@ def within(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(n for n in names if within_layers(n)) or ("l2",)
 
 
-def widest_space(graph: ChannelGraph, section: SpaceSection) -> SearchSpace:
+def widest_space(
+    graph: ChannelGraph, section: SpaceSection, quantisation: QuantisationSection = FLOAT
+) -> SearchSpace:
     """The space before anything was scored: every criterion that fits is taken to be there, and no bound by redundancy.
 
     Raises PrunefrontError where nothing can go.
@@ -155,12 +166,16 @@ def widest_space(graph: ChannelGraph, section: SpaceSection) -> SearchSpace:
     }
     for name in within(section.criteria):
         scores.setdefault(name, {}).update({s.name: np.zeros(len(s.blocks)) for s in graph.stacks})
-    return search_space(graph, scores, section.model_copy(update={"bound": "none"}))
+    return search_space(
+        graph, scores, section.model_copy(update={"bound": "none"}), quantisation=quantisation
+    )
 
 
-def check_space(graph: ChannelGraph, section: SpaceSection) -> None:
+def check_space(
+    graph: ChannelGraph, section: SpaceSection, quantisation: QuantisationSection = FLOAT
+) -> None:
     """Raises PrunefrontError where nothing can go, whatever the scores will be: before anything is spent on them."""
-    if layer_spaces(graph, section):
+    if layer_spaces(graph, section, quantisation):
         return
     if "block" in section.granularities and any(len(stack.blocks) > 1 for stack in graph.stacks):
         return
@@ -169,20 +184,22 @@ def check_space(graph: ChannelGraph, section: SpaceSection) -> None:
         fitting = any(why_not(criteria[name], group, graph) is None for name in asked)
         if fitting and len(keep_counts(group, section.max_ratio, section.round_to)) > 1:
             return
-    raise _nothing(graph, section)
+    raise _nothing(graph, section, quantisation)
 
 
-def _nothing(graph: ChannelGraph, section: SpaceSection) -> PrunefrontError:
+def _nothing(
+    graph: ChannelGraph, section: SpaceSection, quantisation: QuantisationSection
+) -> PrunefrontError:
     return PrunefrontError(
         f"nothing can be pruned: {len(graph.groups)} channel groups, none with a smaller width under "
         f"max_ratio = {section.max_ratio}, round_to = {section.round_to}, bound = {section.bound!r} and criteria = "
         f"{list(section.criteria)}, and nothing else under granularities = {list(section.granularities)} and bits = "
-        f"{list(section.bits)}; `prunefront inspect` says what is frozen and what fits where"
+        f"{list(quantisation.bits)}; `prunefront inspect` says what is frozen and what fits where"
     )
 
 
 def cost_model(graph: ChannelGraph, space: SearchSpace) -> CostModel:
-    """What candidates of the space cost, for many at once; exact for MACs and parameters where only channels go."""
+    """Returns a model of what candidates cost, many at once; exact for MACs and parameters where only channels go."""
     names = [g.name for g in space.groups]
     tensors = list(graph.shapes)
     axes = {name: [_axis(len(names)), _axis(len(names))] for name in tensors}
@@ -243,26 +260,28 @@ def problem(
     search: SearchSection,
     facts: Mapping[str, PerGroup] = NO_FACTS,
     *,
+    quantisation: QuantisationSection = FLOAT,
     seed: int = 0,
     chance: float = 0.0,
     known: Collection[str] = EXACT,
 ) -> Problem:
-    """Everything that a searcher may know. facts, seed: as in `lanes`. chance: accuracy of guessing. known: as in
-    `constraints`.
+    """Returns everything that a searcher may know.
+
+    facts, seed: as in `lanes`. chance: accuracy of guessing. known: as in `constraints`.
 
     Starting points keep the bounds, but for the dense network; the smallest network that does is one of them. Raises
     Infeasible where none can be kept.
     """
-    space = search_space(graph, scores, section, facts)
+    space = search_space(graph, scores, section, facts, quantisation)
     proposals = lanes(graph, scores, space, allocators=search.allocators, facts=facts, seed=seed)
     proposals = [*with_words(proposals, space), *layer_lanes(space), *block_lanes(space)]
     limit = search.seeds or max(2, search.candidates // 3)
     bounds = [c for c in constraints(search.constraints, graph, known) if c.name in EXACT]
     seeds = seed_candidates(space, proposals, limit=sum(map(len, proposals)) + 1 if bounds else limit)
     if bounds:
-        smallest = check_bounds(graph, space, section, search.constraints)
+        smallest = check_bounds(graph, space, section, quantisation, search.constraints)
         first = [space.dense()] if smallest is None else [space.dense(), smallest]
-        able = (c for c in seeds if _keeps(c, bounds, graph, scores, section))
+        able = (c for c in seeds if _keeps(c, bounds, graph, scores, section, quantisation))
         found = {c.key(): c for c in chain(first, able)}
         seeds = tuple(islice(found.values(), limit))
     return Problem(
@@ -283,10 +302,11 @@ def _keeps(
     graph: ChannelGraph,
     scores: Scores,
     section: SpaceSection,
+    quantisation: QuantisationSection,
 ) -> bool:
-    """Whether a candidate can be had and meets bounds on exact costs."""
+    """Tells whether a candidate can be had and meets bounds on exact costs."""
     try:
-        made = plan(graph, candidate.choices, scores, round_to=section.round_to, words=section.words)
+        made = plan(graph, candidate.choices, scores, round_to=section.round_to, words=quantisation.words)
     except PrunefrontError:
         return False  # it would be told as impossible
     return violation(Measurement(exact_values(cost(graph, made))), bounds) == 0
@@ -329,7 +349,7 @@ def lanes(
 
 
 def _proposal(name: str, criterion: str, terms: Terms) -> Proposal:
-    """What an allocator gives for the budget; if that is out of its reach, its smallest network."""
+    """Returns an allocator's proposal for the budget; where that is out of its reach, its smallest network."""
     try:
         counts = registry[name](terms)
     except OutOfReach as error:

@@ -24,7 +24,7 @@ def spread(front: Sequence[Trained], count: int, graph: ChannelGraph) -> list[Tr
 
 
 def control_job(name: str, subject: Trained, graph: ChannelGraph, scores: Scores, config: StudyConfig) -> Job:
-    """How the control called `name` of a network is made. Raises PrunefrontError where there is none."""
+    """Returns the job that makes the control `name` of a network. Raises PrunefrontError where there is none."""
     rival = controls[name](
         Subject(
             plan=subject.job.plan,

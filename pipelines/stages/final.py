@@ -5,28 +5,28 @@ import math
 import shlex
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import ray
-from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.card import card
-from prunefront.pipelines.artifacts.publish import fetch_from, publish
+from prunefront.pipelines.artifacts.fetch import fetch_from
+from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.artifacts.verify import CHECKED_INPUTS, onnx_accuracy, onnx_outputs
 from prunefront.pipelines.data import Split, Transform
-from prunefront.pipelines.fronts.page import FRONT_OBJECTIVES, FrontRow, made_of
+from prunefront.pipelines.fronts.row import FRONT_OBJECTIVES, FrontRow, describe_plan
 from prunefront.pipelines.measure.accuracy import Accuracy
 from prunefront.pipelines.stores.store import ArtifactStore, StoreAway, StoreRefused
 from prunefront.pipelines.workers.bench import Job
 from prunefront.pipelines.workers.failures import failure
+from prunefront.pipelines.workers.workers import Workers
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.plan import DENSE
 from prunefront.pruners.plan.cost import cost
-from prunefront.search.outcomes.constraints import Bound, shortfall
+from prunefront.search.outcomes.constraints import Bound, describe_violations
 from prunefront.search.outcomes.dominance import dominance
 from prunefront.search.outcomes.front import ParetoFront, minimised, violation
 from prunefront.search.outcomes.measurement import Constraint, Failure, Measurement
@@ -62,8 +62,11 @@ def standing(
     constraints: Sequence[Constraint],
     where: Callable[[str], str],
 ) -> dict[str, Any]:
-    """How the pruned networks stand to the bounds: `asked`, `limits`, how many `met` them `of` how many, the `nearest`
-    one where none did, and all of it as a line, `said`. where: an artifact's id -> its URI."""
+    """Returns how the pruned networks stand to the bounds.
+
+    `asked`, `limits`, how many `met` them `of` how many, the `nearest` one where none did, and all of it as a line,
+    `said`. where: an artifact's id -> its URI.
+    """
     pruned = {t.name: t for t in trained if t.job.plan.key() != DENSE}
     broken = {name: violation(t.measurement, constraints) for name, t in pruned.items()}
     met = sum(amount == 0.0 for amount in broken.values())
@@ -74,7 +77,7 @@ def standing(
         network = pruned[nearest]
         said = (
             f"no pruned network meets {asked}; nearest: {nearest} with "
-            f"{shortfall(network.measurement.values, constraints)} on validation images; prunefront fetch "
+            f"{describe_violations(network.measurement.values, constraints)} on validation images; prunefront fetch "
             f"{shlex.quote(where(network.artifact))}"
         )
     elif not pruned:
@@ -92,10 +95,10 @@ def standing(
     }
 
 
-@ray.remote
-def _on_test(
+def on_test(
     onnx: bytes, test: Split, transform: Transform, threads: int
 ) -> tuple[Accuracy, list[list[float]]] | Failure:
+    """Returns a network's accuracy on test images and its outputs for the first of them, or why there are none."""
     first = Split(test.images[:CHECKED_INPUTS], test.labels[:CHECKED_INPUTS])
     try:
         return onnx_accuracy(onnx, test, transform, threads=threads), onnx_outputs(onnx, first, transform)
@@ -109,6 +112,7 @@ def report(
     test: Split,
     transform: Transform,
     store: ArtifactStore,
+    workers: Workers,
     *,
     threads: int,
 ) -> tuple[list[FrontRow], dict[str, Failure]]:
@@ -128,18 +132,13 @@ def report(
                 raise
             except PrunefrontError as error:
                 failures[network.name] = failure(error)
-        test_ref, transform_ref = ray.put(test), ray.put(transform)
-        pending = {
-            name: _on_test.options(num_cpus=threads).remote(
-                (folder / "model.onnx").read_bytes(), test_ref, transform_ref, threads
-            )
-            for name, folder in folders.items()
-        }
+        files = [(folder / "model.onnx").read_bytes() for folder in folders.values()]
+        found = dict(zip(folders, workers.each(on_test, files, (test, transform, threads)), strict=True))
         rows, logits = {}, {}
         for network in networks:
-            if network.name not in pending:
+            if network.name not in found:
                 continue
-            tested = _result(pending[network.name])
+            tested = found[network.name]
             if isinstance(tested, Failure):
                 failures[network.name] = tested
                 continue
@@ -155,13 +154,6 @@ def report(
             except PrunefrontError as error:
                 failures[name] = failure(error)
         return sorted(published, key=lambda row: (row.latency_ms, row.key)), failures
-
-
-def _result(pending: Any) -> tuple[Accuracy, list[list[float]]] | Failure:
-    try:
-        return cast(tuple[Accuracy, list[list[float]]] | Failure, ray.get(pending))
-    except (OutOfMemoryError, WorkerCrashedError) as error:
-        return Failure("crashed", f"the worker process died: {str(error).splitlines()[0]}")
 
 
 def _row(network: Trained, graph: ChannelGraph, accuracy: Accuracy, latency: Mapping[str, float]) -> FrontRow:
@@ -186,7 +178,7 @@ def _row(network: Trained, graph: ChannelGraph, accuracy: Accuracy, latency: Map
         control=network.job.control,
         of=network.job.of,
         epochs=network.epochs,
-        made=made_of(network.job.plan),
+        made=describe_plan(network.job.plan),
     )
 
 
@@ -207,7 +199,7 @@ def _mark(rows: Mapping[str, FrontRow]) -> dict[str, FrontRow]:
     pairs = [minimised(m, FRONT_OBJECTIVES) for m in measurements]
     beats = dominance(np.stack([v for v, _ in pairs]), np.stack([n for _, n in pairs]))
     return {
-        name: row.model_copy(update={"on_test_front": not bool(beats[:, i].any())})
+        name: replace(row, on_test_front=not bool(beats[:, i].any()))
         for i, (name, row) in enumerate(rows.items())
     }
 
@@ -223,4 +215,4 @@ def _publish(store: ArtifactStore, folder: Path, row: FrontRow, logits: list[lis
     path.write_text(json.dumps(after, indent=1, sort_keys=True) + "\n")
     plan: dict[str, Any] = json.loads((folder / "plan.json").read_text())
     (folder / "card.md").write_text(card(plan, after), encoding="utf-8")
-    return row.model_copy(update={"artifact": publish(store, folder, row.key).uri})
+    return replace(row, artifact=publish(store, folder, row.key).uri)

@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-from prunefront.pipelines.cluster.connect import Cluster
-from prunefront.pipelines.cluster.patience import Patience
 from prunefront.pipelines.journal.layout import WEIGHTS
 from prunefront.pipelines.prepare.feasibility import above_dense, check_costs
 from prunefront.pipelines.prepare.network import Network, planned_by
 from prunefront.pipelines.stages.forecast import Forecast, PredictingPool
-from prunefront.pipelines.stages.screening import Pool, Screening
+from prunefront.pipelines.stages.screening import Screening
 from prunefront.pipelines.stages.session import Session
 from prunefront.pipelines.stages.warm_start import (
     Earlier,
@@ -22,7 +19,7 @@ from prunefront.pipelines.stages.warm_start import (
 )
 from prunefront.pipelines.tracking.tracker import candidate_params
 from prunefront.pipelines.workers.inheritance import Inheritance
-from prunefront.pipelines.workers.pool import ScoringPool
+from prunefront.pipelines.workers.workers import Scoring, Workers
 from prunefront.pruners.graph.plan import DENSE, PruningPlan, Scores
 from prunefront.search.outcomes.front import ParetoFront, reference_point
 from prunefront.search.outcomes.measurement import Measurement, Outcome
@@ -41,7 +38,7 @@ def warm_started(
     earlier: Sequence[Earlier],
     signature: Signature,
 ) -> WarmStart:
-    """What earlier studies bring, by the journal where this one has begun already."""
+    """Returns what earlier studies bring, from the journal where this one has begun already."""
     config, journal = session.config, session.journal
     if not config.search.warm_start:
         return WarmStart()
@@ -55,103 +52,132 @@ def warm_started(
     return from_event(journal.of("warm_start")[-1])
 
 
-def screen(
-    session: Session,
-    network: Network,
-    scores: Scores,
-    task: Problem,
-    bench_ref: Any,
-    cluster: Cluster,
-    predicting: Forecast | None,
-    begin: WarmStart,
-) -> Screening:
-    """First stage: many candidates, scored without training, or after a short one from their parents' weights."""
-    config, tracker = session.config, session.tracker
-    front = ParetoFront(task.objectives, task.constraints)
-    reference: dict[str, float] = {}
-    volumes: list[float] = []
-    done, earlier = 0, len(session.journal.of("told"))
+class FirstStage:
+    """Scores candidates until the budget is spent, the searcher has no new one, or the front no longer grows."""
 
-    def planned(candidate: Candidate) -> PruningPlan:
-        aim = planned_by(config, network, scores, candidate)
+    def __init__(
+        self,
+        session: Session,
+        network: Network,
+        scores: Scores,
+        task: Problem,
+        workers: Workers,
+        predicting: Forecast | None,
+        begin: WarmStart,
+    ) -> None:
+        """predicting: forecasts latency, where that is asked for. begin: what earlier studies bring."""
+        self._session, self._network, self._scores = session, network, scores
+        self._workers, self._predicting, self._begin = workers, predicting, begin
+        config = session.config
+        seeds = {c.key(): c for c in (*task.seeds[:1], *begin.seeds, *task.seeds[1:])}  # dense first
+        self._task = replace(task, seeds=tuple(seeds.values()))
+        self._front = ParetoFront(task.objectives, task.constraints)
+        self._reference: dict[str, float] = {}
+        self._volumes: list[float] = []
+        self._done, self._before = 0, len(session.journal.of("told"))
+        self._inheritance = None
+        if config.search.train_images:
+            self._inheritance = Inheritance(config.path / WEIGHTS, self._front, session.display.say)
+        self._searcher = searchers[config.search.searcher](
+            self._task, seed=config.seed, **config.search.options
+        )
+        self._screening = Screening(
+            self._searcher, self._planned, session.journal, self._on_scored, self._inheritance
+        )
+
+    def run(self) -> Screening:
+        """Scores, and returns everything that is known then; says what came to nothing."""
+        session, screening = self._session, self._screening
+        budget = session.config.search.candidates
+        with session.display.stage("scoring", budget, self._before):
+            known, predicting = self._begin.known, self._predicting
+            screening.recall(known if predicting is None else predicting.known(known, self._planned))
+            screening.replay()
+            if screening.scored < budget and not session.journal.of("promoted"):
+                self._score(budget)
+        self._say_why_it_ended(budget)
+        _say_unscored(session, screening)
+        return screening
+
+    def _score(self, budget: int) -> None:
+        session = self._session
+        pool = self._workers.pool(
+            self._inheritance,
+            lambda key, why: session.events.report("worker_lost", candidate=key, reason=why),
+            session.display.say,
+        )
+        session.events.watched["workers_busy"] = lambda: pool.in_flight
+        try:
+            scoring: Scoring = pool if self._predicting is None else PredictingPool(pool, self._predicting)
+            self._screening.run(scoring, budget, self._enough)
+        finally:
+            session.timing.busy["screen"] = pool.busy_seconds
+            pool.close()
+            if pool.lost:
+                session.display.say(
+                    f"worker processes that died: {pool.lost}; a candidate is handed out once more, then it failed"
+                )
+
+    def _planned(self, candidate: Candidate) -> PruningPlan:
+        aim = planned_by(self._session.config, self._network, self._scores, candidate)
         if not is_probe(candidate):  # what one teaches is worth more than that it is within the bounds
-            check_costs(aim, network.graph, task.constraints)
-            if predicting is not None:
-                predicting.check(aim)
+            check_costs(aim, self._network.graph, self._task.constraints)
+            if self._predicting is not None:
+                self._predicting.check(aim)
         return aim
 
-    def on_scored(key: str, candidate: Candidate, outcome: Outcome) -> None:
-        nonlocal done
-        done += key not in screening.recalled
-        stage = "recalled" if key in screening.recalled else "score"
-        tracker.log(key, candidate_params(candidate), outcome, stage=stage)
+    def _on_scored(self, key: str, candidate: Candidate, outcome: Outcome) -> None:
+        recalled = key in self._screening.recalled
+        self._done += not recalled
+        stage = "recalled" if recalled else "score"
+        self._session.tracker.log(key, candidate_params(candidate), outcome, stage=stage)
         if isinstance(outcome, Measurement):
-            front.add(key, outcome)
+            self._front.add(key, outcome)
             if key == DENSE:
-                reference.update(reference_point(task.objectives, outcome))
-                if line := above_dense(config.search.constraints, outcome, config.training.epochs):
-                    session.display.say(line)
-        if reference:
-            volume = front.relative_hypervolume(reference)
-            if key not in screening.recalled:
-                volumes.append(volume)
-            tracker.log_progress(done, volume, len(front))
-            if done >= max(earlier, 1):
-                session.events.tell("progress", scored=done, hypervolume=volume, front=len(front))
-            if done > earlier and (figures := searcher.figures()):
-                tracker.log_values({f"searcher/{name}": value for name, value in figures.items()}, step=done)
-            session.display.update(done, f"front {len(front)}  hypervolume {volume:.3f}")
+                self._know_dense(outcome)
+        if self._reference:
+            self._report_progress(recalled)
 
-    patience = config.search.patience
+    def _know_dense(self, dense: Measurement) -> None:
+        config = self._session.config
+        self._reference = dict(reference_point(self._task.objectives, dense))
+        if line := above_dense(config.search.constraints, dense, config.training.epochs):
+            self._session.display.say(line)
 
-    def enough() -> bool:
-        return patience > 0 and stalled(volumes, patience, config.search.min_gain)
+    def _report_progress(self, recalled: bool) -> None:
+        session, front, done = self._session, self._front, self._done
+        volume = front.relative_hypervolume(self._reference)
+        if not recalled:
+            self._volumes.append(volume)
+        session.tracker.log_progress(done, volume, len(front))
+        if done >= max(self._before, 1):
+            session.events.report("progress", scored=done, hypervolume=volume, front=len(front))
+        if done > self._before and (figures := self._searcher.figures()):
+            values = {f"searcher/{name}": value for name, value in figures.items()}
+            session.tracker.log_values(values, step=done)
+        session.display.update(done, f"front {len(front)}  hypervolume {volume:.3f}")
 
-    seeds = {c.key(): c for c in (*task.seeds[:1], *begin.seeds, *task.seeds[1:])}  # the dense network first
-    task = replace(task, seeds=tuple(seeds.values()))
-    searcher = searchers[config.search.searcher](task, seed=config.seed, **config.search.options)
-    inheritance = None
-    if config.search.train_images:
-        inheritance = Inheritance(config.path / WEIGHTS, front, session.display.say)
-    screening = Screening(searcher, planned, session.journal, on_scored, inheritance)
-    with session.display.stage("scoring", config.search.candidates, len(screening.journal.of("told"))):
-        screening.recall(begin.known if predicting is None else predicting.known(begin.known, planned))
-        screening.replay()
-        if screening.scored < config.search.candidates and not session.journal.of("promoted"):
-            pool = ScoringPool(
-                bench_ref,
-                cluster.workers,
-                config.cluster,
-                inheritance,
-                on_lost=lambda key, why: session.events.tell("worker_lost", candidate=key, reason=why),
-                patience=Patience(config.cluster, session.display.say),
+    def _enough(self) -> bool:
+        section = self._session.config.search
+        return section.patience > 0 and stalled(self._volumes, section.patience, section.min_gain)
+
+    def _say_why_it_ended(self, budget: int) -> None:
+        scored, say = self._screening.scored, self._session.display.say
+        if scored >= budget:
+            return
+        if self._enough():
+            patience = self._session.config.search.patience
+            gain = recent_gain(self._volumes, patience)
+            say(
+                f"stopped after {scored} of {budget} candidates: the last {patience} raised the hypervolume by "
+                f"{gain:.2%}"
             )
-            session.events.watched["workers_busy"] = lambda: pool.in_flight
-            try:
-                scoring: Pool = pool if predicting is None else PredictingPool(pool, predicting)
-                screening.run(scoring, config.search.candidates, enough)
-            finally:
-                session.timing.busy["screen"] = pool.busy_seconds
-                pool.close()
-                if pool.lost:
-                    session.display.say(
-                        f"worker processes that died: {pool.lost}; a candidate is handed out once more, then it failed"
-                    )
-    scored = screening.scored
-    if scored < config.search.candidates and enough():
-        gain = recent_gain(volumes, patience)
-        session.display.say(
-            f"stopped after {scored} of {config.search.candidates} candidates: the last {patience} raised the "
-            f"hypervolume by {gain:.2%}"
-        )
-    elif scored < config.search.candidates:
-        session.display.say(f"the searcher found only {scored} different architectures")
-    _say_unscored(session, screening)
-    return screening
+        else:
+            say(f"the searcher found only {scored} different architectures")
 
 
 def _say_unscored(session: Session, screening: Screening) -> None:
-    """What proposals came to nothing, and how many cost nothing."""
+    """Says which proposals came to nothing, and how many cost nothing."""
     say = session.display.say
     if screening.duplicates:
         say(

@@ -1,4 +1,4 @@
-"""What a search's first stage knows of latency: predictions, under names of their own, and never as measurements.
+"""Latency in the first stage: predictions under names of their own, never as measurements.
 
 `predicted_latency_ratio` and `predicted_latency_ms` stand in for what a study file asks of `latency_ratio` and
 `latency_ms` until networks are measured (docs/decisions/0008-latency-table.md).
@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
-from ray.exceptions import RayTaskError
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.journal.evaluations import Evaluation
-from prunefront.pipelines.journal.journal import changed, read_json, write_json
+from prunefront.pipelines.journal.journal import altered_file_error, read_json, write_json
 from prunefront.pipelines.journal.layout import LATENCY_TABLE, PREPARED
 from prunefront.pipelines.prepare.feasibility import OverBudget
 from prunefront.pipelines.stages.latency_table import (
@@ -35,8 +33,8 @@ from prunefront.pipelines.stages.latency_table import (
     read,
     widths,
 )
-from prunefront.pipelines.stages.screening import Pool
 from prunefront.pipelines.workers.bench import Workbench
+from prunefront.pipelines.workers.workers import Process, Scoring, Workers
 from prunefront.pruners.graph.plan import DENSE, PruningPlan
 from prunefront.search.outcomes.constraints import Bound, resolve
 from prunefront.search.outcomes.measurement import Constraint, Measurement, Objective, Outcome
@@ -51,7 +49,7 @@ PREDICTED: Mapping[str, Objective] = {
     "latency_ratio": Objective("predicted_latency_ratio", "min", "of dense"),
     "latency_ms": Objective("predicted_latency_ms", "min", "ms"),
 }
-"""What is measured -> what stands in for it in the first stage."""
+"""Measured objective -> the predicted one that stands in for it in the first stage."""
 
 KEPT = "latency.json"
 """In a study's prepared/: the predictor that its first stage uses, so that a study that goes on predicts the same."""
@@ -95,13 +93,13 @@ class Forecast:
         scales = {objective.name: self.scale(name) for name, objective in PREDICTED.items()}
         return Measurement(
             {**measurement.values, **{name: ratio * scale for name, scale in scales.items()}},
-            measurement.noise | {name: half * scale for name, scale in scales.items() if half},
+            dict(measurement.noise) | {name: half * scale for name, scale in scales.items() if half},
         )
 
     def known(
         self, rows: Iterable[Evaluation], planned: Callable[[Candidate], PruningPlan]
     ) -> Iterator[Evaluation]:
-        """What an earlier study scored, with predictions beside it; what is predicted over budget is left out."""
+        """Returns an earlier study's scores with predictions beside them, without what is predicted over budget."""
         for row in rows:
             if isinstance(row.outcome, Measurement):
                 try:
@@ -149,7 +147,7 @@ class Forecast:
         return replace(self, predictor=self.predictor.updated(points), table=table), error
 
     def scale(self, name: str) -> float:
-        """What a ratio is multiplied by to be a value of `latency_ratio` or `latency_ms`."""
+        """Returns the factor from a ratio to a value of `latency_ratio` or `latency_ms`."""
         return self.table.dense_ms if name == "latency_ms" else 1.0
 
     def to_json(self) -> dict[str, Any]:
@@ -160,7 +158,7 @@ class Forecast:
 class PredictingPool:
     """A pool whose measurements come with the predicted latency of their plan."""
 
-    def __init__(self, pool: Pool, forecast: Forecast) -> None:
+    def __init__(self, pool: Scoring, forecast: Forecast) -> None:
         self._pool, self._forecast = pool, forecast
         self._plans: dict[str, PruningPlan] = {}
 
@@ -227,12 +225,12 @@ class TimingWorker:
         self._timer: PointTimer | None = None
 
     def device(self) -> dict[str, Any]:
-        """Of the machine that networks are timed on: the worker's own, or the study's device."""
+        """Describes the machine that networks are timed on: the worker's own, or the study's device."""
         target, section = self._bench.target, self._bench.measure
         return device(section) if target is None else target.run(device, section)
 
     def time(self, kept: Mapping[str, int]) -> tuple[Point, float]:
-        """As `PointTimer.time`."""
+        """Times a network; see `PointTimer.time`."""
         if self._timer is None:
             bench = self._bench.here()
             network = Subject(bench.dense_model().cpu(), bench.graph, bench.dense_onnx, bench.input_shape)
@@ -247,7 +245,7 @@ def kept(plan: PruningPlan) -> dict[str, int]:
 
 
 def of_channels(plan: PruningPlan) -> bool:
-    """Whether a plan does nothing but cut channels, which is what a latency table knows about."""
+    """Tells whether a plan does nothing but cut channels, which is all that a latency table knows about."""
     return not plan.stacks and not plan.layers
 
 
@@ -272,12 +270,12 @@ def steered(task: Problem, found: Forecast) -> Problem:
 
 
 def forecast(
-    config: StudyConfig, bench: Workbench, task: Problem, display: Display, *, gpus: float = 0.0
+    config: StudyConfig, bench: Workbench, task: Problem, display: Display, workers: Workers
 ) -> Forecast | None:
-    """The study's forecast, from what an earlier run kept, from its table, or from one that is measured now.
+    """Returns the study's forecast: an earlier run's, one of its table, or one of a table that is measured now.
 
     None where latency neither steers the search nor a table is given; and where only bounds name it but more than
-    channels can be cut, so that it cannot be predicted. Ray must be up: the device is that of a worker. Raises
+    channels can be cut, so that it cannot be predicted. Networks are timed where a worker runs. Raises
     PrunefrontError for a table of something else, and bounds that nothing meets; and where latency cannot be predicted
     but is an objective or has a table.
     """
@@ -297,13 +295,13 @@ def forecast(
             "latency is predicted from what channel groups keep, and the space has layers or blocks to choose as well; "
             "take latency off search.objectives and measure.latency_table, or set space.granularities = "
             "['channel'] and "
-            "space.bits = [32]"
+            "quantisation.bits = [32]"
         )
     path = config.path / PREPARED / KEPT
     if path.exists():
         found = kept_forecast(path, task.space, bounds)
     else:
-        table = _table(config, bench, task, given, display, gpus)
+        table = _table(config, bench, task, given, display, workers)
         found = Forecast(table.predictor(), table, bounds)
         write_json(path, found.to_json())
     if math.isinf(found.predictor.half_width) and bounds:
@@ -322,16 +320,16 @@ def forecast(
 
 
 def kept_forecast(path: Path, space: SearchSpace, bounds: tuple[Constraint, ...] = ()) -> Forecast:
-    """What an earlier run kept. Raises PrunefrontError for a file that is none, or of other groups than the space."""
+    """Reads the forecast of an earlier run. Raises PrunefrontError where it does not fit the space."""
     data = read_json(path)
     try:
         table = LatencyTable.from_json(data["table"])
         predictor = LatencyPredictor.from_json(data["predictor"])
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, PrunefrontError) as error:
-        raise changed(path, f"{type(error).__name__}: {error}") from None
+        raise altered_file_error(path, f"{type(error).__name__}: {error}") from None
     groups = {g.name: g.units for g in space.groups}
     if predictor.operators != table.operators or not groups.items() <= predictor.groups.items():
-        raise changed(path, "it predicts another network")
+        raise altered_file_error(path, "it predicts another network")
     return Forecast(predictor, table, bounds)
 
 
@@ -341,11 +339,10 @@ def _table(
     task: Problem,
     given: Path | None,
     display: Display,
-    gpus: float,
+    workers: Workers,
 ) -> LatencyTable:
-    worker = ray.remote(TimingWorker).options(num_cpus=1, num_gpus=gpus).remote(ray.put(bench))
-    try:
-        where = _answer(worker.device.remote())
+    with workers.process(TimingWorker) as worker:
+        where = worker.call("device")
         path = given or config.path / LATENCY_TABLE
         if given is None:
             _measure(config, bench, path, where, worker, display)
@@ -354,30 +351,22 @@ def _table(
         for line in check_fits(table, path, network, where, {g.name: g.keeps for g in task.space.groups}):
             display.say(line)
         return table
-    finally:
-        if ray.is_initialized():  # or any call of Ray's would begin a cluster here
-            ray.kill(worker)
-
-
-def _answer(task: Any) -> Any:
-    """What the worker returns. Raises what it raised where a person can mend that, such as a device that went away."""
-    try:
-        return ray.get(task)
-    except RayTaskError as error:
-        if isinstance(error.cause, PrunefrontError):
-            raise error.cause from None
-        raise
 
 
 def _measure(
-    config: StudyConfig, bench: Workbench, path: Path, where: Mapping[str, Any], worker: Any, display: Display
+    config: StudyConfig,
+    bench: Workbench,
+    path: Path,
+    where: Mapping[str, Any],
+    worker: Process,
+    display: Display,
 ) -> None:
     keeps = widths(bench.graph, config)
     todo = design(keeps, seed=config.seed)
     empty = empty_table(bench.graph, bench.dense_onnx, where, keeps, todo)
 
     def time_point(kept: Mapping[str, int]) -> tuple[Point, float]:
-        point, ms = _answer(worker.time.remote(dict(kept)))
+        point, ms = worker.call("time", dict(kept))
         return point, ms
 
     with display.stage("timing", len(todo)):

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from prunefront.pipelines.config.sections import StudyConfig, TrainingSection
-from prunefront.pipelines.workers.scheduler import Reached
+from prunefront.pipelines.workers.judge import Reached
 from prunefront.search.outcomes.measurement import Failure, Measurement, outcome_from_json
-from prunefront.search.promotion.halving import GOOD, PAIRS, Rungs, RungSummary, Verdict, levels
+from prunefront.search.promotion.halving import FEWEST_PAIRS, TRUSTED, Rungs, RungSummary, Verdict, levels
 from prunefront.search.space.problem import Problem
 
 
 def keeps(section: TrainingSection) -> float:
-    """Which share of a rung goes on, as the study file has it."""
+    """Returns the share of a rung that goes on, as the study file has it."""
     return 1.0 / section.eta if section.early_stopping else 1.0
 
 
@@ -22,8 +22,11 @@ def rungs_of(
     events: Iterable[Mapping[str, Any]],
     names: Set[str],
 ) -> Rungs:
-    """As the journal's events left them. task: as the first stage searched it; scored: what was measured then, without
-    training, which is rung 0; names: of the networks that are compared."""
+    """Returns the rungs as the journal's events left them.
+
+    task: as the first stage searched it. scored: measurements without training, which are rung 0. names: networks that
+    are compared.
+    """
     section = config.training
     rungs = Rungs(
         task.objectives,
@@ -71,7 +74,7 @@ def told(rung: RungSummary, keep: float, images: int = 0) -> str:
         parts.append(f"rank correlation with the end {rung.overall.value:.2f} (n = {rung.finished})")
     like = rung.like
     if like.value is not None:
-        error = f" ± {like.error:.2f}" if like.pairs >= PAIRS else ""
+        error = f" ± {like.error:.2f}" if like.pairs >= FEWEST_PAIRS else ""
         parts.append(
             f"at like cost {like.value:.2f}{error} ({like.pairs} pair{'s' * (like.pairs != 1)} that it tells apart)"
         )
@@ -79,7 +82,12 @@ def told(rung: RungSummary, keep: float, images: int = 0) -> str:
         parts.append("no two that it tells apart at like cost")
     if rung.level and rung.share > keep:
         parts.append(f"it says too little of the end, so it keeps {rung.share:.0%} instead of {keep:.0%}")
-    if not rung.level and like.value is not None and like.pairs >= PAIRS and like.value + like.error < GOOD:
+    if (
+        not rung.level
+        and like.value is not None
+        and like.pairs >= FEWEST_PAIRS
+        and like.value + like.error < TRUSTED
+    ):
         parts.append("that says little of the end: raise training.candidates")
     return f"rung {when}: {'; '.join(parts)}"
 

@@ -1,13 +1,14 @@
 """The first stage: a searcher asks, warm workers score without training, equal architectures are paid for once."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.journal.evaluations import Evaluation, Evaluations
 from prunefront.pipelines.journal.journal import Journal, JournalError
 from prunefront.pipelines.prepare.feasibility import OverBudget
 from prunefront.pipelines.workers.inheritance import Inheritance
+from prunefront.pipelines.workers.workers import Scoring
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome, outcome_from_json
 from prunefront.search.searchers.searcher import Searcher
@@ -19,20 +20,6 @@ MOST_REFUSED = 2000
 
 HOPELESS = 8
 """If this many first candidates fail, without one success, it is the study that is wrong and not the candidates."""
-
-
-class Pool(Protocol):
-    """Where plans are scored: Ray actors, or this process in a test."""
-
-    @property
-    def free(self) -> int: ...
-
-    @property
-    def in_flight(self) -> int: ...
-
-    def submit(self, name: str, plan: PruningPlan) -> None: ...
-
-    def next(self, timeout: float) -> tuple[str, Outcome, float | None] | None: ...
 
 
 class Screening:
@@ -114,10 +101,10 @@ class Screening:
 
     @property
     def scored(self) -> int:
-        """How many architectures were scored in this study."""
+        """Number of architectures that were scored in this study."""
         return len(self.outcomes) - len(self.recalled)
 
-    def run(self, pool: Pool, budget: int, enough: Callable[[], bool] = lambda: False) -> None:
+    def run(self, pool: Scoring, budget: int, enough: Callable[[], bool] = lambda: False) -> None:
         """Scores until `budget` different architectures are done, or the searcher has no new one, or it is `enough`.
 
         Raises PrunefrontError if every one of the first candidates fails.
@@ -219,7 +206,7 @@ class Screening:
 
     @property
     def measured(self) -> dict[str, Measurement]:
-        """What was scored, without the failures."""
+        """Key -> measurement of what was scored, without the failures."""
         return {key: o for key, o in self.outcomes.items() if isinstance(o, Measurement)}
 
     @property

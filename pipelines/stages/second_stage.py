@@ -5,11 +5,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import locate
-from prunefront.pipelines.cluster.connect import Cluster
-from prunefront.pipelines.cluster.patience import Patience
+from prunefront.pipelines.artifacts.manifest import artifact_uri
 from prunefront.pipelines.journal.journal import JournalError, write_json
-from prunefront.pipelines.journal.layout import BOUNDS, CORRECTED_TABLE, TUNE
+from prunefront.pipelines.journal.layout import BOUNDS, CORRECTED_TABLE
 from prunefront.pipelines.prepare.network import Network, planned_by
 from prunefront.pipelines.stages.controls import control_job, spread
 from prunefront.pipelines.stages.final import Trained, chosen, standing
@@ -19,12 +17,12 @@ from prunefront.pipelines.stages.screening import Screening
 from prunefront.pipelines.stages.session import Session
 from prunefront.pipelines.tracking.tracker import candidate_params
 from prunefront.pipelines.workers.bench import Job
-from prunefront.pipelines.workers.checkpoints import kept_in
 from prunefront.pipelines.workers.failures import PASSING, REFUSED
-from prunefront.pipelines.workers.scheduler import Reached
-from prunefront.pipelines.workers.trials import COSTS, MEASURED_ON, RESUMED, Queue, Trials, finetune_all
+from prunefront.pipelines.workers.judge import Reached
+from prunefront.pipelines.workers.trial import COSTS, MEASURED_ON, RESUMED, Checkpoints
+from prunefront.pipelines.workers.workers import Training, Workers
 from prunefront.pruners.graph.plan import DENSE, PruningPlan, Scores
-from prunefront.search.outcomes.constraints import resolve, shortfall
+from prunefront.search.outcomes.constraints import describe_violations, resolve
 from prunefront.search.outcomes.front import violation
 from prunefront.search.outcomes.measurement import Constraint, Failure, Outcome, outcome_from_json
 from prunefront.search.promotion.halving import Rungs
@@ -39,17 +37,16 @@ def finetune(
     scores: Scores,
     screening: Screening,
     task: Problem,
-    bench_ref: Any,
-    cluster: Cluster,
+    workers: Workers,
 ) -> list[Trained]:
-    """Second stage: the promising ones and the dense network, fine-tuned, measured and published by Tune trials."""
+    """Second stage: fine-tunes, measures and publishes the promising candidates and the dense network."""
     config, journal = session.config, session.journal
     if not journal.of("promoted"):
         bounds = task.constraints
         keys = promote(
             {k: m for k, m in screening.measured.items() if k != DENSE},
             config.training.candidates,
-            cost="size_bytes" if min(config.space.bits) < 32 else "macs",
+            cost="size_bytes" if min(config.quantisation.bits) < 32 else "macs",
             chance=1.0 / network.splits.classes,
             constraints=bounds,
         )
@@ -76,16 +73,16 @@ def finetune(
     def rungs() -> Rungs:
         return rungs_of(config, task, screening.measured, journal.events, compared)
 
-    return _make(session, jobs, bench_ref, cluster, stage="finetune", rungs=rungs)
+    return Making(session, jobs, workers, stage="finetune", rungs=rungs).run()
 
 
 def _say_none_within(session: Session, screening: Screening, bounds: Sequence[Constraint]) -> None:
-    """That no scored candidate meets the bounds on exact costs, and which one is nearest."""
+    """Says that no scored candidate meets the bounds on exact costs, and which one is nearest."""
     scored = {key: m for key, m in screening.measured.items() if key != DENSE}
     if not scored or not session.config.training.candidates:
         return
     nearest = min(scored, key=lambda key: (violation(scored[key], bounds), key))
-    if missed := shortfall(scored[nearest].values, bounds):
+    if missed := describe_violations(scored[nearest].values, bounds):
         session.display.say(
             f"none of the {len(scored)} scored candidates meets the bounds, so none is fine-tuned; nearest: {nearest} "
             f"with {missed}; give search.candidates more, or widen the bounds"
@@ -97,15 +94,14 @@ def control(
     network: Network,
     scores: Scores,
     front: Sequence[Trained],
-    bench_ref: Any,
-    cluster: Cluster,
+    workers: Workers,
 ) -> list[Trained]:
-    """What the study file asks to compare some of the front's networks with, made as they were or from scratch."""
+    """Makes the controls that the study file asks for, of some of the front's networks."""
     config, journal = session.config, session.journal
-    if not config.controls:
+    if not config.controls.methods:
         return []
     if not journal.of("controlled"):
-        names = [t.name for t in spread(front, config.controlled, network.graph)]
+        names = [t.name for t in spread(front, config.controls.networks, network.graph)]
         journal.append("controlled", names=names)
     found = {t.name: t for t in front}
     names = journal.of("controlled")[-1]["names"]
@@ -117,129 +113,142 @@ def control(
     subjects = [found[name] for name in names]
     jobs = [
         control_job(name, subject, network.graph, scores, config)
-        for name in config.controls
+        for name in config.controls.methods
         for subject in subjects
     ]
-    return _make(session, jobs, bench_ref, cluster, stage="control")
+    return Making(session, jobs, workers, stage="control").run()
 
 
-def _make(
-    session: Session,
-    jobs: Sequence[Job],
-    bench_ref: Any,
-    cluster: Cluster,
-    *,
-    stage: str,
-    rungs: Callable[[], Rungs] | None = None,
-) -> list[Trained]:
-    """Makes the networks that an earlier run did not, each in a Tune trial; returns all that reached the end.
+LABELS = {"finetune": "fine-tuning", "control": "controls"}
+"""Stage -> what a person reads while it runs."""
 
-    rungs: where the compared ones among them may be stopped, as the journal has it.
-    """
-    config, journal = session.config, session.journal
-    named = {job.name: job for job in jobs}
-    finished = {e["name"] for e in journal.of("trained") if e["name"] in named and _settled(e)}
-    finished |= {e["name"] for e in journal.of("stopped") if e["name"] in named}
-    widened: set[int] = set()
-    busy = 0.0
 
-    def record(event: Mapping[str, Any]) -> None:
+class Making:
+    """Makes the networks of a stage that an earlier run did not make, and records each as it is finished."""
+
+    def __init__(
+        self,
+        session: Session,
+        jobs: Sequence[Job],
+        workers: Workers,
+        *,
+        stage: str,
+        rungs: Callable[[], Rungs] | None = None,
+    ) -> None:
+        """rungs: returns where the compared ones among the networks may be stopped, as the journal has it."""
+        self._session, self._workers, self._stage, self._rungs = session, workers, stage, rungs
+        self._jobs = {job.name: job for job in jobs}
+        journal = session.journal
+        self._finished = {e["name"] for e in journal.of("trained") if e["name"] in self._jobs and _settled(e)}
+        self._finished |= {e["name"] for e in journal.of("stopped") if e["name"] in self._jobs}
+        self._widened: set[int] = set()
+        self._busy = 0.0
+        self._checkpoints: Checkpoints | None = None
+
+    def run(self) -> list[Trained]:
+        """Returns the networks that reached the end, of this run and of earlier ones."""
+        session, jobs = self._session, self._jobs
+        for event in (
+            session.journal.events
+        ):  # what an earlier run could no longer record; the tracker takes each once
+            settled = event["event"] == "stopped" or (event["event"] == "trained" and _settled(event))
+            if settled and event["name"] in jobs:
+                self._record(event)
+        # workers are busy as long as there are networks left
+        session.events.watched["workers_busy"] = lambda: min(
+            self._workers.count, len(jobs.keys() - self._finished)
+        )
+        with session.display.stage(LABELS[self._stage], len(jobs), len(self._finished)):
+            if left := [job for name, job in jobs.items() if name not in self._finished]:
+                self._train(left)
+        session.timing.busy[self._stage] = self._busy
+        if left_over := len(jobs.keys() - self._finished):
+            raise PrunefrontError(
+                f"training ended with {left_over} of {len(jobs)} networks not trained; go on with --resume"
+            )
+        return _trained(session, jobs)
+
+    def _train(self, jobs: Sequence[Job]) -> None:
+        session = self._session
+        names = [job.name for job in jobs]
+        with self._workers.checkpoints(session.config.path, self._stage, names) as checkpoints:
+            self._checkpoints = checkpoints
+            training = Training(
+                self._stage, jobs, session.config.path, checkpoints, self._rungs() if self._rungs else None
+            )
+            self._workers.train(training, self._on_trained, self._on_rung, session.display.say)
+        if self._rungs:
+            _say_rungs(session, self._rungs())
+
+    def _record(self, event: Mapping[str, Any]) -> None:
         name, artifact = event["name"], event.get("artifact", "")
         stopped = {"stopped_after_epochs": event["epoch"]} if event["event"] == "stopped" else {}
         place = {MEASURED_ON: event[MEASURED_ON]["host"]} if MEASURED_ON in event else {}
-        session.tracker.log(
+        self._session.tracker.log(
             name,
-            candidate_params(named[name].candidate) | stopped | place,
+            candidate_params(self._jobs[name].candidate) | stopped | place,
             outcome_from_json(event["outcome"]),
-            locate(session.store.uri, artifact) if artifact else None,
-            stage=stage,
+            artifact_uri(self._session.store.uri, artifact) if artifact else None,
+            stage=self._stage,
             seconds=float(event.get("seconds", 0.0)),
         )
 
-    for event in journal.events:  # what an earlier run could no longer record; the tracker takes each once
-        settled = event["event"] == "stopped" or (event["event"] == "trained" and _settled(event))
-        if settled and event["name"] in named:
-            record(event)
-
-    def on_rung(reached: Reached) -> None:
-        nonlocal busy
+    def _on_rung(self, reached: Reached) -> None:
+        session = self._session
         kind, event = event_of(reached)
-        journal.append(kind, **event)
-        keep = keeps(config.training)
-        if reached.verdict.share > keep and reached.epoch not in widened:
-            widened.add(reached.epoch)
+        session.journal.append(kind, **event)
+        keep = keeps(session.config.training)
+        if reached.verdict.share > keep and reached.epoch not in self._widened:
+            self._widened.add(reached.epoch)
             session.display.say(
                 f"the order after {reached.epoch} epochs says too little of the end: {reached.verdict.share:.0%} go on "
                 f"from there instead of {keep:.0%}"
             )
         if reached.verdict.go_on:
             return
-        busy += reached.seconds
-        record(journal.events[-1])
-        finished.add(reached.name)
-        kept.drop(reached.name)
+        self._busy += reached.seconds
+        self._record(session.journal.events[-1])
+        self._finish(reached.name)
         accuracy = reached.measurement["accuracy"]
-        session.display.update(len(finished), f"stopped at epoch {reached.epoch}, accuracy {accuracy:.3f}")
+        session.display.update(
+            len(self._finished), f"stopped at epoch {reached.epoch}, accuracy {accuracy:.3f}"
+        )
 
-    def on_trained(name: str, outcome: Outcome, result: dict[str, Any]) -> None:
-        nonlocal busy
+    def _on_trained(self, name: str, outcome: Outcome, result: dict[str, Any]) -> None:
+        session = self._session
         seconds = float(result.get("busy_seconds", 0.0))
-        busy += seconds
-        artifact = str(result.get("artifact", ""))
+        self._busy += seconds
         resumed = {RESUMED: result[RESUMED]} if RESUMED in result else {}
         place = {MEASURED_ON: json.loads(result[MEASURED_ON])} if MEASURED_ON in result else {}
-        journal.append(
+        session.journal.append(
             "trained",
             name=name,
             outcome=outcome.to_json(),
-            artifact=artifact.rpartition("/")[2],
+            artifact=str(result.get("artifact", "")).rpartition("/")[2],
             epochs=result.get("epochs", 0),
             seconds=round(seconds, 3),
             **place,
             **resumed,
             **{name: result[name] for name in COSTS if name in result},
         )
-        record(journal.events[-1])
-        if _settled(journal.events[-1]):  # else --resume goes on from what was kept
-            kept.drop(name)
+        self._record(session.journal.events[-1])
+        self._finish(name, keep=not _settled(session.journal.events[-1]))
         if isinstance(outcome, Failure) and outcome.kind == REFUSED:
             raise PrunefrontError(
                 f"networks cannot be published: {outcome.reason}; what was done is kept, mend that and go on with "
                 "--resume"
             )
-        finished.add(name)
-        session.display.update(len(finished), _note(outcome))
+        session.display.update(len(self._finished), _note(outcome))
 
-    # Tune keeps every worker busy as long as there are networks left
-    session.events.watched["workers_busy"] = lambda: min(cluster.workers, len(named.keys() - finished))
-    label = {"finetune": "fine-tuning", "control": "controls"}[stage]
-    with session.display.stage(label, len(named), len(finished)):
-        left = Queue([job for name, job in named.items() if name not in finished])
-        if len(left):
-            unfinished = named.keys() - finished
-            with kept_in(config.path, stage, unfinished, remote=cluster.remote) as kept:
-                trials = Trials(
-                    cluster.workers,
-                    config.cluster,
-                    config.path / TUNE,
-                    stage,
-                    rungs() if rungs else None,
-                    kept,
-                    Patience(config.cluster, session.display.say),
-                )
-                finetune_all(bench_ref, left, trials, on_trained, on_rung)
-            if rungs:
-                _say_rungs(session, rungs())
-    session.timing.busy[stage] = busy
-    if left_over := len(named.keys() - finished):
-        raise PrunefrontError(
-            f"Ray Tune ended with {left_over} of {len(named)} networks not trained; go on with --resume"
-        )
-    return _trained(session, named)
+    def _finish(self, name: str, keep: bool = False) -> None:
+        """Counts a network as done. keep: its checkpoint stays, as --resume goes on from there."""
+        self._finished.add(name)
+        if self._checkpoints is not None and not keep:
+            self._checkpoints.drop(name)
 
 
 def _say_rungs(session: Session, rungs: Rungs) -> None:
-    """What the rungs knew of the end, for whoever must decide how many candidates and epochs to pay for."""
+    """Says what the rungs knew of the end, for whoever decides how many candidates and epochs to pay for."""
     summaries = rungs.summary()
     for rung in summaries:
         session.display.say(told(rung, rungs.keep, session.config.search.train_images))
@@ -253,14 +262,17 @@ def _say_rungs(session: Session, rungs: Rungs) -> None:
 
 
 def _settled(event: dict[str, Any]) -> bool:
-    """Whether an outcome of the second stage stands. What failed by the machine or the store, and the dense network,
-    without which there is no front, are tried again when a study is resumed."""
+    """Tells whether an outcome of the second stage stands.
+
+    A resumed study tries again what failed by the machine or the store, and the dense network, without which there is
+    no front.
+    """
     outcome = outcome_from_json(event["outcome"])
     return not (isinstance(outcome, Failure) and (outcome.kind in PASSING or event["name"] == DENSE))
 
 
 def latest_artifacts(events: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Of the networks that were published with test figures, by name: their newest ids."""
+    """Returns the newest artifact ids of networks that were published with test figures, by name."""
     return {event["name"]: event["artifact"] for event in events if event["event"] == "published"}
 
 
@@ -271,7 +283,7 @@ def _note(outcome: Outcome) -> str:
 
 
 def _trained(session: Session, jobs: Mapping[str, Job]) -> list[Trained]:
-    """What the journal knows of these jobs. Raises PrunefrontError if the dense network itself failed."""
+    """Returns what the journal knows of these jobs. Raises PrunefrontError if the dense network itself failed."""
     trained, failures = [], []
     latest = {event["name"]: event for event in session.journal.of("trained")}
     published = latest_artifacts(session.journal.events)
@@ -323,6 +335,6 @@ def choose(session: Session, trained: Sequence[Trained]) -> list[Trained]:
     limits = resolve(bounds, dense.measurement.values)
     if bounds:
         uri = session.store.uri
-        found = standing(trained, bounds, limits, lambda artifact: locate(uri, artifact))
+        found = standing(trained, bounds, limits, lambda artifact: artifact_uri(uri, artifact))
         write_json(session.config.path / BOUNDS, found)
     return chosen(trained, limits)

@@ -1,7 +1,7 @@
-"""What the stages of one run of a study share."""
+"""Everything that the stages of one run share."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -9,14 +9,15 @@ from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.events.events import Events
 from prunefront.pipelines.journal.journal import Journal
-from prunefront.pipelines.recovery.place import Held
+from prunefront.pipelines.recovery.claim import Ownership
+from prunefront.pipelines.stages.warm_start import Earlier
 from prunefront.pipelines.stores.store import ArtifactStore
 from prunefront.pipelines.tracking.tracker import Tracker
 
 
 @dataclass
 class Timing:
-    """Where a run's wall time went. seconds: per stage. busy: what workers spent on candidates, all together.
+    """Wall time of a run. seconds: of each stage. busy: seconds that all workers together spent on candidates.
 
     on_stage: called with a stage's name and None when it begins, and with its seconds when it ends.
     """
@@ -39,7 +40,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What the stages of one run share and write to. custody: the right to write what is the study's alone."""
+    """Everything that the stages of one run share and write to.
+
+    ownership: the right to write what is the study's alone. earlier: evaluations of studies that this one starts from.
+    """
 
     config: StudyConfig
     display: Display
@@ -47,5 +51,6 @@ class Session:
     tracker: Tracker
     store: ArtifactStore
     timing: Timing
-    custody: Held
+    ownership: Ownership
     events: Events = field(default_factory=Events)
+    earlier: Sequence[Earlier] = ()

@@ -1,6 +1,6 @@
-"""What every worker of a study holds: made once, sent once through the object store, read-only."""
+"""The workbench that every worker of a study holds: made once, sent once, read-only."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,15 +9,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cluster.device import Target
 from prunefront.pipelines.config.sections import ArtifactSection, MeasureSection, ModelSection
 from prunefront.pipelines.data import SearchData
+from prunefront.pipelines.measure.target import Target
 from prunefront.pipelines.models import build
 from prunefront.pipelines.stores.spool import Refuge
 from prunefront.pipelines.workers.train import Recipe
 from prunefront.pruners.controls import Start
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.statistics import Batch, Inputs
 from prunefront.search.space.candidate import Candidate
 
 
@@ -81,11 +82,11 @@ class Workbench:
     target: Target | None = None
 
     def here(self) -> "Workbench":
-        """As this process can use it: on the CPU where GPUs were asked for and torch sees none."""
+        """Returns the bench as this process can use it: on the CPU where GPUs were asked for and torch sees none."""
         return self if torch.cuda.is_available() else replace(self, device="cpu")
 
     def dense_model(self) -> nn.Module:
-        """A fresh copy of the dense network in eval mode, with its own memory."""
+        """Returns a fresh copy of the dense network in eval mode, with its own memory."""
         return self._holding(self.weights)
 
     def untrained(self, start: Start, seed: int) -> nn.Module:
@@ -106,5 +107,14 @@ class Workbench:
 
 
 def arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
-    """The state dict as numpy arrays."""
+    """Returns the state dict as numpy arrays."""
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def on_device(batches: Sequence[Batch], device: str) -> list[Batch]:
+    """Returns batches whose inputs and labels lie on a device."""
+
+    def moved(value: Inputs) -> Inputs:
+        return tuple(part.to(device) for part in value) if isinstance(value, tuple) else value.to(device)
+
+    return [(moved(inputs), moved(labels)) for inputs, labels in batches]

@@ -32,7 +32,7 @@ from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.workers.bench import Job, Workbench
 from prunefront.pipelines.workers.inheritance import Parent
 from prunefront.pipelines.workers.publish import published
-from prunefront.pipelines.workers.train import Keep, Recipe, begin, carry_out
+from prunefront.pipelines.workers.train import Keep, Recipe, begin, carry_out, laid_out
 from prunefront.pruners.bits.bit_width import unwrapped
 from prunefront.pruners.cut.inherit import inherited, unfitted
 from prunefront.pruners.cut.prune import prune, settle
@@ -80,15 +80,15 @@ class Evaluator:
         self._calibration = list(itertools.islice(stream, -(-bench.calibration_images // CALIBRATION_BATCH)))
         self._validation = _first(bench.data.validation, bench.validation_limit)
         self.timing_seconds = 0.0
-        """What the last latency measurement took, without the wait for its slot."""
+        """Seconds that the last latency measurement took, without the wait for its slot."""
 
     def prune(self, plan: PruningPlan) -> nn.Module:
-        """The pruned network before any training: cut, repaired, its batch norm statistics estimated anew."""
+        """Returns the pruned network before any training: cut, repaired, its batch norm statistics estimated anew."""
         with shared():
             return self._prune(plan)
 
     def score(self, plan: PruningPlan) -> Measurement:
-        """First score of a candidate, without training: validation accuracy and exact costs."""
+        """Returns the first score of a candidate, without training: validation accuracy and exact costs."""
         with shared():
             return self._measure(self._prune(plan), plan, self._validation)
 
@@ -117,20 +117,24 @@ class Evaluator:
             )
             run.cut(statistics=False)
         teacher = self.dense if recipe.distill > 0 else None
-        trained = carry_out(run, [Phase(run.left)], bench.data, recipe, teacher=teacher, yield_point=shared)
+        trained = carry_out(
+            run, [Phase(run.steps_left)], bench.data, recipe, teacher=teacher, yield_point=shared
+        )
         for _ in trained:  # epochs that fall within it are not looked at
             pass
         with shared():
             if recipe.channels_last:
-                run.model.to(memory_format=torch.channels_last)
+                laid_out(run.model, torch.channels_last)
             # a short training leaves running statistics behind its weights
             with torch.autocast(bench.device, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                 recalibrate(run.model, self._calibration)
             return self._measure(run.model, plan, self._validation), run.model
 
     def heir(self, parent: Parent) -> nn.Module:
-        """The dense network with its parent's values where the parent kept them. Raises PrunefrontError for weights
-        that are not the parent's."""
+        """Returns the dense network with its parent's values where the parent kept them.
+
+        Raises PrunefrontError for weights that are not the parent's.
+        """
         model = self.bench.dense_model()
         model.load_state_dict(inherited(model, self.bench.graph, parent.plan, unpacked(parent.weights)))
         return model
@@ -138,7 +142,7 @@ class Evaluator:
     def train(
         self, job: Job, keep: Keep | None = None, snapshot: Snapshot | None = None
     ) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
-        """Makes a job's network; how it stands after each epoch but the last. Raises Diverged.
+        """Makes a job's network, and yields how it stands after each epoch but the last. Raises Diverged.
 
         keep: of procedures that resume. snapshot: of this job, to go on from; its epoch is the first that is told.
         Raises SnapshotError for one of another.
@@ -159,7 +163,7 @@ class Evaluator:
         epochs = carry_out(
             run, phases, bench.data, recipe, teacher=teacher, yield_point=shared, keep=keep, snapshot=snapshot
         )
-        yield from self._progress(epochs, lambda: (run.model, run.plan(), run.arrived), recipe)
+        yield from self._progress(epochs, lambda: (run.model, run.plan(), run.at_goal), recipe)
         return run.model, run.plan()
 
     def _from_scratch(
@@ -192,7 +196,7 @@ class Evaluator:
                 yield Progress(report.epoch, self.measure(model, plan), whole)
 
     def measure(self, model: nn.Module, plan: PruningPlan) -> Measurement:
-        """Accuracy on all validation images, and exact costs."""
+        """Returns accuracy on all validation images, and exact costs."""
         with shared():
             return self._measure(model, plan, self.bench.data.validation)
 
@@ -217,7 +221,7 @@ class Evaluator:
         """
         with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
             folder = Path(temporary)
-            model = model.cpu().eval().to(memory_format=torch.contiguous_format)
+            model = laid_out(model.cpu().eval(), torch.contiguous_format)
             with shared():
                 self._write_network(model, plan, folder)
             timed = self._time(model, folder / "model.onnx")
@@ -274,7 +278,7 @@ class Evaluator:
         recipe = self.bench.recipe
         model = prune(self.dense, self.bench.graph, plan, self._calibration, statistics=False)
         if recipe.channels_last:
-            model = model.to(memory_format=torch.channels_last)
+            model = laid_out(model, torch.channels_last)
         with torch.autocast(self.bench.device, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             settle(model, plan, self._calibration)
         return model
@@ -322,19 +326,19 @@ class Evaluator:
 
 
 def _seed(study: int, plan: PruningPlan) -> int:
-    """Of a candidate's training in the first stage, whoever does it and when."""
+    """Returns the seed of a candidate's training in the first stage, whoever does it and when."""
     return int.from_bytes(hashlib.sha256(f"{study} {plan.key()}".encode()).digest()[:4]) % 2**31
 
 
 def integers(plan: PruningPlan) -> bool:
-    """Whether the plan's ONNX network computes in integers: inputs and weights of some layers have 8 bits or fewer."""
+    """Tells whether the plan's ONNX network computes in integers: some layers have 8-bit inputs and weights."""
     words = plan.words
     short = any(bits <= 8 for bits in plan.bits().values())
     return short and words.activations == "fixed_point" and words.activation_bits == 8
 
 
 def load_network_from(bench: Workbench, plan: PruningPlan, weights: Path) -> nn.Module:
-    """What a reader of the artifact makes of it."""
+    """Returns the network that a reader of the artifact makes of it."""
     dense = build(bench.model, classes=bench.classes, input_shape=bench.input_shape)
     return rebuild(dense, plan, tuple(described(bench.graph, plan)["removed"]), weights)
 

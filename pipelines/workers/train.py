@@ -21,7 +21,7 @@ from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.procedures import Phase
 from prunefront.pruners.procedures.loop import EpochReport, fit
 from prunefront.pruners.procedures.run import Run, SnapshotError
-from prunefront.pruners.procedures.snapshot import Snapshot, Sums, take
+from prunefront.pruners.procedures.snapshot import Snapshot, Sums, take_snapshot
 from prunefront.pruners.statistics import Batch
 
 Precision = Literal["float32", "bfloat16"]
@@ -38,7 +38,7 @@ GAIN_NEEDED = 1.05
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to train. SGD with Nesterov momentum 0.9, learning rate falling to zero as a half cosine.
+    """Recipe of a training: SGD with Nesterov momentum 0.9, learning rate falling to zero as a half cosine.
 
     learning_rate: its peak. weight_decay: on weights of convolutions and linear layers only, not on biases and
     batch norm.
@@ -59,7 +59,7 @@ class Recipe:
 
 
 NO_GRAPH = ChannelGraph((), (), (), {}, ())
-"""Of a network that is trained and not cut."""
+"""Channel graph of a network that is trained and not cut."""
 
 
 def train(
@@ -90,14 +90,14 @@ def begin(
     *,
     steps: int | None = None,
 ) -> Run:
-    """What a training procedure starts from. model: dense, changed in place until the first cut.
+    """Returns what a training procedure starts from. model: dense, changed in place until the first cut.
 
     steps: mini-batches to spend; None = those of the recipe's epochs.
     """
     per_epoch = _steps(len(data.train), recipe.batch_size)
 
     def optimizer(network: nn.Module) -> torch.optim.SGD:
-        network.to(memory_format=_memory_format(recipe))  # a cut may have undone it
+        laid_out(network, _memory_format(recipe))  # a cut may have undone it
         return _sgd(network, recipe)
 
     return Run(
@@ -131,7 +131,7 @@ def carry_out(
         raise PrunefrontError(f"distill = {recipe.distill} needs a teacher; give one, or set distill = 0")
     frozen = None
     if teacher is not None and recipe.distill > 0:
-        frozen = _frozen_copy(teacher).to(memory_format=_memory_format(recipe))
+        frozen = laid_out(_frozen_copy(teacher), _memory_format(recipe))
     device = next(run.model.parameters()).device
 
     def backward(model: nn.Module, batch: Batch, step: int) -> float:
@@ -148,7 +148,7 @@ def carry_out(
 
     def taken(sums: Sums) -> None:
         assert keep is not None
-        keep(lambda: take(run, sums, generator.bit_generator.state).to_bytes())
+        keep(lambda: take_snapshot(run, sums, generator.bit_generator.state).to_bytes())
 
     try:
         yield from fit(
@@ -164,7 +164,7 @@ def carry_out(
         )
     finally:
         run.model.eval()
-        run.model.to(memory_format=torch.contiguous_format)
+        laid_out(run.model, torch.contiguous_format)
 
 
 def _stream(
@@ -182,6 +182,11 @@ def _stream(
             channels_last=recipe.channels_last,
             smallest=2,
         )
+
+
+def laid_out(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
+    """Returns the model, its tensors in a memory format."""
+    return model.to(memory_format=memory_format)  # type: ignore[call-overload, no-any-return]  # not in torch's stubs
 
 
 def _memory_format(recipe: Recipe) -> torch.memory_format:
@@ -266,8 +271,8 @@ def _stepper(
 ) -> Callable[[], None]:
     """One real training step of a copy of the model, always on the same batch."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    student = copy.deepcopy(model).to(memory_format=memory_format).train()
-    frozen = None if teacher is None else _frozen_copy(teacher).to(memory_format=memory_format)
+    student = laid_out(copy.deepcopy(model), memory_format).train()
+    frozen = None if teacher is None else laid_out(_frozen_copy(teacher), memory_format)
     recipe = Recipe(
         epochs=1,
         learning_rate=1e-4,
@@ -314,13 +319,14 @@ def _backward(
         loss = distillation_loss(outputs.float(), targets, labels, recipe.distill, recipe.temperature)
     value = loss.item()
     if math.isfinite(value):
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return value
 
 
 @torch.no_grad()
 def _outputs(model: nn.Module, images: Tensor) -> Tensor:
-    return model(images).float()
+    outputs: Tensor = model(images)
+    return outputs.float()
 
 
 def _frozen_copy(teacher: nn.Module) -> nn.Module:

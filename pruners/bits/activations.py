@@ -12,6 +12,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.layers import Part
 from prunefront.pruners.quantisers.fixed_point import least_squares_step, top_level
 from prunefront.pruners.statistics import Batch
+from prunefront.pruners.units.modes import evaluating
 
 Kind = Literal["fixed_point", "dorefa", "xnor"]
 
@@ -146,24 +147,21 @@ def _watched(
     model: nn.Module, inputs: Mapping[str, QuantisedInput], seen: Mapping[str, _Sample]
 ) -> Iterator[None]:
     """Eval mode with all inputs in float, and samples of those that are asked for."""
-    flags = {module: module.training for module in model.modules()}
     active = {module: module.active for module in inputs.values()}
     handles = [
         inputs[name].register_forward_pre_hook(lambda _, args, sample=sample: sample.add(args[0]))
         for name, sample in seen.items()
     ]
-    model.eval()
     for module in active:
         module.active = False
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for handle in handles:
             handle.remove()
         for module, was in active.items():
             module.active = was
-        for any_module, training in flags.items():
-            any_module.training = training
 
 
 def _straight_through(quantised: Tensor, x: Tensor, inside: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
 """Whole blocks of a stack taken away, or zeroed: what is left of them is the identity."""
 
 from collections.abc import Collection
-from difflib import get_close_matches
 
 from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.cut.surgery import copied
 from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.text import did_you_mean
 
 
 def without_blocks(model: nn.Module, blocks: Collection[str]) -> nn.Module:
@@ -41,9 +41,10 @@ def mask_blocks(model: nn.Module, graph: ChannelGraph, blocks: Collection[str]) 
 def _block(model: nn.Module, path: str) -> nn.Module:
     modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     if not path or path not in modules:
-        near = get_close_matches(path, modules, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(list(modules)[1:9])} …"
-        raise PrunefrontError(f"{type(model).__name__} has no module {path!r} that could go; {hint}")
+        raise PrunefrontError(
+            f"{type(model).__name__} has no module {path!r} that could go; {did_you_mean(path, modules)}"
+            f"there are: {', '.join(list(modules)[1:9])} …"
+        )
     return modules[path]
 
 

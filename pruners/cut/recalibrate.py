@@ -7,6 +7,7 @@ from torch import nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.statistics import Batch
+from prunefront.pruners.units.modes import evaluating
 
 RUNNING = (
     nn.BatchNorm1d,
@@ -32,24 +33,20 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> None:
     norms = [m for m in model.modules() if isinstance(m, RUNNING) and m.running_mean is not None]
     if not norms:
         return
-    flags = {module: module.training for module in model.modules()}
     momenta = {norm: norm.momentum for norm in norms}
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch's word for a cumulative average
-        norm.train()
     empty = True
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # torch's word for a cumulative average
+                norm.train()
             for inputs, _ in batches:
                 model(*inputs) if isinstance(inputs, tuple) else model(inputs)
                 empty = False
     finally:
         for norm, momentum in momenta.items():
             norm.momentum = momentum
-        for module, training in flags.items():
-            module.training = training
     if empty:
         raise PrunefrontError(
             "batch-norm statistics cannot be estimated from no batch at all: give at least one"

@@ -1,8 +1,8 @@
 """After the cut: the weights that read a group are fitted to what the dense network's next layer gave."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,13 @@ from prunefront.pruners.cut.surgery import Removed, removed
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.statistics import Batch
-from prunefront.pruners.statistics.contributions import chosen_sites, image_digests, patches, sites
+from prunefront.pruners.statistics.contributions import (
+    choose_positions,
+    image_digests,
+    output_positions,
+    patches,
+)
+from prunefront.pruners.units.modes import evaluating
 from prunefront.pruners.units.view import consumers
 from prunefront.pruners.units.watch import CONVOLUTIONS, TRANSPOSED, OnOutput, Product, Watch
 
@@ -69,7 +75,7 @@ def repair(
     for group in wanted:
         for member in consumers(group):
             readers[member.tensor].append((group, member))
-    with _evaluating(dense), _evaluating(pruned), torch.no_grad():
+    with evaluating(dense), evaluating(pruned), torch.no_grad():
         stored = pruned.state_dict(keep_vars=True)
         calls = {
             name: count
@@ -157,7 +163,9 @@ def _places(
     product: Product, y: Tensor, digests: Sequence[int], call: int
 ) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
     """Image and output position of the sampled rows; the same in the dense and in the pruned network."""
-    site = chosen_sites(digests, sites(product, y, len(digests)), (0, product.name, call)).to(y.device)
+    site = choose_positions(digests, output_positions(product, y, len(digests)), (0, product.name, call)).to(
+        y.device
+    )
     image = torch.arange(len(digests), device=y.device)[:, None].expand_as(site)
     return image.flatten(), site.flatten()
 
@@ -245,15 +253,3 @@ def _solved(gram: Float[Tensor, "k k"], slope: Float[Tensor, "k outputs"]) -> Fl
         return torch.zeros_like(slope)
     change: Tensor = torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), slope)
     return change
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode; every module's own training flag comes back."""
-    flags = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in flags.items():
-            module.training = training

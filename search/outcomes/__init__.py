@@ -1,1 +1,1 @@
-"""What came of candidates: measurements, constraints, dominance, fronts."""
+"""Outcomes of candidates: measurements, constraints, dominance, fronts."""

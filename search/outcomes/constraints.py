@@ -1,28 +1,28 @@
-"""Bounds in a user's words, such as `accuracy >= -1pt`: read, checked against each other, resolved against dense."""
+"""Bounds as a user writes them, such as `accuracy >= -1pt`: parsing, checks, and values for a network."""
 
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, InvalidOperation
-from difflib import get_close_matches
 from typing import Literal
 
 from prunefront.errors import PrunefrontError
 from prunefront.search.outcomes.measurement import OBJECTIVES, Constraint
+from prunefront.text import did_you_mean
 
 Side = Literal["low", "high"]
 Relative = Literal["", "ratio", "points"]
 
 EXACT = ("macs", "params", "size_bytes")
-"""What follows from a plan alone, the same before training as after it; a size within 1 %."""
+"""Quantities that follow from a plan alone, the same before training as after it; a size within 1 %."""
 
 POINTS = ("pt", "pts", "pp", "point", "points")
 
 LONGEST = 1000
-"""Characters of a bound."""
+"""Longest text that is read as a bound, in characters."""
 MOST_DIGITS = 400
-"""Before or behind the point of a bound: more than any float has, few enough to be written out."""
+"""Most digits before or behind the point of a bound: more than any float has, few enough to be written out."""
 
 _COUNTS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
@@ -46,7 +46,7 @@ UNITS: Mapping[str, Mapping[str, int | Decimal]] = {
     "macs": _COUNTS,
     "params": _COUNTS,
 }
-"""Quantity -> what may follow its number, and how many of the quantity's own unit that is."""
+"""Units by quantity: the text behind the number, and how many of the quantity's own unit that is."""
 
 _WRITTEN = {"latency_ms": ("ms",), "size_bytes": ("GB", "MB", "kB", "B"), "macs": ("G", "M", "k", "")}
 _WRITTEN["params"] = _WRITTEN["macs"]
@@ -62,7 +62,7 @@ _KNOWN_UNITS = {
 }
 
 _SLACK = 1e-12
-"""Of a limit that was computed: what meets the bound exactly is not shut out by rounding."""
+"""Relative slack of a computed limit, so that rounding does not shut out a value that meets the bound exactly."""
 
 _TEXT = re.compile(r"\s*([A-Za-z_]\w*)\s*(<=|>=|=<|=>|==|<|>|=)?\s*(.*?)\s*", re.DOTALL)
 _NUMBER = re.compile(r"([+-]?)(\d[\d_]*(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)\s*(.*)", re.DOTALL)
@@ -75,11 +75,11 @@ class ConstraintError(PrunefrontError):
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """One side of what a measured quantity may be; the value itself is inside.
+    """A lower or upper bound on a measured quantity; the value itself is allowed.
 
-    value: in the quantity's own unit; of a relative bound, by `relative`: "ratio" = times what the dense network has,
-    "points" = as a share, added to the accuracy of the dense network. Raises ConstraintError for a value, a side or a
-    reference that the quantity cannot have.
+    value: in the quantity's own unit. With `relative`, "ratio" multiplies the dense network's value, and "points" is a
+    share that is added to the dense network's accuracy. Raises ConstraintError for a value, a side or a reference that
+    the quantity cannot have.
     """
 
     name: str
@@ -94,21 +94,32 @@ class Bound:
 
     @property
     def measured(self) -> str:
-        """The name of the measured value that is compared: latency beside the dense network's is a ratio of its own,
-        measured in pairs (docs/decisions/0004-latency.md)."""
+        """The name of the measured value that is compared.
+
+        A latency relative to the dense network is a quantity of its own, measured in pairs
+        (docs/decisions/0004-latency.md).
+        """
         return "latency_ratio" if self.name == "latency_ms" and self.relative else self.name
 
     def limit(self, dense: Mapping[str, float]) -> float:
-        """The bound on `measured`. dense: values of the dense network. Raises ConstraintError where it lacks one."""
+        """Returns the bound on `measured`.
+
+        dense: values of the dense network. Raises ConstraintError if one is missing.
+        """
         if not self.relative or self.measured == "latency_ratio":
             return self.value
         if self.name not in dense:
-            raise ConstraintError(f"'{self}' is relative, but {self.name} of the dense network is not known")
+            raise ConstraintError(
+                f"'{self}' is relative to the dense network, whose {self.name} is not known"
+            )
         value = dense[self.name] * self.value if self.relative == "ratio" else dense[self.name] + self.value
         return value + (_SLACK if self.side == "high" else -_SLACK) * abs(value)
 
     def at(self, value: float, dense: Mapping[str, float]) -> "Bound":
-        """This bound moved to where `value` of `measured` just meets it, with three digits, rounded so that it does."""
+        """Returns this bound, moved so that `value` of `measured` just meets it.
+
+        It has three digits, rounded outwards.
+        """
         moved = value
         if self.relative and self.measured == self.name:
             moved = value / dense[self.name] if self.relative == "ratio" else value - dense[self.name]
@@ -116,7 +127,7 @@ class Bound:
         return replace(self, value=float(Context(prec=3, rounding=rounding).create_decimal(repr(moved))))
 
     def __str__(self) -> str:
-        """In the words of a study file; `parse` reads the same bound from it."""
+        """Writes the bound as in a study file; `parse` reads the same bound from it."""
         return f"{self.name} {_sign(self.side)} {self._amount()}"
 
     def _amount(self) -> str:
@@ -133,9 +144,9 @@ class Bound:
 
 
 def parse(text: str) -> Bound:
-    """The bound that a text such as `latency_ms <= 60%` states; docs/constraints.md has the words.
+    """Returns the bound that a text such as `latency_ms <= 60%` states; docs/constraints.md describes the language.
 
-    Raises ConstraintError, one line with what to write instead.
+    Raises ConstraintError, one line that says what to write instead.
     """
     if len(text) > LONGEST:
         raise ConstraintError(f"a bound has at most {LONGEST} characters, not {len(text)} as {text!r:.40}")
@@ -149,7 +160,7 @@ def parse(text: str) -> Bound:
     _check_name(name, shown)
     if sign not in ("<=", ">="):
         likely = "<=" if "<" in sign else ">=" if ">" in sign else "<= or >="
-        raise ConstraintError(f"{shown!r}: write {likely}; a bound holds its own value")
+        raise ConstraintError(f"{shown!r}: write {likely}; a bound includes its own value")
     number = _NUMBER.fullmatch(amount)
     if number is None:
         raise ConstraintError(
@@ -169,7 +180,7 @@ def parse(text: str) -> Bound:
 
 
 def _decimal(text: str) -> Decimal | None:
-    """None for a number far beyond every float, which takes long to calculate with."""
+    """Reads a number. Returns None for one far beyond every float, which would be slow to calculate with."""
     try:
         value = Decimal(text.replace("_", ""))
     except InvalidOperation:
@@ -180,7 +191,7 @@ def _decimal(text: str) -> Decimal | None:
 
 
 def _read(name: str, value: Decimal, unit: str, *, signed: bool) -> tuple[float, Relative]:
-    """The bound's value and what it is relative to. Raises ValueError that says what to write instead."""
+    """Returns the bound's value and what it is relative to. Raises ValueError that says what to write instead."""
     of_dense = unit.endswith("of dense")
     unit = unit.removesuffix("of dense").rstrip()
     if of_dense and unit in ("", "%"):
@@ -205,7 +216,7 @@ def _read(name: str, value: Decimal, unit: str, *, signed: bool) -> tuple[float,
 
 
 def _check_share(value: Decimal, unit: str, *, signed: bool) -> None:
-    """Raises ValueError for what could be a share, a percentage or a difference."""
+    """Raises ValueError for an accuracy that could be a share, a percentage or a difference."""
     if signed:
         points = _plain(value if unit else value * 100, "+")
         raise ValueError(
@@ -225,10 +236,8 @@ def _unit_fault(name: str, unit: str) -> str:
     known = _KNOWN_UNITS[name]
     if any(unit in units for units in UNITS.values()):
         return f"{name} has no unit {unit!r}; it takes {known}"
-    folded = [u for u in UNITS[name] if u and u.casefold() == unit.casefold()]
-    near = folded or get_close_matches(unit, [u for u in UNITS[name] if u], n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"there is no unit {unit!r}; {hint}{name} takes {known}"
+    near = did_you_mean(unit, filter(None, UNITS[name]))
+    return f"there is no unit {unit!r}; {near}{name} takes {known}"
 
 
 def _example(name: str) -> str:
@@ -237,16 +246,14 @@ def _example(name: str) -> str:
 
 def _check_name(name: str, shown: str) -> None:
     if name not in OBJECTIVES:
-        folded = [n for n in OBJECTIVES if n.partition("_")[0] == name.casefold()]
-        near = folded or get_close_matches(name.casefold(), OBJECTIVES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConstraintError(
-            f"{shown!r}: nothing is measured that is called {name!r}; {hint}known: {', '.join(OBJECTIVES)}"
+            f"{shown!r}: nothing is measured that is called {name!r}; {did_you_mean(name, OBJECTIVES)}known: "
+            f"{', '.join(OBJECTIVES)}"
         )
 
 
 def _fault(name: str, side: Side, value: float, relative: Relative) -> str | None:
-    """What is wrong with a bound, whatever it was read from."""
+    """Returns the reason why a bound cannot be, however it was written, or None."""
     if not math.isfinite(value):
         return "a bound is a finite number"
     if name == "accuracy" and side == "high":
@@ -268,9 +275,11 @@ def _fault(name: str, side: Side, value: float, relative: Relative) -> str | Non
     return None if value > 0 else "a bound is above 0"
 
 
-def check_together(bounds: Sequence[Bound]) -> None:
-    """Raises ConstraintError where no value whatever meets two of them; what depends on the dense network, `resolve`
-    sees."""
+def check_compatible(bounds: Sequence[Bound]) -> None:
+    """Raises ConstraintError if no value can meet two of the bounds, whatever the dense network is.
+
+    `resolve` finds the contradictions that depend on the dense network.
+    """
     for low in bounds:
         for high in bounds:
             sides = (low.name, low.relative, low.side) == (
@@ -291,11 +300,11 @@ def _contradiction(low: Bound, high: Bound) -> ConstraintError:
 def resolve(
     bounds: Sequence[Bound], dense: Mapping[str, float], known: Collection[str] = tuple(OBJECTIVES)
 ) -> tuple[Constraint, ...]:
-    """One constraint for each measured value that is bounded, the tightest of its bounds on both sides.
+    """Returns one constraint for each measured value that is bounded: the tightest of its bounds on each side.
 
     dense: values of the dense network, measured as those that will be compared. known: the values that a stage has;
-    bounds on others are left out. Raises ConstraintError for bounds that contradict each other beside this network,
-    and for a relative one whose dense value is missing.
+    bounds on other values are left out. Raises ConstraintError for bounds that contradict each other for this network,
+    and for a relative bound whose dense value is missing.
     """
     lows: dict[str, tuple[float, Bound]] = {}
     highs: dict[str, tuple[float, Bound]] = {}
@@ -320,8 +329,8 @@ def resolve(
     )
 
 
-def shortfall(values: Mapping[str, float], constraints: Sequence[Constraint]) -> str:
-    """Each broken constraint: the value, and what it may be; "" where none is."""
+def describe_violations(values: Mapping[str, float], constraints: Sequence[Constraint]) -> str:
+    """Describes each broken constraint by its value and its limit; "" if none is broken."""
     found = []
     for c in constraints:
         value = values[c.name]

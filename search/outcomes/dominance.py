@@ -1,4 +1,4 @@
-"""Who beats whom, on plain arrays: rows are points, columns objectives, every objective is minimised."""
+"""Dominance, ranks and crowding on plain arrays: rows are points, columns are objectives, all minimised."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,17 +9,16 @@ Floats = NDArray[np.float64]
 def dominance(
     values: Floats, noise: Floats | None = None, violation: Floats | None = None
 ) -> NDArray[np.bool_]:
-    """Matrix [n, n] whose entry i, j says whether point i dominates point j. O(n²m) time and memory.
+    """Returns a matrix [n, n] whose entry i, j is True if point i dominates point j. O(n²m) time and memory.
 
     values: [n, m], finite. noise: [n, m], half-widths of the values' intervals, or None for exact values.
     violation: [n], how far each point breaks the constraints, 0 = feasible, or None.
 
-    Among feasible points i dominates j iff it is no worse, as measured, on every objective and better by
-    more than the combined noise √(noise_i² + noise_j²) on at least one: a difference inside the noise is not
-    a win. The relation is a part of ordinary Pareto dominance, so it is irreflexive, asymmetric and free of
-    cycles; it is not transitive when noise differs between points. Constraints come first (Deb et al. 2002,
-    definition 1): a feasible point dominates an infeasible one, and of two infeasible ones the lesser
-    violation dominates.
+    Among feasible points, i dominates j if it is no worse, as measured, on every objective, and better by more than the
+    combined noise √(noise_i² + noise_j²) on at least one. A difference inside the noise is not a win. The relation is
+    part of ordinary Pareto dominance, so it is irreflexive, asymmetric and free of cycles. It is not transitive when
+    noise differs between points. Constraints come first (Deb et al. 2002, definition 1): a feasible point dominates an
+    infeasible one, and of two infeasible points the one of smaller violation dominates.
     """
     gain = values[None, :, :] - values[:, None, :]  # [i, j]: by how much i is better than j
     margin = np.zeros_like(gain)
@@ -36,10 +35,10 @@ def dominance(
 
 
 def ranks(dominates: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Non-dominated rank of each point [n]: 0 for those nobody dominates, 1 once these are taken away, and
-    so on.
+    """Returns the non-dominated rank [n] of each point: 0 if no point dominates it, 1 once those are removed, and so
+    on.
 
-    dominates: a matrix as `dominance` gives it; free of cycles, hence this ends.
+    dominates: a matrix as from `dominance`. Raises ValueError for a cycle.
     """
     rank = np.full(len(dominates), -1, dtype=np.int64)
     dominators = dominates.sum(axis=0)
@@ -55,8 +54,8 @@ def ranks(dominates: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def crowding(values: Floats, rank: NDArray[np.int64]) -> Floats:
-    """Crowding distance [n] of each point among those of its rank (Deb et al. 2002): larger = lonelier, ends
-    are inf.
+    """Returns each point's crowding distance [n] among those of its rank (Deb et al. 2002): larger = lonelier, ends
+    inf.
 
     Objectives are scaled by their range inside the rank, so units do not matter.
     """
@@ -75,8 +74,6 @@ def crowding(values: Floats, rank: NDArray[np.int64]) -> Floats:
 def preference(
     values: Floats, noise: Floats | None = None, violation: Floats | None = None
 ) -> NDArray[np.int64]:
-    """Indices [n] best first: by rank, then by crowding distance, then by index. Arguments as for
-    `dominance`.
-    """
+    """Returns indices [n], best first: by rank, then crowding distance, then index. Arguments as for `dominance`."""
     rank = ranks(dominance(values, noise, violation))
     return np.lexsort((np.arange(len(values)), -crowding(values, rank), rank))

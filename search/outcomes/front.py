@@ -1,4 +1,4 @@
-"""The Pareto front of what was measured, and how much it covers."""
+"""The Pareto front of the measurements, and its hypervolume."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,12 +12,15 @@ from prunefront.search.outcomes.measurement import Constraint, Measurement, Obje
 
 Floats = NDArray[np.float64]
 
-# so that the dense model itself, at the edge of what costs allow, covers something
-SLACK = 1.1
+REFERENCE_FACTOR = 1.1
+"""Costs of the reference point over the dense network's. Above 1, so that the dense network covers a volume."""
 
 
 def minimised(measurement: Measurement, objectives: Sequence[Objective]) -> tuple[Floats, Floats]:
-    """Values [m] turned so that less is better, and their noise [m] (0 = exact). Raises PrunefrontError."""
+    """Returns the objectives' values [m], negated if more is better, and their noise [m] (0 = exact).
+
+    Raises PrunefrontError for a missing objective.
+    """
     missing = [o.name for o in objectives if o.name not in measurement.values]
     if missing:
         raise PrunefrontError(
@@ -30,8 +33,9 @@ def minimised(measurement: Measurement, objectives: Sequence[Objective]) -> tupl
 
 
 def violation(measurement: Measurement, constraints: Sequence[Constraint]) -> float:
-    """Sum of the relative violations of the constraints, 0 = feasible. Raises PrunefrontError for a missing
-    value.
+    """Returns the sum of the relative violations of the constraints, 0 = feasible.
+
+    Raises PrunefrontError for a missing value.
     """
     missing = [c.name for c in constraints if c.name not in measurement.values]
     if missing:
@@ -43,34 +47,34 @@ def violation(measurement: Measurement, constraints: Sequence[Constraint]) -> fl
 
 
 def reference_point(objectives: Sequence[Objective], dense: Measurement) -> dict[str, float]:
-    """The corner against which a study's hypervolume is taken, by objective name.
+    """Returns the corner against which a study's hypervolume is taken, by objective name.
 
-    0 for what is maximised (accuracy's worst), 1.1 × the dense value for what is minimised. It depends on
-    the dense measurement alone, made once at the start, so the numbers of a study are comparable and can
-    only grow; a point that costs over 1.1 × dense covers nothing.
+    It is 0 for an objective that is maximised, and 1.1 × the dense value for one that is minimised. It depends only on
+    the dense measurement, which is made once at the start. So the hypervolumes of a study are comparable and can only
+    grow. A point that costs more than 1.1 × dense covers nothing.
     """
-    minimised(dense, objectives)  # says clearly what is missing
-    return {o.name: 0.0 if o.direction == "max" else SLACK * dense[o.name] for o in objectives}
+    minimised(dense, objectives)  # its error names what is missing
+    return {o.name: 0.0 if o.direction == "max" else REFERENCE_FACTOR * dense[o.name] for o in objectives}
 
 
 class ParetoFront:
-    """The feasible measurements that no other one dominates; independent of the order in which they came."""
+    """The feasible measurements that no other one dominates, whatever order they were added in."""
 
     def __init__(self, objectives: Sequence[Objective], constraints: Sequence[Constraint] = ()) -> None:
         self.objectives = tuple(objectives)
         self.constraints = tuple(constraints)
         self._feasible: dict[str, Measurement] = {}
         self._keys: set[str] = set()
-        # all feasible rows, not only the front's: with noise the relation is not transitive
+        # all feasible measurements, not only the front's: with noise, dominance is not transitive
         self._table = np.empty((2, len(self.objectives), 64))  # values and noise; grows by doubling
         self._members: set[str] = set()
-        self._places: dict[str, int] = {}  # of the rows
+        self._places: dict[str, int] = {}  # columns of the table by key
 
     def add(self, key: str, measurement: Measurement) -> bool:
-        """Whether the measurement joined the front. A key that came before is ignored, an infeasible one
-        never joins.
+        """Adds a measurement and returns True if it joined the front.
 
-        Raises PrunefrontError where an objective or a bounded value was not measured.
+        A key that was added before is ignored, and an infeasible measurement never joins. Raises PrunefrontError if an
+        objective or a bounded value was not measured.
         """
         values, noise = minimised(measurement, self.objectives)
         feasible = violation(measurement, self.constraints) == 0
@@ -80,7 +84,7 @@ class ParetoFront:
         if not feasible:
             return False
         count = len(self._places)
-        gain = self._table[0, :, :count] - values[:, None]  # by how much the new one is better than each
+        gain = self._table[0, :, :count] - values[:, None]  # by how much the new one beats each
         margin = np.sqrt(self._table[1, :, :count] ** 2 + noise[:, None] ** 2)
         beaten = np.asarray((gain >= 0).all(axis=0) & (gain > margin).any(axis=0))
         beats = (gain <= 0).all(axis=0) & (-gain > margin).any(axis=0)
@@ -97,7 +101,7 @@ class ParetoFront:
 
     @property
     def members(self) -> dict[str, Measurement]:
-        """Key -> measurement of the front, best first on the first objective, ties by key."""
+        """Measurements of the front by key, best first on the first objective, ties by key."""
         sign = -1.0 if self.objectives[0].direction == "max" else 1.0
         name = self.objectives[0].name
         order = sorted(self._members, key=lambda key: (sign * self._feasible[key][name], key))
@@ -110,16 +114,16 @@ class ParetoFront:
         return key in self._members
 
     def dominates(self, a: Measurement, b: Measurement) -> bool:
-        """Whether `a` dominates `b` beyond the noise, constraints first; see `dominance.dominance`."""
+        """Returns True if `a` dominates `b` beyond the noise, constraints first; see `dominance.dominance`."""
         rows = [minimised(m, self.objectives) for m in (a, b)]
         broken = np.array([violation(m, self.constraints) for m in (a, b)])
         matrix = dominance(np.stack([v for v, _ in rows]), np.stack([n for _, n in rows]), broken)
         return bool(matrix[0, 1])
 
     def hypervolume(self, reference: Mapping[str, float]) -> float:
-        """Volume that the front covers up to the reference point, in the product of the objectives' units.
+        """Returns the volume between the front and the reference point, in the product of the objectives' units.
 
-        reference: by objective name, as `reference_point` gives it. Never shrinks as measurements are added.
+        reference: by objective name, as from `reference_point`. The volume never shrinks as measurements are added.
         """
         if not self._members:
             return 0.0
@@ -131,8 +135,8 @@ class ParetoFront:
         )
 
     def relative_hypervolume(self, reference: Mapping[str, float]) -> float:
-        """`hypervolume` as a share of the best thinkable: 1 on what is maximised (a share itself), cost 0 on
-        the rest.
+        """Returns `hypervolume` as a share of the ideal: 1 on each maximised objective (itself a share), 0 on each
+        cost.
         """
         box = [
             1.0 - reference[o.name] if o.direction == "max" else reference[o.name] for o in self.objectives

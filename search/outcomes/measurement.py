@@ -1,18 +1,19 @@
-"""What came of a candidate: numbers with their noise, or a failure with its reason."""
+"""The outcome of a candidate: measured numbers with their noise, or a failure with its reason."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from prunefront.errors import PrunefrontError, one_line
+from prunefront.errors import PrunefrontError
+from prunefront.text import one_line
 
 Direction = Literal["max", "min"]
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A measured quantity and which way is better, e.g. ("accuracy", "max", "")."""
+    """A measured quantity and the direction in which it is better, e.g. ("accuracy", "max", "")."""
 
     name: str
     direction: Direction
@@ -42,14 +43,14 @@ class Constraint:
     high: float = math.inf
 
     def violation(self, value: float) -> float:
-        """How far outside the bound, relative to it; 0 when inside."""
+        """Returns how far the value is outside the bound, relative to it; 0 if inside."""
         over = max(self.low - value, value - self.high, 0.0)
         bound = self.low if value < self.low else self.high
         return over / abs(bound) if over > 0 and bound != 0 else over
 
 
 class NotFinite(PrunefrontError, ValueError):
-    """A measured value is NaN or infinite: there is no Measurement of it, but a Failure."""
+    """Raised for a measured value that is NaN or infinite: it is reported as a Failure, not as a Measurement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,10 @@ class Measurement:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Measurement":
-        """Raises TypeError, KeyError or NotFinite for what `to_json` never makes, as it may come from elsewhere."""
+        """Reads the JSON of `to_json`, perhaps from elsewhere.
+
+        Raises TypeError, KeyError or NotFinite for other data.
+        """
         values, noise = dict(data["values"]), dict(data["noise"])
         for name, value in (*values.items(), *noise.items()):
             if not isinstance(name, str) or type(value) not in (int, float):
@@ -82,7 +86,10 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why there is no measurement. kind: `diverged`, `out_of_memory`, `crashed`, `error` …; reason: one line."""
+    """The reason why a measurement is missing.
+
+    kind: `diverged`, `out_of_memory`, `crashed`, `error` …; reason: one line.
+    """
 
     kind: str
     reason: str
@@ -95,7 +102,7 @@ Outcome = Measurement | Failure
 
 
 def outcome_from_json(data: Mapping[str, Any]) -> Outcome:
-    """Inverse of `to_json` of either kind."""
+    """Reads the JSON of a Measurement or a Failure. Raises as `Measurement.from_json`."""
     if "failure" in data:
         kind, reason = data["failure"], data["reason"]
         if not isinstance(kind, str) or not isinstance(reason, str):

@@ -1,13 +1,13 @@
-"""When a search has stopped to gain anything."""
+"""Detection of a search that no longer gains."""
 
 from collections.abc import Sequence
 
 
 def recent_gain(volumes: Sequence[float], patience: int) -> float | None:
-    """By how much the last `patience` evaluations raised the hypervolume, as a share of what it is now.
+    """Returns the gain of the last `patience` evaluations in hypervolume, as a share of the present one.
 
-    volumes: after each evaluation. None before there are more than `patience` of them; 0 where there is no volume yet.
-    Raises ValueError for a patience below 1.
+    volumes: hypervolume after each evaluation. Returns None for at most `patience` of them, and 0 while the hypervolume
+    is 0. Raises ValueError for a patience below 1.
     """
     if patience < 1:
         raise ValueError(f"patience must be 1 or more, got {patience}")
@@ -18,6 +18,6 @@ def recent_gain(volumes: Sequence[float], patience: int) -> float | None:
 
 
 def stalled(volumes: Sequence[float], patience: int, min_gain: float) -> bool:
-    """Whether the last `patience` evaluations gained less than `min_gain`; never before any volume was reached."""
+    """Returns True if the last `patience` evaluations gained less than `min_gain`; never while the hypervolume is 0."""
     gain = recent_gain(volumes, patience)
     return gain is not None and volumes[-1] > 0 and gain < min_gain

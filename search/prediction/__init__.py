@@ -1,1 +1,1 @@
-"""Models of accuracy and latency, and what they suggest to try next."""
+"""Models of accuracy and latency, and the candidates that they suggest."""

@@ -1,7 +1,5 @@
-"""What an accuracy may be, from those that were measured: losses of single groups that add up, and what they make of it
-together."""
+"""Gaussian process of accuracy: losses of single groups that add up, and an interaction between groups."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,42 +9,41 @@ from prunefront.search.prediction.one_thread import one_thread
 from prunefront.search.space.encoding import Encoding, Floats, Rows
 
 POWERS = (1.0, 2.0, 4.0)
-"""Of the depth of a cut: a group's loss is a sum of these, so that it may begin flat and end steep."""
+"""Powers of the depth of a cut: a group's loss is a sum of these, so that it may begin flat and end steep."""
 
 SCALES = (0.03, 0.1, 0.3, 1.0)
-"""Prior standard deviations of a group's loss when it is cut to the least, among which the likelihood chooses."""
+"""Prior standard deviations of a group's loss at its deepest cut; the likelihood chooses one."""
 
-TOGETHER = ((0.1, 0.5), (0.3, 0.5), (0.3, 2.0), (1.0, 0.5), (1.0, 2.0), (2.0, 4.0))
-"""Likewise, of what groups do together: standard deviation at a loss of one and above, and length scale in losses."""
+INTERACTIONS = ((0.1, 0.5), (0.3, 0.5), (0.3, 2.0), (1.0, 0.5), (1.0, 2.0), (2.0, 4.0))
+"""Interactions as (standard deviation at a loss of 1 and above, length scale in losses); the likelihood chooses."""
 
 POOLED, OWN, VARIANT, OWN_VARIANT = 1.0, 0.7, 0.3, 0.2
-"""Prior standard deviations as shares of the scale: of what all groups share, of each group, of each way to rank and
-cut (criterion, granularity, word length), and of that within each group."""
+"""Prior standard deviations, as shares of the scale, of the weights of the additive part.
+
+POOLED: shared by all groups. OWN: of each group. VARIANT: of each way to rank and cut (criterion, granularity, bit
+width). OWN_VARIANT: of each way within each group.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Of a fit. alone: scale that the first look at single groups took; scale, together: of SCALES and TOGETHER."""
+    """Hyperparameters of a fit.
+
+    alone: scale of the first fit, of groups by themselves; one of SCALES. scale: likewise, of the joint fit.
+    interaction: one of INTERACTIONS.
+    """
 
     alone: float
     scale: float
-    together: tuple[float, float]
-
-    def to_json(self) -> list[float]:
-        return [self.alone, self.scale, *self.together]
-
-    @classmethod
-    def from_json(cls, data: Sequence[float]) -> "Settings":
-        alone, scale, *together = data
-        return cls(alone, scale, (together[0], together[1]))
+    interaction: tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
-    """A Gaussian process conditioned on n measurements; all arrays are for its `AccuracyModel`.
+class Posterior:
+    """A Gaussian process conditioned on n measurements; `AccuracyModel` makes it and reads it.
 
-    losses: [G, O], what each option of each group is expected to cost by itself, in log accuracy, not falling with the
-    cut and 0 for dense.
+    losses: [G, O], expected loss in log accuracy of each option of each group by itself; 0 for dense, and never falling
+    with the depth of the cut.
     """
 
     losses: Floats
@@ -57,13 +54,15 @@ class Fitted:
 
 
 class AccuracyModel:
-    """log accuracy = that of the dense network − Σ_g loss of group g's option − what groups do together.
+    """Model of log accuracy = that of the dense network − Σ_g loss of group g's option − interaction of groups.
 
-    The first part is a linear model with Gaussian weights: powers of the depth of a cut (the logarithm of the kept
-    share over that of the least one), weights pooled over groups, per group, per way of ranking and cutting, and per
-    both. The second is a Matérn-5/2 process (Rasmussen & Williams 2006, equation 4.17) whose coordinates are the first
-    part's losses, so that options that cost nothing are near each other, whatever they are called; it grows with the
-    loss, since nothing interacts where nothing is cut.
+    The losses are a linear model with Gaussian weights on powers of the depth of a cut. The depth is the logarithm of
+    the kept share over that of the least kept share. Weights are pooled over groups, per group, per way of ranking and
+    cutting, and per both.
+
+    The interaction is a Matérn-5/2 process (Rasmussen & Williams 2006, equation 4.17) whose coordinates are the losses.
+    So options that cost nothing are near each other, whatever their names. Its variance grows with the loss, as groups
+    that are not cut do not interact.
     """
 
     def __init__(self, encoding: Encoding) -> None:
@@ -71,56 +70,58 @@ class AccuracyModel:
         self._features = _features(encoding)
 
     @one_thread
-    def fit(self, rows: Rows, loss: Floats, variance: Floats, like: Settings | None = None) -> Fitted:
-        """The process that knows `loss` [n], the dense log accuracy minus that of candidates [n, G], each with its
-        noise `variance` [n]. like: settings to take; None = those that are most likely."""
-        features = self._of(rows)
+    def fit(self, rows: Rows, loss: Floats, variance: Floats, settings: Settings | None = None) -> Posterior:
+        """Returns the process conditioned on `loss` [n] of candidates [n, G], each with its noise `variance` [n].
+
+        A loss is the dense log accuracy minus the candidate's. settings: None = the most likely ones.
+        """
+        features = self._row_features(rows)
         additive = features @ features.T
-        # first each group by itself; then, in the coordinates that this gives, what they do together
+        # first each group by itself; then, in the coordinates that this gives, the interaction
         rest = np.diag(variance + (0.2 * np.abs(loss)) ** 2)
         alone = max(
             (
                 (scale, *_condition(scale**2 * additive + rest, loss))
-                for scale in ([like.alone] if like else SCALES)
+                for scale in ([settings.alone] if settings else SCALES)
             ),
-            key=lambda found: found[1],
+            key=lambda fit: fit[1],
         )
-        losses = self._losses(alone[0] ** 2 * features.T @ alone[2])
+        losses = self._monotone_losses(alone[0] ** 2 * features.T @ alone[2])
         noise = np.diag(variance)
-        found: tuple[float, Fitted] | None = None
-        for together in [like.together] if like else TOGETHER:
-            joint = self._together(losses, together, rows, rows) + noise
-            for scale in [like.scale] if like else SCALES:
+        best: tuple[float, Posterior] | None = None
+        for interaction in [settings.interaction] if settings else INTERACTIONS:
+            joint = self._interaction_kernel(losses, interaction, rows, rows) + noise
+            for scale in [settings.scale] if settings else SCALES:
                 likelihood, weights, factor = _condition(scale**2 * additive + joint, loss)
-                if found is None or likelihood > found[0]:
-                    settings = Settings(alone[0], scale, together)
-                    found = likelihood, Fitted(losses, settings, rows, weights, factor)
-        assert found is not None
-        return found[1]
+                if best is None or likelihood > best[0]:
+                    chosen = Settings(alone[0], scale, interaction)
+                    best = likelihood, Posterior(losses, chosen, rows, weights, factor)
+        assert best is not None
+        return best[1]
 
     @one_thread
-    def predict(self, fitted: Fitted, rows: Rows) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of the losses of candidates [n, G]."""
+    def predict(self, fitted: Posterior, rows: Rows) -> tuple[Floats, Floats]:
+        """Returns mean and standard deviation [n] of the losses of candidates [n, G]."""
         from scipy.linalg import solve_triangular
 
-        here, there = self._of(rows), self._of(fitted.rows)
+        here, there = self._row_features(rows), self._row_features(fitted.rows)
         cross = fitted.settings.scale**2 * here @ there.T
-        cross += self._together(fitted.losses, fitted.settings.together, rows, fitted.rows)
+        cross += self._interaction_kernel(fitted.losses, fitted.settings.interaction, rows, fitted.rows)
         mean = cross @ fitted.weights
-        alone = fitted.settings.scale**2 * (here**2).sum(axis=1) + self._own(
-            fitted.losses, fitted.settings.together, rows
+        alone = fitted.settings.scale**2 * (here**2).sum(axis=1) + self._interaction_variance(
+            fitted.losses, fitted.settings.interaction, rows
         )
         solved = solve_triangular(fitted.factor, cross.T, lower=True, check_finite=False)
         return mean, np.sqrt(np.maximum(alone - (solved**2).sum(axis=0), 1e-12))
 
-    def _of(self, rows: Rows) -> Floats:
-        """Weighted features [n, D] of rows."""
+    def _row_features(self, rows: Rows) -> Floats:
+        """Returns the weighted features [n, D] of rows."""
         total = np.zeros((len(rows), self._features.shape[2]))
         for g in range(rows.shape[1]):
             total += self._features[g, rows[:, g]]
         return total
 
-    def _losses(self, weights: Floats) -> Floats:
+    def _monotone_losses(self, weights: Floats) -> Floats:
         raw = self._features @ weights
         depth = _depths(self.encoding)
         monotone = np.zeros_like(raw)
@@ -138,20 +139,22 @@ class AccuracyModel:
         total = own.sum(axis=1)
         return np.hstack([own, total[:, None]]), np.minimum(total, 1.0)
 
-    def _together(self, losses: Floats, together: tuple[float, float], a: Rows, b: Rows) -> Floats:
+    def _interaction_kernel(
+        self, losses: Floats, interaction: tuple[float, float], a: Rows, b: Rows
+    ) -> Floats:
         (x, size_x), (y, size_y) = self._coordinates(losses, a), self._coordinates(losses, b)
         squares = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1)[None, :] - 2 * x @ y.T
-        distance = np.sqrt(5.0 * np.maximum(squares, 0.0)) / together[1]
+        distance = np.sqrt(5.0 * np.maximum(squares, 0.0)) / interaction[1]
         near = (1.0 + distance + distance**2 / 3.0) * np.exp(-distance)
-        return np.asarray(together[0] ** 2 * near * np.outer(size_x, size_y))
+        return np.asarray(interaction[0] ** 2 * near * np.outer(size_x, size_y))
 
-    def _own(self, losses: Floats, together: tuple[float, float], rows: Rows) -> Floats:
+    def _interaction_variance(self, losses: Floats, interaction: tuple[float, float], rows: Rows) -> Floats:
         _, size = self._coordinates(losses, rows)
-        return np.asarray(together[0] ** 2 * size**2)
+        return np.asarray(interaction[0] ** 2 * size**2)
 
 
 def _condition(kernel: Floats, values: Floats) -> tuple[float, Floats, Floats]:
-    """Log marginal likelihood up to a constant, weights K⁻¹y, and the Cholesky factor of K."""
+    """Returns the log marginal likelihood up to a constant, the weights K⁻¹y, and the Cholesky factor of K."""
     from scipy.linalg import solve_triangular  # slow to import; not every search needs it
 
     factor = np.asarray(np.linalg.cholesky(kernel + 1e-9 * np.eye(len(kernel))))
@@ -161,14 +164,14 @@ def _condition(kernel: Floats, values: Floats) -> tuple[float, Floats, Floats]:
 
 
 def _depths(encoding: Encoding) -> Floats:
-    """Depth of each option's cut [G, O]: 0 dense, 1 the least that the group may keep."""
+    """Returns the depth of each option's cut [G, O]: 0 dense, 1 the least that the group may keep."""
     logs = -np.log(encoding.kept)
     deepest = logs.max(axis=1, keepdims=True)
     return np.asarray(logs / np.where(deepest > 0, deepest, 1.0))
 
 
 def _features(encoding: Encoding) -> NDArray[np.float64]:
-    """Features of each option [G, O, D], each times its prior standard deviation in units of the scale."""
+    """Returns the features of each option [G, O, D], each times its prior standard deviation in units of the scale."""
     depth = _depths(encoding)
     powers = np.stack([depth**p for p in POWERS], axis=2) / np.sqrt(len(POWERS))
     count, most, j = powers.shape
@@ -177,8 +180,8 @@ def _features(encoding: Encoding) -> NDArray[np.float64]:
     )
     place = {variant: i for i, variant in enumerate(variants)}
     width = len(variants)
-    shorter = sorted({c.bits for options in encoding.options for c in options if c.bits < 32})
-    found = np.zeros((count, most, j * (1 + count + width + count * width) + len(shorter) * (1 + count)))
+    narrower = sorted({c.bits for options in encoding.options for c in options if c.bits < 32})
+    found = np.zeros((count, most, j * (1 + count + width + count * width) + len(narrower) * (1 + count)))
     for g, options in enumerate(encoding.options):
         for o, choice in enumerate(options):
             blocks = [(0, POOLED), (1 + g, OWN)]
@@ -188,8 +191,8 @@ def _features(encoding: Encoding) -> NDArray[np.float64]:
             for block, deviation in blocks:
                 found[g, o, block * j : (block + 1) * j] += deviation * powers[g, o]
             if choice.bits < 32:
-                # a short word costs something where nothing is cut, too
-                b = j * (1 + count + width + count * width) + shorter.index(choice.bits) * (1 + count)
+                # a small bit width costs accuracy even if nothing is cut
+                b = j * (1 + count + width + count * width) + narrower.index(choice.bits) * (1 + count)
                 found[g, o, b], found[g, o, b + 1 + g] = POOLED / count, OWN / np.sqrt(count)
     used = found.any(axis=(0, 1))
     return np.asarray(found[:, :, used])

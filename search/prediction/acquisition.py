@@ -1,4 +1,4 @@
-"""Which candidate is worth measuring next, where all objectives but one are known beforehand."""
+"""Choice of the next candidate to measure, when all objectives but one are known beforehand."""
 
 import math
 
@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 from prunefront.search.space.encoding import Floats
 
 PLACES = 256
-"""Points of the cost box at which an improvement is looked at."""
+"""Number of points of the cost box at which an improvement is evaluated."""
 
 
 class CostBox:
-    """Points spread evenly over all costs between nothing and a reference, seen from which a front is a step function.
+    """Points spread evenly over all costs between 0 and a reference; a front is a step function on them.
 
-    reference: [C], costs at and above which nothing counts. The improvement of a front in hypervolume is the mean over
-    the points of how much more quality can be had there for no more than the point's costs.
+    reference: [C], costs at and above which nothing counts. The step function gives, at each point, the best quality
+    that costs no more than the point. The mean of its rise over the points is the front's improvement in hypervolume.
     """
 
     def __init__(self, reference: Floats, places: int = PLACES) -> None:
@@ -23,7 +23,7 @@ class CostBox:
         self._best = np.full(places, -np.inf)
 
     def reset(self, floor: float) -> None:
-        """An empty front; quality below `floor` counts for nothing."""
+        """Empties the front; quality below `floor` counts for nothing."""
         self._best[:] = floor
 
     def add(self, quality: Floats, costs: Floats) -> None:
@@ -32,13 +32,15 @@ class CostBox:
             np.maximum(self._best, q, out=self._best, where=affordable)
 
     def gain(self, quality: Floats, costs: Floats) -> Floats:
-        """Share of the box that points of known quality would add, [n]."""
+        """Returns the improvement by each point of known quality, [n]."""
         gains = np.maximum(quality[:, None] - self._best, 0.0)
         return np.asarray((gains * self._affordable(costs)).mean(axis=1))
 
     def expected_gain(self, mean: Floats, deviation: Floats, costs: Floats) -> Floats:
-        """Expectation of `gain` for normally distributed qualities, [n]: the closed form of expected improvement
-        (Jones et al. 1998, equation 15) at each point of the box."""
+        """Returns the expectation of `gain` for normally distributed qualities, [n].
+
+        It is the closed form of expected improvement (Jones et al. 1998, equation 15) at each point of the box.
+        """
         from scipy.special import ndtr  # slow to import; not every search needs it
 
         spread = np.maximum(deviation, 1e-9)[:, None]
@@ -52,8 +54,10 @@ class CostBox:
 
 
 def _spread(places: int, dimensions: int) -> Floats:
-    """Points of the unit box [places, dimensions]: Kronecker's sequence on the generalised golden ratio (Roberts 2018),
-    which fills a box of any dimension evenly."""
+    """Returns points of the unit box [places, dimensions] that fill it evenly in any dimension.
+
+    They are Kronecker's sequence on the generalised golden ratio (Roberts 2018).
+    """
     if dimensions == 1:
         return ((np.arange(places) + 0.5) / places)[:, None]
     ratio = 2.0

@@ -1,4 +1,4 @@
-"""Accuracy of candidates that were never scored, predicted from those that were; with the error of doing so."""
+"""Prediction of the accuracy of unscored candidates from scored ones, with the error of the prediction."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,31 +6,31 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
-from scipy.stats import spearmanr
 
 from prunefront.errors import PrunefrontError
+from prunefront.search.promotion.rank_correlation import spearman
 
 Floats = NDArray[np.float64]
 
-LEAST = 20
-"""With fewer rows, neither a regression nor its error means anything."""
+FEWEST_ROWS = 20
+"""Least number of rows: with fewer, neither a regression nor its error means anything."""
 
-MOST = 600
-"""So many rows are fitted at most, for time grows with their cube; more are thinned evenly."""
+MOST_ROWS = 600
+"""Most rows that are fitted, as time grows with their cube; more are thinned evenly."""
 
 FOLDS = 5
-FLOOR = 0.02  # of accuracy: below it, a logarithm says more of noise than of networks
-POWERS = (1, 2, 4, 8)  # of a ratio; what a group loses rises slowly, then steeply
+FLOOR = 0.02  # least accuracy whose logarithm is taken: below it, noise outweighs the network
+POWERS = (1, 2, 4, 8)  # powers of a ratio: a group's loss rises slowly, then steeply
 SHRINK = 1e-3  # ridge of the additive part, relative to the number of rows
-LENGTHS = (0.1, 0.2, 0.4)  # of the Gaussian, root mean square over the ratios
-RIDGES = (0.1, 0.3, 1.0)  # of the Gaussian part, which is left out where that is better
+LENGTHS = (0.1, 0.2, 0.4)  # length scales of the Gaussian, root mean square over the ratios
+RIDGES = (0.1, 0.3, 1.0)  # ridges of the Gaussian part, which is left out if that is better
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How well rows are predicted that were not seen: in `FOLDS` folds, each of which chooses its own hyperparameters.
+    """Error of the prediction of unseen rows, in `FOLDS` folds that each choose their own hyperparameters.
 
-    rows: how many it was fitted on. error: root mean square, of accuracy (0–1). bias: mean of predicted less measured.
+    rows: number of fitted rows. error: root mean square, of accuracy (0–1). bias: mean of predicted less measured.
     rank_correlation: Spearman's, of predicted and measured.
     """
 
@@ -42,8 +42,10 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """log accuracy = additive part + Gaussian part. x: rows [n, g] that were seen; losses: [g · powers + 1], none below
-    0; weights: [n]."""
+    """Model of log accuracy = additive part + Gaussian part.
+
+    x: rows that were seen, [n, g]. losses: [g · powers + 1], none below 0. weights: [n].
+    """
 
     x: Floats
     losses: Floats
@@ -56,30 +58,30 @@ class _Model:
 
 
 class Emulator:
-    """Accuracy as a function of the ratios of groups, stacks and layers; it does not see which units go, by which
-    criterion, nor word lengths.
+    """Accuracy as a function of the ratios of groups, stacks and layers.
 
-    In log accuracy, losses of groups add up (they multiply in accuracy). Each group's is a sum of powers of its ratio
-    whose coefficients are not negative, so that cutting more never predicts more accuracy: a searcher would go where a
-    free regression errs upwards. What that leaves is smoothed by a Gaussian kernel, which vanishes away from the rows;
-    its length and ridge are those of least leave-one-out error, in closed form (Hastie et al. 2009, section 7.10).
+    The emulator does not see units, criteria or bit widths. In log accuracy, losses of groups add up (they multiply in
+    accuracy). A group's loss is a sum of powers of its ratio with coefficients of at least 0, so that a deeper cut
+    never predicts more accuracy. With a free regression, a searcher would go where it errs upwards. A Gaussian kernel,
+    which vanishes away from the rows, smooths the residuals. Its length and ridge have the least leave-one-out error,
+    in closed form (Hastie et al. 2009, section 7.10).
     """
 
     def __init__(self, ratios: Sequence[Mapping[str, float]], accuracy: Sequence[float]) -> None:
-        """ratios: per row, name -> fraction dropped; what is missing is 0. Raises PrunefrontError for too few rows."""
-        if len(ratios) < LEAST:
+        """Fits the rows. ratios: name -> fraction dropped, 0 if absent. Raises PrunefrontError for too few rows."""
+        if len(ratios) < FEWEST_ROWS:
             raise PrunefrontError(
-                f"{len(ratios)} candidates were measured, too few to predict others from; {LEAST} are needed: let the "
+                f"{len(ratios)} candidates were measured, and {FEWEST_ROWS} are needed to predict others: let the "
                 "search score more"
             )
         self.names = tuple(sorted({name for row in ratios for name in row}))
         x, y = self._matrix(ratios), np.asarray(accuracy, dtype=np.float64)
-        some = np.unique(np.linspace(0, len(y) - 1, min(len(y), MOST)).round().astype(int))
-        self._model = _fitted(x[some], y[some])
-        self.fit = _cross_validated(x[some], y[some])
+        some = np.unique(np.linspace(0, len(y) - 1, min(len(y), MOST_ROWS)).round().astype(int))
+        self._model = _fit(x[some], y[some])
+        self.fit = _cross_validate(x[some], y[some])
 
     def predict(self, ratios: Sequence[Mapping[str, float]]) -> Floats:
-        """Accuracy [n], from 0 to 1."""
+        """Returns accuracies [n], from 0 to 1."""
         return self._model(self._matrix(ratios))
 
     def _matrix(self, ratios: Sequence[Mapping[str, float]]) -> Floats:
@@ -87,21 +89,21 @@ class Emulator:
 
 
 def _basis(x: Floats) -> Floats:
-    """[n, g · powers + 1]; the last column is what the dense network loses."""
+    """Returns powers of the ratios [n, g · powers + 1]; the last column is for the loss of the dense network."""
     return np.concatenate([*(x**power for power in POWERS), np.ones((len(x), 1))], axis=1)
 
 
 def _gaussian(a: Floats, b: Floats, length: float) -> Floats:
-    """[n, m]"""
+    """Returns the Gaussian kernel [n, m] of two sets of rows."""
     square = ((a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T).clip(0) / a.shape[1]
     return np.asarray(np.exp(-square / (2 * length**2)))
 
 
-def _fitted(x: Floats, accuracy: Floats) -> _Model:
+def _fit(x: Floats, accuracy: Floats) -> _Model:
     y, basis = np.log(np.maximum(accuracy, FLOOR)), _basis(x)
     columns = basis.shape[1]
     ridge = np.sqrt(SHRINK * len(y)) * np.eye(columns)
-    ridge[-1] = 0.0  # the dense network's loss is not drawn towards none
+    ridge[-1] = 0.0  # the dense network's loss is not drawn towards 0
     losses = nnls(np.concatenate([basis, ridge]), np.concatenate([-y, np.zeros(columns)]))[0]
     rest = y + basis @ losses
     best = float(np.square(rest).mean()), _Model(x, losses, np.zeros(len(y)), LENGTHS[0])
@@ -117,19 +119,12 @@ def _fitted(x: Floats, accuracy: Floats) -> _Model:
     return best[1]
 
 
-def _cross_validated(x: Floats, y: Floats) -> Fit:
+def _cross_validate(x: Floats, y: Floats) -> Fit:
     fold = np.random.default_rng(0).permutation(len(y)) % FOLDS
     guess = np.empty_like(y)
     for number in range(FOLDS):
         seen = fold != number
-        guess[~seen] = _fitted(x[seen], y[seen])(x[~seen])
+        guess[~seen] = _fit(x[seen], y[seen])(x[~seen])
     return Fit(
         len(y), float(np.sqrt(np.mean((guess - y) ** 2))), float(np.mean(guess - y)), spearman(guess, y)
     )
-
-
-def spearman(a: Floats, b: Floats) -> float:
-    """Rank correlation, ties at their mean rank; 0 where one of the two does not vary."""
-    if np.ptp(a) == 0.0 or np.ptp(b) == 0.0:
-        return 0.0
-    return float(spearmanr(a, b).statistic)

@@ -1,17 +1,21 @@
-"""A network's latency relative to the dense one, predicted from how many units its channel groups keep.
+"""Prediction of a network's latency, relative to the dense one, from the units that its channel groups keep.
 
-The time of a convolution depends on the channels on both of its sides, which belong to two groups: what one group saves
-depends on the other one. So the model is additive over *operators*, not groups:
+The time of a convolution depends on the channels on both of its sides, which belong to two groups. So the saving of one
+group depends on the other one, and the model is additive over *operators*, not groups:
 
     ratio(x) = c + Σ_o Σ_f β[o, f] · w[o, f] · φ_f(outputs_o(x), inputs_o(x)),    c, β >= 0
 
-with φ the operator's share of its dense multiply-accumulates (exact, with the channels of both sides rounded up to
-blocks of 8 and of 16, and with those of the output alone), the same where the input is no multiple of 4 (kernels for
-blocked layouts are then not taken), and its share of the activations that are written: all, and where their channels
-are no multiple of 4, 8 and 16 (they are padded, or copied into another layout). w are the operator's shares of the
-dense network's MACs and activations: with β equal for all operators the model is one of the network's MACs. That is the
-prior: β[·, f] = α_f is fitted first, with few parameters; then every operator may differ from it by as much as
-leave-one-out says that the data bear out (ridge around α, an empirical Bayes estimate).
+The features φ of an operator are shares of its dense multiply-accumulates (MACs) and of its written activations:
+
+- MACs: exact; with the channels of both sides rounded up to blocks of 8 and of 16; with those of the output alone
+  rounded up.
+- MACs if the input is no multiple of 4, as kernels for blocked layouts are then not taken.
+- Activations: all; and if their channels are no multiple of 4, 8 and 16, as they are padded, or copied into another
+  layout.
+
+w are the operator's shares of the dense network's MACs and activations, so with β equal for all operators the model is
+one of the network's MACs. That is the prior: β[·, f] = α_f is fitted first, with few parameters. Then each operator's β
+may differ from α by as much as leave-one-out supports (ridge around α, an empirical Bayes estimate).
 """
 
 import math
@@ -23,40 +27,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunefront.errors import PrunefrontError
+from prunefront.search.promotion.rank_correlation import spearman
 
 Floats = NDArray[np.float64]
 
 ALIGNED = 4
 BLOCKS = (8, 16)
-"""Channels that a vector register of 256 or 512 bits holds."""
+"""Channels that a vector register of 256 or 512 bits holds; ALIGNED: those of 128 bits."""
 
 KINDS = 4 + 3 * len(BLOCKS)
-"""How many φ there are."""
+"""Number of features φ of an operator."""
 
 PRIOR = (0.9, *([0.0] * (KINDS - 1)))
-"""α before anything was measured: the share of the MACs counts for 0.9, and CONSTANT does not go away."""
+"""Prior mean of α: the share of the MACs counts for 0.9; the constant c, whose prior is CONSTANT, for the rest."""
 CONSTANT = 0.1
 
 FREEDOM = (0.03, 0.1, 0.3, 1.0, 3.0)
-"""Standard deviations of β around α that are tried."""
+"""Standard deviations of β around α, of which leave-one-out chooses one."""
 
 MODEL_ERROR = 0.02
-"""What a perfectly measured ratio may still differ by, relative; keeps one lucky interval from ruling the fit."""
+"""Relative error of the model for a perfectly measured ratio; keeps one lucky interval from ruling the fit."""
 
 SHARP = 0.1
-"""Points with wider intervals, relative, say more about the machine than about predictions: errors are not taken
-on them."""
+"""Widest relative half-interval of a point on which errors are taken; wider ones reflect the machine's noise."""
 
 MOST = 1e15
-"""MACs, positions and channels of an operator: more than any network has, and their products are floats."""
+"""Limit of an operator's MACs, positions and channels: more than any network has, with products that floats hold."""
 
 FEWEST = 20
-"""So many points are needed before a 95 % quantile of their errors means anything."""
+"""Least number of points from which a 95 % quantile of their errors is taken."""
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """How many channels one side of an operator has: `fixed` + Σ per_unit[group] · kept units of the group."""
+    """Number of channels on one side of an operator: `fixed` + Σ per_unit[group] · kept units of the group."""
 
     fixed: int
     per_unit: Mapping[str, int]
@@ -75,9 +79,10 @@ class Operator:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A timed network. kept: group -> units, groups left out are dense. ratio: to dense, in [low, high] with 95 %.
+    """A timed network.
 
-    origin: `single` (one group cut), `joint` (several), or the study whose network it was.
+    kept: group -> units, absent groups are dense. ratio: latency over dense, in [low, high] with 95 %. origin: `single`
+    (one group cut), `joint` (several), or the study of the network.
     """
 
     kept: Mapping[str, int]
@@ -109,10 +114,10 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class PredictionError:
-    """How far predictions were off points that were not fitted. All relative to the measured ratio.
+    """Errors of predictions on points that were not fitted, relative to the measured ratio.
 
     median, p95: of the absolute errors. rank: Spearman's correlation of predicted and measured. noise: median of the
-    points' own half-widths, which the errors include. points: how many.
+    points' own half-widths, which the errors include. points: number of points.
     """
 
     median: float
@@ -133,11 +138,11 @@ class PredictionError:
 
 @dataclass(frozen=True, slots=True)
 class LatencyPredictor:
-    """Made by `fit`; knows its own error. groups: name -> units of the dense network.
+    """A predictor that `fit` makes, with its own error.
 
-    weights: [1 + operators · KINDS], the constant first. joint: leave-one-out error on points in which several groups
-    are cut, which is what a search asks for, and that are SHARP; None below 3 of them. half_width: of the 95 % interval
-    of a prediction, relative; infinite where there are too few points to tell.
+    groups: name -> units of the dense network. weights: [1 + operators · KINDS], the constant first. joint:
+    leave-one-out error on SHARP points in which several groups are cut, like the candidates of a search; None below 3
+    of them. half_width: of the 95 % interval of a prediction, relative; infinite if there are too few points.
     """
 
     groups: Mapping[str, int]
@@ -148,28 +153,28 @@ class LatencyPredictor:
     half_width: float
 
     def predict(self, kept: Floats) -> Floats:
-        """Predicted ratios [n] of networks that keep `kept` units: [n, groups], in the order of `groups`."""
+        """Returns predicted ratios [n] of networks. kept: units [n, groups], in the order of `groups`."""
         features = _features(kept, tuple(self.groups), self.operators, self._dense())
         return np.asarray(features @ np.array(self.weights), dtype=np.float64)
 
     def ratio(self, kept: Mapping[str, int]) -> float:
-        """Predicted ratio of one network; groups that are left out keep all units."""
+        """Returns the predicted ratio of one network; absent groups keep all units."""
         return float(self.predict(_rows([kept], self.groups))[0])
 
     def interval(self, ratio: float) -> tuple[float, float]:
-        """Bounds on what would be measured where `ratio` is predicted, with 95 % confidence.
+        """Returns 95 % bounds on the measured ratio of a network whose predicted ratio is `ratio`.
 
-        Split-conformal over leave-one-out errors (Vovk et al. 2005; Barber et al. 2021, the jackknife): no distribution
-        is assumed, but that new networks are like the table's joint ones.
+        The bounds are split-conformal over leave-one-out errors (Vovk et al. 2005; Barber et al. 2021, the jackknife).
+        No distribution is assumed, but new networks must be like the table's joint ones.
         """
         return max(0.0, ratio * (1.0 - self.half_width)), ratio * (1.0 + self.half_width)
 
     def updated(self, points: Sequence[Point]) -> "LatencyPredictor":
-        """The predictor fitted on these measurements as well. The order in which they come makes no difference."""
+        """Returns a predictor that is fitted on these measurements as well; their order makes no difference."""
         return fit(self.groups, self.operators, [*self.points, *points])
 
     def errors(self, points: Sequence[Point]) -> PredictionError:
-        """How far the predictions are off points that it was not fitted on. Raises ValueError for none."""
+        """Returns the errors of the predictions on other points. Raises ValueError for an empty sequence."""
         predicted = self.predict(_rows([p.kept for p in points], self.groups))
         return _error(predicted, points)
 
@@ -177,7 +182,7 @@ class LatencyPredictor:
         return np.array([list(self.groups.values())], dtype=float)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, so that a predictor that is read back predicts the same to the last bit."""
+        """Writes all fields, so that a predictor that is read back predicts the same to the last bit."""
         return {
             "groups": dict(self.groups),
             "operators": [operator_to_json(o) for o in self.operators],
@@ -189,8 +194,10 @@ class LatencyPredictor:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "LatencyPredictor":
-        """Inverse of `to_json`. Raises KeyError, TypeError or ValueError for what that never makes, as it may come from
-        elsewhere."""
+        """Reads the JSON of `to_json`, perhaps from elsewhere.
+
+        Raises KeyError, TypeError or ValueError for other data.
+        """
         groups, weights, half_width = dict(data["groups"]), tuple(data["weights"]), data["half_width"]
         operators = tuple(operator_from_json(o) for o in data["operators"])
         if not all(isinstance(g, str) and type(units) is int and units > 0 for g, units in groups.items()):
@@ -201,7 +208,7 @@ class LatencyPredictor:
             raise ValueError("the half-width of an interval is a positive number")
         joint = None if data["joint"] is None else PredictionError(**data["joint"])
         if joint is not None and not all(_is_number(n) for n in joint.to_json().values()):
-            raise ValueError("an error of predictions is no number")
+            raise ValueError("an error of predictions is not a finite number")
         for operator in operators:
             check_operator(operator, groups)
         return cls(
@@ -217,11 +224,10 @@ class LatencyPredictor:
 def fit(
     groups: Mapping[str, int], operators: Sequence[Operator], points: Sequence[Point]
 ) -> LatencyPredictor:
-    """The predictor of a network, from what was measured; without any point, the share of its MACs.
+    """Returns the predictor of a network from measured points; without points it predicts from the share of MACs.
 
-    groups: name -> units. Takes a few tenths of a second for 100 points and 20 operators, nearly all of it for
-    leaving each point out once.
-    Raises PrunefrontError for a point of other groups or with more units than there are.
+    groups: name -> units. 100 points and 20 operators take a few tenths of a second, nearly all of it for leaving each
+    point out once. Raises PrunefrontError for a point of other groups or with more units than there are.
     """
     ordered = sorted(points, key=lambda p: (p.origin, sorted(p.kept.items()), p.ratio, p.low, p.high))
     for point in ordered:
@@ -257,9 +263,10 @@ def fit(
 
 
 class _Fit:
-    """weights: on all rows. left_out: [n], each row's prediction without it (row 0, the dense network, is always in).
+    """A fit with one prior width.
 
-    loss: mean square of the errors of `left_out`, in units of what the rows may differ by.
+    weights: fitted on all rows. left_out: [n], prediction of each row by a fit without it (row 0, the dense network, is
+    always in). loss: mean square of the errors of `left_out`, each in units of its row's standard deviation.
     """
 
     def __init__(self, features: Floats, ratios: Floats, precision: Floats, freedom: float) -> None:
@@ -281,7 +288,7 @@ def _solve(
     freedom: float,
     passive: NDArray[np.bool_] | None = None,
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """The prior's α first, then β around it; and which β are above zero."""
+    """Fits the prior's α, then β around it. Returns the weights and a mask of those above zero."""
     start = np.array([CONSTANT, *PRIOR])
     together = np.column_stack(
         [features[:, 0], *(features[:, 1 + f :: KINDS].sum(axis=1) for f in range(KINDS))]
@@ -304,10 +311,10 @@ def _solve(
 def _nonnegative(
     quadratic: Floats, linear: Floats, passive: NDArray[np.bool_] | None = None
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """argmin over x >= 0 of x'Qx/2 - l'x, and where x is above zero; Q positive definite.
+    """Returns argmin over x >= 0 of x'Qx/2 - l'x, and a mask of the positive x; Q positive definite.
 
-    Block principal pivoting with Murty's rule as the fallback that makes it finite (Júdice and Pires 1994; Kim and Park
-    2011, algorithm 1). passive: where to start from.
+    The method is block principal pivoting, with Murty's rule as the fallback that makes it finite (Júdice and Pires
+    1994; Kim and Park 2011, algorithm 1). passive: mask to start from.
     """
     free = np.ones(len(linear), dtype=bool) if passive is None else passive.copy()
     fewest, patience = len(linear) + 1, 3
@@ -329,14 +336,17 @@ def _nonnegative(
 
 
 def _rows(kept: Sequence[Mapping[str, int]], groups: Mapping[str, int]) -> Floats:
-    """Kept units [n, groups]."""
+    """Returns kept units [n, groups]."""
     return np.array([[k.get(g, units) for g, units in groups.items()] for k in kept], dtype=float).reshape(
         len(kept), len(groups)
     )
 
 
 def _features(kept: Floats, names: Sequence[str], operators: Sequence[Operator], dense: Floats) -> Floats:
-    """[n, 1 + operators · KINDS], the constant first; each kind's columns of the dense network add up to about 1."""
+    """Returns the features [n, 1 + operators · KINDS], the constant first.
+
+    The columns of each kind add up to about 1 for the dense network.
+    """
     columns = [np.ones(len(kept))]
     macs = sum(o.macs for o in operators)
     written = sum(o.positions * _channels(dense, names, o.outputs)[0] for o in operators)
@@ -373,28 +383,14 @@ def _error(predicted: Floats, points: Sequence[Point]) -> PredictionError:
     return PredictionError(
         float(np.median(off)),
         float(np.quantile(off, 0.95)),
-        rank_correlation(predicted, measured),
+        spearman(predicted, measured),
         float(np.median([p.spread for p in points])),
         len(points),
     )
 
 
-def rank_correlation(a: Floats, b: Floats) -> float:
-    """Spearman's, with mean ranks for ties; 0 where one of them does not vary."""
-    ranks = [_mean_ranks(values) for values in (a, b)]
-    centred = [r - r.mean() for r in ranks]
-    norm = math.sqrt(float(centred[0] @ centred[0]) * float(centred[1] @ centred[1]))
-    return float(centred[0] @ centred[1]) / norm if norm else 0.0
-
-
-def _mean_ranks(values: Floats) -> Floats:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return np.asarray(((last - counts + 1 + last) / 2)[inverse], dtype=np.float64)
-
-
 def operator_to_json(operator: Operator) -> dict[str, Any]:
-    """A plain dict, for a file."""
+    """Writes an operator as a plain dict."""
     sides = {
         side: {"fixed": axis.fixed, "per_unit": dict(axis.per_unit)}
         for side, axis in (("outputs", operator.outputs), ("inputs", operator.inputs))
@@ -403,7 +399,7 @@ def operator_to_json(operator: Operator) -> dict[str, Any]:
 
 
 def point_from_json(data: Mapping[str, Any], groups: Mapping[str, int]) -> Point:
-    """A timed network of groups with so many units. Raises KeyError, TypeError or ValueError as `from_json` above."""
+    """Reads a timed network. groups: name -> units. Raises KeyError, TypeError or ValueError as `from_json` above."""
     point = Point(**{**data, "kept": dict(data["kept"])})
     if not isinstance(point.origin, str) or len(point.origin) > 200 or not point.origin.isprintable():
         raise ValueError("the origin of a point is a short text")
@@ -429,7 +425,7 @@ def _is_number(value: object) -> bool:
 
 
 def operator_from_json(data: Mapping[str, Any]) -> Operator:
-    """Inverse of `operator_to_json`. Raises KeyError, TypeError or ValueError as `from_json` above."""
+    """Reads the dict of `operator_to_json`. Raises KeyError, TypeError or ValueError as `from_json` above."""
     sides = {side: Axis(data[side]["fixed"], dict(data[side]["per_unit"])) for side in ("outputs", "inputs")}
     found = Operator(data["name"], data["macs"], data["positions"], sides["outputs"], sides["inputs"])
     numbers = [found.macs, found.positions]
@@ -440,5 +436,5 @@ def operator_from_json(data: Mapping[str, Any]) -> Operator:
         or not all(_is_number(n) and 0 <= n < MOST for n in numbers)
         or found.macs <= 0
     ):
-        raise ValueError(f"operator {found.name!r:.60} has a number that is none")
+        raise ValueError(f"operator {found.name!r:.60} has a number that is not a finite number from 0 up")
     return found

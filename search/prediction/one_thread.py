@@ -1,23 +1,23 @@
 """Linear algebra in one thread.
 
-The matrices of a searcher are small, and the cores belong to the workers: BLAS with a thread for each core waits for
-cores that others have, and took ten times as long beside busy workers. One thread also gives the same numbers
-whatever the machine.
+The matrices of a searcher are small, and the cores belong to the workers. BLAS with a thread for each core waits for
+cores that are in use, and took ten times as long beside busy workers. One thread also gives the same numbers on every
+machine.
 """
 
 from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
-Given = ParamSpec("Given")
-Found = TypeVar("Found")
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
-def one_thread(function: Callable[Given, Found]) -> Callable[Given, Found]:
-    """Decorator: BLAS has one thread while the function runs; afterwards as many as before."""
+def one_thread(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Decorator that gives BLAS one thread while the function runs, and afterwards as many as before."""
 
     @wraps(function)
-    def limited(*args: Given.args, **options: Given.kwargs) -> Found:
+    def limited(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
         with _controller().limit(limits=1, user_api="blas"):
             return function(*args, **options)
 
@@ -26,7 +26,7 @@ def one_thread(function: Callable[Given, Found]) -> Callable[Given, Found]:
 
 @cache
 def _controller() -> Any:
-    import scipy.linalg  # its BLAS is another one than numpy's, and only what is loaded is found
+    import scipy.linalg  # its BLAS differs from numpy's, and the controller finds only libraries that are loaded
     from threadpoolctl import ThreadpoolController
 
     assert scipy.linalg

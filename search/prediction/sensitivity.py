@@ -1,4 +1,4 @@
-"""What a network says about itself: each group cut alone, and the networks that this suggests."""
+"""Sensitivity of a network to cuts of single groups, and the networks that it suggests."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -14,49 +14,49 @@ from prunefront.search.space.heuristics import van_der_corput
 from prunefront.search.space.problem import Problem
 from prunefront.search.space.search_space import GroupSpace
 
-KEPT = (0.1, 0.3, 0.5)
-"""Shares of units that a probed group keeps, the most telling one first: a deep cut ranks the groups, the others show
-where its loss begins."""
+PROBED_SHARES = (0.1, 0.3, 0.5)
+"""Shares of units that a probed group keeps, the most informative first.
 
-UNIFORM = (0.7, 0.5)
-"""Shares that all groups keep when criteria are compared."""
+The deep cut ranks the groups; the others show where a group's loss begins.
+"""
 
+UNIFORM_SHARES = (0.7, 0.5)
+"""Shares of units that all groups keep in a comparison of criteria."""
 
-MOST_OF_THE_BUDGET = 0.4
-"""Share of a known budget that probes may take."""
-
+PROBE_BUDGET_SHARE = 0.4
+"""Largest share of a known budget that probes may take."""
 
 PROBE = "probe"
-"""How the origin of a probe begins."""
+"""First word of the origin of a probe."""
 
 
 def is_probe(candidate: Candidate) -> bool:
-    """Whether the candidate was asked for what it teaches, and not for itself."""
+    """Returns True if the candidate was proposed for its information alone."""
     return candidate.origin.split(" ")[0] == PROBE
 
 
 class Sensitivity:
-    """The probes of a problem, and what each option of each group costs by itself once they are told.
+    """The probes of a problem, and the loss of each option of each group by itself once they are measured.
 
-    most: probes at the most; two cuts of each group are enough, and no more than part of a known budget is spent.
+    most: largest number of probes. Two cuts of each group are enough, and probes take only part of a known budget.
     """
 
     def __init__(self, problem: Problem, most: int) -> None:
-        groups, ways = len(problem.space.groups), len(_compared(problem.space.groups))
+        groups, ways = len(problem.space.groups), len(_comparisons(problem.space.groups))
         if problem.evaluations:
-            most = min(most, int(MOST_OF_THE_BUDGET * problem.evaluations))
+            most = min(most, int(PROBE_BUDGET_SHARE * problem.evaluations))
         self.candidates = probes(problem, min(most, ways + 2 * groups) + 1) if most else ()
         self._chance = problem.chance
         self._space = problem.space
         self._losses: Floats | None = None
-        self._asked = 0  # probes that are not new any more
+        self._asked = 0  # number of probes that are no longer new
 
     @cached_property
     def _encoding(self) -> Encoding:
         return Encoding(self._space)
 
     def next(self, is_new: Callable[[Candidate], bool]) -> Candidate | None:
-        """The first probe that is new. is_new: what was asked once stays so."""
+        """Returns the first probe that is new, or None. is_new: never True again for a probe that was asked."""
         while self._asked < len(self.candidates):
             if is_new(self.candidates[self._asked]):
                 return self.candidates[self._asked]
@@ -64,17 +64,20 @@ class Sensitivity:
         return None
 
     def losses(self, told: Mapping[str, Outcome]) -> Floats | None:
-        """[G, O], as `Fitted.losses`; None before all probes are told, or where the dense network was not measured."""
+        """Returns `Posterior.losses` [G, O], or None before all probes are told or if the dense network failed.
+
+        told: outcomes by candidate key.
+        """
         if self._losses is None and self.candidates and all(c.key() in told for c in self.candidates):
             found = [(c, m) for c in self.candidates if isinstance(m := told[c.key()], Measurement)]
             if found and found[0][0] == self.candidates[0]:  # the dense network
                 rows = np.array([self._encoding.encode(c) for c, _ in found])
-                loss, variance = losses_of([m for _, m in found], self._chance)
+                loss, variance = losses_and_variances([m for _, m in found], self._chance)
                 self._losses = AccuracyModel(self._encoding).fit(rows, loss, variance).losses
         return self._losses
 
     def suggestions(self, table: Floats, problem: Problem, count: int) -> tuple[Candidate, ...]:
-        """At most `count` candidates along the front that the additive model foresees, every prefix spread over it."""
+        """Returns at most `count` candidates along the front of the additive model, every prefix spread over it."""
         costs, encoding = problem.costs, self._encoding
         if costs is None:
             return ()
@@ -90,8 +93,8 @@ class Sensitivity:
             encoding.decode(rows[i], "suggested by probes") for i in spread[van_der_corput(len(spread))]
         )
 
-    def by_keep(self, table: Floats) -> dict[str, Floats]:
-        """Group name -> loss at each of its kept counts, by the best of its options."""
+    def losses_by_keep(self, table: Floats) -> dict[str, Floats]:
+        """Returns, by group name, the loss at each of the group's kept counts, by the best of its options."""
         found = {}
         for g, group in enumerate(self._encoding.space.groups):
             kept = [round(group.units * (1.0 - c.ratio)) for c in self._encoding.options[g]]
@@ -102,11 +105,11 @@ class Sensitivity:
         return found
 
 
-def losses_of(measured: Sequence[Measurement], chance: float) -> tuple[Floats, Floats]:
-    """Losses of log accuracy against the first measurement, the dense network's [n], and their variances.
+def losses_and_variances(measured: Sequence[Measurement], chance: float) -> tuple[Floats, Floats]:
+    """Returns losses of log accuracy [n] against the first measurement, the dense network's, and their variances [n].
 
-    A network that does no better than chance says only that much is lost, not how much: the variance grows as accuracy
-    above chance vanishes. A measurement without noise is taken to be of a thousand images.
+    A network at chance shows that much is lost, not how much: the variance grows as the accuracy above chance vanishes.
+    A measurement without noise is taken to be of a thousand images.
     """
     accuracy = np.array([m["accuracy"] for m in measured])
     error = np.maximum([m.noise.get("accuracy", 0.03) / 1.96 for m in measured], 1e-4)
@@ -117,18 +120,18 @@ def losses_of(measured: Sequence[Measurement], chance: float) -> tuple[Floats, F
 
 
 def probes(problem: Problem, limit: int) -> tuple[Candidate, ...]:
-    """At most `limit` candidates that show what each group bears: dense, then each way to rank and cut used all over,
-    then each group cut alone, by its first criterion.
+    """Returns at most `limit` candidates that show how much each group can lose.
 
-    Deep cuts of all groups come before shallow ones, and groups that hold more of the MACs first, so that a small limit
-    still spends where most can be saved.
+    They are dense, then each way to rank and cut in all groups, then each group cut alone by its first criterion. Deep
+    cuts come before shallow ones, and groups with more of the MACs first, so that a small limit is spent where most can
+    be saved.
     """
     space = problem.space
     found: dict[str, Candidate] = {}
-    ways = [*_compared(space.groups)]
+    ways = [*_comparisons(space.groups)]
     alone = [
-        _alone(problem, group, keep)
-        for share in KEPT
+        _single_cut(problem, group, keep)
+        for share in PROBED_SHARES
         for group in sorted(space.groups, key=lambda g: (-g.unit_macs * g.units, g.name))
         for keep in [group.nearest(group.units * share)]
         if keep < group.units
@@ -140,12 +143,14 @@ def probes(problem: Problem, limit: int) -> tuple[Candidate, ...]:
     return tuple(found.values())
 
 
-def _compared(groups: Sequence[GroupSpace]) -> list[Candidate]:
-    """Every criterion, granularity and word length by itself in all groups that have it, where there is a choice."""
+def _comparisons(groups: Sequence[GroupSpace]) -> list[Candidate]:
+    """Returns a candidate for each criterion, granularity and bit width in all groups that have it, if there is a
+    choice.
+    """
     found = []
     criteria = list(dict.fromkeys(c for g in groups for c in g.criteria))
     for criterion in criteria if len(criteria) > 1 else ():
-        for share in UNIFORM:
+        for share in UNIFORM_SHARES:
             choices = {
                 g.name: g.choose(g.nearest(g.units * share) if g.kind == "channels" else g.units, criterion)
                 for g in groups
@@ -164,14 +169,14 @@ def _compared(groups: Sequence[GroupSpace]) -> list[Candidate]:
     return found
 
 
-def _alone(problem: Problem, group: GroupSpace, keep: int) -> Candidate:
+def _single_cut(problem: Problem, group: GroupSpace, keep: int) -> Candidate:
     choices = dict(problem.space.dense().choices)
     choices[group.name] = group.choose(keep)
     return Candidate(choices, f"{PROBE} {group.name} {keep}/{group.units}")
 
 
 def savings(encoding: Encoding, costs: Callable[[Rows], Floats]) -> list[Floats]:
-    """Per cost, the share of the dense network's that each option of each group saves when it alone is taken, [G, O].
+    """Returns, per cost, the share of the dense network's cost that each option of each group saves by itself, [G, O].
 
     costs: rows [n, G] -> costs [n, C].
     """
@@ -187,11 +192,11 @@ def savings(encoding: Encoding, costs: Callable[[Rows], Floats]) -> list[Floats]
 
 
 def trade_offs(encoding: Encoding, losses: Floats, saved: Floats, count: int) -> Rows:
-    """Candidates [n ≤ count, G] along the front of an additive model: each group takes the option with the least loss
-    minus λ times what it saves, for λ from where nothing goes to where all goes (Lagrangian relaxation of the knapsack;
-    Everett 1963).
+    """Returns candidates [n ≤ count, G] along the front of an additive model.
 
-    losses, saved: [G, O], as `Fitted.losses` and one of `savings`.
+    Each group takes the option of least loss minus λ times its saving, for λ from nearly 0 to a price at which all is
+    cut (Lagrangian relaxation of the knapsack; Everett 1963). losses, saved: [G, O], as `Posterior.losses` and one of
+    `savings`.
     """
     options = np.arange(losses.shape[1])[None, :] < encoding.sizes[:, None]
     rows = [encoding.dense]

@@ -1,1 +1,1 @@
-"""Who is trained on, and who stops early."""
+"""Choice of the candidates that are trained, and of those that stop early."""

@@ -4,7 +4,6 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,22 +13,24 @@ from prunefront.search.outcomes.front import minimised, violation
 from prunefront.search.outcomes.measurement import Constraint, Measurement, Objective
 from prunefront.search.promotion.rank_correlation import Correlation, kendall, signs, somers
 
-LIKE = 1.25
-"""Trials each of whose costs differ by at most this factor are of like cost."""
+LIKE_COST = 1.25
+"""Trials have like cost if each of their costs differs by at most this factor."""
 
-GOOD = 0.5
-"""Somers' D from which a rung is trusted as configured: at least half of the pairs that it tells apart end so."""
+TRUSTED = 0.5
+"""Least Somers' D of a rung that keeps its configured share. At 0.5, at least half of the pairs keep their order."""
 
-PROBES = 12
-"""One trial in so many is never stopped: those that were let go on look alike, and do not tell whether the rest was
-rightly stopped."""
+PROBE_INTERVAL = 12
+"""Interval of trials of which one is never stopped.
 
-PAIRS = 8
-"""Of fewer pairs than this nothing is said."""
+The trials that went on look alike, so they cannot show whether the others were rightly stopped.
+"""
+
+FEWEST_PAIRS = 8
+"""Least number of pairs from which a rung's correlation is used."""
 
 
 def levels(epochs: int, eta: int) -> tuple[int, ...]:
-    """After which epochs trials are compared: 1, eta, eta² …, below `epochs`, where they end anyway."""
+    """Returns the epochs after which trials are compared: 1, eta, eta² …, below `epochs`, the end of every trial."""
     found, level = [], 1
     while level < epochs:
         found.append(level)
@@ -38,22 +39,26 @@ def levels(epochs: int, eta: int) -> tuple[int, ...]:
 
 
 def beats(values: Floats, noise: Floats, violations: Floats, costs: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Matrix [n, n] whose entry i, j says whether point i beats point j: it dominates j (`dominance.dominance`),
-    or, both feasible, is better than j beyond the noise in all that is no cost, and costs at most LIKE times as much.
+    """Returns a matrix [n, n] whose entry i, j is True if point i beats point j.
+
+    Point i beats j if it dominates j (`dominance.dominance`). Among feasible points it also beats j if it is better
+    beyond the noise in every objective that is not a cost, and costs at most LIKE_COST times as much.
 
     values, noise: [n, m], every objective minimised, and half-widths of intervals. violations: [n], 0 = feasible.
-    costs: [m], which objectives are costs; their values are positive, and not all are. Free of cycles, as whoever beats
-    is no worse in what is no cost, and where he is equal, he dominates. Not transitive.
+    costs: [m], True for objectives that are costs; their values are positive, and at least one objective is no cost.
+
+    The relation is free of cycles: a point that beats another is no worse in the objectives that are not costs, and
+    dominates it if they are equal. It is not transitive.
     """
     gain = values[None, :, ~costs] - values[:, None, ~costs]
     margin = np.sqrt(noise[None, :, ~costs] ** 2 + noise[:, None, ~costs] ** 2)
-    like = (values[:, None, costs] <= LIKE * values[None, :, costs]).all(axis=2)
+    like = (values[:, None, costs] <= LIKE_COST * values[None, :, costs]).all(axis=2)
     feasible = violations <= 0
     better = (gain > margin).all(axis=2) & like & feasible[:, None] & feasible[None, :]
     return np.asarray(dominance(values, noise, violations) | better, dtype=np.bool_)
 
 
-def going_on(
+def survivors(
     values: Floats,
     noise: Floats,
     violations: Floats,
@@ -61,11 +66,11 @@ def going_on(
     ties: Sequence[str],
     share: float,
 ) -> NDArray[np.bool_]:
-    """Mask [n] of the points that go on: the best ⌈share · n⌉, and whoever is beaten by none that goes on for that
-    reason.
+    """Returns a mask [n] of the points that go on: the best ⌈share · n⌉, and all unbeaten ones.
 
-    Best is first by rank in the relation `beats`, whose arguments these are, then by crowding distance, then by `ties`,
-    a text for each point. The answer does not depend on the order of the points.
+    A point is unbeaten if no other unbeaten point beats it, so a stopped candidate cannot stop another one. Points are
+    ordered by rank in the relation `beats`, whose arguments these are, then by crowding distance, then by `ties`, a
+    text for each point. The mask does not depend on the order of the points.
     """
     n = len(ties)
     order = np.array(sorted(range(n), key=lambda i: ties[i]), dtype=np.int64)
@@ -73,7 +78,7 @@ def going_on(
     rank = ranks(wins)
     best = np.lexsort((np.arange(n), -crowding(values[order], rank), rank))
     unbeaten = np.zeros(n, dtype=np.bool_)
-    for i in best:  # dominators come before, so this is the kernel of the relation
+    for i in best:  # dominators come first, so this is the kernel of the relation
         unbeaten[i] = not (wins[:, i] & unbeaten).any()
     chosen = unbeaten.copy()
     chosen[best[: math.ceil(share * n - 1e-9)]] = True  # 0.1 · 30 is a little more than 3
@@ -84,7 +89,10 @@ def going_on(
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a trial is told at a rung. share: kept there at that time; of: trials that had come there, it included."""
+    """The decision on a trial at a rung.
+
+    share: of the rung that went on at that time. of: number of trials that had come there, this one included.
+    """
 
     go_on: bool
     share: float
@@ -93,10 +101,12 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class RungSummary:
-    """A rung as it stands. level: after how many epochs. came, stopped: trials. share: what it keeps now.
+    """The present state of a rung.
 
-    overall: Kendall's τ of its accuracies with the final ones. like: Somers' D among trials of like cost, which decides
-    on the share. finished: trials that came here and reached the end, of which both know.
+    level: epochs after which trials are compared. came, stopped: numbers of trials. share: of the trials that go on
+    now. overall: Kendall's τ of the rung's accuracies with the final ones. like: Somers' D among trials of like cost,
+    which decides the share. finished: number of trials that came here and reached the end; both correlations are over
+    these.
     """
 
     level: int
@@ -109,16 +119,17 @@ class RungSummary:
 
 
 class Rungs:
-    """Asynchronous successive halving, stopping variant (Li et al. 2020, 1810.05934; Schmucker et al. 2021, 2106.12639
-    for several objectives): each trial that reaches a rung is told at once, by all that came there before, whether it
-    goes on.
+    """Asynchronous successive halving, the stopping variant (Li et al. 2020, 1810.05934).
 
-    What it says is a function of what was reported before, whoever reported it; only ties are drawn, by `seed`. A trial
-    that nobody `beats` at any rung reaches the end, whatever the order of arrival. Only trials of like cost and cheaper
-    ones can beat it, so none is stopped for being small (docs/decisions/0007-early-stopping.md).
+    The variant for several objectives is of Schmucker et al. 2021, 2106.12639. A trial that reaches a rung is compared
+    at once with all that came there before, and stops or goes on.
 
-    A rung whose order of accuracy is not that of the finished trials keeps more (`share`). One trial in `probes`, drawn
-    by seed and key, goes on whatever it is, so that this can be known.
+    A verdict is a function of the earlier reports, whichever process made them; only ties are drawn, by `seed`. A trial
+    that no other trial `beats` at any rung reaches the end, whatever the order of arrival. Only trials of like cost and
+    cheaper ones can beat it, so none is stopped for being small (docs/decisions/0007-early-stopping.md).
+
+    A rung whose order of accuracy differs from that of the finished trials keeps more (`share`). To measure this, one
+    trial in `probes`, drawn by seed and key, always goes on.
     """
 
     def __init__(
@@ -129,11 +140,13 @@ class Rungs:
         keep: float,
         constraints: Sequence[Constraint] = (),
         seed: int = 0,
-        probes: int = PROBES,
+        probes: int = PROBE_INTERVAL,
     ) -> None:
-        """levels: rungs in epochs, at which trials are compared. keep: share of a rung that goes on, 1 = no trial is
+        """Makes empty rungs. Raises ValueError for impossible arguments.
+
+        levels: rungs in epochs, at which trials are compared. keep: share of a rung that goes on, 1 = no trial is
         stopped. constraints: those on accuracy are not applied, as it may still rise. probes: one trial in so many is
-        never stopped, 0 = each may be. Raises ValueError for what makes no sense.
+        never stopped, 0 = any trial may be.
         """
         if not 0.0 < keep <= 1.0:
             raise ValueError(f"keep must be in (0, 1], got {keep}")
@@ -151,14 +164,15 @@ class Rungs:
         self._ends: dict[str, Measurement] = {}
 
     def observe(self, level: int, key: str, measurement: Measurement) -> None:
-        """Notes what a trial was at a level where nothing is decided, e.g. at level 0, without training."""
+        """Records a trial at a level without a decision, e.g. at level 0, without training."""
         self._records.setdefault(level, {}).setdefault(key, self._with_costs(key, measurement))
 
     def report(self, level: int, key: str, measurement: Measurement) -> Verdict:
-        """What follows for the trial `key` after `level` epochs. Told twice, the first time stands.
+        """Records the trial `key` after `level` epochs and returns the verdict. A second report returns the first
+        verdict.
 
-        A value that was noted at level 0 and that training does not tell again, as a predicted latency, is the trial's
-        still. Raises ValueError for a level that is none, PrunefrontError where an objective or a bounded value is
+        A value that was recorded at level 0 and that training does not measure again, such as a predicted latency,
+        stays the trial's. Raises ValueError for an unknown level, PrunefrontError if an objective or a bounded value is
         missing.
         """
         if level not in self.levels:
@@ -166,7 +180,7 @@ class Rungs:
         if (level, key) in self._verdicts:
             return self._verdicts[level, key]
         measurement = self._with_costs(key, measurement)
-        minimised(measurement, self.objectives)  # says what is missing before anything is noted
+        minimised(measurement, self.objectives)  # raises for a missing value before anything is recorded
         violation(measurement, self._constraints)
         records = self._records.setdefault(level, {})
         records[key] = measurement
@@ -175,13 +189,15 @@ class Rungs:
         return self._verdicts[level, key]
 
     def end(self, key: str, measurement: Measurement) -> None:
-        """The trial `key` reached the end. Told twice, the first time stands. Raises PrunefrontError for one
-        without accuracy."""
+        """Records that the trial `key` reached the end.
+
+        The first call counts. Raises PrunefrontError without accuracy.
+        """
         minimised(measurement, [o for o in self.objectives if o.name == "accuracy"])
         self._ends.setdefault(key, measurement)
 
     def withdraw(self, key: str) -> None:
-        """The trial failed: what does not exist stops nobody from now on."""
+        """Removes a trial that failed, so that it stops no other trial from now on."""
         for records in self._records.values():
             records.pop(key, None)
         for place in [p for p in self._verdicts if p[1] == key]:
@@ -189,23 +205,26 @@ class Rungs:
         self._ends.pop(key, None)
 
     def verdict(self, level: int, key: str) -> Verdict | None:
-        """What the trial was told at a level, if it has been there."""
+        """Returns the verdict on the trial at a level, or None if it has not been there."""
         return self._verdicts.get((level, key))
 
     def share(self, level: int) -> float:
-        """Share of a rung that goes on now: `keep`, or more where the rung does not tell how its trials end.
+        """Returns the share of a rung that goes on now: `keep`, or more if the rung does not predict how its trials
+        end.
 
-        It rises linearly from `keep` at a Somers' D of GOOD to 1 at 0; one standard error is added to D, so that the
-        rung has the benefit of the doubt, and of fewer than PAIRS pairs nothing follows.
+        The share rises linearly from `keep` at a Somers' D of TRUSTED to 1 at a D of 0. One standard error is added to
+        D, so that the rung has the benefit of the doubt. With fewer than FEWEST_PAIRS pairs the share is `keep`.
         """
         return self._share(self.correlations(level)[1])
 
     def correlations(self, level: int) -> tuple[Correlation, Correlation]:
-        """Of the accuracies at a level with the final ones: over all trials that reached the end, and among like ones.
+        """Returns the rank correlations of the accuracies at a level with the final ones: over all pairs, and of like
+        cost.
 
-        The first, Kendall's τ, is easily high where large networks are more accurate at every rung. The second takes
-        what a verdict takes: pairs of like cost that the rung tells apart beyond the noise; it is 1 if all of them end
-        apart the same way, and 0 if their differences vanish. Both know only trials that ended, survivors and probes.
+        The first, Kendall's τ, is easily high, as large networks are more accurate at every rung. The second, Somers'
+        D, counts the pairs that a verdict rests on: of like cost, and different beyond the noise. It is 1 if all of
+        them end in the same order, and 0 if their differences vanish. Both cover only trials that ended: survivors and
+        probes.
         """
         records = self._records.get(level, {})
         keys = sorted(records.keys() & self._ends.keys())
@@ -216,12 +235,12 @@ class Rungs:
             for ms in (now, end)
         )
         costs = np.array([[m[name] for name in names] for m in now]).reshape(len(now), len(names))
-        within = costs[:, None, :] <= LIKE * costs[None, :, :]
+        within = costs[:, None, :] <= LIKE_COST * costs[None, :, :]
         like = (within & within.transpose(1, 0, 2)).all(axis=2)
         return kendall(signs(x), signs(y)), somers(signs(x, dx) * like, signs(y, dy) * like)
 
     def summary(self) -> list[RungSummary]:
-        """Every level at which something was noted, lowest first."""
+        """Returns the state of every level that has a record, lowest first."""
         found = []
         for level in sorted(self._records):
             overall, like = self.correlations(level)
@@ -233,32 +252,16 @@ class Rungs:
         return found
 
     def recall(self, level: int, key: str, measurement: Measurement, verdict: Verdict) -> None:
-        """Takes up what was reported and said by an earlier process: that verdict stands. Raises PrunefrontError where
-        an objective is missing."""
+        """Records a report and the verdict of an earlier process, which stands.
+
+        Raises PrunefrontError if an objective is missing.
+        """
         minimised(self._with_costs(key, measurement), self.objectives)
         self.observe(level, key, measurement)
         self._verdicts.setdefault((level, key), verdict)
 
-    def state(self) -> dict[str, Any]:
-        """All that was reported, as JSON."""
-        return {
-            "records": [
-                [level, key, m.to_json()] for level, rung in self._records.items() for key, m in rung.items()
-            ],
-            "verdicts": [[level, key, v.go_on, v.share, v.of] for (level, key), v in self._verdicts.items()],
-            "ends": {key: m.to_json() for key, m in self._ends.items()},
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state` gave, in place of what was reported here."""
-        self._records = {}
-        for level, key, data in state["records"]:
-            self.observe(level, key, Measurement.from_json(data))
-        self._verdicts = {(level, key): Verdict(*said) for level, key, *said in state["verdicts"]}
-        self._ends = {key: Measurement.from_json(data) for key, data in state["ends"].items()}
-
     def _with_costs(self, key: str, measurement: Measurement) -> Measurement:
-        """The measurement, and what it lacks of what the trial was untrained."""
+        """Returns the measurement, completed by the values that were recorded before training."""
         if (first := self._records.get(0, {}).get(key)) is None:
             return measurement
         return Measurement(
@@ -267,9 +270,9 @@ class Rungs:
         )
 
     def _share(self, like: Correlation) -> float:
-        if like.value is None or like.pairs < PAIRS:
+        if like.value is None or like.pairs < FEWEST_PAIRS:
             return self.keep
-        doubt = 1.0 - max(like.value + like.error, 0.0) / GOOD
+        doubt = 1.0 - max(like.value + like.error, 0.0) / TRUSTED
         return self.keep + (1.0 - self.keep) * min(max(doubt, 0.0), 1.0)
 
     def _goes_on(self, records: Mapping[str, Measurement], key: str, share: float) -> bool:
@@ -277,7 +280,7 @@ class Rungs:
             return True
         keys = list(records)
         pairs = [minimised(records[k], self.objectives) for k in keys]
-        mask = going_on(
+        mask = survivors(
             np.stack([v for v, _ in pairs]),
             np.stack([n for _, n in pairs]),
             np.array([violation(records[k], self._constraints) for k in keys]),
@@ -288,5 +291,5 @@ class Rungs:
         return bool(mask[keys.index(key)])
 
     def _draw(self, what: str, key: str) -> str:
-        """64 hexadecimal digits that follow from seed and key."""
+        """Returns 64 hexadecimal digits that follow from seed and key."""
         return hashlib.sha256(f"{what} {self.seed} {key}".encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Which of the cheaply scored candidates deserve training."""
+"""Choice of the cheaply scored candidates that deserve training."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,16 +16,16 @@ def promote(
     chance: float = 0.0,
     constraints: Sequence[Constraint] = (),
 ) -> list[str]:
-    """At most `count` keys, spread evenly over the logarithm of the cost, the most accurate first in each part.
+    """Returns at most `count` keys, spread evenly over the logarithm of the cost, the most accurate first in each part.
 
-    An untrained score says which of two networks of the same cost is better, but little about networks of different
-    cost (the smaller ones recover more), so candidates compete only within their part of the cost axis. Candidates
-    whose accuracy is not above `chance` beyond its noise come last; those outside a constraint on an exact value
-    never come (accuracy may still rise with training, so its bound is not applied here). constraints: on values that
-    were scored; what is known after training alone is the caller's to leave out.
+    An untrained score ranks networks of the same cost, but says little about networks of different cost: the smaller
+    ones recover more. So candidates compete only within their part of the cost axis. Candidates whose accuracy is not
+    above `chance` beyond its noise come last. Candidates outside a constraint are left out, but the bound on accuracy
+    is not applied, as accuracy may still rise with training.
 
-    scored: key -> measurement with `accuracy` and `cost`. Deterministic: ties fall to the lower cost, then the key.
-    Raises PrunefrontError where a bounded value was not measured.
+    scored: key -> measurement with `accuracy` and `cost`. constraints: the caller leaves out those on values that are
+    known only after training. Deterministic: ties fall to the lower cost, then the key. Raises PrunefrontError if a
+    bounded value was not measured.
     """
     if count < 1:
         return []
@@ -37,7 +37,7 @@ def promote(
 
 
 def _spread(keys: Sequence[str], scored: Mapping[str, Measurement], count: int, cost: str) -> list[str]:
-    """Round by round, the best remaining candidate of each part of the cost axis."""
+    """Returns keys round by round: in each round, the best remaining candidate of each part of the cost axis."""
     if not keys:
         return []
     costs = np.log([max(scored[k][cost], 1.0) for k in keys])

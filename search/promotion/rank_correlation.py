@@ -1,4 +1,4 @@
-"""How well one order of trials foretells another, over the pairs of trials that can be told apart."""
+"""Rank correlations of two orders of trials, over the pairs of trials whose difference exceeds the noise."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +11,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Correlation:
-    """A rank correlation. value: from -1 to 1, None where no pair says anything. pairs: how many it counts.
+    """A rank correlation.
 
-    error: its jackknife standard error over trials, infinite for fewer than three that matter.
+    value: from -1 to 1, None if no pair counts. pairs: number of pairs that count. error: jackknife standard error of
+    the value over trials, infinite for fewer than three trials that count.
     """
 
     value: float | None
@@ -22,8 +23,9 @@ class Correlation:
 
 
 def signs(values: Floats, noise: Floats | None = None) -> Floats:
-    """Matrix [n, n] whose entry i, j is 1 where i is larger than j, -1 where it is smaller, 0 where they cannot be told
-    apart. values: [n]. noise: [n], half-widths of intervals; a difference within √(noise_i² + noise_j²) is none.
+    """Returns a matrix [n, n] whose entry i, j is 1 if i is larger than j, -1 if it is smaller, 0 if they tie.
+
+    values: [n]. noise: [n], half-widths of intervals; a difference within √(noise_i² + noise_j²) is a tie.
     """
     difference = values[:, None] - values[None, :]
     if noise is None:
@@ -33,26 +35,35 @@ def signs(values: Floats, noise: Floats | None = None) -> Floats:
 
 
 def kendall(first: Floats, second: Floats) -> Correlation:
-    """τ-b of two orders given as `signs`: (concordant - discordant) / √(untied in one · untied in the other), Kendall
-    1945. It counts the pairs that are untied in both."""
+    """Returns τ-b (Kendall 1945) of two orders given as `signs`.
+
+    τ-b = (concordant - discordant) / √(untied in one · untied in the other). It counts the pairs that are untied in
+    both.
+    """
     return _correlation(first, second, lambda a, b: np.sqrt(a * b), np.abs(first * second))
 
 
 def somers(before: Floats, after: Floats) -> Correlation:
-    """Somers' D (1962) of two orders given as `signs`: of the pairs that are told apart before, the share that is so
-    after, less the share that is the other way round. It counts the pairs that are told apart before."""
+    """Returns Somers' D (1962) of two orders given as `signs`.
+
+    D is, of the pairs that are untied before, the share that has the same order after, less the share that has the
+    opposite order. It counts the pairs that are untied before.
+    """
     return _correlation(before, after, lambda a, b: a, np.abs(before))
 
 
 def _correlation(
     x: Floats, y: Floats, norm: Callable[[Floats, Floats], Floats], counted: Floats
 ) -> Correlation:
-    """The standard error leaves one trial out at a time (Efron 1979), as pairs of one trial hang together. O(n²)."""
-    # what the pairs of each trial add to the three sums
+    """Returns the correlation, with a standard error over trials left out one at a time (Efron 1979). O(n²).
+
+    Trials are left out, not pairs, as pairs of one trial depend on each other.
+    """
+    # the part of each of the three sums that comes from the pairs of each trial
     agree, in_x, in_y = ((m).sum(axis=1) for m in (x * y, x**2, y**2))
 
     def value(left: Floats) -> Floats:
-        """Without the pairs of trial i, [n]."""
+        """Returns the correlation without the share `left` [n] of the pairs of trial i, [n]."""
         below = norm(in_x.sum() / 2 - left * in_x, in_y.sum() / 2 - left * in_y)
         found: Floats = np.full(below.shape, np.nan)
         np.divide(agree.sum() / 2 - left * agree, below, out=found, where=below > 0.5)
@@ -65,3 +76,12 @@ def _correlation(
     k = len(without)
     error = float(np.sqrt((k - 1) / k * ((without - without.mean()) ** 2).sum())) if k >= 3 else np.inf
     return Correlation(whole if np.isfinite(whole) else None, error, int(counted.sum()) // 2)
+
+
+def spearman(first: Floats, second: Floats) -> float:
+    """Returns Spearman's ρ of two sequences [n], with mean ranks for ties; 0 if one of them does not vary."""
+    from scipy.stats import spearmanr  # slow to import; not every search needs it
+
+    if np.ptp(first) == 0.0 or np.ptp(second) == 0.0:
+        return 0.0
+    return float(spearmanr(first, second).statistic)

@@ -1,4 +1,4 @@
-"""A portfolio that a user need not think about: several searchers share the budget by what they add to the front."""
+"""A portfolio of searchers, which share the budget by their gains for the front."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,20 +21,22 @@ ARMS: Mapping[str, MakeSearcher] = {
     "evolution": Evolution,
     "particle_filter": ParticleFilter,
 }
-"""In the order of trust before anything is known."""
+"""Members, in the order of trust before anything is known."""
 
-APART = 1_000_003
-"""Between the seeds of two members."""
+SEED_STEP = 1_000_003
+"""Difference between the seeds of two members."""
 
 SHARPNESS = 2.0
-"""Shares go with this power of the credit: who adds half as much as another is asked a quarter as often."""
+"""Power of the credit to which shares are proportional: half the gain of another is worth a quarter of its asks."""
 
 
 @dataclass(frozen=True, slots=True)
 class AutoOptions:
-    """trust: credit of the first searcher before anything is known; the next ones have a tenth of it. least: share of
-    the asks that every searcher keeps. memory: share of its credit that an arm keeps with each of its tells, so that
-    what added once does not count for ever.
+    """Options of the portfolio.
+
+    trust: credit of the first searcher before anything is known; the others have a tenth of it. least: share of the
+    asks that every searcher keeps. memory: share of its credit that a searcher keeps at each of its tells, so that an
+    old gain fades.
     """
 
     trust: float = option(1.0, 0.0, 1000.0)
@@ -44,12 +46,13 @@ class AutoOptions:
 
 @searchers.register("auto")
 class Auto:
-    """Asks the model of the network first, and shifts budget to what improves the hypervolume.
+    """A portfolio that asks the model of the network first, and shifts asks to the searchers that raise the
+    hypervolume.
 
-    Every searcher is told everything, whoever proposed it. Credit is the mean of what a searcher's latest proposals
-    added to the hypervolume, in units of what those of all searchers added about then: gains shrink as a front fills,
-    and who was asked long ago must not look better for it. Searchers that cannot serve the problem are left out:
-    without accuracy among the objectives only evolution is left.
+    Every searcher is told every outcome, whichever proposed it. A searcher's credit is the mean gain of its latest
+    proposals in hypervolume, in units of the mean gain of all searchers at that time. The unit matters because gains
+    shrink as a front fills, and a searcher must not look better for having been asked long ago. Searchers that cannot
+    serve the problem are left out: without accuracy among the objectives only evolution is left.
     """
 
     def __init__(self, problem: Problem, *, seed: int, **options: Any) -> None:
@@ -58,21 +61,21 @@ class Auto:
         self._arms: dict[str, Searcher] = {}
         for place, (name, make) in enumerate(ARMS.items()):
             try:
-                # each its own: with one seed they would draw the same candidates, one after the other
-                self._arms[name] = make(problem, seed=seed + place * APART)
+                # each has its own seed: with one seed they would draw the same candidates one after the other
+                self._arms[name] = make(problem, seed=seed + place * SEED_STEP)
             except PrunefrontError:
-                continue  # it says itself what it needs; the others go on
+                continue  # it cannot serve this problem; the others go on
         trust = [self.options.trust * (1.0 if i == 0 else 0.1) for i in range(len(self._arms))]
         self._credit = dict(zip(self._arms, trust, strict=True))
         self._owner: dict[str, str] = {}
-        self._pace, self._paid = 0.0, 0  # mean of the latest gains, whoever made them; how many there were
+        self._pace, self._gains = 0.0, 0  # mean of the latest gains of all searchers; number of gains
         self._front = ParetoFront(problem.objectives, problem.constraints)
         self._reference: dict[str, float] = {}
         self._volume = 0.0
 
     @property
     def shares(self) -> dict[str, float]:
-        """Searcher -> share of the asks that it gets now; they sum to 1."""
+        """Each searcher's present share of the asks, by name; the sum is 1."""
         weight = {name: credit**SHARPNESS for name, credit in self._credit.items()}
         total = sum(weight.values())
         even, free = 1.0 / len(self._arms), 1.0 - self.options.least * len(self._arms)
@@ -81,7 +84,7 @@ class Auto:
         }
 
     def ask(self) -> Candidate | None:
-        name = self._chosen()
+        name = self._choose_arm()
         candidate = None
         for _ in range(TRIES):  # another searcher may have asked for the same
             candidate = self._arms[name].ask()
@@ -93,8 +96,8 @@ class Auto:
         self._owner.setdefault(candidate.key(), name)
         return candidate
 
-    def _chosen(self) -> str:
-        """Who proposes next. The first one alone until its probes are asked: all profit from what they tell."""
+    def _choose_arm(self) -> str:
+        """Returns the searcher that proposes next: the first one until its probes are asked, as all learn from them."""
         first = next(iter(self._arms))
         arm = self._arms[first]
         if isinstance(arm, Surrogate) and arm.probing:
@@ -111,45 +114,19 @@ class Auto:
         name = self._owner.get(candidate.key())
         if name is not None and self._reference:
             keep = self.options.memory
-            self._paid += 1
-            self._pace += max(1.0 - keep, 1.0 / self._paid) * (gain - self._pace)
+            self._gains += 1
+            self._pace += max(1.0 - keep, 1.0 / self._gains) * (gain - self._pace)
             if self._pace > 0:
                 self._credit[name] = keep * self._credit[name] + (1.0 - keep) * gain / self._pace
 
     def figures(self) -> dict[str, float]:
-        """Each member's credit and share of the asks, and the members' own figures."""
+        """Returns each member's credit and share of the asks, and the members' own figures."""
         own = {f"credit/{name}": credit for name, credit in self._credit.items()}
         own |= {f"share/{name}": share for name, share in self.shares.items()}
         return own | {f"{n}/{k}": v for n, arm in self._arms.items() for k, v in arm.figures().items()}
 
-    def state(self) -> dict[str, Any]:
-        return {
-            **self._ledger.state(),
-            "arms": {name: arm.state() for name, arm in self._arms.items()},
-            "credit": dict(self._credit),
-            "pace": [self._pace, self._paid],
-            "owner": dict(self._owner),
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._ledger.restore(state)
-        for name, arm in self._arms.items():
-            arm.restore(state["arms"][name])
-        self._owner = dict(state["owner"])
-        self._front = ParetoFront(self._ledger.problem.objectives, self._ledger.problem.constraints)
-        self._reference, self._volume = {}, 0.0
-        dense = self._ledger.problem.space.dense().key()
-        for key, outcome in self._ledger.told.items():
-            if key in self._ledger.asked and isinstance(outcome, Measurement):
-                self._front.add(key, outcome)
-        if isinstance(told := self._ledger.told.get(dense), Measurement):
-            self._reference = reference_point(self._ledger.problem.objectives, told)
-            self._volume = self._front.hypervolume(self._reference)
-        self._credit = dict(state["credit"])
-        self._pace, self._paid = state["pace"]
-
     def _gain(self, candidate: Candidate, outcome: Outcome) -> float:
-        """What a tell added to the hypervolume, as a share of what there was; 0 before the dense network is known."""
+        """Returns the relative gain of a tell in hypervolume; 0 before the dense network is known."""
         if not isinstance(outcome, Measurement):
             return 0.0
         self._front.add(candidate.key(), outcome)

@@ -1,6 +1,4 @@
-"""Steady-state NSGA-II (Deb et al. 2002; methods 4.3): one child per ask, so no worker waits for a
-generation.
-"""
+"""Steady-state NSGA-II (Deb et al. 2002; methods 4.3): one child per ask, so no worker waits for a generation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,32 +23,37 @@ from prunefront.search.space.problem import Problem
 from prunefront.search.space.search_space import GroupSpace
 
 SUGGESTIONS = 12
-"""Networks that the probes suggest, to start from."""
+"""Number of networks suggested by the probes, from which the search starts."""
 
-STRAY = 0.5
-"""How far a child's idea of what a group bears lies from the probes', as a log standard deviation."""
+LOSS_STRAY = 0.5
+"""Log standard deviation of a child's losses of groups around those of the probes."""
 
-STRENGTHS = 0.1, 4.0
-"""Mutation strengths lie between these."""
+STRENGTH_RANGE = 0.1, 4.0
+"""Least and greatest mutation strength."""
 
-ALONE = 0.5
+SOLO_SHARE = 0.5
 """Share of a scout's children that have no other parent."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvolutionOptions:
-    """population: survivors kept. scouts: share of them that may be infeasible once one is feasible. startup:
-    candidates asked (seeds count) before the first child. tournament: survivors drawn for each parent, of which the
-    best one is it. mutation_rate: expected number of groups whose kept count mutates per child (1 = the usual 1/G
-    each), at strength 1. crossover_rate: share of children with two parents. blend: share of groups whose kept counts
-    are blended (SBX) rather than taken from one parent. eta_crossover, eta_mutation: distribution indices, larger =
-    closer to the parents. probes: cuts of single groups asked first at the most, where costs are known beforehand; with
-    them the search starts from the networks that they suggest instead of random ones. guided: share of children that
-    are changed by moving MACs from where they cost least accuracy to where they give most, instead of by chance. age:
-    tells after which a survivor goes, as a multiple of the population, unless nothing beats it: a lucky measurement
-    must not breed for ever.
+    """Options of the evolution.
 
-    The defaults did best over all of benchmarks/multiobjective.py, on seeds below 60; what is quoted has others.
+    population: number of survivors. scouts: share of them that may be infeasible once one is feasible.
+    startup: candidates asked (seeds count) before the first child.
+    tournament: survivors drawn for each parent, of which the best becomes it.
+    mutation_rate: expected number of groups whose kept count mutates per child, at strength 1 (1 = the usual 1/G each).
+    crossover_rate: share of children with two parents.
+    blend: share of groups whose kept counts are blended (SBX) rather than taken from one parent.
+    eta_crossover, eta_mutation: distribution indices, larger = closer to the parents.
+    probes: most cuts of single groups that are asked first, if costs are known beforehand; the search then starts from
+    the networks that they suggest instead of random ones.
+    guided: share of children that move MACs from groups where they add least accuracy to groups where they add most,
+    instead of mutating by chance.
+    age: tells after which a survivor leaves, as a multiple of the population, unless no other beats it: a lucky
+    measurement must not breed for ever.
+
+    The defaults did best over all of benchmarks/multiobjective.py, on seeds below 60; the docs quote other seeds.
     """
 
     population: int = option(30, 4, 10_000)
@@ -69,7 +72,7 @@ class EvolutionOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Standing:
-    """Of the population: rank and crowding [n], and the places of its scouts, best first [s]."""
+    """Standing of the population: rank and crowding [n], and the places of its scouts, best first [s]."""
 
     rank: NDArray[np.int64]
     crowding: Floats
@@ -80,15 +83,15 @@ class _Standing:
 class Evolution:
     """Steady-state NSGA-II: seeds, random candidates until `startup` were asked, then children of the survivors.
 
-    Genome: per group the index of its kept count in `keeps`, criterion, granularity and bits; a seed's
-    explicit pattern is inherited until its group changes. Survivors of a tell: the best `population` by
-    constrained, noise-aware non-dominated rank and then crowding; old ones leave (Real et al. 2019). Each candidate
-    carries its own mutation strength, which its children inherit with a log-normal change (Schwefel 1981); it scales
-    how many groups change and how far. Failures never become parents.
+    The genome is, for each group, the index of its kept count in `keeps`, criterion, granularity and bits. A seed's
+    explicit pattern is inherited until its group changes. The best `population` survive a tell, by constrained,
+    noise-aware non-dominated rank and then crowding; old ones leave (Real et al. 2019). Each candidate has a mutation
+    strength, which scales how many groups change and how far. Its children inherit it with a log-normal change
+    (Schwefel 1981). Failures never become parents.
 
-    Once a survivor is feasible, a few others stay although they are not, the best of them by objectives and violation
-    together (Ray et al. 2009, infeasibility-driven evolution): scouts, which lead to parts of the front that bounds
-    cut off from the rest, and to its edges from outside.
+    Once a survivor is feasible, a few infeasible ones stay as *scouts*, the best by objectives and violation together
+    (Ray et al. 2009, infeasibility-driven evolution). Scouts lead to parts of the front that bounds cut off from the
+    rest, and to its edges from outside.
 
     A child's `parent` is the one that it has more choices of, the mother if both.
     """
@@ -98,15 +101,14 @@ class Evolution:
         self._ledger = Ledger(problem, seed)
         self._groups = {g.name: g for g in problem.space.groups}
         self._population: list[str] = []
-        self._rows: dict[
-            str, tuple[Floats, Floats, float]
-        ] = {}  # of the population: values, noise, violation
-        self._standing: _Standing | None = None  # until the next tell
+        # of the population: values, noise, violation
+        self._rows: dict[str, tuple[Floats, Floats, float]] = {}
+        self._standing: _Standing | None = None  # cached until the next tell
         scored = any(o.name == "accuracy" for o in problem.objectives) and problem.costs is not None
         self._sensitivity = Sensitivity(problem, self.options.probes if scored else 0)
-        self._strength: dict[str, float] = {}  # of every child, as a multiple of the mutation rate
-        self._born: dict[str, int] = {}  # of the population: how many had been told
-        self._start: tuple[Candidate, ...] | None = None
+        self._strength: dict[str, float] = {}  # of every child, as a factor of the mutation rate
+        self._born: dict[str, int] = {}  # of the population: number of tells at its own tell
+        self._suggested_networks: tuple[Candidate, ...] | None = None
 
     def ask(self) -> Candidate:
         ledger = self._ledger
@@ -114,35 +116,38 @@ class Evolution:
         if probe is not None:
             ledger.book(probe)
             return probe
-        suggested = next((c for c in self._suggested() if ledger.is_new(c)), None)
+        suggested = next((c for c in self._suggestions() if ledger.is_new(c)), None)
         if suggested is not None:
             ledger.book(suggested)
             return suggested
         return ledger.propose(self._draw, ledger.problem.space.sample)
 
-    def _suggested(self) -> tuple[Candidate, ...]:
-        """What the probes suggest, once they are told: networks along the front of their additive model."""
+    def _suggestions(self) -> tuple[Candidate, ...]:
+        """Returns networks along the front of the probes' additive model, once the probes are told."""
         table = self._sensitivity.losses(self._ledger.told)
         if table is None or self._ledger.problem.costs is None:
             return ()
-        if self._start is None:
-            self._start = self._sensitivity.suggestions(table, self._ledger.problem, SUGGESTIONS)
-        return self._start
+        if self._suggested_networks is None:
+            self._suggested_networks = self._sensitivity.suggestions(table, self._ledger.problem, SUGGESTIONS)
+        return self._suggested_networks
 
     def tell(self, candidate: Candidate, outcome: Outcome) -> None:
         if not self._ledger.record(candidate, outcome):
             return
-        known = self._known(candidate, outcome)
+        known = self._breeding_measurement(candidate, outcome)
         if known is None:
             return
         self._add(candidate.key(), known)
         self._born[candidate.key()] = len(self._ledger.told)
         if len(self._population) > self.options.population:
-            self._remove(self._population[self._leaves()])
+            self._remove(self._population[self._leaver()])
 
-    def _known(self, candidate: Candidate, outcome: Outcome) -> Measurement | None:
-        """What there is to breed from: the measurement; of a candidate that was refused for what it would cost, those
-        costs, so that children come nearer to the bounds until some are within; of other failures nothing."""
+    def _breeding_measurement(self, candidate: Candidate, outcome: Outcome) -> Measurement | None:
+        """Returns the measurement to breed from, or None.
+
+        A candidate that was refused as over budget has its known costs, so that children come nearer to the bounds
+        until some are within. Other failures have none.
+        """
         if isinstance(outcome, Measurement):
             return outcome
         problem = self._ledger.problem
@@ -160,10 +165,13 @@ class Evolution:
     def _encoding(self) -> Encoding:
         return Encoding(self._ledger.problem.space)
 
-    def _leaves(self) -> int:
-        """Who goes: of too many scouts the worst; else the oldest of those that are too old and beaten, else the worst.
-        Ranks put everything feasible before the scouts, so those few leave only for better scouts."""
-        standing = self._stand()
+    def _leaver(self) -> int:
+        """Returns the place of the one that leaves.
+
+        It is the worst scout if there are too many; else the oldest of those that are too old and beaten; else the
+        worst. Ranks put all feasible ones before the scouts, so scouts leave only for better scouts.
+        """
+        standing = self._current_standing()
         if len(standing.scouts) > self.options.scouts * self.options.population:
             return int(standing.scouts[-1])
         others = np.setdiff1d(np.arange(len(self._population)), standing.scouts)
@@ -175,12 +183,12 @@ class Evolution:
             return int(others[old[born[old].argmin()]])
         return int(others[np.lexsort((others, -crowded, rank))[-1]])
 
-    def _stand(self) -> _Standing:
+    def _current_standing(self) -> _Standing:
         if self._standing is None:
             values, noise, broken = self._table()
             rank = ranks(dominance(values, noise, broken))
             scouts = np.flatnonzero(broken > 0)
-            if len(scouts) == len(broken):  # before anything is feasible, the least violation leads there
+            if len(scouts) == len(broken):  # before any is feasible, the least violation leads there
                 scouts = scouts[:0]
             else:
                 scouts = scouts[preference(np.column_stack([values, broken])[scouts])]
@@ -193,7 +201,7 @@ class Evolution:
         self._standing = None
 
     def figures(self) -> dict[str, float]:
-        """Of the survivors: how many, mean mutation strength, and mean and greatest age in tells."""
+        """Returns the survivors' number, mean mutation strength, and mean and greatest age in tells."""
         if not self._population:
             return {"population": 0.0}
         ages = [len(self._ledger.told) - self._born[key] for key in self._population]
@@ -204,22 +212,6 @@ class Evolution:
             "age_max": float(max(ages)),
         }
 
-    def state(self) -> dict[str, Any]:
-        return {
-            **self._ledger.state(),
-            "population": {key: self._born[key] for key in self._population},
-            "strength": {key: round(s, 6) for key, s in self._strength.items()},
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._ledger.restore(state)
-        self._population, self._rows, self._standing = [], {}, None
-        self._strength, self._born = dict(state["strength"]), dict(state["population"])
-        for key in state["population"]:
-            known = self._known(self._ledger.asked[key], self._ledger.told[key])
-            if known is not None:
-                self._add(key, known)
-
     def _add(self, key: str, measurement: Measurement) -> None:
         problem = self._ledger.problem
         values, noise = minimised(measurement, problem.objectives)
@@ -228,7 +220,7 @@ class Evolution:
         self._standing = None
 
     def _table(self) -> tuple[Floats, Floats, Floats]:
-        """Values [n, m], noise [n, m] and violations [n] of the population."""
+        """Returns values [n, m], noise [n, m] and violations [n] of the population."""
         values, noise, broken = zip(*(self._rows[key] for key in self._population), strict=True)
         return np.stack(values), np.stack(noise), np.array(broken)
 
@@ -239,13 +231,13 @@ class Evolution:
             return self._ledger.problem.space.sample(rng)
         mother, father = self._parents(rng)
         strength = self._strength.get(mother.key(), 1.0) * float(np.exp(0.3 * rng.standard_normal()))
-        strength = min(max(strength, STRENGTHS[0]), STRENGTHS[1])
+        strength = min(max(strength, STRENGTH_RANGE[0]), STRENGTH_RANGE[1])
         choices = {
             name: self._cross(rng, group, mother.choices[name], father.choices[name])
             for name, group in self._groups.items()
         }
         if known is not None and rng.random() < self.options.guided:
-            choices = self._moved(rng, choices, self._sensitivity.by_keep(known), strength)
+            choices = self._move_macs(rng, choices, self._sensitivity.losses_by_keep(known), strength)
         else:
             chance = min(1.0, strength * self.options.mutation_rate / len(self._groups))
             choices = {
@@ -257,38 +249,41 @@ class Evolution:
         self._strength[child.key()] = round(strength, 6)
         return child
 
-    def _moved(
+    def _move_macs(
         self,
         rng: np.random.Generator,
         choices: Mapping[str, GroupChoice],
         losses: Mapping[str, NDArray[np.float64]],
         strength: float,
     ) -> dict[str, GroupChoice]:
-        """The choices with a few per cent of the MACs taken where they cost least, and about as many given back where
-        they help most; criteria, granularities and words stay."""
+        """Returns choices with a few per cent of the MACs moved from the groups that need them least to those that do
+        most.
+
+        Criteria, granularities and bit widths stay.
+        """
         space = self._ledger.problem.space
         keeps = {name: round(self._groups[name].units * (1.0 - c.ratio)) for name, c in choices.items()}
         share = space.kept_macs(keeps)
         quantum = 0.05 * strength * float(rng.random())
-        less = fit_budget(space, keeps, share * (1.0 - quantum), rng, losses, STRAY)
+        less = fit_budget(space, keeps, share * (1.0 - quantum), rng, losses, LOSS_STRAY)
         back = share * (1.0 + 0.03 * strength * float(rng.standard_normal()))
-        more = fit_budget(space, less, back, rng, losses, STRAY)
+        more = fit_budget(space, less, back, rng, losses, LOSS_STRAY)
         return {
             name: c
             if more[name] == keeps[name]
-            else _choose(self._groups[name], _place(self._groups[name], more[name]), c)
+            else _choose(self._groups[name], _index_of(self._groups[name], more[name]), c)
             for name, c in choices.items()
         }
 
     def _parents(self, rng: np.random.Generator) -> tuple[Candidate, Candidate]:
-        """Mother and father, often the same; the mother is a scout in a share of the children as large as theirs."""
-        standing = self._stand()
+        """Returns mother and father, often the same. Scouts are mothers as often as their share of the population."""
+        standing = self._current_standing()
         mother, father = (self._tournament(rng, standing) for _ in range(2))
         if rng.random() >= self.options.crossover_rate:
             father = mother
         if len(standing.scouts) and rng.random() < self.options.scouts:
             mother = self._at(standing.scouts[rng.integers(len(standing.scouts), size=2).min()])
-            if rng.random() < ALONE:
+            if rng.random() < SOLO_SHARE:
                 father = mother
         return mother, father
 
@@ -303,7 +298,7 @@ class Evolution:
     def _cross(
         self, rng: np.random.Generator, group: GroupSpace, a: GroupChoice, b: GroupChoice
     ) -> GroupChoice:
-        """Simulated binary crossover of the kept-count index (Deb & Agrawal 1995), or one parent's whole
+        """Returns a simulated binary crossover of the kept-count index (Deb & Agrawal 1995), or one parent's whole
         choice.
         """
         first, second = (a, b) if rng.random() < 0.5 else (b, a)
@@ -323,8 +318,9 @@ class Evolution:
         chance: float,
         strength: float,
     ) -> GroupChoice:
-        """Polynomial mutation of the kept-count index, further the greater the strength; uniform mutation of each name;
-        every gene on its own.
+        """Returns a mutated choice: polynomial mutation of the kept-count index, uniform mutation of each name.
+
+        Every gene mutates independently. The index moves further the greater the strength.
         """
         hits = rng.random(4) < chance
         if hits[0] and len(group.keeps) > 1:
@@ -333,8 +329,8 @@ class Evolution:
             x, top = _index(group, choice), len(group.keeps) - 1
             step = round(delta * top) or (
                 1 if delta > 0 else -1
-            )  # on a short grid most steps would round to none
-            # the least and the most are often right, so what overshoots ends there; only from there it turns back
+            )  # on a short grid most steps would round to 0
+            # the ends are often right, so a step that overshoots stops there; only from an end does it turn back
             if _clip(group, x + step) == x:
                 step = -step
             choice = _choose(group, _clip(group, x + step), choice)
@@ -363,7 +359,7 @@ def _index(group: GroupSpace, choice: GroupChoice) -> int:
     return group.keeps.index(round(group.units * (1.0 - choice.ratio)))
 
 
-def _place(group: GroupSpace, keep: int) -> int:
+def _index_of(group: GroupSpace, keep: int) -> int:
     return group.keeps.index(keep)
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import Field, field, fields
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prunefront.errors import PrunefrontError
+from prunefront.text import did_you_mean
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -14,21 +14,20 @@ T = TypeVar("T", bound="DataclassInstance")
 
 
 def option(default: float, low: float, high: float) -> Any:
-    """A dataclass field for a number in [low, high]; whole where the default is whole (an int)."""
+    """Returns a dataclass field for a number in [low, high]; whole if the default is an int."""
     return field(default=default, metadata={"low": low, "high": high})
 
 
 def read_options(kind: type[T], given: Mapping[str, Any], searcher: str) -> T:
-    """The options dataclass `kind` filled from `given`. Raises PrunefrontError for an unknown name or a bad
-    value.
+    """Returns the options dataclass `kind` filled from `given`.
+
+    Raises PrunefrontError for an unknown name or a bad value.
     """
     known: dict[str, Field[Any]] = {f.name: f for f in fields(kind)}
     for name, value in given.items():
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
             raise PrunefrontError(
-                f"searcher {searcher!r} has no option {name!r}; {hint}"
+                f"searcher {searcher!r} has no option {name!r}; {did_you_mean(name, known)}"
                 f"options: {', '.join(sorted(known)) or 'none'}"
             )
         _check(known[name], value, searcher)

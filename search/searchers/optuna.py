@@ -17,19 +17,20 @@ from prunefront.search.space.search_space import GroupSpace
 if TYPE_CHECKING:
     import optuna
 
-REPEATS = 3  # sampler draws per ask before a repeated candidate gives way to a random one
+REPEATS = 3
+"""Sampler draws per ask before a repeated candidate gives way to a random one."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """startup: random outcomes before the model takes over (seeds count)."""
+    """Options of a model-based sampler. startup: random outcomes before the model takes over (seeds count)."""
 
     startup: int = option(10, 1, 10_000)
 
 
 @dataclass(frozen=True, slots=True)
 class GeneticOptions:
-    """population: size of a generation."""
+    """Options of a genetic sampler. population: size of a generation."""
 
     population: int = option(24, 4, 10_000)
 
@@ -73,10 +74,9 @@ SAMPLERS: Mapping[str, tuple[Callable[[int, Any], Any], type[ModelOptions] | typ
 class OptunaSearcher:
     """One of Optuna's samplers on an in-memory study of several objectives, constraints included.
 
-    A fresh sampler, seeded from (seed, ask), is made for every ask, so its whole knowledge is the study's
-    trials and the state is JSON. The Gaussian process sampler loads torch and scipy at its first model-based
-    ask, and its ask takes time that grows with the cube of the number of outcomes. Optuna knows no explicit
-    patterns: a seed's pattern is shown to it as its ratio.
+    Every ask makes a fresh sampler, seeded from (seed, ask), so all that it knows is the study's trials. The Gaussian
+    process sampler loads torch and scipy at its first model-based ask; its time grows with the cube of the number of
+    outcomes. Optuna knows no explicit patterns: a seed's pattern is shown to it as its ratio.
     """
 
     def __init__(self, name: str, problem: Problem, *, seed: int, **options: Any) -> None:
@@ -117,62 +117,32 @@ class OptunaSearcher:
     def figures(self) -> dict[str, float]:
         return {}
 
-    def state(self) -> dict[str, Any]:
-        trials = [
-            {
-                "state": int(t.state),
-                "params": t.params,
-                "values": None if t.values is None else list(t.values),
-                "attrs": dict(t.system_attrs),
-            }
-            for t in self._study.get_trials(deepcopy=False)
-        ]
-        attrs = self._study._storage.get_study_system_attrs(self._study._study_id)
-        return {**self._ledger.state(), "numbers": self._numbers, "trials": trials, "study": dict(attrs)}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        import optuna
-
-        self._ledger.restore(state)
-        self._numbers = dict(state["numbers"])
-        self._study = self._new_study()
-        distributions = self._distributions()
-        for trial in state["trials"]:
-            self._study.add_trial(
-                optuna.trial.create_trial(
-                    state=optuna.trial.TrialState(trial["state"]),
-                    params=trial["params"],
-                    distributions={name: distributions[name] for name in trial["params"]},
-                    values=trial["values"],
-                    system_attrs=trial["attrs"],
-                )
-            )
-        for name, value in state["study"].items():
-            self._study._storage.set_study_system_attr(self._study._study_id, name, value)
-
     def _new_study(self) -> "optuna.Study":
         import optuna
 
         verbosity = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(
-            optuna.logging.WARNING
-        )  # a new study is announced on the console otherwise
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it announces a new study on the console
         try:
             return optuna.create_study(directions=["minimize"] * len(self._ledger.problem.objectives))
         finally:
             optuna.logging.set_verbosity(verbosity)
 
     def _trial(self, ask: int, attempt: int, fixed: Candidate | None = None) -> tuple[int, Candidate]:
-        """Opens a trial: number and candidate. `fixed` = the sampler is told, not asked."""
+        """Opens a trial and returns its number and candidate.
+
+        fixed: a candidate that the sampler is told, not asked for.
+        """
         import optuna
 
         seed = int(self._ledger.rng(1 + attempt).integers(2**31))
         if fixed is not None:
             self._study.enqueue_trial(self._encode(fixed))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # NSGA-III is marked so
+            warnings.simplefilter(
+                "ignore", optuna.exceptions.ExperimentalWarning
+            )  # NSGA-III is marked experimental
             model = fixed is not None and isinstance(self.options, ModelOptions)
-            # a told trial needs no model, but the genetic samplers must give it its generation
+            # a trial with a fixed candidate needs no model, but the genetic samplers must give it its generation
             self._study.sampler = (
                 optuna.samplers.RandomSampler(seed=seed) if model else self._make(seed, self.options)
             )

@@ -22,21 +22,28 @@ from prunefront.search.space.problem import Problem
 from prunefront.search.space.search_space import GroupSpace
 
 Masks = dict[str, NDArray[np.bool_]]
-"""Group name -> which of its units stay."""
+"""Mask of the units that stay, by group name."""
 
-GOLDEN = 0.6180339887498949  # multiples of it, less their whole parts, never come near each other
-HALF_WIDTH = 1.96  # half a 95 % interval in standard errors
+GOLDEN = 0.6180339887498949
+"""Golden ratio less 1: the fractional parts of its multiples never come near each other."""
+
+HALF_WIDTH = 1.96
+"""Half a 95 % interval, in standard errors."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParticleFilterOptions:
-    """particles: size of the pool, N. generations: outcomes per stage over N. stages: budgets, evenly spaced
-    from kept_first to kept_last (first-order shares of MACs that stay). crossover: share of children with
-    two parents. swap_first, swap_last: share of a group's units swapped, annealed within a stage. shift:
-    share of children that move one step of budget between two groups. spread: temperature τ of the
-    score-guided draws. probes: cuts of single groups asked first at the most, where units have scores; they say how a
-    budget is best shared out among the groups. stray: how far from that a particle's own sharing out lies, as the
-    standard deviation of each group's log price.
+    """Options of the particle filter.
+
+    particles: size of the pool, N. generations: outcomes per stage over N.
+    stages: number of budgets, evenly spaced from kept_first to kept_last (first-order shares of MACs that stay).
+    crossover: share of children with two parents.
+    swap_first, swap_last: share of a group's units that are swapped, annealed within a stage.
+    shift: share of children that move one step of budget between two groups.
+    spread: temperature τ of the score-guided draws.
+    probes: most cuts of single groups that are asked first, if units have scores; they show how to share out a budget
+    among the groups.
+    stray: standard deviation of each group's log price in a particle's own sharing out of the budget.
     """
 
     particles: int = option(12, 4, 10_000)
@@ -55,7 +62,7 @@ class ParticleFilterOptions:
 
 @dataclass(frozen=True, slots=True)
 class Particle:
-    """A scored pattern. error: 1 - accuracy (plus the violation of constraints). se: its standard error."""
+    """A scored pattern. error: 1 - accuracy, plus the violation of constraints. se: standard error of the accuracy."""
 
     stage: int
     error: float
@@ -64,26 +71,25 @@ class Particle:
 
 @searchers.register("particle_filter")
 class ParticleFilter:
-    """Asynchronous particle filter: patterns of kept units, one budget of MACs a stage, weighted by their error.
+    """Asynchronous particle filter: patterns of kept units, one budget of MACs per stage, weighted by their error.
 
-    Where units have scores, each group is probed first (`prediction.sensitivity`); a budget is then shared out where it
-    costs least, and one pattern of best-scored units per stage is asked before the stages begin, so that every budget
+    If units have scores, each group is probed first (`prediction.sensitivity`), and a budget is then shared out where
+    it costs least. One pattern of best-scored units per stage is asked before the stages begin, so that every budget
     has its first point early.
 
-    A stage's first N proposals are, in stage 0, score-guided (top-k of log(score) + τ·Gumbel, for half),
-    taken from a seed (a quarter) or uniform; later, the shrunk and perturbed survivors of the stage before,
-    drawn by systematic resampling with its best one unperturbed. The others are children of particles drawn
-    by weight exp(-error/T). `advance_stage` comes after generations·N tells, or 2N without a better one.
+    Stage 0 begins with N proposals: half score-guided (top-k of log(score) + τ·Gumbel), a quarter from a seed, a
+    quarter uniform. A later stage begins with the shrunk and perturbed survivors of the stage before, drawn by
+    systematic resampling, and its best one unperturbed. All other proposals are children of particles drawn by weight
+    exp(-error/T). `advance_stage` comes after generations·N tells, or 2N without a better one.
 
-    Where this departs from methods 4.2, and why:
-    - it never retrains: the caller owns training, the error is that of what the caller measured at the
-    stage's
-      budget, and the validation set is the caller's too;
-    - it knows no clock: nothing is reissued, a tell that never comes is merely missing;
-    - the pools of two stages are kept apart, because errors at different budgets do not compare;
-    - after the last stage it starts over, since a front needs every budget: each stage then goes on from the best N
-      that the sweeps before had at its budget, a little lower each time, so that the front fills between the stages;
-    - bits and granularity stay at the group's first option, of a layer the first one that can leave so much.
+    Departures from methods 4.2, with reasons:
+    - It never retrains. The caller owns training and the validation set; the error is the caller's measurement at the
+      stage's budget.
+    - It has no clock. Nothing is reissued; a tell that never comes is merely missing.
+    - The pools of two stages are separate, because errors at different budgets do not compare.
+    - After the last stage it starts over, since a front needs every budget. Each stage then goes on from the best N of
+      earlier sweeps at its budget, a little lower each time, so that the front fills between the stages.
+    - Bits and granularity stay at the group's first option; for a layer, at the first one that can leave so much.
 
     Only the first objective that is maximised (accuracy) steers; costs come in through the budgets.
     """
@@ -105,17 +111,17 @@ class ParticleFilter:
         )
         probes = self.options.probes if scored and problem.scores and self._goal == "accuracy" else 0
         self._sensitivity = Sensitivity(problem, probes)
-        self._scouts = 0  # asked so far
+        self._scouts = 0  # number asked so far
         self.stage = 0
-        self._told = 0  # tells of this stage
-        self._unchanged = 0  # tells since this stage's best got better
-        self._resamplings = 0  # systematic ones, between stages and within
+        self._stage_tells = 0  # tells of this stage
+        self._unchanged = 0  # tells since this stage's best improved
+        self._resamplings = 0  # systematic resamplings, between stages and within
         self._pool: list[str] = []
         self._previous: list[str] = []
-        self._parents: list[str] = []  # to be shrunk into this stage, one per ask
-        self._stages: dict[str, int] = {}  # of every proposal, seeds excepted
+        self._parents: list[str] = []  # to be shrunk to this stage's budget, one per ask
+        self._stages: dict[str, int] = {}  # stage of every proposal but the seeds
         self._archive: dict[str, Particle] = {}
-        self._weighed: tuple[tuple[str, ...], NDArray[np.float64]] = ((), np.empty(0))
+        self._weights_cache: tuple[tuple[str, ...], NDArray[np.float64]] = ((), np.empty(0))
 
     @property
     def budget(self) -> float:
@@ -143,12 +149,12 @@ class ParticleFilter:
 
     @property
     def _losses(self) -> dict[str, NDArray[np.float64]] | None:
-        """Group name -> expected loss at each of its kept counts, once the probes are told."""
+        """Expected loss at each of a group's kept counts, by group name; None before the probes are told."""
         table = self._sensitivity.losses(self._ledger.told)
-        return None if table is None else self._sensitivity.by_keep(table)
+        return None if table is None else self._sensitivity.losses_by_keep(table)
 
     def _scout(self, stage: int) -> Candidate:
-        """The best-scored units at a stage's budget, shared out where it is expected to cost least."""
+        """Returns the best-scored units at a stage's budget, which is shared out where it is expected to cost least."""
         space, calm = self._ledger.problem.space, np.random.default_rng([self._ledger.seed, stage, 3, 3])
         keeps = fit_budget(
             space, {g.name: g.units for g in space.groups}, self._budget(stage), calm, self._losses, 0.0
@@ -157,7 +163,7 @@ class ParticleFilter:
         for g in space.groups:
             known = [c for c in g.criteria if g.name in self._ledger.problem.scores.get(c, {})]
             score = self._ledger.problem.scores[known[0]][g.name] if known else np.zeros(g.units)
-            masks[g.name] = top(score, keeps[g.name])
+            masks[g.name] = top_mask(score, keeps[g.name])
         return self._candidate(masks)
 
     def tell(self, candidate: Candidate, outcome: Outcome) -> None:
@@ -175,12 +181,15 @@ class ParticleFilter:
             self._parents.append(key)
 
     def figures(self) -> dict[str, float]:
-        """Of the stage: number, budget (share of first-order MACs), outcomes told, resamplings so far; of its pool:
-        size, effective sample size and temperature (of the error), where it is not empty."""
+        """Returns figures of the stage and its pool.
+
+        Stage: number, budget (share of first-order MACs), tells, resamplings so far. Pool: size and, unless it is
+        empty, effective sample size and temperature (in units of the error).
+        """
         found = {
             "stage": float(self.stage),
             "budget": self.budget,
-            "stage_told": float(self._told),
+            "stage_told": float(self._stage_tells),
             "pool": float(len(self._pool)),
             "resamplings": float(self._resamplings),
         }
@@ -190,41 +199,13 @@ class ParticleFilter:
             found["temperature"] = temperature(errors, self._archive[self._best(self._pool)].se)
         return found
 
-    def state(self) -> dict[str, Any]:
-        return {
-            **self._ledger.state(),
-            "stage": self.stage,
-            "scouts": self._scouts,
-            "stage_told": self._told,
-            "unchanged": self._unchanged,
-            "resamplings": self._resamplings,
-            "pool": list(self._pool),
-            "previous": list(self._previous),
-            "parents": list(self._parents),
-            "stages": dict(self._stages),
-            "archive": {key: [p.stage, p.error, p.se] for key, p in self._archive.items()},
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._ledger.restore(state)
-        self.stage = state["stage"]
-        self._scouts = state["scouts"]
-        self._told = state["stage_told"]
-        self._unchanged = state["unchanged"]
-        self._resamplings = state["resamplings"]
-        self._pool = list(state["pool"])
-        self._previous = list(state["previous"])
-        self._parents = list(state["parents"])
-        self._stages = dict(state["stages"])
-        self._archive = {key: Particle(*data) for key, data in state["archive"].items()}
-
     def advance_stage(self) -> None:
-        """Goes on to the next budget: the present pool's survivors become its first parents."""
+        """Goes on to the next budget; survivors of the present pool become its first parents."""
         n = self.options.particles
         self.stage += 1
         level = [k for k, p in self._archive.items() if self._level(p.stage) == self._level(self.stage)]
         earlier = sorted(level, key=lambda k: (self._archive[k].error, k))[:n]
-        self._previous, self._told, self._unchanged = [*self._pool, *earlier], 0, 0
+        self._previous, self._stage_tells, self._unchanged = [*self._pool, *earlier], 0, 0
         if len(earlier) > 1:
             self._previous = earlier
         self._pool, self._parents = [], []
@@ -249,7 +230,7 @@ class ParticleFilter:
 
     def _insert(self, key: str) -> None:
         n = self.options.particles
-        self._told += 1
+        self._stage_tells += 1
         self._unchanged += 1
         if key in self._archive:
             before = self._archive[self._best(self._pool)].error if self._pool else np.inf
@@ -259,7 +240,7 @@ class ParticleFilter:
             rng = np.random.default_rng([self._ledger.seed, len(self._ledger.told), 2, 2])
             if len(self._pool) > n:
                 self._delete_one(rng)
-            if self._told % max(1, n // 4) == 0:
+            if self._stage_tells % max(1, n // 4) == 0:
                 weights = self._weights(self._pool)
                 if effective_size(weights) < len(weights) / 3:
                     best = self._best(self._pool)
@@ -267,7 +248,7 @@ class ParticleFilter:
                     self._resamplings += 1
                     pool = [self._pool[i] for i in drawn]
                     self._pool = pool if best in pool else [best, *pool[1:]]
-        if self._told >= self.options.generations * n or self._unchanged >= 2 * n:
+        if self._stage_tells >= self.options.generations * n or self._unchanged >= 2 * n:
             self.advance_stage()
 
     def _delete_one(self, rng: np.random.Generator) -> None:
@@ -281,25 +262,24 @@ class ParticleFilter:
 
     def _weights(self, keys: Sequence[str]) -> NDArray[np.float64]:
         drawn = tuple(keys)
-        if self._weighed[0] != drawn:  # particles never change, so neither do the weights of the same ones
+        if (
+            self._weights_cache[0] != drawn
+        ):  # the same particles have the same weights, as particles never change
             errors = np.array([self._archive[k].error for k in keys])
             least = self._archive[self._best(keys)].se
-            self._weighed = (drawn, tempered_weights(errors, temperature(errors, least)))
-        return self._weighed[1]
-
-    # -- proposals
-    # ---------------------------------------------------------------------------------------------
+            self._weights_cache = (drawn, tempered_weights(errors, temperature(errors, least)))
+        return self._weights_cache[1]
 
     def _draw(self, rng: np.random.Generator) -> Candidate:
         parent = ""
         if self._parents:
             key = parent = self._parents.pop(0)
             child = self._masks(key, rng)
-            # a late winner may be the first of its stage that could be measured at all
+            # a late winner may be the only measured particle of its stage
             mates = self._previous or [key]
             if key != self._best(mates):
                 child = self._perturb(child, mates, rng)
-        elif len(set(self._pool)) < 2 or (self.stage == 0 and self._told < self.options.particles):
+        elif len(set(self._pool)) < 2 or (self.stage == 0 and self._stage_tells < self.options.particles):
             child = self._bootstrap(rng)
         else:
             parent = self._pick(self._pool, rng)
@@ -312,27 +292,25 @@ class ParticleFilter:
     def _bootstrap(self, rng: np.random.Generator) -> Masks:
         space = self._ledger.problem.space
         kind = rng.random()
-        known = [c for c in self._ledger.problem.seeds if self._resolvable(c)]
+        known = [c for c in self._ledger.problem.seeds if self._has_known_pattern(c)]
         if kind < 0.25 and known:
             chosen = known[int(rng.integers(len(known)))]
-            return self._resolve(chosen, rng)
+            return self._candidate_masks(chosen, rng)
         keeps = space.keeps(space.sample(rng))
         masks = {}
         for g in space.groups:
             priority = rng.random(g.units) if kind < 0.5 else self._priority(g, rng)
-            masks[g.name] = top(priority, keeps[g.name])
+            masks[g.name] = top_mask(priority, keeps[g.name])
         return masks
 
     def _priority(self, group: GroupSpace, rng: np.random.Generator) -> NDArray[np.float64]:
-        """log(score) + τ·Gumbel per unit, of one criterion drawn among those scored; plain noise without a
-        score.
-        """
+        """Returns log(score) + τ·Gumbel per unit, by a criterion drawn among scored ones; noise if there is none."""
         noise = rng.gumbel(size=group.units)
         scored = [c for c in group.criteria if group.name in self._ledger.problem.scores.get(c, {})]
         if not scored:
             return noise
         score = self._ledger.problem.scores[scored[int(rng.integers(len(scored)))]][group.name]
-        # scores may be negative (a negated statistic) and their scale is arbitrary: as shares of the largest
+        # scores may be negative (a negated statistic) and their scale is arbitrary, so take shares of the largest
         low, high = float(score.min()), float(score.max())
         share = (score - min(low, 0.0)) / max(high - min(low, 0.0), 1e-300)
         return np.log(np.maximum(share, 1e-6)) + self.options.spread * noise
@@ -342,7 +320,7 @@ class ParticleFilter:
         if rng.random() < self.options.crossover:
             mate = self._masks(self._pick(mates, rng), rng)
             child = {name: mate[name] if rng.random() < 0.5 else mask for name, mask in child.items()}
-        done = min(1.0, self._told / (self.options.generations * self.options.particles))
+        done = min(1.0, self._stage_tells / (self.options.generations * self.options.particles))
         rate = self.options.swap_first + done * (self.options.swap_last - self.options.swap_first)
         child = swap(child, rate, rng, {g.name: self._priority(g, rng) for g in space.groups})
         if rng.random() < self.options.shift:
@@ -355,9 +333,7 @@ class ParticleFilter:
         return child
 
     def _fit(self, masks: Masks, rng: np.random.Generator) -> Masks:
-        """The masks at this stage's budget: lowest-scored units (plus noise) go, or highest-scored ones
-        return.
-        """
+        """Returns the masks at this stage's budget: units of least priority go, or those of highest priority return."""
         space = self._ledger.problem.space
         before = {name: int(mask.sum()) for name, mask in masks.items()}
         keeps = fit_budget(space, before, self.budget, rng, self._losses, self.options.stray)
@@ -376,10 +352,10 @@ class ParticleFilter:
         return Candidate(choices, "particle_filter", parent)
 
     def _masks(self, key: str, rng: np.random.Generator) -> Masks:
-        return self._resolve(self._ledger.asked[key], rng)
+        return self._candidate_masks(self._ledger.asked[key], rng)
 
-    def _resolvable(self, candidate: Candidate) -> bool:
-        """Whether the pattern that a candidate comes down to is known here."""
+    def _has_known_pattern(self, candidate: Candidate) -> bool:
+        """Returns True if the candidate's pattern follows from the known scores."""
         scores = self._ledger.problem.scores
         ranked = {g.name for g in self._ledger.problem.space.groups if g.ranked}
         return all(
@@ -387,8 +363,8 @@ class ParticleFilter:
             for name, c in candidate.choices.items()
         )
 
-    def _resolve(self, candidate: Candidate, rng: np.random.Generator) -> Masks:
-        """Which units stay: the explicit pattern, or the best-scored ones as `plan.decide` takes them."""
+    def _candidate_masks(self, candidate: Candidate, rng: np.random.Generator) -> Masks:
+        """Returns a candidate's masks: its explicit pattern, or the best-scored units as `plan.decide` takes them."""
         masks = {}
         keeps = self._ledger.problem.space.keeps(candidate)
         for g in self._ledger.problem.space.groups:
@@ -398,36 +374,33 @@ class ParticleFilter:
                 masks[g.name] = np.isin(np.arange(g.units), explicit)
             elif choice.ratio == 0:
                 masks[g.name] = np.ones(g.units, dtype=np.bool_)
-            elif not g.ranked:  # only how many stay counts
+            elif not g.ranked:  # only the number of kept units counts
                 masks[g.name] = np.arange(g.units) < keeps[g.name]
             else:
-                masks[g.name] = top(self._ledger.problem.scores[choice.criterion][g.name], keeps[g.name])
+                masks[g.name] = top_mask(self._ledger.problem.scores[choice.criterion][g.name], keeps[g.name])
         return masks
 
 
-def top(priority: NDArray[np.float64], keep: int) -> NDArray[np.bool_]:
-    """Mask [units] of the `keep` highest priorities, ties by index."""
+def top_mask(priority: NDArray[np.float64], keep: int) -> NDArray[np.bool_]:
+    """Returns a mask [units] of the `keep` highest priorities, ties by index."""
     mask = np.zeros(len(priority), dtype=np.bool_)
     mask[np.argsort(-priority, kind="stable")[:keep]] = True
     return mask
 
 
 def resize(mask: NDArray[np.bool_], keep: int, priority: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """The mask with `keep` units: kept ones of least priority go, or dropped ones of highest priority
-    return.
-    """
-    # whole numbers apart: what stays is decided first by the mask, then by rank
+    """Returns the mask with `keep` units: kept ones of least priority go, or dropped ones of highest return."""
+    # ranks are below len(mask), so the mask decides first, then the rank
     rank = np.argsort(np.argsort(priority, kind="stable"), kind="stable").astype(np.float64)
-    return top(rank + len(mask) * mask, keep)
+    return top_mask(rank + len(mask) * mask, keep)
 
 
 def swap(
     masks: Masks, rate: float, rng: np.random.Generator, priority: Mapping[str, NDArray[np.float64]]
 ) -> Masks:
-    """The masks with about `rate` of each group's kept units exchanged for dropped ones, one at least where
-    possible: kept ones of least priority for dropped ones of highest.
+    """Returns masks with about `rate` of each group's kept units exchanged for dropped ones, one in all at least.
 
-    Counts stay as they are.
+    Kept units of least priority are exchanged for dropped ones of highest priority. Counts stay as they are.
     """
     swapped = {name: mask.copy() for name, mask in masks.items()}
     room = {name: int(min(mask.sum(), (~mask).sum())) for name, mask in masks.items()}
@@ -444,22 +417,21 @@ def swap(
 
 
 def tempered_weights(errors: NDArray[np.float64], at: float) -> NDArray[np.float64]:
-    """Weights [n] ∝ exp(-(error - least error)/T), summing to 1. Equal errors give equal weights."""
+    """Returns weights [n] ∝ exp(-(error - least error)/T), summing to 1. Equal errors give equal weights."""
     raw = np.exp(-(errors - errors.min()) / max(at, 1e-12))
     return np.asarray(raw / raw.sum())
 
 
 def effective_size(weights: NDArray[np.float64]) -> float:
-    """ESS = 1/Σ w², between 1 and n."""
+    """Returns the effective sample size 1/Σ w², between 1 and n."""
     return float(1.0 / np.square(weights).sum())
 
 
 def temperature(errors: NDArray[np.float64], least: float) -> float:
-    """T at which half of the particles count, ESS(T) = n/2, by bisection; never below `least`, the standard
-    error.
+    """Returns the temperature T at which half of the particles count, ESS(T) = n/2, by bisection.
 
-    Differences inside the noise must not steer, and weights ∝ accuracy would be all but flat. ESS grows with
-    T; where even T → 0 leaves more than n/2 (many equal bests), `least` is returned.
+    T is never below `least`, the standard error: differences inside the noise must not steer. (Weights ∝ accuracy would
+    be nearly flat.) ESS grows with T; `least` is returned if even T → 0 leaves more than n/2, with many equal bests.
     """
     goal = len(errors) / 2
     low = max(least, 1e-12)
@@ -469,7 +441,7 @@ def temperature(errors: NDArray[np.float64], least: float) -> float:
     while effective_size(tempered_weights(errors, high)) < goal:
         high *= 2
     for _ in range(60):
-        middle = float(np.sqrt(low * high))  # errors may differ by any power of ten
+        middle = float(np.sqrt(low * high))  # geometric, as errors may differ by powers of ten
         if effective_size(tempered_weights(errors, middle)) < goal:
             low = middle
         else:
@@ -478,9 +450,7 @@ def temperature(errors: NDArray[np.float64], least: float) -> float:
 
 
 def systematic_resample(weights: NDArray[np.float64], n: int, u: float) -> list[int]:
-    """n indices, ascending; index i comes ⌊n·w_i⌋ or ⌈n·w_i⌉ times, n·w_i on average over u uniform in [0,
-    1).
-    """
+    """Returns n ascending indices; i comes ⌊n·w_i⌋ or ⌈n·w_i⌉ times, on average n·w_i for u uniform in [0, 1)."""
     edges = np.cumsum(weights)
     edges /= edges[-1]
     places = (u + np.arange(n)) / n

@@ -1,6 +1,5 @@
 """Random search: the control that every other searcher has to beat."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ class RandomOptions:
 
 @searchers.register("random")
 class Random:
-    """Seeds, then independent draws of the space; learns nothing: the control."""
+    """Seeds, then independent draws of the space; learns nothing."""
 
     def __init__(self, problem: Problem, *, seed: int, **options: Any) -> None:
         self.options = read_options(RandomOptions, options, "random")
@@ -33,9 +32,3 @@ class Random:
 
     def figures(self) -> dict[str, float]:
         return {}
-
-    def state(self) -> dict[str, Any]:
-        return self._ledger.state()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._ledger.restore(state)

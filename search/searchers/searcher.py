@@ -1,6 +1,5 @@
-"""What every searcher is: ask, tell, JSON state. The caller owns the loop."""
+"""The protocol of a searcher: ask and tell. The caller owns the loop."""
 
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 from prunefront.registry import Registry
@@ -10,26 +9,21 @@ from prunefront.search.space.problem import Problem
 
 
 class Searcher(Protocol):
-    """Proposes candidates. Tells may come in any order, late, twice or never; failures are outcomes too."""
+    """A proposer of candidates. Tells may come in any order, late, twice or never; failures are outcomes too.
+
+    The same seed, asks and tells give the same candidates, so a study is resumed by replaying its journal.
+    """
 
     def ask(self) -> Candidate | None:
-        """The next candidate to try, always of the space; None = nothing to propose before the next tell."""
+        """Returns the next candidate to try, always of the space; None = no proposal before the next tell."""
         ...
 
     def tell(self, candidate: Candidate, outcome: Outcome) -> None:
-        """What came of a candidate. A second tell of the same candidate changes nothing."""
+        """Takes the outcome of a candidate. A second tell of the same candidate changes nothing."""
         ...
 
     def figures(self) -> dict[str, float]:
-        """Finite numbers about the searcher itself, for people to watch; {} where there is nothing to tell."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """JSON from which `restore` goes on exactly: same next asks, pending candidates still awaited."""
-        ...
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes up a state saved by a searcher made with the same problem, seed and options."""
+        """Returns finite numbers about the searcher itself, for people to watch; may be {}."""
         ...
 
 

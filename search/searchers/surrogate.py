@@ -1,6 +1,6 @@
-"""Proposals by what the network's measurements say: a model of accuracy, exact costs, expected gain of the front."""
+"""Bayesian optimisation with a model of accuracy, exact costs, and the expected gain of the front."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from prunefront.search.outcomes.measurement import Measurement, Outcome
 from prunefront.search.prediction.accuracy_model import AccuracyModel, Settings
 from prunefront.search.prediction.acquisition import CostBox
 from prunefront.search.prediction.one_thread import one_thread
-from prunefront.search.prediction.sensitivity import Sensitivity, losses_of, savings, trade_offs
+from prunefront.search.prediction.sensitivity import Sensitivity, losses_and_variances, savings, trade_offs
 from prunefront.search.searchers.ledger import Ledger
 from prunefront.search.searchers.options import option, read_options
 from prunefront.search.searchers.searcher import searchers
@@ -21,23 +21,25 @@ from prunefront.search.space.encoding import Encoding, Floats, Rows
 from prunefront.search.space.problem import Problem
 
 MOST_KNOWN = 240
-"""Measurements that the model knows: time grows with their cube, and those far from the front say little."""
+"""Most measurements of a fit: time grows with their cube, and those far from the front add little."""
 
-RESET = 1.2
-"""By how much what was told must grow before the model's settings are chosen anew."""
+SETTINGS_GROWTH = 1.2
+"""Factor by which the number of tells must grow before the model's settings are chosen anew."""
 
 MOST_PROPOSALS = 100
-"""Made from one fit."""
+"""Most proposals from one fit."""
 
 SWEEP = 40
-"""Trade-offs of the additive model that each search for proposals starts from."""
+"""Number of trade-offs of the additive model from which each search for proposals starts."""
 
 
 @dataclass(frozen=True, slots=True)
 class SurrogateOptions:
-    """probes: cuts of single groups asked at the most before the model proposes. pool: candidates judged per round;
-    rounds: how often the best of them are varied. patience: proposals made from one fit, as a share of what is known
-    beyond MOST_KNOWN.
+    """Options of the surrogate.
+
+    probes: most cuts of single groups that are asked before the model proposes. pool: candidates judged per round.
+    rounds: number of rounds in which the best are varied. patience: proposals from one fit, as a share of the number of
+    tells beyond MOST_KNOWN.
     """
 
     probes: int = option(150, 0, 10_000)
@@ -47,9 +49,10 @@ class SurrogateOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """What was measured, the dense network first: rows [n, G], accuracy [n], loss and its variance [n] as `losses_of`,
-    costs [n, C]."""
+class _FitData:
+    """Measurements for a fit, the dense network first: rows [n, G], accuracy [n], loss and its variance [n] as
+    `losses_and_variances`, costs [n, C].
+    """
 
     rows: Rows
     accuracy: Floats
@@ -60,12 +63,12 @@ class _Known:
 
 @searchers.register("surrogate")
 class Surrogate:
-    """Bayesian optimisation of one uncertain objective, accuracy, against costs that are known.
+    """Bayesian optimisation of one uncertain objective, accuracy, against known costs.
 
-    Probes each group first (`prediction.sensitivity`), then fits `prediction.accuracy_model` to all measurements
-    and proposes what is expected to add most to the front (`prediction.acquisition`). Candidates in flight count as
-    if they had given what is expected of them, so parallel workers do not ask for the same thing (Ginsbourger et al.
-    2010, kriging believer). Candidates outside a constraint on a cost are never proposed.
+    It probes each group first (`prediction.sensitivity`), then fits `prediction.accuracy_model` to the measurements and
+    proposes the candidates of largest expected gain for the front (`prediction.acquisition`). Candidates in flight
+    count as if they had their expected accuracy, so that parallel workers get different ones (Ginsbourger et al. 2010,
+    kriging believer). Candidates outside a constraint on a cost are never proposed.
     """
 
     def __init__(self, problem: Problem, *, seed: int, **options: Any) -> None:
@@ -82,12 +85,12 @@ class Surrogate:
         self._model = AccuracyModel(self._encoding)
         self._queue: list[Candidate] = []
         self._settings: Settings | None = None
-        self._settings_at = 0  # how many had been told
+        self._settings_at = 0  # number of tells when they were chosen
         self._rows: dict[str, Rows] = {}
 
     @property
     def probing(self) -> bool:
-        """Whether seeds or single-group cuts are still to be asked."""
+        """True while seeds or probes are still to be asked."""
         ledger = self._ledger
         return ledger.next_seed() is not None or self._sensitivity.next(ledger.is_new) is not None
 
@@ -112,41 +115,27 @@ class Surrogate:
     def figures(self) -> dict[str, float]:
         return {}
 
-    def state(self) -> dict[str, Any]:
-        return {
-            **self._ledger.state(),
-            "queue": [c.to_json() for c in self._queue],
-            "settings": self._settings.to_json() if self._settings else None,
-            "settings_at": self._settings_at,
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._ledger.restore(state)
-        self._queue = [Candidate.from_json(data) for data in state["queue"]]
-        self._settings = Settings.from_json(state["settings"]) if state["settings"] else None
-        self._settings_at = state["settings_at"]
-
     @one_thread
     def _proposals(self, rng: np.random.Generator) -> list[Candidate]:
-        """The next candidates, best first; none before the dense network was measured."""
-        known = self._known()
+        """Returns the next candidates, best first; none before the dense network was measured."""
+        known = self._measurements()
         if known is None:
             return []
         chance, dense = self._ledger.problem.chance, known.accuracy[0]
         costs = self._cost_function(known)
         told = len(self._ledger.told)
-        if self._settings is None or told > RESET * self._settings_at:
+        if self._settings is None or told > SETTINGS_GROWTH * self._settings_at:
             self._settings, self._settings_at = None, told
         fitted = self._model.fit(known.rows, known.loss, known.variance, self._settings)
         self._settings = fitted.settings
         mean, _ = self._model.predict(fitted, known.rows)
         box = CostBox(costs(self._encoding.dense[None])[0])
         box.reset(chance)
-        # what the model makes of the measurements, not the measurements: luck must not set the standard
-        believed = dense * np.exp(-mean)
-        box.add(believed, known.costs)
-        start = [known.rows[box.gain(believed + 1e-6, known.costs) > 0]]
-        if len(waiting := self._waiting()):
+        # the front is of the model's values, not of the measurements: luck must not set the standard
+        expected = dense * np.exp(-mean)
+        box.add(expected, known.costs)
+        start = [known.rows[box.gain(expected + 1e-6, known.costs) > 0]]
+        if len(waiting := self._pending_rows()):
             mean, _ = self._model.predict(fitted, waiting)
             box.add(dense * np.exp(-mean), costs(waiting))
         start += [
@@ -156,33 +145,36 @@ class Surrogate:
         pool = _unique(np.vstack(start))
         asked = {self._row(key, c).tobytes() for key, c in self._ledger.asked.items()}
         for _ in range(self.options.rounds):
-            children = varied(self._encoding, pool, self.options.pool, rng)
+            children = vary(self._encoding, pool, self.options.pool, rng)
             pool = _unique(np.vstack([pool, children]))
-            pool = pool[self._allowed(costs(pool)) & [row.tobytes() not in asked for row in pool]]
+            pool = pool[self._meets_constraints(costs(pool)) & [row.tobytes() not in asked for row in pool]]
             if not len(pool):
                 return []
             mean, deviation = self._model.predict(fitted, pool)
             accuracy = dense * np.exp(-mean)
             gain = box.expected_gain(accuracy, accuracy * deviation, costs(pool))
-            best = np.argsort(-gain, kind="stable")[: max(self.options.pool // 4, self._wanted)]
+            best = np.argsort(-gain, kind="stable")[: max(self.options.pool // 4, self._batch_size)]
             pool, accuracy, deviation = pool[best], accuracy[best], deviation[best]
-        return self._picked(box, pool, accuracy, accuracy * deviation, costs(pool))
+        return self._pick(box, pool, accuracy, accuracy * deviation, costs(pool))
 
     @property
-    def _wanted(self) -> int:
-        """Proposals to be made from one fit: one, but with many workers, or when very many are known, more: a few tells
-        change little then, and workers must not wait for fits."""
+    def _batch_size(self) -> int:
+        """Number of proposals from one fit.
+
+        It is 1, and more with many workers or very many tells: a few tells then change little, and workers must not
+        wait for fits.
+        """
         ledger = self._ledger
         flying, more = len(ledger.asked) - len(ledger.told), len(ledger.told) - MOST_KNOWN
         return min(MOST_PROPOSALS, max(1, flying // 4, int(self.options.patience * more)))
 
-    def _picked(
+    def _pick(
         self, box: CostBox, pool: Rows, accuracy: Floats, deviation: Floats, costs: Floats
     ) -> list[Candidate]:
-        """Those of the pool that are new and together promise most, one after the other."""
+        """Returns new candidates of the pool, each of the largest expected gain beside those before it."""
         picked: list[Candidate] = []
         left = np.ones(len(pool), dtype=np.bool_)
-        while len(picked) < self._wanted and left.any():
+        while len(picked) < self._batch_size and left.any():
             gain = np.where(left, box.expected_gain(accuracy, deviation, costs), -1.0)
             best = int(gain.argmax())
             left[best] = False
@@ -192,9 +184,11 @@ class Surrogate:
                 box.add(accuracy[best : best + 1], costs[best : best + 1])
         return picked
 
-    def _known(self) -> _Known | None:
-        """What the model is to know, the dense network first: all that was measured, or of very many those nearest to
-        the front and the cuts of single groups."""
+    def _measurements(self) -> _FitData | None:
+        """Returns the measurements to fit, the dense network first; None if it was not measured.
+
+        They are all measurements or, of very many, those nearest to the front and the cuts of single groups.
+        """
         told = self._ledger.told
         dense = told.get(self._ledger.problem.space.dense().key())
         if not isinstance(dense, Measurement):
@@ -207,31 +201,31 @@ class Surrogate:
             if not any(c.keep is not None for c in candidate.choices.values()):
                 found.append((self._row(key, candidate), outcome))
         measured = [m for _, m in found]
-        known = _Known(
+        known = _FitData(
             np.array([row for row, _ in found]),
             np.array([m["accuracy"] for m in measured]),
-            *losses_of(measured, self._ledger.problem.chance),
+            *losses_and_variances(measured, self._ledger.problem.chance),
             np.array([[m[name] for name in self._costs] for m in measured]),
         )
-        some = telling(known.rows != self._encoding.dense, known.accuracy, known.costs, MOST_KNOWN)
-        return _Known(*(getattr(known, name)[some] for name in known.__slots__))
+        some = most_informative(known.rows != self._encoding.dense, known.accuracy, known.costs, MOST_KNOWN)
+        return _FitData(*(getattr(known, name)[some] for name in known.__slots__))
 
     def _row(self, key: str, candidate: Candidate) -> Rows:
         if key not in self._rows:
             self._rows[key] = self._encoding.encode(candidate)
         return self._rows[key]
 
-    def _waiting(self) -> Rows:
-        """Candidates that were asked and not told, [n, G]."""
+    def _pending_rows(self) -> Rows:
+        """Returns the rows of candidates that were asked and not told, [n, G]."""
         ledger = self._ledger
         pending = [self._row(key, c) for key, c in ledger.asked.items() if key not in ledger.told]
         return np.array(pending, dtype=np.int64).reshape(len(pending), len(self._encoding.sizes))
 
-    def _cost_function(self, known: _Known) -> Callable[[Rows], Floats]:
-        """Costs [n, C] of rows: exact where the problem knows them, else a regression on what was measured."""
+    def _cost_function(self, known: _FitData) -> Callable[[Rows], Floats]:
+        """Returns a function from rows to costs [n, C]: exact if the problem knows them, else a regression."""
         exact, encoding = self._ledger.problem.costs, self._encoding
         unknown = [name for name in self._costs if exact is None or name not in exact.amounts]
-        guess = regression(encoding, known.rows, known.costs)
+        guess = fit_regression(encoding, known.rows, known.costs)
 
         def costs(rows: Rows) -> Floats:
             guessed = guess(rows)
@@ -243,8 +237,8 @@ class Surrogate:
 
         return costs
 
-    def _allowed(self, costs: Floats) -> NDArray[np.bool_]:
-        """Which candidates of these costs [n, C] keep the constraints on costs, [n]."""
+    def _meets_constraints(self, costs: Floats) -> NDArray[np.bool_]:
+        """Returns a mask [n] of the costs [n, C] that meet the constraints on costs."""
         fine = np.ones(len(costs), dtype=np.bool_)
         for bound in self._ledger.problem.constraints:
             if bound.name in self._costs:
@@ -253,9 +247,14 @@ class Surrogate:
         return fine
 
 
-def telling(changed: NDArray[np.bool_], accuracy: Floats, costs: Floats, most: int) -> NDArray[np.int64]:
-    """Which `most` of n measurements say most about the front: index 0, cuts of single groups (at most a quarter), then
-    those that the front beats by least. changed: [n, G], which groups are not dense."""
+def most_informative(
+    changed: NDArray[np.bool_], accuracy: Floats, costs: Floats, most: int
+) -> NDArray[np.int64]:
+    """Returns indices of at most `most` of n measurements that determine the front best.
+
+    They are index 0, cuts of single groups (at most a quarter), then those that the front beats by least. changed: [n,
+    G], True for groups that are not dense.
+    """
     if len(accuracy) <= most:
         return np.arange(len(accuracy))
     order = np.lexsort((np.arange(len(accuracy)), -accuracy))
@@ -276,9 +275,12 @@ def telling(changed: NDArray[np.bool_], accuracy: Floats, costs: Floats, most: i
     return np.array(sorted(chosen))
 
 
-def varied(encoding: Encoding, parents: Rows, count: int, rng: np.random.Generator) -> Rows:
-    """`count` children [count, G] of the parents [n, G]: one to three groups cut deeper or less, or by another way, and
-    in three of ten a crossing with a second parent."""
+def vary(encoding: Encoding, parents: Rows, count: int, rng: np.random.Generator) -> Rows:
+    """Returns `count` children [count, G] of the parents [n, G].
+
+    Each child has one to three groups cut deeper, less deep, or in another way; three of ten are crossed with a second
+    parent.
+    """
     children = parents[rng.integers(len(parents), size=count)].copy()
     mates = parents[rng.integers(len(parents), size=count)]
     crossed = (rng.random(count) < 0.3)[:, None] & (rng.random(children.shape) < 0.5)
@@ -288,13 +290,15 @@ def varied(encoding: Encoding, parents: Rows, count: int, rng: np.random.Generat
     draws = rng.random((count, 3, 4)).tolist()
     for child, where, many, draw in zip(children, groups.tolist(), moves.tolist(), draws, strict=True):
         for g, u in zip(where[:many], draw, strict=False):
-            child[g] = moved(encoding, g, int(child[g]), u)
+            child[g] = move(encoding, g, int(child[g]), u)
     return children
 
 
-def moved(encoding: Encoding, group: int, option: int, draw: Sequence[float]) -> int:
-    """Another option of a group: a step along its lane, short ones more often, or in one of five the same depth in
-    another lane. draw: four numbers in [0, 1) that decide."""
+def move(encoding: Encoding, group: int, option: int, draw: Sequence[float]) -> int:
+    """Returns another option of a group: a step along its lane, or in one of five cases the same depth in another lane.
+
+    Short steps are more frequent. draw: four numbers in [0, 1) that decide.
+    """
     lanes, places = encoding.lanes[group], encoding.lanes_of[group][option]
     lane, place = places[int(draw[0] * len(places))]
     top = len(lanes[lane]) - 1
@@ -307,18 +311,18 @@ def moved(encoding: Encoding, group: int, option: int, draw: Sequence[float]) ->
     return lanes[lane][min(max(place + step, 0), top)]
 
 
-def regression(encoding: Encoding, rows: Rows, values: Floats) -> Callable[[Rows], Floats]:
-    """Values [n, C] of candidates as a ridge regression on the kept shares of groups and their squares."""
+def fit_regression(encoding: Encoding, rows: Rows, values: Floats) -> Callable[[Rows], Floats]:
+    """Returns a ridge regression of values [n, C] on the kept shares of groups and their squares."""
 
-    def features(of: Rows) -> Floats:
-        kept = encoding.look_up(encoding.kept, of)
-        return np.hstack([np.ones((len(of), 1)), kept, kept**2])
+    def features(given: Rows) -> Floats:
+        kept = encoding.look_up(encoding.kept, given)
+        return np.hstack([np.ones((len(given), 1)), kept, kept**2])
 
     known = features(rows)
     scale = np.maximum(np.abs(values).max(axis=0), 1e-12)
     gram = known.T @ known + 1e-6 * np.eye(known.shape[1])
     weights = np.linalg.solve(gram, known.T @ (values / scale))
-    return lambda of: np.asarray(features(of) @ weights * scale)
+    return lambda given: np.asarray(features(given) @ weights * scale)
 
 
 def _unique(rows: Rows) -> Rows:

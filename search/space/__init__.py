@@ -1,1 +1,1 @@
-"""What can be chosen: candidates, the space they lie in, what they cost."""
+"""Candidates, the space that they lie in, and their costs."""

@@ -1,4 +1,4 @@
-"""What candidates cost, many at once and without a plan: the sizes of tensors as products of kept shares."""
+"""Costs of many candidates at once, without a plan: sizes of tensors as products of kept shares."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from prunefront.search.space.encoding import Encoding, Floats, Rows
 
 
 class Costs(Protocol):
-    """What is known of candidates' costs before they are measured. amounts: the names of these costs."""
+    """A model of costs that are known before a candidate is measured. amounts: the names of these costs."""
 
     @property
     def amounts(self) -> Collection[str]: ...
 
     def __call__(self, encoding: Encoding, rows: Rows) -> dict[str, Floats]:
-        """Cost -> values [n] of candidates given as rows [n, G]."""
+        """Returns each cost's values [n], by name, for candidates given as rows [n, G]."""
         ...
 
 
@@ -24,13 +24,14 @@ class Costs(Protocol):
 class CostModel:
     """Costs of a network whose tensors shrink along two axes.
 
-    rows, columns: share of either axis of each of T tensors that stays, linear in the groups' kept shares [G]: entry
-    [t, 0] is what always stays, entry [t, 1 + g] what stays with group g, so that a dense row sums to 1. inner: [T, G],
-    1 where group g is the layer or stack whose own kept share multiplies tensor t, else 0. amounts: cost -> what each
-    dense tensor contributes [T]. worded: costs whose contribution also shrinks with the word length of `inner`.
+    rows, columns: the share of either axis of each of T tensors that stays, linear in the groups' kept shares [G].
+    Entry [t, 0] is the part that always stays, entry [t, 1 + g] the part that stays with group g; a dense row sums to
+    1. inner: [T, G], 1 if group g is the layer or stack whose own kept share multiplies tensor t, else 0. amounts: cost
+    -> contribution of each dense tensor [T]. worded: costs whose contribution also shrinks with the bit width of
+    `inner`.
 
-    Exact where only channels go, for costs that are sums over tensors (MACs, parameters). What granularities within
-    layers store beside values, and a file's header, are left out.
+    Exact if only channels are dropped, for costs that are sums over tensors (MACs, parameters). The indices that
+    granularities within layers store beside values, and a file's header, are left out.
     """
 
     rows: Floats
@@ -40,13 +41,13 @@ class CostModel:
     worded: frozenset[str] = frozenset({"size_bytes"})
 
     def __call__(self, encoding: Encoding, rows: Rows) -> dict[str, Floats]:
-        """Cost -> values [n] of candidates given as rows [n, G]."""
+        """Returns each cost's values [n], by name, for candidates given as rows [n, G]."""
         kept = encoding.look_up(encoding.kept, rows)
         whole = np.hstack([np.ones((len(rows), 1)), kept])
         left = (whole @ self.rows.T) * (whole @ self.columns.T)
         left *= np.exp(np.log(kept) @ self.inner.T)
-        words = np.exp(np.log(encoding.look_up(encoding.bits, rows) / 32.0) @ self.inner.T)
+        widths = np.exp(np.log(encoding.look_up(encoding.bits, rows) / 32.0) @ self.inner.T)
         return {
-            name: (left * words if name in self.worded else left) @ amount
+            name: (left * widths if name in self.worded else left) @ amount
             for name, amount in self.amounts.items()
         }

@@ -15,20 +15,20 @@ Floats = NDArray[np.float64]
 
 
 class Encoding:
-    """Every option of every group, numbered: a candidate is one number per group, [G].
+    """Numbers for every option of every group: a candidate is one number per group, [G].
 
-    Options of a group are ordered by kept units, dense last; with equal kept units by criterion, granularity and bits
-    as the space lists them. An explicit pattern is no option of its own: it reads as its kept count.
+    A group's options are ordered by kept units, dense last; equal kept units by criterion, granularity and bits as the
+    space lists them. An explicit pattern is no option of its own: it is encoded as its kept count.
     """
 
     def __init__(self, space: SearchSpace) -> None:
         self.space = space
         self.options: tuple[tuple[GroupChoice, ...], ...] = tuple(_options(g) for g in space.groups)
-        self._place = [{_asked(c): i for i, c in enumerate(options)} for options in self.options]
+        self._place = [{_option_key(c): i for i, c in enumerate(options)} for options in self.options]
 
     @cached_property
     def lanes(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
-        """Per group its ways to rank and cut, each as its options from the deepest cut to dense."""
+        """The lanes of each group: one for each way to rank and cut, with its options from the deepest cut to dense."""
         found = []
         for options in self.options:
             ways: dict[tuple[str, str, int], list[int]] = {}
@@ -42,7 +42,7 @@ class Encoding:
 
     @cached_property
     def lanes_of(self) -> tuple[tuple[tuple[tuple[int, int], ...], ...], ...]:
-        """Per group and option: the lanes that it lies in, each with its place there."""
+        """The lanes that each group's option lies in, each as the lane's number and the option's place in it."""
         found = []
         for options, lanes in zip(self.options, self.lanes, strict=True):
             places: list[list[tuple[int, int]]] = [[] for _ in options]
@@ -59,21 +59,21 @@ class Encoding:
 
     @cached_property
     def dense(self) -> Rows:
-        """The row of the candidate that drops nothing, [G]."""
+        """Row of the candidate that drops nothing, [G]."""
         return self.encode(self.space.dense())
 
     def encode(self, candidate: Candidate) -> Rows:
-        """The candidate's row, [G]. Raises KeyError for a candidate of another space."""
+        """Returns the candidate's row, [G]. Raises KeyError for a candidate of another space."""
         return np.array(
             [
-                place[_asked(candidate.choices[g.name])]
+                place[_option_key(candidate.choices[g.name])]
                 for g, place in zip(self.space.groups, self._place, strict=True)
             ],
             dtype=np.int64,
         )
 
     def decode(self, row: Rows, origin: str) -> Candidate:
-        """The candidate of a row [G]."""
+        """Returns the candidate of a row [G]."""
         choices = {
             g.name: options[int(i)]
             for g, options, i in zip(self.space.groups, self.options, row, strict=True)
@@ -82,7 +82,7 @@ class Encoding:
 
     @cached_property
     def kept(self) -> Floats:
-        """Share of units that each option keeps, [G, O]; filled up with 1 where a group has fewer options."""
+        """Share of units that each option keeps, [G, O]; 1 beyond a group's last option."""
         # a choice's ratio is rounded, counts are not
         return self.table(
             [
@@ -94,18 +94,18 @@ class Encoding:
 
     @cached_property
     def bits(self) -> Floats:
-        """Word length of each option, [G, O]; filled up with 32."""
+        """Bit width of each option, [G, O]; 32 beyond a group's last option."""
         return self.table([[float(c.bits) for c in options] for options in self.options], fill=32.0)
 
     def table(self, values: Sequence[Sequence[float]], *, fill: float) -> Floats:
-        """One value for each option of each group as an array [G, O]."""
+        """Returns the values of each group's options as an array [G, O], with `fill` beyond a group's last option."""
         filled = np.full((len(values), int(self.sizes.max())), fill)
         for g, row in enumerate(values):
             filled[g, : len(row)] = row
         return filled
 
     def look_up(self, table: Floats, rows: Rows) -> Floats:
-        """Values [n, G] that a table [G, O] holds for rows [n, G]."""
+        """Returns the values [n, G] of a table [G, O] for rows [n, G]."""
         return np.asarray(table[np.arange(rows.shape[1]), rows], dtype=np.float64)
 
 
@@ -119,5 +119,5 @@ def _options(group: GroupSpace) -> tuple[GroupChoice, ...]:
     return tuple(found)
 
 
-def _asked(choice: GroupChoice) -> tuple[str, float, str, int]:
+def _option_key(choice: GroupChoice) -> tuple[str, float, str, int]:
     return choice.criterion, choice.ratio, choice.granularity, choice.bits

@@ -1,4 +1,4 @@
-"""What a searcher is given: space, objectives, bounds, starting points and known costs."""
+"""A search problem: space, objectives, bounds, starting points and known costs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Everything a searcher may know: the space, what is better, what is allowed, where to start.
+    """All that a searcher may know of its task.
 
-    seeds: candidates asked before anything else (dense, uniform ratios, global thresholds).
+    seeds: candidates that are proposed before any others (dense, uniform ratios, global thresholds).
     scores: criterion -> group -> score per unit, for searchers that propose patterns; may be empty.
-    costs: what candidates cost, so that searchers need not learn it; None = not known beforehand.
-    chance: the accuracy of guessing: a network that is no better is worth nothing.
-    evaluations: how many candidates will be scored; 0 = not known beforehand.
+    costs: model of the candidates' costs, so that searchers need not learn them; None = not known beforehand.
+    chance: accuracy of guessing; a network that is no better is worth nothing.
+    evaluations: number of candidates that will be scored; 0 = not known beforehand.
     """
 
     space: SearchSpace

@@ -2,7 +2,7 @@
 
     pytest -m faults [-k driver]
 
-A minute or more each, so they are not among what CI runs; `python benchmarks/faults.py` makes a table of the same.
+A minute or more each, so they are not among what CI runs; `python -m benchmarks.faults` makes a table of the same.
 """
 
 import random

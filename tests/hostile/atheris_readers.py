@@ -16,8 +16,8 @@ import atheris
 
 with atheris.instrument_imports(include=["pipelines", "pruners", "search", "json", "tomllib", "safetensors"]):
     from prunefront.errors import PrunefrontError
-    from prunefront.pipelines.artifacts.publish import Manifest
-    from prunefront.pipelines.config.sections import load
+    from prunefront.pipelines.artifacts.manifest import Manifest
+    from prunefront.pipelines.config.read import load
     from prunefront.pipelines.data import parquet
     from prunefront.pipelines.formats.weights import read_tensors, unpacked
     from prunefront.pipelines.journal.journal import read_events

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunefront.pipelines.config.sections import StudyConfig, load, parse
+from prunefront.pipelines.config.read import load, parse
+from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.search.outcomes.constraints import parse as parse_bound
 from tests.hostile.strategies import NUMBERS, TEXTS, answered, as_lists, changed, damaged, fuzzed
 

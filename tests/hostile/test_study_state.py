@@ -15,7 +15,7 @@ from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.journal.evaluations import Evaluations
 from prunefront.pipelines.journal.journal import Journal, read_events, write_json
 from prunefront.pipelines.journal.layout import EVALUATIONS
-from prunefront.pipelines.prepare.network import kept
+from prunefront.pipelines.prepare.knowledge import read_knowledge
 from prunefront.pipelines.prepare.problem import problem
 from prunefront.pipelines.prepare.saved_knowledge import read_precision
 from prunefront.pipelines.stages.forecast import kept_forecast
@@ -27,9 +27,9 @@ from prunefront.pipelines.stages.warm_start import WarmStart, from_event, to_eve
 from prunefront.pipelines.stages.warm_start import publish as publish_evaluations
 from prunefront.pipelines.stages.warm_start import read as read_evaluations
 from prunefront.pipelines.stores.folder import DirectoryStore
-from prunefront.pipelines.study.find import bounds_kept, read_front
+from prunefront.pipelines.study.find import read_bounds, read_front
 from prunefront.pipelines.study.folder import open_folder
-from prunefront.pipelines.study.rehearsal import recorded, seconds_of_first_stage
+from prunefront.pipelines.study.rehearsal import first_stage_seconds, load_evaluations
 from prunefront.pipelines.study.status import status
 from prunefront.pruners.graph.single_cuts import RATIOS
 from prunefront.pruners.plan.decide import plan
@@ -39,7 +39,7 @@ from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.search_space import GroupSpace, SearchSpace
 from tests.hostile.strategies import answered, damaged, documents, fuzzed
 from tests.hostile.test_weights import safetensors
-from tests.pipelines.fronts.test_page import ROWS
+from tests.pipelines.fronts.test_front import DATA
 from tests.pipelines.stages import test_latency_table as tables
 from tests.pipelines.stages.test_warm_start import HERE, scored
 from tests.pipelines.study.test_rehearsal import config_of, searched
@@ -51,7 +51,7 @@ CANDIDATES = 12
 def genuine(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
     """A study as a search leaves it, with every kind of event and of file."""
     config = searched(config_of(tmp_path_factory.mktemp("studies"), CANDIDATES))
-    graph, knowledge = kept(config.path)
+    graph, knowledge = read_knowledge(config.path)
     task = problem(graph, knowledge.scores, config.space, config.search)
     scored_ = next(e for e in read_events(config.path / "journal.jsonl") if e["event"] == "told")
     asked = next(e for e in read_events(config.path / "journal.jsonl") if e["event"] == "asked")
@@ -74,7 +74,7 @@ def genuine(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
         {"predictor": read(table).predictor().to_json(), "table": json.loads(table.read_text())},
     )
     write_json(prepared / "precision.json", {"precision": "float32", "channels_last": False})
-    write_json(folder / "front.json", ROWS)
+    write_json(folder / "front.json", DATA)
     write_json(folder / "bounds.json", {"said": "all meet", "met": 2})
     write_json(folder / "timing.json", {"busy": {"screen": 2.0}})
     assert len(task.space.groups) > 1
@@ -97,11 +97,11 @@ def resumed(config: StudyConfig) -> None:
     """All that a search that goes on, or looks at the study, makes of its journal."""
     events = read_events(config.path / "journal.jsonl")
     answered(lambda: status(config.path))
-    answered(lambda: recorded(config.path, config))
+    answered(lambda: load_evaluations(config.path, config))
     for event in events:
         if event["event"] == "warm_start":
             from_event(event)
-    graph, knowledge = kept(config.path)
+    graph, knowledge = read_knowledge(config.path)
     task = problem(graph, knowledge.scores, config.space, config.search, seed=config.seed)
     searcher = searchers["evolution"](task, seed=0, population=20, probes=0)
     with Journal(config.path / "journal.jsonl") as journal:
@@ -151,8 +151,8 @@ def test_journals(config: StudyConfig, genuine: StudyConfig, data: st.DataObject
 FILES: dict[str, Callable[[StudyConfig], object]] = {
     "study.json": lambda config: (status(config.path), open_folder(config, resume=True, fresh=False)),
     "front.json": lambda config: read_front(config.path),
-    "bounds.json": lambda config: bounds_kept(config.path),
-    "timing.json": lambda config: seconds_of_first_stage(config.path),
+    "bounds.json": lambda config: read_bounds(config.path),
+    "timing.json": lambda config: first_stage_seconds(config.path),
     "table.json": lambda config: read(config.path / "table.json").predictor(),
     "prepared/graph.json": lambda config: spaces(config),
     "prepared/precision.json": lambda config: read_precision(config.path / "prepared"),
@@ -161,7 +161,7 @@ FILES: dict[str, Callable[[StudyConfig], object]] = {
 
 
 def spaces(config: StudyConfig) -> None:
-    graph, knowledge = kept(config.path)
+    graph, knowledge = read_knowledge(config.path)
     task = problem(graph, knowledge.scores, config.space, config.search, knowledge.facts)
     assert task.space.contains(task.space.dense())
 
@@ -187,7 +187,7 @@ def test_files(config: StudyConfig, genuine: StudyConfig, name: str, data: st.Da
 @given(data=st.data())
 @fuzzed
 def test_scores(config: StudyConfig, genuine: StudyConfig, name: str, data: st.DataObject) -> None:
-    graph, _ = kept(genuine.path)
+    graph, _ = read_knowledge(genuine.path)
     facts = {f"sensitivity/{g.name}": np.linspace(0, 1, len(RATIOS)) for g in graph.groups}
     whole = (
         save(facts) if name == "facts" else (genuine.path / "prepared" / "scores.safetensors").read_bytes()
@@ -196,7 +196,7 @@ def test_scores(config: StudyConfig, genuine: StudyConfig, name: str, data: st.D
     searching = config.search.model_copy(update={"allocators": ("global_threshold", "sensitivity")})
 
     def use() -> None:
-        graph, knowledge = kept(config.path)
+        graph, knowledge = read_knowledge(config.path)
         problem(graph, knowledge.scores, config.space, searching, knowledge.facts)
 
     answered(use)

@@ -98,14 +98,18 @@ def copy_project(cluster_file: dict[str, Any], to: Path) -> None:
     for source in cluster_file["file_mounts"].values():
         path = CHECKOUT / source
         if path.is_dir():
-            shutil.copytree(path, to / source, ignore=shutil.ignore_patterns("__pycache__"))
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(path, to / source, symlinks=True, ignore=ignored)
         elif path.is_file():
             shutil.copy(path, to / source)
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """`ray up` on a fresh machine, with nothing changed in cluster.yaml but its name, address and key."""
+    """`ray up` on a fresh machine, with nothing changed in cluster.yaml but its name, address and key.
+
+    One line is added: the person's own module `search`, in which the network of study.toml is.
+    """
     require(*PROGRAMS)
     if os.geteuid() != 0 and os.environ.get("PRUNEFRONT_REQUIRE_SERVICES") != "1":
         pytest.skip("needs root to make a machine out of namespaces")  # where required, the attempt fails
@@ -115,11 +119,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     home.mkdir()
     programs = Path(sys.executable).parent
     # The machine shares this virtual environment and takes the sources from what `ray up` copied there.
-    bashrc = f'export PATH="{programs}:$PATH" PYTHONPATH="$HOME/prunefront"\n'
+    bashrc = f'export PATH="{programs}:$PATH" PYTHONPATH="$HOME/prunefront-source/src"\n'
     with host(folder / "machine", bashrc=bashrc) as machine:
         cluster_file = yaml.safe_load((CHECKOUT / "cluster.yaml").read_text())
         copy_project(cluster_file, project)
-        (project / "study.toml").write_text(STUDY.format(name="submitted", folder="studies"))
+        text = STUDY.format(name="submitted", folder="studies")
+        (project / "study.toml").write_text(text.replace("digits_cnn", "search.mine:Mine"))
+        (project / "own/search").mkdir(parents=True)
+        (project / "own/search/mine.py").write_text(MINE.replace("layers", "search.layers"))
+        (project / "own/search/layers.py").write_text(LAYERS)
+        cluster_file["file_mounts"]["~/prunefront/search"] = "own/search"
         cluster_file["cluster_name"] = f"test-{os.getpid()}"
         cluster_file["provider"]["head_ip"] = machine.address
         cluster_file["auth"]["ssh_private_key"] = str(machine.private_key)
@@ -147,6 +156,9 @@ def assert_front(rows: dict[str, dict[str, Any]]) -> None:
 
 
 def test_ray_submit_searches_on_the_cluster(cluster: Cluster) -> None:
+    """The code is the copy that `ray up` made, links and all, and the network is in the person's own `search`."""
+    found = cluster.machine.ssh("python -c 'import prunefront.search as s; print(s.__file__)'")
+    assert found.strip() == f"{cluster.machine.home}/prunefront-source/src/prunefront/search/__init__.py"
     cluster.run("ray", "submit", "cluster.yaml", "pipelines/job.py", "study.toml")
     assert_front(cluster.front(Path("prunefront/studies/submitted")))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunefront.pipelines.measure.runtimes import runtime
-from prunefront.pipelines.measure.runtimes.eager import on_cpu, with_threads
+from prunefront.pipelines.measure.runtimes.eager import copy_to, with_threads
 
 
 def _missing() -> str | None:
@@ -30,7 +30,7 @@ def prepare(model: nn.Module, onnx: Path | None, example: Tensor, threads: int) 
     The network is exported first: that gives each candidate a forward of its own. Compiled as modules of
     one class they would share one cache, and Dynamo gives up on the ninth shape and runs it uncompiled.
     """
-    network, images = on_cpu(model, example)
+    network, images = copy_to("cpu", model, example)
     with torch.no_grad():
         graph = torch.export.export(network, (images,)).module()
         compiled = torch.compile(graph, fullgraph=True, dynamic=False)

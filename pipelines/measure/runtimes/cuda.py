@@ -1,6 +1,5 @@
 """PyTorch as it is, on the first GPU."""
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prunefront.pipelines.measure.runtimes import runtime
+from prunefront.pipelines.measure.runtimes.eager import copy_to
 
 
 def _missing() -> str | None:
@@ -21,11 +21,7 @@ def _missing() -> str | None:
 )
 def prepare(model: nn.Module, onnx: Path | None, example: Tensor, threads: int) -> Callable[[], None]:
     """`threads` has no effect. What is timed is what a caller waits for: launch and compute, no copies."""
-    network = copy.deepcopy(model).cuda().eval()
-    images = example.detach().cuda()
-    if images.dim() == 4:
-        network = network.to(memory_format=torch.channels_last)
-        images = images.contiguous(memory_format=torch.channels_last)
+    network, images = copy_to("cuda", model, example)
 
     def call() -> None:
         with torch.inference_mode():

@@ -13,16 +13,16 @@ from prunefront.pipelines.measure.runtimes import runtime
 @runtime("eager", "PyTorch on the CPU, uncompiled, channels_last")
 def prepare(model: nn.Module, onnx: Path | None, example: Tensor, threads: int) -> Callable[[], None]:
     """channels_last: 0.9× on ResNet-20, no difference on tiny networks (docs/decisions/0004-latency.md)."""
-    network, images = on_cpu(model, example)
+    network, images = copy_to("cpu", model, example)
     return with_threads(lambda: network(images), threads)
 
 
-def on_cpu(model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:
-    """Copies of both on the CPU, in eval mode; channels_last where the input has four axes."""
-    network = copy.deepcopy(model).cpu().eval()
-    images = example.detach().cpu()
+def copy_to(device: str, model: nn.Module, example: Tensor) -> tuple[nn.Module, Tensor]:
+    """Returns copies of both on a device, in eval mode; channels_last where the input has four axes."""
+    network = copy.deepcopy(model).to(device).eval()
+    images = example.detach().to(device)
     if images.dim() == 4:
-        network = network.to(memory_format=torch.channels_last)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         images = images.contiguous(memory_format=torch.channels_last)
     return network, images
 

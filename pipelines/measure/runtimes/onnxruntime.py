@@ -4,11 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.formats.onnx_export import open_session
+from prunefront.pipelines.formats.onnx_runtime import onnxruntime, open_session
 from prunefront.pipelines.measure.runtimes import runtime
 
 

@@ -17,22 +17,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from prunefront.atomic import write_whole
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import (
+from prunefront.pipelines.artifacts.fetch import fetch, fetch_from, read_stored_front
+from prunefront.pipelines.artifacts.manifest import (
     LIMITS,
     MANIFEST,
     VERSION,
-    Artifact,
     Manifest,
+    artifact_uri,
     check_digests,
-    fetch,
-    fetch_from,
-    locate,
     measure_file,
-    publish,
-    read_front,
 )
+from prunefront.pipelines.artifacts.publish import Artifact, publish
 from prunefront.pipelines.journal.layout import FRONT
 from prunefront.pipelines.stores.folder import DirectoryStore
 from prunefront.pipelines.stores.memory import MemoryStore
@@ -302,7 +298,7 @@ def test_a_manifest_survives_its_own_text(name: str, sizes: list[int], seed: int
     text = json.dumps({"format": "prunefront-artifact", "version": VERSION, "name": name, "files": files})
     manifest = Manifest.parse(text, source="here")
     assert Manifest.parse(manifest.text(), source="there") == manifest
-    assert locate("s3://b/p", f"s3://b/p/{manifest.id}") == f"s3://b/p/{manifest.id}"
+    assert artifact_uri("s3://b/p", f"s3://b/p/{manifest.id}") == f"s3://b/p/{manifest.id}"
 
 
 def test_what_does_not_fit_the_disk_is_not_read(
@@ -391,7 +387,7 @@ def test_a_front_leads_to_its_artifacts(store: ArtifactStore, made: Path, tmp_pa
     put_json(
         store, FRONT, [{"key": "a", "artifact": artifact.uri}, {"key": "b", "artifact": artifact.id}, {}]
     )
-    rows = read_front(store)
+    rows = read_stored_front(store)
     assert [row.get("artifact") for row in rows] == [artifact.uri, artifact.uri, None]
     fetch_from(store, rows[0]["artifact"].rpartition("/")[2], tmp_path / "out")
 
@@ -414,17 +410,17 @@ def test_a_front_leads_to_its_artifacts(store: ArtifactStore, made: Path, tmp_pa
 def test_a_front_cannot_point_elsewhere(store: ArtifactStore, artifact: object) -> None:
     named = artifact.format(root=store.uri) if isinstance(artifact, str) else artifact
     with pytest.raises(ArtifactError, match="names an artifact that is not under it"):
-        locate(store.uri, named)
+        artifact_uri(store.uri, named)
     put_json(store, FRONT, [{"key": "a", "artifact": named}])
     with pytest.raises(ArtifactError, match="names an artifact that is not under it"):
-        read_front(store)
+        read_stored_front(store)
 
 
 @pytest.mark.parametrize("front", [{}, [1], "x", None])
 def test_a_front_that_is_none(store: ArtifactStore, front: object) -> None:
     put_json(store, FRONT, front)
     with pytest.raises(ArtifactError, match="is not a front"):
-        read_front(store)
+        read_stored_front(store)
 
 
 @pytest.mark.parametrize("uri", ["", "file://", "gs://bucket/x", "http://host/x", "memory://x"])
@@ -451,20 +447,6 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_folder_probe_leaves_nothing(tmp_path: Path) -> None:
     DirectoryStore(tmp_path / "store").probe()
     assert list((tmp_path / "store").iterdir()) == []
-
-
-def test_an_interrupted_write_keeps_the_old_file(tmp_path: Path) -> None:
-    target = tmp_path / "file"
-    target.write_text("old")
-
-    def half(out: Any) -> None:
-        out.write(b"ne")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(target, half)
-    assert [f.name for f in tmp_path.iterdir()] == ["file"]
-    assert target.read_text() == "old"
 
 
 def test_weights_are_checked_before_they_are_read(made: Path, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from torch import nn
 
 from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, publish
+from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST
+from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.artifacts.verify import (
     CHECKED_INPUTS,
     Verification,

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from prunefront.pipelines.artifacts.publish import LIMITS, publish
+from prunefront.pipelines.artifacts.manifest import LIMITS
+from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.cli.main import main
-from prunefront.pipelines.config.sections import load
+from prunefront.pipelines.config.read import load
 from prunefront.pipelines.formats.onnx_export import export
 from prunefront.pipelines.journal.journal import Journal, write_json
 from prunefront.pipelines.journal.layout import FRONT, JOURNAL, STUDY

@@ -10,7 +10,7 @@ import pytest
 from prunefront.pipelines.artifacts.convert import SUFFIXES
 from prunefront.pipelines.cli.catalogue import LISTS
 from prunefront.pipelines.cli.complete import BOUNDED, FORMATS, OBJECTIVES
-from prunefront.pipelines.fronts.page import COLUMNS
+from prunefront.pipelines.fronts.choice import COLUMNS
 from prunefront.search.outcomes import measurement
 from prunefront.search.searchers import searchers
 

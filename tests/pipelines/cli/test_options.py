@@ -13,7 +13,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cli import look, mlflow_ui
 from prunefront.pipelines.cli.app import print_json, replace_old_spellings
 from prunefront.pipelines.cli.artifact import parse_bounds
-from prunefront.pipelines.fronts.page import FrontRow
+from prunefront.pipelines.fronts.row import FrontRow
 from prunefront.pipelines.stages import latency_table
 from prunefront.pipelines.study import rehearsal
 from tests.pipelines.cli.conftest import Run, row
@@ -201,6 +201,7 @@ class TestJson:
             "resume": False,
             "fresh": True,
             "metrics_port": None,
+            "without_ray": False,
         }
         plain = run("search", "s.toml")
         assert "next:" in plain.out

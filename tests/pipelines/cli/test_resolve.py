@@ -10,19 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cli.resolve import (
-    records_uri,
-    study_config,
-    study_file,
-    study_folder,
-    study_name,
-    to_toml,
-)
+from prunefront.pipelines.cli.resolve import study_config, study_file, study_name, to_toml
 from prunefront.pipelines.cluster.package import pack
-from prunefront.pipelines.config.sections import StudyConfig, load, parse
-from prunefront.pipelines.events.redaction import redacted
+from prunefront.pipelines.config.read import load, parse
+from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.events.redaction import redact
 from prunefront.pipelines.journal.journal import write_json
-from prunefront.pipelines.study.find import NoStudy
+from prunefront.pipelines.study.find import find
 from tests.pipelines.cli.conftest import TEXT, Run
 
 WAYS = ("s.toml", "digits4", "studies/digits4", "studies/digits4/")
@@ -32,8 +26,7 @@ WAYS = ("s.toml", "digits4", "studies/digits4", "studies/digits4/")
 def test_the_same_study_in_every_way(study: str, searched: Path) -> None:
     config = study_config(study)
     assert config == load(Path("s.toml"))
-    assert study_folder(study).samefile(searched)
-    assert records_uri(study) == config.tracking_uri
+    assert find(study).searched_folder().samefile(searched)
     if "/" in study or study.endswith(".toml"):
         assert study_name(study) == "digits4"
 
@@ -54,13 +47,6 @@ def test_from_within_its_folder_and_from_elsewhere(
     copy = shutil.copytree(searched, Path("copies") / "digits4")
     assert study_config("copies/digits4").path == copy
     assert study_config("copies/digits4").artifact_uri == str((copy / "artifacts").absolute())
-
-
-def test_a_file_may_have_any_name(here: Path) -> None:
-    (here / "study.conf").write_text(TEXT)
-    assert study_config("study.conf").name == "digits4"
-    with pytest.raises(NoStudy, match=r"study\.conf has not been searched yet; start with"):
-        study_folder("study.conf")
 
 
 @pytest.mark.parametrize("command", ["inspect", "search", "submit", "latency-table"])
@@ -93,8 +79,8 @@ def test_a_password_that_is_not_kept(searched: Path) -> None:
     """A study's folder keeps no secrets, so a search by name would record nowhere."""
     config = load(Path("s.toml"))
     tracking = config.tracking.model_copy(update={"uri": "http://me:s3cret@host:5000"})
-    write_json(searched / "study.json", redacted(config.model_copy(update={"tracking": tracking}).to_json()))
-    with pytest.raises(PrunefrontError, match=r"tracking\.uri = .* name the study file") as refused:
+    write_json(searched / "study.json", redact(config.model_copy(update={"tracking": tracking}).to_json()))
+    with pytest.raises(PrunefrontError, match=r"name the study file, which gives tracking\.uri") as refused:
         study_config("digits4")
     assert "s3cret" not in str(refused.value)
 

@@ -16,7 +16,15 @@ from typer.testing import CliRunner
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cli.main import app
 from prunefront.pipelines.cluster import jobs
-from prunefront.pipelines.cluster.jobs import FOLDER, STUDY, Job, JobsError, JobsServer, NoAnswer, checked
+from prunefront.pipelines.cluster.jobs import (
+    FOLDER,
+    STUDY,
+    Job,
+    JobsError,
+    JobsServer,
+    NoAnswer,
+    server_address,
+)
 from prunefront.pipelines.cluster.package import pack
 
 Answer = tuple[int, Any]
@@ -134,8 +142,8 @@ def test_nobody_listens_and_a_server_that_never_answers(
 @pytest.mark.parametrize("address", ["auto", "ray://head:10001", "http://", "head:port", "ftp://head"])
 def test_addresses_of_something_else(address: str) -> None:
     with pytest.raises(JobsError, match="looks like http://HEAD:8265"):
-        checked(address)
-    assert checked("head:8265/") == "http://head:8265"
+        server_address(address)
+    assert server_address("head:8265/") == "http://head:8265"
 
 
 def test_the_address_that_is_given_is_the_one_that_is_asked(

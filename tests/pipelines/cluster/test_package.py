@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster import package
 from prunefront.pipelines.cluster.package import NEVER, RESULTS, pack, results_folder
-from prunefront.pipelines.config.sections import load
+from prunefront.pipelines.config.read import load
 
 NETWORK = "def net(): ...\n"
 
@@ -65,7 +65,7 @@ def test_modules_go_along_with_those_that_they_import(tmp_path: Path) -> None:
     put(tmp_path / "layers/__init__.py", "def block():\n    import deep.down\n")
     put(tmp_path / "deep/down.py", "from prunefront.pipelines.data import Split\n")
     put(tmp_path / "data.py", "def parts(): ...\n")
-    put(tmp_path / "pipelines/data/__init__.py", "the cluster has it")
+    put(tmp_path / "prunefront/pipelines/data.py", "the cluster has it")
     for other in (
         "other.py",
         "nets/images.parquet",
@@ -83,6 +83,35 @@ def test_modules_go_along_with_those_that_they_import(tmp_path: Path) -> None:
         "deep/down.py",
         "data.py",
     }
+
+
+def test_modules_called_like_our_folders_go_along(tmp_path: Path) -> None:
+    put(tmp_path / "search/models.py", "import utils.layers\nimport models\nimport prunefront.search\n")
+    put(tmp_path / "pipelines/__init__.py", "from pruners import images\n")
+    put(tmp_path / "pruners/images.py", "from prunefront.pipelines.data import Split\n")
+    put(tmp_path / "utils/layers.py")
+    put(tmp_path / "models.py")
+    for ours in ("__init__.py", "errors.py", "search/__init__.py"):
+        put(tmp_path / "prunefront" / ours, "in a checkout, and not at hand in a job")
+    file = study(tmp_path, '[data]\nsource = "pipelines:made"\n', model='factory = "search.models:make"')
+    assert set(pack(file, here=tmp_path).files) == {
+        "s.toml",
+        "search/models.py",
+        "pipelines/__init__.py",
+        "pruners/images.py",
+        "utils/layers.py",
+        "models.py",
+    }
+
+
+def test_the_package_of_the_cluster_is_not_replaced(tmp_path: Path) -> None:
+    """Its folder in a checkout holds links, which do not go along: half of it would hide the whole."""
+    put(tmp_path / "prunefront/__init__.py")
+    for place in ("prunefront", "prunefront/__init__.py"):
+        with pytest.raises(
+            PrunefrontError, match=r"--include prunefront.*: the cluster has a prunefront of its own"
+        ):
+            pack(study(tmp_path), include=[Path(place)], here=tmp_path)
 
 
 def test_included_files_go_along_where_they_are(tmp_path: Path) -> None:

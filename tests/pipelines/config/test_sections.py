@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from prunefront.pipelines.config.sections import ConfigError, StudyConfig, load, parse, settings
+from prunefront.pipelines.config.read import ConfigError, load, parse, settings
+from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.search.outcomes.constraints import parse as parse_bound
 
 BASE = {"name": "s", "model": {"factory": "digits_cnn"}}

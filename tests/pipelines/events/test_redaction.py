@@ -12,13 +12,14 @@ from ray.tune.execution import class_cache
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cli.main import main
-from prunefront.pipelines.config.sections import ClusterSection, StudyConfig, parse
-from prunefront.pipelines.events.redaction import redacted, without_password, without_secrets
-from prunefront.pipelines.prepare.network import unchanged
-from prunefront.pipelines.study.find import kept_config, tracking_uri
+from prunefront.pipelines.config.differences import differences
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import ClusterSection, StudyConfig
+from prunefront.pipelines.events.redaction import redact, without_password, without_secrets
+from prunefront.pipelines.study.find import load_config, tracking_uri
 from prunefront.pipelines.study.folder import open_folder
 from prunefront.pipelines.workers.failures import failure
-from prunefront.pipelines.workers.trials import credentials_stay
+from prunefront.pipelines.workers.on_ray.trials import credentials_stay
 
 SECRET = "Hx7-marked-secret"
 word = st.text("abcXYZ019-_.~!$,;/@:", min_size=1, max_size=12).filter(lambda s: not s.startswith("@"))
@@ -63,7 +64,7 @@ def test_values_of_the_environment_are_hidden(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_is_named_as_a_secret_is_not_told() -> None:
     data = {"options": {"api_key": SECRET, "width": 8, "tokens": [SECRET]}, "uri": f"http://a:{SECRET}@h"}
-    assert redacted(data) == {
+    assert redact(data) == {
         "options": {"api_key": "***", "width": 8, "tokens": "***"},
         "uri": "http://a:***@h",
     }
@@ -86,10 +87,10 @@ def test_a_studys_folder_keeps_no_password_and_goes_on_with_it_all_the_same(tmp_
     open_folder(config, resume=False, fresh=False)
     assert SECRET not in (config.path / "study.json").read_text()
     kept = json.loads((config.path / "study.json").read_text())
-    assert unchanged(config, kept) == []
+    assert differences(config, kept) == []
     other = config.model_copy(update={"cluster": ClusterSection(workers=3)})
-    assert unchanged(other, kept) == []
-    assert kept_config(config.path).name == "s"
+    assert differences(other, kept) == []
+    assert load_config(config.path).name == "s"
     with pytest.raises(PrunefrontError, match="name the study file"):
         tracking_uri(str(config.path))
 

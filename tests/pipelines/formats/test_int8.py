@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -25,7 +24,8 @@ from prunefront.pipelines.formats.int8 import (
     nodes_of,
     quantise_onnx,
 )
-from prunefront.pipelines.formats.onnx_export import export, open_session
+from prunefront.pipelines.formats.onnx_export import export
+from prunefront.pipelines.formats.onnx_runtime import onnxruntime, open_session
 
 ROOT = Path(__file__).parents[3]
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from prunefront.choice import GroupChoice, pattern
 from prunefront.pipelines.formats.onnx_cut import cut, same_as_exported
 from prunefront.pipelines.formats.onnx_export import export
+from prunefront.pipelines.formats.onnx_runtime import onnxruntime
 from prunefront.pipelines.models import models
 from prunefront.pipelines.stages.latency_table import planned
 from prunefront.pruners.cut.surgery import apply

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.formats.onnx_export import check, export, open_session
+from prunefront.pipelines.formats.onnx_export import check, export
+from prunefront.pipelines.formats.onnx_runtime import open_session
 
 ROOT = Path(__file__).parents[3]
 

@@ -1,6 +1,6 @@
 """The smallest network of a space against exhaustive and random search, and what is said where bounds are below it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import SearchSection, SpaceSection
-from prunefront.pipelines.config.sections import parse as parse_config
+from prunefront.pipelines.config.read import parse as parse_config
+from prunefront.pipelines.config.sections import QuantisationSection, SearchSection, SpaceSection
 from prunefront.pipelines.prepare.feasibility import (
     Infeasible,
     OverBudget,
@@ -29,7 +29,7 @@ from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.plan.cost import cost
 from prunefront.pruners.plan.decide import plan
-from prunefront.search.outcomes.constraints import EXACT, ConstraintError, parse
+from prunefront.search.outcomes.constraints import EXACT, Bound, ConstraintError, parse
 from prunefront.search.outcomes.measurement import Constraint, Measurement
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.search_space import SearchSpace
@@ -41,7 +41,6 @@ EVERYTHING = SpaceSection(
     criteria=("l1",),
     max_ratio=0.8,
     granularities=("channel", "block", *sorted(layer_granularities)),
-    bits=(8, 32, 4),
 )
 FUSSY = SpaceSection(
     criteria=("l1",), max_ratio=0.8, granularities=("channel", "n_of_m", "low_rank", "dynamic")
@@ -49,8 +48,13 @@ FUSSY = SpaceSection(
 """Granularities that the fewest channels often cannot take."""
 
 
+def quantised(section: SpaceSection) -> QuantisationSection:
+    """Returns the bit widths that go with a section here: several with EVERYTHING, else floats alone."""
+    return QuantisationSection(bits=(8, 32, 4) if section is EVERYTHING else (32,))
+
+
 def space_of(name: str, section: SpaceSection) -> SearchSpace:
-    return widest_space(traced(name), section)
+    return widest_space(traced(name), section, quantised(section))
 
 
 def price(graph: ChannelGraph, candidate: Candidate, section: SpaceSection) -> dict[str, float]:
@@ -63,7 +67,7 @@ def price(graph: ChannelGraph, candidate: Candidate, section: SpaceSection) -> d
         for name, c in candidate.choices.items()
     }
     scores = {"l1": {s.name: np.arange(len(s.blocks), dtype=np.float64) for s in graph.stacks}}
-    return exact_values(cost(graph, plan(graph, choices, scores, words=section.words)))
+    return exact_values(cost(graph, plan(graph, choices, scores, words=quantised(section).words)))
 
 
 @pytest.mark.parametrize("name", ["Plain", "GroupedConv"])
@@ -78,7 +82,7 @@ def test_over_channels_it_is_the_smallest_of_all(name: str) -> None:
         for keeps in product(*(g.keeps for g in space.groups))
     ]
     for quantity in EXACT:
-        found = least(graph, space, CHANNELS.words, {quantity: 1.0})
+        found = least(graph, space, quantised(CHANNELS).words, {quantity: 1.0})
         assert found.values[quantity] == min(values[quantity] for values in everyone)
         assert price(graph, found.candidate, CHANNELS) == found.values
 
@@ -106,7 +110,7 @@ def test_over_granularities_blocks_and_words_nothing_that_is_drawn_is_smaller(
 ) -> None:
     graph, space, rng = traced(name), space_of(name, section), np.random.default_rng(0)
     for quantity in EXACT:
-        found = least(graph, space, section.words, {quantity: 1.0})
+        found = least(graph, space, quantised(section).words, {quantity: 1.0})
         assert space.contains(found.candidate)
         assert price(graph, found.candidate, section) == found.values
         possible = 0
@@ -124,6 +128,10 @@ GRAPH = traced("ResNetOptionA")
 DENSE = exact_values(cost(GRAPH))
 
 
+def met(space: SearchSpace, section: SpaceSection, bounds: Sequence[Bound]) -> Candidate | None:
+    return check_bounds(GRAPH, space, section, quantised(section), bounds)
+
+
 @pytest.mark.parametrize("section", [CHANNELS, EVERYTHING], ids=["channels", "everything"])
 @pytest.mark.parametrize("text", ["macs <= 1%", "macs <= 100", "params <= 0.1%", "size_bytes <= 1kB"])
 def test_a_bound_below_the_smallest_is_refused_with_one_that_can_be_met(
@@ -131,16 +139,16 @@ def test_a_bound_below_the_smallest_is_refused_with_one_that_can_be_met(
 ) -> None:
     space, bound = space_of("ResNetOptionA", section), parse(text)
     with pytest.raises(Infeasible) as caught:
-        check_bounds(GRAPH, space, section, [bound])
+        met(space, section, [bound])
     said = str(caught.value)
     assert said.startswith(f"'{text}' cannot be met: the smallest network of the space has ")
     assert "raise space.max_ratio" in said
     near = parse(said.split("nearest: '")[1].partition("'")[0])
-    smallest = least(GRAPH, space, section.words, {bound.name: 1.0}).values[bound.name]
+    smallest = least(GRAPH, space, quantised(section).words, {bound.name: 1.0}).values[bound.name]
     assert smallest <= near.limit(DENSE) <= 1.011 * smallest
-    met = check_bounds(GRAPH, space, section, [near])
-    assert met is not None
-    assert price(GRAPH, met, section)[bound.name] <= near.limit(DENSE)
+    found = met(space, section, [near])
+    assert found is not None
+    assert price(GRAPH, found, section)[bound.name] <= near.limit(DENSE)
 
 
 def test_the_keys_that_are_named_are_those_that_hold_networks_back() -> None:
@@ -148,35 +156,47 @@ def test_the_keys_that_are_named_are_those_that_hold_networks_back() -> None:
     with pytest.raises(
         Infeasible, match=r"max_ratio \(now 0.7\), lower space.round_to \(now 4\), take modules out of"
     ):
-        check_bounds(GRAPH, space_of("ResNetOptionA", section), section, [parse("macs <= 1%")])
-    with pytest.raises(Infeasible, match=r"add shorter words to space.bits \(now 32\)"):
-        check_bounds(GRAPH, space_of("ResNetOptionA", CHANNELS), CHANNELS, [parse("size_bytes <= 1kB")])
+        met(space_of("ResNetOptionA", section), section, [parse("macs <= 1%")])
+    with pytest.raises(Infeasible, match=r"add smaller bit widths to quantisation.bits \(now 32\)"):
+        check_bounds(
+            GRAPH,
+            space_of("ResNetOptionA", CHANNELS),
+            CHANNELS,
+            quantised(CHANNELS),
+            [parse("size_bytes <= 1kB")],
+        )
 
 
 def test_bounds_that_each_can_be_met_and_not_together() -> None:
     space = space_of("ResNetOptionA", EVERYTHING)
-    alone = {q: least(GRAPH, space, EVERYTHING.words, {q: 1.0}).values for q in ("macs", "size_bytes")}
+    alone = {
+        q: least(GRAPH, space, quantised(EVERYTHING).words, {q: 1.0}).values for q in ("macs", "size_bytes")
+    }
     assert alone["macs"]["size_bytes"] > alone["size_bytes"]["size_bytes"]
     asked = [parse(f"{q} <= {alone[q][q]:.0f}") for q in alone]
     with pytest.raises(
         Infeasible, match="cannot be met together, though each can alone; nearest: "
     ) as caught:
-        check_bounds(GRAPH, space, EVERYTHING, asked)
+        met(space, EVERYTHING, asked)
     near = [parse(text) for text in str(caught.value).split("nearest: ")[1].split("'")[1:4:2]]
-    assert check_bounds(GRAPH, space, EVERYTHING, near) is not None
+    assert met(space, EVERYTHING, near) is not None
     with pytest.raises(ConstraintError, match="contradict"):
         check_bounds(
-            GRAPH, space, EVERYTHING, [parse("macs >= 90%"), parse(f"macs <= {DENSE['macs'] / 2:.0f}")]
+            GRAPH,
+            space,
+            EVERYTHING,
+            quantised(EVERYTHING),
+            [parse("macs >= 90%"), parse(f"macs <= {DENSE['macs'] / 2:.0f}")],
         )
 
 
 def test_what_every_candidate_meets_is_fine_and_more_than_dense_is_not() -> None:
     space = space_of("ResNetOptionA", CHANNELS)
-    assert check_bounds(GRAPH, space, CHANNELS, []) is None
-    assert check_bounds(GRAPH, space, CHANNELS, [parse("accuracy >= 99%"), parse("latency_ms <= 1%")]) is None
-    assert check_bounds(GRAPH, space, CHANNELS, [parse("macs <= 200%"), parse("macs >= 1%")]) is not None
+    assert met(space, CHANNELS, []) is None
+    assert met(space, CHANNELS, [parse("accuracy >= 99%"), parse("latency_ms <= 1%")]) is None
+    assert met(space, CHANNELS, [parse("macs <= 200%"), parse("macs >= 1%")]) is not None
     with pytest.raises(Infeasible, match=r"the dense network has .* MACs; nearest: 'macs >= 100%'"):
-        check_bounds(GRAPH, space, CHANNELS, [parse("macs >= 110%")])
+        met(space, CHANNELS, [parse("macs >= 110%")])
 
 
 @pytest.mark.parametrize("section", [CHANNELS, EVERYTHING], ids=["channels", "everything"])
@@ -186,27 +206,29 @@ def test_starting_points_keep_the_bounds_and_the_smallest_network_is_one(section
         scores["l1"][stack.name] = np.arange(len(stack.blocks), dtype=np.float64)
     asked = ("macs <= 45%", "size_bytes <= 80%", "accuracy >= -1pt", "latency_ms <= 60%")
     search = SearchSection.model_validate({"constraints": asked, "seeds": 12})
-    task = problem(GRAPH, scores, section, search)
+    task = problem(GRAPH, scores, section, search, quantisation=quantised(section))
     assert {c.name for c in task.constraints} == {"macs", "size_bytes"}  # the others wait for training
     wider = problem(
-        GRAPH, scores, section, search, known=(*EXACT, "latency_ratio")
+        GRAPH, scores, section, search, quantisation=quantised(section), known=(*EXACT, "latency_ratio")
     )  # where latency is predicted
     assert {c.name for c in wider.constraints} == {"macs", "size_bytes", "latency_ratio"}
     assert wider.seeds == task.seeds
     first, *rest = task.seeds
     assert first == task.space.dense()
-    smallest = check_bounds(GRAPH, task.space, section, search.constraints)
+    smallest = met(task.space, section, search.constraints)
     assert smallest is not None
     assert rest[0].key() == smallest.key()
     assert len(rest) > 3
     for candidate in rest:
         assert task.space.contains(candidate)
-        values = exact_values(cost(GRAPH, plan(GRAPH, candidate.choices, scores, words=section.words)))
+        values = exact_values(
+            cost(GRAPH, plan(GRAPH, candidate.choices, scores, words=quantised(section).words))
+        )
         assert values["macs"] <= 0.45 * DENSE["macs"]
         assert values["size_bytes"] <= 0.8 * DENSE["size_bytes"]
     impossible = SearchSection.model_validate({"constraints": ["macs <= 0.1%"]})
     with pytest.raises(Infeasible):
-        problem(GRAPH, scores, section, impossible)
+        problem(GRAPH, scores, section, impossible, quantisation=quantised(section))
 
 
 def test_an_accuracy_that_dense_lacks_is_said_and_without_training_refused() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from prunefront.errors import PrunefrontError, UnknownName
-from prunefront.pipelines.config.sections import SearchSection, SpaceSection
+from prunefront.pipelines.config.sections import QuantisationSection, SearchSection, SpaceSection
 from prunefront.pipelines.prepare.problem import KEPT_MACS, lanes, problem, search_space
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
@@ -95,17 +95,17 @@ def test_allocators_are_known_and_get_what_they_need() -> None:
 EVERYTHING = SpaceSection(
     criteria=("taylor", "l1"),
     granularities=("channel", "block", *sorted(layer_granularities)),
-    bits=(8, 32, 4),
     whole=("fc",),
 )
 
 
-def everything(**changes: object) -> Problem:
+def everything(bits: tuple[int, ...] = (8, 32, 4), **changes: object) -> Problem:
     scores = scored(GRAPH, "l1", "taylor")
     for stack in GRAPH.stacks:
         scores["l1"][stack.name] = np.arange(len(stack.blocks), dtype=np.float64)
     section = EVERYTHING.model_copy(update=changes)
-    return problem(GRAPH, scores, section, SearchSection(seeds=200), seed=0)
+    quantisation = QuantisationSection(bits=bits)
+    return problem(GRAPH, scores, section, SearchSection(seeds=200), quantisation=quantisation, seed=0)
 
 
 def test_layers_are_offered_what_they_can_take_and_ranked_by_weights_alone() -> None:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import MeasureSection, parse
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import MeasureSection
 from prunefront.pipelines.models import models
 from prunefront.pipelines.stages.latency_table import (
     LatencyTable,

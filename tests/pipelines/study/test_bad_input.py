@@ -11,7 +11,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from prunefront.pipelines.cli.main import main
-from prunefront.pipelines.config.sections import ModelSection, load
+from prunefront.pipelines.config.read import load
+from prunefront.pipelines.config.sections import ModelSection
 from prunefront.pipelines.formats.weights import save_weights
 from prunefront.pipelines.journal.journal import Journal, lock, write_json
 from prunefront.pipelines.models import build
@@ -110,16 +111,22 @@ def test_a_network_that_cannot_be_used(refused: Run, factory: str, said: str) ->
     [
         ('granularities = ["kernal"]', "did you mean 'kernel'"),
         ("granularities = []", "at least 1 item"),
-        ("bits = [32, 1]", "space.bits = 1 is no word length of quantiser 'fixed_point'"),
-        ('quantiser = "fixedpoint"', "did you mean 'fixed_point'"),
         (
-            'granularities = ["element"]\nbits = [4]\nquantiser = "affine"',
+            "[quantisation]\nbits = [32, 1]",
+            "quantisation.bits = 1 is no bit width of quantiser 'fixed_point'",
+        ),
+        ('[quantisation]\nquantiser = "fixedpoint"', "did you mean 'fixed_point'"),
+        (
+            'granularities = ["element"]\n[quantisation]\nbits = [4]\nquantiser = "affine"',
             "leaves zeros, which quantiser 'affine'",
         ),
-        ('granularities = ["kernel"]\nactivations = "xnor"\nactivation_bits = 1', "takes whole layers"),
-        ('activations = "dorefa"\nactivation_bits = 12', "takes words of 1 to 8 bits"),
+        (
+            'granularities = ["kernel"]\n[quantisation]\nactivations = "xnor"\nactivation_bits = 1',
+            "takes whole layers",
+        ),
+        ('[quantisation]\nactivations = "dorefa"\nactivation_bits = 12', "takes words of 1 to 8 bits"),
         ("densities = [1.5]", "less than 1"),
-        ('bits = [8]\nwhole = ["stage1.conv"]', "did you mean 'stage1.conv"),
+        ('whole = ["stage1.conv"]\n[quantisation]\nbits = [8]', "did you mean 'stage1.conv"),
     ],
 )
 def test_granularities_and_words_that_there_are_not(refused: Run, space: str, said: str) -> None:
@@ -198,10 +205,13 @@ def test_methods_that_there_are_not(refused: Run, text: str, said: str) -> None:
 
 
 def test_an_unknown_control_and_one_that_cannot_be_made(refused: Run, tmp_path: Path) -> None:
-    assert "did you mean 'scratch_b'" in refused('controls = ["scratchb"]\n' + STUDY, command="inspect")
+    assert "did you mean 'scratch_b'" in refused(
+        STUDY + '[controls]\nmethods = ["scratchb"]\n', command="inspect"
+    )
     model = build(ModelSection(factory="digits_cnn", options={"width": 4}), classes=10, input_shape=(1, 8, 8))
     save_weights(model, tmp_path / "w.safetensors")
-    study = 'controls = ["lottery_ticket"]\n' + STUDY.replace("[dense]", 'weights = "w.safetensors"\n[dense]')
+    study = STUDY.replace("[dense]", 'weights = "w.safetensors"\n[dense]')
+    study += '[controls]\nmethods = ["lottery_ticket"]\n'
     assert "give them as model.initial" in refused(study, command="inspect")
 
 

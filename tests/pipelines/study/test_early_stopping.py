@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from prunefront.pipelines.config.sections import SearchSection, load
+from prunefront.pipelines.config.read import load
+from prunefront.pipelines.config.sections import SearchSection
 from prunefront.pipelines.stages.rungs import rungs_of
 from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement, outcome_from_json
 from prunefront.search.promotion.halving import Rungs

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prunefront.pipelines.artifacts.publish import LIMITS
+from prunefront.pipelines.artifacts.manifest import LIMITS
 
 pytestmark = pytest.mark.slow
 
@@ -24,8 +24,9 @@ epochs = 2
 [space]
 criteria = ["l2"]
 granularities = ["channel", "block", "gather", "scatter", "kernel", "intra_kernel", "low_rank", "element", "n_of_m"]
-bits = [32, 8, 4]
 calibration_images = 256
+[quantisation]
+bits = [32, 8, 4]
 [search]
 searcher = "evolution"
 candidates = 20

@@ -25,13 +25,14 @@ from safetensors.numpy import load_file
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cli.main import main
-from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.events.metrics import FAMILIES
-from prunefront.pipelines.fronts.page import FrontRow, select
+from prunefront.pipelines.fronts.choice import find_row, select
+from prunefront.pipelines.fronts.row import FrontRow
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.prepare.network import dense_network
-from prunefront.pipelines.study.find import _chosen
 from prunefront.pipelines.study.folder import open_folder
 from prunefront.pipelines.study.run import next_steps
 from prunefront.pipelines.tracking.tracker import MlflowTracker
@@ -71,6 +72,14 @@ def test_a_folder_that_holds_other_things_is_left_as_it_is(tmp_path: Path) -> No
     assert thesis.read_text() == "years of work"
 
 
+def test_a_folder_in_which_the_first_write_was_killed_holds_no_other_things(tmp_path: Path) -> None:
+    config = study(tmp_path)
+    config.path.mkdir()
+    (config.path / f".study.json.{'0' * 32}").write_text("half")
+    open_folder(config, resume=False, fresh=False)
+    assert [p.name for p in config.path.iterdir()] == ["study.json"]
+
+
 def test_fresh_deletes_what_is_ours_and_nothing_else(tmp_path: Path) -> None:
     config = study(tmp_path)
     config.path.mkdir()
@@ -79,6 +88,7 @@ def test_fresh_deletes_what_is_ours_and_nothing_else(tmp_path: Path) -> None:
     (config.path / "notes.txt").write_text("mine")
     # a damaged journal is what its error sends people to --fresh for
     (config.path / "journal.jsonl").write_text("not JSON\n")
+    (config.path / f".front.json.{'0' * 32}").write_text("half")
     open_folder(config, resume=False, fresh=True)
     assert sorted(p.name for p in config.path.iterdir()) == ["notes.txt", "study.json"]
 
@@ -166,15 +176,15 @@ def test_the_command_to_type_next_finds_a_network(tmp_path: Path, fastest: float
     text = next_steps(study(tmp_path), tmp_path / "my study.toml", rows)
     assert f"fetch '{tmp_path}/my study.toml' --under" in text
     bound = float(text.partition("latency_ratio=")[2].split()[0])
-    assert select([r.to_json() for r in rows], {"latency_ratio": bound}, "accuracy")["key"] == "a"
+    assert select(rows, {"latency_ratio": bound}, "accuracy").key == "a"
 
 
 def test_a_whole_key_names_one_network() -> None:
     rows = front(**{"dense": 1.0, "dense-finetuned": 0.99, "abc": 0.4, "abd": 0.5})
-    assert _chosen(rows, {}, "accuracy", "dense").key == "dense"
-    assert _chosen(rows, {}, "accuracy", "abc").key == "abc"
+    assert find_row(rows, "dense").key == "dense"
+    assert find_row(rows, "abc").key == "abc"
     with pytest.raises(PrunefrontError, match="2 rows"):
-        _chosen(rows, {}, "accuracy", "ab")
+        find_row(rows, "ab")
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -321,7 +331,7 @@ def test_ctrl_c_while_fine_tuning_leaves_a_partial_front_and_a_lost_network_cost
         before = journal(tmp_path)
         prunefront(tmp_path, "search", "s.toml", "--resume", *watched)
     assert metrics >= {
-        f"{family.exported}{'_count' if family.kind == 'histogram' else ''}"
+        f"{family.exported_name}{'_count' if family.kind == 'histogram' else ''}"
         for family in FAMILIES
         if family.name not in ("candidates_stopped_early", "candidates_failed", "workers_lost", "outages")
     }

@@ -17,8 +17,9 @@ PROGRAM = str(Path(sys.executable).with_name("prunefront"))
 
 STUDY = """
 name = "methods"
-controls = ["scratch_e", "random_units", "random_allocation", "uniform_width", "lottery_ticket"]
-controlled = 1
+[controls]
+methods = ["scratch_e", "random_units", "random_allocation", "uniform_width", "lottery_ticket"]
+networks = 1
 [model]
 factory = "digits_cnn"
 options = { width = 8 }

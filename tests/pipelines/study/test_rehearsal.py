@@ -10,21 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.numpy import save_file
-from scipy.stats import spearmanr
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cli.main import main
-from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.journal.evaluations import Evaluations, evaluations
 from prunefront.pipelines.journal.journal import Journal, read_events, write_json
 from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.problem import problem
 from prunefront.pipelines.stages.screening import Screening
 from prunefront.pipelines.stages.warm_start import WarmStart, to_event
-from prunefront.pipelines.study.rehearsal import Replay, recorded, rehearse
+from prunefront.pipelines.study.rehearsal import Replay, load_evaluations, rehearse
 from prunefront.pruners.graph.plan import DENSE, PruningPlan
 from prunefront.pruners.plan.cost import cost
 from prunefront.pruners.plan.decide import plan
@@ -32,7 +30,7 @@ from prunefront.pruners.scoring import rank
 from prunefront.pruners.statistics import Statistics
 from prunefront.pruners.trace.tracer import trace
 from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome
-from prunefront.search.prediction.emulator import LEAST, Emulator, spearman
+from prunefront.search.prediction.emulator import FEWEST_ROWS, Emulator
 from prunefront.search.searchers import searchers
 from prunefront.search.simulator import VirtualPool, Workers
 
@@ -108,7 +106,7 @@ def searched(config: StudyConfig) -> StudyConfig:
 
 
 def test_the_table_is_what_was_scored(study: StudyConfig) -> None:
-    table, *_ = recorded(study.path, study)
+    table, *_ = load_evaluations(study.path, study)
     told = [e for e in read_events(study.path / "journal.jsonl") if e["event"] == "told"]
     assert [r.key for r in table.rows] == [e["key"] for e in told]
     assert [r.outcome.to_json() for r in table.rows] == [e["outcome"] for e in told]
@@ -120,7 +118,7 @@ def test_the_table_is_what_was_scored(study: StudyConfig) -> None:
 
 def test_what_was_taken_over_is_in_the_table_and_not_counted(study: StudyConfig, tmp_path: Path) -> None:
     """The study as if an earlier one had scored what it measured among its first 20, dense among them."""
-    whole, *_ = recorded(study.path, study)
+    whole, *_ = load_evaluations(study.path, study)
     known = tuple(r for r in whole.rows[:20] if isinstance(r.outcome, Measurement))
     keys = {row.key for row in known}
     assert DENSE in keys
@@ -148,7 +146,7 @@ def test_what_was_taken_over_is_in_the_table_and_not_counted(study: StudyConfig,
 
 
 def test_what_is_recorded_comes_back_and_the_rest_is_near(study: StudyConfig) -> None:
-    table, graph, scores, task = recorded(study.path, study)
+    table, graph, scores, task = load_evaluations(study.path, study)
     replay = Replay(study, graph, scores, table, None)
     for row in table.rows:
         assert replay.realise(row.candidate) == row.key
@@ -275,8 +273,8 @@ def test_studies_that_cannot_be_replayed_say_why(study: StudyConfig, tmp_path: P
 
     refused([], "has no evaluations yet", "empty")
     refused(asked, "has no evaluations yet", "asked")
-    few = [e for e in told if "values" in e["outcome"]][: LEAST - 1]
-    refused([*asked, *few], f"{LEAST - 1} candidates were measured, too few", "few")
+    few = [e for e in told if "values" in e["outcome"]][: FEWEST_ROWS - 1]
+    refused([*asked, *few], f"{FEWEST_ROWS - 1} candidates were measured, and 20 are needed", "few")
     refused([*asked, *(e for e in told if e["key"] != DENSE)], "not measured its dense network", "undense")
     refused([*asked, {**told[0], "key": "ffff"}], "'ffff', which none of its candidates", "stranger")
     config = copied(study, tmp_path / "unprepared", events)
@@ -306,7 +304,7 @@ def test_reading_leaves_a_running_study_alone(tmp_path: Path) -> None:
 
 
 def test_equal_networks_and_impossible_candidates_are_one_row_and_none(study: StudyConfig) -> None:
-    table, graph, scores, _ = recorded(study.path, study)
+    table, graph, scores, _ = load_evaluations(study.path, study)
     one = next(r for r in table.rows if r.key != DENSE)
     twin = replace(one.candidate, origin="another")
 
@@ -348,17 +346,9 @@ class TestEmulator:
         assert fit.error > 0.9 * accuracy.std()
 
     def test_too_many_rows_are_thinned(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("prunefront.search.prediction.emulator.MOST", 150)
+        monkeypatch.setattr("prunefront.search.prediction.emulator.MOST_ROWS", 150)
         rng = np.random.default_rng(1)
         rows = [dict(zip("ab", r, strict=True)) for r in rng.uniform(0, 0.9, (3000, 2))]
         fit = Emulator(rows, [0.9 * np.exp(-r["a"]) for r in rows]).fit
         assert fit.rows == 150
         assert fit.error < 0.01
-
-    @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=30))
-    def test_rank_correlation_is_scipys(self, pairs: list[tuple[int, int]]) -> None:
-        a, b = (np.array(column, dtype=float) for column in zip(*pairs, strict=True))
-        if np.ptp(a) == 0 or np.ptp(b) == 0:
-            assert spearman(a, b) == 0.0
-        else:
-            assert spearman(a, b) == pytest.approx(float(spearmanr(a, b).statistic))

@@ -16,10 +16,13 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.journal.layout import CHECKPOINTS
-from prunefront.pipelines.prepare.network import dense_network, kept, make_bench, planned_by
+from prunefront.pipelines.prepare.bench import make_bench
+from prunefront.pipelines.prepare.knowledge import read_knowledge
+from prunefront.pipelines.prepare.network import dense_network, planned_by
 from prunefront.pipelines.study.run import run
 from prunefront.pipelines.workers.bench import Job
 from prunefront.pipelines.workers.checkpoints import SHARE, Folder, Pace
@@ -189,7 +192,7 @@ def test_a_trial_whose_workers_died_is_resumed_and_ends_as_if_they_had_not(
 
     network = dense_network(config, lambda line: None)
     (candidate,) = (Candidate.from_json(c) for c in event["candidates"])
-    plan = planned_by(config, network, kept(config.path)[1].scores, candidate)
+    plan = planned_by(config, network, read_knowledge(config.path)[1].scores, candidate)
     _, whole = state(Evaluator(make_bench(config, network)).train(Job(name, candidate, plan, epochs=4)))
     published = load_file(config.path / "artifacts" / event["artifact"] / WEIGHTS)
     assert all(torch.equal(published[n], whole[n]) for n in whole)

@@ -11,17 +11,12 @@ import pytest
 import torch
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import StudyConfig, parse
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.measure.runtimes import runtimes
-from prunefront.pipelines.prepare.network import (
-    Knowledge,
-    Network,
-    calibration,
-    dense_network,
-    know,
-    make_bench,
-    planned_by,
-)
+from prunefront.pipelines.prepare.bench import make_bench
+from prunefront.pipelines.prepare.knowledge import Knowledge, calibration, know
+from prunefront.pipelines.prepare.network import Network, dense_network, planned_by
 from prunefront.pipelines.prepare.problem import problem
 from prunefront.pipelines.workers.bench import Job, Workbench
 from prunefront.pipelines.workers.evaluate import Evaluator

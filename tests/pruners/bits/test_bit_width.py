@@ -17,8 +17,8 @@ from prunefront.pruners.plan.layer_parts import word_lengths
 from prunefront.pruners.procedures import Phase
 from prunefront.pruners.procedures.bit_widths import WordLength
 from prunefront.pruners.procedures.hook import Hook, Progress
-from prunefront.pruners.procedures.loop import effective, fit, step
-from prunefront.pruners.procedures.masking import Masked
+from prunefront.pruners.procedures.loop import effective_weights, fit, step
+from prunefront.pruners.procedures.masking import MaskedWeights
 from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.quantisers import quantisers
 
@@ -239,11 +239,11 @@ class Spy(Hook):
         if grad is not None:
             self.raw.append(grad.clone())
 
-    def gradients(self, run: Progress) -> bool:
+    def use_gradients(self, run: Progress) -> bool:
         self.gradient.append(self.model.get_parameter(self.name).grad.clone())
         return True
 
-    def stepped(self, run: Progress) -> None:
+    def after_step(self, run: Progress) -> None:
         self.trained.append(self._now())
 
 
@@ -281,7 +281,7 @@ def test_levels_compute_and_float_weights_are_trained() -> None:
     # the evaluation between the epochs sees levels too, and training goes on from the float weights
     assert len(spy.computed) == 6 + 1
     weight = model.conv2.weight.detach().clone()
-    with effective(run, (hook,)):
+    with effective_weights(run, (hook,)):
         assert len(model.conv2.weight.unique()) == 3
     assert torch.equal(model.conv2.weight, weight)
     assert "conv2.weight_scale" not in model.state_dict()
@@ -321,7 +321,7 @@ def test_pruned_weights_stay_zero() -> None:
     model = Net()
     weight = model.conv2.weight
     mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < 0.3
-    masked = Masked({"conv2.weight": weight}, {"conv2.weight": mask})
+    masked = MaskedWeights({"conv2.weight": weight}, {"conv2.weight": mask})
     hook = WordLength(model, LAYERS, Words())
     spy = Spy(model, "conv2.weight")
     run, _ = trained(model, (masked, hook, spy), 8, decay=1e-2)

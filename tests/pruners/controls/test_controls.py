@@ -14,7 +14,7 @@ from torch import nn
 
 from prunefront.choice import GroupChoice
 from prunefront.errors import PrunefrontError, UnknownName
-from prunefront.pruners.controls import Control, Subject, control, controls, keeping
+from prunefront.pruners.controls import Control, Subject, control, controls, plan_with_units
 from prunefront.pruners.controls.scratch_b import CAP
 from prunefront.pruners.cut.surgery import apply
 from prunefront.pruners.cut.untrained import fresh
@@ -22,7 +22,7 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph, MacOp
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.plan.cost import macs, macs_of
 from prunefront.pruners.plan.decide import plan
-from prunefront.pruners.scoring import score_all
+from prunefront.pruners.scoring import score
 from prunefront.pruners.trace.tracer import trace
 from tests.nets import NETS
 from tests.pruners.fixtures import group, part
@@ -37,7 +37,7 @@ def subject_of(name: str, ratio: float = 0.5, **other) -> Subject:
     """A plan whose ratios differ from group to group, by L1 norm."""
     model, _ = NETS[name]()
     graph = traced(name)
-    scores = score_all(model, graph, ["l1", "l2"])
+    scores = score(model, graph, ["l1", "l2"])
     ratios = itertools.cycle([ratio, ratio / 2, 0.0])
     choices = {g.name: GroupChoice("l1", ratio=r) for g, r in zip(graph.groups, ratios, strict=False) if r}
     given = {"epochs": 5, "dense_epochs": 40, **other}
@@ -196,12 +196,12 @@ def test_keeping_carries_word_lengths_on_and_checks_names():
     first = subject.plan.groups[0]
     narrow = dataclasses.replace(first, choice=dataclasses.replace(first.choice, bits=8))
     old = PruningPlan((narrow, *subject.plan.groups[1:]))
-    new = keeping(old, {first.name: (0, 2)})
+    new = plan_with_units(old, {first.name: (0, 2)})
     assert new.groups[0].choice.bits == 8
     assert new.groups[0].kept == (0, 2)
     assert all(len(g.kept) == g.units for g in new.groups[1:])
     with pytest.raises(PrunefrontError, match="'nobody'"):
-        keeping(old, {"nobody": (0,)})
+        plan_with_units(old, {"nobody": (0,)})
 
 
 # new weights
@@ -273,6 +273,6 @@ def test_fresh_takes_the_plans_architecture_and_leaves_the_model(net):
             assert factors[0] >= 1 - 1e-6
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     small.eval()(*inputs)
-    dense = keeping(subject.plan, {})
+    dense = plan_with_units(subject.plan, {})
     for name, tensor in fresh(model, subject.graph, dense).state_dict().items():
         assert torch.equal(tensor, before[name])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.criteria.activations.chip import chip
 from prunefront.pruners.criteria.activations.nnrelief import kept_connections, nnrelief
-from prunefront.pruners.scoring import score_all, why_not
+from prunefront.pruners.scoring import score, why_not
 from prunefront.pruners.statistics import collect, run, tasks
 from prunefront.pruners.statistics.feature_maps import nuclear_drops
 from prunefront.pruners.units.view import UnitView
@@ -271,7 +271,7 @@ def test_a_dead_unit_goes_first():
         model.conv2.weight[:, 4] = 0.0
         model.bn1.weight[2] = 0.0
         model.bn1.bias[2] = -1.0  # after the ReLU nothing is left
-    scores = score_all(model, model.graph(), ("nnrelief", "chip"), batches())
+    scores = score(model, model.graph(), ("nnrelief", "chip"), batches())
     assert set(scores["nnrelief"]["one"].argsort()[:2]) == {2, 4}
     assert scores["chip"]["one"].argmin() == 2
 

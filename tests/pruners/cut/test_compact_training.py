@@ -19,7 +19,7 @@ from prunefront.pruners.procedures import Phase, procedures
 from prunefront.pruners.procedures.loop import fit
 from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.saved import described, rebuild, save_network
-from prunefront.pruners.scoring import score_all
+from prunefront.pruners.scoring import score
 from tests.pruners.cut.test_compact import tower
 
 OVER_CHANNELS = sorted(n for n in procedures if procedures[n].over == "channels")
@@ -36,7 +36,7 @@ def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 def everything(graph: ChannelGraph, model: nn.Module, *, layers: bool = True, words: Words) -> PruningPlan:
     """Half of the channels, a block less, a granularity after the other within layers, 4 bits in every second one."""
-    scores = {"l1": dict(score_all(model, graph, ["l1"])["l1"])}
+    scores = {"l1": dict(score(model, graph, ["l1"])["l1"])}
     scores["l1"] |= {s.name: torch.arange(len(s.blocks)).double().numpy() for s in graph.stacks}
     choices = {g.name: GroupChoice("l1", 0.5) for g in graph.groups}
     kinds = ("gather", "kernel", "element", "low_rank", "n_of_m")

@@ -13,7 +13,7 @@ from prunefront.pruners.allocators import Terms, allocators
 from prunefront.pruners.cut.surgery import mask
 from prunefront.pruners.graph.single_cuts import RATIOS, cuts
 from prunefront.pruners.plan.decide import keep_counts, plan
-from prunefront.pruners.scoring import score_all
+from prunefront.pruners.scoring import score
 from prunefront.pruners.statistics import collect, merge, run, tasks
 from prunefront.pruners.trace.tracer import trace
 from tests.nets import NETS
@@ -23,7 +23,7 @@ from tests.pruners.fixtures import MODELS, Plain, batches, made
 def brute(model, graph, data) -> dict[str, list[float]]:
     """Rise of the loss over all images in one batch, group by group and ratio by ratio."""
     x, y = torch.cat([x for x, _ in data]), torch.cat([y for _, y in data])
-    norms = score_all(model, graph, ("l2",))["l2"]
+    norms = score(model, graph, ("l2",))["l2"]
     rises = {}
     with torch.no_grad():
         dense = float(F.cross_entropy(model(x), y))

@@ -562,7 +562,7 @@ def test_a_block_that_can_go(net: nn.Module, block: str) -> None:
         (Framed(Then(lambda x: F.avg_pool2d(x, 2))), "changes the shape of its input"),
         (Framed(InPlace(0.5)), "is not the identity without its layers"),
         (Framed(Scaled()), "gives its input as it is"),
-        (Framed(Scaled(), "keyword"), "takes or gives something else than one tensor"),
+        (Framed(Scaled(), "keyword"), "takes or gives something other than one tensor"),
         (Framed(plain(), "twice"), "is called 2 times"),
         (Framed(plain(), "tied"), "shares block.branch.0.weight with the rest of the network"),
         (Framed(plain(), "looked at"), "in other ways than being called"),

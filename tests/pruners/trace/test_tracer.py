@@ -1,4 +1,4 @@
-"""What the channel graph says: complete, consistent, plain data; and what is refused, by name."""
+"""Tests of the channel graph: complete, consistent, plain data; networks that are refused, by name."""
 
 import json
 import pickle
@@ -181,7 +181,7 @@ class EinsumMixer(nn.Module):
 
 def test_unknown_operator_is_refused_by_name_and_line() -> None:
     line = EinsumMixer.forward.__code__.co_firstlineno + 1
-    expected = rf"aten\.einsum at node 'einsum' \(test_trace\.py:{line}\) has no channel rule.*frozen = \[\"mixer\"\]"
+    expected = rf"aten\.einsum at node 'einsum' \(test_tracer\.py:{line}\) has no channel rule.*frozen = \[\"mixer\"\]"
     with pytest.raises(UnsupportedOp, match=expected):
         trace(Mixing(), torch.randn(2, 6))
 
@@ -213,7 +213,7 @@ def test_model_that_does_not_export_names_the_line() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.fc(x) if x.sum() > 0 else self.fc(-x)
 
-    with pytest.raises(NotTraceable, match=r"Branching into a graph \(test_trace\.py:\d+\)"):
+    with pytest.raises(NotTraceable, match=r"Branching into a graph \(test_tracer\.py:\d+\)"):
         trace(Branching().train(), torch.randn(2, 3))
 
 
@@ -441,7 +441,7 @@ def test_a_wrong_channel_does_not_hide_behind_weights_that_start_at_zero() -> No
 
 
 class Careful(nn.Module):
-    """What a forward may do beside computing: work in place, insist on a number type, mark places as infinite."""
+    """Side effects that a forward may have: it works in place, insists on a number type, marks places as infinite."""
 
     def __init__(self, how: str) -> None:
         super().__init__()

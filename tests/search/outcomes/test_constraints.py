@@ -1,4 +1,4 @@
-"""Bounds in words: what is written is what is meant, and what could mean two things is refused with both."""
+"""Texts of bounds: each is read as it is meant, and an ambiguous one is refused with both meanings."""
 
 import math
 
@@ -11,10 +11,10 @@ from prunefront.search.outcomes.constraints import (
     UNITS,
     Bound,
     ConstraintError,
-    check_together,
+    check_compatible,
+    describe_violations,
     parse,
     resolve,
-    shortfall,
 )
 from prunefront.search.outcomes.measurement import OBJECTIVES, Constraint
 
@@ -23,7 +23,7 @@ DENSE = {"accuracy": 0.9, "macs": 40_000_000.0, "params": 270_000.0, "size_bytes
 
 @st.composite
 def bounds(draw: st.DrawFn) -> Bound:
-    """Any bound that there can be."""
+    """Draws any possible bound."""
     name = draw(st.sampled_from([*OBJECTIVES]))
     side = (
         draw(st.sampled_from(["low", "high"])) if name in EXACT else "low" if name == "accuracy" else "high"
@@ -102,8 +102,8 @@ def test_each_form_means_this(text: str, bound: Bound) -> None:
         ("macs <= 20M of dense", "write a share of dense as 60%, without 'M'"),
         ("accuracy <= 90%", "write accuracy >="),
         ("latency_ms >= 3", "write latency_ms <="),
-        ("macs < 20M", "write <=; a bound holds its own value"),
-        ("macs > 20M", "write >=; a bound holds its own value"),
+        ("macs < 20M", "write <=; a bound includes its own value"),
+        ("macs > 20M", "write >=; a bound includes its own value"),
         ("macs = 20M", "write <= or >="),
         ("accuracy >= 1pt", "write -1pt for points below the dense network, or 1%"),
         ("accuracy >= 85", "write 85% for the percentage"),
@@ -148,10 +148,10 @@ def test_every_quantity_has_units() -> None:
 def test_bounds_that_contradict_each_other_are_named() -> None:
     tight = [parse("size_bytes >= 300kB"), parse("size_bytes <= 250kB")]
     with pytest.raises(ConstraintError, match="'size_bytes >= 300kB' and 'size_bytes <= 250kB' contradict"):
-        check_together(tight)
-    check_together([parse("size_bytes >= 250kB"), parse("size_bytes <= 250kB"), parse("macs <= 1M")])
+        check_compatible(tight)
+    check_compatible([parse("size_bytes >= 250kB"), parse("size_bytes <= 250kB"), parse("macs <= 1M")])
     mixed = [parse("macs >= 30M"), parse("macs <= 50%")]
-    check_together(mixed)
+    check_compatible(mixed)
     with pytest.raises(ConstraintError, match="'macs >= 30M' and 'macs <= 50%' contradict"):
         resolve(mixed, DENSE)
     resolve(mixed, {**DENSE, "macs": 70e6})
@@ -176,7 +176,7 @@ def test_relative_bounds_are_resolved_beside_the_dense_network_and_the_tightest_
     assert found["latency_ms"] == Constraint("latency_ms", high=2.0)
     assert found["macs"].high == pytest.approx(20e6)
     assert {c.name for c in resolve([parse(text) for text in asked], DENSE, EXACT)} == {"macs"}
-    with pytest.raises(ConstraintError, match="accuracy of the dense network is not known"):
+    with pytest.raises(ConstraintError, match="relative to the dense network, whose accuracy is not known"):
         resolve([parse("accuracy >= -1pt")], {"macs": 1.0})
     assert resolve([], {}) == ()
 
@@ -205,7 +205,7 @@ def test_a_bound_that_is_moved_to_a_value_holds_it_and_little_more(bound: Bound,
 
 def test_what_falls_short_is_said_with_what_was_asked() -> None:
     limits = resolve([parse("accuracy >= 85%"), parse("macs <= 50%")], DENSE)
-    assert shortfall({"accuracy": 0.9, "macs": 1e7}, limits) == ""
-    assert shortfall({"accuracy": 0.8, "macs": 3e7}, limits) == (
+    assert describe_violations({"accuracy": 0.9, "macs": 1e7}, limits) == ""
+    assert describe_violations({"accuracy": 0.8, "macs": 3e7}, limits) == (
         "accuracy 0.8 (>= 0.85 was asked), macs 30,000,000 (<= 20,000,000 was asked)"
     )

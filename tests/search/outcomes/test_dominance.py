@@ -20,7 +20,7 @@ def points(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def oracle(values: np.ndarray, noise: np.ndarray, violation: np.ndarray, i: int, j: int) -> bool:
-    """The definition, one pair at a time."""
+    """Applies the definition, one pair at a time."""
     if violation[i] > 0 or violation[j] > 0:
         return bool(violation[i] < violation[j])
     no_worse = all(a <= b for a, b in zip(values[i], values[j], strict=True))

@@ -1,4 +1,4 @@
-"""When a search has stopped to gain anything: the rule, and what it must never do."""
+"""The rule for a search that no longer gains, and the cases in which it must not apply."""
 
 import pytest
 from hypothesis import given

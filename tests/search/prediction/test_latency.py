@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import spearmanr
 
 from prunefront.errors import PrunefrontError
 from prunefront.search.prediction.latency import (
@@ -18,7 +17,6 @@ from prunefront.search.prediction.latency import (
     Point,
     _nonnegative,
     fit,
-    rank_correlation,
 )
 
 GROUPS = {"a": 32, "b": 64, "c": 64, "d": 96}
@@ -36,7 +34,7 @@ def chain() -> tuple[Operator, ...]:
 
 
 class Device:
-    """Kernels that pay for whole blocks of outputs, lose speed on unaligned inputs, and differ in speed."""
+    """A device whose kernels compute whole blocks of outputs, are slower on unaligned inputs, and differ in speed."""
 
     def __init__(self, seed: int) -> None:
         self.speed = np.random.default_rng([seed, 1]).lognormal(0.0, 0.4, 5)
@@ -58,7 +56,7 @@ class Device:
 
 
 def table(device: Device, joint: int, *, noise: float = 0.0, seed: int = 0, step: int = 1) -> list[Point]:
-    """Each group alone at three widths, and `joint` networks; ± 1.96 `noise` around each ratio."""
+    """Times each group alone at three widths, and `joint` networks; ± 1.96 `noise` around each ratio."""
     rng = np.random.default_rng(seed)
     asked = [{g: step * max(1, units * q // (4 * step))} for g, units in GROUPS.items() for q in (1, 2, 3)]
     for _ in range(joint):
@@ -101,7 +99,7 @@ def test_it_recovers_a_blocky_device_that_macs_misjudge(seed: int, step: int) ->
 
 
 def test_noise_is_averaged_out_and_the_interval_holds_new_networks() -> None:
-    """Pooled over devices, as the coverage of one quantile of 40 errors itself varies by 3.4 %."""
+    """Coverage is pooled over devices, as that of one quantile of 40 errors itself varies by 3.4 %."""
     held: list[bool] = []
     for seed in range(6):
         device = Device(seed)
@@ -143,7 +141,7 @@ PREDICTORS = [fit(GROUPS, chain(), table(Device(s), 20, noise=0.05)) for s in ra
 
 
 def test_real_measurements_correct_it() -> None:
-    """A poor table (no joint network) on one device; then what a study measured, on a device that differs."""
+    """A poor table (no joint network) of one device is updated with a study's measurements on another one."""
     device = Device(5)
     poor = fit(GROUPS, chain(), table(Device(6), 0))
     measured = [
@@ -192,7 +190,7 @@ def test_a_ratio_outside_its_interval_is_refused(bad: tuple[float, float, float]
 
 @given(st.integers(1, 12), st.integers(0, 2**31 - 1))
 def test_the_quadratic_programme_meets_its_optimality_conditions(n: int, seed: int) -> None:
-    """Karush-Kuhn-Tucker, which are sufficient as the problem is convex."""
+    """The Karush-Kuhn-Tucker conditions suffice, as the problem is convex."""
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(n + 2, n))
     quadratic, linear = rows.T @ rows + 0.01 * np.eye(n), rng.normal(size=n)
@@ -202,12 +200,3 @@ def test_the_quadratic_programme_meets_its_optimality_conditions(n: int, seed: i
     assert (x >= 0).all()
     assert (slope > -1e-6).all()
     assert np.abs(x * slope).max() < 1e-6
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=20))
-def test_rank_correlation_is_scipys(pairs: list[tuple[int, int]]) -> None:
-    a, b = np.array(pairs, dtype=float).T
-    if np.ptp(a) and np.ptp(b):
-        assert rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic, abs=1e-12)
-    else:
-        assert rank_correlation(a, b) == 0.0

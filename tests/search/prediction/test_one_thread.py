@@ -1,4 +1,4 @@
-"""BLAS has one thread where a searcher asks for it, and the caller's number elsewhere."""
+"""BLAS has one thread inside a searcher's linear algebra, and the caller's number outside."""
 
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits

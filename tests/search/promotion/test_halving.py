@@ -1,6 +1,5 @@
-"""Early stopping: whom a rung may stop, whoever comes first; and that it pays on learning curves."""
+"""Early stopping: the trials that a rung may stop in any order of arrival, and its gain on learning curves."""
 
-import json
 from collections.abc import Sequence
 from itertools import permutations
 
@@ -11,7 +10,15 @@ from hypothesis import strategies as st
 
 from prunefront.errors import PrunefrontError
 from prunefront.search.outcomes.measurement import OBJECTIVES, Constraint, Measurement
-from prunefront.search.promotion.halving import GOOD, LIKE, PAIRS, Rungs, beats, going_on, levels
+from prunefront.search.promotion.halving import (
+    FEWEST_PAIRS,
+    LIKE_COST,
+    TRUSTED,
+    Rungs,
+    beats,
+    levels,
+    survivors,
+)
 from tests.curves import OBJECTIVE_PAIR, Curves, curves, train
 
 THREE = tuple(OBJECTIVES[n] for n in ("accuracy", "macs", "size_bytes"))
@@ -23,7 +30,7 @@ def network(accuracy: float, macs: float, size: float = 1.0, noise: float = 0.0)
 
 @st.composite
 def networks(draw: st.DrawFn, least: int = 1, most: int = 12) -> list[Measurement]:
-    """On a coarse grid, so that ties, equal networks and like costs are common."""
+    """Draws networks on a coarse grid, so that ties, equal networks and like costs are common."""
     one = st.builds(
         network,
         st.integers(0, 10).map(lambda a: a / 10),
@@ -41,12 +48,12 @@ def arrays(ms: Sequence[Measurement]) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def wins(i: Measurement, j: Measurement) -> bool:
-    """The definition of `beats`, in words of networks."""
+    """Applies the definition of `beats` to two networks."""
     ahead = i["accuracy"] - j["accuracy"]
     sure = -j["accuracy"] + i["accuracy"] > np.sqrt(i.noise["accuracy"] ** 2 + j.noise["accuracy"] ** 2)
     costs = [(i[c], j[c]) for c in ("macs", "size_bytes")]
     dominates = ahead >= 0 and all(a <= b for a, b in costs) and (sure or any(a < b for a, b in costs))
-    return bool(dominates or (sure and all(a <= LIKE * b for a, b in costs)))
+    return bool(dominates or (sure and all(a <= LIKE_COST * b for a, b in costs)))
 
 
 def rungs(keep: float = 0.5, seed: int = 0, constraints: Sequence[Constraint] = (), probes: int = 0) -> Rungs:
@@ -75,7 +82,7 @@ def test_who_goes_on(ms: list[Measurement], share: float, data: st.DataObject) -
     )
     ties = [f"{i:02}" for i in range(len(ms))]
     matrix = beats(values, noise, broken, costs)
-    mask = going_on(values, noise, broken, costs, ties, share)
+    mask = survivors(values, noise, broken, costs, ties, share)
     # at least the share, and whoever is unbeaten
     assert mask.sum() >= np.ceil(share * len(ms) - 1e-9)
     assert mask[~matrix.any(axis=0)].all()
@@ -87,7 +94,7 @@ def test_who_goes_on(ms: list[Measurement], share: float, data: st.DataObject) -
         assert mask[broken > 0].sum() <= np.ceil(share * len(ms) - 1e-9)
     # the order in which they stand does not matter
     order = np.array(data.draw(st.permutations(range(len(ms)))))
-    again = going_on(values[order], noise[order], broken[order], costs, [ties[i] for i in order], share)
+    again = survivors(values[order], noise[order], broken[order], costs, [ties[i] for i in order], share)
     assert again.tolist() == mask[order].tolist()
 
 
@@ -95,7 +102,7 @@ def test_who_goes_on(ms: list[Measurement], share: float, data: st.DataObject) -
 def test_whoever_nobody_beats_reaches_the_end_in_whatever_order(
     ms: list[Measurement], data: st.DataObject
 ) -> None:
-    """And so is nobody stopped for being small: only who costs at most `LIKE` times as much can beat him."""
+    """No trial is stopped for being small: only one that costs at most `LIKE_COST` times as much can beat it."""
     order = data.draw(st.permutations(range(len(ms))))
     made = rungs(keep=0.1)
     said = {i: made.report(1, str(i), ms[i]).go_on for i in order}
@@ -103,7 +110,7 @@ def test_whoever_nobody_beats_reaches_the_end_in_whatever_order(
         if not any(wins(i, m) for i in ms):
             assert said[j]
     smallest = min(range(len(ms)), key=lambda i: ms[i]["macs"])
-    if all(m["macs"] > LIKE * ms[smallest]["macs"] for i, m in enumerate(ms) if i != smallest):
+    if all(m["macs"] > LIKE_COST * ms[smallest]["macs"] for i, m in enumerate(ms) if i != smallest):
         assert said[smallest]
 
 
@@ -112,31 +119,12 @@ def test_whoever_nobody_beats_reaches_the_end_in_whatever_order(
 def test_over_all_orders_of_arrival_at_least_the_share_goes_on(
     ms: list[Measurement], keep: float, seed: int
 ) -> None:
-    """For one order the share may be less: whoever comes late, is worse and was not expected is stopped."""
+    """In a single order the share may be less: a late, worse and unexpected trial is stopped."""
     went = []
     for order in permutations(range(len(ms))):
         made = rungs(keep=keep, seed=seed)
         went.append(np.mean([made.report(1, str(i), ms[i]).go_on for i in order]))
     assert np.mean(went) >= keep
-
-
-@given(networks(least=2), st.integers(0, 2**31), st.data())
-def test_a_state_goes_through_json_and_goes_on_the_same(
-    ms: list[Measurement], seed: int, data: st.DataObject
-) -> None:
-    cut = data.draw(st.integers(0, len(ms)))
-    whole, first = rungs(seed=seed), rungs(seed=seed)
-    for made in (whole, first):
-        for i, m in enumerate(ms[:cut]):
-            made.observe(0, str(i), m)
-            made.report(1, str(i), m)
-            made.end(str(i), m)
-    second = rungs(seed=seed)
-    second.restore(json.loads(json.dumps(first.state())))
-    for i, m in enumerate(ms[cut:], start=cut):
-        assert second.report(1, str(i), m) == whole.report(1, str(i), m)
-    assert second.state() == whole.state()
-    assert second.summary() == whole.summary()
 
 
 def test_what_is_told_twice_stands_and_what_failed_stops_nobody() -> None:
@@ -154,7 +142,7 @@ def test_what_is_told_twice_stands_and_what_failed_stops_nobody() -> None:
 
 def test_of_equals_the_seed_chooses() -> None:
     def winner(seed: int) -> str:
-        """Two that dominate nothing of each other, one place beyond the unbeaten."""
+        """Neither of two points dominates the other, and one place is left beyond the unbeaten."""
         made = rungs(keep=0.5, seed=seed)
         made.report(1, "best", network(0.9, 1))
         return "".join(k for k in "abc" if made.report(1, k, network(0.5, 2)).go_on)
@@ -201,7 +189,7 @@ def test_a_rung_that_knows_the_end_keeps_as_asked_and_one_that_does_not_keeps_mo
     for late, share in ((rising, 0.5), (rising[::-1], 1.0), (np.full(6, 0.9), 1.0)):
         made = rungs()
         finished(made, rising, late, [10.0] * 6)
-        assert made.summary()[0].like.pairs == 15 > PAIRS
+        assert made.summary()[0].like.pairs == 15 > FEWEST_PAIRS
         assert made.share(1) == share
     made = rungs(keep=1.0)
     finished(made, rising, rising, [10.0] * 6)
@@ -209,11 +197,11 @@ def test_a_rung_that_knows_the_end_keeps_as_asked_and_one_that_does_not_keeps_mo
     few = rungs()
     finished(few, rising[:3], rising[2::-1], [10.0] * 3)
     assert few.share(1) == 0.5  # three pairs say nothing
-    assert GOOD < 1
+    assert TRUSTED < 1
 
 
 def test_an_order_across_costs_is_no_credit() -> None:
-    """Large networks are more accurate at every rung; among those of like cost this rung has it all wrong."""
+    """Large networks are more accurate at every rung; among those of like cost this rung has the reverse order."""
     costs = np.repeat([10.0, 100.0, 1000.0, 10000.0], 4)
     level = np.repeat([0.2, 0.4, 0.6, 0.8], 4)
     within = np.tile([0.0, 0.02, 0.04, 0.06], 4)
@@ -232,7 +220,7 @@ def test_the_verdicts_of_a_study_do_not_hang_on_who_else_ends_between() -> None:
     said = []
     for _ in range(2):
         made = Rungs(OBJECTIVE_PAIR, levels=levels(8, 2), keep=0.5, seed=7)
-        said.append((train(problem, made, 24, 8, seed=3), made.state()))
+        said.append((train(problem, made, 24, 8, seed=3), made.summary()))
     assert said[0] == said[1]
 
 
@@ -241,7 +229,7 @@ EASY = {"spread": 0.08, "luck": 0.03, "damage": 0.4, "pace": 1.5}
 
 @pytest.mark.parametrize("images", [1000, 5000])
 def test_more_candidates_for_the_same_epochs_find_a_better_front(images: int) -> None:
-    """At equal epochs, four workers whose epochs end in random order; 8 seeds, noise as of so many images."""
+    """Four workers spend equal epochs, which end in random order; 8 seeds, noise as of `images` images."""
     gains = []
     for seed in range(8):
         problem = curves(200, seed, images=images, **EASY)
@@ -256,7 +244,7 @@ def test_more_candidates_for_the_same_epochs_find_a_better_front(images: int) ->
 
 
 def test_where_a_rung_knows_nothing_it_soon_stops_nobody() -> None:
-    """All end alike, whatever they were at the rung: as on digits."""
+    """All trials end alike, whatever they were at the rung, as on digits."""
     flat = curves(120, 0, spread=0.0, luck=0.3, pace=1.0)
     flat = Curves(np.full(120, 1e7), np.full(120, 0.9), flat.gaps, flat.damage, 1.0, 2000, 0)
     made = Rungs(OBJECTIVE_PAIR, levels=(1,), keep=0.25)

@@ -1,4 +1,4 @@
-"""Which scored candidates are trained: spread over costs, best of their cost, never outside a constraint."""
+"""The promoted candidates are spread over costs, best of their cost, and never outside a constraint."""
 
 import pytest
 from hypothesis import given

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunefront.search.promotion.rank_correlation import kendall, signs, somers
+from prunefront.search.promotion.rank_correlation import kendall, signs, somers, spearman
 
 PAIRED = st.lists(st.tuples(*[st.integers(0, 5).map(float)] * 4), min_size=0, max_size=9)
 
@@ -43,3 +43,10 @@ def test_the_error_is_the_jackknife_over_trials() -> None:
     assert kendall(signs(x), signs(y)).error == pytest.approx(expected)
     assert somers(signs(x[:2]), signs(y[:2])).error == math.inf
     assert kendall(signs(x), signs(x)).error == 0.0
+
+
+def test_spearman_takes_mean_ranks_and_is_0_for_a_constant() -> None:
+    x, y = np.array([1.0, 2, 2, 4]), np.array([10.0, 40, 20, 30])
+    ranks = np.corrcoef([1, 2.5, 2.5, 4], [1, 4, 2, 3])[0, 1]
+    assert spearman(x, y) == pytest.approx(ranks)
+    assert spearman(x, np.ones(4)) == spearman(np.ones(4), x) == 0.0

@@ -1,7 +1,6 @@
-"""How a portfolio shares its budget."""
+"""The portfolio's shares of the budget."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
@@ -27,22 +26,19 @@ class Scripted:
         return Candidate(choices, "scripted")
 
     def tell(self, candidate: Candidate, outcome: Outcome) -> None:
-        """Nothing follows from it."""
+        """Ignores the outcome."""
 
     def figures(self) -> dict[str, float]:
         return {}
-
-    def state(self) -> dict[str, Any]:
-        return {"asked": self._asked}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._asked = state["asked"]
 
 
 def portfolio(
     monkeypatch: pytest.MonkeyPatch, gain: Callable[[str, int], float], asks: int
 ) -> tuple[Auto, list[str]]:
-    """After `asks` tells, and who was asked. gain: of a proposal, by whose it is and how many were told before."""
+    """Returns a portfolio after `asks` tells, and the owner of each ask.
+
+    gain: of a proposal, by owner and number of tells.
+    """
     toy = separable(groups=2, units=400, least=2)
     arms = {"first": 0, "second": 1}
     made = {n: (lambda problem, *, seed, g=g, **options: Scripted(problem, g)) for n, g in arms.items()}
@@ -75,14 +71,6 @@ def test_who_adds_more_is_asked_more(monkeypatch: pytest.MonkeyPatch, better: st
     auto, owners = portfolio(monkeypatch, lambda owner, told: 0.004 * (owner == better) * 0.99**told, 300)
     assert auto.shares[better] > 0.8
     assert owners[200:].count(better) > 75
-
-
-def test_a_restored_portfolio_goes_on_as_it_would_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    auto, _ = portfolio(monkeypatch, lambda owner, told: 0.01 * 0.98**told, 50)
-    again = Auto(separable(groups=2, units=400, least=2).problem, seed=0)
-    again.restore(auto.state())
-    assert again.state() == auto.state()
-    assert again.shares == auto.shares
 
 
 def test_members_do_not_draw_the_same() -> None:

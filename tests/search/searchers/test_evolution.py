@@ -1,4 +1,4 @@
-"""Whom evolution breeds from, and how far its steps go."""
+"""Choice of parents and length of steps in the evolution."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def dominated(one: Measurement, told: list[Measurement]) -> bool:
 
 
 def beaten_parents(toy: Separable, seed: int, **options: Any) -> tuple[int, int]:
-    """How many children had a parent that was dominated when they were asked, and how many had a parent at all."""
+    """Returns the number of children whose parent was dominated when they were asked, and of those with a parent."""
     searcher = searchers["evolution"](
         toy.problem, seed=seed, probes=0, population=1000, startup=20, crossover_rate=0.0, **options
     )
@@ -67,7 +67,7 @@ BOUND = 0.04
 
 
 def corner(candidate: Candidate) -> Measurement:
-    """C2-DTLZ2 (Jain & Deb 2014) with four variables: a quarter circle of which three separate parts are feasible."""
+    """Measures C2-DTLZ2 (Jain & Deb 2014) with four variables: three parts of a quarter circle are feasible."""
     angle, *others = (1.0 - c.ratio for c in candidate.choices.values())
     radius = 1.0 + sum((x - 0.5) ** 2 for x in others)
     f = radius * np.array([np.cos(angle * np.pi / 2), np.sin(angle * np.pi / 2)])
@@ -83,7 +83,7 @@ def three_parts() -> Problem:
 
 
 def parts_found(seed: int, scouts: float) -> int:
-    """How many of the three parts of the front were come upon in 300 evaluations."""
+    """Returns how many of the three parts of the front 300 evaluations reached."""
     searcher = searchers["evolution"](three_parts(), seed=seed, scouts=scouts)
     told = [outcome for _, outcome in drive(searcher, corner, 300) if isinstance(outcome, Measurement)]
     return len({round(m["f"] / 0.7) for m in told if m["away"] <= BOUND})

@@ -1,6 +1,4 @@
-"""The parts of the particle filter, each against what it promises."""
-
-import json
+"""The parts of the particle filter, each against its docstring."""
 
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ from prunefront.search.searchers.particle_filter import (
     systematic_resample,
     temperature,
     tempered_weights,
-    top,
+    top_mask,
 )
 from prunefront.search.space.budget import fit_budget
 from prunefront.search.space.problem import Problem
@@ -126,7 +124,7 @@ def test_swap_and_resize_keep_their_counts(
     resized = resize(mask, keep, rng.random(len(mask)))
     assert resized.sum() == keep
     assert not (resized & ~mask).any() or not (mask & ~resized).any()  # only shrinks or only grows
-    assert top(np.array([1.0, 3.0, 3.0]), 2).tolist() == [False, True, True]
+    assert top_mask(np.array([1.0, 3.0, 3.0]), 2).tolist() == [False, True, True]
 
 
 def test_every_proposal_meets_the_budget_of_its_stage() -> None:
@@ -172,7 +170,7 @@ def test_the_order_of_tells_within_a_stage_leaves_the_archive_equal() -> None:
         flying = [searcher.ask() for _ in range(8)]
         for candidate in flying[::order]:
             searcher.tell(candidate, toy.measure(candidate, np.random.default_rng(int(candidate.key(), 16))))
-        archives.append(searcher.state()["archive"])
+        archives.append(dict(searcher._archive))
     assert archives[0] == archives[1]
     assert len(archives[0]) == 8
 
@@ -184,11 +182,10 @@ def test_the_best_is_never_deleted_and_the_pool_stays_small() -> None:
     for _ in range(60):
         stage = searcher.stage
         drive(searcher, lambda c: toy.measure(c, rng), 1)
-        state = json.loads(json.dumps(searcher.state()))
-        assert len(state["pool"]) <= 6
+        assert len(searcher._pool) <= 6
         if searcher.stage == stage:
-            errors = {key: particle[1] for key, particle in state["archive"].items() if particle[0] == stage}
-            assert min(errors.values()) >= min(state["archive"][key][1] for key in state["pool"])
+            errors = [particle.error for particle in searcher._archive.values() if particle.stage == stage]
+            assert min(errors) >= min(searcher._archive[key].error for key in searcher._pool)
 
 
 def test_a_stale_tell_is_kept_in_the_archive_and_steers_only_if_it_is_good() -> None:
@@ -198,12 +195,12 @@ def test_a_stale_tell_is_kept_in_the_archive_and_steers_only_if_it_is_good() -> 
     for candidate in rest:
         searcher.tell(candidate, Measurement({"accuracy": 0.5, "macs": 1.0}))
     assert searcher.stage == 1
-    parents = searcher.state()["parents"]
+    parents = list(searcher._parents)
     searcher.tell(bad, Measurement({"accuracy": 0.1, "macs": 1.0}))
-    assert searcher.state()["parents"] == parents
+    assert searcher._parents == parents
     searcher.tell(good, Measurement({"accuracy": 0.9, "macs": 1.0}))
-    assert searcher.state()["parents"] == [*parents, good.key()]
-    assert {good.key(), bad.key()} <= set(searcher.state()["archive"])
+    assert searcher._parents == [*parents, good.key()]
+    assert {good.key(), bad.key()} <= set(searcher._archive)
 
 
 def test_a_late_winner_after_a_stage_of_failures_is_taken_up() -> None:

@@ -1,4 +1,4 @@
-"""The parts of the model-based search, each against what it must be."""
+"""The parts of the model-based search, each against its definition."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from prunefront.search.outcomes.measurement import Constraint, Failure, Measurement
 from prunefront.search.prediction.accuracy_model import AccuracyModel
 from prunefront.search.prediction.acquisition import CostBox
-from prunefront.search.prediction.sensitivity import losses_of, probes, savings, trade_offs
+from prunefront.search.prediction.sensitivity import losses_and_variances, probes, savings, trade_offs
 from prunefront.search.searchers import searchers
-from prunefront.search.searchers.surrogate import Surrogate, regression, telling, varied
+from prunefront.search.searchers.surrogate import Surrogate, fit_regression, most_informative, vary
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.encoding import Encoding
 from tests.problems import drive, hypervolume, separable
@@ -140,7 +140,7 @@ def test_what_is_left_out_of_many_is_what_the_front_beats_by_most(seed: int) -> 
     rng = np.random.default_rng(seed)
     accuracy, costs = rng.random(60), rng.random((60, 2))
     changed = rng.random((60, 4)) < 0.5
-    some = telling(changed, accuracy, costs, 30)
+    some = most_informative(changed, accuracy, costs, 30)
     assert len(some) == len(set(some.tolist())) == 30
     assert some[0] == 0
     front = [i for i in range(60) if not ((costs <= costs[i]).all(axis=1) & (accuracy > accuracy[i])).any()]
@@ -153,7 +153,7 @@ def test_children_lie_in_the_space(seed: int) -> None:
     space = separable(groups=4, units=6).problem.space
     encoding, rng = Encoding(space), np.random.default_rng(seed)
     parents = np.array([encoding.encode(space.sample(rng)) for _ in range(5)])
-    children = varied(encoding, parents, 30, rng)
+    children = vary(encoding, parents, 30, rng)
     assert (children >= 0).all()
     assert (children < encoding.sizes).all()
     assert len(np.unique(children, axis=0)) > 5
@@ -167,14 +167,14 @@ def test_a_regression_recovers_costs_that_it_can_express() -> None:
     def cost(of: np.ndarray) -> np.ndarray:
         return 1e6 * (1 + encoding.look_up(encoding.kept, of) @ np.array([1.0, 2.0, 3.0]))[:, None]
 
-    assert regression(encoding, rows[:20], cost(rows[:20]))(rows[20:]) == pytest.approx(
+    assert fit_regression(encoding, rows[:20], cost(rows[:20]))(rows[20:]) == pytest.approx(
         cost(rows[20:]), rel=1e-3
     )
 
 
 def test_a_network_at_chance_says_little() -> None:
     measured = [Measurement({"accuracy": a}, {"accuracy": 0.0196}) for a in (0.9, 0.5, 0.1)]
-    loss, variance = losses_of(measured, 0.1)
+    loss, variance = losses_and_variances(measured, 0.1)
     assert loss[0] == 0.0
     assert loss[1] == pytest.approx(np.log(0.9 / 0.5))
     assert variance[0] < variance[1] < variance[2] == pytest.approx(1.0)
@@ -223,7 +223,7 @@ def test_where_the_dense_network_fails_it_still_proposes() -> None:
 
 
 def fits(parallel: int, evaluations: int) -> int:
-    """How often the model is fitted while so many candidates are in flight."""
+    """Returns the number of fits of the model while `parallel` candidates are in flight."""
     toy = separable(groups=4, units=32, seeds=1)
     searcher = Surrogate(toy.problem, seed=0, probes=8, pool=40, rounds=1)
     model, count = searcher._model, 0

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunefront.pipelines.config.sections import SpaceSection
+from prunefront.pipelines.config.sections import QuantisationSection, SpaceSection
 from prunefront.pipelines.prepare.problem import cost_model, search_space
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.plan import Scores
@@ -19,10 +19,12 @@ from tests.pruners.plans import traced
 CHANNELS = sorted(name for name in NETS if traced(name).groups)
 
 
-def space_of(name: str, section: SpaceSection) -> tuple[ChannelGraph, Scores, SearchSpace]:
+def space_of(
+    name: str, section: SpaceSection, bits: tuple[int, ...] = (32,)
+) -> tuple[ChannelGraph, Scores, SearchSpace]:
     graph, rng = traced(name), np.random.default_rng(0)
     scores = {c: {g.name: rng.exponential(size=g.units) for g in graph.groups} for c in section.criteria}
-    return graph, scores, search_space(graph, scores, section)
+    return graph, scores, search_space(graph, scores, section, quantisation=QuantisationSection(bits=bits))
 
 
 @pytest.mark.parametrize("name", CHANNELS)
@@ -42,8 +44,8 @@ def test_channels_are_priced_exactly(name: str) -> None:
 
 
 def test_layers_and_words_shrink_what_they_are_about() -> None:
-    section = SpaceSection(criteria=("l2",), granularities=("channel", "element"), bits=(32, 8))
-    graph, _, space = space_of("ResNetOptionA", section)
+    section = SpaceSection(criteria=("l2",), granularities=("channel", "element"))
+    graph, _, space = space_of("ResNetOptionA", section, (32, 8))
     encoding = Encoding(space)
     layer = next(i for i, g in enumerate(space.groups) if g.kind == "layer")
     weights = int(np.prod(graph.shapes[space.groups[layer].name]))
@@ -61,8 +63,8 @@ def test_layers_and_words_shrink_what_they_are_about() -> None:
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 10_000))
 def test_a_row_is_a_candidate(seed: int) -> None:
-    section = SpaceSection(criteria=("l1", "l2"), granularities=("channel", "element"), bits=(32, 4))
-    _, _, space = space_of("ResNetOptionA", section)
+    section = SpaceSection(criteria=("l1", "l2"), granularities=("channel", "element"))
+    _, _, space = space_of("ResNetOptionA", section, (32, 4))
     encoding, rng = Encoding(space), np.random.default_rng(seed)
     candidate = space.sample(rng)
     assert encoding.decode(encoding.encode(candidate), candidate.origin) == candidate

@@ -2,7 +2,7 @@
 
 import pytest
 
-from prunefront.search.space.heuristics import Proposal, proposed, seed_candidates
+from prunefront.search.space.heuristics import Proposal, candidate_of, seed_candidates
 from prunefront.search.space.search_space import GroupSpace, SearchSpace
 
 SPACE = SearchSpace(
@@ -15,7 +15,7 @@ SPACE = SearchSpace(
 
 
 def lane(name: str, criterion: str, only: str | None = None) -> list[Proposal]:
-    """The same share of every group, or of one, for eight shares."""
+    """Proposes the same share of every group, or of one, for eight shares."""
     shares = [n / 10 for n in range(2, 10)]
     return [
         Proposal(
@@ -65,7 +65,7 @@ def test_the_first_few_already_spread() -> None:
 
 
 def test_every_proposal_comes_once_where_there_is_room() -> None:
-    wanted = {SPACE.dense().key(), *(proposed(SPACE, p).key() for each in LANES for p in each)}
+    wanted = {SPACE.dense().key(), *(candidate_of(SPACE, p).key() for each in LANES for p in each)}
     assert {c.key() for c in seed_candidates(SPACE, LANES, limit=1000)} == wanted
 
 
@@ -75,10 +75,10 @@ def test_without_proposals_only_the_dense_one() -> None:
 
 
 def test_a_proposal_becomes_a_candidate() -> None:
-    candidate = proposed(SPACE, Proposal("me", {"a": 4, "c": 2}, "taylor"))
+    candidate = candidate_of(SPACE, Proposal("me", {"a": 4, "c": 2}, "taylor"))
     assert candidate.origin == "me"
     assert SPACE.keeps(candidate) == {"a": 4, "b": 32, "c": 2}  # what it leaves out stays dense
     assert candidate.choices["a"].criterion == "taylor"
     assert candidate.choices["c"].criterion == "l1"  # it has no other
     with pytest.raises(ValueError, match="'me' keeps 9 units of group 'b'; possible: 8, 16, 24, 32"):
-        proposed(SPACE, Proposal("me", {"b": 9}, "l1"))
+        candidate_of(SPACE, Proposal("me", {"b": 9}, "l1"))

@@ -1,24 +1,20 @@
-"""How much of the front each searcher covers at equal evaluations, relative to random search.
+"""Hypervolume of each searcher at equal evaluations, relative to random search.
 
 Analytic problems whose accuracy is a formula, so this compares search alone and needs no network, data or GPU:
 
-    python benchmarks/searchers_analytic.py [--quick] [--json] [--only evolution,random] [--evaluations 200]
-                                            [--repeats 10]
+    python -m benchmarks.archive.searchers_analytic [--quick] [--json] [--only evolution,random]
+                                                    [--evaluations 200] [--repeats 10]
 """
 
 import argparse
 import importlib.metadata
 import json
 import platform
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the problems live beside the tests
 
 from prunefront.search.searchers import searchers
 from tests.problems import Separable, drive, hypervolume, separable
@@ -29,7 +25,7 @@ SLOW = frozenset({"optuna_gp"})  # seconds per ask: only run when named by --onl
 
 
 def run(name: str, toy: Separable, seed: int, evaluations: int) -> tuple[float, float]:
-    """Relative hypervolume, and seconds that the searcher itself took per evaluation."""
+    """Returns the relative hypervolume, and the searcher's own seconds per evaluation."""
     started = time.perf_counter()
     told = drive(
         searchers[name](toy.problem, seed=seed),
@@ -42,7 +38,7 @@ def run(name: str, toy: Separable, seed: int, evaluations: int) -> tuple[float, 
 
 
 def compare(names: list[str], titles: list[str], evaluations: int, repeats: int) -> Iterator[dict[str, Any]]:
-    """One row per problem and searcher: mean and standard deviation over seeds, and wins against random."""
+    """Yields one row per problem and searcher: mean and standard deviation over seeds, and wins against random."""
     for title in titles:
         groups, seeds = PROBLEMS[title]
         base: list[float] = []

@@ -1,79 +1,20 @@
 """Warm Ray actors that score candidates; they hold data, graph and dense weights for a whole study."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-import torch
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
-from torch import nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.patience import Patience
 from prunefront.pipelines.config.sections import ClusterSection
-from prunefront.pipelines.formats.weights import packed
-from prunefront.pipelines.workers.bench import Workbench
-from prunefront.pipelines.workers.evaluate import Evaluator
-from prunefront.pipelines.workers.failures import failure
 from prunefront.pipelines.workers.inheritance import Inheritance, Parent
-from prunefront.pruners.cut.inherit import hands_on
+from prunefront.pipelines.workers.scoring import Scored, ScoringWorker, hand_on
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.search.outcomes.measurement import Failure, Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """What a worker made of a candidate. weights: that others may start from, as safetensors. refused: why it did not
-    start from its parent's; "" = it did, or there were none."""
-
-    outcome: Outcome
-    seconds: float
-    weights: bytes | None = None
-    refused: str = ""
-
-
-class ScoringWorker:
-    """One process; made once, scores many candidates."""
-
-    def __init__(self, bench: Workbench, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self._broken: Failure | None = None
-        try:
-            self._evaluator = Evaluator(bench)
-        except Exception as error:  # noqa: BLE001 - Ray would only say that an actor died; so the reason is recorded
-            self._broken = failure(error)
-
-    def score(self, plan: PruningPlan, parent: Parent | None = None) -> Scored:
-        """The outcome and how many seconds it took. What goes wrong with a candidate is an outcome, too.
-
-        parent: what it is trained from, where candidates are trained at all; None = the dense network.
-        """
-        if self._broken is not None:
-            return Scored(self._broken, 0.0)
-        start = time.perf_counter()
-        weights, refused = None, ""
-        try:
-            if self._evaluator.bench.train_images:
-                heir, refused = self._heir(parent)
-                measured, model = self._evaluator.score_trained(plan, heir)
-                weights = packed(model) if hands_on(plan) else None
-                outcome: Outcome = measured
-            else:
-                outcome = self._evaluator.score(plan)
-        except Exception as error:  # noqa: BLE001 - whatever a candidate raises is recorded, and the search goes on
-            outcome = failure(error)
-        return Scored(outcome, time.perf_counter() - start, weights, refused)
-
-    def _heir(self, parent: Parent | None) -> tuple[nn.Module | None, str]:
-        """What to train from, None = the dense network; and why not from the parent's weights."""
-        if parent is None:
-            return None, ""
-        try:
-            return self._evaluator.heir(parent), ""
-        except PrunefrontError as error:
-            return None, str(error)
+from prunefront.text import first_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +28,7 @@ class _Task:
 
 
 DIED = (OutOfMemoryError, RayActorError, ObjectLostError)
-"""What Ray raises where a worker is gone, or its answer with the machine that held it."""
+"""Errors of Ray for a worker that is gone, or its answer with the machine that held it."""
 
 STILLBORN = 3
 """After so many workers in a row that died before they were ready, those that die so are not replaced."""
@@ -119,7 +60,7 @@ class ScoringPool:
         self._on_lost = on_lost
         self._inheritance = inheritance
         self._cluster = cluster
-        self._make = (
+        self._make: Any = (
             ray.remote(worker)
             .options(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker, max_concurrency=1)
             .remote
@@ -138,7 +79,7 @@ class ScoringPool:
 
     @property
     def free(self) -> int:
-        """How many workers have nothing to do."""
+        """Number of workers that have nothing to do."""
         return len(self._free)
 
     @property
@@ -160,7 +101,7 @@ class ScoringPool:
         done, _ = ray.wait([*self._running, *self._starting], num_returns=1, timeout=timeout)
         if not done:
             if not (self._running or self._free):
-                self._patience.there_is_none()
+                self._patience.no_worker_ready()
             return None
         if done[0] in self._starting:
             self._started(done[0])
@@ -171,7 +112,7 @@ class ScoringPool:
             scored: Scored = ray.get(done[0])
         except DIED as error:
             self.lost += 1
-            line = str(error).splitlines()[0]
+            line = first_line(error)
             self._on_lost(name, line)
             ray.kill(worker)  # where only its answer was lost, or its machine may come back
             self._start_worker()
@@ -185,11 +126,7 @@ class ScoringPool:
         self.busy_seconds += scored.seconds
         self._free.append(worker)
         self._hand_out()
-        if self._inheritance is not None:
-            if scored.refused:
-                self._inheritance.refuse(name, scored.refused)
-            if scored.weights is not None:
-                self._inheritance.write(name, scored.weights)
+        hand_on(self._inheritance, name, scored)
         return name, scored.outcome, scored.seconds
 
     def close(self) -> None:
@@ -216,12 +153,12 @@ class ScoringPool:
                 self._start_worker()
             elif not (self._free or self._running or self._starting):
                 raise PrunefrontError(
-                    f"no worker process stays alive, the last one ended with: {str(error).splitlines()[0]}; mend that "
+                    f"no worker process stays alive, the last one ended with: {first_line(error)}; mend that "
                     "and go on with --resume"
                 ) from error
             return
         self._stillborn = 0
-        self._patience.there_is_one()
+        self._patience.worker_ready()
         self._free.append(worker)
         self._hand_out()
 

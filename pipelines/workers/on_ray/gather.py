@@ -12,6 +12,7 @@ from ray.exceptions import RayTaskError
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import ClusterSection, ModelSection
 from prunefront.pipelines.models import build
+from prunefront.pipelines.workers.bench import on_device
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.statistics import Batch, Statistics, Task, Values, merge, run, tasks
 
@@ -31,7 +32,7 @@ def gather(
     workers: int,
     cluster: ClusterSection,
 ) -> Statistics:
-    """As `statistics.collect`, on the cluster; the values do not depend on how many workers there are.
+    """Gathers statistics as `statistics.collect` does, on the cluster; values do not depend on the number of workers.
 
     Workers build the network from its factory, so none travels. Raises PrunefrontError where something cannot be seen.
     """
@@ -57,5 +58,4 @@ def _run(task: Task, shared: Any, threads: int, device: str) -> Values:
     device = device if torch.cuda.is_available() else "cpu"
     model = build(section, classes=classes, input_shape=input_shape)
     model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
-    here = [(inputs.to(device), labels.to(device)) for inputs, labels in batches]
-    return run(task, model.to(device).eval(), graph, here)
+    return run(task, model.to(device).eval(), graph, on_device(batches, device))

@@ -6,8 +6,7 @@ Tune gets only candidates that deserve training; a trial's config is the per-gro
 import json
 import logging
 import tempfile
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,41 +14,25 @@ from typing import Any, Protocol
 
 import ray
 import ray.util.client
-import torch
 from ray import tune
 from ray.air.execution._internal import actor_manager
 from ray.exceptions import OutOfMemoryError
 from ray.tune.execution import class_cache, tune_controller
-from ray.tune.experiment import Trial
+from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.result import DONE
 from ray.tune.search import Searcher as TuneSearcher
 from ray.util.queue import Queue as EventQueue
-from torch import nn
 
 from prunefront.pipelines.cluster.connect import set_up_tune
-from prunefront.pipelines.cluster.device import named_place
-from prunefront.pipelines.cluster.patience import Patience, WaitsForWorkers
+from prunefront.pipelines.cluster.patience import Patience
 from prunefront.pipelines.config.sections import ClusterSection
-from prunefront.pipelines.workers.bench import Job, Workbench
-from prunefront.pipelines.workers.checkpoints import Checkpoints
-from prunefront.pipelines.workers.evaluate import Evaluator, Progress
-from prunefront.pipelines.workers.failures import failure
-from prunefront.pipelines.workers.scheduler import EPOCH, MEASURED, OUTCOME, HalvingScheduler, OnRung, Reached
-from prunefront.pruners.graph.plan import DENSE, PruningPlan
-from prunefront.pruners.procedures.run import SnapshotError
-from prunefront.pruners.procedures.snapshot import Snapshot
+from prunefront.pipelines.workers.bench import Workbench
+from prunefront.pipelines.workers.judge import MEASURED, OUTCOME, Judge, OnRung, Reached
+from prunefront.pipelines.workers.on_ray.scheduler import HalvingScheduler
+from prunefront.pipelines.workers.trial import Checkpoints, OnTrained, Queue, Trial
 from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome, outcome_from_json
 from prunefront.search.promotion.halving import Rungs
 from prunefront.search.space.candidate import Candidate
-
-MEASURED_ON = "measured_on"
-"""In a trial's last result: the machine that its network was timed on, as JSON."""
-
-RESUMED = "resumed"
-"""In a trial's last result: after how many steps of its training it went on from what another worker had kept."""
-
-COSTS = ("epoch_seconds", "latency_seconds", "artifact_bytes")
-"""Keys of a trial's last result: what training, the latency measurement and the artifact took, where there were any."""
 
 log = logging.getLogger(__name__)
 
@@ -60,31 +43,6 @@ class AskTell(Protocol):
     def ask(self) -> Candidate | None: ...
 
     def tell(self, candidate: Candidate, outcome: Outcome) -> None: ...
-
-
-class Queue:
-    """Jobs handed out in order: the searcher of a stage whose candidates are settled."""
-
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self.jobs = {_identity(job.candidate): job for job in jobs}
-        self._left = [job.candidate for job in jobs]
-
-    def __len__(self) -> int:
-        return len(self.jobs)
-
-    def job(self, candidate: Candidate) -> Job:
-        """The job that makes the candidate."""
-        return self.jobs[_identity(candidate)]
-
-    def ask(self) -> Candidate | None:
-        return self._left.pop(0) if self._left else None
-
-    def tell(self, candidate: Candidate, outcome: Outcome) -> None:
-        """Nothing follows from an outcome: the order is settled."""
-
-
-def _identity(candidate: Candidate) -> str:
-    return candidate.key() + candidate.origin
 
 
 OnTold = Callable[[Candidate, Outcome, dict[str, Any]], None]
@@ -115,7 +73,7 @@ class SearcherAdapter(TuneSearcher):
         """The space is our searcher's own; Tune has none to add."""
         return not config
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is a str
         candidate = self._searcher.ask() if self._asked < self._budget else None
         if candidate is None:
             waiting = self._live and self._asked < self._budget
@@ -155,7 +113,7 @@ class Guard(tune.Callback):
         self.error: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing of ours goes into Tune's own snapshots; see `SearcherAdapter`."""
+        """Returns nothing: what is ours stays out of Tune's own snapshots; see `SearcherAdapter`."""
         return {}
 
     def guarded(self, call: Callable[..., None]) -> Callable[..., None]:
@@ -169,17 +127,13 @@ class Guard(tune.Callback):
 
         return made
 
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
         if self.error is not None:
             raise self.error
 
 
 class FinetuneTrial(tune.Trainable):
-    """One candidate: pruned, fine-tuned an epoch a step, measured in the exclusive slot, published.
-
-    The config is the candidate: per channel group its ratio, criterion and what else was chosen. The process is
-    reused from trial to trial, so that data, dense network and calibration batches stay warm.
-    """
+    """`trial.Trial` as a Tune trainable. The config is the candidate; the process is reused from trial to trial."""
 
     def setup(
         self,
@@ -191,99 +145,34 @@ class FinetuneTrial(tune.Trainable):
     ) -> None:
         assert bench is not None
         assert queue is not None
-        torch.set_num_threads(threads)
-        self._queue, self._checkpoints = queue, checkpoints
-        self._broken: Failure | None = None
-        try:
-            self._evaluator = Evaluator(bench)
-        except Exception as error:  # noqa: BLE001 - Tune would only say that an actor died; so the reason is recorded
-            self._broken = failure(error)
+        self._queue = queue
+        self._made = Trial(bench, checkpoints, threads)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._steps = self._run(Candidate.from_json(new_config))
-        self._seconds, self._resumed = 0.0, 0
+        self._made.start(self._queue.job(Candidate.from_json(new_config)))
         return True
 
     def step(self) -> dict[str, Any]:
-        start = time.perf_counter()
-        if self._broken is not None:
-            return {
-                OUTCOME: json.dumps(self._broken.to_json()),
-                "accuracy": 0.0,
-                "busy_seconds": 0.0,
-                DONE: True,
-            }
-        try:
-            report = next(self._steps)
-        except Exception as error:  # noqa: BLE001 - whatever a candidate raises is recorded, and the search goes on
-            report = {OUTCOME: json.dumps(failure(error).to_json()), "accuracy": 0.0, DONE: True}
-        self._seconds += time.perf_counter() - start
-        return {**report, "busy_seconds": self._seconds}
-
-    def _run(self, candidate: Candidate) -> Iterator[dict[str, Any]]:
-        job, start = self._queue.job(candidate), time.perf_counter()
-        if job.name == DENSE:  # as it was brought
-            model, plan = self._evaluator.bench.dense_model(), job.plan
-        else:
-            epochs = self._trained(job)
-            while True:
-                try:
-                    progress = next(epochs)
-                except StopIteration as made:
-                    model, plan = made.value
-                    break
-                report = {"accuracy": progress.measurement["accuracy"], EPOCH: progress.epochs}
-                if progress.whole and job.compared:
-                    report[MEASURED] = json.dumps(progress.measurement.to_json())
-                yield report
-        trained = time.perf_counter() - start
-        measured = self._evaluator.measure(model, plan)
-        measured, artifact, where = self._evaluator.publish(job.name, model, plan, measured)
-        yield {
-            OUTCOME: json.dumps(measured.to_json()),
-            "artifact": artifact.uri,
-            MEASURED_ON: json.dumps(named_place(where)),
-            "accuracy": measured["accuracy"],
-            "epochs": job.epochs,
-            **({RESUMED: self._resumed} if self._resumed else {}),
-            **({"epoch_seconds": round(trained / job.epochs, 3)} if job.epochs and not self._resumed else {}),
-            "latency_seconds": round(self._evaluator.timing_seconds, 3),
-            "artifact_bytes": artifact.size_bytes,
-            DONE: True,
-        }
-
-    def _trained(self, job: Job) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
-        """As `Evaluator.train`, from what was kept where the job was begun before."""
-        keep = None if self._checkpoints is None else self._checkpoints.keeping(job.name)
-        content = None if self._checkpoints is None else self._checkpoints.read(job.name)
-        if content is not None:
-            try:
-                snapshot = Snapshot.from_bytes(content)
-                self._resumed = snapshot.step
-                return (yield from self._evaluator.train(job, keep, snapshot))
-            except SnapshotError as error:
-                self._resumed = 0
-                log.warning("%s is trained from its start: %s", job.name, error)
-        return (yield from self._evaluator.train(job, keep))
+        result = self._made.step()
+        return {**result, DONE: True} if OUTCOME in result else result
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        """Nothing for Tune to keep, which would pickle it: see `workers.checkpoints`."""
+        """Returns nothing for Tune to keep, which would pickle it: see `workers.checkpoints`."""
         return {}
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
-        """See `save_checkpoint`."""
-
-
-OnTrained = Callable[[str, Outcome, dict[str, Any]], None]
-"""Called with a network's name, what came of it, and its trial's last result (artifact, epochs, busy_seconds)."""
+        """Does nothing; see `save_checkpoint`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trials:
-    """How trials are run. workers: at a time, at most. storage: Tune's own folder, on the machine that runs Tune;
-    name: of the stage, and of its folder in there. rungs: where trials are compared and perhaps stopped. checkpoints:
-    where they are kept between epochs, so that one whose worker died goes on. patience: for how long none may run."""
+    """Settings of a stage's trials.
+
+    workers: at a time, at most. storage: Tune's own folder, on the machine that runs Tune. name: of the stage, and of
+    its folder in there. rungs: where trials are compared and perhaps stopped. checkpoints: where they are kept between
+    epochs, so that one whose worker died goes on. patience: for how long none may run.
+    """
 
     workers: int
     cluster: ClusterSection
@@ -303,7 +192,7 @@ def finetune_all(
 ) -> None:
     """Runs one trial for each job of the queue; returns when the outcome of each was handed to `on_trained`, or to
     `on_rung` where it was stopped."""
-    if not ray.util.client.ray.is_connected():
+    if not ray.util.client.ray.is_connected():  # type: ignore[no-untyped-call]  # Ray's
         _fit(bench_ref, queue, trials, on_trained, on_rung)
         return
     # through ray:// Tune itself runs on the cluster, so what it tells comes back through a queue
@@ -354,7 +243,7 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained, on
         if OUTCOME in result or isinstance(outcome, Failure):  # what was stopped is known since its rung
             on_trained(queue.job(candidate).name, outcome, result)
 
-    def name(trial: Trial) -> str:
+    def name(trial: TuneTrial) -> str:
         return queue.job(Candidate.from_json(trial.config)).name
 
     guard = Guard()
@@ -363,7 +252,9 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained, on
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=adapter,
-            scheduler=HalvingScheduler(trials.rungs, guard.guarded(on_rung), name) if trials.rungs else None,
+            scheduler=HalvingScheduler(Judge(trials.rungs, guard.guarded(on_rung)), name)
+            if trials.rungs
+            else None,
             num_samples=len(queue),
             max_concurrent_trials=trials.workers,
             reuse_actors=True,
@@ -375,7 +266,7 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained, on
             name=trials.name,
             storage_path=str(trials.storage.absolute()),
             verbose=0,
-            callbacks=[guard, WaitsForWorkers(trials.patience or Patience(cluster))],
+            callbacks=[guard, WaitForWorkers(trials.patience or Patience(cluster))],
             failure_config=tune.FailureConfig(max_failures=1),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
@@ -403,11 +294,31 @@ def memory_is_no_mystery() -> Iterator[None]:
     """A worker that Ray's memory monitor killed died like any other: Tune would end with it, as its error is no
     RayActorError."""
     modules = (actor_manager, tune_controller)
-    known = [module.RayActorError for module in modules]
+    known = [vars(module)["RayActorError"] for module in modules]
     for module, error in zip(modules, known, strict=True):
-        module.RayActorError = (error, OutOfMemoryError)  # both look it up with isinstance alone
+        vars(module)["RayActorError"] = (error, OutOfMemoryError)  # both look it up with isinstance alone
     try:
         yield
     finally:
         for module, error in zip(modules, known, strict=True):
-            module.RayActorError = error
+            vars(module)["RayActorError"] = error
+
+
+class WaitForWorkers(tune.Callback):
+    """Patience with trials, for which Ray Tune itself would wait for ever."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing of ours goes into Tune's own snapshots; see `trials.SearcherAdapter`."""
+        return {}
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        if any(trial.status == TuneTrial.RUNNING for trial in trials) or all(
+            trial.is_finished()  # type: ignore[no-untyped-call]  # Tune leaves it untyped
+            for trial in trials
+        ):
+            self._patience.worker_ready()
+        else:
+            self._patience.no_worker_ready()

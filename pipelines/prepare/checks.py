@@ -1,0 +1,110 @@
+"""Checks that a study asks for what there is: names, spaces, bounds; before anything is spent."""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.sections import QuantisationSection, SpaceSection, StudyConfig
+from prunefront.pipelines.measure.target import check_runtime
+from prunefront.pipelines.prepare.feasibility import check_bounds
+from prunefront.pipelines.prepare.problem import check_space, widest_space
+from prunefront.pruners.allocators import allocators
+from prunefront.pruners.bits.activations import check_inputs
+from prunefront.pruners.controls import controls
+from prunefront.pruners.criteria import criteria
+from prunefront.pruners.granularities import granularities, layer_granularities
+from prunefront.pruners.granularities.block import stack_granularities
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.procedures import procedures
+from prunefront.pruners.quantisers import quantisers
+from prunefront.pruners.scoring import available, why_not
+from prunefront.search.searchers import searchers
+from prunefront.text import did_you_mean
+
+SPARSE = frozenset({"element", "n_of_m"})
+"""Granularities that leave single weights zero in a tensor of the whole size."""
+
+
+def check_names(config: StudyConfig) -> None:
+    """Raises PrunefrontError for a name that no registry holds, and for a runtime that this machine lacks, before
+    anything is spent."""
+    for name in (*config.space.criteria, *chain.from_iterable(config.space.per_group.values())):
+        criteria[name]
+    for name in config.search.allocators:
+        allocators[name]
+    for name in config.controls.methods:
+        controls[name]
+    check_space_names(config.space, config.quantisation, config.training.procedure)
+    procedures[config.training.procedure].check(config.training.options)
+    searchers[config.search.searcher]
+    if "lottery_ticket" in config.controls.methods and config.model.weights and not config.model.initial:
+        raise PrunefrontError(
+            "the control 'lottery_ticket' starts from the weights before training, which are not known, as the network "
+            "comes trained: give them as model.initial, or leave model.weights out so that the study trains it"
+        )
+    check_runtime(config.measure)
+
+
+def check_space_names(section: SpaceSection, quantisation: QuantisationSection, procedure: str) -> None:
+    """Raises PrunefrontError for a granularity or quantiser that there is not, a word length that the quantiser cannot
+    have, and a training procedure that cannot go together with them."""
+    known = sorted({*granularities, *layer_granularities, *stack_granularities})
+    for name in section.granularities:
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise PrunefrontError(f"no granularity is called {name!r}; {near}known: {', '.join(known)}")
+    quantiser = quantisers[quantisation.quantiser]
+    for bits in quantisation.bits:
+        if bits < 32 and bits not in quantiser.bits:
+            raise PrunefrontError(
+                f"quantisation.bits = {bits} is no bit width of quantiser {quantiser.name!r}, which takes "
+                f"{quantiser.bits[0]} to {quantiser.bits[-1]}, or 32 for none"
+            )
+        for name in section.granularities:
+            if bits < 32 and name in SPARSE and not quantiser.keeps_zero:
+                levelled = ", ".join(n for n in quantisers if quantisers[n].keeps_zero)
+                raise PrunefrontError(
+                    f"granularity {name!r} leaves zeros, which quantiser {quantiser.name!r} has no level for; "
+                    f"these have one: {levelled}"
+                )
+    inner = [name for name in section.granularities if name in layer_granularities]
+    words = quantisation.words
+    if words.activations != "none":
+        check_inputs(words.activations, words.activation_bits)
+    if words.activations == "xnor" and inner:
+        raise PrunefrontError(
+            f"quantisation.activations = 'xnor' takes whole layers, which granularity {inner[0]!r} takes apart; leave "
+            "that out, or choose 'fixed_point'"
+        )
+    if inner and procedures[procedure].over == "weights":
+        able = [name for name in procedures if procedures[name].over == "channels"]
+        raise PrunefrontError(
+            f"training.procedure = {procedure!r} masks single weights of whole layers, which granularity {inner[0]!r} "
+            f"takes apart; these procedures go with it: {', '.join(able)}"
+        )
+
+
+def check_graph(config: StudyConfig, graph: ChannelGraph) -> None:
+    """Raises PrunefrontError for what of a study does not go with its network, as far as is known before any score:
+    groups that there are not, a space without a choice, bounds on exact costs that no network of the space meets."""
+    check_per_group(config.space.per_group, graph)
+    check_space(graph, config.space, config.quantisation)
+    space = widest_space(graph, config.space, config.quantisation)
+    check_bounds(graph, space, config.space, config.quantisation, config.search.constraints)
+
+
+def check_per_group(per_group: Mapping[str, Sequence[str]], graph: ChannelGraph) -> None:
+    """Raises PrunefrontError for a group that there is not, and for a criterion that does not fit its group."""
+    names = [g.name for g in graph.groups]
+    for name, asked in per_group.items():
+        if name not in names:
+            raise PrunefrontError(
+                f"space.per_group names group {name!r}, which the network does not have; "
+                f"{did_you_mean(name, names)}there are: {', '.join(names)}"
+            )
+        for criterion in asked:
+            if reason := why_not(criteria[criterion], graph.group(name), graph):
+                raise PrunefrontError(
+                    f"criterion {criterion!r} does not apply to group {name!r}, as that {reason}; "
+                    f"these do: {', '.join(available(graph)[name])}"
+                )

@@ -1,0 +1,102 @@
+"""Scores of units, and what allocators read: gathered once per study on calibration images."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.data import SearchData, batches
+from prunefront.pipelines.journal.layout import PREPARED
+from prunefront.pipelines.prepare.network import Network, Say
+from prunefront.pipelines.prepare.problem import within
+from prunefront.pipelines.prepare.saved_knowledge import read_facts, read_graph, read_scores, save_nested
+from prunefront.pruners.allocators import SCORES, allocators
+from prunefront.pruners.criteria import criteria
+from prunefront.pruners.granularities.block import stack_granularities
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.graph.plan import Scores
+from prunefront.pruners.scoring import needs_of, rank
+from prunefront.pruners.statistics import Batch, Statistics, gathered_by
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """Scores of the dense network's units. facts: field -> group -> array, as allocators read them."""
+
+    scores: Scores
+    facts: Mapping[str, Mapping[str, NDArray[np.float64]]]
+
+
+Gather = Callable[[ChannelGraph, Sequence[Batch], Set[str]], Statistics]
+"""Graph, calibration batches, needs -> statistics, wherever they are gathered."""
+
+
+def know(config: StudyConfig, network: Network, gather: Gather, say: Say) -> Knowledge:
+    """Returns scores and facts from one pass over calibration images, or those of an earlier run."""
+    folder = config.path / PREPARED
+    kept, facts = folder / "scores.safetensors", folder / "facts.safetensors"
+    if kept.exists():
+        return Knowledge(read_scores(folder, network.graph), read_facts(folder, network.graph))
+    names = dict.fromkeys((*config.space.criteria, *chain.from_iterable(config.space.per_group.values())))
+    wanted = frozenset(chain.from_iterable(allocators[a].needs for a in config.search.allocators)) - {SCORES}
+    if config.space.bound == "redundancy":
+        wanted |= {"gradient_gram"}
+    needs = needs_of(names) | wanted
+    statistics = Statistics()
+    if any(gathered_by(need) for need in needs):
+        started = time.perf_counter()
+        images = calibration(config, network.splits.for_search())
+        statistics = gather(network.graph, images, needs)
+        say(
+            f"{len(names)} criteria: what they look at was gathered on "
+            f"{sum(len(labels) for _, labels in images):,} images in {time.perf_counter() - started:.1f} s"
+        )
+    scores = {n: dict(g) for n, g in rank(network.model, network.graph, names, statistics).items()}
+    if "block" in config.space.granularities:
+        _rank_blocks(network, within(config.space.criteria), scores)
+    for name, groups in scores.items():
+        if not groups:
+            say(f"criterion {name!r} fits no channel group; `prunefront inspect` says why")
+    found = {f: {g: t.numpy() for g, t in statistics.values.get(f, {}).items()} for f in sorted(wanted)}
+    save_nested(found, facts)
+    save_nested(scores, kept)  # last: its presence says that both are whole
+    return Knowledge(scores, found)
+
+
+def read_knowledge(study: Path) -> tuple[ChannelGraph, Knowledge]:
+    """Reads what an earlier run found out about its network; no data is read, no network built.
+
+    Raises PrunefrontError if it did not come so far.
+    """
+    folder = study / PREPARED
+    if not (folder / "graph.json").exists() or not (folder / "scores.safetensors").exists():
+        raise PrunefrontError(
+            f"study {study.name!r} has not scored the units of its network yet ({folder}); let `prunefront search` "
+            "go on until it scores candidates"
+        )
+    graph = read_graph(folder)
+    return graph, Knowledge(read_scores(folder, graph), read_facts(folder, graph))
+
+
+def _rank_blocks(
+    network: Network, names: Sequence[str], scores: dict[str, dict[str, NDArray[np.float64]]]
+) -> None:
+    """Adds the scores of every stack's blocks."""
+    tensors = network.model.state_dict()
+    for stack in network.graph.stacks:
+        view = stack_granularities["block"].view(stack, tensors, network.graph)
+        for name in names:
+            scores.setdefault(name, {})[stack.name] = criteria[name](view).numpy()
+
+
+def calibration(config: StudyConfig, data: SearchData) -> list[Batch]:
+    """Returns augmented training images in batches of 64, the same ones for every criterion."""
+    rng = np.random.default_rng([config.seed, 2])
+    stream = batches(data.train, data.transform, 64, augment=rng, shuffle=rng, smallest=2)
+    return list(islice(stream, -(-config.space.calibration_images // 64)))

@@ -1,0 +1,185 @@
+"""Processes of a Ray cluster as the workers of a study."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
+from ray.tune import TuneError
+
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.cluster.connect import Cluster, connect, fewer_workers
+from prunefront.pipelines.cluster.device import find_device
+from prunefront.pipelines.cluster.nodes import check_nodes
+from prunefront.pipelines.cluster.patience import Patience
+from prunefront.pipelines.config.sections import MeasureSection, StudyConfig
+from prunefront.pipelines.events.events import Events
+from prunefront.pipelines.events.metrics import export_metrics
+from prunefront.pipelines.journal.layout import TUNE
+from prunefront.pipelines.measure.target import Target
+from prunefront.pipelines.stores.spool import Refuge
+from prunefront.pipelines.workers.bench import Workbench
+from prunefront.pipelines.workers.inheritance import Inheritance
+from prunefront.pipelines.workers.judge import OnRung
+from prunefront.pipelines.workers.on_ray.checkpoints import kept_in
+from prunefront.pipelines.workers.on_ray.gather import gather
+from prunefront.pipelines.workers.on_ray.pool import ScoringPool
+from prunefront.pipelines.workers.on_ray.trials import Trials, finetune_all
+from prunefront.pipelines.workers.trial import Checkpoints, OnTrained, Queue
+from prunefront.pipelines.workers.workers import Process, Say, Training
+from prunefront.pruners.statistics import Batch, Statistics
+from prunefront.search.outcomes.measurement import Failure
+from prunefront.text import first_line
+
+T = TypeVar("T")
+
+
+class ActorProcess:
+    """An object in a Ray actor."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        try:
+            return ray.get(getattr(self._actor, method).remote(*arguments))
+        except RayTaskError as error:
+            if isinstance(error.cause, PrunefrontError):
+                raise error.cause from None
+            raise
+
+
+class RayWorkers:
+    """Processes of the cluster that this process has joined."""
+
+    def __init__(self, cluster: Cluster, config: StudyConfig) -> None:
+        self.cluster, self._section = cluster, config.cluster
+        self.count = cluster.workers
+        self._bench: Any = None
+
+    def refuge(self, spool: Path) -> Refuge | None:
+        if self.cluster.remote:
+            return None
+        return Refuge(ray.get_runtime_context().get_node_id(), spool.absolute())
+
+    def device(self, section: MeasureSection, dense_onnx: bytes) -> Target | None:
+        return find_device(section, dense_onnx)
+
+    def gather(self, bench: Workbench, batches: Sequence[Batch], needs: Set[str]) -> Statistics:
+        return gather(
+            bench.model,
+            bench.classes,
+            bench.input_shape,
+            bench.weights,
+            bench.graph,
+            batches,
+            needs,
+            workers=self.count,
+            cluster=self._section,
+        )
+
+    def equip(self, bench: Workbench) -> None:
+        self._bench = ray.put(bench)
+
+    def pool(
+        self, inheritance: Inheritance | None, on_lost: Callable[[str, str], None], say: Say
+    ) -> ScoringPool:
+        return ScoringPool(
+            self._bench,
+            self.count,
+            self._section,
+            inheritance,
+            on_lost=on_lost,
+            patience=Patience(self._section, say),
+        )
+
+    @contextmanager
+    def process(self, make: Callable[[Workbench], Any]) -> Iterator[Process]:
+        actor: Any = (
+            ray.remote(make).options(num_cpus=1, num_gpus=self._section.gpus_per_worker).remote(self._bench)
+        )
+        try:
+            yield ActorProcess(actor)
+        finally:
+            if ray.is_initialized():  # or any call of Ray's would begin a cluster here
+                ray.kill(actor)
+
+    def checkpoints(
+        self, study: Path, stage: str, names: Collection[str]
+    ) -> AbstractContextManager[Checkpoints]:
+        return kept_in(study, stage, names, remote=self.cluster.remote)
+
+    def train(self, training: Training, on_trained: OnTrained, on_rung: OnRung, say: Say) -> None:
+        trials = Trials(
+            self.count,
+            self._section,
+            training.folder / TUNE,
+            training.name,
+            training.rungs,
+            training.checkpoints,
+            Patience(self._section, say),
+        )
+        finetune_all(self._bench, Queue(training.jobs), trials, on_trained, on_rung)
+
+    def each(
+        self, function: Callable[..., T], items: Sequence[Any], shared: Sequence[Any]
+    ) -> list[T | Failure]:
+        remote = ray.remote(function).options(num_cpus=self._section.cpus_per_worker)
+        references = [ray.put(value) for value in shared]
+        return [_result(pending) for pending in [remote.remote(item, *references) for item in items]]
+
+
+def _result(pending: Any) -> Any:
+    try:
+        return ray.get(pending)
+    except (OutOfMemoryError, WorkerCrashedError) as error:
+        return Failure("crashed", f"the worker process died: {first_line(error)}")
+
+
+@contextmanager
+def on_ray(
+    config: StudyConfig, address: str | None, *, events: Events, say: Say, metrics_port: int | None
+) -> Iterator[RayWorkers]:
+    """Processes of a Ray cluster as a study's workers; what was started here is ended here.
+
+    address: of a cluster; None = Ray starts on this machine. metrics_port: where it then exports metrics. Raises
+    PrunefrontError where the study cannot run or be measured there, and for whatever fails in Ray afterwards.
+    """
+    with _failures_said(), connect(address, config.cluster, metrics_port) as cluster:
+        _check_storage(config, cluster)
+        for line in (*fewer_workers(config.cluster, cluster), *check_nodes(config.measure, config.cluster)):
+            say(line)
+        with export_metrics(events, workers=cluster.workers, remote=cluster.remote):
+            yield RayWorkers(cluster, config)
+
+
+@contextmanager
+def _failures_said() -> Iterator[None]:
+    """Turns what Ray raises into one line that says how to go on."""
+    try:
+        yield
+    except (RayError, TuneError) as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        raise PrunefrontError(
+            f"Ray failed: {first_line(cause)}; what was done is kept, go on with --resume"
+        ) from error
+    except ConnectionError as error:  # of ray://
+        raise PrunefrontError(
+            f"the connection to the Ray cluster was lost ({error}); what was done is kept: see to the cluster, and go "
+            "on with --resume"
+        ) from error
+
+
+def _check_storage(config: StudyConfig, cluster: Cluster) -> None:
+    """Raises PrunefrontError if workers on other machines would publish into their own disks."""
+    if (
+        (cluster.nodes > 1 or cluster.remote)
+        and "://" not in config.artifact_uri
+        and not config.artifacts.shared
+    ):
+        raise PrunefrontError(
+            f"workers may run on another machine, but artifacts go to the folder {config.artifact_uri}; set "
+            "[artifacts] uri = 's3://bucket/prefix', or shared = true if all machines see that folder"
+        )

@@ -1,0 +1,81 @@
+"""Study files of earlier versions: every key that has another name now still works, and is said once."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+
+from prunefront.pipelines.config.moved import MOVED, MovedKey, under_new_keys
+from prunefront.pipelines.config.read import ConfigError, load, parse, settings
+
+EARLIER = """
+name = "s"
+controls = ["scratch_b"]
+controlled = 1
+[model]
+factory = "digits_cnn"
+[space]
+criteria = ["l1"]
+bits = [32, 8]
+quantiser = "affine"
+per_channel = false
+activations = "dorefa"
+activation_bits = 4
+"""
+TODAY = """
+name = "s"
+[model]
+factory = "digits_cnn"
+[space]
+criteria = ["l1"]
+[quantisation]
+bits = [32, 8]
+quantiser = "affine"
+per_channel = false
+activations = "dorefa"
+activation_bits = 4
+[controls]
+methods = ["scratch_b"]
+networks = 1
+"""
+
+
+def test_an_earlier_file_is_read_as_todays_and_each_key_is_named(tmp_path: Path) -> None:
+    earlier, today = tmp_path / "earlier.toml", tmp_path / "today.toml"
+    earlier.write_text(EARLIER)
+    today.write_text(TODAY)
+    with pytest.warns(MovedKey) as caught:
+        found = load(earlier)
+    assert found == load(today)
+    lines = [str(warning.message) for warning in caught]
+    assert len(lines) == len(MOVED)
+    for before, now in MOVED.items():
+        assert f"{earlier}: {before!r} is {now!r} now; it still works" in lines
+
+
+def test_todays_keys_are_settings_and_earlier_ones_are_not() -> None:
+    known = settings()
+    assert set(MOVED.values()) <= set(known)
+    assert set(MOVED).isdisjoint(known)
+
+
+def test_what_a_study_keeps_is_read_without_a_word() -> None:
+    data = {"name": "s", "model": {"factory": "digits_cnn"}, "controls": ["scratch_b"], "controlled": 3}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        config = parse(data, source="study.json", base=Path())
+    assert (config.controls.methods, config.controls.networks) == (("scratch_b",), 3)
+    assert data["controls"] == ["scratch_b"], "what was given stays as it was"
+
+
+def test_a_key_under_both_names_is_refused() -> None:
+    data = {"name": "s", "model": {"factory": "f"}, "space": {"bits": [8]}, "quantisation": {"bits": [4]}}
+    with pytest.raises(ConfigError, match=r"'space.bits' is 'quantisation.bits' now, and both are given"):
+        parse(data, source="s.toml", base=Path())
+
+
+@pytest.mark.parametrize(
+    "data", [{"space": 3}, {"controls": {"methods": ["a"]}}, {"quantisation": 1, "space": {"bits": 1}}]
+)
+def test_what_holds_no_earlier_key_stays_as_it_is(data: dict[str, object]) -> None:
+    assert under_new_keys(data) == (data, [])
