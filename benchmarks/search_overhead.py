@@ -29,7 +29,7 @@ from prunefront.pipelines.workers.bench import Workbench, arrays
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.train import Recipe
 from prunefront.pruners.plan.decide import plan
-from prunefront.pruners.scoring import score
+from prunefront.pruners.scoring import score as score_units
 from prunefront.pruners.trace.tracer import trace
 
 STUDY: dict[str, Any] = {
@@ -116,7 +116,7 @@ def score(quick: bool) -> dict[str, Any]:
     images, pairs = (256, 3) if quick else (2048, 12)
     evaluator = Evaluator(bench(images))
     made, graph = evaluator.bench, evaluator.bench.graph
-    scores = score(evaluator.dense, graph, ("l1",))
+    scores = score_units(evaluator.dense, graph, ("l1",))
     chosen = plan(graph, {g.name: GroupChoice("l1", 0.5) for g in graph.groups}, scores)
     network = evaluator.prune(chosen)
     calibration = [inputs for inputs, _ in evaluator._calibration]

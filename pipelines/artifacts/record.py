@@ -59,7 +59,7 @@ def read_record(folder: Path) -> ArtifactRecord:
             integers=plan.get("onnx", str) == "int8",
             plan_key=str(stated["key"]),
             planned_key=pruning.key(),
-            planned=pruning.achieved(),
+            planned=pruning.achieved_ratios(),
             shapes={str(name): tuple(int(n) for n in shape) for name, shape in shapes.items()},
             accuracy=float(measurement.get("accuracy", (int, float))),
             images=measurement.get("images", int),

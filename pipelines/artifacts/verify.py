@@ -184,11 +184,11 @@ def _check_torch(
     """Yields the checks of the torch network: the factory's dense one, cut by the plan, with the stored weights."""
     # what only needs the ONNX file should not import the zoo
     from prunefront.pipelines.models import build
-    from prunefront.pruners.saved import load_network, trained
+    from prunefront.pruners.saved import count_trained, load_network
 
     dense = build(section, classes=splits.classes, input_shape=splits.input_shape)
     model = load_network(dense, folder)
-    params = trained(model, recorded.plan)
+    params = count_trained(model, recorded.plan)
     yield Check("params (torch)", str(recorded.params), str(params), recorded.params == params)
     if recorded.integers:
         return  # floats round otherwise than integers do, so the outputs are not comparable

@@ -45,7 +45,8 @@ class Patience:
     def _line(self) -> str:
         import ray
 
-        there, free = ray.cluster_resources(), ray.available_resources()
+        there = ray.cluster_resources()  # type: ignore[no-untyped-call]  # Ray leaves both untyped
+        free = ray.available_resources()  # type: ignore[no-untyped-call]
         return (
             f"no worker is ready: the cluster has {there.get('CPU', 0):g} CPUs, {free.get('CPU', 0):g} of them free; "
             f"one asks for {self.section.cpus_per_worker} CPUs and {self.section.gpus_per_worker:g} GPUs"

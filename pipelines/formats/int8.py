@@ -257,14 +257,14 @@ def activation_ranges(
     typed = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.value_info, *graph.output)}
     names = [v.name for v in graph.input]
     names += [output for node in graph.node for output in node.output]
-    names = [name for name in names if typed.get(name) == TensorProto.FLOAT]
+    names = [name for name in names if typed.get(name) == TensorProto.FLOAT_BITS]
     del graph.output[:]
     for i, name in enumerate(names):
         for op in ("Min", "Max"):
             # the network's own names could be anything, so these only must differ from them
             output = f"prunefront range {op} {i}"
             graph.node.append(helper.make_node(f"Reduce{op}", [name], [output], name=output, keepdims=0))
-            graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, []))
+            graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT_BITS, []))
     session = open_session(watched.SerializeToString(), threads=1)
     low, high = np.full(len(names), np.inf, np.float32), np.full(len(names), -np.inf, np.float32)
     for batch in calibration:
@@ -430,7 +430,9 @@ def _ranks(model: ModelProto) -> dict[str, int]:
 def _constants(model: ModelProto) -> dict[str, NDArray[Any]]:
     """Float constants by name."""
     return {
-        t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == TensorProto.FLOAT
+        t.name: numpy_helper.to_array(t)
+        for t in model.graph.initializer
+        if t.data_type == TensorProto.FLOAT_BITS
     }
 
 

@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from prunefront.pipelines.formats.onnx_export import export
-from prunefront.pruners.cut.surgery import Removed, apply, removed
+from prunefront.pruners.cut.surgery import RemovedPositions, apply, removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.plan import PruningPlan
 
@@ -31,7 +31,7 @@ def cut(dense: bytes, graph: ChannelGraph, plan: PruningPlan) -> bytes:
     network that says its widths elsewhere too comes out wrong, which `same_as_exported` tells.
     """
     proto = onnx.ModelProto.FromString(dense)
-    going = removed(graph, plan)
+    going = removed_positions(graph, plan)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     for name, tensor in tensors.items():
         if axes := _axes(name, going):
@@ -64,7 +64,7 @@ def same_as_exported(dense: bytes, model: nn.Module, graph: ChannelGraph, plan: 
         return cut(dense, graph, plan) == path.read_bytes()
 
 
-def _axes(name: str, going: Removed) -> dict[int, list[int]]:
+def _axes(name: str, going: RemovedPositions) -> dict[int, list[int]]:
     """Axis -> positions that an initialiser loses."""
     weight = name.removesuffix(FOLDED_BIAS)
     if name not in going and weight != name and 0 in going.get(weight, {}):

@@ -16,6 +16,7 @@ from prunefront.atomic import write_whole
 from prunefront.errors import NotTraceable, PrunefrontError
 from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
 from prunefront.pipelines.formats.same_outputs import largest_difference
+from prunefront.pruners.units.eval_mode import eval_mode
 from prunefront.text import first_line
 
 
@@ -31,7 +32,7 @@ def export(model: nn.Module, example: Tensor, path: Path) -> None:
     device = next((p.device for p in model.parameters()), example.device)
     # torch.export takes sizes 0 and 1 for constants, so the batch must have at least two
     batch = torch.zeros((2, *example.shape[1:]), dtype=example.dtype, device=device)
-    with _evaluating(model), torch.no_grad(), _quiet():
+    with eval_mode(model), torch.no_grad(), _quiet():
         outputs = len(pytree.tree_leaves(model(batch)))
         try:
             program = torch.onnx.export(
@@ -73,7 +74,7 @@ def check(model: nn.Module, path: Path, examples: Tensor, tolerance: float = 1e-
     worst = 0.0
     for size in sorted({1, min(2, len(examples)), len(examples)}):
         batch = examples[:size]
-        with _evaluating(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             leaves = pytree.tree_leaves(model(batch.to(device)))
         expected = [leaf.detach().cpu().float().numpy() for leaf in leaves]
         try:
@@ -97,17 +98,6 @@ def _strip_notes(message: Message) -> None:
         elif field.message_type is not None:
             for child in [value] if isinstance(value, Message) else value:
                 _strip_notes(child)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from prunefront.pipelines.fronts.row import FrontRow
 from prunefront.pipelines.fronts.table import format_count, format_size
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure  # type: ignore[import-untyped]  # plotly has no types
+    from plotly.graph_objects import Figure
 
 MOST_GROUPS = 24
 """Most channel groups whose dropped fraction is shown under the mouse."""
@@ -30,7 +30,7 @@ def figure(rows: Sequence[FrontRow], images: str | None = None) -> "Figure":
 
     rows: fastest first. images: the images that accuracies were measured on; None = test images.
     """
-    import plotly.graph_objects as go  # type: ignore[import-untyped]  # plotly has no types
+    import plotly.graph_objects as go
 
     drawn = go.Figure()
     steps = stairs(rows)

@@ -110,6 +110,6 @@ def describe_plan(plan: PruningPlan) -> str:
         parts.append(f"−{gone} block{'s' * (gone > 1)}")
     kinds = Counter(p.choice.granularity for p in plan.layers if p.count is not None)
     parts += [f"{kinds[name]} {name}" for name in sorted(kinds)]
-    if bits := sorted({*plan.bits().values()}):
+    if bits := sorted({*plan.bit_widths().values()}):
         parts.append(f"{bits[0]} bit" if len(bits) == 1 else f"{bits[0]}–{bits[-1]} bit")
     return ", ".join(parts)

@@ -68,7 +68,7 @@ def check_space_names(section: SpaceSection, quantisation: QuantisationSection, 
                     f"these have one: {levelled}"
                 )
     inner = [name for name in section.granularities if name in layer_granularities]
-    words = quantisation.words
+    words = quantisation.method
     if words.activations != "none":
         check_inputs(words.activations, words.activation_bits)
     if words.activations == "xnor" and inner:

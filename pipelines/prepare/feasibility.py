@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from prunefront.choice import GroupChoice, Words, pattern
+from prunefront.choice import GroupChoice, Quantisation, pattern
 from prunefront.errors import PrunefrontError, RatioError
 from prunefront.pipelines.config.sections import QuantisationSection, SpaceSection
 from prunefront.pruners.granularities import layer_granularities
@@ -12,9 +12,9 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer, Part
 from prunefront.pruners.graph.plan import DENSE, GroupPlan, LayerPlan, PruningPlan, inside, removed_blocks
 from prunefront.pruners.graph.shapes import shapes_of
-from prunefront.pruners.plan.cost import Cost, cost, trained_in
-from prunefront.pruners.plan.decide import channels
-from prunefront.pruners.plan.layer_counts import left_by, nearest_count
+from prunefront.pruners.plan.cost import Cost, cost, trained_scalars
+from prunefront.pruners.plan.decide import channels_per_unit
+from prunefront.pruners.plan.layer_counts import layers_after_cut, nearest_count
 from prunefront.pruners.plan.layer_parts import layer_parts
 from prunefront.pruners.storage.sizes import file_size
 from prunefront.search.outcomes.constraints import EXACT, Bound, resolve
@@ -85,10 +85,10 @@ def check_bounds(
     def ways(name: str) -> str:
         return _ways(name, section, quantisation)
 
-    found = {c.name: least(graph, space, quantisation.words, {c.name: 1.0}, widen=False) for c in upper}
+    found = {c.name: least(graph, space, quantisation.method, {c.name: 1.0}, widen=False) for c in upper}
     for c in upper:
         if found[c.name].values[c.name] > c.high:
-            found[c.name] = least(graph, space, quantisation.words, {c.name: 1.0})
+            found[c.name] = least(graph, space, quantisation.method, {c.name: 1.0})
         if found[c.name].values[c.name] > c.high:
             raise Infeasible(_one(c, found[c.name].values[c.name], bounds, dense, ways))
     tried = [*found.values()]
@@ -97,7 +97,7 @@ def check_bounds(
         weights = next(mixtures, None)
         if weights is None:
             return None
-        tried.append(least(graph, space, quantisation.words, weights))
+        tried.append(least(graph, space, quantisation.method, weights))
         if sum(weight * tried[-1].values[name] for name, weight in weights.items()) > 1:
             # if a network met all bounds, the weighted mean of its costs over them would be at most 1
             raise Infeasible(_together(upper, tried, bounds, dense, ways))
@@ -107,7 +107,7 @@ def check_bounds(
 def least(
     graph: ChannelGraph,
     space: SearchSpace,
-    words: Words,
+    quantisation: Quantisation,
     weights: Mapping[str, float],
     *,
     widen: bool = True,
@@ -119,14 +119,14 @@ def least(
     a granularity may need more channels than the fewest, several widths of each channel group are tried in turn; that
     need not find the very least. widen: False leaves those trials out.
     """
-    return _Descent(graph, space, words, dict(weights)).run(widen)
+    return _Descent(graph, space, quantisation, dict(weights)).run(widen)
 
 
 @dataclass(slots=True)
 class _Descent:
     graph: ChannelGraph
     space: SearchSpace
-    words: Words
+    quantisation: Quantisation
     weights: Mapping[str, float]
     cheapest: dict[Layer, LayerPlan] = field(default_factory=dict)
 
@@ -181,7 +181,7 @@ class _Descent:
 
     def widths(self, group: GroupSpace) -> list[int]:
         """The fewest units, the fewest that make a multiple of so many channels, and of few units all up to NARROW."""
-        each = channels(self.graph.group(group.name))
+        each = channels_per_unit(self.graph.group(group.name))
         found = [next((k for k in group.keeps if k * each % m == 0), group.keeps[0]) for m in WIDTHS]
         return sorted({group.keeps[0], *found, *(k for k in group.keeps if k * each <= NARROW)})
 
@@ -205,11 +205,11 @@ class _Descent:
             sizes = shapes_of(self.graph, {g.name: len(g.kept) for g in groups})
             layers = tuple(
                 self.option(layer, offers[name], sizes)
-                for name, layer in left_by(self.graph, groups).items()
+                for name, layer in layers_after_cut(self.graph, groups).items()
                 if name in offers and not inside(name, gone)
             )
         changed = tuple(p for p in layers if p.count is not None or p.choice.bits < 32)
-        return PruningPlan(groups, stacks, changed, self.words)
+        return PruningPlan(groups, stacks, changed, self.quantisation)
 
     def option(self, layer: Layer, offer: GroupSpace, sizes: Mapping[str, tuple[int, ...]]) -> LayerPlan:
         """The cheapest that can be made of a layer, with the batch norm that it may take in."""
@@ -224,13 +224,13 @@ class _Descent:
 
     def price(self, plan: LayerPlan, norm: Mapping[str, Part]) -> float:
         granularity = None if plan.count is None else layer_granularities[plan.choice.granularity]
-        parts = {f"{plan.layer.module}.{name}": p for name, p in layer_parts(plan, self.words).items()}
+        parts = {f"{plan.layer.module}.{name}": p for name, p in layer_parts(plan, self.quantisation).items()}
         if granularity is None or plan.count is None:
             macs, parts = plan.layer.macs, {**parts, **norm}
         else:
             macs = granularity.macs(plan.layer, plan.count)
             parts |= {} if granularity.fuses_norm else dict(norm)
-        price = Cost(macs, trained_in(parts), file_size(parts))
+        price = Cost(macs, trained_scalars(parts), file_size(parts))
         return sum(weight * exact_values(price)[name] for name, weight in self.weights.items())
 
 
@@ -251,7 +251,9 @@ def options(layer: Layer, offer: GroupSpace) -> Iterator[LayerPlan]:
                     count = nearest_count(granularity, layer, choice.ratio)
                 except RatioError:
                     continue
-                yield LayerPlan(layer, choice, count, choice.ratio, 1.0 - granularity.kept(layer, count))
+                yield LayerPlan(
+                    layer, choice, count, choice.ratio, 1.0 - granularity.kept_share(layer, count)
+                )
 
 
 def check_costs(aim: PruningPlan, graph: ChannelGraph, bounds: Sequence[Constraint]) -> None:

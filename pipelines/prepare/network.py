@@ -177,7 +177,7 @@ def planned_by(config: StudyConfig, network: Network, scores: Scores, candidate:
         candidate.choices,
         scores,
         round_to=config.space.round_to,
-        words=config.quantisation.words,
+        quantisation=config.quantisation.method,
     )
 
 

@@ -14,7 +14,7 @@ from prunefront.pruners.allocators import OutOfReach, PerGroup, Terms
 from prunefront.pruners.allocators import allocators as registry
 from prunefront.pruners.allocators.redundancy import upper_bounds
 from prunefront.pruners.criteria import criteria
-from prunefront.pruners.cut.compact import within_layers
+from prunefront.pruners.cut.compact import can_rank_within
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer
@@ -144,12 +144,12 @@ def _can_leave(name: str, layer: Layer, density: float) -> bool:
         count = nearest_count(granularity, layer, 1.0 - round(density, 2))
     except RatioError:
         return False
-    return abs(granularity.kept(layer, count) - density) <= NEAR
+    return abs(granularity.kept_share(layer, count) - density) <= NEAR
 
 
 def within(names: Sequence[str]) -> tuple[str, ...]:
     """The criteria among these that can rank units within layers, and blocks; the L2 norm where none can."""
-    return tuple(n for n in names if within_layers(n)) or ("l2",)
+    return tuple(n for n in names if can_rank_within(n)) or ("l2",)
 
 
 def widest_space(
@@ -306,7 +306,9 @@ def _keeps(
 ) -> bool:
     """Tells whether a candidate can be had and meets bounds on exact costs."""
     try:
-        made = plan(graph, candidate.choices, scores, round_to=section.round_to, words=quantisation.words)
+        made = plan(
+            graph, candidate.choices, scores, round_to=section.round_to, quantisation=quantisation.method
+        )
     except PrunefrontError:
         return False  # it would be told as impossible
     return violation(Measurement(exact_values(cost(graph, made))), bounds) == 0

@@ -172,7 +172,7 @@ def _row(network: Trained, graph: ChannelGraph, accuracy: Accuracy, latency: Map
         size_bytes=int(network.measurement["size_bytes"]),
         macs=price.macs,
         params=price.params,
-        achieved={name: round(ratio, 6) for name, ratio in network.job.plan.achieved().items()},
+        achieved={name: round(ratio, 6) for name, ratio in network.job.plan.achieved_ratios().items()},
         validation_accuracy=network.measurement["accuracy"],
         origin=network.job.candidate.origin,
         control=network.job.control,

@@ -88,7 +88,7 @@ def conditions(config: StudyConfig, data: Mapping[str, str], precision: str) -> 
         "data": {k: v for k, v in section.items() if k not in ("train", "test")},
         "search": {name: getattr(config.search, name) for name in SCORED_BY},
         "calibration_images": space.calibration_images,
-        "words": config.quantisation.words.to_json(),
+        "words": config.quantisation.method.to_json(),
         "seed": config.seed,
         "precision": precision,
         "training": config.training.model_dump(mode="json") if config.search.train_images else None,

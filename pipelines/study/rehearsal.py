@@ -106,7 +106,7 @@ class Replay:
             )
         self.dense = measured[DENSE]
         self._plans: dict[str, PruningPlan] = {}
-        ratios = [self.plan(self.rows[key].candidate).achieved() for key in measured]
+        ratios = [self.plan(self.rows[key].candidate).achieved_ratios() for key in measured]
         self.emulator = Emulator(ratios, [m["accuracy"] for m in measured.values()])
         self._images = _count_images(list(measured.values()))
         self._seconds = [r.seconds for r in table.rows if r.seconds is not None and r.seconds > 0]
@@ -129,7 +129,7 @@ class Replay:
                 candidate.choices,
                 self._scores,
                 round_to=space.round_to,
-                words=self._config.quantisation.words,
+                quantisation=self._config.quantisation.method,
             )
         return self._plans[key]
 
@@ -141,7 +141,7 @@ class Replay:
         if (row := self.rows.get(aim.key())) is not None:
             return row.outcome
         price = cost(self._graph, aim)
-        accuracy = float(self.emulator.predict([aim.achieved()])[0])
+        accuracy = float(self.emulator.predict([aim.achieved_ratios()])[0])
         half = 1.96 * float(np.sqrt(accuracy * (1 - accuracy) / self._images)) if self._images else 0.0
         return Measurement(
             {
@@ -188,7 +188,7 @@ def load_evaluations(folder: Path, config: StudyConfig) -> tuple[Evaluations, Ch
             candidate.choices,
             knowledge.scores,
             round_to=space.round_to,
-            words=config.quantisation.words,
+            quantisation=config.quantisation.method,
         ).key()
 
     table = evaluations(config.name, events, realise)

@@ -207,7 +207,7 @@ def _report(session: Session, network: Network, front: list[Trained], workers: W
         need_dense(name, failure)
     known = latest_artifacts(session.journal.events)
     for row in rows:  # a resumed study reports these: the ones before, without test figures, may be collected
-        artifact = row.artifact.rpartition("/")[2]
+        artifact = (row.artifact or "").rpartition("/")[2]
         if known.get(row.key) != artifact:
             session.journal.append("published", name=row.key, artifact=artifact)
     data = [row.to_json() for row in rows]

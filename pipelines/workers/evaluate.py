@@ -33,18 +33,18 @@ from prunefront.pipelines.workers.bench import Job, Workbench
 from prunefront.pipelines.workers.inheritance import Parent
 from prunefront.pipelines.workers.publish import published
 from prunefront.pipelines.workers.train import Keep, Recipe, begin, carry_out, laid_out
-from prunefront.pruners.bits.bit_width import unwrapped
-from prunefront.pruners.cut.inherit import inherited, unfitted
-from prunefront.pruners.cut.prune import prune, settle
+from prunefront.pruners.bits.bit_width import with_float_inputs
+from prunefront.pruners.cut.inherit import inherit, without_repair
+from prunefront.pruners.cut.prune import calibrate, prune
 from prunefront.pruners.cut.recalibrate import recalibrate
+from prunefront.pruners.cut.scratch import scratch_network
 from prunefront.pruners.cut.surgery import apply
-from prunefront.pruners.cut.untrained import fresh
 from prunefront.pruners.graph.plan import DENSE, PruningPlan, inside, removed_blocks, without_channels
 from prunefront.pruners.plan.cost import cost
 from prunefront.pruners.procedures import Phase, procedures
 from prunefront.pruners.procedures.loop import EpochReport
 from prunefront.pruners.procedures.snapshot import Snapshot
-from prunefront.pruners.saved import PLAN, WEIGHTS, described, rebuild, save_network
+from prunefront.pruners.saved import PLAN, WEIGHTS, plan_document, rebuild, save_network
 from prunefront.search.outcomes.measurement import Measurement
 
 CALIBRATION_BATCH = 128
@@ -109,7 +109,7 @@ class Evaluator:
             run = begin(
                 bench.dense_model() if start is None else start,
                 bench.graph,
-                plan if start is None else unfitted(plan),
+                plan if start is None else without_repair(plan),
                 bench.data,
                 recipe,
                 self._calibration,
@@ -136,7 +136,7 @@ class Evaluator:
         Raises PrunefrontError for weights that are not the parent's.
         """
         model = self.bench.dense_model()
-        model.load_state_dict(inherited(model, self.bench.graph, parent.plan, unpacked(parent.weights)))
+        model.load_state_dict(inherit(model, self.bench.graph, parent.plan, unpacked(parent.weights)))
         return model
 
     def train(
@@ -173,7 +173,7 @@ class Evaluator:
         recipe = replace(bench.scratch, epochs=job.epochs)
         with shared():
             whole = bench.untrained(job.start, seed=bench.seed + 1)
-            cut = fresh if job.start == "fresh" else apply
+            cut = scratch_network if job.start == "fresh" else apply
             model = cut(whole, bench.graph, job.plan)
             # its channels are those of the plan; what that does to blocks and within layers comes before training
             rest = replace(bench.graph, groups=())
@@ -253,7 +253,7 @@ class Evaluator:
         example, onnx = self._images(2), folder / "model.onnx"
         if integers(plan):
             whole = folder / "float.onnx"
-            floats = unwrapped(model)
+            floats = with_float_inputs(model)
             export(floats, example, whole)
             check(floats, whole, self._images(3))
             short = {p.layer.module for p in plan.layers if p.choice.bits <= 8}
@@ -280,7 +280,7 @@ class Evaluator:
         if recipe.channels_last:
             model = laid_out(model, torch.channels_last)
         with torch.autocast(self.bench.device, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            settle(model, plan, self._calibration)
+            calibrate(model, plan, self._calibration)
         return model
 
     def _time(self, model: nn.Module, onnx: Path) -> Timed:
@@ -332,15 +332,15 @@ def _seed(study: int, plan: PruningPlan) -> int:
 
 def integers(plan: PruningPlan) -> bool:
     """Tells whether the plan's ONNX network computes in integers: some layers have 8-bit inputs and weights."""
-    words = plan.words
-    short = any(bits <= 8 for bits in plan.bits().values())
-    return short and words.activations == "fixed_point" and words.activation_bits == 8
+    method = plan.quantisation
+    short = any(bits <= 8 for bits in plan.bit_widths().values())
+    return short and method.activations == "fixed_point" and method.activation_bits == 8
 
 
 def load_network_from(bench: Workbench, plan: PruningPlan, weights: Path) -> nn.Module:
     """Returns the network that a reader of the artifact makes of it."""
     dense = build(bench.model, classes=bench.classes, input_shape=bench.input_shape)
-    return rebuild(dense, plan, tuple(described(bench.graph, plan)["removed"]), weights)
+    return rebuild(dense, plan, tuple(plan_document(bench.graph, plan)["removed"]), weights)
 
 
 def describe(bench: Workbench, plan: PruningPlan, weights: Path) -> dict[str, Any]:
@@ -351,7 +351,7 @@ def describe(bench: Workbench, plan: PruningPlan, weights: Path) -> dict[str, An
         "study": bench.study,
         "classes": bench.classes,
         "input_shape": list(bench.input_shape),
-        **described(bench.graph, plan),
+        **plan_document(bench.graph, plan),
         "onnx": "int8" if integers(plan) else "float32",
         "shapes": stored_shapes(weights),
         "macs": price.macs,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prunefront.atomic import write_whole
 from prunefront.errors import PrunefrontError
-from prunefront.pruners.cut.inherit import hands_on
+from prunefront.pruners.cut.inherit import can_hand_on
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.search.outcomes.measurement import Measurement, Outcome
 from prunefront.search.space.candidate import Candidate
@@ -99,7 +99,7 @@ class Inheritance:
         plan = self._waiting.pop(key)
         for candidate in candidates:
             self.note(candidate, key)
-        if isinstance(outcome, Measurement) and hands_on(plan):
+        if isinstance(outcome, Measurement) and can_hand_on(plan):
             self._plans[key] = plan
         latest = list(self._plans)
         best = [k for k in latest if k in self._front]

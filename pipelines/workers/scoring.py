@@ -12,7 +12,7 @@ from prunefront.pipelines.workers.bench import Workbench
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.failures import failure
 from prunefront.pipelines.workers.inheritance import Inheritance, Parent
-from prunefront.pruners.cut.inherit import hands_on
+from prunefront.pruners.cut.inherit import can_hand_on
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.search.outcomes.measurement import Failure, Outcome
 
@@ -65,7 +65,7 @@ class ScoringWorker:
             if self._evaluator.bench.train_images:
                 heir, refused = self._heir(parent)
                 measured, model = self._evaluator.score_trained(plan, heir)
-                weights = packed(model) if hands_on(plan) else None
+                weights = packed(model) if can_hand_on(plan) else None
                 outcome: Outcome = measured
             else:
                 outcome = self._evaluator.score(plan)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunefront.pruners.allocators import Counts, Terms, allocator, fit_budget, nearest
-from prunefront.pruners.graph.single_cuts import cuts
+from prunefront.pruners.graph.single_cuts import dropped_counts
 
 
 @allocator(
@@ -43,10 +43,10 @@ def sensitivity(terms: Terms) -> Counts:
 def ratio_curve(rises: NDArray[np.float64], units: int) -> tuple[Callable[[float], float], float]:
     """Returns (rise of the loss -> the largest ratio that costs no more, rise at which everything is gone).
 
-    rises: [ratios], measured with `cuts(units)` units gone. Between these, and from (0, 0), the curve is straight;
-    beyond the last it goes on as in its last stretch. A fall counts as noise: the curve is the running maximum.
+    rises: [ratios], measured without `dropped_counts(units)` units. The curve is straight between these and from
+    (0, 0); beyond the last it goes on as in its last stretch. A fall counts as noise: the curve is the running maximum.
     """
-    width, first = np.unique([0.0, *(gone / units for gone in cuts(units))], return_index=True)
+    width, first = np.unique([0.0, *(gone / units for gone in dropped_counts(units))], return_index=True)
     height = np.maximum.accumulate(np.concatenate([[0.0], rises])[first])
     slope = float((height[-1] - height[-2]) / (width[-1] - width[-2])) if len(width) > 1 else 0.0
     height, width = np.append(height, height[-1] + slope * (1.0 - width[-1])), np.append(width, 1.0)

@@ -51,11 +51,11 @@ class Criterion:
 
         Raises PrunefrontError where the view lacks a need or a score is not finite, ValueError for a wrong shape.
         """
-        lacking = sorted(self.needs - view.held())
+        lacking = sorted(self.needs - view.known_fields())
         if lacking:
             raise PrunefrontError(
                 f"criterion {self.name!r} needs {', '.join(lacking)}, which the view does not hold; "
-                f"it holds: {', '.join(sorted(view.held())) or 'nothing'}"
+                f"it holds: {', '.join(sorted(view.known_fields())) or 'nothing'}"
             )
         scores = self.score(view).to(torch.float64)
         if scores.shape != view.weight.shape[:1]:

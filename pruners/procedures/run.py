@@ -12,12 +12,12 @@ from prunefront.errors import PrunefrontError
 from prunefront.pruners.bits.bit_width import wrap
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.cut.compact import compact
-from prunefront.pruners.cut.prune import prune, settle
-from prunefront.pruners.cut.surgery import reduced, removed, taken
+from prunefront.pruners.cut.prune import calibrate, prune
+from prunefront.pruners.cut.surgery import cut_tensor, reduced_graph, removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.plan import GroupPlan, PruningPlan, Scores
-from prunefront.pruners.plan.layer_parts import word_lengths
-from prunefront.pruners.procedures.bit_widths import WordLength
+from prunefront.pruners.plan.layer_parts import parameter_bit_widths
+from prunefront.pruners.procedures.bit_widths import QuantisedWeights
 from prunefront.pruners.procedures.hook import Hook, UnitScores
 from prunefront.pruners.scoring import score, why_not
 from prunefront.pruners.statistics import Batch, Loss
@@ -211,7 +211,7 @@ class Run:
             plan = self._plan_from_here(stay)
             before, graph, old = self.model, self.graph, self.optimizer
             after = prune(before, graph, plan, self.calibration, statistics=statistics)
-            self.model, self.graph, self.kept = after, reduced(graph, plan), stay
+            self.model, self.graph, self.kept = after, reduced_graph(graph, plan), stay
             self.optimizer = self._make_optimizer(after)
             carry_state(old, self.optimizer, before, after, graph, plan)
         self.compact_if_cut()
@@ -249,11 +249,13 @@ class Run:
         self.replayable = self.step == 0  # the present weights decide which units of a layer stay
         before, old = self.model, self.optimizer
         self.model = compact(before, self.graph, self.goal)
-        if short := self.goal.bits():
-            wrap(self.model, short, self.goal.words)
-            self.hooks = (WordLength(self.model, word_lengths(self.goal), self.goal.words),)
+        if short := self.goal.bit_widths():
+            wrap(self.model, short, self.goal.quantisation)
+            self.hooks = (
+                QuantisedWeights(self.model, parameter_bit_widths(self.goal), self.goal.quantisation),
+            )
         if self.calibration and self._replay is None:
-            settle(self.model, self.goal, self.calibration)
+            calibrate(self.model, self.goal, self.calibration)
         self.optimizer = self._make_optimizer(self.model)
         carry_state(old, self.optimizer, before, self.model, NO_CHANNELS, PruningPlan(()))
 
@@ -268,7 +270,7 @@ class Run:
         for hook in self.hooks:
             hook.finish(self)
         if self.hooks and not self.steps and self.calibration:
-            settle(self.model, self.goal, self.calibration)
+            calibrate(self.model, self.goal, self.calibration)
 
     def _plan_from_here(self, stay: Mapping[str, tuple[int, ...]]) -> PruningPlan:
         """Returns the plan that takes the present network to the units `stay`."""
@@ -290,14 +292,14 @@ def carry_state(
     plan: PruningPlan,
 ) -> None:
     """Passes each parameter's optimiser state on to the rest of it. Tensors of another shape start afresh."""
-    going = removed(graph, plan)
+    going = removed_positions(graph, plan)
     parameters, successors = dict(before.named_parameters()), dict(after.named_parameters())
     for name, parameter in parameters.items():
         state = old.state.get(parameter)
         if not state or name not in successors:  # a layer that another replaced, or that went with its block
             continue
         new.state[successors[name]] = {
-            key: taken(going, name, value)
+            key: cut_tensor(going, name, value)
             if isinstance(value, Tensor) and value.shape == parameter.shape
             else value
             for key, value in state.items()

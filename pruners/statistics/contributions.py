@@ -30,7 +30,7 @@ def read_transposed(group: ChannelGroup, graph: ChannelGraph) -> str | None:
 
 def not_interior(group: ChannelGroup, graph: ChannelGraph) -> str | None:
     """Returns why the channels are not a single layer's, or are read in patches of no fixed size; None otherwise."""
-    return applies.residual(group, graph) or read_transposed(group, graph)
+    return applies.several_writers(group, graph) or read_transposed(group, graph)
 
 
 @statistic(

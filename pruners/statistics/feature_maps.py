@@ -10,7 +10,7 @@ from torch import Tensor
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import TensorSlice
 from prunefront.pruners.statistics import Inquiry, Values, statistic
-from prunefront.pruners.units.applies import residual
+from prunefront.pruners.units.applies import several_writers
 from prunefront.pruners.units.view import consumers
 from prunefront.pruners.units.watch import CONVOLUTIONS, TRANSPOSED, Product, Watch
 
@@ -20,7 +20,7 @@ ELEMENTS = 2**24
 
 @statistic(
     "feature_maps",
-    fields={"nuclear_drop": residual},
+    fields={"nuclear_drop": several_writers},
     takes="forward",
     cost="an eigenvalue problem per unit and image, at most 128: the most expensive one without gradients",
     images=128,

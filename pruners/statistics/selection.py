@@ -14,7 +14,7 @@ from torch import Tensor
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
 from prunefront.pruners.statistics import Batch, Inquiry, Values, images, statistic
-from prunefront.pruners.units.applies import residual
+from prunefront.pruners.units.applies import several_writers
 from prunefront.pruners.units.view import consumers, owners, per_unit
 from prunefront.pruners.units.watch import Product, Watch
 
@@ -43,7 +43,9 @@ Objective = Callable[[Sequence[Tensor], int], Tensor]
 def no_trained_consumer(group: ChannelGroup, graph: ChannelGraph) -> str | None:
     """Returns why nothing can be selected: several layers write the channels, or an untrained weight reads them."""
     fixed = [m.tensor for m in consumers(group) if m.tensor not in graph.parameters]
-    return residual(group, graph) or (f"is read by {fixed[0]!r}, which is not trained" if fixed else None)
+    return several_writers(group, graph) or (
+        f"is read by {fixed[0]!r}, which is not trained" if fixed else None
+    )
 
 
 @statistic(

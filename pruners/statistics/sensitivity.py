@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import ChannelGroup
-from prunefront.pruners.graph.single_cuts import RATIOS, cuts
+from prunefront.pruners.graph.single_cuts import RATIOS, dropped_counts
 from prunefront.pruners.statistics import Inquiry, Values, images, statistic
 from prunefront.pruners.units.applies import no_producer
 from prunefront.pruners.units.view import producers, rows
@@ -50,7 +50,7 @@ def _losses(inquiry: Inquiry, group: ChannelGroup, tensors: dict[str, Tensor]) -
     order = torch.argsort(_norms(inquiry, group, tensors), stable=True).tolist()
     kept = {m.tensor: tensors[m.tensor].clone() for m in group.members}
     losses = []
-    for gone in cuts(group.units):  # ascending: masked units stay masked
+    for gone in dropped_counts(group.units):  # ascending: masked units stay masked
         _zero(group, tensors, order[:gone])
         losses.append(_loss(inquiry))
     for name, tensor in kept.items():

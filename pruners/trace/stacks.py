@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree
 
-from prunefront.pruners.cut.blocks import _tensors, _zero
-from prunefront.pruners.cut.surgery import copied
+from prunefront.pruners.cut.blocks import block_tensors, zero_block
+from prunefront.pruners.cut.surgery import deep_copy
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Stack
 
@@ -119,7 +119,7 @@ class _Trial:
     """A copy of the model on which blocks are tried one after the other."""
 
     def __init__(self, model: nn.Module, example: tuple[Any, ...], paths: Collection[str], seed: int) -> None:
-        self.example, self.model = example, _perturb(copied(model, {}), seed)
+        self.example, self.model = example, _perturb(deep_copy(model, {}), seed)
         self.passages = self._record(paths)
 
     def why_not(self, path: str) -> str | None:
@@ -131,7 +131,7 @@ class _Trial:
             return "is not the identity without its layers"
         if torch.equal(passage.y, passage.x):
             return "gives its input as it is"
-        zeros = {name: torch.zeros_like(tensor) for name, tensor in _tensors(block).items()}
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in block_tensors(block).items()}
         try:
             with torch.no_grad():
                 left = functional_call(block, zeros, (passage.x.clone(),))
@@ -139,7 +139,7 @@ class _Trial:
             return f"cannot be run by itself: {type(error).__name__}"
         if not (isinstance(left, Tensor) and _equal(left, passage.x)):
             return "is not the identity without its layers"
-        _zero(block)
+        zero_block(block)
         return None
 
     def check(self, blocks: Sequence[str]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, F
 from prunefront.pruners.trace import probe, sites, stacks
 from prunefront.pruners.trace.labels import IntArray, Labels, Ledger, Stored, Use, blank
 from prunefront.pruners.trace.rules import RULES, Call, Value, is_tensor
-from prunefront.pruners.units.modes import evaluating
+from prunefront.pruners.units.eval_mode import eval_mode
 from prunefront.text import did_you_mean, first_line
 
 
@@ -92,7 +92,7 @@ def _plain_attention() -> Iterator[None]:
 
 
 def _export(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
-    with evaluating(model), _plain_attention(), _quiet():
+    with eval_mode(model), _plain_attention(), _quiet():
         try:
             return torch.export.export(model, inputs)
         except Exception as error:  # a model may fail in any way: the error is reported

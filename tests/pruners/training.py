@@ -1,7 +1,7 @@
 """Tools that tests of training procedures share: a run that takes milliseconds, and a log of its phases."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +69,12 @@ def trained(
     dtype = next(run.model.parameters()).dtype
     stream = itertools.cycle([(x.to(dtype), y) for x, y in data()])
     return fit(run, phases, stream, backward, learning_rate=RATE, schedule=schedule)
+
+
+def density(weights: Iterable[torch.Tensor]) -> float:
+    """Share of the elements that are not zero."""
+    held = list(weights)
+    return sum(int(t.count_nonzero()) for t in held) / sum(t.numel() for t in held)
 
 
 def tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -11,7 +11,15 @@ from prunefront.pruners.procedures import Phase, procedure
 from prunefront.pruners.procedures.hook import Hook, Progress
 from prunefront.pruners.procedures.masking import MaskedWeights, StraightThrough, recalibrate_norms
 from prunefront.pruners.procedures.run import Run
-from prunefront.pruners.units.masks import FLOOR, Masks, Tensors, erk_counts, keep_largest, sizes, weights
+from prunefront.pruners.units.masks import (
+    FLOOR,
+    Masks,
+    Tensors,
+    erk_counts,
+    keep_largest,
+    magnitudes,
+    weights,
+)
 
 LOW, HIGH = 0.9, 1.1
 """Band around its threshold, as factors of it, within which a mask does not change."""
@@ -84,7 +92,7 @@ def dns(
             Surgery(held, masks, limits, gamma / max(end, 1), power),
         ),
     )
-    margin = {name: w / limits[name].clamp(min=1e-12) for name, w in sizes(held).items()}
+    margin = {name: w / limits[name].clamp(min=1e-12) for name, w in magnitudes(held).items()}
     final = keep_largest({name: m.double() for name, m in masks.items()}, density, ties=margin, floor=FLOOR)
     hook = MaskedWeights(held, final)
     if not run.steps_left:

@@ -13,14 +13,14 @@ from prunefront.pruners.units.masks import (
     erk_counts,
     keep_largest,
     largest,
-    relative,
-    sizes,
+    magnitudes,
+    relative_magnitudes,
     weights,
 )
 
 THRESHOLDS: Mapping[str, Callable[[Tensors, float], Masks]] = {
-    "network": lambda held, density: keep_largest(sizes(held), density, floor=FLOOR),
-    "std": lambda held, density: keep_largest(relative(held), density, floor=FLOOR),
+    "network": lambda held, density: keep_largest(magnitudes(held), density, floor=FLOOR),
+    "std": lambda held, density: keep_largest(relative_magnitudes(held), density, floor=FLOOR),
     "erk": lambda held, density: {
         name: largest(held[name].detach().abs(), count) for name, count in erk_counts(held, density).items()
     },

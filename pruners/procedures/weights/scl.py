@@ -15,7 +15,7 @@ from prunefront.pruners.procedures.masking import (
     recalibrate_norms,
 )
 from prunefront.pruners.procedures.run import Run
-from prunefront.pruners.units.masks import FLOOR, Tensors, keep_largest, output_axis, sizes, weights
+from prunefront.pruners.units.masks import FLOOR, Tensors, keep_largest, magnitudes, output_axis, weights
 
 START = 0.01
 """Initial value of every mask variable. Its scale means nothing, as the learning rate follows it."""
@@ -90,7 +90,7 @@ def scl(run: Run, density: float = 0.5, penalty: float = 0.02) -> Iterator[Phase
             Learn(held, variables, axes, rate, penalty),
         ),
     )
-    hook = MaskedWeights(held, keep_largest(variables, density, ties=sizes(held), floor=FLOOR))
+    hook = MaskedWeights(held, keep_largest(variables, density, ties=magnitudes(held), floor=FLOOR))
     if not run.steps_left:
         recalibrate_norms(run)
     yield Phase(run.steps_left, hooks=(hook,))

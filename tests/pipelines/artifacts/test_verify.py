@@ -297,7 +297,7 @@ def publish_network(folder: Path, model: nn.Module, factory: str, plan: PruningP
         "accuracy": measured.value,
         "images": measured.images,
         "params": sum(p.numel() for p in model.parameters()),
-        "achieved": plan.achieved(),
+        "achieved": plan.achieved_ratios(),
         "outputs": {
             "inputs": f"test[:{CHECKED_INPUTS}]",
             "logits": onnx_outputs(data, first, splits.transform),

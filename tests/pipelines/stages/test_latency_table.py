@@ -300,7 +300,7 @@ def test_a_timer_times_what_it_is_asked_for(model: nn.Module, cuts: bool) -> Non
     assert dict(point.kept) == {"first": 4}
     assert point.origin == "single"
     assert dense_ms > 0
-    assert planned(graph, {"first": 4}).kept()["first"] == (0, 1, 2, 3)
+    assert planned(graph, {"first": 4}).kept_units()["first"] == (0, 1, 2, 3)
     where = {**DEVICE}
     table = empty_table(graph, onnx_file, where, {"first": (4, 8)}, [{"first": 4}])
     assert table.network == digest(graph, onnx_file)

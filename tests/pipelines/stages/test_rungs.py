@@ -152,9 +152,7 @@ def test_a_network_is_compared_when_all_is_cut(procedure: str, whole: list[bool]
         artifacts=study.artifacts,
         description={},
     )
-    aim = plan(
-        graph, {g.name: GroupChoice("l1", 0.5) for g in graph.groups}, score(model, graph, ("l1",))
-    )
+    aim = plan(graph, {g.name: GroupChoice("l1", 0.5) for g in graph.groups}, score(model, graph, ("l1",)))
     seen: list[Progress] = list(Evaluator(bench).train(Job("a", Candidate({}), aim, epochs=4)))
     assert [p.epochs for p in seen] == [1, 2, 3]
     assert [p.whole for p in seen] == whole

@@ -57,7 +57,7 @@ def config_of(folder: Path, candidates: int = 60) -> StudyConfig:
 
 def true_accuracy(aim: PruningPlan) -> float:
     """Groups' losses multiply; every other group is far more sensitive."""
-    losses = [(6.0, 0.6)[i % 2] * ratio**2 for i, ratio in enumerate(aim.achieved().values())]
+    losses = [(6.0, 0.6)[i % 2] * ratio**2 for i, ratio in enumerate(aim.achieved_ratios().values())]
     return 0.97 * float(np.exp(-sum(losses)))
 
 

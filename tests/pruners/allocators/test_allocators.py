@@ -25,7 +25,7 @@ from prunefront.pruners.allocators.global_threshold import relative
 from prunefront.pruners.allocators.redundancy import energy_rank, max_ratio, upper_bounds
 from prunefront.pruners.allocators.sensitivity import ratio_curve
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, MacOp, TensorSlice
-from prunefront.pruners.graph.single_cuts import RATIOS, cuts
+from prunefront.pruners.graph.single_cuts import RATIOS, dropped_counts
 from prunefront.pruners.plan.cost import macs, macs_of
 from prunefront.pruners.plan.decide import keep_counts
 from tests.pruners.plans import keeping, traced
@@ -298,10 +298,10 @@ def test_groups_without_scores_stay_dense() -> None:
 
 
 def test_cuts_of_a_sensitivity_sweep() -> None:
-    assert cuts(20) == (5, 10, 15, 18)
-    assert cuts(8) == (2, 4, 6, 7)
-    assert cuts(2) == (0, 1, 1, 1)
-    assert cuts(1) == (0, 0, 0, 0)
+    assert dropped_counts(20) == (5, 10, 15, 18)
+    assert dropped_counts(8) == (2, 4, 6, 7)
+    assert dropped_counts(2) == (0, 1, 1, 1)
+    assert dropped_counts(1) == (0, 0, 0, 0)
 
 
 def test_curves_are_read_backwards() -> None:

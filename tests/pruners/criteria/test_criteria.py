@@ -34,7 +34,7 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.scoring import available, score, why_not
 from prunefront.pruners.statistics.first_order import first_order
 from prunefront.pruners.trace.tracer import trace
-from prunefront.pruners.units.view import FIELDS, MEASURED, READ, UnitView
+from prunefront.pruners.units.view import FIELDS, MEASURED, WEIGHT_FIELDS, UnitView
 from tests.nets import NETS
 from tests.pruners.fixtures import (
     MODELS,
@@ -413,11 +413,11 @@ def snip_fixture(factor: float = 1.0):
 def test_snip_scores_of_weights_are_gradients_of_masks_that_sum_to_one():
     at_masks, scores = snip_fixture()
     total = sum(g.abs().sum() for g in at_masks.values())
-    for name, score in scores.items():
-        torch.testing.assert_close(score, at_masks[name].abs() / total)
+    for name, found in scores.items():
+        torch.testing.assert_close(found, at_masks[name].abs() / total)
     assert float(sum(s.sum() for s in scores.values())) == pytest.approx(1.0)
-    for name, score in snip_fixture(factor=1e-3)[1].items():
-        torch.testing.assert_close(score, scores[name])
+    for name, found in snip_fixture(factor=1e-3)[1].items():
+        torch.testing.assert_close(found, scores[name])
     kept = torch.cat([s.flatten() for s in scores.values()]).quantile(0.9)
     assert all((s > kept).any() for s in scores.values())  # no layer empties at 90 %
 
@@ -611,7 +611,7 @@ def test_every_coupling_pattern_is_scored(name):
         return sum(leaf.square().mean() for leaf in tree_leaves(output))
 
     # those of single papers say in a line of their own what they cannot look at; the others never refuse
-    usual = {c for c in criteria if criteria[c].needs <= READ | first_order.fields.keys()}
+    usual = {c for c in criteria if criteria[c].needs <= WEIGHT_FIELDS | first_order.fields.keys()}
     data = [(inputs, None), (again, None)]
     scores, refusals = dict(score(model, graph, usual, data, loss)), []
     for single in sorted(set(criteria) - usual):

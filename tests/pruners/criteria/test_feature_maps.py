@@ -139,9 +139,9 @@ def test_values_do_not_depend_on_how_images_fall_into_batches(kind, field):
 def test_nets_have_values_where_they_apply(name):
     model, inputs = NETS[name]()
     graph, data = traced(name), [(inputs, None)]
-    for field, score in (("nuclear_drop", chip), ("connection", nnrelief)):
+    for field, criterion in (("nuclear_drop", chip), ("connection", nnrelief)):
         found = [run(t, model, graph, data)[field] for t in tasks(graph, {field}, data)]
-        there = {g.name for g in graph.groups if why_not(score, g, graph) is None}
+        there = {g.name for g in graph.groups if why_not(criterion, g, graph) is None}
         assert {where for values in found for where in values} == there
         for where in there:
             assert len(found[0][where]) == graph.group(where).units
@@ -195,8 +195,8 @@ def test_the_score_says_when_the_last_connection_goes(units, outputs, seed):
     share = (strength / (bias + strength.sum(dim=1))[:, None]).T
     scores = nnrelief(UnitView(torch.zeros(units, 0), connection=share))
     assert ((scores >= -1e-12) & (scores <= 1.0)).all()
-    for unit, score in enumerate(scores.tolist()):
-        for alpha, there in ((1 - score + 1e-9, True), (1 - score - 1e-9, False)):
+    for unit, value in enumerate(scores.tolist()):
+        for alpha, there in ((1 - value + 1e-9, True), (1 - value - 1e-9, False)):
             if 0.0 <= alpha < 1.0:
                 assert bool(kept_connections(strength, bias, alpha)[:, unit].any()) is there
 

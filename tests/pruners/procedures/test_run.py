@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError
-from prunefront.pruners.cut.surgery import apply, removed, taken
+from prunefront.pruners.cut.surgery import apply, cut_tensor, removed_positions
 from prunefront.pruners.procedures import Phase
 from prunefront.pruners.procedures.hook import Hook
 from prunefront.pruners.procedures.loop import Diverged
@@ -95,7 +95,7 @@ def test_survivors_keep_their_momentum_and_the_next_step_is_sgd_by_hand():
         loss = F.cross_entropy(run.model.train()(x.double()), y)
         slopes = torch.autograd.grad(loss, list(run.model.parameters()))
         for (name, p), slope in zip(run.model.named_parameters(), slopes, strict=True):
-            momentum = taken(removed(graph, relative), name, before[name][1])
+            momentum = cut_tensor(removed_positions(graph, relative), name, before[name][1])
             assert torch.equal(
                 run.optimizer.state[p]["momentum_buffer"], momentum
             )  # nothing of removed units is left

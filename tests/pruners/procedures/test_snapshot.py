@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from prunefront.choice import GroupChoice, Words
+from prunefront.choice import GroupChoice, Quantisation
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.procedures import procedures
 from prunefront.pruners.procedures.loop import fit
@@ -82,9 +82,9 @@ def momenta(run: Run) -> dict[str, Tensor]:
 
 
 def everything_asked() -> Run:
-    """Channels, a block, layers of every granularity, words of 4 bits of weights and 8 of inputs."""
+    """Channels, a block, layers of every granularity, quantisation of 4 bits of weights and 8 of inputs."""
     model, _, graph = tower()
-    goal = everything(graph, model, words=Words("fixed_point", True, "fixed_point", 8))
+    goal = everything(graph, model, quantisation=Quantisation("fixed_point", True, "fixed_point", 8))
     assert goal.stacks
     assert goal.layers
     return Run(model, graph, goal, steps=8, per_epoch=3, optimizer=sgd, calibration=images()[:2])

@@ -369,7 +369,7 @@ def test_the_penalty_drives_a_scale_without_loss_gradient_linearly_to_zero():
 def test_slimming_cuts_groups_without_a_norm_by_their_own_criterion():
     run = start(Plain, steps=0)
     list(trained(run, procedures["network_slimming"](run)))
-    assert run.kept["two"] == run.goal.kept()["two"]
+    assert run.kept["two"] == run.goal.kept_units()["two"]
 
 
 # group lasso
@@ -504,7 +504,7 @@ def test_masks_are_removal_in_the_forward_pass_and_leave_the_weights_alone():
     run = start(dtype=torch.float64)
     hook, held, x = DynamicMasks(run, 4), tensors(run.model), data()[0][0].double()
     hook.install(run)
-    assert masked(run, "inner") == set(range(6)) - set(run.goal.kept()["inner"])
+    assert masked(run, "inner") == set(range(6)) - set(run.goal.kept_units()["inner"])
     torch.testing.assert_close(run.model(x), apply(run.model, run.graph, run.goal)(x), rtol=1e-12, atol=1e-12)
     hook.restore(run)
     assert all(torch.equal(held[n], t) for n, t in run.model.state_dict().items())
@@ -521,11 +521,11 @@ def test_a_masked_units_score_is_the_loss_slope_when_it_starts_to_return():
     hook.use_gradients(run)
     hook.rank(run)
     assert hook.scores is not None
-    unit = min(set(range(6)) - set(run.goal.kept()["inner"]))
+    unit = min(set(range(6)) - set(run.goal.kept_units()["inner"]))
 
     def loss(share: float) -> float:
         cut = DynamicMasks(run, 1)
-        cut.stay = run.goal.kept()
+        cut.stay = run.goal.kept_units()
         cut._factors = cut._masks(run)
         cut._factors["inner"][unit] = share
         cut.install(run)
@@ -572,7 +572,7 @@ def test_masks_are_drawn_again_every_few_steps_and_the_cut_follows_the_last():
     log = logged("gdp", run, note, dynamic=0.5, every=5)
     assert seen[:5] == [seen[0]] * 5
     assert seen[5:] == [seen[5]] * 5
-    assert seen[0]["inner"] == set(range(6)) - set(run.goal.kept()["inner"])
+    assert seen[0]["inner"] == set(range(6)) - set(run.goal.kept_units()["inner"])
     assert seen[5] != seen[0]
     assert [p.steps for p in log.phases] == [10, 10]
     assert run.counts() == HALF
@@ -580,7 +580,7 @@ def test_masks_are_drawn_again_every_few_steps_and_the_cut_follows_the_last():
 
 def test_masked_weights_are_trained():
     run = start(steps=6, optimizer=plain_sgd)
-    gone = sorted(set(range(8)) - set(run.goal.kept()["stream"]))
+    gone = sorted(set(range(8)) - set(run.goal.kept_units()["stream"]))
     before = tensors(run.model)
     list(trained(run, iter([Phase(6, hooks=(DynamicMasks(run, 100),))])))
     for name in ("bn0.weight", "bn0.bias", "bn2.weight", "bn2.bias"):

@@ -20,10 +20,11 @@ from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.procedures.weights import dns as dns_module
 from prunefront.pruners.procedures.weights import lrpet, rigl, scl, sr_ste
 from prunefront.pruners.scoring import score
-from prunefront.pruners.units.masks import density, erk_counts, n_of_m, weights
+from prunefront.pruners.units.masks import erk_counts, n_of_m, weights
 from tests.nets import NETS
 from tests.pruners.fixtures import MODELS, Functional, Grouped, Plain, Residual, batches, made
 from tests.pruners.plans import traced
+from tests.pruners.training import density
 
 MASKING = ("magnitude", "dns", "rigl", "scl", "snip")
 

@@ -11,7 +11,7 @@ from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.allocators import Terms, allocators
 from prunefront.pruners.cut.surgery import mask
-from prunefront.pruners.graph.single_cuts import RATIOS, cuts
+from prunefront.pruners.graph.single_cuts import RATIOS, dropped_counts
 from prunefront.pruners.plan.decide import keep_counts, plan
 from prunefront.pruners.scoring import score
 from prunefront.pruners.statistics import collect, merge, run, tasks
@@ -30,7 +30,7 @@ def brute(model, graph, data) -> dict[str, list[float]]:
         for g in graph.groups:
             ranked = np.argsort(norms[g.name], kind="stable")
             rises[g.name] = []
-            for gone in cuts(g.units):
+            for gone in dropped_counts(g.units):
                 kept = pattern(sorted(ranked[gone:].tolist()))
                 planned = plan(graph, {g.name: GroupChoice("none", ratio=gone / g.units, keep=kept)}, {})
                 rises[g.name].append(float(F.cross_entropy(mask(model, graph, planned)(x), y)) - dense)

@@ -7,11 +7,11 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts the model in eval mode; in the end every module has its own training flag again."""
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Puts the model into eval mode; in the end every module has its own training flag again."""
     flags = {module: module.training for module in model.modules()}
+    model.eval()
     try:
-        model.eval()
         yield
     finally:
         for module, training in flags.items():
