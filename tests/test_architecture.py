@@ -45,7 +45,7 @@ BELOW = {"pipelines": ("search", "pruners"), "search": (), "pruners": (), "prune
 """Which of our packages a package may import, beside itself and the ground."""
 
 
-DOOR = {"prunefront/__init__.py", "prunefront/door.py"}
+DOOR = {"prunefront/__init__.py", "prunefront/__main__.py", "prunefront/door.py"}
 """The front door, which may look at everything: it imports when a name is used."""
 
 
