@@ -436,9 +436,7 @@ def _ranks(model: ModelProto) -> dict[str, int]:
 def _constants(model: ModelProto) -> dict[str, NDArray[Any]]:
     """Returns the float constants by name."""
     return {
-        t.name: numpy_helper.to_array(t)
-        for t in model.graph.initializer
-        if t.data_type == TensorProto.FLOAT
+        t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == TensorProto.FLOAT
     }
 
 

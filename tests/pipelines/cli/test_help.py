@@ -145,7 +145,12 @@ except SystemExit as ended:
 print(*sys.modules, file=sys.stderr)
 """
 
-LIGHT = {"prunefront.errors", "prunefront.text", "prunefront.pipelines", "prunefront.pipelines.journal.layout"}
+LIGHT = {
+    "prunefront.errors",
+    "prunefront.text",
+    "prunefront.pipelines",
+    "prunefront.pipelines.journal.layout",
+}
 """Modules of ours that help needs, beside those of `cli`."""
 
 
