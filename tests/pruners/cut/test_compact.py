@@ -32,9 +32,9 @@ from prunefront.pruners.saved import (
     WEIGHTS,
     count_trained,
     load_network,
+    pack_network,
     plan_document,
     rebuild,
-    save_network,
 )
 from prunefront.pruners.storage.sizes import file_size
 from prunefront.pruners.trace.tracer import trace
@@ -130,7 +130,7 @@ def test_the_file_is_as_large_as_said_and_holds_the_network_bit_for_bit(name: st
     read = PruningPlan.from_json(json.loads(json.dumps(aim.to_json())))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / WEIGHTS
-        counts = save_network(made, graph, aim, path, entropy=data.draw(st.booleans()))
+        counts = pack_network(made, graph, aim, path, entropy=data.draw(st.booleans()))
         assert file_size(cost.layout(graph, aim), counts) == path.stat().st_size
         again = rebuild(model, read, _removed(graph, aim), path)
     assert cost.params(graph, aim) == count_trained(made, aim)
@@ -156,7 +156,7 @@ def test_the_predicted_size_is_within_one_percent(tmp_path: Path) -> None:
             assert choices, name
             aim = plan(graph, choices, {})
             path = tmp_path / WEIGHTS
-            save_network(prune(model, graph, aim), graph, aim, path)
+            pack_network(prune(model, graph, aim), graph, aim, path)
             real = path.stat().st_size
             assert abs(cost.size_bytes(graph, aim) - real) <= 0.01 * real, (name, bits)
 
@@ -216,7 +216,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module
             choices[layer.name] = GroupChoice("l2", 0.5, name, (4, 32)[number % 2])
     aim = plan(graph, choices, scored(graph))
     folder = tmp_path_factory.mktemp("published")
-    save_network(prune(model, graph, aim), graph, aim, folder / WEIGHTS)
+    pack_network(prune(model, graph, aim), graph, aim, folder / WEIGHTS)
     (folder / PLAN).write_text(json.dumps(plan_document(graph, aim)))
     sign(folder)
     return folder, model
@@ -328,7 +328,7 @@ def test_inputs_are_quantised_and_come_back(tmp_path: Path) -> None:
     batches = [(example[0], torch.zeros(len(example[0]), dtype=torch.long))]
     made = prune(model, graph, aim, batches)
     path = tmp_path / WEIGHTS
-    save_network(made, graph, aim, path)
+    pack_network(made, graph, aim, path)
     again = rebuild(model, aim, (), path)
     assert torch.equal(outputs(again, example)[0], outputs(made, example)[0])
     assert not torch.equal(outputs(with_float_inputs(made), example)[0], outputs(made, example)[0])
