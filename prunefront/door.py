@@ -19,7 +19,7 @@ def load_study(study: "str | Path | Mapping[str, Any] | StudyConfig") -> "StudyC
     study: a study file, a study's folder or name, or what a study file holds as nested dicts, whose relative paths
     start in the current folder. Raises ConfigError for what a study cannot ask, NoStudy where there is none.
 
-    >>> study = load_study({"name": "mine", "model": {"factory": "resnet20"}})
+    >>> study = pf.load_study({"name": "mine", "model": {"factory": "resnet20"}})
     >>> study.search.candidates
     64
     """

@@ -8,6 +8,7 @@ Neither file is trusted: every size is checked against the dense network before 
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ GROWTH = 4
 """Largest number of stored elements, relative to the dense network: gates and scales come on top of weights."""
 
 
-def save_network(
+def pack_network(
     model: nn.Module, graph: ChannelGraph, plan: PruningPlan, path: Path, *, entropy: bool = False
 ) -> dict[str, Counts]:
     """Writes the packed weights of a plan's network, and returns the counts of each part that decide the file's size.
@@ -55,6 +56,31 @@ def save_network(
     return storage.save(path, state, parts, CODEC, entropy=entropy)
 
 
+def save_network(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, folder: Path) -> None:
+    """Writes a network that a plan made as a folder that `load_network` reads: packed weights, plan, digests.
+
+    Files of these names that are there are replaced. Raises PrunefrontError for a network that the plan does not make
+    of its dense one, OSError where the folder cannot be written.
+
+    >>> import torch
+    >>> from pathlib import Path
+    >>> dense = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> inputs = torch.randn(4, 8)
+    >>> small = pf.shrink(dense, [(inputs, torch.tensor([0, 1, 0, 1]))], kept_macs=0.5, criterion="l1")
+    >>> pf.save_network(small.model, small.graph, small.plan, Path("best"))
+    >>> again = pf.load_network(dense, Path("best"))
+    >>> torch.equal(again(inputs), small.model(inputs))
+    True
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pack_network(model, graph, plan, folder / WEIGHTS)
+    (folder / PLAN).write_text(json.dumps(plan_document(graph, plan)))
+    digests = {
+        name: {"sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest()} for name in (WEIGHTS, PLAN)
+    }
+    (folder / MANIFEST).write_text(json.dumps({"files": digests}))
+
+
 def plan_document(graph: ChannelGraph, plan: PruningPlan) -> dict[str, Any]:
     """Returns the content of plan.json from which the network can be rebuilt, given the dense one."""
     return {"plan": plan.to_json(), "removed": sorted(removed_blocks(graph, plan.stacks))}
@@ -65,7 +91,7 @@ def load_network(dense: nn.Module, folder: Path) -> nn.Module:
 
     dense: from the factory of the network that was pruned, whatever its weights; it stays as it is. folder: holds
     weights.safetensors, plan.json and the manifest.json with their digests. Raises PrunefrontError if a file differs
-    from its digest, or if the files do not fit each other or the network.
+    from its digest, or if the files do not fit each other or the network. See `save_network` for an example.
     """
     check_digests(folder)
     plan, removed = read_plan(folder / PLAN)

@@ -57,6 +57,12 @@ def score(
     A group is left out if the criterion makes no sense for it, or needs a gradient and none reaches the group. model:
     dense; it stays as it is. batches: calibration data, read once, and only if a criterion needs it. Raises UnknownName
     for an unknown criterion or granularity, and PrunefrontError for missing data or a score that is not finite.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> graph = pf.trace(net, torch.randn(2, 8))
+    >>> pf.score(net, graph, ["l1"])["l1"]["0"].shape
+    (16,)
     """
     names = tuple(criteria_names)
     granularities[granularity]  # refuses an unknown one before anything is computed

@@ -62,6 +62,13 @@ def shrink(
     train, each once an epoch, by SGD with Nesterov momentum 0.9 and a learning rate that falls as half a cosine.
     options: options of the procedure. Groups that the criterion does not fit stay dense. Raises PrunefrontError if the
     network cannot be traced, if the criterion fits no group, and if the MACs are out of reach.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> batches = [(torch.randn(4, 8), torch.tensor([0, 1, 0, 1]))]
+    >>> small = pf.shrink(net, batches, kept_macs=0.5)
+    >>> small.model[0].out_features, small.kept_macs
+    (8, 0.5)
     """
     if not batches:
         raise PrunefrontError("shrink needs at least one batch of (inputs, labels)")

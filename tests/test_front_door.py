@@ -23,8 +23,6 @@ EXAMPLES = (
     "shrink",
     "cost",
     "save_network",
-    "load_network",
-    "Front",
 )
 """Names whose docstring shows how they are used."""
 

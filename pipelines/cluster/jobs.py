@@ -215,7 +215,7 @@ class JobsServer:
 
     def command(self, name: str, job: Job) -> str:
         """Returns the `prunefront` command of this name for a job, to be typed."""
-        return shlex.join(["prunefront", name, job.study, "--address", self.address])
+        return shlex.join(["prunefront", name, job.study, "--jobs-server", self.address])
 
     @contextmanager
     def _one_line_errors(self) -> Iterator[None]:
@@ -261,8 +261,8 @@ def server_address(address: str) -> str:
         usable = False
     if not usable or address == "auto":
         raise JobsError(
-            f"--address {address} is not that of a jobs server, which is the dashboard of the cluster's head and looks "
-            "like http://HEAD:8265"
+            f"--jobs-server {address} is no jobs server, which is the dashboard of the cluster's head and looks like "
+            "http://HEAD:8265"
         )
     return whole.rstrip("/")
 

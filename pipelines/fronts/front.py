@@ -16,6 +16,10 @@ class Front:
     """The networks of a front, fastest first, with the dense network and the controls beside them.
 
     Raises FrontError for no row, and for two of one key.
+
+        front = pf.load_front("study.toml")
+        front.best(under={"latency_ms": 2, "size_bytes": 250_000}).key
+        [row.accuracy for row in front]
     """
 
     rows: tuple[FrontRow, ...]

@@ -46,7 +46,7 @@ def check_names(config: StudyConfig) -> None:
 
 
 def check_space_names(section: SpaceSection, quantisation: QuantisationSection, procedure: str) -> None:
-    """Raises PrunefrontError for a granularity or quantiser that there is not, a word length that the quantiser cannot
+    """Raises PrunefrontError for a granularity or quantiser that there is not, a bit width that the quantiser cannot
     have, and a training procedure that cannot go together with them."""
     known = sorted({*granularities, *layer_granularities, *stack_granularities})
     for name in section.granularities:

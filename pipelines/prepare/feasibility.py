@@ -114,7 +114,7 @@ def least(
 ) -> Least:
     """Returns the network of the space with the least weighted sum of its costs.
 
-    weights: by macs, params and size_bytes. Over channels and word lengths it is the least there is: fewer units never
+    weights: by macs, params and size_bytes. Over channels and bit widths it is the least there is: fewer units never
     cost more. Of a stack, the blocks stay that cost least. Within layers, every layer takes its cheapest option, and as
     a granularity may need more channels than the fewest, several widths of each channel group are tried in turn; that
     need not find the very least. widen: False leaves those trials out.

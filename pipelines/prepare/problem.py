@@ -361,7 +361,7 @@ def _proposal(name: str, criterion: str, terms: Terms) -> Proposal:
 
 
 def with_words(proposals: Sequence[list[Proposal]], space: SearchSpace) -> list[list[Proposal]]:
-    """The lanes, each proposal with one of the word lengths in turn, and a lane of dense networks with each of them."""
+    """The lanes, each proposal with one of the bit widths in turn, and a lane of dense networks with each of them."""
     bits = sorted({b for g in space.groups for b in g.bits}, reverse=True)
     if len(bits) < 2:
         return list(proposals)

@@ -423,7 +423,7 @@ def measure(
         ) or any(found.device.get(k) != v for k, v in empty.device.items() if k not in PLACE):
             raise TableError(
                 f"{path} is a latency table of another network, device or space, or was made by another version; give "
-                "-o another file, or --fresh to replace it"
+                "-o another file, or --replace"
             )
         table = found
     dense = [table.dense_ms] * len(table.points)

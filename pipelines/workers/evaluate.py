@@ -44,7 +44,7 @@ from prunefront.pruners.plan.cost import cost
 from prunefront.pruners.procedures import Phase, procedures
 from prunefront.pruners.procedures.loop import EpochReport
 from prunefront.pruners.procedures.snapshot import Snapshot
-from prunefront.pruners.saved import PLAN, WEIGHTS, plan_document, rebuild, save_network
+from prunefront.pruners.saved import PLAN, WEIGHTS, pack_network, plan_document, rebuild
 from prunefront.search.outcomes.measurement import Measurement
 
 CALIBRATION_BATCH = 128
@@ -268,7 +268,7 @@ class Evaluator:
             check(model, onnx, self._images(3))
         pt2_export.export(model, example, folder / "model.pt2")
         pt2_export.check(model, folder / "model.pt2", self._images(3))
-        save_network(model, self.bench.graph, plan, folder / WEIGHTS, entropy=self.bench.artifacts.huffman)
+        pack_network(model, self.bench.graph, plan, folder / WEIGHTS, entropy=self.bench.artifacts.huffman)
         again = load_network_from(self.bench, plan, folder / WEIGHTS)
         with torch.no_grad():
             if not torch.equal(again(example), model(example)):

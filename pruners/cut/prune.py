@@ -31,6 +31,14 @@ def prune(
     multiply. batches: calibration data through the training augmentation; without any, weights and batch norms are only
     cut. The repair of a group's criterion is applied to the weights that read the group (ThiNet's scale, channel
     pruning's least squares). statistics: whether batch norms are estimated again.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> from prunefront.choice import GroupChoice
+    >>> graph = pf.trace(net, torch.randn(2, 8))
+    >>> chosen = pf.plan(graph, {"0": GroupChoice("l1", 0.75)}, pf.score(net, graph, ["l1"]))
+    >>> pf.prune(net, graph, chosen)[0].out_features
+    4
     """
     small = apply(model, graph, plan).eval()
     kinds = repair_kinds(plan)

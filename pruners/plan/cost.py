@@ -70,7 +70,13 @@ def layout(graph: ChannelGraph, plan: PruningPlan | None = None) -> dict[str, Pa
 
 
 def cost(graph: ChannelGraph, plan: PruningPlan | None = None) -> Cost:
-    """Returns all costs of the plan's network, or of the dense one without a plan."""
+    """Returns all costs of the plan's network, or of the dense one without a plan.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> pf.cost(pf.trace(net, torch.randn(2, 8)))
+    Cost(macs=160, params=178, size_bytes=...)
+    """
     return Cost(macs(graph, plan), params(graph, plan), size_bytes(graph, plan))
 
 

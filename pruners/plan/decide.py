@@ -70,6 +70,14 @@ def plan(
     is made. A choice for something inside a dropped block is ignored, so that equal networks have equal plans. Raises
     PrunefrontError for an unknown name, a missing score or a granularity that the layer cannot take, and RatioError for
     a ratio that is out of reach.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> from prunefront.choice import GroupChoice
+    >>> graph = pf.trace(net, torch.randn(2, 8))
+    >>> chosen = pf.plan(graph, {"0": GroupChoice("l1", 0.75)}, pf.score(net, graph, ["l1"]))
+    >>> len(chosen.kept_units()["0"])
+    4
     """
     known = [g.name for g in graph.groups]
     known += [s.name for s in graph.stacks] + [layer.name for layer in graph.layers]

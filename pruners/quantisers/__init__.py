@@ -62,7 +62,7 @@ class Quantiser:
 
     @property
     def keeps_zero(self) -> bool:
-        """Whether a weight of exactly zero stays zero. If not, pruned weights would come back."""
+        """True if a weight of exactly zero stays zero. If not, pruned weights would come back."""
         return self.table or (not self.offset and all(0 in self.levels(bits) for bits in self.bits))
 
     def check(self, bits: int, weight: str, *, zeros: bool = False) -> None:

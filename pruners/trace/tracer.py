@@ -38,6 +38,11 @@ def trace(
     as they are; operators without a rule are allowed inside. verify: cut every group once on the example and freeze
     those whose forward pass does not take it (sizes written into `forward`). Raises NotTraceable where `torch.export`
     fails, UnsupportedOp for an operator without a channel rule, UnknownName for a frozen path that the model lacks.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> [(group.name, group.units) for group in pf.trace(net, torch.randn(2, 8)).groups]
+    [('0', 16)]
     """
     _check_frozen(model, frozen)
     inputs = example if isinstance(example, tuple) else (example,)

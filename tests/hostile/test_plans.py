@@ -20,7 +20,7 @@ from prunefront.pruners.cut.prune import prune
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.plan.decide import plan
-from prunefront.pruners.saved import PLAN, WEIGHTS, plan_document, read_plan, rebuild, save_network
+from prunefront.pruners.saved import PLAN, WEIGHTS, pack_network, plan_document, read_plan, rebuild
 from prunefront.pruners.trace.tracer import trace
 from tests.hostile.strategies import answered, as_lists, changed, documents, fuzzed
 
@@ -49,7 +49,7 @@ def network() -> tuple[nn.Module, ChannelGraph]:
 
 @cache
 def genuine() -> tuple[dict[str, Any], Path]:
-    """plan.json and weights.safetensors of a network with fewer channels, fewer weights and shorter words."""
+    """plan.json and weights.safetensors of a network with fewer channels, fewer weights and fewer bits."""
     net, graph = network()
     scores = {"l1": {g.name: np.arange(g.units, dtype=float) for g in graph.groups}}
     choices = {graph.groups[0].name: GroupChoice("l1", 0.5)}
@@ -59,7 +59,7 @@ def genuine() -> tuple[dict[str, Any], Path]:
     cut = plan(graph, choices, scores)
     folder = Path(tempfile.mkdtemp(prefix="prunefront-hostile-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    save_network(prune(net, graph, cut), graph, cut, folder / WEIGHTS)
+    pack_network(prune(net, graph, cut), graph, cut, folder / WEIGHTS)
     description = {"model": {"factory": "digits_cnn"}, "data": {}, "input_shape": [1, 8, 8], "classes": 3}
     return json.loads(json.dumps({**plan_document(graph, cut), **description})), folder / WEIGHTS
 

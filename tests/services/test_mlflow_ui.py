@@ -81,9 +81,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
 
 @pytest.fixture(scope="module")
 def address(study: tuple[str, str, str]) -> Iterator[str]:
-    """`ui.serve` in a process of its own, ended as Ctrl-C ends it."""
+    """`serve` in a process of its own, ended as Ctrl-C ends it."""
     port = free_port()
-    code = "import sys; from prunefront.pipelines.cli.ui import serve; serve(sys.argv[1], int(sys.argv[2]))"
+    code = "import sys; from prunefront.pipelines.cli.mlflow_ui import serve; serve(sys.argv[1], int(sys.argv[2]))"
     root = Path(__file__).parents[2]
     process = subprocess.Popen(
         # a test run that was started in the background ignores Ctrl-C, and so would what it starts

@@ -453,7 +453,7 @@ def test_weights_are_checked_before_they_are_read(made: Path, tmp_path: Path) ->
     store, net = MemoryStore(), nn.Sequential()
     out = fetch_from(store, publish(store, made, "dense").id, tmp_path / "out")
     (out / "weights.safetensors").write_bytes(b"x" * (out / "weights.safetensors").stat().st_size)
-    with pytest.raises(PrunefrontError, match=r"not what manifest\.json says"):
+    with pytest.raises(PrunefrontError, match=r"does not match manifest\.json"):
         load_network(net, out)
     (made / "plan.json").write_text('{"plan": {"groups": []}}')
     (made / "weights.safetensors").write_bytes(b"\x80\x04pickle")

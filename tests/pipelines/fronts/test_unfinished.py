@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from typer.testing import CliRunner
 
-from prunefront.pipelines.cli.main import front as front_command
+from prunefront.pipelines.cli.main import app
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.fronts.row import FrontError, read_rows
@@ -203,17 +204,15 @@ def test_what_cannot_be_written_does_not_hide_why_the_search_ended(tmp_path: Pat
     assert said[0].startswith("no partial front was written")
 
 
-def test_the_command_shows_it_until_there_is_a_front(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_shows_it_until_there_is_a_front(tmp_path: Path) -> None:
     study = config(tmp_path)
     study.path.mkdir()
     write_json(study.path / "study.json", study.to_json())
     events = [*SCORED, PROMOTED, trained("dense", 0.9, 1.0), trained("a", 0.85, 0.5)]
     (study.path / "journal.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
-    front_command(str(study.path))
-    out = capsys.readouterr().out
+    out = CliRunner().invoke(app, ["front", str(study.path)]).stdout
     assert "partial front: 1 of 3 candidates are fine-tuned so far. It is scored on validation images" in out
     assert "a-0123456789ab -o best/" in out
-    front_command(str(study.path), as_json=True)
-    assert json.loads(capsys.readouterr().out)["trained"]
+    done = CliRunner().invoke(app, ["front", str(study.path), "--json"])
+    assert json.loads(done.stdout)["trained"]
+    assert "a-0123456789ab -o best/" in done.stderr

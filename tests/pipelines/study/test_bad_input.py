@@ -124,7 +124,7 @@ def test_a_network_that_cannot_be_used(refused: Run, factory: str, said: str) ->
             'granularities = ["kernel"]\n[quantisation]\nactivations = "xnor"\nactivation_bits = 1',
             "takes whole layers",
         ),
-        ('[quantisation]\nactivations = "dorefa"\nactivation_bits = 12', "takes words of 1 to 8 bits"),
+        ('[quantisation]\nactivations = "dorefa"\nactivation_bits = 12', "takes 1 to 8 bits, not 12"),
         ("densities = [1.5]", "less than 1"),
         ('whole = ["stage1.conv"]\n[quantisation]\nbits = [8]', "did you mean 'stage1.conv"),
     ],

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunefront.pipelines.cli.main import status_rows
+from prunefront.pipelines.cli.look import status_rows
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.journal.journal import Journal, lock, write_json
 from prunefront.pipelines.study.find import NoStudy

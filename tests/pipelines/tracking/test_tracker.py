@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
 
 from prunefront.choice import GroupChoice
-from prunefront.pipelines.cli.ui import serve
+from prunefront.pipelines.cli.mlflow_ui import serve
 from prunefront.pipelines.tracking.reach import TrackingError
 from prunefront.pipelines.tracking.tracker import (
     MAX_KEY,

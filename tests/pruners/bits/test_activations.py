@@ -44,7 +44,7 @@ def network(bits: int = 4) -> nn.Sequential:
 
 
 def seen_by(layer: QuantisedInput, model: nn.Module, x: Tensor) -> Tensor:
-    """What the layer behind the quantiser gets."""
+    """Returns the input of the layer behind the quantiser."""
     found: list[Tensor] = []
     handle = layer.layer.register_forward_pre_hook(lambda _, args: found.append(args[0]))
     model(x)

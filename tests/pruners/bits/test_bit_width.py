@@ -79,7 +79,7 @@ def copies(model: nn.Module) -> dict[str, Tensor]:
 
 
 def coded(model: nn.Module, name: str, bits: int, quantiser: str = "fixed_point") -> Tensor:
-    """What the codes of a weight stand for, with the buffers beside it."""
+    """Returns the numbers that the codes of a weight stand for, with the buffers beside it."""
     q, state = quantisers[quantiser], model.state_dict()
     scale, offset = state[f"{name}_scale"], state.get(f"{name}_offset")
     return q.decoded(q.codes(state[name], scale, offset, bits), scale, offset, bits)

@@ -191,7 +191,7 @@ def test_uniform_width_is_uniform():
         assert abs(one - other) <= 2 * max(step, next_step)
 
 
-def test_keeping_carries_word_lengths_on_and_checks_names():
+def test_keeping_carries_bit_widths_on_and_checks_names():
     subject = subject_of("Mlp")
     first = subject.plan.groups[0]
     narrow = dataclasses.replace(first, choice=dataclasses.replace(first.choice, bits=8))

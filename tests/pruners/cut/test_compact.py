@@ -32,9 +32,9 @@ from prunefront.pruners.saved import (
     WEIGHTS,
     count_trained,
     load_network,
+    pack_network,
     plan_document,
     rebuild,
-    save_network,
 )
 from prunefront.pruners.storage.sizes import file_size
 from prunefront.pruners.trace.tracer import trace
@@ -75,7 +75,7 @@ def setup(name: str) -> tuple[nn.Module, tuple[Any, ...], ChannelGraph]:
 
 @st.composite
 def whole_plans(draw: Any, graph: ChannelGraph, bits: tuple[int, ...] = (32, 4, 8)) -> PruningPlan:
-    """Channels, blocks, layers and word lengths, each of them sometimes."""
+    """Channels, blocks, layers and bit widths, each of them sometimes."""
     choices: dict[str, GroupChoice] = {}
     for group in (*graph.groups, *graph.stacks):
         units = group.units if hasattr(group, "units") else len(group.blocks)
@@ -84,13 +84,13 @@ def whole_plans(draw: Any, graph: ChannelGraph, bits: tuple[int, ...] = (32, 4, 
             choices[group.name] = GroupChoice("random", 1.0 - keep / units)
     quantisation = Quantisation(per_channel=draw(st.booleans()))
     for layer in graph.layers:
-        word = draw(st.sampled_from(bits))
+        width = draw(st.sampled_from(bits))
         able = [n for n in possible_granularities(layer) if n in PLAIN]
         if able and draw(st.booleans()):
             ratio = draw(st.sampled_from([0.25, 0.5, 0.75]))
-            choices[layer.name] = GroupChoice("l2", ratio, draw(st.sampled_from(able)), word)
-        elif word < 32:
-            choices[layer.name] = GroupChoice("l2", bits=word)
+            choices[layer.name] = GroupChoice("l2", ratio, draw(st.sampled_from(able)), width)
+        elif width < 32:
+            choices[layer.name] = GroupChoice("l2", bits=width)
     while True:
         try:
             return plan(graph, choices, scored(graph), quantisation=quantisation)
@@ -130,7 +130,7 @@ def test_the_file_is_as_large_as_said_and_holds_the_network_bit_for_bit(name: st
     read = PruningPlan.from_json(json.loads(json.dumps(aim.to_json())))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / WEIGHTS
-        counts = save_network(made, graph, aim, path, entropy=data.draw(st.booleans()))
+        counts = pack_network(made, graph, aim, path, entropy=data.draw(st.booleans()))
         assert file_size(cost.layout(graph, aim), counts) == path.stat().st_size
         again = rebuild(model, read, _removed(graph, aim), path)
     assert cost.params(graph, aim) == count_trained(made, aim)
@@ -144,7 +144,7 @@ def _removed(graph: ChannelGraph, aim: PruningPlan) -> tuple[str, ...]:
 
 
 def test_the_predicted_size_is_within_one_percent(tmp_path: Path) -> None:
-    """Of every granularity and word length, without looking at the weights."""
+    """Plans of every granularity and bit width, without a look at the weights."""
     model, _, graph = tower()
     for name in PLAIN:
         for bits in (32, 4):
@@ -156,7 +156,7 @@ def test_the_predicted_size_is_within_one_percent(tmp_path: Path) -> None:
             assert choices, name
             aim = plan(graph, choices, {})
             path = tmp_path / WEIGHTS
-            save_network(prune(model, graph, aim), graph, aim, path)
+            pack_network(prune(model, graph, aim), graph, aim, path)
             real = path.stat().st_size
             assert abs(cost.size_bytes(graph, aim) - real) <= 0.01 * real, (name, bits)
 
@@ -216,7 +216,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module
             choices[layer.name] = GroupChoice("l2", 0.5, name, (4, 32)[number % 2])
     aim = plan(graph, choices, scored(graph))
     folder = tmp_path_factory.mktemp("published")
-    save_network(prune(model, graph, aim), graph, aim, folder / WEIGHTS)
+    pack_network(prune(model, graph, aim), graph, aim, folder / WEIGHTS)
     (folder / PLAN).write_text(json.dumps(plan_document(graph, aim)))
     sign(folder)
     return folder, model
@@ -243,7 +243,7 @@ def test_a_flipped_bit_anywhere_is_refused(
     flipped[int(place * len(whole))] ^= 1 << bit
     (folder / name).write_bytes(flipped)
     try:
-        with pytest.raises(PrunefrontError, match=r"not what manifest.json says"):
+        with pytest.raises(PrunefrontError, match=r"does not match manifest.json"):
             load_network(dense, folder)
     finally:
         (folder / name).write_bytes(whole)
@@ -328,7 +328,7 @@ def test_inputs_are_quantised_and_come_back(tmp_path: Path) -> None:
     batches = [(example[0], torch.zeros(len(example[0]), dtype=torch.long))]
     made = prune(model, graph, aim, batches)
     path = tmp_path / WEIGHTS
-    save_network(made, graph, aim, path)
+    pack_network(made, graph, aim, path)
     again = rebuild(model, aim, (), path)
     assert torch.equal(outputs(again, example)[0], outputs(made, example)[0])
     assert not torch.equal(outputs(with_float_inputs(made), example)[0], outputs(made, example)[0])

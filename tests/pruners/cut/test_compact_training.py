@@ -18,7 +18,7 @@ from prunefront.pruners.plan.layer_parts import parameter_bit_widths
 from prunefront.pruners.procedures import Phase, procedures
 from prunefront.pruners.procedures.loop import fit
 from prunefront.pruners.procedures.run import Run
-from prunefront.pruners.saved import plan_document, rebuild, save_network
+from prunefront.pruners.saved import pack_network, plan_document, rebuild
 from prunefront.pruners.scoring import score
 from tests.pruners.cut.test_compact import tower
 
@@ -91,7 +91,7 @@ def test_the_network_is_that_of_the_plan_and_can_be_stored(name: str, steps: int
         n: p.shape for n, p in parts.items()
     }
     assert any(p.bits == 4 for p in parts.values())
-    save_network(run.model, graph, aim, tmp_path / "w")  # refuses values that are not on their levels
+    pack_network(run.model, graph, aim, tmp_path / "w")  # refuses values that are not on their levels
     again = rebuild(
         dense, aim, tuple(json.loads(json.dumps(plan_document(graph, aim)))["removed"]), tmp_path / "w"
     )
@@ -103,7 +103,7 @@ def test_the_network_is_that_of_the_plan_and_can_be_stored(name: str, steps: int
 @pytest.mark.parametrize("name", OVER_WEIGHTS)
 def test_procedures_over_weights_go_with_short_words(name: str, tmp_path: Path) -> None:
     run, _, graph = fitted(name, 7, layers=False, quantisation=Quantisation())
-    save_network(run.model, graph, run.plan(), tmp_path / "w")
+    pack_network(run.model, graph, run.plan(), tmp_path / "w")
     bits = parameter_bit_widths(run.plan())
     assert bits
     for parameter in bits:

@@ -38,7 +38,7 @@ def cut(model, graph, kept, kinds, data) -> tuple[nn.Module, nn.Module]:
 
 
 def see(model, name, data) -> tuple[torch.Tensor, torch.Tensor]:
-    """What goes into and comes out of a layer, over all batches."""
+    """Returns inputs and outputs of a layer, over all batches."""
     seen = []
     handle = model.get_submodule(name).register_forward_hook(lambda _m, x, y: seen.append((x[0], y)))
     with torch.no_grad():

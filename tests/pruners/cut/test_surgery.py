@@ -54,7 +54,7 @@ def test_pruned_equals_masked(name: str, data: st.DataObject) -> None:
 
 
 def surgery_counts(graph: ChannelGraph, plan: PruningPlan) -> dict[tuple[str, int], int]:
-    """How many positions must go from each tensor axis, counted from the graph's own text."""
+    """Returns the number of positions to drop from each tensor axis, counted from the graph itself."""
     counts: dict[tuple[str, int], int] = {}
     for group, chosen in zip(graph.groups, plan.groups, strict=True):
         for m in group.members:

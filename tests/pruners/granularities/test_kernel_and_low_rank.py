@@ -170,7 +170,7 @@ def test_the_kept_score_is_never_below_that_of_consecutive_rows(
 
 
 def _kept_score(table: Tensor, members: Tensor, d: int) -> float:
-    """Of given clusters, each with the d inputs that are best for it."""
+    """Returns the score of given clusters, each with the d inputs that are best for it."""
     sums = [table[members == m].sum(0).topk(d).values.sum() for m in members.unique()]
     return float(torch.stack(sums).sum())
 

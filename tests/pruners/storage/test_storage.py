@@ -298,9 +298,11 @@ def test_huffman_codes_are_prefix_free_and_within_a_bit_of_entropy(counts: np.nd
     mean, entropy = float(counts @ lengths / total), float(-(present / total) @ np.log2(present / total))
     assert entropy - 1e-9 <= mean < entropy + 1
     assert counts @ lengths == heap_total(present.tolist())
-    symbols, words = canonical(lengths)
+    symbols, codewords = canonical(lengths)
     longest = int(lengths.max())
-    texts = [f"{word:0{longest}b}"[: lengths[symbol]] for symbol, word in zip(symbols, words, strict=True)]
+    texts = [
+        f"{word:0{longest}b}"[: lengths[symbol]] for symbol, word in zip(symbols, codewords, strict=True)
+    ]
     assert not any(b.startswith(a) for a in texts for b in texts if a is not b)
 
 
