@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import arguments, report, seconds, table
-from prunefront.pipelines.cluster.connect import connected
+from prunefront.pipelines.cluster.connect import connect
 from prunefront.pipelines.config.sections import ClusterSection, ModelSection
 from prunefront.pipelines.data import SearchData, Split, Transform
 from prunefront.pipelines.models import build
@@ -30,7 +30,7 @@ from prunefront.pipelines.workers.on_ray.checkpoints import Checkpoints, kept_in
 from prunefront.pipelines.workers.train import NO_GRAPH, Recipe, begin, carry_out
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.procedures import Phase
-from prunefront.pruners.procedures.snapshot import Sums, take
+from prunefront.pruners.procedures.snapshot import Sums, take_snapshot
 
 NETWORKS = ("resnet20", "resnet56", "vgg16_bn")
 QUICK = ("resnet20",)
@@ -59,11 +59,11 @@ def measure(name: str, n: int, checkpoints: Folder | Checkpoints) -> dict[str, A
         model, NO_GRAPH, PruningPlan(()), data, Recipe(epochs=2, learning_rate=0.01, batch_size=BATCH)
     )
     reports = list(carry_out(run, [Phase(run.steps)], data, Recipe(2, 0.01, BATCH)))
-    content = take(run, Sums(), None).to_bytes()
+    content = take_snapshot(run, Sums(), None).to_bytes()
     return {
         "network": name,
         "bytes": len(content),
-        "make_ms": milliseconds(lambda: take(run, Sums(), None).to_bytes(), n),
+        "make_ms": milliseconds(lambda: take_snapshot(run, Sums(), None).to_bytes(), n),
         "keep_ms": milliseconds(lambda: checkpoints.write(name, content), n),
         "step_ms": 1e3 * min(report.seconds for report in reports) / 3,
     }
@@ -80,7 +80,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder, ExitStack() as stack:
         checkpoints: Folder | Checkpoints = Folder(Path(folder))
         if not given.here:
-            stack.enter_context(connected(None, ClusterSection(workers=1)))
+            stack.enter_context(connect(None, ClusterSection(workers=1)))
             checkpoints = stack.enter_context(kept_in(Path(folder), "benchmark", networks, remote=False))
         rows = [measure(name, n, checkpoints) for name in networks]
         for name in networks:

@@ -15,7 +15,7 @@ from rich.console import Console
 from benchmarks.harness import arguments, plus_minus, report, spread, table
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.events.display import Display
-from prunefront.pipelines.fronts.page import FrontRow
+from prunefront.pipelines.fronts.row import FrontRow
 from prunefront.pipelines.study.run import run
 from prunefront.pruners.controls import controls
 

@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.harness import arguments, plus_minus, report, say, table
 from benchmarks.local_study import LocalStudy
-from prunefront.pipelines.formats.weights import packed
+from prunefront.pipelines.formats.weights import pack_weights
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.measure.accuracy import accuracy
 from prunefront.pipelines.prepare.network import Network
@@ -31,7 +31,7 @@ from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.in_process import LocalPool
 from prunefront.pipelines.workers.inheritance import Inheritance, Parent
 from prunefront.pipelines.workers.scoring import Scored
-from prunefront.pruners.cut.inherit import hands_on
+from prunefront.pruners.cut.inherit import can_hand_on
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.plan.cost import cost
 from prunefront.search.outcomes.front import ParetoFront
@@ -70,7 +70,7 @@ class TestedScores:
         if self._evaluator.bench.train_images:
             start = None if parent is None else self._evaluator.heir(parent)
             measured, model = self._evaluator.score_trained(plan, start)
-            weights = packed(model) if hands_on(plan) else None
+            weights = pack_weights(model) if can_hand_on(plan) else None
         else:
             measured, model = self._evaluator.score(plan), self._evaluator.prune(plan)
         self.test[plan.key()] = accuracy(model, self._splits.test, self._splits.transform).value

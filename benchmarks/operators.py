@@ -29,8 +29,8 @@ from prunefront.pipelines.measure.latency import compare
 from prunefront.pipelines.measure.runtimes import runtimes
 from prunefront.pipelines.measure.turnstile import exclusive
 from prunefront.pruners.granularities import layer_granularities
-from prunefront.pruners.granularities.dynamic import Gated, gathered_pair
-from prunefront.pruners.granularities.layer_like import like
+from prunefront.pruners.granularities.dynamic import GatedLayer
+from prunefront.pruners.granularities.new_layer import new_layer
 from prunefront.pruners.graph.layers import Layer
 from prunefront.pruners.plan.layer_counts import nearest_count
 
@@ -108,7 +108,7 @@ def narrower(shape: Shape, density: float) -> nn.Conv2d:
     step = 16 if shape.inputs >= 64 else 4
     weight = shape.conv().weight.detach()
     rows, columns = (step * max(1, round(n * root / step)) for n in weight.shape[:2])
-    made = like(shape.conv(), weight[:rows, :columns])
+    made = new_layer(shape.conv(), weight[:rows, :columns])
     assert isinstance(made, nn.Conv2d)
     return made.eval()
 
@@ -228,12 +228,13 @@ class Bench:
 class Pair(nn.Module):
     """A gated layer, ReLU, and a second convolution that reads the chosen channels only (methods, §2.4)."""
 
-    def __init__(self, first: Gated, second: nn.Conv2d) -> None:
+    def __init__(self, first: GatedLayer, second: nn.Conv2d) -> None:
         super().__init__()
         self.first, self.second = first, second
 
     def forward(self, x: Tensor) -> Tensor:
-        return gathered_pair(self.first, torch.relu, self.second, x)
+        made, index = self.first.chosen_outputs(x)
+        return self.second._conv_forward(torch.relu(made), self.second.weight[:, index], self.second.bias)
 
 
 def dynamic_pair(shape: Shape, density: float) -> Variant:
@@ -241,7 +242,7 @@ def dynamic_pair(shape: Shape, density: float) -> Variant:
     gated = next(v for v in variants(shape, density, ["dynamic"]))
     second, share = shape.conv(), round(shape.outputs * density) / shape.outputs
     dense = nn.Sequential(gated.dense, nn.ReLU(), second).eval()
-    assert isinstance(gated.compact, Gated)
+    assert isinstance(gated.compact, GatedLayer)
     return Variant("dynamic_pair", dense, Pair(gated.compact, second).eval(), shape.inputs, share)
 
 

@@ -27,7 +27,7 @@ from prunefront.pipelines.workers.train import Recipe, begin, carry_out, train
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.procedures import procedures
-from prunefront.pruners.scoring import score_all
+from prunefront.pruners.scoring import score
 from prunefront.pruners.trace.tracer import trace
 
 STRUCTURED = (
@@ -66,7 +66,7 @@ def measure(name: str, seed: int, epochs: int) -> float:
     model, graph, data = material()
     rng = np.random.default_rng([seed, 2])
     calibration = list(islice(batches(data.train, data.transform, BATCH, augment=rng, shuffle=rng), 8))
-    scores = score_all(model, graph, ["taylor"], calibration)
+    scores = score(model, graph, ["taylor"], calibration)
     goal = plan(graph, {g.name: GroupChoice("taylor", RATIO) for g in graph.groups}, scores)
     recipe = Recipe(epochs, learning_rate=0.05, batch_size=BATCH, seed=seed)
     run = begin(copy.deepcopy(model), graph, goal, data, recipe, calibration)

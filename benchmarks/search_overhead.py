@@ -29,7 +29,7 @@ from prunefront.pipelines.workers.bench import Workbench, arrays
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.train import Recipe
 from prunefront.pruners.plan.decide import plan
-from prunefront.pruners.scoring import score_all
+from prunefront.pruners.scoring import score as score_units
 from prunefront.pruners.trace.tracer import trace
 
 STUDY: dict[str, Any] = {
@@ -111,12 +111,12 @@ def bench(images: int) -> Workbench:
     )
 
 
-def score(quick: bool) -> dict[str, Any]:
+def score_overhead(quick: bool) -> dict[str, Any]:
     """Times first scores against bare forward passes over the same batches."""
     images, pairs = (256, 3) if quick else (2048, 12)
     evaluator = Evaluator(bench(images))
     made, graph = evaluator.bench, evaluator.bench.graph
-    scores = score_all(evaluator.dense, graph, ("l1",))
+    scores = score_units(evaluator.dense, graph, ("l1",))
     chosen = plan(graph, {g.name: GroupChoice("l1", 0.5) for g in graph.groups}, scores)
     network = evaluator.prune(chosen)
     calibration = [inputs for inputs, _ in evaluator._calibration]
@@ -142,7 +142,7 @@ def score(quick: bool) -> dict[str, Any]:
 def main() -> None:
     given = arguments(__doc__, quick="less than a minute; figures are rough").parse_args()
     torch.set_num_threads(1)
-    scored, search = score(given.quick), share(given.quick)
+    scored, search = score_overhead(given.quick), share(given.quick)
     over = scored["over_bare_forwards"]
     stages = ", ".join(
         f"{n} {s:.0%} of {search['seconds'][n]} s" for n, s in search["share_by_stage"].items()

@@ -20,9 +20,10 @@ import boto3
 from benchmarks.harness import arguments, report, table
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.journal.layout import JOURNAL
-from prunefront.pipelines.recovery.owner import claim
-from prunefront.pipelines.recovery.snapshot import Place, events_in
-from prunefront.pipelines.recovery.upload import Mirror
+from prunefront.pipelines.recovery.owner import claim_root
+from prunefront.pipelines.recovery.restore import fetch_events
+from prunefront.pipelines.recovery.state_store import StateStore
+from prunefront.pipelines.recovery.upload import StateUploader
 from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.s3 import S3Store
 from tests.services import ceph
@@ -57,11 +58,11 @@ def _last(lines: str) -> int:
 
 
 def append(
-    folder: Path, seconds: float, events: float, mirror: Mirror | None
+    folder: Path, seconds: float, events: float, uploader: StateUploader | None
 ) -> tuple[list[float], list[float]]:
     """Returns the time at which each event was on the disk, and the duration of its append, in seconds."""
     written, took = [], []
-    with Journal(folder / JOURNAL, guard=mirror.check if mirror else lambda: None) as journal:
+    with Journal(folder / JOURNAL, guard=uploader.check if uploader else lambda: None) as journal:
         start = time.perf_counter()
         while time.perf_counter() - start < seconds:
             before = time.perf_counter()
@@ -80,16 +81,16 @@ def measure(seconds: float, events: float) -> Mapping[str, float]:
         plain.mkdir()
         boto3.session.Session().client("s3", region_name="us-east-1").create_bucket(Bucket="lag")
         store = Timed("s3://lag/study")
-        owner = claim(store, folder, "study", begun=False)
-        place = Place(store, owner.id)
-        mirror = Mirror(place, place.begin(1, folder), folder, None, print)
+        owner = claim_root(store, folder, "study", begun=False)
+        state = StateStore(store, owner.id)
+        uploader = StateUploader(state, state.begin(1, folder), folder, None, print)
         _, without = append(plain, seconds / 4, events, None)
-        mirror.start()
-        written, took = append(folder, seconds, events, mirror)
-        mirror.close()
-        snapshot = Place(open_store(store.uri), owner.id).stand().snapshot
+        uploader.start()
+        written, took = append(folder, seconds, events, uploader)
+        uploader.close()
+        snapshot = StateStore(open_store(store.uri), owner.id).latest().snapshot
         assert snapshot is not None
-        assert len(events_in(place, snapshot)) == len(written)
+        assert len(fetch_events(state, snapshot)) == len(written)
         lags, at = [], 0
         for moment, last in store.snapshots:
             while at <= last:

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.cifar import Cifar, train_plan
 from benchmarks.harness import arguments, report, say, table
-from prunefront.choice import GroupChoice, Words
+from prunefront.choice import GroupChoice, Quantisation
 from prunefront.pruners.plan.cost import cost
 from prunefront.pruners.plan.decide import plan
 
@@ -26,7 +26,7 @@ def measure(cifar: Cifar, quantiser: str, bits: int, epochs: int, test: int | No
     # one bit for the first and the last layer is too little; the papers leave them float as well
     layers = graph.layers[1:-1] if bits == 1 else graph.layers
     choices = {layer.name: GroupChoice("l2", bits=bits) for layer in layers} if bits < 32 else {}
-    aim = plan(graph, choices, cifar.scores, words=Words(quantiser))
+    aim = plan(graph, choices, cifar.scores, quantisation=Quantisation(quantiser))
     rounded = cifar.on_test(cifar.evaluator.prune(aim), test)
     start = time.perf_counter()
     trained = cifar.on_test(train_plan(cifar.evaluator, aim, epochs), test)

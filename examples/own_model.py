@@ -1,18 +1,13 @@
 """A whole study on a network and data that are defined in this file. Run: python examples/own_model.py"""
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from rich.console import Console
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from prunefront.pipelines.config.read import parse
+import prunefront as pf
 from prunefront.pipelines.data import Split
-from prunefront.pipelines.events.display import Display
-from prunefront.pipelines.fronts.page import table
-from prunefront.pipelines.study.run import run
 
 
 class Residual(nn.Module):
@@ -68,10 +63,8 @@ STUDY = {
 
 
 def main() -> None:
-    console = Console()
-    config = parse(STUDY, source=__file__, base=Path(__file__).parent)
-    rows = run(config, display=Display(console), fresh=True)
-    console.print(table([row.to_json() for row in rows]))
+    """Searches on this machine, and prints the front."""
+    Console().print(pf.search(STUDY, fresh=True).table())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`ray submit cluster.yaml pipelines/job.py study.toml`: one search on the cluster whose head this runs on.
+"""Runs one search on a cluster: `ray submit cluster.yaml pipelines/job.py study.toml`.
 
 `ray submit` copies this one file to the head's home folder and runs it there. It therefore imports nothing of ours
 before it has changed to the folder with the studies. Its arguments are those of `prunefront search`. When one begins

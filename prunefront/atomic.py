@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all, also after a crash or a power cut."""
+"""Files that are whole or absent, also after a crash or a power cut."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ _TEMPORARY = re.compile(r"\.(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*)\.[0-9a-f]{32}"
 
 
 def write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Replaces `target` by what `write` writes; a reader sees the old file or the new. Raises OSError."""
+    """Replaces `target` by what `write` writes. A reader sees the old file or the new one. Raises OSError."""
     with temporary(target, write) as whole:
         os.replace(whole, target)
     sync(target.parent)
@@ -27,10 +27,10 @@ def move_whole(source: Path, target: Path) -> None:
 
 @contextlib.contextmanager
 def temporary(target: Path, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
-    """Yields a file beside `target` with what `write` writes, on the disk; it is gone in the end under this name."""
+    """Yields a synced file beside `target` with what `write` wrote; removes it in the end unless it was renamed."""
     path = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        # not mkstemp, whose mode 0600 hides the file from others who use the store
+        # not mkstemp: its mode 0600 hides the file from others who use the store
         with path.open("xb") as file:
             write(file)
             file.flush()

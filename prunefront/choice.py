@@ -1,4 +1,4 @@
-"""What a candidate asks for a channel group, a stack of blocks or a layer. Plain data: names and numbers, no torch."""
+"""Choices of a candidate for channel groups, stacks of blocks and layers. Plain data: names and numbers, no torch."""
 
 import re
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from prunefront.errors import RatioError
 
 @dataclass(frozen=True, slots=True)
 class GroupChoice:
-    """How one channel group, stack of blocks or layer shall be pruned.
+    """Pruning of one channel group, stack of blocks or layer, as a candidate asks for it.
 
-    criterion: which criterion ranks the units. granularity: what a unit is. ratio: fraction of units *dropped*,
-    0 = dense; within a layer, of the weights that the channels leave it. bits: word length of a layer's weights. keep:
-    None, or an explicit connectivity pattern of a group or stack as a hexadecimal bit mask, bit u = 1 when unit u
-    stays; it then overrides the ranking, and `ratio` must agree with it.
+    criterion: name of the criterion that ranks the units. granularity: what a unit is. ratio: fraction of units
+    *dropped*, 0 = dense; within a layer, of the weights that the channels leave it. bits: bit width of a layer's
+    weights. keep: None, or the explicit connectivity pattern of a group or stack. The pattern is a hexadecimal bit
+    mask, bit u = 1 when unit u stays. It overrides the ranking, and `ratio` must agree with it.
     """
 
     criterion: str
@@ -25,7 +25,7 @@ class GroupChoice:
     keep: str | None = None
 
     def __post_init__(self) -> None:
-        # six digits tell any two unit counts apart, and survive a round trip through JSON as text; + 0.0: no "-0.0"
+        # six digits distinguish any two unit counts and survive a round trip through JSON; + 0.0 turns -0.0 into 0.0
         if not isinstance(self.ratio, int | float):
             raise TypeError(f"ratio of a choice must be a number, got {self.ratio!r:.40}")
         ratio = round(self.ratio, 6) + 0.0
@@ -38,14 +38,14 @@ class GroupChoice:
             raise RatioError(f"a pattern is a hexadecimal bit mask such as 'f3', got {self.keep!r:.40}")
 
     def kept_units(self) -> tuple[int, ...] | None:
-        """Unit indices of the explicit pattern, ascending; None when the criterion decides."""
+        """Returns the unit indices of the explicit pattern, ascending; None when the criterion decides."""
         if self.keep is None:
             return None
         bits = f"{int(self.keep, 16):b}"
         return tuple(u for u, bit in enumerate(reversed(bits)) if bit == "1")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dict; fields at their default are left out, so equal choices have equal text."""
+        """Returns a plain dict. It leaves out fields at their default, so that equal choices have equal text."""
         data: dict[str, Any] = {"criterion": self.criterion, "ratio": self.ratio}
         if self.granularity != "channel":
             data["granularity"] = self.granularity
@@ -57,7 +57,7 @@ class GroupChoice:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "GroupChoice":
-        """Raises TypeError for anything but what `to_json` makes, as it may come from elsewhere."""
+        """Reads untrusted data. Raises TypeError for anything that `to_json` does not make."""
         data = dict(data)
         if isinstance(bits := data.get("bits", 32), bool) or not isinstance(bits, int):
             raise TypeError("bits of a choice must be an integer")
@@ -70,16 +70,17 @@ class GroupChoice:
 
 
 def pattern(units: "tuple[int, ...] | list[int]") -> str:
-    """Hexadecimal bit mask of the given kept unit indices, the form that `GroupChoice.keep` takes."""
+    """Returns the hexadecimal bit mask of kept unit indices, the form that `GroupChoice.keep` takes."""
     return format(sum(1 << int(u) for u in units), "x")
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """How words shorter than 32 bits become numbers, for a whole network.
+class Quantisation:
+    """Quantisation of weights and activations, for a whole network. The bit width of weights is each layer's own.
 
-    quantiser: of weights. per_channel: one scale for each output channel, or one for the tensor. activations: what
-    quantises the inputs of layers whose weights have short words, "none" leaves them; activation_bits: its word length.
+    quantiser: name of the weights' quantiser. per_channel: one scale for each output channel, or one for the tensor.
+    activations: input quantiser of the layers with quantised weights, "none" leaves their inputs in float.
+    activation_bits: bit width of these inputs.
     """
 
     quantiser: str = "fixed_point"
@@ -100,13 +101,13 @@ class Words:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Words":
-        """Raises TypeError for anything but what `to_json` makes, as it may come from elsewhere."""
+    def from_json(cls, data: Mapping[str, Any]) -> "Quantisation":
+        """Reads untrusted data. Raises TypeError for anything that `to_json` does not make."""
         data = dict(data)
         if type(data.get("activation_bits", 8)) is not int:
             raise TypeError("activation_bits must be an integer")
-        words = cls(**data)
-        texts, flag = (words.quantiser, words.activations), words.per_channel
+        quantisation = cls(**data)
+        texts, flag = (quantisation.quantiser, quantisation.activations), quantisation.per_channel
         if not all(isinstance(t, str) for t in texts) or type(flag) is not bool:
-            raise TypeError("words must be text and a flag")
-        return words
+            raise TypeError("names of quantisers must be text, and per_channel a flag")
+        return quantisation

@@ -1,39 +1,38 @@
-"""A named collection filled at import and then only read."""
+"""Registry of named entries, filled at import and then only read."""
 
 import inspect
 from collections.abc import Callable, Iterator
-from difflib import get_close_matches
 from typing import Generic, TypeVar
 
 from prunefront.errors import UnknownName
+from prunefront.text import did_you_mean
 
 T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Maps names to entries; a duplicate or an unknown name is an error that lists what there is."""
+    """Map from names to entries. A duplicate or an unknown name is an error that lists the known ones."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that files its target under `name`. Raises ValueError for a name already taken."""
+        """Returns a decorator that registers its target under `name`. Raises ValueError for a name already taken."""
 
-        def file(entry: T) -> T:
+        def add(entry: T) -> T:
             if name in self._entries:
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
             self._entries[name] = entry
             return entry
 
-        return file
+        return add
 
     def __getitem__(self, name: str) -> T:
-        """Returns the entry called `name`. Raises UnknownName, which lists the known ones."""
+        """Returns the entry called `name`. Raises UnknownName, which lists the known names."""
         if name not in self._entries:
-            near = get_close_matches(name, self._entries, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise UnknownName(f"no {self.kind} is called {name!r}; {hint}known: {', '.join(sorted(self))}")
+            near = did_you_mean(name, self._entries)
+            raise UnknownName(f"no {self.kind} is called {name!r}; {near}known: {', '.join(sorted(self))}")
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
@@ -47,7 +46,7 @@ class Registry(Generic[T]):
 
 
 def summary_of(entry: object, kind: str, name: str) -> str:
-    """The first line of a docstring, for lists. Raises ValueError where there is none."""
+    """Returns the first line of an entry's docstring, for lists. Raises ValueError where there is none."""
     summary = (inspect.getdoc(entry) or "").partition("\n")[0]
     if not summary:
         raise ValueError(f"{kind} {name!r} has no docstring to describe it")

@@ -1,19 +1,22 @@
-"""JSON from a place that is not trusted: one kind of error for whatever is not as our own files are."""
+"""JSON from a place that is not trusted: whatever differs from our own files is one kind of error."""
 
 import json
 import re
 from typing import Any, NoReturn
 
 MOST_VALUES = 10_000_000
-"""In one document: a file of empty lists takes thirty times its size in memory."""
+"""Largest number of values in one document: a file of empty lists takes thirty times its size in memory."""
 
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def loads(text: str | bytes) -> Any:
-    """The document. Raises ValueError, and nothing else, for what is not JSON in UTF-8, and for what json.loads lets
-    through although we never write it: NaN and infinity, numbers that overflow to them, integers beyond 64 bits, a key
-    twice in one object, half a surrogate pair, nesting without bottom, more than MOST_VALUES values."""
+    """Returns the document. Raises ValueError, and nothing else, for what is not JSON in UTF-8.
+
+    It also refuses what json.loads lets through although we never write it: NaN and infinity, numbers that overflow
+    to them, integers beyond 64 bits, a key twice in one object, half a surrogate pair, nesting without bottom, more
+    than MOST_VALUES values.
+    """
     if isinstance(text, bytes):
         text = text.decode()
     if text.count(",") + text.count("[") > MOST_VALUES:

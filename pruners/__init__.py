@@ -1,1 +1,1 @@
-"""Cut trained networks: channel graph, criteria, granularities, plans, surgery. Knows torch and numpy only."""
+"""Pruning of trained networks: channel graph, criteria, granularities, plans, surgery. Needs only torch and numpy."""

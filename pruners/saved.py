@@ -1,13 +1,14 @@
-"""A pruned network as two files, weights.safetensors and plan.json, and back: with torch, safetensors and this package.
+"""A pruned network as two files, weights.safetensors and plan.json, and back. It needs torch and safetensors only.
 
     from prunefront.pruners.saved import load_network
     network = load_network(make_network(), Path("best"))   # an ordinary nn.Module in eval mode
 
-The file of weights holds what `cost.layout` says, packed (`pruners.storage`); the plan says what the tensors
-are of. Neither is trusted: every size is checked against the dense network before anything is made.
+The file of weights holds the tensors of `cost.layout`, packed (`pruners.storage`); the plan says what they belong to.
+Neither file is trusted: every size is checked against the dense network before anything is allocated.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pruners.bits.bit_width import BEHIND, wrap
+from prunefront.pruners.bits.bit_width import WRAPPED_PREFIX, wrap
 from prunefront.pruners.cut.blocks import without_blocks
 from prunefront.pruners.cut.compact import restore
 from prunefront.pruners.cut.surgery import load as load_channels
@@ -25,47 +26,72 @@ from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer, Part
 from prunefront.pruners.graph.plan import LayerPlan, PruningPlan, inside, removed_blocks
-from prunefront.pruners.plan.cost import layout, trained_in
+from prunefront.pruners.plan.cost import layout, trained_scalars
 from prunefront.pruners.plan.layer_parts import layer_parts
 from prunefront.pruners.quantisers import quantisers
 from prunefront.pruners.storage import file as storage
 from prunefront.pruners.storage.sizes import Counts
-from prunefront.pruners.storage.streams import FLOATS, Codec, Levels
+from prunefront.pruners.storage.streams import FLOATS, Codec, QuantiserTensors
 from prunefront.strict_json import loads
 
 WEIGHTS, PLAN, MANIFEST = "weights.safetensors", "plan.json", "manifest.json"
 
 PLAN_LIMIT, MANIFEST_LIMIT = 64 << 20, 64 << 10
-"""Bytes that they may have."""
+"""Largest plan and manifest that are read, in bytes."""
 
 GROWTH = 4
-"""So many times the dense network's elements a stored one may have at most: gates and scales come on top of weights."""
+"""Largest number of stored elements, relative to the dense network: gates and scales come on top of weights."""
 
 
-def save_network(
+def pack_network(
     model: nn.Module, graph: ChannelGraph, plan: PruningPlan, path: Path, *, entropy: bool = False
 ) -> dict[str, Counts]:
-    """Writes the weights of a network that a plan made, packed; returns what the data decided of the file's size.
+    """Writes the packed weights of a plan's network, and returns the counts of each part that decide the file's size.
 
-    entropy: Huffman-code the codes of short words where that is shorter. Raises PrunefrontError for a network that is
-    not what the plan makes of its dense one.
+    entropy: Huffman-code the codes of quantised weights if that is shorter. Raises PrunefrontError for a network that
+    the plan does not make of its dense one.
     """
     parts = layout(graph, plan)
     state = {name: t.contiguous() for name, t in model.state_dict().items() if name in parts}
     return storage.save(path, state, parts, CODEC, entropy=entropy)
 
 
-def described(graph: ChannelGraph, plan: PruningPlan) -> dict[str, Any]:
-    """What plan.json must say so that the network can be made again, besides how the dense one is made."""
+def save_network(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, folder: Path) -> None:
+    """Writes a network that a plan made as a folder that `load_network` reads: packed weights, plan, digests.
+
+    Files of these names that are there are replaced. Raises PrunefrontError for a network that the plan does not make
+    of its dense one, OSError where the folder cannot be written.
+
+    >>> import torch
+    >>> from pathlib import Path
+    >>> dense = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> inputs = torch.randn(4, 8)
+    >>> small = pf.shrink(dense, [(inputs, torch.tensor([0, 1, 0, 1]))], kept_macs=0.5, criterion="l1")
+    >>> pf.save_network(small.model, small.graph, small.plan, Path("best"))
+    >>> again = pf.load_network(dense, Path("best"))
+    >>> torch.equal(again(inputs), small.model(inputs))
+    True
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pack_network(model, graph, plan, folder / WEIGHTS)
+    (folder / PLAN).write_text(json.dumps(plan_document(graph, plan)))
+    digests = {
+        name: {"sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest()} for name in (WEIGHTS, PLAN)
+    }
+    (folder / MANIFEST).write_text(json.dumps({"files": digests}))
+
+
+def plan_document(graph: ChannelGraph, plan: PruningPlan) -> dict[str, Any]:
+    """Returns the content of plan.json from which the network can be rebuilt, given the dense one."""
     return {"plan": plan.to_json(), "removed": sorted(removed_blocks(graph, plan.stacks))}
 
 
 def load_network(dense: nn.Module, folder: Path) -> nn.Module:
-    """The network of a fetched artifact in eval mode, on the CPU, its numbers bit for bit those that were saved.
+    """Returns the network of a fetched artifact in eval mode, on the CPU, bit for bit as it was saved.
 
     dense: from the factory of the network that was pruned, whatever its weights; it stays as it is. folder: holds
-    weights.safetensors, plan.json and the manifest.json with their digests. Raises PrunefrontError where a file is not
-    what the manifest says, or does not fit the other, or the network.
+    weights.safetensors, plan.json and the manifest.json with their digests. Raises PrunefrontError if a file differs
+    from its digest, or if the files do not fit each other or the network. See `save_network` for an example.
     """
     check_digests(folder)
     plan, removed = read_plan(folder / PLAN)
@@ -73,7 +99,7 @@ def load_network(dense: nn.Module, folder: Path) -> nn.Module:
 
 
 def check_digests(folder: Path) -> None:
-    """Raises PrunefrontError unless weights and plan are, byte for byte, those of the manifest beside them."""
+    """Raises PrunefrontError unless weights and plan match the digests in the manifest beside them."""
     manifest = _read_json(folder / MANIFEST, MANIFEST_LIMIT)
     files = manifest.get("files") if isinstance(manifest, dict) else None
     for name in (WEIGHTS, PLAN):
@@ -86,18 +112,18 @@ def check_digests(folder: Path) -> None:
             raise PrunefrontError(f"{folder / name} cannot be read: {error.strerror}") from None
         if digest != said:
             raise PrunefrontError(
-                f"{folder / name} is not what {MANIFEST} says: it was damaged or changed; fetch the artifact again"
+                f"{folder / name} does not match {MANIFEST}: it was damaged or changed; fetch the artifact again"
             )
 
 
 def read_plan(path: Path) -> tuple[PruningPlan, tuple[str, ...]]:
-    """The plan in a plan.json, and the paths of the blocks that it takes away. Raises PrunefrontError."""
+    """Returns the plan in a plan.json, and the paths of its dropped blocks. Raises PrunefrontError."""
     data = _read_json(path, PLAN_LIMIT)
     try:
         removed = tuple(str(block) for block in data.get("removed", ()))
         return PruningPlan.from_json(data["plan"]), removed
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        # what plain code makes of JSON that has the wrong form
+        # errors of plain code about JSON of the wrong form
         raise PrunefrontError(
             f"{path} is no plan of a pruned network ({type(error).__name__}: {error!s:.80})"
         ) from None
@@ -106,7 +132,7 @@ def read_plan(path: Path) -> tuple[PruningPlan, tuple[str, ...]]:
 def _read_json(path: Path, limit: int) -> Any:
     try:
         if path.stat().st_size > limit:
-            raise PrunefrontError(f"{path} has more than the {limit} bytes that it may have")
+            raise PrunefrontError(f"{path} has more than the {limit} bytes that are read")
         return loads(path.read_bytes())
     except OSError as error:
         raise PrunefrontError(f"{path} cannot be read: {error.strerror}") from None
@@ -115,33 +141,38 @@ def _read_json(path: Path, limit: int) -> Any:
 
 
 def rebuild(dense: nn.Module, plan: PruningPlan, removed: tuple[str, ...], weights: Path) -> nn.Module:
-    """As `load_network`, from a plan that was read before. removed: paths of blocks that are gone."""
+    """Returns the network as `load_network`, from a plan that was read before. removed: paths of dropped blocks."""
     model = without_blocks(dense, removed) if removed else dense
     limit = GROWTH * sum(t.numel() for t in dense.state_dict().values())
     changed = {p.layer.module: p for p in plan.layers}
     check_layers(model, plan)
     parts: dict[str, Part] = {}
     for path, layer_plan in changed.items():
-        parts |= {f"{path}.{name}": part for name, part in layer_parts(layer_plan, plan.words).items()}
+        parts |= {f"{path}.{name}": part for name, part in layer_parts(layer_plan, plan.quantisation).items()}
     state = storage.load(weights, {**_raw(weights, model, changed, plan), **parts}, CODEC, limit=limit)
     cut = load_channels(model, _as_dense(model, state, plan))
     for path, layer_plan in changed.items():
-        _put(cut, layer_plan, plan, {n: state[f"{path}.{n}"] for n in layer_parts(layer_plan, plan.words)})
+        _put(
+            cut,
+            layer_plan,
+            plan,
+            {n: state[f"{path}.{n}"] for n in layer_parts(layer_plan, plan.quantisation)},
+        )
     return cut.eval()
 
 
-def trained(model: nn.Module, plan: PruningPlan) -> int:
-    """How many trained scalars a network stores: of what a plan changed, those that stay.
+def count_trained(model: nn.Module, plan: PruningPlan) -> int:
+    """Returns the number of trained scalars that a network stores; dropped ones do not count.
 
-    model: that the plan made.
+    model: the network of the plan.
     """
     changed = [p.layer.module for p in plan.layers] + _fused(plan)
     whole = sum(p.numel() for name, p in model.named_parameters() if not inside(name, changed))
-    return whole + sum(trained_in(layer_parts(p, plan.words)) for p in plan.layers)
+    return whole + sum(trained_scalars(layer_parts(p, plan.quantisation)) for p in plan.layers)
 
 
 def check_layers(model: nn.Module, plan: PruningPlan) -> None:
-    """Raises PrunefrontError for layers of a plan that the network does not have, or that cannot be as it says."""
+    """Raises PrunefrontError for layers of a plan that the network lacks, or that cannot be cut as planned."""
     modules = dict(model.named_modules())
     for p in plan.layers:
         layer, module = p.layer, modules.get(p.layer.module)
@@ -173,7 +204,7 @@ def check_layers(model: nn.Module, plan: PruningPlan) -> None:
 
 
 def _groups_fit(layer: Layer, module: nn.Module) -> bool:
-    """Conv groups stay, but those of a depthwise convolution, of which there are as many as channels."""
+    """Returns whether the conv groups fit: they stay, but a depthwise convolution has as many as channels."""
     whole = module.groups if isinstance(module, nn.Conv2d) else 1
     if isinstance(module, nn.Conv2d) and 1 < whole == module.in_channels:
         return layer.groups * module.out_channels == layer.outputs * whole
@@ -183,7 +214,7 @@ def _groups_fit(layer: Layer, module: nn.Module) -> bool:
 def _raw(
     weights: Path, model: nn.Module, changed: Mapping[str, LayerPlan], plan: PruningPlan
 ) -> dict[str, Part]:
-    """What the file holds of the dense network's own tensors, cut or not, by its header."""
+    """Returns the parts of the dense network's own tensors, cut or not, as the file's header has them."""
     known = model.state_dict()
     paths = (*changed, *_fused(plan))
     parts = {}
@@ -200,7 +231,7 @@ def _raw(
 
 
 def _fused(plan: PruningPlan) -> list[str]:
-    """Paths of the norms that compact layers contain."""
+    """Returns the paths of the norms that compact layers contain."""
     return [
         p.layer.norm
         for p in plan.layers
@@ -209,7 +240,7 @@ def _fused(plan: PruningPlan) -> list[str]:
 
 
 def _as_dense(model: nn.Module, state: Mapping[str, Tensor], plan: PruningPlan) -> dict[str, Tensor]:
-    """State of the network with its channels cut only: a layer that is changed is there by its shape alone."""
+    """Returns the state of the network with only its channels cut; changed layers are zeros of the right shape."""
     known = model.state_dict()
     paths = (*(p.layer.module for p in plan.layers), *_fused(plan))
     given = {name: t for name, t in state.items() if name in known and not inside(name, paths)}
@@ -226,42 +257,42 @@ def _as_dense(model: nn.Module, state: Mapping[str, Tensor], plan: PruningPlan) 
 
 
 def _put(model: nn.Module, layer_plan: LayerPlan, plan: PruningPlan, tensors: Mapping[str, Tensor]) -> None:
-    """Makes a layer what its tensors say, *in place*."""
+    """Rebuilds a changed layer from its tensors, *in place*."""
     path = layer_plan.layer.module
-    wrapped = layer_plan.choice.bits < 32 and plan.words.activations != "none"
+    wrapped = layer_plan.choice.bits < 32 and plan.quantisation.activations != "none"
     inner = {
-        name.removeprefix(BEHIND) if wrapped else name: tensor
+        name.removeprefix(WRAPPED_PREFIX) if wrapped else name: tensor
         for name, tensor in tensors.items()
-        if not wrapped or name.startswith(BEHIND)
+        if not wrapped or name.startswith(WRAPPED_PREFIX)
     }
     if layer_plan.count is not None:
-        scales = {n: t for n, t in inner.items() if _is_level(n, inner)}
+        scales = {n: t for n, t in inner.items() if _is_quantiser_tensor(n, inner)}
         restore(model, layer_plan, {n: t for n, t in inner.items() if n not in scales})
         module = model.get_submodule(path)
     else:
         module = model.get_submodule(path)
-        scales = {n: t for n, t in inner.items() if _is_level(n, inner)}
+        scales = {n: t for n, t in inner.items() if _is_quantiser_tensor(n, inner)}
         module.load_state_dict({n: t for n, t in inner.items() if n not in scales})
     for name, tensor in scales.items():
         owner, _, buffer = name.rpartition(".")
         module.get_submodule(owner).register_buffer(buffer, tensor)
     if wrapped:
-        wrap(model, [layer_plan.name], plan.words)
+        wrap(model, [layer_plan.name], plan.quantisation)
         model.get_submodule(path).load_state_dict(tensors)
 
 
-def _is_level(name: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a tensor is the scale (or offset, …) that a quantiser keeps for another one."""
-    return any(name == f"{other}_{word}" for other in tensors for word in storage.LEVELS)
+def _is_quantiser_tensor(name: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Returns whether a tensor is the scale or offset that a quantiser stores for another one."""
+    return any(name == f"{other}_{suffix}" for other in tensors for suffix in storage.QUANTISER_SUFFIXES)
 
 
-def _encode(values: Tensor, part: Part, levels: Levels) -> Tensor:
+def _encode(values: Tensor, part: Part, levels: QuantiserTensors) -> Tensor:
     return quantisers[part.levels].codes(values, levels["scale"], levels.get("offset"), part.bits)
 
 
-def _decode(codes: Tensor, part: Part, levels: Levels) -> Tensor:
+def _decode(codes: Tensor, part: Part, levels: QuantiserTensors) -> Tensor:
     return quantisers[part.levels].decoded(codes, levels["scale"], levels.get("offset"), part.bits)
 
 
 CODEC = Codec(_encode, _decode)
-"""What stands between values and codes in a file: the part's quantiser."""
+"""Conversion between values and codes in a file, by the part's quantiser."""

@@ -1,4 +1,4 @@
-"""Scores of every unit under every criterion, taken once per study on the dense model."""
+"""Scores of every unit under every criterion, computed once per study on the dense model."""
 
 from collections.abc import Iterable, Mapping
 
@@ -18,7 +18,7 @@ from prunefront.pruners.units.view import MEASURED, UnitView
 
 
 def why_not(criterion: Criterion, group: ChannelGroup, graph: ChannelGraph) -> str | None:
-    """Why a criterion makes no sense for a group, in words that follow the group's name; None where it does."""
+    """Returns why a criterion makes no sense for a group, as a phrase that follows its name; None if it makes sense."""
     for need in sorted(criterion.needs):
         gathered = gathered_by(need)
         reason = (gathered.fields if gathered else _FROM_WEIGHTS)[need](group, graph)
@@ -37,14 +37,14 @@ _FROM_WEIGHTS: Mapping[str, WhyNot] = {
 
 
 def available(graph: ChannelGraph) -> dict[str, tuple[str, ...]]:
-    """Group name -> names of the criteria that make sense for it, sorted; empty where none does."""
+    """Returns group name -> names of the criteria that make sense for it, sorted; empty if none does."""
     return {
         g.name: tuple(name for name in criteria if why_not(criteria[name], g, graph) is None)
         for g in graph.groups
     }
 
 
-def score_all(
+def score(
     model: nn.Module,
     graph: ChannelGraph,
     criteria_names: Iterable[str],
@@ -52,28 +52,33 @@ def score_all(
     loss: Loss = F.cross_entropy,
     granularity: str = "channel",
 ) -> Scores:
-    """criterion -> group -> one float64 score per unit, higher = keep.
+    """Returns criterion -> group -> one float64 score per unit, higher = keep.
 
-    Groups for which a criterion makes no sense, or which no gradient reaches where it needs one, are left out.
-    model: dense; it stays as it is. batches: calibration data, read once, and only if a criterion needs it.
-    Raises UnknownName for an unknown criterion or granularity, PrunefrontError for missing data or a score that is not
-    finite.
+    A group is left out if the criterion makes no sense for it, or needs a gradient and none reaches the group. model:
+    dense; it stays as it is. batches: calibration data, read once, and only if a criterion needs it. Raises UnknownName
+    for an unknown criterion or granularity, and PrunefrontError for missing data or a score that is not finite.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> graph = pf.trace(net, torch.randn(2, 8))
+    >>> pf.score(net, graph, ["l1"])["l1"]["0"].shape
+    (16,)
     """
     names = tuple(criteria_names)
-    granularities[granularity]  # before anything is spent
+    granularities[granularity]  # refuses an unknown one before anything is computed
     needs = needs_of(names)
-    hungry = [name for name in names if criteria[name].needs & MEASURED]
-    if hungry and batches is None:
+    measuring = [name for name in names if criteria[name].needs & MEASURED]
+    if measuring and batches is None:
         without = [name for name in criteria if not criteria[name].needs & MEASURED]
         raise PrunefrontError(
-            f"criterion {hungry[0]!r} looks at data and no calibration batches were given; "
+            f"criterion {measuring[0]!r} looks at data and no calibration batches were given; "
             f"give some, or choose among: {', '.join(without)}"
         )
     return rank(model, graph, names, collect(model, graph, batches or (), needs, loss), granularity)
 
 
 def needs_of(criteria_names: Iterable[str]) -> frozenset[str]:
-    """The `UnitView` fields that any of the criteria reads. Raises UnknownName."""
+    """Returns the `UnitView` fields that any of the criteria reads. Raises UnknownName."""
     return frozenset[str]().union(*(criteria[name].needs for name in criteria_names))
 
 
@@ -84,14 +89,16 @@ def rank(
     statistics: Statistics,
     granularity: str = "channel",
 ) -> Scores:
-    """As `score_all`, from statistics that were gathered before."""
+    """Returns scores as `score`, from statistics that were gathered before."""
     chosen = {name: criteria[name] for name in criteria_names}
     units = granularities[granularity]
     tensors = model.state_dict()
     scores: dict[str, dict[str, NDArray[np.float64]]] = {name: {} for name in chosen}
     for group in graph.groups:
         view = units.view(group, tensors, statistics)
-        fitting = [c for c in chosen.values() if c.needs <= view.held() and why_not(c, group, graph) is None]
+        fitting = [
+            c for c in chosen.values() if c.needs <= view.known_fields() and why_not(c, group, graph) is None
+        ]
         for criterion in fitting:
             scores[criterion.name][group.name] = _score(criterion, view, group)
     return scores

@@ -1,4 +1,4 @@
-"""One network made smaller in one call, without a search: for notebooks, and to try a method by itself."""
+"""Pruning of one network in one call, without a search: for notebooks, and to try a single method."""
 
 import copy
 import math
@@ -27,8 +27,8 @@ from prunefront.pruners.trace.tracer import trace
 
 
 @dataclass(frozen=True, slots=True)
-class Shrunk:
-    """A smaller network in eval mode, what was taken from it, and the dense network's channel graph."""
+class PrunedNetwork:
+    """A smaller network in eval mode, its plan, and the channel graph of the dense network."""
 
     model: nn.Module
     plan: PruningPlan
@@ -36,7 +36,7 @@ class Shrunk:
 
     @property
     def kept_macs(self) -> float:
-        """Its share of the dense network's MACs."""
+        """Share of the dense network's MACs."""
         return macs(self.graph, self.plan) / macs(self.graph)
 
 
@@ -55,13 +55,20 @@ def shrink(
     loss: Loss = F.cross_entropy,
     seed: int = 0,
     **options: Any,
-) -> Shrunk:
-    """A copy of the network that keeps at most `kept_macs` of its MACs; the model itself stays as it is.
+) -> PrunedNetwork:
+    """Returns a copy of the network that keeps at most `kept_macs` of its MACs; the model itself stays as it is.
 
-    batches: (inputs, labels) on the model's device: they score, re-estimate batch norms, and are what is trained on,
-    each once an epoch, by SGD with Nesterov momentum 0.9 and a learning rate that falls as half a cosine. options: the
-    procedure's. Groups that the criterion does not fit stay dense. Raises PrunefrontError where the network cannot be
-    traced, the criterion fits no group, or the MACs cannot be had.
+    batches: (inputs, labels) on the model's device. They serve to score units, to estimate batch norms again, and to
+    train, each once an epoch, by SGD with Nesterov momentum 0.9 and a learning rate that falls as half a cosine.
+    options: options of the procedure. Groups that the criterion does not fit stay dense. Raises PrunefrontError if the
+    network cannot be traced, if the criterion fits no group, and if the MACs are out of reach.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> batches = [(torch.randn(4, 8), torch.tensor([0, 1, 0, 1]))]
+    >>> small = pf.shrink(net, batches, kept_macs=0.5)
+    >>> small.model[0].out_features, small.kept_macs
+    (8, 0.5)
     """
     if not batches:
         raise PrunefrontError("shrink needs at least one batch of (inputs, labels)")
@@ -112,17 +119,18 @@ def shrink(
         schedule=lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
     ):
         continue
-    return Shrunk(run.model.eval(), run.plan(), graph)
+    return PrunedNetwork(run.model.eval(), run.plan(), graph)
 
 
 def _endless(batches: Sequence[Batch], run: Run) -> Iterator[Batch]:
-    """The batches again and again, in another order each time."""
+    """Yields the batches again and again, in another order each time."""
     while True:
         for number in run.rng.permutation(len(batches)):
             yield batches[number]
 
 
 def _backward(network: nn.Module, batch: Batch, loss: Loss, seed: int) -> float:
+    """Adds the gradients of one batch, and returns its loss."""
     inputs, target = batch
     with torch.random.fork_rng(devices=[p.device for p in network.parameters() if p.is_cuda][:1]):
         torch.manual_seed(seed)  # dropout draws from torch's global generator

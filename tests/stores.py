@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from prunefront.pipelines.artifacts.publish import LIMITS, fetch_from, publish, read_front
+from prunefront.pipelines.artifacts.fetch import fetch_from, read_stored_front
+from prunefront.pipelines.artifacts.manifest import LIMITS
+from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.journal.layout import FRONT
-from prunefront.pipelines.recovery.owner import NotOurs, claim, owner_of
+from prunefront.pipelines.recovery.owner import NotOurs, claim_root, read_owner
 from prunefront.pipelines.stores.store import ObjectStore, put_json
 
 WRITERS = 6
@@ -68,7 +70,7 @@ def check_two_studies_do_no_harm(open_root: Callable[[], ObjectStore], folder: P
         store.probe()
         together.wait()
         try:
-            owner, refused = claim(store, here, name, begun=False), ""
+            owner, refused = claim_root(store, here, name, begun=False), ""
         except NotOurs as error:
             owner, refused = None, str(error)
         assert owner is not None or f"uri = '{store.uri}/{name}'" in refused
@@ -93,9 +95,9 @@ def check_two_studies_do_no_harm(open_root: Callable[[], ObjectStore], folder: P
     with ThreadPoolExecutor(2) as threads:
         owning = list(threads.map(study, ("one", "another")))
     assert sum(owning) == 1
-    owner = owner_of(root)
+    owner = read_owner(root)
     assert owner is not None
     assert owner.study == ("one", "another")[owning.index(True)]
-    assert [row["key"] for row in read_front(root)] == [f"{owner.study}-{n}" for n in range(NETWORKS)]
+    assert [row["key"] for row in read_stored_front(root)] == [f"{owner.study}-{n}" for n in range(NETWORKS)]
     whole = {s.key.partition("/")[0] for s in root.list() if "/" in s.key}
     assert len(whole) == NETWORKS // 2 + 2 * NETWORKS // 2

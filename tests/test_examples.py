@@ -19,13 +19,20 @@ def run(name: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_one_process_prints_a_front_in_forty_lines(tmp_path: Path) -> None:
-    assert len((EXAMPLES / "one_process.py").read_text().splitlines()) <= 40
-    lines = run("one_process.py", tmp_path).splitlines()
-    points = [(float(line.split()[0]), float(line.split()[1])) for line in lines]
+def test_one_process_searches_without_ray_and_needs_one_import(tmp_path: Path) -> None:
+    source = (EXAMPLES / "one_process.py").read_text()
+    assert len(source.splitlines()) <= 40
+    assert [line for line in source.splitlines() if line.startswith(("import", "from"))] == [
+        "import prunefront as pf"
+    ]
+    *rows, last = run("one_process.py", tmp_path).splitlines()
+    points = {line.split()[-1]: [float(line.split()[0]), float(line.split()[1])] for line in rows}
     assert len(points) > 3
-    # a front: who is more accurate costs more
-    assert points == sorted(points, reverse=True)
+    assert points["dense"][1] == 1.0
+    best = last.split(": ")[1].split(",")[0]
+    assert points[best][0] == max(accuracy for accuracy, ratio in points.values() if ratio <= 1.0)
+    artifact = Path(last.rpartition(" in ")[2].removeprefix("file://"))
+    assert (artifact / "model.onnx").exists()
 
 
 def test_own_model_searches_a_network_and_data_of_its_own(tmp_path: Path) -> None:

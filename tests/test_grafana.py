@@ -25,7 +25,7 @@ def queries(dashboard: dict[str, Any]) -> list[str]:
 
 def test_it_shows_every_metric_and_no_other(dashboard: dict[str, Any]) -> None:
     asked = {name for query in queries(dashboard) for name in re.findall(r"\bray_\w+", query)}
-    exported = {f"{f.exported}{'_bucket' if f.kind == 'histogram' else ''}" for f in FAMILIES}
+    exported = {f"{f.exported_name}{'_bucket' if f.kind == 'histogram' else ''}" for f in FAMILIES}
     assert asked == exported
 
 
@@ -33,7 +33,7 @@ def test_labels_are_those_that_a_metric_has(dashboard: dict[str, Any]) -> None:
     for panel in dashboard["panels"]:
         for target in panel["targets"]:
             names = re.findall(r"\bray_\w+", target["expr"])
-            (family,) = [f for f in FAMILIES if names[0].removesuffix("_bucket") == f.exported]
+            (family,) = [f for f in FAMILIES if names[0].removesuffix("_bucket") == f.exported_name]
             (kept,) = re.findall(r"by \(([^)]*)\)", target["expr"])
             has = {"study", *family.labels} | ({"le"} if family.kind == "histogram" else set())
             assert {*kept.split(", ")} <= has

@@ -13,7 +13,7 @@ from torch import nn
 from prunefront.choice import GroupChoice
 from prunefront.pruners.cut.prune import prune
 from prunefront.pruners.plan.decide import plan
-from prunefront.pruners.saved import PLAN, WEIGHTS, described, save_network
+from prunefront.pruners.saved import PLAN, WEIGHTS, pack_network, plan_document
 from prunefront.pruners.trace.tracer import trace
 
 ROOT = Path(__file__).parents[1]
@@ -98,8 +98,8 @@ def test_an_artifact_loads_where_there_are_only_torch_and_pruners(tmp_path: Path
     }
     aim = plan(graph, choices, {})
     made = prune(dense, graph, aim)
-    save_network(made, graph, aim, tmp_path / WEIGHTS)
-    (tmp_path / PLAN).write_text(json.dumps(described(graph, aim)))
+    pack_network(made, graph, aim, tmp_path / WEIGHTS)
+    (tmp_path / PLAN).write_text(json.dumps(plan_document(graph, aim)))
     digests = {n: {"sha256": sha256((tmp_path / n).read_bytes()).hexdigest()} for n in (WEIGHTS, PLAN)}
     (tmp_path / "manifest.json").write_text(json.dumps({"files": digests}))
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""JSON as we write it comes back; what only json.loads takes is a ValueError; errors are one line for a terminal."""
+"""JSON as we write it comes back; what only json.loads takes is a ValueError."""
 
 import json
 from typing import Any
@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunefront.errors import LONGEST, PrunefrontError, one_line
 from prunefront.strict_json import MOST_VALUES, loads
 
 scalars = (
@@ -42,18 +41,3 @@ def test_what_we_never_write_is_a_value_error(text: str | bytes) -> None:
 def test_a_flood_of_values_is_refused_before_it_is_made() -> None:
     with pytest.raises(ValueError, match="more than"):
         loads("[" + "0," * MOST_VALUES + "0]")
-
-
-@given(st.text())
-def test_an_error_is_one_line_for_a_terminal(text: str) -> None:
-    said = str(PrunefrontError(text))
-    assert said.isprintable()
-    assert one_line(said) == said
-    assert text.isprintable() <= (said == " ".join(text.split()))
-
-
-def test_a_long_error_keeps_its_beginning_and_its_end() -> None:
-    said = str(PrunefrontError("begin " + "x" * 10**6 + " end"))
-    assert len(said) <= LONGEST
-    assert said.startswith("begin x")
-    assert said.endswith("x end")

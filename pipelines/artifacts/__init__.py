@@ -1,1 +1,1 @@
-"""Published networks: what is written, read back, verified and converted."""
+"""Published networks: written, read, verified and converted."""

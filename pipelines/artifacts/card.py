@@ -1,7 +1,7 @@
-"""The model card of an artifact: what the network is, from what, how it was measured, how to load it. In Markdown.
+"""The model card of an artifact, in Markdown: the network, its origin, its figures, and how to load it.
 
-Everything that it says is taken from plan.json and measurement.json, whose names may be anything: they are written as
-code spans, in which Markdown and HTML mean nothing.
+Its content comes from plan.json and measurement.json, whose names may be anything. They are written as code spans, in
+which Markdown and HTML mean nothing.
 """
 
 import math
@@ -45,11 +45,11 @@ published it; otherwise make your own from the weights: `prunefront export best 
 
 
 def card(description: Mapping[str, Any], measurement: Mapping[str, Any]) -> str:
-    """The text of an artifact's card.md: pure, the same for the same content.
+    """Returns the text of an artifact's card.md, the same for the same content.
 
-    description: the content of plan.json. measurement: that of measurement.json; before the test images were seen it
-    gives the accuracy on validation images, and says so. A licence is what `license` of the sections `model` and `data`
-    states. Raises PrunefrontError for content that no study writes.
+    description: content of plan.json. measurement: content of measurement.json; before the test images were seen, it
+    has the accuracy on validation images, and the card says so. Licences are stated by `license` in the sections
+    `model` and `data`. Raises PrunefrontError for content that no study writes.
     """
     try:
         plan = PruningPlan.from_json(_section(description, "plan"))
@@ -61,7 +61,7 @@ def card(description: Mapping[str, Any], measurement: Mapping[str, Any]) -> str:
             "",
             "## What it is",
             "",
-            *_what(description, measurement, plan),
+            *_network(description, measurement, plan),
             "",
             "## From what",
             "",
@@ -69,7 +69,7 @@ def card(description: Mapping[str, Any], measurement: Mapping[str, Any]) -> str:
             "",
             "## How it was measured",
             "",
-            *_measured(measurement),
+            *_figures(measurement),
             "",
             "## Licence",
             "",
@@ -80,7 +80,7 @@ def card(description: Mapping[str, Any], measurement: Mapping[str, Any]) -> str:
             LOADING.format(shape=", ".join(str(int(n)) for n in description["input_shape"])),
         ]
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        # what plain code makes of JSON that has the wrong form
+        # raised by plain code on JSON of the wrong form
         raise PrunefrontError(
             f"no card can be written: plan.json or measurement.json is not what prunefront writes "
             f"({type(error).__name__}: {error!s:.120})"
@@ -88,7 +88,9 @@ def card(description: Mapping[str, Any], measurement: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _what(description: Mapping[str, Any], measurement: Mapping[str, Any], plan: PruningPlan) -> Iterator[str]:
+def _network(
+    description: Mapping[str, Any], measurement: Mapping[str, Any], plan: PruningPlan
+) -> Iterator[str]:
     if control := measurement.get("control"):
         yield f"- a control, {_code(control)}, of {_code(measurement.get('of'))}: trained for comparison"
     yield f"- plan: {_code(plan.key())}" + (", nothing is pruned" if plan.key() == DENSE else "")
@@ -101,8 +103,8 @@ def _what(description: Mapping[str, Any], measurement: Mapping[str, Any], plan: 
     for name in sorted({layer.choice.granularity for layer in within}):
         dropped = [layer.achieved for layer in within if layer.choice.granularity == name]
         yield f"- within layers: {_code(name)} in {len(dropped)}, dropping {sum(dropped) / len(dropped):.0%} on average"
-    for bits, count in sorted(Counter(plan.bits().values()).items()):
-        yield f"- words: {bits} bits in {count} layer{'s' * (count > 1)}, as {_code(plan.words.quantiser)}"
+    for bits, count in sorted(Counter(plan.bit_widths().values()).items()):
+        yield f"- words: {bits} bits in {count} layer{'s' * (count > 1)}, as {_code(plan.quantisation.quantiser)}"
     yield (
         "- `model.onnx` computes in 8-bit integers"
         if description.get("onnx") == "int8"
@@ -123,14 +125,14 @@ def _origin(description: Mapping[str, Any], measurement: Mapping[str, Any]) -> I
     yield f"- data: {_code(data['source'])}" + _options(data) + f", {int(description['classes'])} classes"
     for part in ("train", "test"):
         if data.get(part) is not None:
-            # in which folder they lay is nobody's business
+            # without their folder, which is private
             yield f"- {part} images: {_code(PurePosixPath(str(data[part])).name)}"
     yield f"- study: {_code(description.get('study'))}"
     if measurement.get("epochs"):
         yield f"- trained on for {_count(measurement['epochs'])} epochs"
 
 
-def _measured(measurement: Mapping[str, Any]) -> Iterator[str]:
+def _figures(measurement: Mapping[str, Any]) -> Iterator[str]:
     if "accuracy" in measurement:
         low, high = float(measurement["accuracy_low"]), float(measurement["accuracy_high"])
         yield (
@@ -167,7 +169,7 @@ def _licences(description: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _front_matter(licence: object) -> Iterator[str]:
-    """YAML for model hubs. A licence is written only as an identifier, which YAML cannot take for anything else."""
+    """Yields YAML for model hubs. A licence is written only as an identifier, which YAML cannot misread."""
     yield "---"
     if isinstance(licence, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9.+-]{0,39}", licence):
         yield f'license: "{licence.lower()}"'
@@ -191,7 +193,7 @@ def _options(section: Mapping[str, Any]) -> str:
 
 
 def _code(value: object, limit: int = 200) -> str:
-    """A value as a code span on one line. Backticks, which would end it, become apostrophes."""
+    """Returns a value as a code span on one line. Backticks, which would end it, become apostrophes."""
     text = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split()).replace("`", "'")
     if value is None or not text:
         return "not stated"

@@ -1,10 +1,9 @@
-"""A fetched artifact in another format: what `prunefront export` does."""
+"""Converts a fetched artifact to another format, for `prunefront export`."""
 
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -13,27 +12,28 @@ from torch import Tensor, nn
 
 from prunefront.atomic import move_whole
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, check_digests
-from prunefront.pipelines.config.sections import DataSection
+from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST, check_digests
+from prunefront.pipelines.artifacts.verify import torch_network
+from prunefront.pipelines.config.sections import DataSection, ModelSection
 from prunefront.pipelines.data import Split, Splits, batches
+from prunefront.pipelines.data import load as load_splits
 from prunefront.pipelines.formats import onnx_export, openvino_export, pt2_export
 from prunefront.pipelines.formats.int8 import check_int8, quantise_onnx
 from prunefront.pipelines.formats.onnx_runtime import open_session
 from prunefront.pipelines.stores.store import ArtifactError, parse_json
 
-Format = Literal["onnx", "pt2", "openvino", "int8"]
-
-SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "pt2": ".pt2", "openvino": ".xml", "int8": ".onnx"}
-"""How the file of a format is called. OpenVINO's weights lie in a .bin file beside it."""
+SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "openvino": ".xml", "int8": ".onnx"}
+"""File suffix of each format. OpenVINO's weights lie in a .bin file beside it."""
 
 IMAGES = 512
-"""At most so many training images give the ranges of activations for int8; as many validation images check it."""
+"""Most training images that give int8 its ranges of activations, and most validation images that check it."""
 BATCH = 128
+"""Images per batch of the calibration."""
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What was written. size_bytes: of all its files. difference: from the artifact's ONNX file, in words."""
+    """A converted network. size_bytes: all its files together. difference: from the artifact's ONNX file, in words."""
 
     path: Path
     size_bytes: int
@@ -45,24 +45,30 @@ class Converted:
 
 def convert(
     folder: Path,
-    format: Format,
-    out: Path,
+    format: str,
+    out: Path | None = None,
     *,
-    splits: Callable[[DataSection], Splits],
+    factory: ModelSection | None = None,
     data: DataSection | None = None,
-    network: Callable[[Path], nn.Module] | None = None,
     exclude: tuple[str, ...] = (),
     agreement: float | None = None,
     overwrite: bool = False,
+    splits: Callable[[DataSection], Splits] = load_splits,
+    network: Callable[[Path, ModelSection | None], nn.Module] = torch_network,
 ) -> Converted:
-    """Writes the network of a fetched artifact to `out` as ONNX, .pt2, OpenVINO's .xml and .bin, or ONNX in int8.
+    """Writes the network of a fetched artifact as ONNX, .pt2, OpenVINO's .xml and .bin, or ONNX in int8.
 
-    splits: loads the data, `data.load`; only int8 needs it. data: the data section of a study file that the
-    user trusts, in place of the artifact's. A `module:callable` that only the artifact names is never imported.
-    network: makes the torch network from the folder, for .pt2; the file in the artifact is not loaded, since that could
-    run code. exclude: modules that stay float in int8. agreement: the smallest fraction of images whose class int8 may
-    keep. Nothing is written unless digests, and the new file's outputs, are right. Raises PrunefrontError.
+    out: file to write; None = `model` in the current folder. factory, data: sections of a study file that the user
+    trusts, used in place of the artifact's own; a `module:callable` that only the artifact names is never imported.
+    exclude: modules that stay float in int8. agreement: smallest fraction of images whose class int8 must keep.
+    splits: loads the data, for int8. network: makes the torch network from the folder, for .pt2; the artifact's own
+    .pt2 is not loaded, since that could run code. Nothing is written unless digests, and the new file's outputs, are
+    right. Raises PrunefrontError.
     """
+    if format not in SUFFIXES:
+        raise PrunefrontError(f"there is no format {format!r}; possible: {', '.join(SUFFIXES)}")
+    if out is None:
+        out = Path("model.int8.onnx" if format == "int8" else f"model{SUFFIXES[format]}")
     _check_place(folder, format, out, overwrite)
     check_digests(folder)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +84,7 @@ def convert(
             worst = openvino_export.check(source, draft, _examples(source), rounded)
             difference = f"outputs within {worst:.2g}"
         elif format == "pt2":
-            difference = _pt2(folder, draft, network)
+            difference = _pt2(folder, draft, network(folder, factory))
         else:
             difference = _int8(folder, draft, data, splits, exclude, agreement)
         files = sorted(Path(temporary).iterdir())  # a .bin comes before its .xml, which is what is opened
@@ -88,9 +94,7 @@ def convert(
     return Converted(out, size, difference)
 
 
-def _check_place(folder: Path, format: Format, out: Path, overwrite: bool) -> None:
-    if format not in SUFFIXES:
-        raise PrunefrontError(f"there is no format {format!r}; possible: {', '.join(get_args(Format))}")
+def _check_place(folder: Path, format: str, out: Path, overwrite: bool) -> None:
     if out.suffix != SUFFIXES[format]:
         raise PrunefrontError(
             f"a file in the format {format!r} is called *{SUFFIXES[format]}, got {out.name!r}; rename it"
@@ -99,13 +103,13 @@ def _check_place(folder: Path, format: Format, out: Path, overwrite: bool) -> No
         raise PrunefrontError(f"{out} is a file of the artifact, which stays as it is; choose another place")
     taken = [p for p in (out, out.with_suffix(".bin")) if p.exists() and (p == out or format == "openvino")]
     if taken and not overwrite:
-        raise PrunefrontError(f"{taken[0]} is there already; choose another name, or overwrite it explicitly")
+        raise PrunefrontError(
+            f"{taken[0]} is there already; choose another name, or replace it with --replace"
+        )
 
 
-def _pt2(folder: Path, draft: Path, network: Callable[[Path], nn.Module] | None) -> str:
-    if network is None:
-        raise PrunefrontError("a .pt2 file is made from the torch network, which cannot be made here")
-    model, source = network(folder), folder / "model.onnx"
+def _pt2(folder: Path, draft: Path, model: nn.Module) -> str:
+    source = folder / "model.onnx"
     examples = _examples(source)
     pt2_export.export(model, examples, draft)
     worst = pt2_export.check(model, draft, examples)
@@ -137,7 +141,7 @@ def _int8(
 
 
 def _plan(folder: Path) -> dict[str, object]:
-    """The content of an artifact's plan.json. Raises ArtifactError."""
+    """Returns the content of an artifact's plan.json. Raises ArtifactError."""
     file = folder / "plan.json"
     plan = parse_json(file.read_text(errors="replace"), source=str(file))
     if not isinstance(plan, dict):
@@ -164,7 +168,7 @@ def _data_of(folder: Path) -> DataSection:
 
 
 def _images(splits: Splits, part: Split) -> Iterator[Tensor]:
-    """Batches of images from all over a part of the data, which may be sorted by class."""
+    """Yields batches of images from all over a split, which may be sorted by class."""
     chosen = part[:: max(1, -(-len(part) // IMAGES))]
     return (images for images, _ in batches(chosen, splits.transform, BATCH))
 

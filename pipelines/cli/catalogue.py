@@ -1,4 +1,4 @@
-"""What `prunefront list` prints, and the tables of docs/methods.md: everything a study file can name."""
+"""Everything that a study file can name, for `prunefront list` and the tables of docs/methods.md."""
 
 import inspect
 import re
@@ -10,14 +10,14 @@ from typing import Any
 from prunefront.errors import UnknownName
 
 Entry = Mapping[str, Any]
-"""name and summary, and for methods: needs, cost, choose, paper and what else there is to know."""
+"""Fields of one entry: name and summary, and for methods also needs, cost, choose, paper and others."""
 
 METHODS = ("criteria", "procedures", "allocators", "controls")
-"""What docs/methods.md has a table of."""
+"""Lists that docs/methods.md has a table of."""
 
 
 def catalogue(what: str) -> list[Entry]:
-    """The entries of one list, sorted by name. Raises UnknownName for a list that there is not."""
+    """Returns the entries of one list, sorted by name. Raises UnknownName for a list that does not exist."""
     if what not in LISTS:
         raise UnknownName(f"there is no list of {what!r}; there are: {', '.join(LISTS)}")
     return LISTS[what]()
@@ -137,7 +137,7 @@ def _models() -> list[Entry]:
 def _runtimes() -> list[Entry]:
     from prunefront.pipelines.measure.runtimes import runtimes
 
-    entries = []
+    entries: list[Entry] = []
     for name in runtimes:
         missing = runtimes[name].missing()
         absent = f" [not on this machine: {missing}]" if missing else ""
@@ -185,7 +185,7 @@ COLUMNS = {
 
 
 def methods_table(what: str) -> str:
-    """The table of one of METHODS, in Markdown."""
+    """Returns the table of one of METHODS, in Markdown."""
     entries = catalogue(what)
     columns = [key for key in COLUMNS if key in entries[0]]
     lines = [[COLUMNS[key] for key in columns], ["---"] * len(columns)]
@@ -203,7 +203,7 @@ def _cell(key: str, value: Any) -> str:
 
 
 def with_tables(page: str) -> str:
-    """A page of which every part between `<!-- table: WHAT -->` and `<!-- end -->` is what the registry says."""
+    """Returns a page whose parts between `<!-- table: LIST -->` and `<!-- end -->` are written from the registries."""
 
     def table(match: re.Match[str]) -> str:
         return f"{match[1]}\n{methods_table(match[2])}\n{match[3]}"

@@ -1,159 +1,185 @@
-"""The commands of `prunefront` about studies that run as jobs of a cluster. `cli.main` offers them."""
+"""Commands about studies that run as jobs of a Ray cluster: `submit`, `logs`, `stop`, and a job's `status`."""
 
-import json
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+
+from prunefront.pipelines.cli.app import AsJson, Fresh, JobsServer, Resume, Study, command, print_json, say
+from prunefront.pipelines.cli.complete import studies
 
 if TYPE_CHECKING:
-    from prunefront.pipelines.cluster.jobs import Job, JobsServer
+    from prunefront.pipelines.cluster import jobs
 
 LOG_LINES = 5
-"""Of a submitted study's log, what `status` shows."""
+"""Lines of a submitted study's log that `status` shows, the last ones."""
 
-StudyFile = Annotated[Path, typer.Argument(help="The study file (TOML).", show_default=False)]
-Server = Annotated[
+Submitted = Annotated[
     str,
-    typer.Option(
-        "--address",
-        envvar="RAY_API_SERVER_ADDRESS",
-        help="The cluster's jobs server, http://HEAD:8265: the dashboard of its head.",
+    typer.Argument(
+        metavar="STUDY|JOB",
+        help="The study: its file (TOML), its name, or its folder; or the id of its job.",
         show_default=False,
+        autocompletion=studies,
     ),
 ]
-Sent = Annotated[str, typer.Argument(help="A study file, a study's name, or a job's id.", show_default=False)]
 
 
+@command(
+    "submit",
+    "submit study.toml --jobs-server http://localhost:8265",
+    "submit study.toml --resume --detach",
+)
 def submit(
-    study: StudyFile,
-    address: Server,
+    study: Study,
+    jobs_server: JobsServer,
+    resume: Resume = False,
+    fresh: Fresh = False,
     folder: Annotated[
         str | None,
         typer.Option(
+            metavar="DIR",
             help="Where results go on the cluster's head, absolute or below ~. Default: the study's `folder` if that "
-            "is absolute, else ~/prunefront/studies."
+            "is absolute, else ~/prunefront/studies.",
         ),
     ] = None,
     include: Annotated[
         list[Path] | None,
-        typer.Option(help="A file or folder here that goes along too, for your own modules; repeatable."),
+        typer.Option(
+            metavar="PATH", help="File or folder here that goes along, for your own modules; repeatable."
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the study stopped.")] = False,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Delete what an earlier run of this study left.")
-    ] = False,
     detach: Annotated[
         bool, typer.Option("--detach", "--no-follow", help="Do not wait for the end, nor show the log.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Search on a Ray cluster, as a job that goes on when this machine is off.
+    """Search on a Ray cluster, as a job that goes on without you.
 
     The study file, the weights and latency table that it names by relative paths, and its own modules go along; data
-    never does. The exit code is the job's.
+    never does. The log is followed, and the exit code is the job's; Ctrl-C ends the following alone.
     """
+    from prunefront.pipelines.cli.resolve import study_file
     from prunefront.pipelines.cluster.jobs import JobsServer
     from prunefront.pipelines.cluster.package import megabytes, pack, results_folder
 
-    package = pack(study, include=include or ())
-    kept = results_folder(folder, package)
-    server = JobsServer(address)
-    server.check_free(package.name)
-    plain(f"{megabytes(package.size_bytes)} go along: {', '.join(package.files)}")
-    if package.there:
-        plain(f"expected there: {', '.join(f'{key} = {path}' for key, path in package.there.items())}")
-    job = server.submit(package, kept, ["--resume"] * resume + ["--fresh"] * fresh)
-    plain(f"job {job.id}; results on the head: {job.folder}")
-    if detach:
-        plain(f"follow it with: {server.command('logs', job)}")
-        return
-    watch(server, job)
+    with study_file(study) as file:
+        package = pack(file, include=include or ())
+        results = results_folder(folder, package)
+        server = JobsServer(jobs_server)
+        server.check_free(package.name)
+        say(f"{megabytes(package.size_bytes)} go along: {', '.join(package.files)}")
+        if package.there:
+            say(f"expected there: {', '.join(f'{key} = {path}' for key, path in package.there.items())}")
+        job = server.submit(package, results, ["--resume"] * resume + ["--fresh"] * fresh)
+    say(f"job {job.id}; results on the head: {job.folder}")
+    if not detach:
+        job = follow(server, job)
+    else:
+        say(f"follow it with: {server.command('logs', job)}")
+    if as_json:
+        print_json(job.to_json())
+    if not detach:
+        exit_as(job)
 
 
+@command("logs", "logs digits --jobs-server http://localhost:8265", "logs digits --no-follow")
 def logs(
-    study: Sent, address: Server, follow: Annotated[bool, typer.Option(help="Until it ends.")] = True
+    study: Submitted,
+    jobs_server: JobsServer,
+    follow_: Annotated[
+        bool, typer.Option("--follow/--no-follow", help="Go on until the study ends, or show what there is.")
+    ] = True,
+    as_json: AsJson = False,
 ) -> None:
-    """The log of a study that was submitted; it is followed until the study ends."""
+    """Show the log of a submitted study.
+
+    When the log is followed to its end, the exit code is the job's. With --json the log is on stderr as it comes, and
+    in the document as a list of lines.
+    """
+    from prunefront.pipelines.cli.resolve import study_name
     from prunefront.pipelines.cluster.jobs import JobsServer
 
-    server = JobsServer(address)
+    server = JobsServer(jobs_server)
     job = server.find(study_name(study))
-    if follow:
-        watch(server, job)
+    if follow_:
+        job = follow(server, job)
     else:
         sys.stdout.write(server.log(job))
+    if as_json:
+        print_json({**job.to_json(), "log": server.log(job).splitlines()})
+    if follow_:
+        exit_as(job)
 
 
-def stop(study: Sent, address: Server) -> None:
-    """End a study that was submitted, cleanly: what is finished is kept, and --resume goes on."""
+@command("stop", "stop digits --jobs-server http://localhost:8265")
+def stop(study: Submitted, jobs_server: JobsServer, as_json: AsJson = False) -> None:
+    """Stop a submitted study; finished work is kept.
+
+    It ends as after Ctrl-C, and `prunefront submit STUDY --resume` goes on.
+    """
+    from prunefront.pipelines.cli.resolve import study_name
     from prunefront.pipelines.cluster.jobs import JobsServer
 
-    server = JobsServer(address)
+    server = JobsServer(jobs_server)
     job = server.find(study_name(study))
     if job.over:
-        plain(f"job {job.id} had ended before: {job.state.lower()}")
-        return
-    plain(f"stopping job {job.id}")
-    ended = server.stop(job)
-    plain(f"{ended.state.lower()}; what is finished is kept in {ended.folder} on the head; --resume goes on")
+        say(f"job {job.id} had ended before: {job.state.lower()}")
+    else:
+        say(f"stopping job {job.id}")
+        job = server.stop(job)
+        say(f"{job.state.lower()}; finished work is kept in {job.folder} on the head; --resume goes on")
+    if as_json:
+        print_json(job.to_json())
 
 
-def study_name(study: str) -> str:
-    """What a study is called among a cluster's jobs: the name in a study file, else what was given."""
-    if not study.endswith(".toml"):
-        return study
-    from prunefront.pipelines.config.read import load
-
-    return load(Path(study)).name
-
-
-def watch(server: "JobsServer", job: "Job") -> None:
-    """Shows a job's log until it ends, then exits with its code. Ctrl-C ends the showing, not the job."""
-    from prunefront.pipelines.cluster.jobs import ENDED
+def follow(server: "jobs.JobsServer", job: "jobs.Job") -> "jobs.Job":
+    """Shows a job's log until it ends; returns it as it is then. Ctrl-C ends the showing, not the job."""
 
     def write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
 
-    def say(line: str) -> None:
-        Console(stderr=True).print(line, highlight=False, soft_wrap=True, markup=False)
+    def tell(line: str) -> None:
+        say(line, err=True)
 
     try:
-        ended = server.follow(job, write, say)
+        ended = server.follow(job, write, tell)
     except KeyboardInterrupt:
-        say(
+        tell(
             f"no longer following; job {job.id} goes on. Follow it with: {server.command('logs', job)}  "
             f"End it with: {server.command('stop', job)}"
         )
         raise typer.Exit(130) from None
-    say(f"job {ended.id}: {ended.outcome}")
-    if ended.state != "SUCCEEDED":
-        raise typer.Exit(ENDED[ended.state] if ended.exit_code is None else ended.exit_code or 1)
+    tell(f"job {ended.id}: {ended.outcome}")
+    return ended
 
 
-def submitted_status(study: str, address: str, as_json: bool) -> None:
+def exit_as(job: "jobs.Job") -> None:
+    """Exits with the code of a job that ended, unless it succeeded."""
+    from prunefront.pipelines.cluster.jobs import ENDED
+
+    if job.state != "SUCCEEDED":
+        raise typer.Exit(ENDED[job.state] if job.exit_code is None else job.exit_code or 1)
+
+
+def submitted_status(study: str, jobs_server: str, *, as_json: bool) -> None:
     """Prints how a submitted study's job stands, and the end of its log."""
+    from prunefront.pipelines.cli.resolve import study_name
     from prunefront.pipelines.cluster.jobs import JobsServer
-    from prunefront.pipelines.events.display import clock
+    from prunefront.pipelines.events.display import format_duration
 
-    server = JobsServer(address)
+    server = JobsServer(jobs_server)
     job = server.find(study_name(study))
     last = [line for line in server.log(job).splitlines() if line.strip()][-LOG_LINES:]
     if as_json:
-        sys.stdout.write(json.dumps({**job.to_json(), "log": last}, indent=1) + "\n")
+        print_json({**job.to_json(), "log": last})
         return
-    plain(f"{'study':<12}{job.study}: {job.state.lower()}")
-    plain(f"{'job':<12}{job.id}")
+    rows = [("study", f"{job.study}: {job.state.lower()}"), ("job", job.id)]
     if job.started is not None:
-        plain(f"{'time':<12}{clock((job.ended or time.time()) - job.started)}")
-    plain(f"{'results':<12}{job.folder} on the head")
-    for line in last:
-        plain(f"{'log':<12}{line}")
-
-
-def plain(line: str) -> None:
-    """One line on stdout, as it is."""
-    Console().print(line, highlight=False, soft_wrap=True, markup=False)
+        rows.append(("time", format_duration((job.ended or time.time()) - job.started)))
+    rows += [("results", f"{job.folder} on the head"), *(("log", line) for line in last)]
+    for name, value in rows:
+        say(f"{name:<12}{value}")

@@ -1,157 +1,33 @@
-"""`prunefront ui`: MLflow's web pages on the tracking store of a study."""
+"""`prunefront ui`."""
 
-import os
-import re
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-import webbrowser
-from collections.abc import Callable
-from contextlib import suppress
-from ipaddress import ip_address
-from pathlib import Path
-from types import FrameType
-from urllib.request import urlopen
+from typing import Annotated
 
-from prunefront.pipelines.events.redaction import without_password
-from prunefront.pipelines.tracking.reach import TrackingError, reach, sqlite_file
-from prunefront.pipelines.tracking.tracker import ARTIFACTS
+import typer
 
-START_SECONDS = 90.0
+from prunefront.pipelines.cli.app import STUDY, AsJson, command, print_json, say
 
 
-def serve(
-    tracking_uri: str,
-    port: int = 5000,
-    host: str = "127.0.0.1",
-    open_browser: bool = False,
-    say: Callable[[str], None] = print,
+@command("ui", "ui digits", "ui study.toml --port 5001")
+def ui(
+    study: Annotated[str | None, STUDY] = None,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, metavar="PORT", help="Port to serve the pages at.")
+    ] = 5000,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Address of this machine to listen on: 127.0.0.1 or ::1.")
+    ] = "127.0.0.1",
+    as_json: AsJson = False,
 ) -> None:
-    """Serves the pages until Ctrl-C or SIGTERM and tells the address through `say`; of a server it is only told.
+    """Serve MLflow's pages on a study's records.
 
-    Raises TrackingError: no such database, a port that is taken, a server that does not start.
+    Without STUDY, those of the study that was searched last. Ctrl-C ends the server. Where the study records to an
+    MLflow server, its address is printed, and nothing is served.
     """
-    if tracking_uri.startswith(("http://", "https://")):
-        reach(tracking_uri)
-        say(f"MLflow is at {without_password(tracking_uri)}")
-        if open_browser:
-            webbrowser.open(tracking_uri)
-        return
-    file = sqlite_file(tracking_uri)
-    if file is not None and not file.is_file():
-        raise TrackingError(
-            f"there is no tracking database {file}; run `prunefront search STUDY.toml` first, or name the "
-            "store of a study"
-        )
-    if not _is_loopback(host):
-        raise TrackingError(
-            f"at {host}, everybody who reaches this machine could read, change and delete the record without a "
-            "password; leave --host out and come through ssh (ssh -L 5000:127.0.0.1:5000 THIS_MACHINE), or start a "
-            "server that asks for a password, as examples/mlflow/README.md shows"
-        )
-    reach(tracking_uri)
-    _claim(host, port)
-    address = f"http://{host}:{port}"
-    with tempfile.TemporaryFile() as output:
-        server = _start(tracking_uri, file, host, port, output.fileno())
-        previous = [(number, signal.signal(number, _interrupt)) for number in (signal.SIGTERM, signal.SIGHUP)]
-        try:
-            _await(server, address, lambda: _last_lines(output.fileno()))
-            say(f"MLflow on {without_password(tracking_uri)}: {address} (Ctrl-C ends it)")
-            if open_browser:
-                webbrowser.open(address)
-            code = server.wait()
-            raise TrackingError(f"the MLflow server ended with code {code}: {_last_lines(output.fileno())}")
-        except KeyboardInterrupt:
-            say("ended")
-        finally:
-            _end(server)
-            for number, handler in previous:
-                signal.signal(number, handler)
+    from prunefront.pipelines.cli.mlflow_ui import serve
+    from prunefront.pipelines.study.find import tracking_uri
 
+    def on_ready(address: str) -> None:
+        if as_json:
+            print_json({"address": address})
 
-def _is_loopback(host: str) -> bool:
-    """Whether only this machine gets there. Raises TrackingError for a name that is none."""
-    try:
-        found = {info[4][0] for info in socket.getaddrinfo(host, None)}
-    except OSError as error:
-        raise TrackingError(f"--host {host} is no address of this machine: {error.strerror}") from None
-    return all(ip_address(address.partition("%")[0]).is_loopback for address in map(str, found))
-
-
-def _start(uri: str, file: Path | None, host: str, port: int, output: int) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        host,
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    if file is not None:
-        # otherwise the server makes ./mlartifacts where it was started
-        command += ["--artifacts-destination", str((file.parent / ARTIFACTS).absolute())]
-    # the job runner would be eight more processes; an address may hold a password and is not for the process list
-    environment = os.environ | {
-        "MLFLOW_BACKEND_STORE_URI": uri,
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-    }
-    # a session of its own, so that the server and its workers can be ended together
-    return subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-
-
-def _await(server: subprocess.Popen[bytes], address: str, output: Callable[[], str]) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while server.poll() is None and time.monotonic() < deadline:
-        try:
-            with urlopen(f"{address}/health", timeout=2):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise TrackingError(f"the MLflow server did not start: {output()}")
-
-
-def _claim(host: str, port: int) -> None:
-    try:
-        with socket.create_server((host, port), reuse_port=False):
-            return
-    except OSError as error:
-        raise TrackingError(
-            f"port {port} on {host} cannot be used ({error.strerror}); choose another one with --port"
-        ) from error
-
-
-def _end(server: subprocess.Popen[bytes]) -> None:
-    """Ends the server and its workers, which may outlive it."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):  # all of them are gone already
-            os.killpg(server.pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            server.wait(3)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _last_lines(output: int) -> str:
-    """The end of what the server wrote, on one line."""
-    size = os.fstat(output).st_size
-    text = os.pread(output, 2000, max(0, size - 2000)).decode(errors="replace")
-    lines = [line for line in text.splitlines() if line.strip()]
-    return without_password(re.sub(r"\s+", " ", " | ".join(lines[-3:])))[:400] or "it wrote nothing"
+    serve(tracking_uri(study), port=port, host=host, say=say, on_ready=on_ready)

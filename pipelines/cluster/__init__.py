@@ -1,1 +1,1 @@
-"""Ray: joining a cluster, watching it, stopping, and sending studies to it as jobs."""
+"""Ray: joins a cluster, watches it, stops, and sends studies to it as jobs."""

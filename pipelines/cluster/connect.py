@@ -12,20 +12,20 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cluster.head_watch import watched
-from prunefront.pipelines.cluster.stopping import handler_kept
+from prunefront.pipelines.cluster.head_watch import watch_head
+from prunefront.pipelines.cluster.stopping import keep_handler
 from prunefront.pipelines.config.sections import ClusterSection, MeasureSection
 
 ANSWER_SECONDS = 5.0
-"""How long a machine may take to accept a connection."""
+"""Seconds that a machine may take to accept a connection."""
 
 CLIENT_PORT = 10001
-"""Where Ray listens for ray:// unless told otherwise."""
+"""Port on which Ray listens for ray:// unless set otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What there is to work with. workers: processes that the study will use. nodes: machines that they may be on.
+    """The cluster that a study runs on. workers: processes that the study uses. nodes: machines that they may be on.
 
     remote: the study itself runs outside the cluster, through ray://.
     """
@@ -36,20 +36,20 @@ class Cluster:
 
 
 @contextmanager
-def connected(
+def connect(
     address: str | None, section: ClusterSection, metrics_port: int | None = None
 ) -> Iterator[Cluster]:
-    """Ray for the length of a study; what was started here is ended here.
+    """Connects to Ray for the length of a study; a cluster that is started here also ends here.
 
-    address: as for `named`. metrics_port: where Ray, if it starts here, exports metrics; None = a free port. Raises
-    PrunefrontError within seconds when no cluster answers there, or has no room for one worker.
+    address: as for `cluster_address`. metrics_port: port at which Ray, if it starts here, exports metrics; None = a
+    free one. Raises PrunefrontError within seconds where no cluster answers, or has no room for one worker.
     """
     set_up_tune()
     # Ray's warning that it leaves GPUs visible to workers that asked for none
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    address = named(address)
+    address = cluster_address(address)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         options |= {"address": "local", "include_dashboard": False}
@@ -65,7 +65,7 @@ def connected(
     try:
         if address is not None:
             _reach(address)
-        with warnings.catch_warnings(), handler_kept():
+        with warnings.catch_warnings(), keep_handler():
             # what it says is in the error, too
             warnings.filterwarnings("ignore", "Ray Client connection timed out")
             try:
@@ -75,7 +75,7 @@ def connected(
                 ray.shutdown()
                 ray.init(**options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        ray.shutdown()  # what did start of it
+        ray.shutdown()  # ends the part of it that did start
         if address is None:
             raise PrunefrontError(f"Ray could not be started on this machine: {_why(error)}") from error
         raise PrunefrontError(
@@ -84,7 +84,7 @@ def connected(
         ) from error
     remote = address is not None and _remote(address)
     # through ray:// the client itself notices, and raises
-    with nullcontext() if remote else watched(ray.get_runtime_context().gcs_address):
+    with nullcontext() if remote else watch_head(ray.get_runtime_context().gcs_address):
         try:
             yield _room(section, remote=remote)
         finally:
@@ -101,18 +101,18 @@ def fewer_workers(section: ClusterSection, cluster: Cluster) -> list[str]:
     ]
 
 
-def named(address: str | None) -> str | None:
+def cluster_address(address: str | None) -> str | None:
     """The cluster to join: the given one, else RAY_ADDRESS, which Ray sets within a submitted job. None: here."""
     return address or os.environ.get("RAY_ADDRESS") or None
 
 
 def set_up_tune() -> None:
-    """What Tune reads from the environment of the process that it runs in; settings of the user's own stay."""
+    """Sets the environment variables that Tune reads in the process that it runs in; the user's own settings stay."""
     # its CSV, JSON and TensorBoard files cost the driver two thirds of its time and nobody reads them
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     # its banner and its result table, which our own display replaces
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # the traceback of every worker that died, though its trial is tried once more; what fails for good is recorded
+    # the traceback of every dead worker, though its trial is tried once more; lasting failures are recorded
     os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
     # it would take Ctrl-C for "report what there is", and the front of half a study would look like a whole one
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
@@ -121,12 +121,15 @@ def set_up_tune() -> None:
 
 
 def check_metrics_port(address: str | None, port: int) -> None:
-    """Raises PrunefrontError where Ray's metrics cannot go to a port: on a cluster, which was told when it was started,
-    and where something listens already, for Ray would go on without them. address: as for `named`."""
-    if (address := named(address)) is not None:
+    """Raises PrunefrontError where Ray cannot export metrics at a port. address: as for `cluster_address`.
+
+    That is so on a cluster, whose port was set when it was started, and where something listens at the port already:
+    Ray would go on without metrics.
+    """
+    if (address := cluster_address(address)) is not None:
         raise PrunefrontError(
-            f"a cluster exports metrics where it was told to when it was started, so --metrics-port {port} and the "
-            f"address {address} do not go together; use `ray start --metrics-export-port {port}`"
+            f"--metrics-port {port} does not go together with the address {address}, since a cluster's port for "
+            f"metrics is set when it is started; use `ray start --metrics-export-port {port}`"
         )
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -155,10 +158,10 @@ def _runtime_env(text: str) -> dict[str, Any]:
 
 
 def _reach(address: str) -> None:
-    """Returns when somebody listens at HOST:PORT or ray://HOST[:PORT]; other addresses are Ray's matter.
+    """Checks that somebody listens at HOST:PORT or ray://HOST[:PORT]; other addresses are left to Ray.
 
-    Raises OSError within seconds: Ray itself would go on asking for half a minute. Raises ValueError for a port that
-    is none.
+    Raises OSError within seconds, where Ray itself would go on asking for half a minute, and ValueError for a malformed
+    port.
     """
     parts = urlsplit(address if _remote(address) else f"//{address}")
     port = parts.port or (CLIENT_PORT if _remote(address) else None)
@@ -167,10 +170,10 @@ def _reach(address: str) -> None:
 
 
 def _why(error: Exception) -> str:
-    """One line, without a full stop."""
+    """Returns the reason of an error as one line, without a full stop."""
     text = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
     if text == "ray client connection timeout":
-        # all that Ray says when the port is another service's, and when the token is missing or wrong
+        # Ray says no more when the port is another service's, nor when the token is missing or wrong
         return (
             f"something listens there, but does not take this client; ray:// is port {CLIENT_PORT} of the head unless "
             "set otherwise, and a cluster that was started with a token needs RAY_AUTH_MODE=token and ~/.ray/auth_token"
@@ -181,10 +184,10 @@ def _why(error: Exception) -> str:
 
 
 def _room(section: ClusterSection, *, remote: bool) -> Cluster:
-    from prunefront.pipelines.cluster.nodes import alive
+    from prunefront.pipelines.cluster.nodes import live_nodes
 
-    nodes = alive()
-    # by node: a worker that fits on none of them would be waited for without end
+    nodes = live_nodes()
+    # by node: Ray would wait without end for a worker that fits on none of them
     rooms = [room for node in nodes if (room := node.room(section))]
     room = sum(rooms)
     if room < 1:
@@ -199,7 +202,7 @@ def _room(section: ClusterSection, *, remote: bool) -> Cluster:
 
 def check_address(section: MeasureSection, address: str | None) -> None:
     """Raises PrunefrontError for a device without a cluster that it could be in."""
-    if section.device is not None and named(address) is None:
+    if section.device is not None and cluster_address(address) is None:
         raise PrunefrontError(
             f"measure.device = {section.device!r} is a node of a Ray cluster, and without --address this machine works "
             "alone; start a cluster here with `ray start --head`, let the device join it, and give --address auto "

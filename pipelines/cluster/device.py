@@ -15,24 +15,25 @@ from ray.exceptions import RayError, RayTaskError
 from torch import nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cluster.nodes import alive
+from prunefront.pipelines.cluster.nodes import live_nodes
 from prunefront.pipelines.config.sections import MeasureSection
 from prunefront.pipelines.measure.environment import environment
-from prunefront.pipelines.measure.latency import Timed, compare, runtimes
+from prunefront.pipelines.measure.latency import LatencyRecord, compare, runtimes
 from prunefront.pipelines.measure.target import DeviceLost
 from prunefront.pipelines.measure.turnstile import exclusive
+from prunefront.text import first_line
 
 AWAY_SECONDS = 120.0
-"""How long a device may be out of the cluster before a measurement that waits for it has failed."""
+"""Seconds for which a device may be out of the cluster before a measurement that waits for it fails."""
 
 ANSWER_SECONDS = 3600.0
-"""How long a device that is there may take for one measurement, with those of others before it."""
+"""Seconds that a present device may take for one measurement, with those of others before it."""
 
 LOOK_SECONDS = 5.0
-"""How often is looked whether the device is still there."""
+"""Seconds between two looks whether the device is still there."""
 
 RETRIES = 2
-"""How often Ray starts a measurement anew whose process, or node, died."""
+"""Number of times that Ray starts a measurement anew whose process, or node, died."""
 
 T = TypeVar("T")
 
@@ -41,8 +42,8 @@ T = TypeVar("T")
 class Device:
     """A node of the cluster that measures for a study: the `Target` of its workers.
 
-    name: of the custom resource, of which a measurement takes 1. dense: Ray's reference to the dense network's ONNX
-    file, so that it travels once. away_seconds: see AWAY_SECONDS.
+    name: the custom resource of the device; a measurement takes 1 of it. dense: Ray's reference to the dense network's
+    ONNX file, so that it travels once. away_seconds: see AWAY_SECONDS.
     """
 
     name: str
@@ -50,17 +51,20 @@ class Device:
     dense: Any
     away_seconds: float
 
-    def time(self, onnx: bytes, example: NDArray[np.float32]) -> Timed:
-        """An ONNX file against the dense network's, both over there. example: the input of a forward.
+    def time(self, onnx: bytes, example: NDArray[np.float32]) -> LatencyRecord:
+        """Times an ONNX file against the dense network's, both on the device. example: the input of a forward.
 
-        Raises DeviceLost, and what the runtime raises.
+        Raises DeviceLost, and the errors of the runtime.
         """
         return self.run(_time, self.section, self.dense, onnx, example)
 
     def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """What the function returns on the device, in its slot. Waits while the slot is another's, and a while for a
-        device that is away. Raises DeviceLost, and what the function raises."""
-        # "DEFAULT", or a trial would look for the device within what Tune has set aside for it
+        """Runs a function on the device, in its one slot, and returns its result.
+
+        Waits while another measurement has the slot, and for a while where the device is away. Raises DeviceLost, and
+        the errors of the function.
+        """
+        # "DEFAULT", or a trial would look for the device within the resources that Tune has set aside for it
         task = _run.options(resources={self.name: 1}, scheduling_strategy="DEFAULT").remote(
             function, *arguments
         )
@@ -72,15 +76,16 @@ class Device:
                 raise error.cause from None
             raise
         except RayError as error:
-            line = str(error).strip().splitlines()[0]
-            raise DeviceLost(f"measure.device = {self.name!r} died while it measured: {line}") from None
+            raise DeviceLost(
+                f"measure.device = {self.name!r} died while it measured: {first_line(error)}"
+            ) from None
 
     def _wait(self, task: Any) -> None:
-        # where it fails the task is left to itself: a cancel that meets the task's answer ends the process that asks
+        # a failed wait leaves the task to itself: a cancel that meets the task's answer would end this process
         begun = seen = time.monotonic()
         while not ray.wait([task], timeout=min(LOOK_SECONDS, self.away_seconds / 4))[0]:
             now = time.monotonic()
-            if any(self.name in node.resources for node in alive()):
+            if any(self.name in node.resources for node in live_nodes()):
                 seen = now
             if now - seen > self.away_seconds:
                 raise DeviceLost(
@@ -106,7 +111,9 @@ def _run(function: Callable[..., T], *arguments: Any) -> T:
     return function(*arguments)
 
 
-def _time(section: MeasureSection, dense_onnx: bytes, onnx: bytes, example: NDArray[np.float32]) -> Timed:
+def _time(
+    section: MeasureSection, dense_onnx: bytes, onnx: bytes, example: NDArray[np.float32]
+) -> LatencyRecord:
     make, images = runtimes[section.runtime], torch.from_numpy(example.copy())
     with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
 
@@ -119,4 +126,4 @@ def _time(section: MeasureSection, dense_onnx: bytes, onnx: bytes, example: NDAr
         dense, candidate = prepared("dense.onnx", dense_onnx), prepared("model.onnx", onnx)
         with exclusive():
             latency = compare(dense, candidate, pairs=section.pairs, warmup=section.warmup)
-    return Timed(latency, environment(section))
+    return LatencyRecord(latency, environment(section))

@@ -1,7 +1,7 @@
 """Notices that a cluster's head is gone while Ray's own calls still wait for it.
 
-Ray itself gives up after 60 seconds, and then ends the process from within, without a word of ours and with nothing
-closed. So a thread looks whether anybody listens at the head, and ends the search before that.
+Ray itself gives up after 60 seconds and then ends the process from within, with no message of ours and nothing closed.
+So a thread looks whether anybody listens at the head, and ends the search before that.
 """
 
 import _thread
@@ -19,12 +19,16 @@ from typing import NoReturn
 from prunefront.errors import PrunefrontError
 
 ASK_SECONDS = 3.0
+"""Seconds between two looks at the head."""
 LOST_SECONDS = 35.0
-"""Without an answer for so long. A head that is started anew in the meantime has forgotten the search anyway, unless
-its state is kept outside, which makes it answer sooner."""
+"""Seconds without an answer after which the head is lost.
+
+A head that is started anew in the meantime has forgotten the search anyway, unless its state is stored outside; then it
+answers sooner.
+"""
 
 CLOSING_SECONDS = 15.0
-"""How long the search may take to close what it has open. Some of Ray's calls never return then."""
+"""Seconds that the search may take to close its files and connections. Some of Ray's calls never return then."""
 
 SIGNAL = signal.SIGUSR2
 
@@ -34,11 +38,11 @@ class HeadLost(PrunefrontError):
 
 
 @contextmanager
-def watched(address: str, lost_seconds: float = LOST_SECONDS) -> Iterator[None]:
-    """Raises HeadLost in here once nobody has listened at `address`, HOST:PORT, for `lost_seconds`.
+def watch_head(address: str, lost_seconds: float = LOST_SECONDS) -> Iterator[None]:
+    """Raises HeadLost within once nobody has listened at `address`, HOST:PORT, for `lost_seconds`.
 
-    Only the main thread can be interrupted so; from another one nothing is watched. A search that does not come to its
-    end soon after is ended by force, with the same line: its journal is on disk.
+    Only the main thread can be interrupted so; in another thread nothing is watched. A search that does not end soon
+    afterwards is ended by force, with the same line; its journal is on disk.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -72,7 +76,7 @@ def watched(address: str, lost_seconds: float = LOST_SECONDS) -> Iterator[None]:
 
 
 def _gone(address: str, lost_seconds: float, over: threading.Event) -> bool:
-    """Whether the head went away before the study was over."""
+    """Waits; returns True when the head is gone, False when the study is over."""
     host, _, port = address.rpartition(":")
     answered = time.monotonic()
     while not over.wait(ASK_SECONDS):

@@ -1,4 +1,4 @@
-"""Studies as jobs of a Ray cluster: sent, followed, found again and stopped through the cluster's jobs server."""
+"""Studies as jobs of a Ray cluster: submits, follows, finds and stops them through the cluster's jobs server."""
 
 import logging
 import os
@@ -20,33 +20,34 @@ from ray.job_submission import JobSubmissionClient
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.package import Package
+from prunefront.text import one_line
 
 ANSWER_SECONDS = (5.0, 30.0)
-"""How long a jobs server may take to accept a connection, and to answer."""
+"""Seconds that a jobs server may take to accept a connection, and to answer."""
 
 UPLOAD_SECONDS = 1800.0
-"""What a package may take; Ray knows no limit, nor does it say how far it is."""
+"""Seconds that the upload of a package may take; Ray has no limit of its own, and reports no progress."""
 
 STOP_SECONDS = 60
-"""What a study gets to end cleanly before Ray kills it; by itself Ray gives three seconds."""
+"""Seconds that a study gets to end cleanly before Ray kills it; by itself Ray gives three."""
 
 LOST_SECONDS = 120.0
-"""How long a log is waited for when the connection broke."""
+"""Seconds to wait for a log when the connection broke."""
 
 POLL_SECONDS = 1.0
+"""Seconds between two questions to the server."""
 
 LOST = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
-"""What a server raises that is not there, or no longer."""
+"""Errors of a server that is away."""
 
 STUDY, FOLDER = "prunefront_study", "prunefront_folder"
 """Keys of a job's metadata."""
 
 ENDED = {"SUCCEEDED": 0, "STOPPED": 143, "FAILED": 1}
-"""States that last, and the exit code where the job has none of its own; 143 is what SIGTERM leaves."""
-
+"""Final states, with the exit code of a job that has none of its own; 143 is that of SIGTERM."""
 
 NOT_FOUND = 127
-"""A shell's exit code for a command that there is not."""
+"""Exit code of a shell for a command that does not exist."""
 
 
 class JobsError(PrunefrontError):
@@ -61,8 +62,8 @@ class NoAnswer(JobsError):
 class Job:
     """A study as a job.
 
-    state: PENDING, RUNNING, SUCCEEDED, STOPPED or FAILED. folder: where the study is, on the cluster's head. message:
-    Ray's. started, ended: seconds since the epoch. exit_code: None until it ended by itself.
+    state: PENDING, RUNNING, SUCCEEDED, STOPPED or FAILED. folder: the study's, on the cluster's head. message: Ray's.
+    started, ended: seconds since the epoch. exit_code: None unless the job ended by itself.
     """
 
     id: str
@@ -80,21 +81,21 @@ class Job:
 
     @property
     def outcome(self) -> str:
-        """How it ended, in words."""
+        """Its end, in words."""
         if self.state != "FAILED":
             return self.state.lower()
         if self.exit_code == NOT_FOUND:
             return "failed: the cluster's head has no command `prunefront` on the path that `ray start` was run with"
         if self.exit_code is not None:
             return f"failed with exit code {self.exit_code}"
-        return f"failed before it began: {_line(self.message)}"
+        return f"failed before it began: {one_line(self.message, 300)}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-class _Client(JobSubmissionClient):  # type: ignore[misc]
-    """Ray's own, which would wait for an answer for ever."""
+class _Client(JobSubmissionClient):
+    """Ray's client with time limits; Ray's own would wait for an answer for ever."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
         limit = UPLOAD_SECONDS if method == "PUT" else ANSWER_SECONDS
@@ -102,19 +103,19 @@ class _Client(JobSubmissionClient):  # type: ignore[misc]
 
 
 class JobsServer:
-    """The jobs server of a cluster: the HTTP address of its dashboard. What goes wrong is a JobsError of one line."""
+    """The jobs server of a cluster, at the HTTP address of its dashboard. All errors are a JobsError of one line."""
 
     def __init__(self, address: str) -> None:
-        """Raises JobsError when no jobs server answers there, within seconds, or does not take the token."""
-        self.address = checked(address)
+        """Connects. Raises JobsError, within seconds, where no jobs server answers or the token is not taken."""
+        self.address = server_address(address)
         for name in ("ray.dashboard.modules.dashboard_sdk", "ray._private.runtime_env.packaging"):
-            logging.getLogger(name).setLevel(logging.WARNING)  # we say what is sent
-        with self._clear(), _environment("RAY_API_SERVER_ADDRESS", self.address):
+            logging.getLogger(name).setLevel(logging.WARNING)  # we report ourselves what is sent
+        with self._one_line_errors(), _environment("RAY_API_SERVER_ADDRESS", self.address):
             self._client = _Client(self.address)
 
     def jobs(self) -> list[Job]:
-        """The studies among the cluster's jobs, the newest first."""
-        with self._clear():
+        """Returns the studies among the cluster's jobs: those that run first, then the newest."""
+        with self._one_line_errors():
             found = [
                 _job(details)
                 for details in self._client.list_jobs()
@@ -123,11 +124,12 @@ class JobsServer:
         return sorted(found, key=lambda job: (not job.over, job.started or 0.0), reverse=True)
 
     def job(self, id: str) -> Job:
-        with self._clear():
+        """Returns a job as it is now."""
+        with self._one_line_errors():
             return _job(self._client.get_job_info(id))
 
     def find(self, wanted: str) -> Job:
-        """The job of a study, by its name or by the job's. Of several, the one that runs, else the newest.
+        """Finds a job by its id or its study's name; of several, the one that runs, else the newest.
 
         Raises JobsError, which lists the studies that there are.
         """
@@ -148,7 +150,7 @@ class JobsServer:
                 )
 
     def submit(self, package: Package, folder: str, options: Sequence[str] = ()) -> Job:
-        """Sends a study and starts it. folder: of results, on the head. options: of `prunefront search`."""
+        """Uploads a study and starts it. folder: for results, on the head. options: for `prunefront search`."""
         search = ["prunefront", "search", package.study, "--address", "auto", "--folder", folder, *options]
         with tempfile.TemporaryDirectory(prefix="prunefront-job-") as staging:
             package.write(Path(staging))
@@ -156,7 +158,7 @@ class JobsServer:
                 "working_dir": staging,
                 "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
             }
-            with self._clear():
+            with self._one_line_errors():
                 id = self._client.submit_job(
                     entrypoint=f"exec {shlex.join(search)}",
                     submission_id=f"{package.name}-{secrets.token_hex(3)}",
@@ -166,20 +168,20 @@ class JobsServer:
         return self.job(id)
 
     def log(self, job: Job) -> str:
-        """What the job wrote so far."""
-        with self._clear():
+        """Returns the output of a job so far."""
+        with self._one_line_errors():
             return str(self._client.get_job_logs(job.id))
 
     def follow(self, job: Job, write: Callable[[str], None], say: Callable[[str], None]) -> Job:
-        """Writes the job's log until it ends; returns it as it is then. say: gets a line about the connection.
+        """Writes the log of a job until it ends; returns the job as it is then. say: gets a line about the connection.
 
-        Asks again and again rather than holding a connection, which a tunnel or a sleeping laptop would lose. Raises
-        NoAnswer when there was none for LOST_SECONDS.
+        The server is asked again and again, because a tunnel or a sleeping laptop would lose a lasting connection.
+        Raises NoAnswer when the server has not answered for LOST_SECONDS.
         """
         written, lost = 0, None
         while True:
             try:
-                job = self.job(job.id)  # first: what it wrote last is in the log that is read next
+                job = self.job(job.id)  # first: its last words are in the log that is read next
                 text = self.log(job)
             except NoAnswer as error:
                 if lost is None:
@@ -197,9 +199,9 @@ class JobsServer:
             time.sleep(POLL_SECONDS + len(text) / 1e6)  # every answer holds the whole log
 
     def stop(self, job: Job) -> Job:
-        """Ends a job and waits until it has ended; one that is over stays as it is."""
+        """Ends a job and waits until it has ended. A job that is over stays as it is."""
         if not job.over:
-            with self._clear():
+            with self._one_line_errors():
                 self._client.stop_job(job.id)
         deadline = time.monotonic() + STOP_SECONDS + ANSWER_SECONDS[1]
         while not job.over:
@@ -212,12 +214,12 @@ class JobsServer:
         return job
 
     def command(self, name: str, job: Job) -> str:
-        """What to type about a job."""
-        return shlex.join(["prunefront", name, job.study, "--address", self.address])
+        """Returns the `prunefront` command of this name for a job, to be typed."""
+        return shlex.join(["prunefront", name, job.study, "--jobs-server", self.address])
 
     @contextmanager
-    def _clear(self) -> Iterator[None]:
-        """Turns what Ray and requests raise into one line that says what to do."""
+    def _one_line_errors(self) -> Iterator[None]:
+        """Turns the errors of Ray and requests into a JobsError, one line that says what to do."""
         try:
             yield
         except ray.exceptions.AuthenticationError as error:
@@ -230,12 +232,14 @@ class JobsServer:
             ) from None
         except (requests.RequestException, RuntimeError, ValueError, KeyError, TypeError) as error:
             # what Ray's client makes of a refusal, and of the answer of another kind of server
-            raise JobsError(f"{self.address} refuses, or is no Ray jobs server: {_line(error)}") from None
+            raise JobsError(
+                f"{self.address} refuses, or is no Ray jobs server: {one_line(error, 300)}"
+            ) from None
 
 
 @contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
-    """Ray prefers the address that it finds in the environment to the one that it is given."""
+    """Sets an environment variable within: Ray prefers the address in the environment to the one that it is given."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -247,8 +251,8 @@ def _environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-def checked(address: str) -> str:
-    """The address of a jobs server with its scheme. Raises JobsError for what is none."""
+def server_address(address: str) -> str:
+    """Returns the address of a jobs server with its scheme. Raises JobsError for anything else."""
     whole = address if "://" in address else f"http://{address}"
     try:
         parts = urlsplit(whole)
@@ -257,8 +261,8 @@ def checked(address: str) -> str:
         usable = False
     if not usable or address == "auto":
         raise JobsError(
-            f"--address {address} is not that of a jobs server, which is the dashboard of the cluster's head and looks "
-            "like http://HEAD:8265"
+            f"--jobs-server {address} is no jobs server, which is the dashboard of the cluster's head and looks like "
+            "http://HEAD:8265"
         )
     return whole.rstrip("/")
 
@@ -277,8 +281,8 @@ def _job(details: JobDetails) -> Job:
     )
 
 
-def _denied(address: str, said: str) -> str:
-    if said.startswith("Authentication failed"):  # 403, where 401 is a token that was not sent
+def _denied(address: str, message: str) -> str:
+    if message.startswith("Authentication failed"):  # 403; 401 is a token that was not sent
         return f"{address} does not take this token; ~/.ray/auth_token must be the one that its cluster has"
     set_already = os.environ.get("RAY_AUTH_MODE") == "token"
     there = "there is none in ~/.ray/auth_token" if set_already else "RAY_AUTH_MODE=token is not set"
@@ -286,15 +290,10 @@ def _denied(address: str, said: str) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason in a few words."""
+    """Returns the innermost reason of an error in a few words."""
     if isinstance(error, requests.Timeout):
         return "it took too long"
     seen = error
     while (inner := seen.__cause__ or seen.__context__) is not None:
         seen = inner
     return getattr(seen, "strerror", None) or type(seen).__name__
-
-
-def _line(said: Exception | str) -> str:
-    text = " ".join(str(said).split()) or type(said).__name__
-    return text if len(text) <= 300 else f"{text[:299]}…"

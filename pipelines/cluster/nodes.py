@@ -1,11 +1,10 @@
-"""The nodes of a cluster: what they have, what kind of machine they are, and whether a study can be measured there."""
+"""The nodes of a cluster: their resources and machines, and a check that a study can be measured on them."""
 
 import platform
 import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import ray
@@ -14,24 +13,28 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import ClusterSection, MeasureSection
+from prunefront.text import did_you_mean
 
 PROBE_SECONDS = 60.0
-"""How long nodes may take to say what they are: a process starts there and imports PyTorch."""
+"""Seconds that nodes may take to describe themselves: a process starts there and imports PyTorch."""
 
 RAYS_OWN = re.compile(r"^(CPU|GPU|TPU|memory|object_store_memory|node:.*|accelerator_type:.*|.*_group_.*)$")
-"""Resources that Ray gives nodes by itself, and those of placement groups."""
+"""Names of the resources that Ray itself gives nodes, and of those of placement groups."""
+
+SLIVER = 0.001
+"""Fraction of a GPU to request: enough to see it, too little to displace a worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """id: Ray's. address: its IP address. resources: name -> amount, all that it has, whoever uses it."""
+    """One node. id: Ray's. address: its IP address. resources: name -> amount, in use or free."""
 
     id: str
     address: str
     resources: dict[str, float]
 
     def room(self, section: ClusterSection) -> int:
-        """How many workers fit on it. A share of a GPU is of one GPU."""
+        """Returns the number of workers that fit on the node. A fraction of a GPU is one of a single GPU."""
         by_cpu = int(self.resources.get("CPU", 0) // section.cpus_per_worker)
         each, gpus = section.gpus_per_worker, self.resources.get("GPU", 0)
         if each == 0:
@@ -42,7 +45,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a node says of itself. missing: what it lacks for the study's runtime, or None. cuda: torch sees a GPU."""
+    """A node's description of itself. missing: the part of the study's runtime it lacks. cuda: torch sees a GPU."""
 
     host: str
     processor: str
@@ -54,55 +57,54 @@ class Machine:
         return f"{self.host} ({self.processor or self.machine})"
 
 
-def alive() -> list[Node]:
-    """The nodes of the cluster that this process is connected to."""
+def live_nodes() -> list[Node]:
+    """Returns the live nodes of the cluster that this process is connected to."""
     return [
         Node(n["NodeID"], n.get("NodeManagerAddress", ""), dict(n.get("Resources", {})))
-        for n in ray.nodes()
+        for n in ray.nodes()  # type: ignore[no-untyped-call]  # Ray leaves it untyped
         if n["Alive"]
     ]
 
 
-def custom(nodes: Sequence[Node]) -> list[str]:
-    """The resources that people gave nodes."""
+def custom_resources(nodes: Sequence[Node]) -> list[str]:
+    """Returns the names of the resources that people gave nodes, sorted."""
     return sorted({name for node in nodes for name in node.resources if not RAYS_OWN.match(name)})
 
 
 def check_nodes(measure: MeasureSection, cluster: ClusterSection) -> list[str]:
-    """What is to be said before a study is measured on these nodes; nothing where they are all alike.
+    """Returns lines to show before a study is measured on the cluster's nodes; none where the nodes are alike.
 
-    Raises PrunefrontError where there is no device of the study's name, where it does not answer, and where a node on
+    Raises PrunefrontError where no node is the study's device, where the device does not answer, and where a node on
     which networks will be timed lacks the runtime.
     """
-    nodes = alive()
+    nodes = live_nodes()
     workers = [node for node in nodes if node.room(cluster)]
     if measure.device is not None:
         return [*_device(measure, nodes), *_gpus(measure, cluster, workers)]
     if len(workers) < 2:
         return _gpus(measure, cluster, workers)
-    said, answers = [], _ask(workers, measure.runtime)
+    lines, answers = [], _ask(workers, measure.runtime)
     machines = [machine for machine in answers.values() if isinstance(machine, Machine)]
     _check_runtime(measure, machines)
     for node in workers:
         if isinstance(answer := answers[node.id], str):
-            said.append(f"node {node.address} did not say what it is: {answer}")
+            lines.append(f"node {node.address} did not say what it is: {answer}")
     if len({(m.processor, m.machine) for m in machines}) > 1:
-        said.append(
+        lines.append(
             f"the nodes differ: {', '.join(sorted({str(m) for m in machines}))}; each network is compared with the "
             "dense one on the node that trained it, so ratios are of different processors; set measure.device to have "
             "all measured on one (docs/placement.md)"
         )
-    return said + _gpus(measure, cluster, workers)
+    return lines + _gpus(measure, cluster, workers)
 
 
 def _device(measure: MeasureSection, nodes: Sequence[Node]) -> list[str]:
-    asked, there = measure.device, custom(nodes)
+    asked, there = measure.device, custom_resources(nodes)
     assert asked is not None
     if asked not in there:
-        near = get_close_matches(asked, there, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
         raise PrunefrontError(
-            f"no node of the cluster has the resource of measure.device = {asked!r}; {hint}there are: "
+            f"no node of the cluster has the resource of measure.device = {asked!r}; "
+            f"{did_you_mean(asked, there)}there are: "
             f"{', '.join(there) or 'none'}; the device joins with `ray start --address=HEAD:6379 --num-cpus=0 "
             f"--resources='{{\"{asked}\": 1}}'`"
         )
@@ -116,10 +118,12 @@ def _device(measure: MeasureSection, nodes: Sequence[Node]) -> list[str]:
             )
     machines = [machine for machine in answers.values() if isinstance(machine, Machine)]
     _check_runtime(measure, machines)
-    said = [f"latency is measured on {asked!r}: {', '.join(sorted({str(m) for m in machines}))}"]
+    lines = [f"latency is measured on {asked!r}: {', '.join(sorted({str(m) for m in machines}))}"]
     if len({(m.processor, m.machine) for m in machines}) > 1:
-        said.append(f"more than one node is {asked!r} and they differ, so ratios are of different processors")
-    return said
+        lines.append(
+            f"more than one node is {asked!r} and they differ, so ratios are of different processors"
+        )
+    return lines
 
 
 def _check_runtime(measure: MeasureSection, machines: Sequence[Machine]) -> None:
@@ -132,7 +136,7 @@ def _check_runtime(measure: MeasureSection, machines: Sequence[Machine]) -> None
 
 
 def _gpus(measure: MeasureSection, cluster: ClusterSection, workers: Sequence[Node]) -> list[str]:
-    """Where training was to be on GPUs and will not be."""
+    """Returns a line for each machine that shall train on GPUs and cannot."""
     if cluster.gpus_per_worker == 0:
         return []
     answers = _ask(workers, measure.runtime, gpus=SLIVER)
@@ -144,12 +148,8 @@ def _gpus(measure: MeasureSection, cluster: ClusterSection, workers: Sequence[No
     ]
 
 
-SLIVER = 0.001
-"""Of a GPU, so that a process sees it and takes it from nobody."""
-
-
 def _ask(nodes: Sequence[Node], runtime: str, gpus: float = 0.0) -> dict[str, Machine | str]:
-    """Node id -> what it says of itself, or why it does not; all at once."""
+    """Returns node id -> its description, or the reason why there is none. All nodes are asked at once."""
     tasks: dict[Any, str] = {}
     for node in nodes:
         there = NodeAffinitySchedulingStrategy(node.id, soft=False)

@@ -1,4 +1,4 @@
-"""What of a study goes along with a job: the study file, small files that it names, its own modules. Never data."""
+"""Packs a study for a job: the study file, the small files that it names and its own modules. Never data."""
 
 import ast
 import os
@@ -13,16 +13,16 @@ from prunefront.pipelines.config.read import ConfigError, load
 from prunefront.pipelines.config.sections import StudyConfig
 
 LIMIT_BYTES = 100 << 20
-"""Of all files together. Ray takes five times as much, and every node that works on the job fetches it."""
+"""Most bytes of all files together. Ray takes five times as much, and every node that works on the job fetches them."""
 
 OURS = frozenset({"prunefront"})
 """Packages that the cluster has and that never go along, also where the current folder is a checkout."""
 
 NEVER = frozenset({"__pycache__", "venv", "studies", "node_modules"})
-"""No folder of this name, or of one that begins with a dot, goes along."""
+"""Names of folders that never go along, beside those that begin with a dot."""
 
 RESULTS = "~/prunefront/studies"
-"""Where a job keeps studies whose `folder` is relative: the job's own folder is deleted when Ray likes."""
+"""Folder for studies whose `folder` is relative, on the head: the job's own folder is deleted when Ray likes."""
 
 
 class PackageError(PrunefrontError):
@@ -31,10 +31,10 @@ class PackageError(PrunefrontError):
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """What a job gets. files: path in the job's folder -> file here. study: which of them is the study file.
+    """The files of a job. files: path in the job's folder -> file here. study: the path that is the study file.
 
-    folder: where the job keeps its results, on the cluster's head. there: key of the study -> path or URI that is
-    expected there already.
+    folder: for the results, on the cluster's head. there: key of the study -> path or URI that the cluster must have
+    already.
     """
 
     name: str
@@ -55,11 +55,12 @@ class Package:
 
 
 def pack(study: Path, *, include: Iterable[Path] = (), here: Path | None = None) -> Package:
-    """What goes along with a study file. Nothing is copied yet.
+    """Returns the package of a study file. Nothing is copied yet.
 
-    Relative paths in the study mean the same over there, absolute ones and URIs are the cluster's own. here: the folder
-    that modules are imported from, and that what is to be included lies in; None = the current one. Raises PackageError
-    for data that lies beside the study, for results that would be lost with the job, and for too many bytes.
+    Relative paths in the study mean the same in the job; absolute ones and URIs are the cluster's own. include: more
+    files and folders, in `here`. here: folder that modules are imported from; None = the current one. Raises
+    PackageError for data that lies beside the study, for results that would be lost with the job, and for too many
+    bytes.
     """
     here = (here or Path.cwd()).resolve()
     config = load(study, base=Path())  # paths as they are written
@@ -91,13 +92,13 @@ def pack(study: Path, *, include: Iterable[Path] = (), here: Path | None = None)
     return Package(config.name, place, _folder(config), files, there)
 
 
-def elsewhere(path: Path | str) -> bool:
-    """Whether where results go says itself where it is: absolute, below a home folder, or a URI."""
+def is_absolute(path: Path | str) -> bool:
+    """Tells whether a path means the same in every folder: it is absolute, below a home folder, or a URI."""
     return "://" in str(path) or str(path).startswith(("/", "~"))
 
 
 def _folder(config: StudyConfig) -> str:
-    return str(config.folder) if elsewhere(config.folder) else RESULTS
+    return str(config.folder) if is_absolute(config.folder) else RESULTS
 
 
 def _check_data(config: StudyConfig) -> None:
@@ -111,9 +112,9 @@ def _check_data(config: StudyConfig) -> None:
 
 
 def _check_results(config: StudyConfig) -> None:
-    """Raises PackageError for what would be written into the job's folder, or sought there."""
+    """Raises PackageError for results that would go to the job's folder, and for earlier studies sought there."""
     uri = config.artifacts.uri
-    if uri is not None and not elsewhere(uri):
+    if uri is not None and not is_absolute(uri):
         raise PackageError(
             f"artifacts.uri = {uri!r} would lie in the job's folder, which Ray deletes; give s3://bucket/prefix or an "
             "absolute path, or leave it out: artifacts are then kept beside the study's results"
@@ -125,7 +126,7 @@ def _check_results(config: StudyConfig) -> None:
             "address or sqlite:////absolute/path.db, or leave it out: it is then kept beside the study's results"
         )
     for earlier in config.search.warm_start:
-        if not elsewhere(earlier):
+        if not is_absolute(earlier):
             raise PackageError(
                 f"search.warm_start = {earlier!r} is a folder beside the study and does not go along; give "
                 "s3://bucket/prefix, or its absolute path on the cluster's head"
@@ -133,7 +134,7 @@ def _check_results(config: StudyConfig) -> None:
 
 
 def _beside(study: Path, files: Iterable[Path]) -> Iterator[tuple[str, Path]]:
-    """Place and file of the study and of what it names, so that their paths relative to each other stay the same."""
+    """Yields path and file of the study and of the files that it names; their relative paths stay the same."""
     given = [Path(os.path.normpath(path.absolute())) for path in (study, *files)]
     root = os.path.commonpath([path.parent for path in given])
     for path in given:
@@ -141,7 +142,7 @@ def _beside(study: Path, files: Iterable[Path]) -> Iterator[tuple[str, Path]]:
 
 
 def _modules(config: StudyConfig, here: Path) -> Iterator[tuple[str, Path]]:
-    """The modules in `here` that the study's `module:callable`s name, and those in `here` that these import."""
+    """Yields the modules in `here` that the study's `module:callable`s name, and those in `here` that these import."""
     specs = (config.model.factory, config.data.source)
     todo = [spec.partition(":")[0].partition(".")[0] for spec in specs if ":" in spec]
     seen = {*OURS, *sys.stdlib_module_names}
@@ -156,7 +157,7 @@ def _modules(config: StudyConfig, here: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _sources(name: str, here: Path) -> list[Path]:
-    """The Python files of a top-level module or package of `here`; none where it is installed, or absent."""
+    """Returns the Python files of a top-level module or package of `here`; none for one that is not there."""
     package, module = here / name, here / f"{name}.py"
     if module.is_file() and not (package / "__init__.py").is_file():
         return [module]
@@ -164,7 +165,7 @@ def _sources(name: str, here: Path) -> list[Path]:
 
 
 def _walk(folder: Path) -> list[Path]:
-    """Every file below a folder, but for what never goes along."""
+    """Returns every file below a folder, but for those that never go along."""
     found = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if _goes_along(name)]
@@ -177,7 +178,7 @@ def _goes_along(name: str) -> bool:
 
 
 def _imports(source: Path) -> list[str]:
-    """Top-level names of the absolute imports in a Python file."""
+    """Returns the top-level names of the absolute imports in a Python file."""
     try:
         tree = ast.parse(source.read_bytes(), filename=str(source))
     except (SyntaxError, ValueError) as error:  # ValueError: null bytes
@@ -226,14 +227,18 @@ def _check_size(files: Mapping[str, Path]) -> None:
 
 
 def megabytes(count: int) -> str:
+    """Returns a number of bytes as text: `1.5 MiB`."""
     return f"{count / (1 << 20):.1f} MiB" if count >= 1 << 20 else f"{count / 1024:.1f} kiB"
 
 
 def results_folder(asked: str | None, package: Package) -> str:
-    """Where the results go, on the cluster's head. Raises ConfigError for a relative `asked`."""
+    """Returns the folder for results on the cluster's head: `asked`, else the package's.
+
+    Raises ConfigError for a relative one.
+    """
     if asked is None:
         return package.folder
-    if not elsewhere(asked):
+    if not is_absolute(asked):
         raise ConfigError(
             f"--folder {asked} is relative, and the job's own folder is deleted when Ray likes; give an absolute path "
             f"on the cluster's head, such as {RESULTS}"

@@ -1,4 +1,4 @@
-"""A search that a person or a scheduler stops: the first signal is an exception, the second ends the process."""
+"""Stops a search by signal: the first is raised as an exception, the second ends the process."""
 
 import os
 import signal
@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from types import FrameType
 
 APART_SECONDS = 1.0
-"""Signals that come closer together are one: `timeout`, for instance, sends its signal twice."""
+"""Seconds within which two signals count as one: `timeout`, for instance, sends its signal twice."""
 
 SHOW_CURSOR = b"\x1b[?25h"
-"""A live bar hides it."""
+"""Sequence that shows a terminal's cursor, which a live bar hides."""
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM. number: of the signal."""
+    """The search was stopped by Ctrl-C or SIGTERM. number: the signal's."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -25,8 +25,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def exit_code(error: KeyboardInterrupt | SystemExit) -> int | None:
-    """What shells and schedulers expect of a process that ended by a signal: 130 for Ctrl-C, 143 for SIGTERM; None
-    where it was no signal."""
+    """Returns the exit code of a process ended by a signal: 130 for Ctrl-C, 143 for SIGTERM; None for no signal."""
     if isinstance(error, Stopped):
         return 128 + error.number
     if isinstance(error, KeyboardInterrupt):
@@ -36,9 +35,11 @@ def exit_code(error: KeyboardInterrupt | SystemExit) -> int | None:
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """Within, the first Ctrl-C or SIGTERM raises Stopped in the main thread, so that what is finished can be written;
-    the next one, a second later or more, ends the process at once. A signal that is ignored stays so."""
+def stop_on_signal() -> Iterator[None]:
+    """Raises Stopped in the main thread at the first Ctrl-C or SIGTERM within, so that finished work can be written.
+
+    A second signal, APART_SECONDS later or more, ends the process at once. A signal that is ignored stays ignored.
+    """
     first: list[float] = []
     asked: list[int] = []
 
@@ -66,7 +67,7 @@ def stoppable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        # what a handler raises while Ray waits comes out of Ray as a KeyboardInterrupt that says nothing
+        # an exception that a handler raises while Ray waits comes out of Ray as a bare KeyboardInterrupt
         if asked and not isinstance(error, Stopped):
             raise Stopped(asked[0]) from error
         raise
@@ -76,8 +77,8 @@ def stoppable() -> Iterator[None]:
 
 
 @contextmanager
-def handler_kept(number: int = signal.SIGTERM) -> Iterator[None]:
-    """Puts a handler of ours back after a library took its place; where there was none, the library's stays."""
+def keep_handler(number: int = signal.SIGTERM) -> Iterator[None]:
+    """Restores our handler of a signal after a library replaced it; where we had none, the library's stays."""
     handler = signal.getsignal(number)
     try:
         yield

@@ -4,16 +4,18 @@ from collections.abc import Mapping
 
 from prunefront.pipelines.config.moved import under_new_keys
 from prunefront.pipelines.config.sections import StudyConfig
-from prunefront.pipelines.events.redaction import redacted
+from prunefront.pipelines.events.redaction import redact
 
 KEPT_WHERE = frozenset({"folder", "artifacts.state"})
 """Keys that say where a study's state is, not what it searches."""
 
 
 def differences(config: StudyConfig, kept: Mapping[str, object]) -> list[str]:
-    """The keys, dotted, in which `config` differs from the one that an earlier run kept. [cluster] may differ, and
-    where the study is kept: it may go on elsewhere."""
-    ours, theirs = _flat(redacted(config.to_json())), _flat(under_new_keys(kept)[0])
+    """Returns the keys, dotted, in which `config` differs from the one that an earlier run kept.
+
+    [cluster] may differ, and where the study is kept: it may go on elsewhere.
+    """
+    ours, theirs = _flat(redact(config.to_json())), _flat(under_new_keys(kept)[0])
     return sorted(
         k
         for k in ours.keys() | theirs.keys()

@@ -15,7 +15,7 @@ class NotImportable(PrunefrontError):
 
 
 def import_callable(spec: str, *, key: str) -> Callable[..., Any]:
-    """The callable that `spec`, written `package.module:name`, stands for.
+    """Returns the callable that `spec`, written `package.module:name`, stands for.
 
     key: the key of the study file that asked, for the error. The current directory is importable, as it is
     for `python -m` (a console script leaves it out). Raises NotImportable: what was tried and why it failed.
@@ -54,7 +54,7 @@ def import_callable(spec: str, *, key: str) -> Callable[..., Any]:
 
 
 def call(function: Callable[..., Any], options: Mapping[str, Any], *, key: str, spec: str) -> Any:
-    """What `function(**options)` returns. Raises PrunefrontError, in one line, for whatever it raises."""
+    """Returns what `function(**options)` returns. Raises PrunefrontError, in one line, for whatever it raises."""
     try:
         return function(**options)
     except PrunefrontError:

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from prunefront.choice import Words
+from prunefront.choice import Quantisation
 from prunefront.pipelines.config.bounds import Bounds
 from prunefront.pipelines.journal.layout import ARTIFACTS
 from prunefront.search.outcomes.measurement import OBJECTIVES
@@ -146,9 +146,9 @@ class QuantisationSection(Section):
     """Bit width of these inputs."""
 
     @property
-    def words(self) -> Words:
+    def method(self) -> Quantisation:
         """Returns how weights and activations are quantised, whatever their bit widths."""
-        return Words(self.quantiser, self.per_channel, self.activations, self.activation_bits)
+        return Quantisation(self.quantiser, self.per_channel, self.activations, self.activation_bits)
 
 
 class ControlsSection(Section):

@@ -1,24 +1,24 @@
-"""Data sets: `load` gives three disjoint parts, `batches` turns a part into network input."""
+"""Data sets: `load` returns three disjoint parts, `batches` turns a part into network input."""
 
 from prunefront.pipelines.config.imported import call, import_callable
 from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data import digits, folder, parquet
 from prunefront.pipelines.data.batches import batches
-from prunefront.pipelines.data.checks import checked, count_classes, transform_for
-from prunefront.pipelines.data.source import set_aside
+from prunefront.pipelines.data.checks import check_splits, count_classes, transform_for
+from prunefront.pipelines.data.source import split_validation
 from prunefront.pipelines.data.splits import DataError, SearchData, Split, Splits, Transform
 
 __all__ = ["DataError", "SearchData", "Split", "Splits", "Transform", "batches", "load", "sources"]
 
 sources = {"digits": digits.load, "parquet": parquet.load, "folder": folder.load}
-"""Built-in sources, by name: data section in, (train, validation, test) out."""
+"""Name -> built-in source, which takes the section `data` and returns (train, validation, test)."""
 
 
 def load(section: DataSection) -> Splits:
-    """The data set that a study file asks for, checked. Raises DataError for data that cannot be used.
+    """Returns the data set that a study file asks for, checked. Raises DataError for data that cannot be used.
 
-    A `module:callable` source is called with `section.options` and returns `Splits`, or a tuple of `Split`:
-    (train, validation, test) or (train, test), of which the last training images are then set aside.
+    A `module:callable` source is called with `section.options`. It returns `Splits`, or a tuple of `Split`: (train,
+    validation, test), or (train, test), whose last training images become validation.
     """
     if section.source in sources:
         if section.options:
@@ -37,33 +37,37 @@ def load(section: DataSection) -> Splits:
     return _accept(call(function, section.options, key="data.source", spec=section.source), section)
 
 
-def _accept(made: object, section: DataSection) -> Splits:
-    """What a user's callable returned, as checked Splits."""
-    if isinstance(made, Splits):
+def _accept(returned: object, section: DataSection) -> Splits:
+    """Returns checked Splits of the value that a user's callable returned. Raises DataError for another value."""
+    if isinstance(returned, Splits):
         ignored = sorted(section.model_fields_set & {"mean", "std", "augment", "padding", "validation"})
         if ignored:
             raise DataError(
-                f"{section.source!r} returns Splits, which say all that data.{ignored[0]} says; "
+                f"{section.source!r} returns Splits, which settle data.{ignored[0]} themselves; "
                 "remove that key, or return a tuple of Split"
             )
-        return checked(
+        return check_splits(
             Splits(
-                made.train[: section.train_limit],
-                made.validation,
-                made.test[: section.test_limit],
-                made.transform,
-                made.classes,
+                returned.train[: section.train_limit],
+                returned.validation,
+                returned.test[: section.test_limit],
+                returned.transform,
+                returned.classes,
             )
         )
-    if isinstance(made, tuple) and len(made) in (2, 3) and all(isinstance(part, Split) for part in made):
-        if len(made) == 2:
-            return _finish(*set_aside(made[0], section.validation), made[1], section)
+    if (
+        isinstance(returned, tuple)
+        and len(returned) in (2, 3)
+        and all(isinstance(part, Split) for part in returned)
+    ):
+        if len(returned) == 2:
+            return _finish(*split_validation(returned[0], section.validation), returned[1], section)
         if section.validation is not None:
             raise DataError(f"{section.source!r} returns its own validation part; remove data.validation")
-        train, validation, test = made
+        train, validation, test = returned
         return _finish(train, validation, test, section)
     raise DataError(
-        f"{section.source!r} returned a {type(made).__name__}; it must return prunefront.pipelines.data.Splits, "
+        f"{section.source!r} returned a {type(returned).__name__}; it must return prunefront.pipelines.data.Splits, "
         "or a tuple of prunefront.pipelines.data.Split: (train, validation, test) or (train, test)"
     )
 
@@ -73,4 +77,4 @@ def _finish(train: Split, validation: Split, test: Split, section: DataSection) 
     transform = transform_for(
         train, mean=section.mean, std=section.std, augment=section.augment, padding=section.padding
     )
-    return checked(Splits(train, validation, test, transform, count_classes(train)))
+    return check_splits(Splits(train, validation, test, transform, count_classes(train)))

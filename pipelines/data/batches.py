@@ -1,4 +1,4 @@
-"""From stored images to network input, a whole batch at a time."""
+"""Turns stored images into network input, a whole batch at a time."""
 
 from collections.abc import Iterator
 
@@ -22,9 +22,9 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields (images, labels): float32 (b, c, h, w), normalised, and int64 (b,); every image once.
 
-    augment: draws the transform's augmentation; None leaves images plain. shuffle: draws the order; None
-    keeps it. Only these generators decide: a seed fixes the stream, whatever the number of threads or workers.
-    smallest: a last batch smaller than this joins the one before it (batch norm cannot train on one image).
+    augment: draws the transform's augmentation; None leaves images plain. shuffle: draws the order; None keeps it.
+    Only these generators decide: a seed fixes the stream, whatever the number of threads or workers. smallest: least
+    number of images in the last batch; a smaller rest joins the batch before (batch norm cannot train on one image).
     """
     order = np.arange(len(split)) if shuffle is None else shuffle.permutation(len(split))
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -32,23 +32,23 @@ def batches(
         rows: np.ndarray | slice = slice(start, end) if shuffle is None else order[start:end]
         images = normalise(split.images[rows], transform, device)
         if augment is not None:
-            images = augmented(images, transform, augment)
+            images = augment_images(images, transform, augment)
         labels = torch.tensor(split.labels[rows], device=device)
         yield images.contiguous(memory_format=memory_format), labels
 
 
 def normalise(images: np.ndarray, transform: Transform, device: str | torch.device = "cpu") -> Tensor:
-    """Float32 (b, c, h, w) of (b, c, h, w) uint8 or float32 images; never shares memory with them."""
+    """Returns float32 (b, c, h, w) of uint8 or float32 images (b, c, h, w); never shares memory with them."""
     # np.array copies: torch must not be handed read-only memory, which is what Ray's object store returns
-    pixels = torch.from_numpy(np.array(images)).to(device).float()  # bytes travel, not four times as many
+    pixels = torch.from_numpy(np.array(images)).to(device).float()  # bytes travel to the device, not floats
     scale = 255.0 if images.dtype == np.uint8 else 1.0
     mean = (torch.tensor(transform.mean) * scale).view(1, -1, 1, 1).to(device)
     factor = (1.0 / (torch.tensor(transform.std) * scale)).view(1, -1, 1, 1).to(device)
     return pixels.sub_(mean).mul_(factor)
 
 
-def augmented(images: Tensor, transform: Transform, generator: np.random.Generator) -> Tensor:
-    """Randomly shifted, and for `crop_flip` mirrored, copies of the normalised images (b, c, h, w)."""
+def augment_images(images: Tensor, transform: Transform, generator: np.random.Generator) -> Tensor:
+    """Returns randomly shifted, and for `crop_flip` mirrored, copies of the normalised images (b, c, h, w)."""
     if transform.augment == "none":
         return images
     count, _, height, width = images.shape
@@ -65,10 +65,10 @@ def augmented(images: Tensor, transform: Transform, generator: np.random.Generat
 
 
 def _on_black(images: Tensor, transform: Transform) -> Tensor:
-    """The normalised images (b, c, h, w) within a border of black pixels, which are not zero once normalised.
+    """Returns the normalised images (b, c, h, w) within a border of black pixels, which are not zero once normalised.
 
-    That is what padding before normalisation gives, hence what most networks were trained with: a border of zeros in
-    its place cost a ResNet-20 on CIFAR-10 two points when its batch norms were estimated anew.
+    Padding before normalisation gives the same, and most networks were trained with that. A border of zeros in its
+    place cost a ResNet-20 on CIFAR-10 two points when its batch norms were estimated anew.
     """
     p = transform.padding
     count, channels, height, width = images.shape
@@ -79,6 +79,7 @@ def _on_black(images: Tensor, transform: Transform) -> Tensor:
 
 
 def _bounds(count: int, batch_size: int, smallest: int) -> list[tuple[int, int]]:
+    """Returns (start, end) of each batch, see `batches`."""
     starts = list(range(0, count, batch_size))
     if len(starts) > 1 and count - starts[-1] < smallest:
         starts.pop()

@@ -1,4 +1,4 @@
-"""What every data set must fulfil before anything is spent on it."""
+"""Checks that every data set must pass before a study spends anything on it."""
 
 import logging
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ import numpy as np
 from prunefront.pipelines.data.splits import Augment, DataError, Split, Splits, Transform
 
 LEAK_LIMIT = 0.01
-"""Largest share of held-out images that may also be training images. Well-known data sets hold a few exact
-duplicates and must stay usable, with a warning in the log; above this the same images were given twice."""
+"""Largest share of held-out images that may also be training images. Well-known data sets hold a few exact duplicates
+and stay usable, with a warning in the log. A larger share means that the same images were given twice."""
 
 log = logging.getLogger(__name__)
 
 
-def checked(splits: Splits) -> Splits:
-    """The same splits, if all is well. Raises DataError, in one line, for the first thing that is not."""
+def check_splits(splits: Splits) -> Splits:
+    """Returns the splits. Raises DataError, in one line, for the first fault that it finds."""
     parts = {"training": splits.train, "validation": splits.validation, "test": splits.test}
     for name, part in parts.items():
         if len(part) == 0:
@@ -48,12 +48,12 @@ def checked(splits: Splits) -> Splits:
 
 
 def count_classes(train: Split) -> int:
-    """How many classes training labels 0..k-1 name; what is wrong with them is told by `checked`."""
+    """Returns the number of classes of training labels 0..k-1, which `check_splits` checks."""
     return int(train.labels.max(initial=-1)) + 1
 
 
 def pixel_statistics(split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) per channel; uint8 pixels are scaled to [0, 1]. A constant channel gets std 1."""
+    """Returns (mean, std) per channel; uint8 pixels are scaled to [0, 1]. A constant channel gets std 1."""
     means, stds = [], []
     for channel in range(split.images.shape[1]):
         pixels = split.images[:, channel]
@@ -77,20 +77,15 @@ def transform_for(
     augment: Augment,
     padding: int,
 ) -> Transform:
-    """The transform that a study file asks for; statistics it leaves out come from the training part."""
+    """Returns the transform that a study file asks for; without mean or std there, the training part gives them."""
     own_mean, own_std = pixel_statistics(train)
     return Transform(
         tuple(own_mean if mean is None else mean), tuple(own_std if std is None else std), augment, padding
     )
 
 
-def shared_images(train: Split, held_out: Split) -> int:
-    """How many held-out images are also, byte for byte, training images."""
-    known = set(_digests(train))
-    return sum(digest in known for digest in _digests(held_out))
-
-
 def _digests(split: Split) -> list[bytes]:
+    """Returns a digest of each image's bytes."""
     return [blake2b(np.ascontiguousarray(image).data, digest_size=12).digest() for image in split.images]
 
 
@@ -102,7 +97,7 @@ def _check_labels(parts: dict[str, Split], classes: int) -> None:
         raise DataError(
             f"all {len(train)} training images have label {train[0]}; at least two classes are needed"
         )
-    if classes > len(train):  # said before anything of that size is made
+    if classes > len(train):  # before anything of that size is made
         raise DataError(
             f"labels must be 0..{classes - 1} without a gap, and there are {len(train)} training images; "
             "number the classes from 0, raise data.train_limit, or shuffle rows that are sorted by class"
@@ -130,8 +125,8 @@ def _check_leaks(splits: Splits) -> None:
         shared = sum(digest in known for digest in digests)
         if shared > LEAK_LIMIT * len(part):
             raise DataError(
-                f"{shared} of {len(part)} {name} images are also training images, so accuracy "
-                "would say nothing; give different images"
+                f"{shared} of {len(part)} {name} images are also training images, so accuracy would mean nothing; "
+                "give different images"
             )
         if shared:
             log.warning("%d of %d %s images are also earlier images", shared, len(part), name)

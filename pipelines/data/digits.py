@@ -3,30 +3,33 @@
 import numpy as np
 
 from prunefront.pipelines.config.sections import DataSection
-from prunefront.pipelines.data.source import Parts, set_aside
+from prunefront.pipelines.data.source import Parts, split_validation
 from prunefront.pipelines.data.splits import DataError, Split
 
 TEST_IMAGES = 400
+"""Number of test images."""
+
 VALIDATION_IMAGES = 300
+"""Number of validation images, unless the study file asks for another."""
+
 ORDER_SEED = 20_240_229
-"""Fixes which image is in which part, for every study alike."""
+"""Seed of the order that decides which image is in which part, the same for every study."""
 
 
 def load(section: DataSection) -> Parts:
-    """1797 images (1, 8, 8) of ten classes, shuffled once: 1097 train, 300 validation, 400 test."""
+    """Returns 1797 images (1, 8, 8) of ten classes, shuffled once: 1097 train, 300 validation, 400 test."""
     for key in ("train", "test"):
         if getattr(section, key) is not None:
             raise DataError(
                 f"data.{key} is a file, but data.source is 'digits'; set source = 'parquet' or 'folder'"
             )
-    from sklearn.datasets import (
-        load_digits,
-    )  # here, not above: search workers import this package but not these data
+    # here, not above: search workers import this package without these data
+    from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = np.rint(bunch.images * (255.0 / 16.0)).astype(np.uint8)[:, None]
     order = np.random.default_rng(ORDER_SEED).permutation(len(images))
     everything = Split(images[order], bunch.target[order].astype(np.int64))
     rest = everything[: len(everything) - TEST_IMAGES]
-    train, validation = set_aside(rest, section.validation or VALIDATION_IMAGES)
+    train, validation = split_validation(rest, section.validation or VALIDATION_IMAGES)
     return train, validation, everything[len(rest) :]

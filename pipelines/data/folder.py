@@ -10,14 +10,16 @@ from prunefront.pipelines.data.source import Parts, path_of, validation_count
 from prunefront.pipelines.data.splits import DataError, Split
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
+"""Ends of the names of image files."""
+
 ORDER_SEED = 20_240_229
-"""Files lie sorted by class: a fixed shuffle lets the last ones stand for all classes."""
+"""Seed of a fixed order: files are sorted by class, and after a shuffle the last ones are of all classes."""
 
 
 def load(section: DataSection) -> Parts:
-    """Files in a fixed shuffled order; the last `validation` training ones are set aside before the limits.
+    """Returns images in a fixed shuffled order; the last `validation` training ones are set aside before the limits.
 
-    Raises DataError for a missing folder, one without classes or images, a test class that train lacks.
+    Raises DataError for a missing folder, a folder without classes or images, and a test class that train lacks.
     """
     train_folder = path_of(section, "train", "folder")
     test_folder = path_of(section, "test", "folder")
@@ -35,6 +37,7 @@ def load(section: DataSection) -> Parts:
 
 
 def _classes(folder: Path) -> list[str]:
+    """Returns the names of the class folders, in order."""
     names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not names:
         raise DataError(f"{folder} holds no class folder; it must hold one folder of images for each class")
@@ -42,17 +45,18 @@ def _classes(folder: Path) -> list[str]:
 
 
 def _files(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    found = [
+    """Returns (file, label) of every image, in the fixed order."""
+    rows = [
         (path, label)
         for label, name in enumerate(classes)
         if (folder / name).is_dir()
         for path in sorted((folder / name).rglob("*"))
         if path.suffix.lower() in SUFFIXES
     ]
-    if not found:
+    if not rows:
         raise DataError(f"{folder} holds no image; known suffixes: {', '.join(SUFFIXES)}")
-    order = np.random.default_rng(ORDER_SEED).permutation(len(found))
-    return [found[i] for i in order]
+    order = np.random.default_rng(ORDER_SEED).permutation(len(rows))
+    return [rows[i] for i in order]
 
 
 def _decode(rows: list[tuple[Path, int]]) -> Split:

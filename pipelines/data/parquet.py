@@ -1,4 +1,4 @@
-"""Parquet in the Hugging Face image layout: `img` or `image` = {bytes, path}, and an integer `label`."""
+"""Parquet files in the Hugging Face image layout: `img` or `image` = {bytes, path}, and an integer `label`."""
 
 from pathlib import Path
 
@@ -7,21 +7,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from prunefront.pipelines.config.sections import DataSection
-from prunefront.pipelines.data.decode import decode, memory
+from prunefront.pipelines.data.decode import decode, machine_memory
 from prunefront.pipelines.data.source import Parts, path_of, validation_count
 from prunefront.pipelines.data.splits import DataError, Split
+from prunefront.text import one_line
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMN = "label"
 BATCH = 256
-"""Rows at a time."""
+"""Number of rows that are read at a time."""
 
 
 def load(section: DataSection) -> Parts:
-    """Train: the first rows of the train file; validation: its last; test: the first rows of the test file.
+    """Returns the first rows of the train file, its last ones as validation, and the first rows of the test file.
 
-    Validation rows are set aside before `train_limit` is applied, so that it does not change them. Only rows
-    that are used are decoded. Raises DataError for a missing file or column, other types, undecodable images.
+    Validation rows are set aside before `train_limit` is applied, so that it does not change them. Only the rows that
+    are used are decoded. Raises DataError for a missing file or column, other types, and undecodable images.
     """
     rows = _open(path_of(section, "train", "file"), f"{section.train}")
     test = _open(path_of(section, "test", "file"), f"{section.test}")
@@ -36,7 +37,7 @@ def load(section: DataSection) -> Parts:
 
 
 def _open(file: Path, name: str) -> pa.Table:
-    """Two columns, `image` (binary) and `label`, of a parquet file. name: what to call it in an error."""
+    """Returns the columns `image` (binary) and `label` of a parquet file. name: its name in an error."""
     try:
         with pq.ParquetFile(file) as opened:
             schema = opened.schema_arrow
@@ -48,7 +49,7 @@ def _open(file: Path, name: str) -> pa.Table:
                 )
             table = _read(opened, [column, LABEL_COLUMN], name)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-        raise DataError(f"{name} cannot be read as parquet: {' '.join(str(error).split())}") from error
+        raise DataError(f"{name} cannot be read as parquet: {one_line(error)}") from error
     if not pa.types.is_integer(table.schema.field(LABEL_COLUMN).type):
         raise DataError(
             f"{name}: labels must be integers 0..k-1, got {table.schema.field(LABEL_COLUMN).type}"
@@ -61,13 +62,15 @@ def _open(file: Path, name: str) -> pa.Table:
 
 
 def _read(file: pq.ParquetFile, columns: list[str], name: str) -> pa.Table:
-    """The columns, a few rows at a time: some bytes can claim to hold any number of rows. Raises DataError where they
-    take more than this machine's memory."""
+    """Reads columns a few rows at a time, since some bytes can claim to hold any number of rows.
+
+    Raises DataError where they take more than half of this machine's memory.
+    """
     read: list[pa.RecordBatch] = []
-    rows, taken, most = 0, 0, memory() // 2  # the other half is for the decoded ones
+    rows, taken, most = 0, 0, machine_memory() // 2  # the other half is for the decoded ones
     for batch in file.iter_batches(BATCH, columns=columns):
         rows, taken = rows + len(batch), taken + batch.nbytes
-        # said as soon as it can be told, not when memory is full
+        # an estimate from the rows so far: the error comes before memory is full
         if taken * max(1.0, file.metadata.num_rows / max(rows, 1)) > most:
             raise DataError(
                 f"{name}: the images of its {file.metadata.num_rows:,} rows take more than the {most >> 20:,} MiB that "
@@ -79,6 +82,7 @@ def _read(file: pq.ParquetFile, columns: list[str], name: str) -> pa.Table:
 
 
 def _bytes(images: pa.ChunkedArray, column: str, name: str) -> pa.ChunkedArray:
+    """Returns the encoded images of a column. Raises DataError for another type, and for rows without an image."""
     if pa.types.is_struct(images.type) and images.type.get_field_index("bytes") >= 0:
         images = pa.chunked_array(
             [chunk.field("bytes") for chunk in images.chunks], images.type.field("bytes").type
@@ -95,6 +99,7 @@ def _bytes(images: pa.ChunkedArray, column: str, name: str) -> pa.ChunkedArray:
 
 
 def _decode(table: pa.Table, name: str, first: int) -> Split:
+    """Returns the decoded rows. first: number of the first one in its file."""
     names = [f"row {first + i} of {name}" for i in range(len(table))]
     images = decode(table["image"].to_pylist(), names)
     return Split(images, table["label"].to_numpy().astype(np.int64))

@@ -1,18 +1,21 @@
-"""What a data source hands over, and how validation images are set aside."""
+"""Parts that a data source returns, its files, and the split of training images into train and validation."""
 
 from pathlib import Path
 
 from prunefront.pipelines.config.sections import DataSection
-from prunefront.pipelines.data.cache import fetched
+from prunefront.pipelines.data.cache import local_copy
 from prunefront.pipelines.data.splits import DataError, Split
 
 Parts = tuple[Split, Split, Split]
-"""train, validation, test."""
+"""Training, validation and test part."""
 
 
-def validation_count(rows: int, asked: int | None) -> int:
-    """How many of `rows` training images are set aside. Raises DataError when none would be left."""
-    count = max(1, rows // 6) if asked is None else asked
+def validation_count(rows: int, wanted: int | None) -> int:
+    """Returns the number of validation images, by default a sixth of `rows` training images.
+
+    Raises DataError where no training image would be left.
+    """
+    count = max(1, rows // 6) if wanted is None else wanted
     if count >= rows:
         raise DataError(
             f"data.validation = {count} would take all of the {rows} training images; "
@@ -21,15 +24,17 @@ def validation_count(rows: int, asked: int | None) -> int:
     return count
 
 
-def set_aside(rest: Split, asked: int | None) -> tuple[Split, Split]:
-    """(train, validation): the last `asked` images, by default a sixth, become validation."""
-    count = validation_count(len(rest), asked)
+def split_validation(rest: Split, wanted: int | None) -> tuple[Split, Split]:
+    """Returns (train, validation): the last `wanted` images, by default a sixth, become validation."""
+    count = validation_count(len(rest), wanted)
     return rest[: len(rest) - count], rest[len(rest) - count :]
 
 
 def path_of(section: DataSection, key: str, kind: str) -> Path:
-    """The path under data.`key`, which must exist and be a `kind` ("file" or "folder"); of an object in S3, its copy on
-    this machine. Raises DataError."""
+    """Returns the path under data.`key`; for an object in S3, the path of its copy on this machine.
+
+    kind: "file" or "folder". Raises DataError unless the path exists and is of that kind.
+    """
     given: Path | str | None = getattr(section, key)
     if given is None:
         raise DataError(
@@ -41,7 +46,7 @@ def path_of(section: DataSection, key: str, kind: str) -> Path:
                 f"data.{key} = {given!r}: data.source = {section.source!r} reads a {kind}; images in S3 come as a "
                 "parquet file, source = 'parquet'"
             )
-        return fetched(given, section.endpoint_url, key=f"data.{key}")
+        return local_copy(given, section.endpoint_url, key=f"data.{key}")
     if not given.exists():
         raise DataError(f"data.{key}: there is no {kind} {given}")
     if given.is_dir() != (kind == "folder"):

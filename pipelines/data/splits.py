@@ -1,4 +1,4 @@
-"""Images and labels in three disjoint parts. Plain arrays: Ray's object store shares them without a copy."""
+"""Images and labels in three disjoint parts, as plain arrays, which Ray's object store shares without a copy."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from prunefront.errors import PrunefrontError
 
 Augment = Literal["none", "crop", "crop_flip"]
+"""Augmentation in training, see `Transform`."""
 
 
 class DataError(PrunefrontError):
@@ -42,15 +43,15 @@ class Split:
         return len(self.labels)
 
     def __getitem__(self, rows: slice) -> "Split":
-        """The part's rows in that slice, without a copy."""
+        """Returns the rows of a slice, without a copy."""
         return Split(self.images[rows], self.labels[rows])
 
 
 @dataclass(frozen=True, slots=True)
 class Transform:
-    """How pixels become network input: (pixel - mean) / std per channel; in training then the augmentation.
+    """Turns pixels into network input: (pixel - mean) / std per channel; in training followed by the augmentation.
 
-    mean, std: for pixels scaled to [0, 1] (float images: as they are). augment: `crop` shifts by up to
+    mean, std: for pixels scaled to [0, 1] (float images: as they are). augment: `crop` shifts images by up to
     `padding` pixels over a border of black pixels; `crop_flip` also mirrors half of them.
     """
 
@@ -70,7 +71,7 @@ class Transform:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SearchData:
-    """What search workers receive: no test image."""
+    """Data for search workers, without test images."""
 
     train: Split
     validation: Split
@@ -85,7 +86,7 @@ class SearchData:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Splits:
-    """A data set: train (weights), validation (what a search looks at), test (what it never sees)."""
+    """A data set: train for the weights, validation for the search, test for the final report alone."""
 
     train: Split
     validation: Split
@@ -99,7 +100,7 @@ class Splits:
         return _shape(self.train)
 
     def for_search(self) -> SearchData:
-        """All but the test images."""
+        """Returns all but the test images."""
         return SearchData(self.train, self.validation, self.transform, self.classes)
 
 

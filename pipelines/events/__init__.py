@@ -1,1 +1,1 @@
-"""What happens in a run, and who is told: logs, metrics, a person's terminal. Secrets are hidden here."""
+"""Events of a run and their listeners: logs, metrics, a person's terminal. Secrets are hidden here."""

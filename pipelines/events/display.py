@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: candidates done, front size, hypervolume, time left."""
+"""Progress on a person's terminal while a study runs: candidates done, front size, hypervolume, time left."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from rich.table import Column
 
 
 class Display:
-    """A live bar for each stage on a terminal; a plain line now and then where output goes to a file or a log."""
+    """Shows a live bar for each stage on a terminal, and a plain line now and then in a file or a log."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -29,14 +29,14 @@ class Display:
         self._printed = -1.0
 
     def say(self, line: str) -> None:
-        """One line that stays."""
+        """Prints a line that stays."""
         self.on_say(line)
         # a failure's reason is text, whatever brackets it holds
         self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     @contextmanager
     def stage(self, label: str, total: int, done: int = 0) -> Iterator[None]:
-        """Shows a stage of `total` candidates, `done` of which an earlier run had finished."""
+        """Shows a stage of `total` candidates within. done: number of them that an earlier run finished."""
         self._label, self._total, self._printed = label, total, (done / total if done else -1.0)
         if not self.console.is_terminal:
             yield
@@ -61,7 +61,7 @@ class Display:
         self._progress = self._task = None
 
     def update(self, done: int, note: str) -> None:
-        """`done` candidates of the stage are finished; `note` says how the front stands."""
+        """Shows that `done` candidates of the stage are finished. note: state of the front."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, note=note)
         elif done == self._total or done / max(self._total, 1) - self._printed >= 0.2:
@@ -69,8 +69,8 @@ class Display:
             self.say(f"{self._label}: {done}/{self._total}  {note}")
 
 
-def clock(seconds: float) -> str:
-    """A length of time in the unit that suits it, such as 3.5 min."""
+def format_duration(seconds: float) -> str:
+    """Returns a length of time in the unit that suits it, such as 3.5 min."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""What happens in one run of a study, said in one place to whoever listens: structured logs, metrics."""
+"""Events of one run of a study, and the one place that hands them to listeners, such as logs and metrics."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -6,17 +6,18 @@ from contextlib import contextmanager
 from typing import Any
 
 Event = Mapping[str, Any]
-"""`event`, its name; `time` in seconds since the epoch; `study`; `stage`, "" outside of one; and what the name brings
-(docs/operate.md has the table)."""
+"""Fields of an event: `event`, its name; `time` in seconds since the epoch; `study`; `stage`, "" outside of one; and
+those that belong to the name (docs/operate.md has the table)."""
 
 Listener = Callable[[Event], None]
+"""Function that takes every event, in the thread that reports it."""
 
 
 class Events:
-    """Hands events to listeners, which may come and go. They may be told from any thread.
+    """Hands events to listeners, which may come and go. Any thread may report an event.
 
-    One that raises is dropped with a line to `say`, for a search outlives its logs. watched: what can be looked at now
-    and then, by name, such as how many workers are busy.
+    A listener that raises is dropped with a line to `say`, because a search outlives its logs. watched: functions that
+    return a current figure, by its name, such as the number of busy workers; metrics read them now and then.
     """
 
     def __init__(self, study: str = "", say: Callable[[str], None] = lambda line: None) -> None:
@@ -26,8 +27,8 @@ class Events:
         self._stage = ""
         self._listeners: list[Listener] = []
 
-    def tell(self, event: str, **data: Any) -> None:
-        """One event, now."""
+    def report(self, event: str, **data: Any) -> None:
+        """Hands an event of this moment to every listener."""
         record = {"time": time.time(), "study": self.study, "stage": self._stage, "event": event, **data}
         for listener in tuple(self._listeners):
             try:
@@ -37,8 +38,8 @@ class Events:
                 self.say(f"no more events for {_name(listener)}: {type(error).__name__}: {error}")
 
     @contextmanager
-    def heard_by(self, listener: Listener) -> Iterator[None]:
-        """Tells the listener what happens within."""
+    def attach(self, listener: Listener) -> Iterator[None]:
+        """Hands the listener every event within."""
         self._listeners.append(listener)
         try:
             yield
@@ -47,9 +48,9 @@ class Events:
 
     @contextmanager
     def run(self, **data: Any) -> Iterator[None]:
-        """One run of the study, and how it ended."""
+        """Reports the begin of a run of the study, and its end with status, seconds and reason. data: of the begin."""
         start = time.monotonic()
-        self.tell("study_begins", **data)
+        self.report("study_begins", **data)
         status, reason = "failed", ""
         try:
             yield
@@ -63,33 +64,38 @@ class Events:
             raise
         finally:
             seconds = round(time.monotonic() - start, 3)
-            self.tell("study_ends", status=status, seconds=seconds, **({"reason": reason} if reason else {}))
+            self.report(
+                "study_ends", status=status, seconds=seconds, **({"reason": reason} if reason else {})
+            )
 
     def on_stage(self, name: str, seconds: float | None) -> None:
-        """A stage begins (seconds: None) or has ended."""
+        """Reports that a stage begins (seconds: None), or that it has ended after so many seconds."""
         if seconds is None:
             self._stage = name
-            self.tell("stage_begins")
+            self.report("stage_begins")
         else:
-            self.tell("stage_ends", seconds=round(seconds, 3))
+            self.report("stage_ends", seconds=round(seconds, 3))
             self._stage = ""
 
     def on_outage(self, store: str) -> Callable[[str], None]:
-        """What a store, `tracking` or `artifacts`, calls with the reason when it does not answer."""
-        return lambda why: self.tell("outage", store=store, reason=why)
+        """Returns the function that a store calls with the reason when it does not answer.
+
+        store: `tracking` or `artifacts`.
+        """
+        return lambda why: self.report("outage", store=store, reason=why)
 
     def on_journal(self, record: Mapping[str, Any]) -> None:
-        """What was written to the study's journal, where it is of interest."""
-        if (found := from_journal(record)) is not None:
-            name, data = found
-            self.tell(name, **data)
+        """Reports a record of the study's journal, unless it says nothing of the run."""
+        if (event := from_journal(record)) is not None:
+            name, data = event
+            self.report(name, **data)
 
     def _drop(self, listener: Listener) -> None:
         self._listeners = [other for other in self._listeners if other is not listener]
 
 
 def from_journal(record: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The name and the data of the event that a line of a journal is; None for one that says nothing of the run."""
+    """Returns name and data of the event that a journal's record is; None for one that says nothing of the run."""
     data = {k: v for k, v in record.items() if k not in ("event", "time", "outcome", "key", "name")}
     candidate = record.get("key", record.get("name"))
     if candidate is not None:

@@ -12,14 +12,19 @@ from pathlib import Path
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.events.events import Event
-from prunefront.pipelines.events.redaction import redacted
+from prunefront.pipelines.events.redaction import redact
 
 ROOT = "prunefront"
+"""Logger above all of ours."""
+
 STDOUT = "-"
+"""Name of standard output in place of a file."""
 
 WARNINGS = ("failed", "worker_lost", "outage")
+"""Events that are logged as warnings."""
+
 LEVELS = {"failed": logging.ERROR, "stopped": logging.WARNING}
-"""By how a run ended."""
+"""Status of a run that ended -> its level; all others are information."""
 
 LOGGERS = {
     "study": ("study_begins", "study_ends", "stage_begins", "stage_ends", "said", "partial_front"),
@@ -27,7 +32,7 @@ LOGGERS = {
     "cluster": ("worker_lost", "joined"),
     "stores": ("outage", "tracking"),
 }
-"""Part of the logger's name -> its events; all others are `prunefront.study`'s."""
+"""Part of the logger's name -> its events; all others belong to `prunefront.study`."""
 
 _PART = {event: part for part, events in LOGGERS.items() for event in events}
 
@@ -35,7 +40,7 @@ logging.getLogger(ROOT).addHandler(logging.NullHandler())
 
 
 def to_logging(event: Event) -> None:
-    """A listener: each event is a record of the logger `prunefront.<part>`."""
+    """Logs an event as a record of the logger `prunefront.<part>`. A listener of `Events`."""
     name = event["event"]
     logger = logging.getLogger(f"{ROOT}.{_PART.get(name, 'study')}")
     level = logging.WARNING if name in WARNINGS else LEVELS.get(event.get("status", ""), logging.INFO)
@@ -45,7 +50,7 @@ def to_logging(event: Event) -> None:
 
 
 class JsonFormatter(logging.Formatter):
-    """One line of JSON: time (UTC), level, logger, and the fields of the event; of other records, their message."""
+    """Writes one line of JSON a record: time (UTC), level, logger, and the event's fields, or else the message."""
 
     def format(self, record: logging.LogRecord) -> str:
         data = dict(getattr(record, ROOT, {"event": "log", "message": record.getMessage()}))
@@ -58,25 +63,26 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             **{name: value for name, value in data.items() if value != ""},
         }
-        return json.dumps(redacted(line), default=str)
+        return json.dumps(redact(line), default=str)
 
 
-def wanted(option: str | None) -> str | None:
-    """Where lines of JSON go: what the command line says, else `PRUNEFRONT_LOG=json`, which is stdout; None = nowhere.
+def log_target(option: str | None) -> str | None:
+    """Returns the place that lines of JSON go to: a file, `-` for stdout, None for nowhere.
 
-    Raises PrunefrontError for another value of the variable.
+    option: place that the command line names. Without one, `PRUNEFRONT_LOG=json` means stdout. Raises PrunefrontError
+    for another value of the variable.
     """
     if option is not None:
         return option
-    asked = os.environ.get("PRUNEFRONT_LOG", "text")
-    if asked not in ("json", "text", ""):
-        raise PrunefrontError(f"PRUNEFRONT_LOG={asked} is not a form of log; possible: json, text")
-    return STDOUT if asked == "json" else None
+    form = os.environ.get("PRUNEFRONT_LOG", "text")
+    if form not in ("json", "text", ""):
+        raise PrunefrontError(f"PRUNEFRONT_LOG={form} is not a form of log; possible: json, text")
+    return STDOUT if form == "json" else None
 
 
 @contextmanager
 def json_lines(target: str | None) -> Iterator[None]:
-    """Within, events go to `target` as lines of JSON: a file that is added to, or `-` for stdout; None = nowhere.
+    """Writes events within to `target` as lines of JSON: at the end of a file, or `-` for stdout; None = nowhere.
 
     Raises PrunefrontError for a file that cannot be written.
     """
@@ -116,15 +122,15 @@ def _handler(target: str | None) -> logging.Handler:
 
 
 class _Once:
-    """logging prints a traceback for each line that a full disk refuses; here the first is told to `Events`."""
+    """Lets the first line that a full disk refuses raise, for `Events`. logging would print a traceback for each."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         raise  # logging calls this within its `except`
 
 
 class _Stream(_Once, logging.StreamHandler):  # type: ignore[type-arg]
-    """Of this process."""
+    """Handler of a stream of this process."""
 
 
 class _File(_Once, logging.handlers.WatchedFileHandler):
-    """Goes on in a new file when the old one was moved away, as log rotation does."""
+    """Handler of a file. It goes on in a new file when log rotation has moved the old one away."""

@@ -1,4 +1,4 @@
-"""What is recorded, shown or published holds no secret: passwords of addresses, tokens in them, the environment's."""
+"""Hides secrets in all that is recorded, shown or published: those of addresses and of the environment."""
 
 import os
 import re
@@ -6,32 +6,35 @@ from collections.abc import Mapping
 from typing import Any
 
 HIDDEN = "***"
+"""Text that stands for a secret."""
 
 LEAST = 6
-"""Characters of a value that is looked for: shorter ones are in every other text by chance."""
+"""Least number of characters of a value that is hidden: a shorter one is in every other text by chance."""
 
 _WORDS = r"(?:passw(?:or)?d|secret|token|credential|signature|api_?key|access_?key|private_?key)"
 _NAME = re.compile(_WORDS, re.IGNORECASE)
 _PLACE = re.compile(r"_(FILE|PATH|MODE|URI|URL)$", re.IGNORECASE)
-"""Where a secret lies is none."""
+"""Ends of names whose values say where a secret lies; such a value is no secret itself."""
 _PASSWORD = re.compile(r"(://[^:/@\s\"']*):[^\s\"']*@")
 _QUERY = re.compile(rf"([?&;][^=&?\s\"']*{_WORDS}[^=&?\s\"']*=)[^&\s\"']+", re.IGNORECASE)
 
 
 def without_password(text: str) -> str:
-    """The text with the password of every address in it, and what is secret in its query, replaced by ***."""
+    """Returns the text with *** for the password of every address in it and for the secrets in its query."""
     return _QUERY.sub(rf"\1{HIDDEN}", _PASSWORD.sub(rf"\1:{HIDDEN}@", text))
 
 
 def without_secrets(text: str) -> str:
-    """As `without_password`, and without the values of this process's environment variables that are named as secrets,
-    such as AWS_SECRET_ACCESS_KEY and MLFLOW_TRACKING_PASSWORD."""
+    """Returns the text as `without_password` does, and with *** for the secrets of this process's environment.
+
+    These are the values of variables whose names say so, e.g. AWS_SECRET_ACCESS_KEY and MLFLOW_TRACKING_PASSWORD.
+    """
     return _without(text, _secrets())
 
 
-def redacted(data: Any) -> Any:
-    """JSON data whose texts are `without_secrets`, and in which what is named as a secret is not told at all."""
-    return _redacted(data, _secrets())
+def redact(data: Any) -> Any:
+    """Returns JSON data with `without_secrets` of its texts, and *** for every value whose key names a secret."""
+    return _redact(data, _secrets())
 
 
 def _without(text: str, secrets: list[str]) -> str:
@@ -40,22 +43,22 @@ def _without(text: str, secrets: list[str]) -> str:
     return without_password(text)
 
 
-def _redacted(data: Any, secrets: list[str]) -> Any:
+def _redact(data: Any, secrets: list[str]) -> Any:
     if isinstance(data, Mapping):
-        return {k: HIDDEN if v and _NAME.search(str(k)) else _redacted(v, secrets) for k, v in data.items()}
+        return {k: HIDDEN if v and _NAME.search(str(k)) else _redact(v, secrets) for k, v in data.items()}
     if isinstance(data, list | tuple):
-        return [_redacted(value, secrets) for value in data]
+        return [_redact(value, secrets) for value in data]
     return _without(data, secrets) if isinstance(data, str) else data
 
 
 def is_redacted(text: str) -> bool:
-    """Whether something was taken out of an address, which then cannot be used."""
+    """Tells whether a secret was taken out of an address. Such an address cannot be used."""
     return HIDDEN in text
 
 
 def _secrets() -> list[str]:
-    """Longest first: one may be a part of another."""
-    found = {
+    """Returns the environment's secrets, longest first, since one may be a part of another."""
+    values = {
         value
         for name, value in os.environ.items()
         if _NAME.search(name)
@@ -63,4 +66,4 @@ def _secrets() -> list[str]:
         and len(value) >= LEAST
         and not os.path.exists(value)  # a file that holds one is none
     }
-    return sorted(found, key=len, reverse=True)
+    return sorted(values, key=len, reverse=True)

@@ -1,11 +1,11 @@
-"""ONNX files in 8-bit integers: weights and activations, for ONNX Runtime on the CPU.
+"""Quantises ONNX files to 8-bit integers, weights and activations, for ONNX Runtime on the CPU.
 
-Weights become int8, symmetric, with a scale for each output channel; activations uint8, asymmetric, their ranges the
-extremes over calibration images. Biases are int32. The float graph gets QuantizeLinear/DequantizeLinear pairs (QDQ),
-which ONNX Runtime fuses into integer kernels when it loads the file, and which any other runtime may compute as they
+Weights become int8, symmetric, with a scale for each output channel. Activations become uint8, asymmetric; their ranges
+are the extremes over calibration images. Biases are int32. The float graph gets QuantizeLinear/DequantizeLinear pairs
+(QDQ). ONNX Runtime fuses these into integer kernels when it loads the file; any other runtime may compute them as they
 stand.
 
-uint8 rather than int8 activations: a ReLU then costs nothing, since its range starts at the integer 0 and the
+Activations are uint8 rather than int8, because a ReLU then costs nothing: its range starts at the integer 0, and the
 convolution before it can clip. With int8, half of ResNet-20's convolutions stayed float: 1.2 times float's latency
 rather than 0.44 (AMD EPYC 9004, ONNX Runtime 1.32, one thread, a busy machine). On an x86 CPU without VNNI (before
 Cascade Lake, Zen 4) sums of two products saturate at 16 bits: pass `reduce_range`, which gives the weights 7 bits.
@@ -26,8 +26,8 @@ from torch import Tensor
 
 from prunefront.atomic import write_whole
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.imported import one_line
-from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, onnxruntime, open_session
+from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, onnxruntime, open_session, read_model
+from prunefront.text import one_line
 
 INTEGER_OPS = (
     "Add",
@@ -60,20 +60,20 @@ LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators that multiply with a module's weights."""
 
 FEW_INPUTS = 32
-"""A grouped convolution with fewer inputs than this for each conv group, unless it is depthwise, stays float: there the
-integer kernel takes 1 to 5 times float's time (measured at 4 to 32 inputs)."""
+"""Least number of inputs per conv group at which a grouped convolution becomes integer. With fewer the integer kernel
+takes 1 to 5 times float's time (measured at 4 to 32 inputs). Depthwise convolutions become integer all the same."""
 
 
 class Int8Error(PrunefrontError):
-    """An ONNX file cannot be quantised as asked, or the result is not good enough."""
+    """An ONNX file cannot be quantised in this way, or the result is not good enough."""
 
 
 @dataclass(frozen=True, slots=True)
 class Int8Difference:
-    """How far an int8 file is from the float file.
+    """Distance of an int8 file from the float file.
 
     relative: largest difference of an output, as a fraction of the largest float output. agreement: fraction of the
-    images whose largest output is the same one. images: how many were looked at.
+    images whose largest output is the same one. images: number of images compared.
     """
 
     relative: float
@@ -94,24 +94,26 @@ def quantise_onnx(
     """Writes the float network `source`, as `onnx_export.export` writes it, in 8-bit integers to `target`.
 
     calibration: batches (n, ...) of plain, normalised images. exclude: paths of modules whose layers stay float, those
-    below them included; nothing is rounded that only such layers read. weights: the network's state dict; it finds an
-    excluded layer whose weight the file holds under another name (torch's exporter transposes that of a linear layer
-    without bias on three axes). Batch norms that no convolution took in become 1x1 depthwise convolutions, and products
-    with a constant left matrix convolutions, as both have integer kernels then. The output of a last linear layer is
-    not rounded. The batch axis stays free; the same input gives the same bytes. Raises PrunefrontError: for a file that
-    is no such network or holds integers already, no or unusable calibration images, an excluded path without a layer.
+    below them included; a tensor that only such layers read is not rounded. weights: the network's state dict, needed
+    to find an excluded layer whose weight has another name in the file (torch's exporter transposes that of a linear
+    layer without bias on three axes). reduce_range: see above.
+
+    Batch norms that no convolution took in become 1x1 depthwise convolutions, and products with a constant left matrix
+    become convolutions, because these have integer kernels. The output of a last linear layer is not rounded. The batch
+    axis stays free. The same input gives the same bytes. Raises PrunefrontError for a file that is no such network or
+    holds integers already, for no or unusable calibration images, and for an excluded path without a layer.
     """
-    # its import takes 0.3 s, which no worker that quantises nothing pays
+    # not above: the import takes 0.3 s, and few workers quantise
     from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
 
-    data = source if isinstance(source, bytes) else _read(source)
-    open_session(data, threads=1)  # refuses what is no model, or keeps weights in other files
+    data = read_model(source)
+    open_session(data, threads=1)  # refuses a file that is no model, or keeps weights in other files
     model = onnx.shape_inference.infer_shapes(ModelProto.FromString(data))
     if holds_integers(data):
         raise Int8Error("the ONNX model computes in integers already; give the float network")
     excluded = {node for path in exclude for node in nodes_of(model, path, weights or {})}
-    staying = staying_float(model, excluded)
-    for_integers(model, staying)
+    staying = float_nodes(model, excluded)
+    rewrite_for_integers(model, staying)
     ranges = activation_ranges(model, calibration)
     with _quiet():
         quantiser = QDQQuantizer(
@@ -142,7 +144,7 @@ def quantise_onnx(
 
 
 def holds_integers(onnx_file: bytes) -> bool:
-    """Whether a network's activations or weights are rounded to integers."""
+    """Tells whether a network's activations or weights are rounded to integers."""
     nodes = ModelProto.FromString(onnx_file).graph.node
     return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in nodes)
 
@@ -150,10 +152,10 @@ def holds_integers(onnx_file: bytes) -> bool:
 def check_int8(
     source: Path | bytes, target: Path | bytes, images: Iterable[Tensor], *, agreement: float | None = None
 ) -> Int8Difference:
-    """How much the int8 file's outputs differ from the float file's on batches (n, ...) of images.
+    """Returns the difference of the int8 file's outputs from the float file's on batches (n, ...) of images.
 
-    Top-1 agreement is that of the first output. Raises Int8Error when an output is not finite or of another shape, or
-    where fewer than the fraction `agreement` of the images keep their largest output.
+    Its `agreement` is that of the first output. agreement: least fraction of the images that must keep their largest
+    output. Raises Int8Error for a smaller one, and for an output that is not finite or has another shape.
     """
     float_session, session = open_session(source, threads=1), open_session(target, threads=1)
     name = "the int8 network" if isinstance(target, bytes) else str(target)
@@ -173,34 +175,36 @@ def check_int8(
         same, seen = same + int((chosen[0] == chosen[1]).sum()), seen + rows
     if seen == 0:
         raise Int8Error(f"{name} cannot be compared on no images")
-    found = Int8Difference(worst / largest if largest > 0 else worst, same / seen, seen)
-    if agreement is not None and found.agreement < agreement:
+    difference = Int8Difference(worst / largest if largest > 0 else worst, same / seen, seen)
+    if agreement is not None and difference.agreement < agreement:
         raise Int8Error(
-            f"{name} chooses the float network's class for {found.agreement:.1%} of {seen} images, asked was "
+            f"{name} chooses the float network's class for {difference.agreement:.1%} of {seen} images, needed are "
             f"{agreement:.1%}; keep sensitive layers float (often the first and the depthwise ones), or calibrate on "
             "more images"
         )
-    return found
+    return difference
 
 
 def nodes_of(model: ModelProto, path: str, weights: Mapping[str, Tensor]) -> frozenset[str]:
-    """Names of the nodes that multiply with the weights of a module, or of modules below it. Raises Int8Error.
+    """Returns the names of the nodes that multiply with the weights of a module, or of modules below it.
 
-    A node belongs to the module after which its weight is named. Where the exporter named the weight anew, the bias
-    that is added next tells, or the one tensor of `weights` (a state dict) that holds the same values.
+    A node belongs to the module after which its weight is named. Where the exporter renamed the weight, the bias that
+    is added next tells the module, or the one tensor of `weights` (a state dict) that holds the same values. Raises
+    Int8Error where there is no such node.
     """
     owners = _owners(model, weights)
-    found = frozenset(node for node, owner in owners.items() if owner == path or owner.startswith(f"{path}."))
-    if not found:
+    names = frozenset(node for node, owner in owners.items() if owner == path or owner.startswith(f"{path}."))
+    if not names:
         known = sorted(owner for owner in set(owners.values()) if owner)
         raise Int8Error(
             f"the ONNX model has no layer {path!r} that could stay float; it has: {', '.join(known)[:600]}"
         )
-    return found
+    return names
 
 
-def staying_float(model: ModelProto, excluded: Collection[str]) -> list[str]:
-    """Names of the nodes that stay: layers that are excluded or slower in integers, and what only these read.
+def float_nodes(model: ModelProto, excluded: Collection[str]) -> list[str]:
+    """Returns the names of the nodes that stay float: layers that are excluded or slower in integers, and nodes that
+    only these read.
 
     model: with inferred shapes.
     """
@@ -209,7 +213,9 @@ def staying_float(model: ModelProto, excluded: Collection[str]) -> list[str]:
     floats = {
         n.name for n in model.graph.node if n.name in excluded or _slow_in_integers(n, constants, ranks)
     }
-    read: set[str] = set()  # names of tensors that an integer layer reads, perhaps through other operators
+    read: set[str] = (
+        set()
+    )  # names of tensors that an integer layer reads, directly or through other operators
     for node in reversed(model.graph.node):
         if (node.name in layers and node.name not in floats) or (
             node.name not in layers and not read.isdisjoint(node.output)
@@ -220,8 +226,8 @@ def staying_float(model: ModelProto, excluded: Collection[str]) -> list[str]:
     return sorted(floats)
 
 
-def for_integers(model: ModelProto, staying: Collection[str] = ()) -> None:
-    """Rewrites nodes without an integer kernel as convolutions that compute the same: see `quantise_onnx`.
+def rewrite_for_integers(model: ModelProto, staying: Collection[str] = ()) -> None:
+    """Rewrites nodes without an integer kernel as convolutions that compute the same, see `quantise_onnx`.
 
     model: with inferred shapes; changed in place. staying: names of nodes that stay as they are.
     """
@@ -239,17 +245,17 @@ def for_integers(model: ModelProto, staying: Collection[str] = ()) -> None:
         elif node.op_type == "MatMul" and _is_pointwise(node, constants, ranks):
             _become_conv(model, node, node.input[1], constants[node.input[0]][..., None], None, 1)
     used = {name for node in graph.node for name in node.input} | {v.name for v in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    still_used = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]
-    graph.initializer.extend(kept)
+    graph.initializer.extend(still_used)
 
 
 def activation_ranges(
     model: ModelProto, calibration: Iterable[Tensor]
 ) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
-    """Smallest and largest value of every float tensor that the network computes, its inputs included.
+    """Returns the smallest and largest value of every float tensor that the network computes, its inputs included.
 
-    model: with inferred types. calibration: batches (n, ...). Raises Int8Error for no batches, or infinite values.
+    model: with inferred types. calibration: batches (n, ...). Raises Int8Error for no batches, and for infinite values.
     """
     watched = ModelProto()
     watched.CopyFrom(model)
@@ -261,7 +267,7 @@ def activation_ranges(
     del graph.output[:]
     for i, name in enumerate(names):
         for op in ("Min", "Max"):
-            # the network's own names could be anything, so these only must differ from them
+            # a name that no tensor of the network has
             output = f"prunefront range {op} {i}"
             graph.node.append(helper.make_node(f"Reduce{op}", [name], [output], name=output, keepdims=0))
             graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, []))
@@ -271,7 +277,7 @@ def activation_ranges(
         extremes = np.asarray(_run(session, batch), dtype=np.float32)
         low, high = np.minimum(low, extremes[0::2]), np.maximum(high, extremes[1::2])
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        # nothing seen leaves the infinities it began with; NumPy's minimum passes NaN on
+        # without a batch the infinities from the start are left; NumPy's minimum passes NaN on
         raise Int8Error(
             "the calibration images give no finite range of activations: pass at least one batch, and a network "
             "whose outputs are finite"
@@ -302,13 +308,13 @@ def _become_conv(
 
 
 def _is_affine(node: NodeProto, constants: Mapping[str, NDArray[Any]], ranks: Mapping[str, int]) -> bool:
-    """Whether a batch norm is one of constants, on images or the like."""
+    """Tells whether a batch norm has constant parameters, and an input with more than two axes."""
     known = all(name in constants for name in node.input[1:5]) and len(node.output) == 1
     return known and ranks.get(node.input[0], 0) > 2
 
 
 def _is_pointwise(node: NodeProto, constants: Mapping[str, NDArray[Any]], ranks: Mapping[str, int]) -> bool:
-    """Whether a product is that of a constant matrix with each of a batch of matrices."""
+    """Tells whether a product multiplies a constant matrix with each of a batch of matrices."""
     left = constants.get(node.input[0])
     return left is not None and left.ndim == 2 and ranks.get(node.input[1]) == 3
 
@@ -327,7 +333,7 @@ def _slow_in_integers(
 
 
 def _owners(model: ModelProto, weights: Mapping[str, Tensor]) -> dict[str, str]:
-    """Module path of each node that multiplies with a constant; "" where nothing tells it."""
+    """Returns the module path of each node that multiplies with a constant; "" where it cannot be told."""
     constants = _constants(model)
     adds = {name: node for node in model.graph.node if node.op_type == "Add" for name in node.input}
     owners = {}
@@ -345,25 +351,25 @@ def _owners(model: ModelProto, weights: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _module(name: str) -> str:
-    """`layer1.0.conv1` of `layer1.0.conv1.weight`."""
+    """Returns `layer1.0.conv1` for `layer1.0.conv1.weight`; "" for a name with another ending."""
     path, _, leaf = name.rpartition(".")
     return path if leaf in ("weight", "bias") else ""
 
 
 def _same_values(values: NDArray[Any], weights: Mapping[str, Tensor]) -> str:
-    """The module of the one tensor that holds these values, in whatever order of axes; "" unless it is one."""
+    """Returns the module of the one tensor that holds these values, in any order of axes; "" unless there is one."""
     ordered = np.sort(values, axis=None)
-    found = {
+    names = {
         name
         for name, tensor in weights.items()
         if tensor.numel() == values.size
         and np.array_equal(ordered, np.sort(tensor.detach().float().cpu().numpy(), axis=None))
     }
-    return found.pop().rpartition(".")[0] if len(found) == 1 else ""
+    return names.pop().rpartition(".")[0] if len(names) == 1 else ""
 
 
 def _keep_last_sums(model: ModelProto) -> None:
-    """Leaves out the rounding of an output that a linear layer makes: its integer kernel can give float sums."""
+    """Removes the rounding of outputs that a linear layer computes: its integer kernel can return float sums."""
     graph = model.graph
     makers = {output: node for node in graph.node for output in node.output}
     readers = [name for node in graph.node for name in node.input]
@@ -385,7 +391,7 @@ def _keep_last_sums(model: ModelProto) -> None:
 
 
 def _keep_float(model: ModelProto, staying: Collection[str]) -> None:
-    """Gives layers that stay float their input through a DequantizeLinear of their own, with a scale per channel.
+    """Inserts a DequantizeLinear with a scale per channel before each layer that stays float.
 
     ONNX Runtime 1.32 would quantise the float weights of a layer between two roundings by itself, with one scale for
     all of them (its WeightBiasQuantization), but only behind a DequantizeLinear with a single scale. The scales here
@@ -414,21 +420,21 @@ def _keep_float(model: ModelProto, staying: Collection[str]) -> None:
 
 
 def _inputs_of(node: NodeProto, weight: NDArray[Any]) -> int:
-    """Input channels or features of a convolution or Gemm."""
-    given = {a.name: int(a.i) for a in node.attribute}
+    """Returns the number of input channels or features of a convolution or Gemm."""
+    attributes = {a.name: int(a.i) for a in node.attribute}
     if node.op_type == "Conv":
-        return int(weight.shape[1]) * given.get("group", 1)
-    return int(weight.shape[1 if node.op_type == "Gemm" and given.get("transB", 0) else 0])
+        return int(weight.shape[1]) * attributes.get("group", 1)
+    return int(weight.shape[1 if node.op_type == "Gemm" and attributes.get("transB", 0) else 0])
 
 
 def _ranks(model: ModelProto) -> dict[str, int]:
-    """Number of axes of each tensor whose shape was inferred."""
+    """Returns the number of axes of each tensor whose shape was inferred."""
     values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
     return {v.name: len(v.type.tensor_type.shape.dim) for v in values if v.type.tensor_type.HasField("shape")}
 
 
 def _constants(model: ModelProto) -> dict[str, NDArray[Any]]:
-    """Float constants by name."""
+    """Returns the float constants by name."""
     return {
         t.name: numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == TensorProto.FLOAT
     }
@@ -441,20 +447,15 @@ def _run(session: onnxruntime.InferenceSession, batch: Tensor) -> list[NDArray[A
     try:
         outputs: list[NDArray[Any]] = session.run(None, {inputs[0].name: batch.detach().cpu().numpy()})
     except ORT_ERRORS as error:
-        raise Int8Error(f"the ONNX model fails on images {tuple(batch.shape)}: {one_line(error)}") from None
+        raise Int8Error(
+            f"the ONNX model fails on images {tuple(batch.shape)}: {one_line(error, 300)}"
+        ) from None
     return outputs
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Int8Error(f"{path} cannot be read: {error.strerror}") from None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps onnxruntime's remarks off the root logger, which it also would give a handler."""
+    """Keeps back the lines that onnxruntime logs to the root logger, to which it would also add a handler."""
     root, silent = logging.getLogger(), logging.NullHandler()
 
     def not_onnxruntime(record: logging.LogRecord) -> bool:

@@ -1,7 +1,7 @@
-"""A pruned network's ONNX file made from the dense one's in milliseconds, where exporting it would take seconds.
+"""Cuts a pruned network's ONNX file out of the dense one's in milliseconds; an export would take seconds.
 
-Only for timing: what is published is exported (`formats.onnx_export`) and compared with torch. That both ways give
-the same file is not taken on trust: `same_as_exported` compares their bytes for one plan of the network at hand.
+These files are for timing alone. A published file is exported (`formats.onnx_export`) and compared with torch.
+`same_as_exported` checks that both ways give the same file: it compares their bytes for one plan of the network.
 """
 
 import tempfile
@@ -14,24 +14,24 @@ from onnx import numpy_helper
 from torch import nn
 
 from prunefront.pipelines.formats.onnx_export import export
-from prunefront.pruners.cut.surgery import Removed, apply, removed
+from prunefront.pruners.cut.surgery import RemovedPositions, apply, removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.plan import PruningPlan
 
 FOLDED_BIAS = "_bias"
-"""What the exporter appends to a weight's name for the bias that a batch norm becomes."""
+"""Ending that the exporter appends to a weight's name for the bias that a batch norm becomes."""
 
 
 def cut(dense: bytes, graph: ChannelGraph, plan: PruningPlan) -> bytes:
     """Returns the ONNX file of `surgery.apply(model, graph, plan)`, given that of `model`.
 
-    dense: written by `onnx_export.export`. plan: channels only; what it asks of blocks and within layers is
-    not carried out. Cuts the tensors that carry their name of the state dict, the biases that batch norms were folded
-    into, the sizes that a flattening before a linear layer spells out, and the conv groups of depthwise convolutions. A
-    network that says its widths elsewhere too comes out wrong, which `same_as_exported` tells.
+    dense: written by `onnx_export.export`. plan: only its channels count; blocks, and choices within layers, stay as
+    they are. Cuts the tensors that have their name of the state dict, the biases that batch norms were folded into, the
+    sizes that a flattening before a linear layer spells out, and the conv groups of depthwise convolutions. A network
+    that spells out its widths elsewhere too comes out wrong, which `same_as_exported` detects.
     """
     proto = onnx.ModelProto.FromString(dense)
-    going = removed(graph, plan)
+    going = removed_positions(graph, plan)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     for name, tensor in tensors.items():
         if axes := _axes(name, going):
@@ -53,9 +53,9 @@ def cut(dense: bytes, graph: ChannelGraph, plan: PruningPlan) -> bytes:
 
 
 def same_as_exported(dense: bytes, model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> bool:
-    """Whether `cut` gives the bytes that exporting the pruned module gives. Takes as long as an export.
+    """Tells whether `cut` gives the bytes that an export of the pruned module gives. Takes as long as an export.
 
-    model: what `dense` was exported from.
+    model: network that `dense` was exported from.
     """
     size = next(shape for shape in _input_shapes(dense))
     with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
@@ -64,8 +64,8 @@ def same_as_exported(dense: bytes, model: nn.Module, graph: ChannelGraph, plan: 
         return cut(dense, graph, plan) == path.read_bytes()
 
 
-def _axes(name: str, going: Removed) -> dict[int, list[int]]:
-    """Axis -> positions that an initialiser loses."""
+def _axes(name: str, going: RemovedPositions) -> dict[int, list[int]]:
+    """Returns axis -> positions that an initialiser loses."""
     weight = name.removesuffix(FOLDED_BIAS)
     if name not in going and weight != name and 0 in going.get(weight, {}):
         return {0: going[weight][0]}
@@ -75,7 +75,7 @@ def _axes(name: str, going: Removed) -> dict[int, list[int]]:
 def _flatten_to(
     shape: onnx.TensorProto, reader: onnx.NodeProto | None, tensors: dict[str, onnx.TensorProto]
 ) -> None:
-    """Gives `x.reshape(-1, features)` the number of features that the linear layer behind it now reads."""
+    """Sets the features of `x.reshape(-1, features)` to the number that the linear layer behind it now reads."""
     values = numpy_helper.to_array(shape)
     if reader is None or reader.op_type != "Gemm" or values.shape != (2,) or reader.input[1] not in tensors:
         return
@@ -85,7 +85,7 @@ def _flatten_to(
 
 
 def _input_shapes(model: bytes) -> list[tuple[int, ...]]:
-    """Of each input, without its batch axis."""
+    """Returns the shape of each input, without its batch axis."""
     proto = onnx.ModelProto.FromString(model)
     return [
         tuple(axis.dim_value for axis in entry.type.tensor_type.shape.dim[1:]) for entry in proto.graph.input

@@ -1,4 +1,4 @@
-"""Networks as ONNX files: export, and comparison with torch."""
+"""Writes networks as ONNX files, and compares these with torch."""
 
 import logging
 import warnings
@@ -14,24 +14,24 @@ from torch.utils import _pytree as pytree
 
 from prunefront.atomic import write_whole
 from prunefront.errors import NotTraceable, PrunefrontError
-from prunefront.pipelines.config.imported import one_line
 from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
-from prunefront.pipelines.formats.same_outputs import largest_difference
+from prunefront.pipelines.formats.same_outputs import batch_sizes, largest_difference
+from prunefront.pruners.units.eval_mode import eval_mode
+from prunefront.text import first_line
 
 
 def export(model: nn.Module, example: Tensor, path: Path) -> None:
     """Writes `model` in eval mode as one self-contained ONNX file: input `images`, free batch axis 0.
 
-    example: one input batch (n, ...), any n; only its shape and type matter. The outputs of a network with
-    one output are called `logits`. The same network gives the same bytes; nothing in them tells where or
-    from which source files they were made. The model is left as it was. Takes about 2 s
-    (docs/decisions/0004-latency.md says why). Raises NotTraceable when torch cannot export the model,
-    PrunefrontError when its batch size is hard-coded.
+    example: one input batch (n, ...), any n; only its shape and type matter. The output of a network with one output is
+    called `logits`. The same network gives the same bytes, which name no path and no source file of this machine. The
+    model is left as it was. Takes about 2 s (docs/decisions/0004-latency.md says why). Raises NotTraceable where torch
+    cannot export the model, PrunefrontError where its batch size is hard-coded.
     """
     device = next((p.device for p in model.parameters()), example.device)
-    # torch.export takes sizes 0 and 1 for constants, so the batch must have at least two
+    # torch.export treats sizes 0 and 1 as constants, so the batch must have at least two images
     batch = torch.zeros((2, *example.shape[1:]), dtype=example.dtype, device=device)
-    with _evaluating(model), torch.no_grad(), _quiet():
+    with eval_mode(model), torch.no_grad(), _quiet():
         outputs = len(pytree.tree_leaves(model(batch)))
         try:
             program = torch.onnx.export(
@@ -63,23 +63,23 @@ def export(model: nn.Module, example: Tensor, path: Path) -> None:
 
 
 def check(model: nn.Module, path: Path, examples: Tensor, tolerance: float = 1e-4) -> float:
-    """Largest absolute difference between the outputs of the file and of `model`, over batches of 1, 2, n.
+    """Returns the largest absolute difference of the file's outputs from those of `model`, over batches of 1, 2, n.
 
-    examples: (n, ...). Raises PrunefrontError when it exceeds `tolerance` times the largest output (or
-    times 1, if all outputs are smaller), when a shape differs, or when the file cannot be run.
+    examples: (n, ...). Raises PrunefrontError where the difference exceeds `tolerance` times the largest output (or
+    times 1, if all outputs are smaller), where a shape differs, or the file cannot be run.
     """
     session = open_session(path, threads=1)
     device = next((p.device for p in model.parameters()), examples.device)
     worst = 0.0
-    for size in sorted({1, min(2, len(examples)), len(examples)}):
+    for size in batch_sizes(len(examples)):
         batch = examples[:size]
-        with _evaluating(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             leaves = pytree.tree_leaves(model(batch.to(device)))
         expected = [leaf.detach().cpu().float().numpy() for leaf in leaves]
         try:
             actual = session.run(None, {session.get_inputs()[0].name: batch.cpu().numpy()})
         except ORT_ERRORS as error:
-            raise PrunefrontError(f"{path} fails on a batch of {size}: {one_line(error)}") from None
+            raise PrunefrontError(f"{path} fails on a batch of {size}: {first_line(error)}") from None
         worst = max(worst, largest_difference(path, "torch", expected, actual, tolerance))
     return worst
 
@@ -100,19 +100,8 @@ def _strip_notes(message: Message) -> None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps two pieces of the exporter's chatter away that no user can act on, and nothing else."""
+    """Keeps back two messages of the exporter that no user can act on, and nothing else."""
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
 
     def without_torchvision(record: logging.LogRecord) -> bool:
@@ -129,10 +118,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _root_cause(error: BaseException) -> str:
+    """Returns type and first line of the error that caused all others."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {_first_line(error)}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"{type(error).__name__}: {first_line(error)}"

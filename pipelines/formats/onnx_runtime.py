@@ -14,13 +14,14 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.imported import one_line
+from prunefront.text import one_line
 
-__all__ = ["ORT_ERRORS", "onnxruntime", "open_session"]
+__all__ = ["ORT_ERRORS", "onnxruntime", "open_session", "read_model"]
 
 
 @contextmanager
 def _telemetry_off() -> Iterator[None]:
+    """Sets the variable within, unless the user has set it."""
     name = "ORT_DISABLE_TELEMETRY"
     if name in os.environ:
         yield
@@ -56,10 +57,7 @@ def open_session(model: bytes | Path, threads: int) -> onnxruntime.InferenceSess
     cannot pull in what lies beside it. Raises PrunefrontError for that, and for a file that cannot be read or loaded.
     """
     name = "the ONNX model" if isinstance(model, bytes) else str(model)
-    try:
-        data = model if isinstance(model, bytes) else model.read_bytes()
-    except OSError as error:
-        raise PrunefrontError(f"{name} cannot be read: {error.strerror}") from None
+    data = read_model(model)
     _refuse_external(data, name)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -70,10 +68,21 @@ def open_session(model: bytes | Path, threads: int) -> onnxruntime.InferenceSess
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
-        raise PrunefrontError(f"{name} cannot be loaded: {one_line(error)}") from None
+        raise PrunefrontError(f"{name} cannot be loaded: {one_line(error, 300)}") from None
+
+
+def read_model(model: bytes | Path) -> bytes:
+    """Returns the bytes of an ONNX file, or those given. Raises PrunefrontError for a file that cannot be read."""
+    if isinstance(model, bytes):
+        return model
+    try:
+        return model.read_bytes()
+    except OSError as error:
+        raise PrunefrontError(f"{model} cannot be read: {error.strerror}") from None
 
 
 def _refuse_external(data: bytes, name: str) -> None:
+    """Raises PrunefrontError for a model that keeps tensors in other files, and for bytes that are no model."""
     try:
         proto = onnx.ModelProto.FromString(data)
     except DecodeError:

@@ -1,11 +1,10 @@
-"""Networks as PyTorch's own exported programs (`model.pt2`): what `torch.export.load` and AOTInductor take.
+"""Writes networks as PyTorch's own exported programs (`model.pt2`), which `torch.export.load` and AOTInductor take.
 
-Whoever loads a .pt2 file from elsewhere should know that `torch.export.load` can run code that is in it (read in torch
-2.13): it unpickles sample inputs, constants and weights that are marked so (`torch.load(weights_only=False)`), it gives
-the text of shape expressions to `sympy.sympify`, which evaluates it, and `.module()` executes `guards_code`; compiled
-libraries may be in it too. No option turns that off, and digests only say that a file is the one that was published. So
-nothing here loads a file that was fetched: weights and plan make the network, from which `export` makes the file anew.
-What `export` writes holds no pickle.
+`torch.export.load` can run code that a .pt2 file holds (read in torch 2.13). It unpickles sample inputs, constants and
+weights that are marked so (`torch.load(weights_only=False)`). It passes the text of shape expressions to
+`sympy.sympify`, which evaluates it, and `.module()` executes `guards_code`. Compiled libraries may be in the file too.
+No option turns that off, and digests only show that a file is the published one. So nothing here loads a fetched file:
+weights and plan make the network, from which `export` writes the file again. A file of `export` holds no pickle.
 """
 
 import copy
@@ -22,19 +21,19 @@ from torch.utils import _pytree as pytree
 
 from prunefront.atomic import write_whole
 from prunefront.errors import NotTraceable, PrunefrontError
-from prunefront.pipelines.config.imported import one_line
-from prunefront.pipelines.formats.same_outputs import largest_difference
+from prunefront.pipelines.formats.same_outputs import batch_sizes, largest_difference
+from prunefront.text import one_line
 
 
 def export(model: nn.Module, example: Tensor, path: Path) -> None:
     """Writes `model` in eval mode, on the CPU, as one exported program; axis 0 of its input is free, from 1.
 
     example: one input batch (n, ...), any n; only its shape and type matter. The model is left as it was. The same
-    network gives the same bytes (with one version of torch). No path or source line of this machine is in them; the
-    names of the modules' classes are. Raises NotTraceable when torch cannot export the model with a free batch size.
+    network gives the same bytes (with one version of torch). They name no path or source line of this machine, but the
+    modules' classes. Raises NotTraceable where torch cannot export the model with a free batch size.
     """
     network = copy.deepcopy(model).cpu().eval()
-    # torch.export takes sizes 0 and 1 for constants, so the batch must have at least two
+    # torch.export treats sizes 0 and 1 as constants, so the batch must have at least two images
     batch = torch.zeros((2, *example.shape[1:]), dtype=example.dtype)
     with torch.no_grad(), _quiet():
         try:
@@ -44,7 +43,7 @@ def export(model: nn.Module, example: Tensor, path: Path) -> None:
         except Exception as error:  # any model may fail in any way: its cause is reported
             raise NotTraceable(
                 f"{type(model).__name__} cannot be exported as a .pt2 file with a free batch size, write its forward "
-                f"for any batch, e.g. x.flatten(1): {type(error).__name__}: {one_line(error)}"
+                f"for any batch, e.g. x.flatten(1): {type(error).__name__}: {one_line(error, 300)}"
             ) from error
     _strip(program)
     written = BytesIO()  # torch.export.save puts the name of a file into it
@@ -55,22 +54,22 @@ def export(model: nn.Module, example: Tensor, path: Path) -> None:
 
 
 def check(model: nn.Module, path: Path, examples: Tensor, tolerance: float = 1e-4) -> float:
-    """Largest absolute difference between the outputs of the file and of `model`, over batches of 1, 2, n.
+    """Returns the largest absolute difference of the file's outputs from those of `model`, over batches of 1, 2, n.
 
-    path: written by `export` in this process; never a file from elsewhere, which could run code (see above).
-    examples: (n, ...). Raises PrunefrontError when the difference exceeds `tolerance` times the largest output (or
-    times 1, if all outputs are smaller), when a shape differs, or when the file cannot be loaded or run.
+    path: file that `export` wrote in this process, never one from elsewhere, which could run code (see above).
+    examples: (n, ...). Raises PrunefrontError where the difference exceeds `tolerance` times the largest output (or
+    times 1, if all outputs are smaller), where a shape differs, or the file cannot be loaded or run.
     """
     network = copy.deepcopy(model).cpu().eval()
     worst = 0.0
     with torch.no_grad(), _quiet():
         loaded = _module(path)
-        for size in sorted({1, min(2, len(examples)), len(examples)}):
+        for size in batch_sizes(len(examples)):
             batch = examples[:size].cpu()
             try:
                 actual = pytree.tree_leaves(loaded(batch))
             except (RuntimeError, AssertionError) as error:
-                raise PrunefrontError(f"{path} fails on a batch of {size}: {one_line(error)}") from None
+                raise PrunefrontError(f"{path} fails on a batch of {size}: {one_line(error, 300)}") from None
             expected = pytree.tree_leaves(network(batch))
             wanted, given = ([t.float().numpy() for t in leaves] for leaves in (expected, actual))
             worst = max(worst, largest_difference(path, "the network", wanted, given, tolerance))
@@ -78,16 +77,17 @@ def check(model: nn.Module, path: Path, examples: Tensor, tolerance: float = 1e-
 
 
 def _module(path: Path) -> nn.Module:
+    """Returns the module in a file of ours. Raises PrunefrontError for a damaged one."""
     try:
         return torch.export.load(path).module()
     except Exception as error:  # a damaged archive fails in many ways, KeyError and AssertionError among them
         raise PrunefrontError(
-            f"{path} cannot be loaded: {type(error).__name__}: {one_line(error)}; export it again"
+            f"{path} cannot be loaded: {type(error).__name__}: {one_line(error, 300)}; export it again"
         ) from error
 
 
 def _strip(program: torch.export.ExportedProgram) -> None:
-    """Removes what tells of the machine, and the sample inputs, which would be the file's only pickle."""
+    """Removes traces of this machine, and the sample inputs, which would be the file's only pickle."""
     program.example_inputs = None
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
@@ -97,7 +97,7 @@ def _strip(program: torch.export.ExportedProgram) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps back what torch prints and logs about an export that fails: the error says it in one line."""
+    """Keeps back the text that torch prints and logs about a failed export: the error says it in one line."""
     loggers = [logging.getLogger(f"torch.{name}") for name in ("fx.experimental.symbolic_shapes", "export")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

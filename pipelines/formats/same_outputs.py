@@ -1,4 +1,4 @@
-"""Whether a network in another format gives the outputs that it should."""
+"""Compares the outputs of a network in another format with those that it should give."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,15 +9,21 @@ from numpy.typing import NDArray
 from prunefront.errors import PrunefrontError
 
 Outputs = Sequence[NDArray[np.float32]]
+"""Outputs of a network for one batch."""
+
+
+def batch_sizes(images: int) -> list[int]:
+    """Returns the sizes of the batches that outputs are compared on: 1, 2 and all images."""
+    return sorted({1, min(2, images), images})
 
 
 def largest_difference(
     path: Path, reference: str, expected: Outputs, actual: Outputs, tolerance: float
 ) -> float:
-    """The largest absolute difference between the outputs of the file for one batch and those of the reference.
+    """Returns the largest absolute difference between the outputs of a file for one batch and those of a reference.
 
-    Raises PrunefrontError when a shape differs, or when it exceeds `tolerance` times the largest expected output (or
-    times 1, if all are smaller).
+    reference: its name in an error. Raises PrunefrontError where a shape differs, or where the difference exceeds
+    `tolerance` times the largest expected output (or times 1, if all are smaller).
     """
     batch = len(expected[0]) if expected else 0
     shapes = [a.shape for a in actual], [e.shape for e in expected]

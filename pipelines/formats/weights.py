@@ -1,4 +1,4 @@
-"""Trained weights in and out of a module, without ever running what a file says."""
+"""Reads and writes the trained weights of a module, and never runs code that a file may hold."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from prunefront.errors import PrunefrontError
 
 WRAPPERS = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before every name."""
+"""Prefixes that DataParallel and torch.compile put before every name."""
 
 
 class WeightsError(PrunefrontError):
-    """A weights file cannot be read, or does not fit the network."""
+    """A file of weights cannot be read, or does not fit the network."""
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Copies the weights in a file into the model: every tensor, names and shapes must agree.
 
-    path: `.safetensors`, or `.pt`/`.pth` with a state dict or {"state_dict": ...}. Batch norm's batch counters may
-    be absent (older files). Raises WeightsError, and leaves the model as it was, for a file that does not fit,
-    holds NaN or infinity, or holds more than tensors.
+    path: `.safetensors`, or `.pt`/`.pth` with a state dict or {"state_dict": ...}. Batch norm's batch counters may be
+    absent (older files). Raises WeightsError, and leaves the model as it was, for a file that does not fit, holds NaN
+    or infinity, or holds other things than tensors.
     """
     state = _unwrapped(read_tensors(path))
     wanted = model.state_dict()
@@ -43,41 +43,41 @@ def load_weights(model: nn.Module, path: Path) -> None:
             )
         if not torch.isfinite(tensor).all():
             raise WeightsError(f"{path}: {name} holds NaN or infinite values")
-    model.load_state_dict(
-        state, strict=False
-    )  # strictness is checked above; only batch counters may be absent
+    # names are checked above; only batch counters may be absent
+    model.load_state_dict(state, strict=False)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Writes the model's state dict as safetensors. Tensors that share memory are written each on their own."""
+    """Writes the model's state dict as safetensors. Tensors that share memory are written one by one."""
     save_file(_apart(model), path)
 
 
-def packed(model: nn.Module) -> bytes:
-    """What `save_weights` writes."""
+def pack_weights(model: nn.Module) -> bytes:
+    """Returns the bytes that `save_weights` writes."""
     return save(_apart(model))
 
 
-def unpacked(data: bytes) -> dict[str, Tensor]:
-    """Name -> tensor of what `packed` made, on the CPU. Raises WeightsError for anything else."""
+def unpack_weights(data: bytes) -> dict[str, Tensor]:
+    """Returns name -> tensor of the bytes of `pack_weights`, on the CPU. Raises WeightsError for other bytes."""
     try:
         return load(data)
-    except (SafetensorError, ValueError, KeyError) as error:  # KeyError: of a number type that torch lacks
+    except (SafetensorError, ValueError, KeyError) as error:  # KeyError: a number type that torch lacks
         raise WeightsError(f"the weights cannot be read as safetensors: {error}") from error
 
 
 def _apart(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the state dict on the CPU, in which no two tensors share memory."""
     return {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Name -> tensor of a weights file, on the CPU. Raises WeightsError for a file that is absent or not one."""
+    """Returns name -> tensor of a weights file, on the CPU. Raises WeightsError for an absent or another file."""
     if not path.is_file():
         raise WeightsError(f"there is no weights file {path}")
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
-        except (SafetensorError, OSError, ValueError, KeyError) as error:  # KeyError: as in `unpacked`
+        except (SafetensorError, OSError, ValueError, KeyError) as error:  # KeyError: as in `unpack_weights`
             raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
     if path.suffix in (".pt", ".pth"):
         return _read_torch(path)
@@ -87,9 +87,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # torch lets through whatever its unpickler stumbles over, struct.error and so on
+    except Exception as error:  # torch lets through all errors of its unpickler, struct.error and so on
         raise WeightsError(
             f"{path} is not a plain state dict, and reading anything else could run code; "
             "write it again where it was made: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
@@ -104,6 +102,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the state dict without the prefixes that wrappers put before every name."""
     for wrapper in WRAPPERS:
         if state and all(name.startswith(wrapper) for name in state):
             state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}

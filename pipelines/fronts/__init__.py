@@ -1,1 +1,1 @@
-"""The front for people and for programs: rows, tables, pictures, pages."""
+"""Fronts for people and for programs: rows, tables, pictures, pages."""

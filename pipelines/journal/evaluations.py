@@ -1,4 +1,4 @@
-"""A study's evaluations as a table: read from its journal, written as JSON, replayed by a rehearsal."""
+"""Table of a study's evaluations: read from its journal, written as JSON, replayed by a rehearsal."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +11,11 @@ from prunefront.search.space.candidate import Candidate, pack, unpack
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One architecture's first score. candidate: who asked for it first. key: of what is realised. seconds: that a
-    worker took, where that is known. trained: what came of it after training, where it was trained."""
+    """First score of one architecture.
+
+    candidate: first one that came down to it. key: key of its plan. seconds: time of a worker, where it is known.
+    trained: outcome after training, where it was trained.
+    """
 
     candidate: Candidate
     key: str
@@ -23,9 +26,9 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Evaluations:
-    """All of one study, in the order in which they came.
+    """All evaluations of one study, in the order in which they came.
 
-    recalled: how many of the first ones it took over from earlier studies, see `stages.warm_start`.
+    recalled: number of rows, the first ones, that it took over from earlier studies, see `stages.warm_start`.
     """
 
     study: str
@@ -33,7 +36,7 @@ class Evaluations:
     recalled: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Columns of equal length; `candidates` is as `candidate.pack` makes it."""
+        """Returns columns of equal length; `candidates` is as `candidate.pack` makes it."""
         return {
             "study": self.study,
             "recalled": self.recalled,
@@ -46,7 +49,11 @@ class Evaluations:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Evaluations":
-        """Raises as the readers of candidates and outcomes, and for unequal columns: it may come from elsewhere."""
+        """Returns the table of `to_json`, which may come from elsewhere.
+
+        Raises ValueError or TypeError for unequal columns and other values, and what the readers of candidates and
+        outcomes raise.
+        """
         columns = (
             unpack(data["candidates"]),
             data["key"],
@@ -62,22 +69,23 @@ class Evaluations:
             if row.seconds is not None and (
                 type(row.seconds) not in (int, float) or not 0 <= row.seconds < 1e15
             ):
-                raise ValueError(f"{row.seconds!r:.40} are no seconds")
+                raise ValueError(f"{row.seconds!r:.40} is no number of seconds")
         if not isinstance(study, str) or type(recalled) is not int or not 0 <= recalled <= len(rows):
-            raise TypeError("the study must be text, and how many scores it took over a count of its rows")
+            raise TypeError("`study` must be text, and `recalled` a number of its rows")
         return cls(study, rows, recalled)
 
 
 def evaluations(
     study: str, events: Sequence[Mapping[str, Any]], realise: Callable[[Candidate], str]
 ) -> Evaluations:
-    """The table of a journal's events (warm_start, asked, told, trained). realise: the key of what a candidate comes
-    down to; what it refuses with a PrunefrontError was never scored.
+    """Returns the table of a journal's events (warm_start, asked, told, trained).
 
-    Raises PrunefrontError where nothing was scored, and where a score is of something that nobody asked for.
+    realise: returns the key of the plan that a candidate comes down to. A candidate that it refuses with a
+    PrunefrontError was never scored. Raises PrunefrontError where the journal holds no score, and where a score is of
+    a key that no candidate comes down to.
     """
     first: dict[str, Candidate] = {}
-    told: dict[str, Mapping[str, Any]] = {}
+    scores: dict[str, Mapping[str, Any]] = {}
     trained: dict[str, Outcome] = {}
     recalled: tuple[Evaluation, ...] = ()
     for event in events:
@@ -87,30 +95,30 @@ def evaluations(
             candidate = Candidate.from_json(event["candidate"])
             try:
                 first.setdefault(realise(candidate), candidate)
-            except PrunefrontError:  # the searcher was told so; nothing was paid for
+            except PrunefrontError:  # it was a failure that cost nothing
                 continue
         elif event["event"] == "told":
-            told.setdefault(event["key"], event)
+            scores.setdefault(event["key"], event)
         elif event["event"] == "trained":
             trained[event["name"]] = outcome_from_json(event["outcome"])
-    if not told:
-        raise nothing_yet(study)
-    if strangers := sorted(told.keys() - first.keys()):
+    if not scores:
+        raise no_evaluations_error(study)
+    if strangers := sorted(scores.keys() - first.keys()):
         raise PrunefrontError(
             f"the journal of study {study!r} scores {strangers[0]!r}, which none of its candidates comes down to: "
-            "journal and `prepared` folder are not of the same search"
+            "its journal and its folder `prepared` are not of the same search"
         )
     rows = (
         Evaluation(first[key], key, outcome_from_json(e["outcome"]), e.get("seconds"), trained.get(key))
-        for key, e in told.items()
+        for key, e in scores.items()
     )
     known = (replace(row, trained=trained.get(row.key)) for row in recalled)
     return Evaluations(study, (*known, *rows), len(recalled))
 
 
-def nothing_yet(study: str) -> PrunefrontError:
-    """The error for a study whose journal holds no score."""
+def no_evaluations_error(study: str) -> PrunefrontError:
+    """Returns the error for a study whose journal holds no score."""
     return PrunefrontError(
         f"study {study!r} has no evaluations yet, so there is nothing to replay; let `prunefront search` score some "
-        "candidates first (it may be stopped when it has)"
+        "candidates first (it may be stopped after that)"
     )

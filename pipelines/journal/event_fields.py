@@ -1,4 +1,4 @@
-"""What a journal's events hold: who reads a journal may count on it, wherever the file came from."""
+"""Fields of a journal's events. Readers of a journal may count on them, wherever the file came from."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -28,7 +28,7 @@ def _table(data: dict[str, Any]) -> dict[str, Any]:
 
 def _shown(text: str) -> str:
     if not text.isprintable():
-        raise ValueError("it holds what cannot be printed")
+        raise ValueError("it holds characters that cannot be printed")
     return text
 
 
@@ -38,11 +38,11 @@ Number = Annotated[float, Field(ge=0, le=1e15)]
 CandidateData = Annotated[dict[str, Any], AfterValidator(_candidate)]
 OutcomeData = Annotated[dict[str, Any], AfterValidator(_outcome)]
 Artifact = Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,99}-[0-9a-f]{12})?$")]
-"""An id, "" where nothing was published."""
+"""Id of an artifact, "" where nothing was published."""
 
 
 class Event(BaseModel):
-    """What every event may have. More keys than those that are named here stay: a later version wrote them."""
+    """Fields that every event may have. Other keys stay: a later version wrote them."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
@@ -50,35 +50,50 @@ class Event(BaseModel):
 
 
 class Tracking(Event):
+    """Run of the tracking store in which the study is recorded."""
+
     run: Text
 
 
 class WarmStart(Event):
+    """Evaluations of earlier studies, and the candidates that the search starts from because of them."""
+
     known: Annotated[dict[str, Any], AfterValidator(_table)]
     seeds: list[CandidateData]
 
 
 class Asked(Event):
+    """Candidate that the searcher proposed. start: key of the network whose weights it starts from, "" = the dense."""
+
     candidate: CandidateData
     start: Text = ""
 
 
 class Told(Event):
+    """First score of a plan. key: the plan's. seconds: time of the worker."""
+
     key: Text
     outcome: OutcomeData
     seconds: Number = 0.0
 
 
 class Promoted(Event):
+    """Candidates that go on to the second stage."""
+
     candidates: list[CandidateData]
 
 
 class Controlled(Event):
+    """Networks of the front that controls are trained for."""
+
     names: list[Text]
 
 
 class Rung(Event):
-    """Also of `stopped`."""
+    """Outcome of a training at a rung, for the events `rung` and `stopped`.
+
+    share: share of the trials that the rung kept then. of: number that had come there, it included.
+    """
 
     name: Text
     epoch: Count
@@ -88,12 +103,16 @@ class Rung(Event):
 
 
 class Place(Event):
+    """Machine that measured a latency."""
+
     host: Text
     node: Text
     processor: Text
 
 
 class Trained(Event):
+    """Outcome of a network's training in the second stage. artifact: id of the published network."""
+
     name: Text
     outcome: OutcomeData
     artifact: Artifact = ""
@@ -103,11 +122,15 @@ class Trained(Event):
 
 
 class Published(Event):
+    """Artifact with test figures, which replaces the earlier one of the same network."""
+
     name: Text
     artifact: Artifact
 
 
 class Unreported(Event):
+    """Failure of a network on the test images, for which the front leaves it out."""
+
     name: Text
     outcome: OutcomeData
 
@@ -125,14 +148,14 @@ EVENTS: Mapping[str, type[Event]] = {
     "published": Published,
     "unreported": Unreported,
 }
-"""What is not here is let through unseen: nothing reads it."""
+"""Name of an event -> its fields. Other events pass unchecked: nothing reads them."""
 
 
-def fault(event: Mapping[str, Any]) -> str | None:
-    """What is wrong with an event, in a few words; None where its readers can go on with it."""
+def event_fault(event: Mapping[str, Any]) -> str | None:
+    """Returns the fault of an event in a few words; None where its readers can use it."""
     kind = event.get("event")
     if not isinstance(kind, str):
-        return "it says of no event"
+        return "it names no event"
     try:
         EVENTS.get(kind, Event).model_validate(event)
     except ValidationError as error:
@@ -140,5 +163,5 @@ def fault(event: Mapping[str, Any]) -> str | None:
         return f"{'.'.join(map(str, first['loc']))} of {kind!r:.40}: {first['msg']}"
     except (PrunefrontError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         # a choice that cannot be, and what plain code makes of JSON of another form
-        return f"{kind!r:.40} is not of its form: {type(error).__name__}: {error}"
+        return f"{kind!r:.40} does not have its form: {type(error).__name__}: {error}"
     return None

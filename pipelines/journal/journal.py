@@ -1,4 +1,4 @@
-"""A study's memory on disk: what was asked, told and trained, one JSON object a line; and its one writer's lock."""
+"""A study's memory on disk: its journal of events, one JSON object a line; its JSON files; its one writer's lock."""
 
 import fcntl
 import json
@@ -11,15 +11,15 @@ from typing import Any, Self, TextIO
 
 from prunefront.atomic import write_whole
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.journal.event_fields import fault
+from prunefront.pipelines.journal.event_fields import event_fault
 from prunefront.pipelines.journal.layout import LOCK
 from prunefront.strict_json import loads
 
-KEPT_LIMIT = 256 << 20
-"""Bytes of a JSON file that a study keeps."""
+JSON_LIMIT = 256 << 20
+"""Largest JSON file of a study that is read, in bytes."""
 
 LOCK_TRIES = 5
-"""A tenth of a second apart."""
+"""Number of tries to take the lock, a tenth of a second apart."""
 
 
 class StudyRunning(PrunefrontError):
@@ -27,7 +27,7 @@ class StudyRunning(PrunefrontError):
 
 
 class StudyFolderError(PrunefrontError):
-    """A study cannot keep its state where it should."""
+    """A study's folder cannot be written, or a file in it is not as the study wrote it."""
 
 
 class JournalError(PrunefrontError):
@@ -62,7 +62,10 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def _locked(file: TextIO) -> bool:
-    """Whether the lock is ours now. A few tries, for `prunefront status` holds it for a moment to see who has it."""
+    """Takes the lock and returns True, or False where another process has it.
+
+    Tries a few times, since `prunefront status` holds the lock for a moment to see who has it.
+    """
     for _ in range(LOCK_TRIES):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -74,7 +77,7 @@ def _locked(file: TextIO) -> bool:
 
 
 class Journal:
-    """Append-only. An event that cannot be had again is on disk before anything follows from it."""
+    """Append-only file of events. An event that cannot be had again is on disk before anything follows from it."""
 
     def __init__(
         self,
@@ -82,9 +85,11 @@ class Journal:
         on_append: Callable[[Mapping[str, Any]], None] = lambda record: None,
         guard: Callable[[], None] = lambda: None,
     ) -> None:
-        """Opens the journal, and drops a last line that a killed process left half written. on_append: told of each
-        event that is added, when it is written. guard: called before it is; raises where this process may write no
-        more."""
+        """Opens the journal, and drops a last line that a killed process left half written.
+
+        on_append: takes each event that is added, after it is written. guard: is called before that, and raises where
+        this process may write no more.
+        """
         self.path, self._on_append, self._guard = path, on_append, guard
         self.events = read_events(path)
         _drop_half_line(path)
@@ -94,9 +99,9 @@ class Journal:
     def append(self, event: str, *, lasting: bool = True, **data: Any) -> None:
         """Writes one event and its time, in seconds since the epoch.
 
-        lasting: waits until the disk has it, and all before it; without, the death of this process loses nothing, but a
-        power cut may, so it is for what would come about again in the same way. Raises JournalError where it cannot be
-        written, e.g. on a full disk.
+        lasting: waits until the disk has it and all before it. Without, the death of this process loses nothing, but a
+        power cut may: that is for events that would come about again in the same way. Raises JournalError where it
+        cannot be written, e.g. on a full disk.
         """
         self._guard()
         record = {"event": event, **data, "time": round(time.time(), 3)}
@@ -114,7 +119,7 @@ class Journal:
         self._on_append(record)
 
     def of(self, event: str) -> list[dict[str, Any]]:
-        """All events of one kind, in order."""
+        """Returns all events of one kind, in order."""
         return [e for e in self.events if e["event"] == event]
 
     def close(self) -> None:
@@ -137,9 +142,9 @@ def _drop_half_line(path: Path) -> None:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; the file, which a search may be writing, is left as it is. Empty where there is none.
+    """Returns the events of all whole lines; none where there is no file. A file that is being written stays as it is.
 
-    Raises JournalError for a line that is no event, or not what its readers count on (`journal.event_fields`).
+    Raises JournalError for a line that is no event, or lacks fields that readers count on (`journal.event_fields`).
     """
     if not path.exists():
         return []
@@ -156,7 +161,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
                 f"{path}, line {number}, is not JSON ({error!s:.80}): the file was changed from outside; start the "
                 "study afresh with --fresh, or restore the file"
             ) from None
-        reason = fault(record) if isinstance(record, dict) else "it is no object"
+        reason = event_fault(record) if isinstance(record, dict) else "it is no object"
         if reason is not None:
             raise JournalError(
                 f"{path}, line {number}, is no journal event ({reason:.200}): the file was changed from outside; start "
@@ -167,24 +172,24 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def is_begun(events: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether a search has asked for anything: then there is something to lose."""
+    """Tells whether a search has asked for anything: then there is something to lose."""
     return any(event["event"] == "asked" for event in events)
 
 
 def read_json(path: Path) -> Any:
-    """What `write_json` wrote. Raises StudyFolderError, which names the file, for what it cannot have written."""
+    """Returns the data of a file that `write_json` wrote. Raises StudyFolderError, which names it, for another file."""
     try:
-        if path.stat().st_size > KEPT_LIMIT:
-            raise StudyFolderError(f"{path} has more than the {KEPT_LIMIT >> 20} MiB that it may have")
+        if path.stat().st_size > JSON_LIMIT:
+            raise StudyFolderError(f"{path} has more than the {JSON_LIMIT >> 20} MiB that it may have")
         return loads(path.read_bytes())
     except OSError as error:
         raise StudyFolderError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise changed(path, str(error)) from None
+        raise altered_file_error(path, str(error)) from None
 
 
-def changed(path: Path, reason: str) -> StudyFolderError:
-    """The error for a file of a study that does not hold what a study writes."""
+def altered_file_error(path: Path, reason: str) -> StudyFolderError:
+    """Returns the error for a file of a study that does not hold what a study writes."""
     return StudyFolderError(
         f"{path} is not what a search writes ({reason:.200}): it was changed from outside; restore it, or start the "
         "study afresh with --fresh"
@@ -192,7 +197,7 @@ def changed(path: Path, reason: str) -> StudyFolderError:
 
 
 def write_json(path: Path, data: Mapping[str, Any] | list[Any]) -> None:
-    """Replaces `path` in one step, so that a reader or a killed writer never sees half of it."""
+    """Replaces `path` in one step: no reader sees half of it, and no killed writer leaves half. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(data, indent=1, sort_keys=True) + "\n"
     write_whole(path, lambda file: file.write(text.encode()))

@@ -1,4 +1,4 @@
-"""Names of a study's files: those in its folder, and those at the root of its artifact store. Said here alone."""
+"""Names of a study's files, in its folder and at the root of its artifact store. They are written here alone."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ JOURNAL = "journal.jsonl"
 """Journal: every event, one JSON object a line."""
 
 SUPERSEDED_JOURNAL = "journal-superseded.jsonl"
-"""Journal of a run that another machine went on without."""
+"""Journal of a run that another machine superseded."""
 
 STUDY = "study.json"
 """Configuration that the study was started with, without its secrets."""
 
 LOCK = "lock"
-"""File that the one process holds that runs the study."""
+"""Lock file, which the one process that runs the study holds."""
 
 RUN = "run.json"
 """Latest run that was begun in the folder."""
@@ -24,13 +24,13 @@ OWNER = "owner.json"
 """Study that a store belongs to; the folder has a copy."""
 
 PREPARED = "prepared"
-"""Folder of what is made once per study: dense weights, channel graph, scores."""
+"""Folder of data made once per study: dense weights, channel graph, scores."""
 
 WEIGHTS = "weights"
 """Folder of weights that candidates of the first stage inherit."""
 
 CHECKPOINTS = "checkpoints"
-"""Folder of trainings under way: one folder a stage, one file a network."""
+"""Folder of checkpoints of trainings under way: one folder a stage, one file a network."""
 
 SPOOL = "spool"
 """Folder of objects that wait for a store that is away."""
@@ -51,10 +51,10 @@ PARTIAL_FRONT, PARTIAL_PAGE = "partial-front.json", "partial-front.html"
 """Front of a search that was cut short."""
 
 BOUNDS = "bounds.json"
-"""How the networks of the front stand to the study's bounds."""
+"""Comparison of the front's networks with the study's bounds."""
 
 TIMING = "timing.json"
-"""Where the time of a search went."""
+"""Time that each part of a search took."""
 
 LATENCY_TABLE = "latency.json"
 """Latency table that `prunefront latency-table` measures."""

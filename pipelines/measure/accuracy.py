@@ -1,4 +1,4 @@
-"""How often a network is right, and how well that is known."""
+"""Accuracy of a network, and its uncertainty."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from prunefront.pipelines.data import Split, Transform, batches
+from prunefront.pruners.units.eval_mode import eval_mode
 from prunefront.search.outcomes.measurement import NotFinite
 
 Z95 = 1.959963984540054
@@ -17,7 +18,7 @@ Z95 = 1.959963984540054
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """value: share of images classified rightly, 0–1. low, high: 95 % interval. images: how many."""
+    """An accuracy. value: share of images classified rightly, 0–1. low, high: 95 % interval. images: their number."""
 
     value: float
     low: float
@@ -35,18 +36,16 @@ def accuracy(
     channels_last: bool = False,
     yield_point: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Accuracy:
-    """Share of the split's plain (never augmented) images whose largest output is their label.
+    """Returns the share of the split's plain (never augmented) images whose largest output is their label.
 
-    precision: "bfloat16" is faster on some machines, but moves single images across the border, and so
-    candidates past each other: rank in float32. yield_point: entered around each batch. The model's mode is put
-    back afterwards. Raises NotFinite where an output is NaN: the largest of such outputs means nothing.
+    precision: "bfloat16" is faster on some machines, but moves single images across the border, and so candidates past
+    each other: rank in float32. yield_point: context of each batch. The modules' modes are put back afterwards. Raises
+    NotFinite where an output is NaN: the largest of such outputs means nothing.
     """
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
     right = torch.zeros((), dtype=torch.int64, device=device)
     broken = torch.zeros((), dtype=torch.bool, device=device)
-    try:
+    with eval_mode(model):
         for images, labels in batches(
             split, transform, batch_size, device=device, channels_last=channels_last
         ):
@@ -58,8 +57,6 @@ def accuracy(
                 outputs = model(images)
                 right += (outputs.argmax(1) == labels).sum()
                 broken |= outputs.isnan().any()
-    finally:
-        model.train(training)
     if broken:
         raise NotFinite("the network's outputs are not finite: NaN on some of the images")
     count = int(right)
@@ -67,12 +64,12 @@ def accuracy(
 
 
 def wilson(right: int, images: int) -> tuple[float, float]:
-    """(low, high): 95 % interval of a share of which `right` of `images` is a sample (Wilson 1927, eq. 4)."""
+    """Returns (low, high), the 95 % interval of a share whose sample is `right` of `images` (Wilson 1927, eq. 4)."""
     share = right / images
     centre = share + Z95**2 / (2 * images)
     half = Z95 * sqrt(share * (1 - share) / images + Z95**2 / (4 * images**2))
     scale = 1 + Z95**2 / images
-    # the formula gives exactly 0 and 1 at the ends, floating point only nearly
+    # at the ends the formula gives exactly 0 and 1, floating point only nearly
     low = 0.0 if right == 0 else (centre - half) / scale
     high = 1.0 if right == images else (centre + half) / scale
     return low, high

@@ -1,4 +1,4 @@
-"""What a latency depends on besides the network, of the machine that this process is on."""
+"""Describes the machine and the versions on which a latency depends, beside the network."""
 
 import platform
 import socket
@@ -13,11 +13,14 @@ from prunefront.pipelines.config.sections import MeasureSection
 from prunefront.pipelines.formats.onnx_runtime import onnxruntime
 
 PLACE = ("host", "node", "measured")
-"""Which machine it was, and when; two machines that differ in nothing else time alike."""
+"""Fields that name a machine and the day. Two machines that differ in nothing else time alike."""
 
 
 def environment(section: MeasureSection) -> dict[str, Any]:
-    """host: the machine's name. node: Ray's name for it while it is in a cluster, "" outside of one."""
+    """Returns the environment of this process: runtime, versions, processor, threads, machine, day.
+
+    host: the machine's name. node: Ray's name for it while it is in a cluster, "" outside of one.
+    """
     return {
         "runtime": section.runtime,
         "batch_size": section.batch_size,
@@ -39,10 +42,10 @@ def _node() -> str:
 
 
 def processor() -> str:
-    """The processor's model, as its maker calls it, or "" where the system does not say."""
+    """Returns the processor's model, as its maker calls it; "" where the system does not say."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    # boards with ARM name the board and not the processor
+    # systems on ARM name the board and not the processor
     for key in ("model name", "Model", "Hardware"):
         for line in lines:
             name, _, value = line.partition(":")

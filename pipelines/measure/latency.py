@@ -1,4 +1,4 @@
-"""How fast a network is, told by a comparison that a busy machine disturbs little."""
+"""Latency of a network, by a comparison that a busy machine disturbs little."""
 
 import gc
 import math
@@ -11,20 +11,25 @@ from typing import Any
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.measure.runtimes import Runtime, runtimes
 
-__all__ = ["Latency", "Runtime", "Timed", "compare", "median_interval", "runtimes"]
+__all__ = ["Latency", "LatencyRecord", "Runtime", "compare", "median_interval", "runtimes"]
 
-SAMPLE_SECONDS = 1e-3  # far above the timer's and the loop's own cost of about 0.1 µs
+SAMPLE_SECONDS = 1e-3
+"""Least duration of a sample, in seconds: far above the cost of timer and loop, about 0.1 µs."""
+
 MOST_CALLS = 10_000
+"""Most calls in a sample."""
+
 CALIBRATION_CALLS = 5
+"""Number of calls of each that decide on the calls in a sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
     """A candidate against the dense network, both timed in one alternating run.
 
-    ms, dense_ms: medians over samples, milliseconds per call. ratio: median over pairs of candidate /
-    dense, which is the figure to compare by; in [ratio_low, ratio_high] with 95 % confidence (not exactly
-    ms / dense_ms). pairs: how many. calls_per_sample: forwards that one timing of either is the mean of.
+    ms, dense_ms: medians over samples, milliseconds per call. ratio: median over pairs of candidate / dense, the figure
+    to compare by; it lies in [ratio_low, ratio_high] with 95 % confidence, and is not exactly ms / dense_ms. pairs:
+    their number. calls_per_sample: number of forwards in one timing of either, which gives their mean.
     """
 
     ms: float
@@ -37,8 +42,8 @@ class Latency:
 
 
 @dataclass(frozen=True, slots=True)
-class Timed:
-    """A comparison, and the machine that it was made on, see `measure.environment`."""
+class LatencyRecord:
+    """A comparison, and the environment in which it was made, see `measure.environment`."""
 
     latency: Latency
     where: Mapping[str, Any]
@@ -52,12 +57,12 @@ def compare(
     warmup: int = 10,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Latency:
-    """Times both in turn; the order within a pair is swapped from pair to pair.
+    """Times both in turn and returns their latencies; the order within a pair is swapped from pair to pair.
 
-    A sample repeats the call until the faster of the two lasts about a millisecond, the same number of
-    times for both. The interval is that of the median by order statistics (`median_interval`). pairs: at
-    least 6. warmup: untimed calls of each. clock: seconds. Raises PrunefrontError for fewer pairs. Call it
-    inside `exclusive`.
+    A sample repeats the call, the same number of times for both, so often that the faster of the two lasts about a
+    millisecond. The interval is that of the median by order statistics (`median_interval`). Call it inside `exclusive`.
+
+    pairs: at least 6; raises PrunefrontError for fewer. warmup: untimed calls of each. clock: returns seconds.
     """
     if pairs < 6:
         raise PrunefrontError(f"pairs must be at least 6 for a 95 % interval of the median, got {pairs}")
@@ -93,12 +98,11 @@ def compare(
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Bounds that hold the median of the distribution with at least `confidence`, whatever the distribution.
+    """Returns bounds that hold the median of a distribution with at least `confidence`, whatever the distribution.
 
-    The j-th smallest and j-th largest of n values, with the largest j for which P(Binomial(n, 1/2) < j) is
-    at most (1 - confidence) / 2 (e.g. David and Nagaraja, Order Statistics, 7.1). It assumes independent
-    values; drifts that span several of them make it too narrow. Raises ValueError when there are too few
-    values for any such interval.
+    They are the j-th smallest and j-th largest of n values, with the largest j for which P(Binomial(n, 1/2) < j) is at
+    most (1 - confidence) / 2 (e.g. David and Nagaraja, Order Statistics, 7.1). Values are taken as independent: drifts
+    that span several of them make the interval too narrow. Raises ValueError for too few values.
     """
     ordered = sorted(values)
     n = len(ordered)
@@ -116,6 +120,7 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[
 def _calls_per_sample(
     dense: Callable[[], None], candidate: Callable[[], None], clock: Callable[[], float]
 ) -> int:
+    """Returns the number of calls for which the faster of the two lasts SAMPLE_SECONDS."""
     fastest = min(_sample(call, 1, clock) for _ in range(CALIBRATION_CALLS) for call in (dense, candidate))
     if fastest <= 0.0:
         return MOST_CALLS
@@ -123,7 +128,7 @@ def _calls_per_sample(
 
 
 def _sample(call: Callable[[], None], calls: int, clock: Callable[[], float]) -> float:
-    """Seconds per call, averaged over `calls` calls."""
+    """Returns seconds per call, averaged over `calls` calls."""
     start = clock()
     for _ in range(calls):
         call()

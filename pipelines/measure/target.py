@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import MeasureSection
-from prunefront.pipelines.measure.latency import Timed, runtimes
+from prunefront.pipelines.measure.latency import LatencyRecord, runtimes
 
 T = TypeVar("T")
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 class Target(Protocol):
     """A device that times networks for all workers of a study."""
 
-    def time(self, onnx: bytes, example: NDArray[np.float32]) -> Timed:
+    def time(self, onnx: bytes, example: NDArray[np.float32]) -> LatencyRecord:
         """Times an ONNX file in turn with the dense network's. example: input of a forward.
 
         Raises DeviceLost, and what the runtime raises.
@@ -50,6 +50,6 @@ def check_runtime(section: MeasureSection) -> None:
         )
 
 
-def named_place(where: Mapping[str, Any]) -> dict[str, Any]:
+def machine_fields(where: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what names the machine in an environment: host, Ray's node and processor."""
     return {key: where[key] for key in ("host", "node", "processor")}

@@ -1,10 +1,10 @@
 """A readers-writer turnstile between the processes of one host: training shares it, timing has it alone.
 
-Two lock files. Everyone passes the *turnstile* first, one by one; then the *room* is entered, by any number
-of sharers or by a single exclusive holder. An exclusive holder keeps the turnstile while it waits for the
-room to empty, so that no new sharer gets in before it (Courtois et al. 1971, the second problem). The
-kernel drops a process's locks when it ends, however it ends, so nothing is left behind by `kill -9`.
-Whoever gets in writes its process number into the lock file, for those who wait long.
+There are two lock files. Every process passes the *turnstile* first, one by one. Then it enters the *room*, which holds
+any number of sharers or a single exclusive holder. An exclusive holder keeps the turnstile while it waits for the room
+to empty, so that no new sharer gets in before it (Courtois et al. 1971, the second problem). The kernel drops a
+process's locks when it ends, however it ends, so `kill -9` leaves nothing behind. A process that gets in writes its
+number into the lock file, for those that wait long.
 """
 
 import fcntl
@@ -23,16 +23,16 @@ from prunefront.errors import PrunefrontError
 log = logging.getLogger(__name__)
 
 SAY_AFTER_SECONDS = 60.0
-"""Who has waited for so long logs one line that says for whom."""
+"""Wait after which a process logs one line that names the holder, in seconds."""
 
 NOTE_BYTES = 160
-"""Of a lock file: who holds it. Always as many, so that no reader sees half of one note and half of another."""
+"""Size of the note in a lock file that names its holder, in bytes. It is fixed: no reader sees parts of two notes."""
 
 _held = threading.local()
 
 
 def default_folder() -> Path:
-    """Where the locks of this user on this host are: below the system's folder for temporary files."""
+    """Returns the folder of this user's locks on this host, below the system's folder for temporary files."""
     return Path(tempfile.gettempdir()) / f"prunefront-{os.getuid()}"
 
 
@@ -40,11 +40,10 @@ def default_folder() -> Path:
 def shared(folder: Path | None = None) -> Iterator[None]:
     """Holds the machine together with other sharers: around one training or scoring step, not a whole epoch.
 
-    folder: where the two lock files are; default `default_folder()`. Takes tens of microseconds when nobody
-    measures. Waits for as long as somebody holds `exclusive` or is waiting for it, and logs who that is after
-    `SAY_AFTER_SECONDS`. Raises RuntimeError
-    inside another turnstile of the same folder and thread, PrunefrontError where the lock files cannot be
-    used.
+    folder: place of the two lock files; default `default_folder()`. Takes tens of microseconds while no process
+    measures. Waits while another process holds `exclusive` or waits for it, and names that process in the log after
+    SAY_AFTER_SECONDS. Raises RuntimeError inside another turnstile of the same folder and thread, PrunefrontError where
+    the lock files cannot be used.
     """
     place = folder or _own_folder()
     with _not_nested(place):
@@ -63,8 +62,8 @@ def shared(folder: Path | None = None) -> Iterator[None]:
 def exclusive(folder: Path | None = None) -> Iterator[None]:
     """Holds the machine alone: around a latency measurement.
 
-    Waits until the sharers that are inside have left; later ones queue up behind it, so it cannot starve.
-    folder, errors: as for `shared`. Processes that do not go through the turnstile are not kept out.
+    Waits until the sharers that are inside have left. Later ones queue up behind it, so it cannot starve. folder and
+    errors: see `shared`. Processes that do not go through the turnstile are not kept out.
     """
     place = folder or _own_folder()
     with _not_nested(place):
@@ -81,6 +80,7 @@ def exclusive(folder: Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def _not_nested(folder: Path) -> Iterator[None]:
+    """Raises RuntimeError where this thread is inside the turnstile of the folder already."""
     # Even shared inside shared would deadlock: an exclusive waiter between the two holds the turnstile.
     held: set[str] = _held.__dict__.setdefault("folders", set())
     key = str(folder)
@@ -94,6 +94,7 @@ def _not_nested(folder: Path) -> Iterator[None]:
 
 
 def _lock(folder: Path, name: str, mode: int) -> int:
+    """Takes a lock of the mode LOCK_EX or LOCK_SH, and returns the descriptor that holds it."""
     # A descriptor of its own for every entry: flock belongs to the open file, so threads exclude each
     # other too.
     try:
@@ -109,7 +110,7 @@ def _lock(folder: Path, name: str, mode: int) -> int:
         except BlockingIOError:
             with _saying(folder / name):
                 fcntl.flock(file, mode)
-        with suppress(OSError):  # a full disk keeps nobody out: the note is only for those who wait long
+        with suppress(OSError):  # a full disk keeps no process out: the note is only for those that wait long
             os.pwrite(file, _NOTE[os.getpid()], 0)
     except BaseException:  # KeyboardInterrupt while waiting: the descriptor must not stay open
         os.close(file)
@@ -118,7 +119,7 @@ def _lock(folder: Path, name: str, mode: int) -> int:
 
 
 class _Notes(dict[int, bytes]):
-    """Process number -> what it writes into a lock file; made once, and anew in a forked child."""
+    """Process number -> its note in a lock file. A note is made once, and again in a forked child."""
 
     def __missing__(self, pid: int) -> bytes:
         program = " ".join([Path(sys.argv[0]).name, *(a for a in sys.argv[1:3] if not a.startswith("-"))])
@@ -132,7 +133,7 @@ _NOTE = _Notes()
 
 @contextmanager
 def _saying(lock: Path) -> Iterator[None]:
-    """Logs one line if the body, which waits for a lock, takes long."""
+    """Logs one line where the body, which waits for a lock, takes long."""
 
     def say() -> None:
         number, _, program = lock.read_bytes()[:NOTE_BYTES].decode(errors="replace").partition(" ")
@@ -160,7 +161,7 @@ def _open(folder: Path, name: str) -> int:
 
 
 def _own_folder() -> Path:
-    """The default folder, made if need be, and refused when somebody else has taken its name."""
+    """Returns the default folder, and makes it. Raises PrunefrontError where another user has taken its name."""
     folder = default_folder()
     try:
         os.mkdir(folder, 0o700)
@@ -179,6 +180,6 @@ def _own_folder() -> Path:
 
 
 def _unlock(file: int) -> None:
-    # Explicitly, because a forked child may hold a copy of the descriptor, which would keep the lock.
+    # explicitly, because a forked child may hold a copy of the descriptor, which would keep the lock.
     fcntl.flock(file, fcntl.LOCK_UN)
     os.close(file)

@@ -1,4 +1,4 @@
-"""The zoo, one family a file, and `build`, which also takes a user's own `module:callable`."""
+"""The zoo, one family a file, and `build`, which also calls a user's own `module:callable`."""
 
 import inspect
 
@@ -6,25 +6,26 @@ import torch
 from torch import nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.imported import call, import_callable, one_line
+from prunefront.pipelines.config.imported import call, import_callable
 from prunefront.pipelines.config.sections import ModelSection
 from prunefront.pipelines.models import densenet, digits_cnn, mobilenet, resnet, vgg
 from prunefront.pipelines.models.registry import models
+from prunefront.text import one_line
 
 __all__ = ["ModelError", "build", "densenet", "digits_cnn", "mobilenet", "models", "resnet", "vgg"]
 
 
 class ModelError(PrunefrontError):
-    """The model section asks for a network that cannot be made, or that does not fit the data."""
+    """The network of the section `model` cannot be made, or does not fit the data."""
 
 
 def build(
     section: ModelSection, *, classes: int, input_shape: tuple[int, int, int], seed: int = 0
 ) -> nn.Module:
-    """The network of a study, on the CPU in eval mode, its weights drawn with `seed`; no weights file is read.
+    """Returns the network of a study, on the CPU in eval mode. Its weights are drawn with `seed`; no file is read.
 
-    input_shape: (c, h, w). A zoo factory is told classes and channels; a user's own is called with the options
-    only. Raises UnknownName, NotImportable, or ModelError, also when such images do not become `classes` outputs.
+    input_shape: (c, h, w). A factory of the zoo gets classes and channels beside the options, a user's own the options
+    alone. Raises UnknownName, NotImportable, or ModelError, also where images do not become `classes` outputs.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -37,7 +38,7 @@ def build(
     except Exception as error:
         raise ModelError(
             f"model {section.factory!r} cannot take images {input_shape} (channels, height, width): "
-            f"{type(error).__name__}: {one_line(error)}"
+            f"{type(error).__name__}: {one_line(error, 300)}"
         ) from error
     shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if shape != (2, classes):

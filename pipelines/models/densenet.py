@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from prunefront.pipelines.models.registry import models
 
-LAYERS = 12  # per dense block; three blocks, two transitions, stem and linear make 40
+LAYERS = 12
+"""Number of layers per dense block; three blocks, two transitions, stem and linear layer make 40."""
 
 
 class DenseLayer(nn.Module):

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from prunefront.pipelines.models.registry import models
 
-BLOCKS = (  # table 2: expansion, maps, repeats, stride of the first
+BLOCKS = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
     (6, 32, 3, 2),
@@ -13,7 +13,10 @@ BLOCKS = (  # table 2: expansion, maps, repeats, stride of the first
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
+"""Expansion, maps, repeats and stride of the first of each group of blocks (table 2)."""
+
 LAST_MAPS = 1280
+"""Number of maps before the linear layer."""
 
 
 class InvertedResidual(nn.Module):

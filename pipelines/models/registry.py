@@ -1,4 +1,4 @@
-"""The zoo's registry, apart from `build` so that each family can file itself in it."""
+"""Registry of the zoo, apart from `build` so that each family can register itself."""
 
 from collections.abc import Callable
 
@@ -7,4 +7,4 @@ from torch import nn
 from prunefront.registry import Registry
 
 models: Registry[Callable[..., nn.Module]] = Registry("model")
-"""Name -> factory. Each takes `classes`, `channels` (of the input image) and its own options, all by name."""
+"""Name -> factory. A factory takes `classes`, `channels` (of the input image) and its own options, all by name."""

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from prunefront.pipelines.models.registry import models
 
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+"""Numbers of maps of each stage's convolutions."""
 
 
 class VGG(nn.Module):

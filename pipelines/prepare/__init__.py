@@ -1,1 +1,1 @@
-"""What is done once per study, before the first candidate: data, dense network, graph, scores, search space."""
+"""Steps that are taken once per study, before the first candidate: data, dense network, scores, search space."""

@@ -6,7 +6,7 @@ import torch
 
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.data import SearchData
-from prunefront.pipelines.events.redaction import redacted
+from prunefront.pipelines.events.redaction import redact
 from prunefront.pipelines.formats.onnx_export import export
 from prunefront.pipelines.journal.journal import write_json
 from prunefront.pipelines.journal.layout import PREPARED
@@ -17,7 +17,7 @@ from prunefront.pipelines.workers.train import Precision, Recipe, faster_precisi
 
 
 def make_bench(config: StudyConfig, network: Network, say: Say = lambda line: None) -> Workbench:
-    """What every worker gets. Takes seconds: exports the dense network, finds the faster precision."""
+    """Returns what every worker gets. Takes seconds: exports the dense network, finds the faster precision."""
     data = network.splits.for_search()
     device = "cuda" if config.cluster.gpus_per_worker > 0 else "cpu"
     path = config.path / PREPARED / "dense.onnx"
@@ -43,7 +43,7 @@ def make_bench(config: StudyConfig, network: Network, say: Say = lambda line: No
         dense_onnx=path.read_bytes(),
         artifact_uri=config.artifact_uri,
         artifacts=config.artifacts,
-        description=redacted(
+        description=redact(
             {
                 "model": {
                     "factory": config.model.factory,

@@ -1,7 +1,6 @@
-"""Whether a study asks for what there is: names, spaces, bounds; before anything is spent."""
+"""Checks that a study asks for what there is: names, spaces, bounds; before anything is spent."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from itertools import chain
 
 from prunefront.errors import PrunefrontError
@@ -20,6 +19,7 @@ from prunefront.pruners.procedures import procedures
 from prunefront.pruners.quantisers import quantisers
 from prunefront.pruners.scoring import available, why_not
 from prunefront.search.searchers import searchers
+from prunefront.text import did_you_mean
 
 SPARSE = frozenset({"element", "n_of_m"})
 """Granularities that leave single weights zero in a tensor of the whole size."""
@@ -46,14 +46,13 @@ def check_names(config: StudyConfig) -> None:
 
 
 def check_space_names(section: SpaceSection, quantisation: QuantisationSection, procedure: str) -> None:
-    """Raises PrunefrontError for a granularity or quantiser that there is not, a word length that the quantiser cannot
+    """Raises PrunefrontError for a granularity or quantiser that there is not, a bit width that the quantiser cannot
     have, and a training procedure that cannot go together with them."""
     known = sorted({*granularities, *layer_granularities, *stack_granularities})
     for name in section.granularities:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise PrunefrontError(f"no granularity is called {name!r}; {hint}known: {', '.join(known)}")
+            near = did_you_mean(name, known)
+            raise PrunefrontError(f"no granularity is called {name!r}; {near}known: {', '.join(known)}")
     quantiser = quantisers[quantisation.quantiser]
     for bits in quantisation.bits:
         if bits < 32 and bits not in quantiser.bits:
@@ -69,7 +68,7 @@ def check_space_names(section: SpaceSection, quantisation: QuantisationSection, 
                     f"these have one: {levelled}"
                 )
     inner = [name for name in section.granularities if name in layer_granularities]
-    words = quantisation.words
+    words = quantisation.method
     if words.activations != "none":
         check_inputs(words.activations, words.activation_bits)
     if words.activations == "xnor" and inner:
@@ -99,11 +98,9 @@ def check_per_group(per_group: Mapping[str, Sequence[str]], graph: ChannelGraph)
     names = [g.name for g in graph.groups]
     for name, asked in per_group.items():
         if name not in names:
-            near = get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
             raise PrunefrontError(
-                f"space.per_group names group {name!r}, which the network does not have; {hint}there are: "
-                f"{', '.join(names)}"
+                f"space.per_group names group {name!r}, which the network does not have; "
+                f"{did_you_mean(name, names)}there are: {', '.join(names)}"
             )
         for criterion in asked:
             if reason := why_not(criteria[criterion], graph.group(name), graph):

@@ -1,10 +1,10 @@
-"""Whether a search space can meet bounds on exact costs at all: asked before anything is scored."""
+"""Checks that a search space can meet bounds on exact costs at all, before anything is scored."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from prunefront.choice import GroupChoice, Words, pattern
+from prunefront.choice import GroupChoice, Quantisation, pattern
 from prunefront.errors import PrunefrontError, RatioError
 from prunefront.pipelines.config.sections import QuantisationSection, SpaceSection
 from prunefront.pruners.granularities import layer_granularities
@@ -12,9 +12,9 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer, Part
 from prunefront.pruners.graph.plan import DENSE, GroupPlan, LayerPlan, PruningPlan, inside, removed_blocks
 from prunefront.pruners.graph.shapes import shapes_of
-from prunefront.pruners.plan.cost import Cost, cost, trained_in
-from prunefront.pruners.plan.decide import channels
-from prunefront.pruners.plan.layer_counts import left_by, nearest_count
+from prunefront.pruners.plan.cost import Cost, cost, trained_scalars
+from prunefront.pruners.plan.decide import channels_per_unit
+from prunefront.pruners.plan.layer_counts import layers_after_cut, nearest_count
 from prunefront.pruners.plan.layer_parts import layer_parts
 from prunefront.pruners.storage.sizes import file_size
 from prunefront.search.outcomes.constraints import EXACT, Bound, resolve
@@ -32,7 +32,7 @@ PASSES = 3
 """Over all groups; the descent has mostly ended after the first."""
 
 SHARES = (0.5, 0.25, 0.75, 0.1, 0.9)
-"""How two costs are weighed against each other where the network with the least of one is not that of the other."""
+"""Weights of two costs against each other, where the network with the least of one is not that of the other."""
 
 Values = Mapping[str, float]
 
@@ -54,7 +54,7 @@ class Least:
 
 
 def exact_values(price: Cost) -> dict[str, float]:
-    """Costs by the names under which they are measured."""
+    """Returns costs by the names under which they are measured."""
     return {"macs": float(price.macs), "params": float(price.params), "size_bytes": float(price.size_bytes)}
 
 
@@ -65,8 +65,9 @@ def check_bounds(
     quantisation: QuantisationSection,
     bounds: Sequence[Bound],
 ) -> Candidate | None:
-    """A candidate of the space that meets all bounds on exact costs; None where there are none, or where none was found
-    and it is not proven that there is none.
+    """Returns a candidate of the space that meets all bounds on exact costs.
+
+    None where there are no bounds, or where none was found and it is not proven that there is none.
 
     Raises Infeasible, with the nearest bound that can be met, and ConstraintError for bounds that contradict each other
     beside this network.
@@ -84,10 +85,10 @@ def check_bounds(
     def ways(name: str) -> str:
         return _ways(name, section, quantisation)
 
-    found = {c.name: least(graph, space, quantisation.words, {c.name: 1.0}, widen=False) for c in upper}
+    found = {c.name: least(graph, space, quantisation.method, {c.name: 1.0}, widen=False) for c in upper}
     for c in upper:
         if found[c.name].values[c.name] > c.high:
-            found[c.name] = least(graph, space, quantisation.words, {c.name: 1.0})
+            found[c.name] = least(graph, space, quantisation.method, {c.name: 1.0})
         if found[c.name].values[c.name] > c.high:
             raise Infeasible(_one(c, found[c.name].values[c.name], bounds, dense, ways))
     tried = [*found.values()]
@@ -96,7 +97,7 @@ def check_bounds(
         weights = next(mixtures, None)
         if weights is None:
             return None
-        tried.append(least(graph, space, quantisation.words, weights))
+        tried.append(least(graph, space, quantisation.method, weights))
         if sum(weight * tried[-1].values[name] for name, weight in weights.items()) > 1:
             # if a network met all bounds, the weighted mean of its costs over them would be at most 1
             raise Infeasible(_together(upper, tried, bounds, dense, ways))
@@ -106,26 +107,26 @@ def check_bounds(
 def least(
     graph: ChannelGraph,
     space: SearchSpace,
-    words: Words,
+    quantisation: Quantisation,
     weights: Mapping[str, float],
     *,
     widen: bool = True,
 ) -> Least:
-    """The network of the space with the least weighted sum of its costs.
+    """Returns the network of the space with the least weighted sum of its costs.
 
-    weights: by macs, params and size_bytes. Over channels and word lengths it is the least there is: fewer units never
+    weights: by macs, params and size_bytes. Over channels and bit widths it is the least there is: fewer units never
     cost more. Of a stack, the blocks stay that cost least. Within layers, every layer takes its cheapest option, and as
     a granularity may need more channels than the fewest, several widths of each channel group are tried in turn; that
     need not find the very least. widen: False leaves those trials out.
     """
-    return _Descent(graph, space, words, dict(weights)).run(widen)
+    return _Descent(graph, space, quantisation, dict(weights)).run(widen)
 
 
 @dataclass(slots=True)
 class _Descent:
     graph: ChannelGraph
     space: SearchSpace
-    words: Words
+    quantisation: Quantisation
     weights: Mapping[str, float]
     cheapest: dict[Layer, LayerPlan] = field(default_factory=dict)
 
@@ -180,7 +181,7 @@ class _Descent:
 
     def widths(self, group: GroupSpace) -> list[int]:
         """The fewest units, the fewest that make a multiple of so many channels, and of few units all up to NARROW."""
-        each = channels(self.graph.group(group.name))
+        each = channels_per_unit(self.graph.group(group.name))
         found = [next((k for k in group.keeps if k * each % m == 0), group.keeps[0]) for m in WIDTHS]
         return sorted({group.keeps[0], *found, *(k for k in group.keeps if k * each <= NARROW)})
 
@@ -204,11 +205,11 @@ class _Descent:
             sizes = shapes_of(self.graph, {g.name: len(g.kept) for g in groups})
             layers = tuple(
                 self.option(layer, offers[name], sizes)
-                for name, layer in left_by(self.graph, groups).items()
+                for name, layer in layers_after_cut(self.graph, groups).items()
                 if name in offers and not inside(name, gone)
             )
         changed = tuple(p for p in layers if p.count is not None or p.choice.bits < 32)
-        return PruningPlan(groups, stacks, changed, self.words)
+        return PruningPlan(groups, stacks, changed, self.quantisation)
 
     def option(self, layer: Layer, offer: GroupSpace, sizes: Mapping[str, tuple[int, ...]]) -> LayerPlan:
         """The cheapest that can be made of a layer, with the batch norm that it may take in."""
@@ -223,13 +224,13 @@ class _Descent:
 
     def price(self, plan: LayerPlan, norm: Mapping[str, Part]) -> float:
         granularity = None if plan.count is None else layer_granularities[plan.choice.granularity]
-        parts = {f"{plan.layer.module}.{name}": p for name, p in layer_parts(plan, self.words).items()}
+        parts = {f"{plan.layer.module}.{name}": p for name, p in layer_parts(plan, self.quantisation).items()}
         if granularity is None or plan.count is None:
             macs, parts = plan.layer.macs, {**parts, **norm}
         else:
             macs = granularity.macs(plan.layer, plan.count)
             parts |= {} if granularity.fuses_norm else dict(norm)
-        price = Cost(macs, trained_in(parts), file_size(parts))
+        price = Cost(macs, trained_scalars(parts), file_size(parts))
         return sum(weight * exact_values(price)[name] for name, weight in self.weights.items())
 
 
@@ -250,7 +251,9 @@ def options(layer: Layer, offer: GroupSpace) -> Iterator[LayerPlan]:
                     count = nearest_count(granularity, layer, choice.ratio)
                 except RatioError:
                     continue
-                yield LayerPlan(layer, choice, count, choice.ratio, 1.0 - granularity.kept(layer, count))
+                yield LayerPlan(
+                    layer, choice, count, choice.ratio, 1.0 - granularity.kept_share(layer, count)
+                )
 
 
 def check_costs(aim: PruningPlan, graph: ChannelGraph, bounds: Sequence[Constraint]) -> None:
@@ -276,7 +279,7 @@ def check_costs(aim: PruningPlan, graph: ChannelGraph, bounds: Sequence[Constrai
 
 
 def above_dense(bounds: Sequence[Bound], dense: Measurement, epochs: int) -> str | None:
-    """What to say of an accuracy that is asked for and that the dense network does not have, beyond the noise.
+    """Returns a line about an accuracy that is asked for and that the dense network lacks, beyond the noise.
 
     Training may raise it, so the search goes on. Raises Infeasible where there is none: epochs = 0.
     """

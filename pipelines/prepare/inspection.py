@@ -84,7 +84,7 @@ class Inspection:
         found: dict[str, float] = {}
         for name in dict.fromkeys(b.name for b in bounds):
             assert space is not None
-            one = least(self.graph, space, self.config.quantisation.words, {name: 1.0}, widen=False)
+            one = least(self.graph, space, self.config.quantisation.method, {name: 1.0}, widen=False)
             found[name] = one.values[name]
         return [
             {

@@ -27,7 +27,7 @@ from prunefront.pruners.statistics import Batch, Statistics, gathered_by
 
 @dataclass(frozen=True, slots=True)
 class Knowledge:
-    """What calibration images say about the dense network. facts: field -> group -> array, what allocators read."""
+    """Scores of the dense network's units. facts: field -> group -> array, as allocators read them."""
 
     scores: Scores
     facts: Mapping[str, Mapping[str, NDArray[np.float64]]]
@@ -38,7 +38,7 @@ Gather = Callable[[ChannelGraph, Sequence[Batch], Set[str]], Statistics]
 
 
 def know(config: StudyConfig, network: Network, gather: Gather, say: Say) -> Knowledge:
-    """Scores, and what allocators read, from one pass over calibration images; or what an earlier run kept."""
+    """Returns scores and facts from one pass over calibration images, or those of an earlier run."""
     folder = config.path / PREPARED
     kept, facts = folder / "scores.safetensors", folder / "facts.safetensors"
     if kept.exists():
@@ -70,7 +70,7 @@ def know(config: StudyConfig, network: Network, gather: Gather, say: Say) -> Kno
 
 
 def read_knowledge(study: Path) -> tuple[ChannelGraph, Knowledge]:
-    """What an earlier run found out about its network, from the study's folder; no data is read, no network built.
+    """Reads what an earlier run found out about its network; no data is read, no network built.
 
     Raises PrunefrontError if it did not come so far.
     """
@@ -96,7 +96,7 @@ def _rank_blocks(
 
 
 def calibration(config: StudyConfig, data: SearchData) -> list[Batch]:
-    """Augmented training images in batches of 64, the same ones for every criterion."""
+    """Returns augmented training images in batches of 64, the same ones for every criterion."""
     rng = np.random.default_rng([config.seed, 2])
     stream = batches(data.train, data.transform, 64, augment=rng, shuffle=rng, smallest=2)
     return list(islice(stream, -(-config.space.calibration_images // 64)))

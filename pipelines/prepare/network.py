@@ -1,9 +1,8 @@
-"""What is done once per study: data, dense network, channel graph, scores. Every candidate only reads it."""
+"""The dense network of a study: loaded or trained, and traced. Every candidate only reads it."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from hashlib import blake2b
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.data import SearchData, Splits
 from prunefront.pipelines.data import load as load_data
 from prunefront.pipelines.formats.weights import load_weights, save_weights
-from prunefront.pipelines.journal.journal import changed, write_json
+from prunefront.pipelines.journal.journal import altered_file_error, write_json
 from prunefront.pipelines.journal.layout import PREPARED
 from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.checks import check_graph
@@ -32,6 +31,7 @@ from prunefront.pruners.graph.plan import PruningPlan, Scores
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.trace.tracer import trace
 from prunefront.search.space.candidate import Candidate
+from prunefront.text import did_you_mean
 
 Say = Callable[[str], None]
 
@@ -60,7 +60,7 @@ class Network:
 
 
 def dense_network(config: StudyConfig, say: Say) -> Network:
-    """Loads, trains if there are no weights, and traces; or takes what an earlier run of this study kept.
+    """Returns the dense network: loaded, or trained where there are no weights, and traced; or that of an earlier run.
 
     Raises PrunefrontError for data, weights or a network that cannot be used, and for data that changed since.
     """
@@ -80,7 +80,7 @@ def dense_network(config: StudyConfig, say: Say) -> Network:
         graph = read_graph(folder)
         # a second or two, and whatever else the file says cannot mislead what is computed from it
         if graph != trace_model(model.eval(), config, shape):
-            raise changed(folder / "graph.json", "it is not the graph of this network")
+            raise altered_file_error(folder / "graph.json", "it is not the graph of this network")
         check_graph(config, graph)
         return Network(splits, model.eval(), graph, initial)
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def _initial(model: nn.Module, path: Path) -> Mapping[str, NDArray[np.generic]] 
 
 
 def fingerprint(splits: Splits) -> dict[str, str]:
-    """Part -> a digest of its images and labels."""
+    """Returns part -> a digest of its images and labels."""
     parts = {"training": splits.train, "validation": splits.validation, "test": splits.test}
     digests = {}
     for name, part in parts.items():
@@ -133,7 +133,7 @@ def _check_same_data(splits: Splits, then: Mapping[str, str], study: str) -> Non
 
 
 def trace_model(model: nn.Module, config: StudyConfig, input_shape: Sequence[int]) -> ChannelGraph:
-    """The channel graph of the study's network. Raises PrunefrontError when nothing of it can be pruned."""
+    """Returns the channel graph of the study's network. Raises PrunefrontError when nothing of it can be pruned."""
     graph = trace(
         model,
         torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)),
@@ -143,9 +143,10 @@ def trace_model(model: nn.Module, config: StudyConfig, input_shape: Sequence[int
     paths = [path for path, _ in model.named_modules() if path]
     for name in section.whole:
         if name not in paths:
-            near = get_close_matches(name, paths, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise PrunefrontError(f"space.whole names module {name!r}, which the network does not have{hint}")
+            raise PrunefrontError(
+                f"space.whole names module {name!r}, which the network does not have; "
+                f"{did_you_mean(name, paths)}there are: {', '.join(paths[:8])} …"
+            )
     inner = bool(set(section.granularities) - {"channel"}) or set(config.quantisation.bits) != {32}
     if not graph.groups and not (inner and (graph.layers or graph.stacks)):
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in graph.frozen[:3])
@@ -170,18 +171,18 @@ def train_dense(model: nn.Module, data: SearchData, config: StudyConfig, say: Sa
 
 
 def planned_by(config: StudyConfig, network: Network, scores: Scores, candidate: Candidate) -> PruningPlan:
-    """What the study makes of a candidate. Raises PrunefrontError for what cannot be had."""
+    """Returns the plan of a candidate. Raises PrunefrontError for a candidate that cannot be had."""
     return plan(
         network.graph,
         candidate.choices,
         scores,
         round_to=config.space.round_to,
-        words=config.quantisation.words,
+        quantisation=config.quantisation.method,
     )
 
 
 def dense_recipe(config: StudyConfig) -> Recipe:
-    """How a network is trained that starts from random weights."""
+    """Returns how a network is trained that starts from random weights."""
     section = config.dense
     return Recipe(
         epochs=section.epochs,

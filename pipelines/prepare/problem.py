@@ -14,7 +14,7 @@ from prunefront.pruners.allocators import OutOfReach, PerGroup, Terms
 from prunefront.pruners.allocators import allocators as registry
 from prunefront.pruners.allocators.redundancy import upper_bounds
 from prunefront.pruners.criteria import criteria
-from prunefront.pruners.cut.compact import within_layers
+from prunefront.pruners.cut.compact import can_rank_within
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer
@@ -56,9 +56,9 @@ def search_space(
     facts: Mapping[str, PerGroup] = NO_FACTS,
     quantisation: QuantisationSection = FLOAT,
 ) -> SearchSpace:
-    """Per group: the kept counts, and the criteria that make sense there. Raises PrunefrontError if nothing can go.
+    """Returns the kept counts of each group and the criteria that fit it.
 
-    facts: holds `gradient_gram` where the section's bound is `redundancy`.
+    Raises PrunefrontError if nothing can go. facts: holds `gradient_gram` where the section's bound is `redundancy`.
     """
     macs = unit_macs(graph)
     bounds = {}
@@ -80,7 +80,7 @@ def search_space(
 
 
 def stack_spaces(graph: ChannelGraph, scores: Scores, section: SpaceSection) -> list[GroupSpace]:
-    """Of each stack of several blocks, how many stay: at least one."""
+    """Returns the options of each stack of several blocks, of which at least one stays."""
     macs = {op.weight: 0 for op in graph.ops}
     for op in graph.ops:
         macs[op.weight] += op.positions * prod(graph.shapes[op.weight])
@@ -128,7 +128,7 @@ def layer_spaces(
 
 
 def offered(layer: Layer, section: SpaceSection) -> dict[str, tuple[int, ...]]:
-    """Granularity -> the percentages of its weights that the layer may keep by it; empty ones are left out."""
+    """Returns granularity -> the percentages of its weights that the layer may keep; empty ones are left out."""
     found = {}
     for name in section.granularities:
         if name in layer_granularities and layer_granularities[name].why_not(layer) is None:
@@ -138,18 +138,18 @@ def offered(layer: Layer, section: SpaceSection) -> dict[str, tuple[int, ...]]:
 
 
 def _can_leave(name: str, layer: Layer, density: float) -> bool:
-    """Whether the granularity comes near enough, and still does when channels have gone before."""
+    """Tells whether the granularity comes near enough to a density, also when channels have gone before."""
     granularity = layer_granularities[name]
     try:
         count = nearest_count(granularity, layer, 1.0 - round(density, 2))
     except RatioError:
         return False
-    return abs(granularity.kept(layer, count) - density) <= NEAR
+    return abs(granularity.kept_share(layer, count) - density) <= NEAR
 
 
 def within(names: Sequence[str]) -> tuple[str, ...]:
     """The criteria among these that can rank units within layers, and blocks; the L2 norm where none can."""
-    return tuple(n for n in names if within_layers(n)) or ("l2",)
+    return tuple(n for n in names if can_rank_within(n)) or ("l2",)
 
 
 def widest_space(
@@ -199,7 +199,7 @@ def _nothing(
 
 
 def cost_model(graph: ChannelGraph, space: SearchSpace) -> CostModel:
-    """What candidates of the space cost, for many at once; exact for MACs and parameters where only channels go."""
+    """Returns a model of what candidates cost, many at once; exact for MACs and parameters where only channels go."""
     names = [g.name for g in space.groups]
     tensors = list(graph.shapes)
     axes = {name: [_axis(len(names)), _axis(len(names))] for name in tensors}
@@ -265,8 +265,9 @@ def problem(
     chance: float = 0.0,
     known: Collection[str] = EXACT,
 ) -> Problem:
-    """Everything that a searcher may know. facts, seed: as in `lanes`. chance: accuracy of guessing. known: as in
-    `constraints`.
+    """Returns everything that a searcher may know.
+
+    facts, seed: as in `lanes`. chance: accuracy of guessing. known: as in `constraints`.
 
     Starting points keep the bounds, but for the dense network; the smallest network that does is one of them. Raises
     Infeasible where none can be kept.
@@ -303,9 +304,11 @@ def _keeps(
     section: SpaceSection,
     quantisation: QuantisationSection,
 ) -> bool:
-    """Whether a candidate can be had and meets bounds on exact costs."""
+    """Tells whether a candidate can be had and meets bounds on exact costs."""
     try:
-        made = plan(graph, candidate.choices, scores, round_to=section.round_to, words=quantisation.words)
+        made = plan(
+            graph, candidate.choices, scores, round_to=section.round_to, quantisation=quantisation.method
+        )
     except PrunefrontError:
         return False  # it would be told as impossible
     return violation(Measurement(exact_values(cost(graph, made))), bounds) == 0
@@ -348,7 +351,7 @@ def lanes(
 
 
 def _proposal(name: str, criterion: str, terms: Terms) -> Proposal:
-    """What an allocator gives for the budget; if that is out of its reach, its smallest network."""
+    """Returns an allocator's proposal for the budget; where that is out of its reach, its smallest network."""
     try:
         counts = registry[name](terms)
     except OutOfReach as error:
@@ -358,7 +361,7 @@ def _proposal(name: str, criterion: str, terms: Terms) -> Proposal:
 
 
 def with_words(proposals: Sequence[list[Proposal]], space: SearchSpace) -> list[list[Proposal]]:
-    """The lanes, each proposal with one of the word lengths in turn, and a lane of dense networks with each of them."""
+    """The lanes, each proposal with one of the bit widths in turn, and a lane of dense networks with each of them."""
     bits = sorted({b for g in space.groups for b in g.bits}, reverse=True)
     if len(bits) < 2:
         return list(proposals)

@@ -1,4 +1,4 @@
-"""What a study keeps of its network in `prepared/`, read back: it may have come from a store or another machine."""
+"""Reads back the files of `prepared/`, which may have come from a store or another machine."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from prunefront.atomic import write_whole
-from prunefront.pipelines.journal.journal import changed, read_json
+from prunefront.pipelines.journal.journal import altered_file_error, read_json
 from prunefront.pruners.graph.channel_graph import ChannelGraph, check_consistent
 from prunefront.pruners.graph.single_cuts import RATIOS
 
@@ -27,7 +27,7 @@ FACTS: Mapping[str, Callable[[int], tuple[int, ...]]] = {
 
 
 class Precision(BaseModel):
-    """What training was found to be fastest in."""
+    """Number format and memory format in which training was fastest."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
@@ -36,7 +36,7 @@ class Precision(BaseModel):
 
 
 def read_graph(folder: Path) -> ChannelGraph:
-    """The channel graph that was traced. Raises PrunefrontError for one that no network has."""
+    """Reads the channel graph that was traced. Raises PrunefrontError for one that no network has."""
     path = folder / "graph.json"
     data = read_json(path)
     try:
@@ -44,28 +44,28 @@ def read_graph(folder: Path) -> ChannelGraph:
         check_consistent(graph)
     except ValidationError as error:
         first = error.errors()[0]
-        raise changed(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise altered_file_error(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except (TypeError, ValueError, KeyError) as error:
-        raise changed(path, str(error)) from None
+        raise altered_file_error(path, str(error)) from None
     return graph
 
 
 def read_scores(folder: Path, graph: ChannelGraph) -> Nested:
-    """criterion -> group or stack -> a score for each unit. Raises PrunefrontError for what does not fit the graph."""
+    """Reads criterion -> group or stack -> score per unit. Raises PrunefrontError where it does not fit the graph."""
     return _fitting(folder / "scores.safetensors", graph, lambda name: lambda units: (units,))
 
 
 def read_facts(folder: Path, graph: ChannelGraph) -> Nested:
-    """What allocators read, field -> group -> array. Raises as `read_scores`."""
+    """Reads field -> group -> array, for allocators. Raises as `read_scores`."""
     return _fitting(folder / "facts.safetensors", graph, FACTS.get)
 
 
 def read_digests(folder: Path) -> Mapping[str, str]:
-    """Part -> the digest of its images. Raises PrunefrontError."""
+    """Reads part -> the digest of its images. Raises PrunefrontError."""
     path = folder / "data.json"
     data = read_json(path)
     if not isinstance(data, dict) or data.keys() != {"training", "validation", "test"}:
-        raise changed(path, "it does not hold the digests of three parts")
+        raise altered_file_error(path, "it does not hold the digests of three parts")
     return data
 
 
@@ -75,7 +75,7 @@ def read_precision(folder: Path) -> Precision:
     try:
         return Precision.model_validate(read_json(path))
     except ValidationError as error:
-        raise changed(path, error.errors()[0]["msg"]) from None
+        raise altered_file_error(path, error.errors()[0]["msg"]) from None
 
 
 def save_nested(arrays: Mapping[str, Mapping[str, NDArray[np.float64]]], path: Path) -> None:
@@ -91,15 +91,17 @@ def _fitting(
     try:
         arrays = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise changed(path, str(error)) from None
+        raise altered_file_error(path, str(error)) from None
     nested: Nested = {}
     for key, values in arrays.items():
         name, _, group = key.partition("/")
         shape = shape_of(name)
         if shape is None or group not in units:
-            raise changed(path, f"nothing is known of {key!r:.60} in this network")
+            raise altered_file_error(path, f"nothing is known of {key!r:.60} in this network")
         if values.dtype.kind != "f" or values.shape != shape(units[group]) or np.isnan(values).any():
-            raise changed(path, f"{key!r:.60} does not hold a number for each of {units[group]} units")
+            raise altered_file_error(
+                path, f"{key!r:.60} does not hold a number for each of {units[group]} units"
+            )
         nested.setdefault(name, {})[group] = values
     return nested
 

@@ -1,1 +1,1 @@
-"""What lets a stopped study go on, here or on another machine: owner, snapshot, upload."""
+"""The state of a stopped study, from which it goes on here or on another machine: owner, snapshot, upload."""

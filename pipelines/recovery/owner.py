@@ -1,8 +1,8 @@
-"""Whose a store's root is. Two studies that publish below one root would overwrite each other's front, so it is one's.
+"""The owner of a store's root: one study, because two would overwrite each other's front.
 
 Networks are named by their content, so that any number of writers share them without harm. `front.json` and
-`evaluations.json` are a study's own: who writes them holds `owner.json`, which is created on condition that there is
-none. What it says when it is read back is somebody's word, and checked.
+`evaluations.json` belong to one study, whose driver holds `owner.json`; that file is created on condition that there
+is none. It is read as a stranger's word, and checked.
 """
 
 import json
@@ -28,6 +28,7 @@ from prunefront.pipelines.stores.store import (
 )
 
 LIMIT = 64 << 10
+"""Largest owner.json, in bytes."""
 _SHOWN = 200
 _STUDY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -39,8 +40,11 @@ class NotOurs(PrunefrontError):
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """study: its name. id: of one search from its beginning; `--fresh` begins another one. host, begun: where and when,
-    in seconds since the epoch, to tell a person."""
+    """The search that a root belongs to.
+
+    study: name. id: of one search from its beginning; `--fresh` begins another. host, begun: place and time of that
+    beginning, in seconds since the epoch, for messages.
+    """
 
     study: str
     id: str
@@ -53,7 +57,7 @@ class Owner:
 
     @classmethod
     def parse(cls, text: str, *, source: str) -> "Owner":
-        """The owner in `text`, which is not trusted. Raises ArtifactError."""
+        """Reads an owner from text, which is not trusted. Raises ArtifactError."""
         data = parse_json(text, source=source)
         kinds = {"study": str, "id": str, "host": str, "begun": float}
         if not isinstance(data, dict) or set(data) != set(kinds):
@@ -72,22 +76,22 @@ class Owner:
 
 
 def is_host(value: object) -> bool:
-    """Whether a file's word for a host can be shown."""
+    """Tells whether a value from a file can be shown as the name of a host."""
     return isinstance(value, str) and len(value) <= _SHOWN and value.isprintable()
 
 
 def is_time(value: object) -> bool:
-    """Whether a file's word for a time, in seconds since the epoch, can be one."""
+    """Tells whether a value from a file can be a time, in seconds since the epoch."""
     return type(value) in (int, float) and 0 <= value < 1 << 36  # type: ignore[operator]
 
 
 def clock_time(seconds: float) -> str:
-    """Universal time, to the minute."""
+    """Returns a time as text, UTC, to the minute. seconds: since the epoch."""
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
-def owner_of(store: ObjectStore) -> Owner | None:
-    """Whose the root is; None = nobody's. Raises ArtifactError for an `owner.json` that is none."""
+def read_owner(store: ObjectStore) -> Owner | None:
+    """Returns the owner of a store's root; None where it is nobody's. Raises ArtifactError for a malformed file."""
     try:
         text = read_text(store, OWNER, limit=LIMIT)
     except ArtifactNotFound:
@@ -100,13 +104,13 @@ def owner_of(store: ObjectStore) -> Owner | None:
         ) from None
 
 
-def kept_owner(folder: Path) -> Owner | None:
-    """Which search a study's folder holds; None where there is none, or an older prunefront's."""
+def load_owner(folder: Path) -> Owner | None:
+    """Returns the search that a study's folder holds; None where there is none, or an older prunefront's."""
     path = folder / OWNER
     return Owner.parse(path.read_text(), source=str(path)) if path.exists() else None
 
 
-def claim(
+def claim_root(
     store: ObjectStore,
     folder: Path,
     study: str,
@@ -117,20 +121,20 @@ def claim(
     fresh: bool = False,
     take_over: Callable[[Owner], None] = lambda owner: None,
 ) -> Owner:
-    """Makes the root this study's, or finds that it is; asked again with the same folder it changes nothing.
+    """Makes the root this study's, or finds that it is. A second call with the same folder changes nothing.
 
-    folder: the study's own, which remembers the owner. begun: whether a search was begun in it. resume: whoever started
-    this study, here or elsewhere, it is gone on with. restorable: the store has the state for that. fresh: an earlier
-    search of it is over; `take_over` is called with it before, and may raise.
-    Raises NotOurs: one line that says whose the root is and what to do.
+    folder: the study's own, which remembers the owner. begun: a search was begun in it. resume: the study shall go on,
+    wherever it was started. restorable: the store has the state for that. fresh: an earlier search of the study is
+    over; `take_over` is called with its owner first, and may raise.
+    Raises NotOurs: one line that names the owner and says what to do.
     """
-    ours, theirs = None if fresh else kept_owner(folder), owner_of(store)
+    ours, theirs = None if fresh else load_owner(folder), read_owner(store)
     if theirs is not None and theirs.study != study:
         raise _another(store, theirs, study)
     if theirs is not None and fresh:
         take_over(theirs)
     if not begun and theirs is not None and ours != theirs:
-        ours = None  # of a search that never began
+        ours = None  # that search never began
     if fresh or ours is None or ours.study != study:
         ours = None
         if theirs is not None and not fresh:
@@ -143,13 +147,13 @@ def claim(
                 "--fresh"
             )
         ours = ours or Owner.new(study)
-        # before the store has it: who is killed in between finds it again
+        # before the store has it: a driver that is killed in between finds it again
         write_json(folder / OWNER, asdict(ours))
     if theirs is None:
-        put_new_text(store, OWNER, _text(ours))  # who was first is read back
+        put_new_text(store, OWNER, _text(ours))  # another may have been first: read it back
     elif theirs.id != ours.id and fresh:
         put_text(store, OWNER, _text(ours))
-    found = owner_of(store)
+    found = read_owner(store)
     if found is not None and found.study != study:
         raise _another(store, found, study)
     if found is None or found.id != ours.id:
@@ -168,21 +172,21 @@ def _another(store: ObjectStore, theirs: Owner, study: str) -> NotOurs:
 
 
 def check_owner(store: ObjectStore, owner: Owner) -> None:
-    """Raises NotOurs where somebody has begun the study afresh: what is written now would be over theirs."""
-    if (found := owner_of(store)) is None:  # whoever emptied the place left it to us
+    """Raises NotOurs where somebody has begun the study afresh, whose front we would overwrite."""
+    if (found := read_owner(store)) is None:  # whoever emptied the root left it to us
         put_new_text(store, OWNER, _text(owner))
-        found = owner_of(store)
+        found = read_owner(store)
     if found != owner:
         raise NotOurs(
-            f"{store.uri} belongs to {found or 'nobody'} by now, so no front is written there; what this search found "
-            "is kept in its folder"
+            f"{store.uri} belongs to {found or 'nobody'} by now, so no front is written there; the results of this "
+            "search are in its folder"
         )
 
 
 def _refuse(
     store: ObjectStore, folder: Path, theirs: Owner, *, begun: bool, resume: bool, restorable: bool
 ) -> None:
-    """Raises NotOurs where whoever has no folder of the search did not ask to go on with it, or cannot."""
+    """Raises NotOurs where the folder holds another search, and where `resume` is not given or not possible."""
     if begun:
         raise NotOurs(
             f"{store.uri} belongs to {theirs}; it is not the search that {folder} holds: start it afresh with --fresh, "

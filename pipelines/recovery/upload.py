@@ -10,102 +10,100 @@ from collections.abc import Callable
 from pathlib import Path
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import FileRecord, measure_file
+from prunefront.pipelines.artifacts.manifest import FileRecord, measure_file
 from prunefront.pipelines.events.redaction import without_password
 from prunefront.pipelines.journal.layout import JOURNAL, STUDY, WEIGHTS
-from prunefront.pipelines.recovery.owner import owner_of
-from prunefront.pipelines.recovery.snapshot import (
-    FILES,
-    HEARTBEAT_SECONDS,
-    SEGMENT_BYTES,
-    Place,
-    Run,
-    Snapshot,
-    TakenOver,
-    digest_of,
-    limit_of,
-)
+from prunefront.pipelines.recovery.owner import read_owner
+from prunefront.pipelines.recovery.snapshot import FILES, Snapshot, digest_of, limit_of
+from prunefront.pipelines.recovery.state_store import HEARTBEAT_SECONDS, Run, StateStore, TakenOver
 from prunefront.pipelines.stores.store import ArtifactError, ObjectStore, put_text
 
+SEGMENT_BYTES = 256 << 10
+"""Size, in bytes, at which the end of a journal becomes a segment, which is sent once."""
+
 PAUSE_SECONDS = 1.0
-"""At least between two puts; what happens meanwhile is put together."""
+"""Shortest time between two uploads, in seconds; events in between are uploaded together."""
 
 TICK_SECONDS = 0.1
-"""How often the journal's size is looked at: after a quiet while an event is put at once."""
+"""Seconds between two looks at the journal's size: after a quiet while an event is uploaded at once."""
 
 FENCE_SECONDS = 5.0
-"""How often a driver asks whether a newer run has begun."""
+"""Seconds between two looks for a newer run."""
 
 LOOK_SECONDS = 2.0
-"""How often the other files are looked at while the journal is quiet."""
+"""Seconds between two looks at the other files while the journal is quiet."""
 
 WEIGHTS_SECONDS = 1.0
-"""So long, and for one file more, weights are put before the journal has its turn again."""
+"""Seconds, and the rest of one file, for which weights are uploaded before the journal has its turn again."""
 
 LONGEST_PAUSE = 60.0
+"""Longest pause between two attempts, in seconds."""
 
-Stamp = tuple[int, int, int]  # inode, size, time of change: a file that has another one is read anew
+Stamp = tuple[int, int, int]
+"""Inode, size and time of change of a file, which is read anew when they differ."""
 
 log = logging.getLogger(__name__)
 
 
-class Mirror:
-    """One thread that puts what has changed: files by their digest, closed segments of the journal, then the snapshot.
+class StateUploader:
+    """A thread that uploads changes: files by their digest, closed segments of the journal, then the snapshot.
 
-    What it cannot put it tries again, with growing pauses, and says so once; nothing that happens to it ends a search,
-    but that a newer run has begun: `check` raises then.
+    A failed upload is tried again, with growing pauses, and reported once. Nothing ends a search but a newer run of the
+    study: `check` raises then.
     """
 
     def __init__(
-        self, place: Place, run: Run, folder: Path, base: Snapshot | None, say: Callable[[str], None]
+        self, state: StateStore, run: Run, folder: Path, base: Snapshot | None, say: Callable[[str], None]
     ) -> None:
-        """folder: the study's own. base: the newest snapshot, whose objects need not be sent again."""
-        self._place, self._run, self._folder, self._say = place, run, folder, say
+        """folder: the study's own. base: the newest snapshot, whose objects are not sent again. say: takes a line."""
+        self._state, self._run, self._folder, self._say = state, run, folder, say
         self._sent: set[str] = set(base.digests) if base else set()
         self._garbage: set[str] = set(self._sent)
         self._may_delete = True
         self._files: dict[str, tuple[Stamp, FileRecord]] = {}
         self._segments: list[FileRecord] = []
         self._tail, self._offset = b"", 0
-        self._put: Snapshot | None = None
+        self._uploaded: Snapshot | None = None
         self._fenced = self._tried = self._deadline = float("-inf")
         self._taken = ""
         self._away = self._more = False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="prunefront-state", daemon=True)
-        # of its own: a large file may be on its way for longer than a driver is believed to live without it
+        # a thread of its own: one large file may take longer than a driver is believed to live without a heartbeat
         self._heart = threading.Thread(target=self._live, name="prunefront-heartbeat", daemon=True)
-        self._begin(base)
+        self._skip_segments(base)
 
     def start(self) -> None:
         self._thread.start()
         self._heart.start()
 
     def check(self) -> None:
-        """Raises TakenOver where a newer run of the study has begun, as far as was seen; asks nobody."""
+        """Raises TakenOver where a newer run of the study was seen; asks nobody."""
         if self._taken:
             raise TakenOver(self._taken)
 
     def check_now(self, store: ObjectStore) -> None:
-        """As `check`, after a look at the store, by a way to it that the caller has for itself. Raises PrunefrontError
-        also where it does not answer."""
+        """Looks for a newer run in the store and raises TakenOver where there is one. store: the caller's own client.
+
+        Raises PrunefrontError where the store does not answer.
+        """
         self._look_for_newer(store)
         self.check()
 
     def close(self, patience: float = 30.0) -> None:
-        """Puts what is left and says where that did not work. patience: seconds that it may take."""
+        """Uploads the rest, and reports where that failed. patience: seconds that it may take."""
         self._deadline = time.monotonic() + patience
         self._closing.set()
         self._thread.join(patience + 5.0)  # one request may be in the middle of its own patience
         if self._taken or not (self._thread.is_alive() or self._away):
             return
         self._say(
-            f"the last events of this study did not get into {self._place.uri}; they are in {self._folder}: go on with "
+            f"the last events of this study did not get into {self._state.uri}; they are in {self._folder}: go on with "
             "--resume there"
         )
 
-    def _begin(self, base: Snapshot | None) -> None:
-        """Leaves out what of the local journal the newest snapshot has in closed segments."""
+    def _skip_segments(self, base: Snapshot | None) -> None:
+        """Skips those closed segments of the newest snapshot that are in the local journal too."""
         path = self._folder / JOURNAL
         if base is None or not path.exists():
             return
@@ -134,7 +132,7 @@ class Mirror:
                 time.sleep(PAUSE_SECONDS)
 
     def _wait(self, pause: float) -> bool:
-        """Returns when there may be something to put and the last put is long enough ago; True when the run is over."""
+        """Waits for a possible change, and for the pause after the last upload. Returns True when the run is over."""
         begun, path = time.monotonic(), self._folder / JOURNAL
         known = self._offset + len(self._tail)
         while not self._closing.wait(TICK_SECONDS):
@@ -147,69 +145,69 @@ class Mirror:
         return True
 
     def _try(self, last: bool) -> bool:
-        """Whether all that has changed is in the store now. last: the run is over, and says so there."""
+        """Uploads all changes; returns False where that failed. last: the run is over, as the heartbeat then says."""
         try:
-            self._look()
+            self._upload()
             if last and not self._taken:
                 self._heart.join(HEARTBEAT_SECONDS)
-                self._place.beat(self._run, ended=True)
+                self._state.beat(self._run, ended=True)
         except Exception as error:  # noqa: BLE001 - whatever a store raises, the search goes on
             if not self._away:
                 self._say(
-                    f"the state of this study cannot be kept in {self._place.uri} for now ({error}); the search goes "
+                    f"the state of this study cannot be kept in {self._state.uri} for now ({error}); the search goes "
                     "on and tries again"
                 )
             self._away = True
             self._tried = time.monotonic()
             return False
         if self._away:
-            self._say(f"the state of this study is kept in {self._place.uri} again")
+            self._say(f"the state of this study is kept in {self._state.uri} again")
         self._away = False
         return True
 
-    def _look(self) -> None:
-        """Puts what has changed since the last time."""
+    def _upload(self) -> None:
+        """Uploads the changes since the last time."""
         now = time.monotonic()
         if now - self._fenced > FENCE_SECONDS:
             self._look_for_newer()
             self._fenced = now
         if self._taken:
             return
-        self._read_journal()  # before the files: what it tells of is among them
+        self._read_journal()  # before the files, so that the files that it speaks of are among them
         self._read_files()
         snapshot = Snapshot(
             {name: record for name, (_, record) in self._files.items()},
             tuple(self._segments),
             self._tail.decode(),
         )
-        if snapshot == self._put:
+        if snapshot == self._uploaded:
             return
-        put_text(self._place.store, self._place.snapshot_key(self._run.number), snapshot.text())
+        put_text(self._state.store, self._state.snapshot_key(self._run.number), snapshot.text())
         self._tried = time.monotonic()
-        if self._put is not None:
-            self._garbage |= self._put.digests
-        self._put = snapshot
+        if self._uploaded is not None:
+            self._garbage |= self._uploaded.digests
+        self._uploaded = snapshot
         self._garbage -= snapshot.digests
         self._delete_garbage()
 
     def _live(self) -> None:
         while not self._closing.wait(HEARTBEAT_SECONDS) and not self._taken:
             try:
-                self._place.beat(self._run)
+                self._state.beat(self._run)
             except Exception as error:  # noqa: BLE001 - as in `_try`, which says what is wrong with the store
                 log.debug("no heartbeat: %s", error)
 
     def _look_for_newer(self, store: ObjectStore | None = None) -> None:
-        place, number = Place(store or self._place.store, self._place.study), self._run.number + 1
-        owner = owner_of(place.store)
-        if owner is not None and owner.id != place.study:
+        state, number = StateStore(store or self._state.store, self._state.search), self._run.number + 1
+        owner = read_owner(state.store)
+        if owner is not None and owner.id != state.search:
             self._taken = (
-                f"{place.store.uri} belongs to {owner} by now; this run of the study ends, and what it found until now "
+                f"{state.store.uri} belongs to {owner} by now; this run of the study ends, and what it found until now "
                 f"is kept in {self._folder}"
             )
-        elif place.store.exists(place.run_key(number)):
+        elif state.store.exists(state.run_key(number)):
             try:
-                newer = str(place.run(number))
+                newer = str(state.run(number))
             except ArtifactError:
                 newer = f"run {number}"
             self._taken = f"the study goes on elsewhere: {newer} has taken over, so {self._run} ends"
@@ -225,9 +223,9 @@ class Mirror:
         if len(self._tail) >= SEGMENT_BYTES:
             record = digest_of(self._tail)
             with tempfile.TemporaryDirectory() as temporary:
-                file = Path(temporary) / "segment"
-                file.write_bytes(self._tail)
-                self._send(record, file)
+                segment = Path(temporary) / "segment"
+                segment.write_bytes(self._tail)
+                self._send(record, segment)
             self._segments.append(record)
             self._offset += len(self._tail)
             self._tail = b""
@@ -239,7 +237,7 @@ class Mirror:
         for gone in self._files.keys() - names.keys():
             del self._files[gone]
         changed = [n for n, stamp in names.items() if n not in self._files or self._files[n][0] != stamp]
-        # what the search cannot do without comes first, then the latest weights; the journal does not wait for all
+        # files that the search needs come first, then the latest weights; the journal does not wait for all of them
         changed.sort(key=lambda n: (n not in FILES, -names[n][2]))
         begun, self._more = time.monotonic(), False
         for name in changed:
@@ -266,31 +264,31 @@ class Mirror:
         return found
 
     def _send_file(self, name: str, path: Path) -> FileRecord:
-        """Puts a file as it is, but for passwords in the addresses of a study's configuration."""
+        """Uploads a file as it is, but without the passwords in a study's configuration."""
         if name != STUDY:
             record = measure_file(path)
             self._send(record, path)
             return record
         with tempfile.TemporaryDirectory() as temporary:
-            shown = Path(temporary) / STUDY
-            shown.write_text(without_password(path.read_text()))
-            record = measure_file(shown)
-            self._send(record, shown)
+            redacted = Path(temporary) / STUDY
+            redacted.write_text(without_password(path.read_text()))
+            record = measure_file(redacted)
+            self._send(record, redacted)
             return record
 
     def _send(self, record: FileRecord, file: Path) -> None:
         if record.sha256 not in self._sent:
-            self._place.store.put(self._place.object_key(record.sha256), file)
+            self._state.store.put(self._state.object_key(record.sha256), file)
             self._sent.add(record.sha256)
 
     def _delete_garbage(self) -> None:
-        """Objects that no snapshot names any more, where that is allowed; `prunefront gc` finds the others."""
+        """Deletes objects that no snapshot names now, where the store allows it; `prunefront gc` finds the rest."""
         if self._garbage and self._may_delete:
             self._look_for_newer()  # which may count on them
         while self._garbage and self._may_delete and not self._taken:
             digest = self._garbage.pop()
             try:
-                self._place.store.delete(self._place.object_key(digest))
+                self._state.store.delete(self._state.object_key(digest))
             except PrunefrontError as error:
                 self._may_delete = False
                 log.debug("left to prunefront gc: %s", error)

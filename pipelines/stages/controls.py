@@ -9,7 +9,7 @@ from prunefront.pruners.controls import Subject, controls
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.plan import DENSE, Scores
 from prunefront.pruners.plan.cost import macs
-from prunefront.pruners.plan.layer_counts import replanned
+from prunefront.pruners.plan.layer_counts import recount_layers
 from prunefront.search.space.candidate import Candidate
 
 
@@ -24,7 +24,7 @@ def spread(front: Sequence[Trained], count: int, graph: ChannelGraph) -> list[Tr
 
 
 def control_job(name: str, subject: Trained, graph: ChannelGraph, scores: Scores, config: StudyConfig) -> Job:
-    """How the control called `name` of a network is made. Raises PrunefrontError where there is none."""
+    """Returns the job that makes the control `name` of a network. Raises PrunefrontError where there is none."""
     rival = controls[name](
         Subject(
             plan=subject.job.plan,
@@ -37,7 +37,7 @@ def control_job(name: str, subject: Trained, graph: ChannelGraph, scores: Scores
         )
     )
     key = f"{name}-{subject.name}"
-    aim = replanned(graph, rival.plan)  # layers hold what the rival's channels leave them
+    aim = recount_layers(graph, rival.plan)  # layers hold what the rival's channels leave them
     choices = {g.name: g.choice for g in (*aim.groups, *aim.stacks) if g.achieved}
     choices |= {layer.name: layer.choice for layer in aim.layers}
     return Job(

@@ -5,7 +5,7 @@ import math
 import shlex
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import numpy as np
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.card import card
-from prunefront.pipelines.artifacts.publish import fetch_from, publish
+from prunefront.pipelines.artifacts.fetch import fetch_from
+from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.artifacts.verify import CHECKED_INPUTS, onnx_accuracy, onnx_outputs
 from prunefront.pipelines.data import Split, Transform
-from prunefront.pipelines.fronts.page import FRONT_OBJECTIVES, FrontRow, made_of
+from prunefront.pipelines.fronts.row import FRONT_OBJECTIVES, FrontRow, describe_plan
 from prunefront.pipelines.measure.accuracy import Accuracy
 from prunefront.pipelines.stores.store import ArtifactStore, StoreAway, StoreRefused
 from prunefront.pipelines.workers.bench import Job
@@ -61,8 +62,11 @@ def standing(
     constraints: Sequence[Constraint],
     where: Callable[[str], str],
 ) -> dict[str, Any]:
-    """How the pruned networks stand to the bounds: `asked`, `limits`, how many `met` them `of` how many, the `nearest`
-    one where none did, and all of it as a line, `said`. where: an artifact's id -> its URI."""
+    """Returns how the pruned networks stand to the bounds.
+
+    `asked`, `limits`, how many `met` them `of` how many, the `nearest` one where none did, and all of it as a line,
+    `said`. where: an artifact's id -> its URI.
+    """
     pruned = {t.name: t for t in trained if t.job.plan.key() != DENSE}
     broken = {name: violation(t.measurement, constraints) for name, t in pruned.items()}
     met = sum(amount == 0.0 for amount in broken.values())
@@ -168,13 +172,13 @@ def _row(network: Trained, graph: ChannelGraph, accuracy: Accuracy, latency: Map
         size_bytes=int(network.measurement["size_bytes"]),
         macs=price.macs,
         params=price.params,
-        achieved={name: round(ratio, 6) for name, ratio in network.job.plan.achieved().items()},
+        achieved={name: round(ratio, 6) for name, ratio in network.job.plan.achieved_ratios().items()},
         validation_accuracy=network.measurement["accuracy"],
         origin=network.job.candidate.origin,
         control=network.job.control,
         of=network.job.of,
         epochs=network.epochs,
-        made=made_of(network.job.plan),
+        made=describe_plan(network.job.plan),
     )
 
 
@@ -195,7 +199,7 @@ def _mark(rows: Mapping[str, FrontRow]) -> dict[str, FrontRow]:
     pairs = [minimised(m, FRONT_OBJECTIVES) for m in measurements]
     beats = dominance(np.stack([v for v, _ in pairs]), np.stack([n for _, n in pairs]))
     return {
-        name: row.model_copy(update={"on_test_front": not bool(beats[:, i].any())})
+        name: replace(row, on_test_front=not bool(beats[:, i].any()))
         for i, (name, row) in enumerate(rows.items())
     }
 
@@ -211,4 +215,4 @@ def _publish(store: ArtifactStore, folder: Path, row: FrontRow, logits: list[lis
     path.write_text(json.dumps(after, indent=1, sort_keys=True) + "\n")
     plan: dict[str, Any] = json.loads((folder / "plan.json").read_text())
     (folder / "card.md").write_text(card(plan, after), encoding="utf-8")
-    return row.model_copy(update={"artifact": publish(store, folder, row.key).uri})
+    return replace(row, artifact=publish(store, folder, row.key).uri)

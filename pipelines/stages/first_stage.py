@@ -103,7 +103,7 @@ class FirstStage:
         session = self._session
         pool = self._workers.pool(
             self._inheritance,
-            lambda key, why: session.events.tell("worker_lost", candidate=key, reason=why),
+            lambda key, why: session.events.report("worker_lost", candidate=key, reason=why),
             session.display.say,
         )
         session.events.watched["workers_busy"] = lambda: pool.in_flight
@@ -151,7 +151,7 @@ class FirstStage:
             self._volumes.append(volume)
         session.tracker.log_progress(done, volume, len(front))
         if done >= max(self._before, 1):
-            session.events.tell("progress", scored=done, hypervolume=volume, front=len(front))
+            session.events.report("progress", scored=done, hypervolume=volume, front=len(front))
         if done > self._before and (figures := self._searcher.figures()):
             values = {f"searcher/{name}": value for name, value in figures.items()}
             session.tracker.log_values(values, step=done)

@@ -1,4 +1,4 @@
-"""What a search's first stage knows of latency: predictions, under names of their own, and never as measurements.
+"""Latency in the first stage: predictions under names of their own, never as measurements.
 
 `predicted_latency_ratio` and `predicted_latency_ms` stand in for what a study file asks of `latency_ratio` and
 `latency_ms` until networks are measured (docs/decisions/0008-latency-table.md).
@@ -16,7 +16,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.journal.evaluations import Evaluation
-from prunefront.pipelines.journal.journal import changed, read_json, write_json
+from prunefront.pipelines.journal.journal import altered_file_error, read_json, write_json
 from prunefront.pipelines.journal.layout import LATENCY_TABLE, PREPARED
 from prunefront.pipelines.prepare.feasibility import OverBudget
 from prunefront.pipelines.stages.latency_table import (
@@ -49,7 +49,7 @@ PREDICTED: Mapping[str, Objective] = {
     "latency_ratio": Objective("predicted_latency_ratio", "min", "of dense"),
     "latency_ms": Objective("predicted_latency_ms", "min", "ms"),
 }
-"""What is measured -> what stands in for it in the first stage."""
+"""Measured objective -> the predicted one that stands in for it in the first stage."""
 
 KEPT = "latency.json"
 """In a study's prepared/: the predictor that its first stage uses, so that a study that goes on predicts the same."""
@@ -99,7 +99,7 @@ class Forecast:
     def known(
         self, rows: Iterable[Evaluation], planned: Callable[[Candidate], PruningPlan]
     ) -> Iterator[Evaluation]:
-        """What an earlier study scored, with predictions beside it; what is predicted over budget is left out."""
+        """Returns an earlier study's scores with predictions beside them, without what is predicted over budget."""
         for row in rows:
             if isinstance(row.outcome, Measurement):
                 try:
@@ -147,7 +147,7 @@ class Forecast:
         return replace(self, predictor=self.predictor.updated(points), table=table), error
 
     def scale(self, name: str) -> float:
-        """What a ratio is multiplied by to be a value of `latency_ratio` or `latency_ms`."""
+        """Returns the factor from a ratio to a value of `latency_ratio` or `latency_ms`."""
         return self.table.dense_ms if name == "latency_ms" else 1.0
 
     def to_json(self) -> dict[str, Any]:
@@ -225,12 +225,12 @@ class TimingWorker:
         self._timer: PointTimer | None = None
 
     def device(self) -> dict[str, Any]:
-        """Of the machine that networks are timed on: the worker's own, or the study's device."""
+        """Describes the machine that networks are timed on: the worker's own, or the study's device."""
         target, section = self._bench.target, self._bench.measure
         return device(section) if target is None else target.run(device, section)
 
     def time(self, kept: Mapping[str, int]) -> tuple[Point, float]:
-        """As `PointTimer.time`."""
+        """Times a network; see `PointTimer.time`."""
         if self._timer is None:
             bench = self._bench.here()
             network = Subject(bench.dense_model().cpu(), bench.graph, bench.dense_onnx, bench.input_shape)
@@ -245,7 +245,7 @@ def kept(plan: PruningPlan) -> dict[str, int]:
 
 
 def of_channels(plan: PruningPlan) -> bool:
-    """Whether a plan does nothing but cut channels, which is what a latency table knows about."""
+    """Tells whether a plan does nothing but cut channels, which is all that a latency table knows about."""
     return not plan.stacks and not plan.layers
 
 
@@ -272,7 +272,7 @@ def steered(task: Problem, found: Forecast) -> Problem:
 def forecast(
     config: StudyConfig, bench: Workbench, task: Problem, display: Display, workers: Workers
 ) -> Forecast | None:
-    """The study's forecast, from what an earlier run kept, from its table, or from one that is measured now.
+    """Returns the study's forecast: an earlier run's, one of its table, or one of a table that is measured now.
 
     None where latency neither steers the search nor a table is given; and where only bounds name it but more than
     channels can be cut, so that it cannot be predicted. Networks are timed where a worker runs. Raises
@@ -320,16 +320,16 @@ def forecast(
 
 
 def kept_forecast(path: Path, space: SearchSpace, bounds: tuple[Constraint, ...] = ()) -> Forecast:
-    """What an earlier run kept. Raises PrunefrontError for a file that is none, or of other groups than the space."""
+    """Reads the forecast of an earlier run. Raises PrunefrontError where it does not fit the space."""
     data = read_json(path)
     try:
         table = LatencyTable.from_json(data["table"])
         predictor = LatencyPredictor.from_json(data["predictor"])
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, PrunefrontError) as error:
-        raise changed(path, f"{type(error).__name__}: {error}") from None
+        raise altered_file_error(path, f"{type(error).__name__}: {error}") from None
     groups = {g.name: g.units for g in space.groups}
     if predictor.operators != table.operators or not groups.items() <= predictor.groups.items():
-        raise changed(path, "it predicts another network")
+        raise altered_file_error(path, "it predicts another network")
     return Forecast(predictor, table, bounds)
 
 

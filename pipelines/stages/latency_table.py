@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cluster.connect import check_address, connected
+from prunefront.pipelines.cluster.connect import check_address, connect
 from prunefront.pipelines.config.sections import MeasureSection, StudyConfig
 from prunefront.pipelines.data import load as load_data
 from prunefront.pipelines.events.display import Display
@@ -52,20 +52,21 @@ from prunefront.search.prediction.latency import (
     point_from_json,
 )
 from prunefront.strict_json import loads
+from prunefront.text import first_line
 
 FORMAT = 1
 
 
 SINGLE = 3
 JOINT = 48
-"""How many widths of each group are timed with all others dense, and how many networks with several groups cut."""
+"""Number of networks with several groups cut that are timed, and most widths of each group alone."""
 
 TRIES = 3
 NOISY = 0.05
 """A point whose interval is wider than ± this is timed again, at most so often in all; the narrowest counts."""
 
 SAME_DEVICE = ("processor", "machine", "runtime", "threads", "batch_size")
-"""Where one of these differs, a table says nothing."""
+"""Facts about a device; where one differs, a table of it says nothing."""
 
 Kept = dict[str, int]
 
@@ -76,7 +77,7 @@ class TableError(PrunefrontError):
 
 @dataclass(frozen=True, slots=True)
 class LatencyTable:
-    """What was measured on one device of one network.
+    """Latencies of one network's variants, measured on one device.
 
     network: a digest, see `digest`. device: `environment`'s entries. keeps: group -> kept counts that were drawn
     from, the last one dense. planned: how many points there are to be; fewer `points` = cut short. dense_ms: of the
@@ -93,7 +94,7 @@ class LatencyTable:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing of what was planned is missing."""
+        """True where nothing of what was planned is missing."""
         return len([p for p in self.points if p.origin in ("single", "joint")]) >= self.planned
 
     def predictor(self) -> LatencyPredictor:
@@ -149,10 +150,9 @@ def read(path: Path) -> LatencyTable:
     except OSError as error:
         raise TableError(f"the latency table {path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, PrunefrontError) as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise TableError(
-            f"{path} is no latency table ({type(error).__name__}: {text:.200}); measure one with `prunefront "
-            "latency-table`"
+            f"{path} is no latency table ({type(error).__name__}: {first_line(error):.200}); measure one with "
+            "`prunefront latency-table`"
         ) from None
 
 
@@ -163,7 +163,7 @@ def check_fits(
     device: Mapping[str, Any],
     keeps: Mapping[str, Sequence[int]],
 ) -> list[str]:
-    """What is to be said about using a table for this network, device and widths; nothing where all is the same.
+    """Returns lines about using a table for this network, device and widths; none where all is the same.
 
     Raises TableError where the table says nothing about them: another network, processor, runtime, number of threads or
     batch size, widths that it was not drawn from, or too few points.
@@ -204,12 +204,12 @@ def _brief(counts: Sequence[int]) -> str:
 
 
 def device(section: MeasureSection) -> dict[str, Any]:
-    """What a latency depends on besides the network, on this machine."""
+    """Returns what a latency depends on besides the network, on this machine."""
     return {**environment(section), "system": platform.system(), "numpy": version("numpy")}
 
 
 def digest(graph: ChannelGraph, onnx_file: bytes) -> str:
-    """Of the network's shape: equal for networks that differ in their weights' values and in what may be cut alone."""
+    """Returns a digest of the network's shape: equal where only weights differ, or what may be cut."""
     proto = onnx.ModelProto.FromString(onnx_file)
     nodes = [
         [node.op_type, sorted(a.SerializeToString(deterministic=True).hex() for a in node.attribute)]
@@ -423,7 +423,7 @@ def measure(
         ) or any(found.device.get(k) != v for k, v in empty.device.items() if k not in PLACE):
             raise TableError(
                 f"{path} is a latency table of another network, device or space, or was made by another version; give "
-                "-o another file, or --fresh to replace it"
+                "-o another file, or --replace"
             )
         table = found
     dense = [table.dense_ms] * len(table.points)
@@ -549,7 +549,7 @@ def measure_for(
             check_names(config)
             from prunefront.pipelines.cluster.nodes import check_nodes  # needs Ray
 
-            stack.enter_context(connected(address, config.cluster))
+            stack.enter_context(connect(address, config.cluster))
             for line in check_nodes(config.measure, config.cluster):
                 display.say(line)
         return _measured(config, path or config.path / LATENCY_TABLE, fresh, joint, display)

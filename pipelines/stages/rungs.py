@@ -11,7 +11,7 @@ from prunefront.search.space.problem import Problem
 
 
 def keeps(section: TrainingSection) -> float:
-    """Which share of a rung goes on, as the study file has it."""
+    """Returns the share of a rung that goes on, as the study file has it."""
     return 1.0 / section.eta if section.early_stopping else 1.0
 
 
@@ -22,8 +22,11 @@ def rungs_of(
     events: Iterable[Mapping[str, Any]],
     names: Set[str],
 ) -> Rungs:
-    """As the journal's events left them. task: as the first stage searched it; scored: what was measured then, without
-    training, which is rung 0; names: of the networks that are compared."""
+    """Returns the rungs as the journal's events left them.
+
+    task: as the first stage searched it. scored: measurements without training, which are rung 0. names: networks that
+    are compared.
+    """
     section = config.training
     rungs = Rungs(
         task.objectives,

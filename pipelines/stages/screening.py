@@ -101,7 +101,7 @@ class Screening:
 
     @property
     def scored(self) -> int:
-        """How many architectures were scored in this study."""
+        """Number of architectures that were scored in this study."""
         return len(self.outcomes) - len(self.recalled)
 
     def run(self, pool: Scoring, budget: int, enough: Callable[[], bool] = lambda: False) -> None:
@@ -206,7 +206,7 @@ class Screening:
 
     @property
     def measured(self) -> dict[str, Measurement]:
-        """What was scored, without the failures."""
+        """Key -> measurement of what was scored, without the failures."""
         return {key: o for key, o in self.outcomes.items() if isinstance(o, Measurement)}
 
     @property

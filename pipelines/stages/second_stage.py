@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import locate
+from prunefront.pipelines.artifacts.manifest import artifact_uri
 from prunefront.pipelines.journal.journal import JournalError, write_json
 from prunefront.pipelines.journal.layout import BOUNDS, CORRECTED_TABLE
 from prunefront.pipelines.prepare.network import Network, planned_by
@@ -77,7 +77,7 @@ def finetune(
 
 
 def _say_none_within(session: Session, screening: Screening, bounds: Sequence[Constraint]) -> None:
-    """That no scored candidate meets the bounds on exact costs, and which one is nearest."""
+    """Says that no scored candidate meets the bounds on exact costs, and which one is nearest."""
     scored = {key: m for key, m in screening.measured.items() if key != DENSE}
     if not scored or not session.config.training.candidates:
         return
@@ -188,7 +188,7 @@ class Making:
             name,
             candidate_params(self._jobs[name].candidate) | stopped | place,
             outcome_from_json(event["outcome"]),
-            locate(self._session.store.uri, artifact) if artifact else None,
+            artifact_uri(self._session.store.uri, artifact) if artifact else None,
             stage=self._stage,
             seconds=float(event.get("seconds", 0.0)),
         )
@@ -248,7 +248,7 @@ class Making:
 
 
 def _say_rungs(session: Session, rungs: Rungs) -> None:
-    """What the rungs knew of the end, for whoever must decide how many candidates and epochs to pay for."""
+    """Says what the rungs knew of the end, for whoever decides how many candidates and epochs to pay for."""
     summaries = rungs.summary()
     for rung in summaries:
         session.display.say(told(rung, rungs.keep, session.config.search.train_images))
@@ -262,14 +262,17 @@ def _say_rungs(session: Session, rungs: Rungs) -> None:
 
 
 def _settled(event: dict[str, Any]) -> bool:
-    """Whether an outcome of the second stage stands. What failed by the machine or the store, and the dense network,
-    without which there is no front, are tried again when a study is resumed."""
+    """Tells whether an outcome of the second stage stands.
+
+    A resumed study tries again what failed by the machine or the store, and the dense network, without which there is
+    no front.
+    """
     outcome = outcome_from_json(event["outcome"])
     return not (isinstance(outcome, Failure) and (outcome.kind in PASSING or event["name"] == DENSE))
 
 
 def latest_artifacts(events: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """Of the networks that were published with test figures, by name: their newest ids."""
+    """Returns the newest artifact ids of networks that were published with test figures, by name."""
     return {event["name"]: event["artifact"] for event in events if event["event"] == "published"}
 
 
@@ -280,7 +283,7 @@ def _note(outcome: Outcome) -> str:
 
 
 def _trained(session: Session, jobs: Mapping[str, Job]) -> list[Trained]:
-    """What the journal knows of these jobs. Raises PrunefrontError if the dense network itself failed."""
+    """Returns what the journal knows of these jobs. Raises PrunefrontError if the dense network itself failed."""
     trained, failures = [], []
     latest = {event["name"]: event for event in session.journal.of("trained")}
     published = latest_artifacts(session.journal.events)
@@ -332,6 +335,6 @@ def choose(session: Session, trained: Sequence[Trained]) -> list[Trained]:
     limits = resolve(bounds, dense.measurement.values)
     if bounds:
         uri = session.store.uri
-        found = standing(trained, bounds, limits, lambda artifact: locate(uri, artifact))
+        found = standing(trained, bounds, limits, lambda artifact: artifact_uri(uri, artifact))
         write_json(session.config.path / BOUNDS, found)
     return chosen(trained, limits)

@@ -9,7 +9,7 @@ from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.events.events import Events
 from prunefront.pipelines.journal.journal import Journal
-from prunefront.pipelines.recovery.place import Held
+from prunefront.pipelines.recovery.claim import Ownership
 from prunefront.pipelines.stages.warm_start import Earlier
 from prunefront.pipelines.stores.store import ArtifactStore
 from prunefront.pipelines.tracking.tracker import Tracker
@@ -17,7 +17,7 @@ from prunefront.pipelines.tracking.tracker import Tracker
 
 @dataclass
 class Timing:
-    """Where a run's wall time went. seconds: per stage. busy: what workers spent on candidates, all together.
+    """Wall time of a run. seconds: of each stage. busy: seconds that all workers together spent on candidates.
 
     on_stage: called with a stage's name and None when it begins, and with its seconds when it ends.
     """
@@ -42,7 +42,7 @@ class Timing:
 class Session:
     """Everything that the stages of one run share and write to.
 
-    custody: the right to write what is the study's alone. earlier: evaluations of studies that this one starts from.
+    ownership: the right to write what is the study's alone. earlier: evaluations of studies that this one starts from.
     """
 
     config: StudyConfig
@@ -51,6 +51,6 @@ class Session:
     tracker: Tracker
     store: ArtifactStore
     timing: Timing
-    custody: Held
+    ownership: Ownership
     events: Events = field(default_factory=Events)
     earlier: Sequence[Earlier] = ()

@@ -1,4 +1,4 @@
-"""What earlier studies of the same network scored, so that a new one need not: published beside the front, read back.
+"""Scores of earlier studies of the same network, published beside the front and read back, to be paid for once.
 
 A file that is read back is somebody's word. It can mislead a search, not more: it is JSON, every candidate must lie in
 the study's own space and come down to the network that the file names, and what is promoted is trained and measured
@@ -38,12 +38,12 @@ LONGEST_ORIGIN = 200
 """Characters of a candidate's origin; ours are a few words."""
 
 SCORED_BY = ("validation_limit", "train_images")
-"""What of [search] a score depends on."""
+"""Keys of [search] that a score depends on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a score is of and how it came about, as digests: see `network_digest` and `conditions`."""
+    """Digests of what was scored and how: see `network_digest` and `conditions`."""
 
     network: str
     conditions: str
@@ -60,15 +60,16 @@ class Earlier:
 
 @dataclass(frozen=True, slots=True)
 class WarmStart:
-    """What a search begins with. known: scores that are as good as its own. seeds: candidates to be scored anew."""
+    """Start of a search. known: scores that are as good as its own. seeds: candidates to be scored anew."""
 
     known: tuple[Evaluation, ...] = ()
     seeds: tuple[Candidate, ...] = ()
 
 
 def network_digest(weights: Mapping[str, NDArray[np.generic]], graph: ChannelGraph) -> str:
-    """Of the dense network: its tensors' names, shapes and values, and which of them multiply at how many positions,
-    since equal weights with other strides or a larger input are another network. What is frozen changes nothing."""
+    """Returns a digest of the dense network: names, shapes and values of its tensors, and at how many positions each
+    multiplies, since equal weights with other strides or a larger input are another network. What is frozen changes
+    nothing."""
     digest = blake2b(digest_size=16)
     for name in sorted(weights):
         array = np.ascontiguousarray(weights[name])
@@ -87,7 +88,7 @@ def conditions(config: StudyConfig, data: Mapping[str, str], precision: str) -> 
         "data": {k: v for k, v in section.items() if k not in ("train", "test")},
         "search": {name: getattr(config.search, name) for name in SCORED_BY},
         "calibration_images": space.calibration_images,
-        "words": config.quantisation.words.to_json(),
+        "words": config.quantisation.method.to_json(),
         "seed": config.seed,
         "precision": precision,
         "training": config.training.model_dump(mode="json") if config.search.train_images else None,
@@ -163,7 +164,7 @@ def warm_start(
     signature: Signature,
     say: Callable[[str], None],
 ) -> WarmStart:
-    """What of earlier studies is of use here, and a line for each that says so.
+    """Returns what of earlier studies is of use here; says a line about each.
 
     signature: of the scores of this study. realised: the key of what a candidate comes down to here; raises
     PrunefrontError where it comes down to nothing.
@@ -221,7 +222,7 @@ def _check_texts(row: Evaluation) -> None:
 
 
 def _fits(row: Evaluation, space: SearchSpace, realised: Callable[[Candidate], str]) -> bool:
-    """Whether a row holds a measurement of a network that this search could have asked for."""
+    """Tells whether a row holds a measurement of a network that this search could have asked for."""
     if not isinstance(row.outcome, Measurement):
         return False
     values, noise = row.outcome.values, row.outcome.noise

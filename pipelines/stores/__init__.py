@@ -1,1 +1,1 @@
-"""Where artifacts lie: folder, memory, S3, and the spool that waits for a store that is away."""
+"""Stores of files under keys: folder, memory, S3; and the spool of objects that wait for a store that is away."""

@@ -1,4 +1,4 @@
-"""Objects as files below a folder, each whole or not there at all, also after a crash."""
+"""A store that keeps objects as files below a folder."""
 
 import contextlib
 import os
@@ -9,10 +9,10 @@ from pathlib import Path
 
 from prunefront.atomic import sync, target_name, temporary, write_whole
 from prunefront.pipelines.stores.store import (
-    _CHUNK,
+    CHUNK_BYTES,
     ArtifactError,
     ArtifactNotFound,
-    Stored,
+    StoredObject,
     Upload,
     check_key,
     check_limit,
@@ -20,7 +20,7 @@ from prunefront.pipelines.stores.store import (
 
 
 class DirectoryStore:
-    """Objects are files below a folder. A reader sees an object whole or not at all, also after a crash."""
+    """Keeps objects as files below a folder. A reader sees an object whole or not at all, also after a crash."""
 
     conditional = True
 
@@ -36,7 +36,7 @@ class DirectoryStore:
         with folder_errors(f"{target} cannot be written"):
             target.parent.mkdir(parents=True, exist_ok=True)
             with file.open("rb") as source:
-                write_whole(target, lambda out: shutil.copyfileobj(source, out, _CHUNK))
+                write_whole(target, lambda out: shutil.copyfileobj(source, out, CHUNK_BYTES))
         return str(target)
 
     def put_new(self, key: str, file: Path) -> bool:
@@ -45,15 +45,13 @@ class DirectoryStore:
             target.parent.mkdir(parents=True, exist_ok=True)
             with (
                 file.open("rb") as source,
-                temporary(target, lambda out: shutil.copyfileobj(source, out, _CHUNK)) as whole,
+                temporary(target, lambda out: shutil.copyfileobj(source, out, CHUNK_BYTES)) as whole,
             ):
                 try:
                     os.link(whole, target)  # unlike a rename, refused where the name is taken
                 except FileExistsError:
                     return False
-                except (
-                    PermissionError
-                ):  # a file system without hard links; small as these files are, one write
+                except PermissionError:  # a file system without hard links
                     return _create(target, whole)
             sync(target.parent)
         return True
@@ -69,11 +67,11 @@ class DirectoryStore:
     def exists(self, key: str) -> bool:
         return (self.root / check_key(key)).is_file()
 
-    def list(self, prefix: str = "") -> Iterator[Stored]:
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
         for path, status in self._files():
             key = path.relative_to(self.root).as_posix()
             if key.startswith(prefix) and not target_name(path.name):
-                yield Stored(key, status.st_size, status.st_mtime)
+                yield StoredObject(key, status.st_size, status.st_mtime)
 
     def delete(self, key: str) -> None:
         path = self.root / check_key(key)
@@ -99,11 +97,11 @@ class DirectoryStore:
         for folder in path.parents:
             if folder == self.root:
                 return
-            with contextlib.suppress(OSError):  # not empty, or somebody has just made it anew
+            with contextlib.suppress(OSError):  # not empty, or somebody has just created it again
                 folder.rmdir()
 
     def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        """Every file below the root; links are not followed, so that nothing outside is ever named."""
+        """Yields every file below the root. Links are not followed, so that nothing outside is ever named."""
         with folder_errors(f"{self.root} cannot be listed"):
             for folder, _, names in os.walk(self.root, onerror=_unless_absent):
                 for name in names:
@@ -119,7 +117,7 @@ class DirectoryStore:
 
 
 def _create(target: Path, source: Path) -> bool:
-    """Whether `target` could be made anew, with what `source` holds."""
+    """Copies `source`, a small file, to `target`, and returns True; False where that exists."""
     try:
         with target.open("xb") as file:
             file.write(source.read_bytes())
@@ -136,6 +134,7 @@ def _unless_absent(error: OSError) -> None:
 
 @contextlib.contextmanager
 def folder_errors(what: str) -> Iterator[None]:
+    """Turns an OSError into an ArtifactError. what: begin of its message."""
     try:
         yield
     except OSError as error:

@@ -1,15 +1,15 @@
-"""Objects in this process: for tests, and for what is published nowhere."""
+"""A store in this process, for tests and for networks that are published nowhere."""
 
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from prunefront.pipelines.stores.store import ArtifactNotFound, Stored, Upload, check_key, check_limit
+from prunefront.pipelines.stores.store import ArtifactNotFound, StoredObject, Upload, check_key, check_limit
 
 
 class MemoryStore:
-    """Objects are bytes in this process, in the order in which they came."""
+    """Keeps objects as bytes in this process, in the order in which they came."""
 
     conditional = True
 
@@ -39,10 +39,10 @@ class MemoryStore:
     def exists(self, key: str) -> bool:
         return check_key(key) in self.objects
 
-    def list(self, prefix: str = "") -> Iterator[Stored]:
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
         for key in sorted(self.objects):
             if key.startswith(prefix):
-                yield Stored(key, len(self.objects[key]), self.modified.get(key, 0.0))
+                yield StoredObject(key, len(self.objects[key]), self.modified.get(key, 0.0))
 
     def delete(self, key: str) -> None:
         self.objects.pop(check_key(key), None)
@@ -51,7 +51,7 @@ class MemoryStore:
         return iter(())
 
     def abort(self, upload: Upload) -> None:
-        """There is none."""
+        """Does nothing: a store in memory has no uploads."""
 
     def probe(self) -> None:
-        """Memory can always be written."""
+        """Does nothing: memory can always be written."""

@@ -1,4 +1,4 @@
-"""The store that a URI names."""
+"""Opens the store that a URI names."""
 
 from pathlib import Path
 
@@ -7,9 +7,10 @@ from prunefront.pipelines.stores.store import ArtifactError, ObjectStore
 
 
 def open_store(uri: str, endpoint_url: str | None = None) -> ObjectStore:
-    """The store at a folder, `file://` or `s3://bucket/prefix`. Nothing is contacted or created yet.
+    """Returns the store at a folder, `file://…` or `s3://bucket/prefix`. Nothing is contacted or created yet.
 
-    endpoint_url: of an S3 server that is not AWS; default AWS_ENDPOINT_URL. Raises ArtifactError otherwise.
+    endpoint_url: address of an S3 server that is not AWS; default AWS_ENDPOINT_URL. Raises ArtifactError for another
+    kind of URI.
     """
     if uri.startswith("s3://"):
         # boto3 takes a third of a second to import, and folders need none of it

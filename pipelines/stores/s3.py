@@ -1,11 +1,10 @@
-"""An `ArtifactStore` in a bucket of AWS S3 or of any server that speaks its protocol."""
+"""A store in a bucket of AWS S3, or of any server that speaks its protocol."""
 
 import contextlib
 import io
 import os
 import re
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,23 +23,26 @@ from botocore.exceptions import (
     ProfileNotFound,
 )
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S3ValidationError
+from tenacity import retry, retry_if_exception, stop_after_attempt, wait_fixed
 
 from prunefront.pipelines.events.redaction import without_password, without_secrets
 from prunefront.pipelines.stores.store import (
     ArtifactError,
     ArtifactNotFound,
     StoreAway,
-    Stored,
+    StoredObject,
     StoreRefused,
     Upload,
     check_key,
     check_limit,
 )
+from prunefront.text import one_line
 
 PROBE = "probe"
-_CREATE_TRIES = 5
+"""Key of the object that `probe` writes and deletes."""
+
 PART_BYTES = 8 << 20
-"""Files from this size on are sent and read in parts of this size, several at a time."""
+"""Size of a part, in bytes: files from this size on are sent and read in parts, several at a time."""
 
 _URI = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(/(?P<prefix>.*))?")
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
@@ -52,7 +54,7 @@ _REGION = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalL
 _EXISTS = {"PreconditionFailed", "412"}
 _AT_ONCE = {"ConditionalRequestConflict", "OperationAborted", "409"}
 _NO_CONDITIONS = {"NotImplemented", "501", "InvalidArgument", "InvalidRequest", "400", "MethodNotAllowed"}
-_RIGHTS = {
+_RIGHTS = {  # verb of a message -> rights that it takes; all others take those to write, read and list
     "delete": "s3:DeleteObject",
     "list uploads below": "s3:ListBucketMultipartUploads and s3:ListMultipartUploadParts",
     "abort an upload of": "s3:AbortMultipartUpload",
@@ -68,50 +70,53 @@ _BUSY = {
     "ThrottlingException",
     "TooManyRequests",
 }
-"""Said with statuses below 500 by some servers."""
+"""Codes of a busy server, which some servers send with statuses below 500."""
 
 
 class S3Error(StoreRefused):
-    """A bucket cannot be used; the message says what to do."""
+    """A bucket cannot be used. The message says what to do."""
 
 
 class S3Away(StoreAway):
-    """A server does not answer, is busy, or broke off; the message says which."""
+    """A server does not answer, is busy, or broke off. The message says which."""
+
+
+def _undecided(error: BaseException) -> bool:
+    """Tells whether another write to the same key is not decided yet."""
+    return isinstance(error, ClientError) and _code(error) in _AT_ONCE
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What tells one content of an object from another."""
+    """Mark that tells one content of an object from another."""
 
     etag: str
     size_bytes: int
 
 
 class S3Store:
-    """Objects of one bucket, below a prefix.
+    """Keeps objects in one bucket, below a prefix. Not picklable.
 
-    Credentials, region and endpoint come from where boto3 takes them (environment, ~/.aws, instance role);
-    `endpoint_url` goes before AWS_ENDPOINT_URL. Digests are not left to the server: Ceph RGW and others
-    accept a wrong checksum header, so `artifacts.publish` verifies what it reads. Not picklable.
+    boto3 takes credentials, region and endpoint from the environment, ~/.aws or the instance role; `endpoint_url` goes
+    before AWS_ENDPOINT_URL. Digests are not left to the server, since Ceph RGW and others accept a wrong checksum
+    header: `artifacts.fetch` verifies all that it reads.
     """
 
     def __init__(self, uri: str, *, endpoint_url: str | None = None, setting: str = "artifacts.uri") -> None:
-        """setting: the key of the study file that named the bucket, for errors."""
+        """setting: key of the study file that names the bucket, for errors. Raises S3Error for an address of no use."""
         match = _URI.fullmatch(uri.rstrip("/"))
         if match is None:
             raise S3Error(f"{uri!r} is not an S3 address; it should look like s3://bucket/prefix")
         self._setting = setting
         self.bucket = match["bucket"]
         self.prefix = f"{check_key(match['prefix'])}/" if match["prefix"] else ""
-        variables = (
-            "AWS_ENDPOINT_URL_S3",
-            "AWS_ENDPOINT_URL",
-        )  # read here too: they decide how to address buckets
+        # read here too: they decide how to address buckets
+        variables = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
         endpoint = endpoint_url or next((os.environ[v] for v in variables if os.environ.get(v)), None)
         with self._clear_errors("use", ""):
             self._client = _client(endpoint)
         self.conditional = True
-        """Whether the server does conditional writes (If-None-Match), as far as is known: `probe` finds out."""
+        """True unless `probe` has found that the server ignores conditions of writes (If-None-Match)."""
 
     @property
     def uri(self) -> str:
@@ -119,7 +124,7 @@ class S3Store:
 
     @property
     def endpoint(self) -> str:
-        """The address that requests go to, without a password."""
+        """Address that requests go to, without a password."""
         return without_password(str(self._client.meta.endpoint_url))
 
     def put(self, key: str, file: Path) -> str:
@@ -128,8 +133,8 @@ class S3Store:
         return f"{self.uri}/{key}"
 
     def put_new(self, key: str, file: Path) -> bool:
-        """As the protocol says where `conditional`; elsewhere two that write in the same moment both get True, so that
-        a caller reads back what came of it."""
+        """Does as the protocol says where `conditional`. Elsewhere two writers of the same moment both get True, so a
+        caller must read the object back."""
         if not self.conditional:
             if self.exists(key):
                 return False
@@ -138,20 +143,18 @@ class S3Store:
         with self._clear_errors("write", key):
             return self._create(self._full(key), file.read_bytes())
 
+    @retry(
+        retry=retry_if_exception(_undecided), wait=wait_fixed(0.2), stop=stop_after_attempt(5), reraise=True
+    )
     def _create(self, key: str, body: bytes) -> bool:
-        """One conditional write, in one request. Raises ClientError."""
-        for left in reversed(range(_CREATE_TRIES)):
-            try:
-                self._client.put_object(Bucket=self.bucket, Key=key, Body=body, IfNoneMatch="*")
-            except ClientError as error:
-                if _code(error) in _EXISTS:
-                    return False
-                if _code(error) not in _AT_ONCE or not left:
-                    raise
-                time.sleep(0.2)  # another's write to the key is not decided yet
-            else:
-                return True
-        raise AssertionError("the last try returns or raises")
+        """Writes an object in one conditional request; returns False where there is one. Raises ClientError."""
+        try:
+            self._client.put_object(Bucket=self.bucket, Key=key, Body=body, IfNoneMatch="*")
+        except ClientError as error:
+            if _code(error) in _EXISTS:
+                return False
+            raise
+        return True
 
     def get(self, key: str, file: Path, *, limit: int | None = None) -> None:
         size_bytes = self.version(key).size_bytes
@@ -164,7 +167,7 @@ class S3Store:
                 )
 
     def version(self, key: str) -> Version:
-        """Which content the object has now. Raises ArtifactNotFound, S3Error."""
+        """Returns the mark of an object's present content. Raises ArtifactNotFound, S3Error."""
         try:
             with self._clear_errors("read", key):
                 head = self._client.head_object(Bucket=self.bucket, Key=self._full(key))
@@ -183,13 +186,13 @@ class S3Store:
             return False
         return True
 
-    def list(self, prefix: str = "") -> Iterator[Stored]:
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
         with self._clear_errors("list", ""):
             pages = self._client.get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix):
                 for item in page.get("Contents", ()):
                     key = item["Key"].removeprefix(self.prefix)
-                    yield Stored(key, item["Size"], item["LastModified"].timestamp())
+                    yield StoredObject(key, item["Size"], item["LastModified"].timestamp())
 
     def delete(self, key: str) -> None:
         with self._clear_errors("delete", key):
@@ -218,10 +221,10 @@ class S3Store:
                     raise
 
     def probe(self) -> None:
-        """Small requests: write, write on condition, look at, list, delete. Raises S3Error naming the one refused.
+        """Sends small requests: write, write on condition, look at, list, delete. Raises S3Error for a refused one.
 
-        The write comes first because only it is answered with a reason: a refused HEAD has no body. A store
-        that forbids deleting keeps one ten-byte object called `probe`.
+        The write comes first, because only its answer holds a reason: that of a refused HEAD has no body. A store that
+        forbids deleting keeps one ten-byte object called `probe`.
         """
         key = self._full(PROBE)
         with self._clear_errors("write", PROBE):
@@ -238,7 +241,7 @@ class S3Store:
                     raise
 
     def _keeps_conditions(self, key: str) -> bool:
-        """Whether the server refuses to write over an object that is there when told so. Raises ClientError."""
+        """Tells whether the server refuses to overwrite an object on that condition. Raises ClientError."""
         for _ in range(3):  # another study's probe may delete the object between two tries
             try:
                 if not self._create(key, b"prunefront"):
@@ -254,9 +257,9 @@ class S3Store:
 
     @contextlib.contextmanager
     def _closed_after(self) -> Iterator[None]:
-        """Closes the answers to one `get`: boto3 leaves one that was refused half read to the garbage collector.
+        """Closes the answers to one `get`: boto3 leaves a refused one, half read, to the garbage collector.
 
-        One `get` at a time: the client tells of every answer, whoever asked.
+        One `get` at a time, since the client's event comes with every answer, whoever asked.
         """
         with contextlib.ExitStack() as opened:
 
@@ -271,7 +274,7 @@ class S3Store:
 
     @contextlib.contextmanager
     def _clear_errors(self, verb: str, key: str) -> Iterator[None]:
-        """Turns what boto3 raises into one line that says what to do."""
+        """Turns errors of boto3 into errors with one line that says what to do."""
         what = f"cannot {verb} {self.uri}/{key}".rstrip("/")
         try:
             yield
@@ -298,6 +301,7 @@ class S3Store:
             raise ArtifactError(f"{what}: {error}") from None
 
     def _explain(self, error: ClientError, what: str, key: str) -> ArtifactError:
+        """Returns the error for an answer of the server. what: begin of its message. key: "" for the bucket itself."""
         code = _code(error)
         at = f"{what} at {self.endpoint}"
         if code == "NoSuchBucket" or (code in _ABSENT and not key):
@@ -332,7 +336,7 @@ class S3Store:
 
 
 class _Meter:
-    """Ends a download that brings more bytes than announced: the size in a HEAD answer is only a promise."""
+    """Ends a download that brings more bytes than its limit: the size in a HEAD answer is only a promise."""
 
     def __init__(self, limit: int | None, what: str) -> None:
         self._limit, self._what = limit, what
@@ -340,9 +344,8 @@ class _Meter:
         self._lock = threading.Lock()
 
     def __call__(self, count: int) -> None:
-        with (
-            self._lock
-        ):  # parts arrive in several threads; a part read again is subtracted by the caller first
+        # parts arrive in several threads; the caller subtracts a part before it reads it again
+        with self._lock:
             self._bytes += count
             check_limit(self._bytes, self._limit, self._what)
 
@@ -381,4 +384,4 @@ def _cause(error: BotoCoreError) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return without_secrets(" ".join(str(error).split()))[:300]
+    return one_line(without_secrets(str(error)), 300)

@@ -1,7 +1,7 @@
 """Objects that wait on disk while their store is away, and are sent in the order in which they came.
 
-A study's driver writes through a `SpoolingStore`. Its workers publish themselves; what they cannot, they hand to the
-driver's machine (`published`), so that it waits where the study's state is.
+A study's driver writes through a `SpoolingStore`. Its workers publish networks themselves. Objects that a worker cannot
+publish go to the driver's machine (`workers.publish`), so that they wait beside the study's state.
 """
 
 import fcntl
@@ -28,12 +28,13 @@ from prunefront.pipelines.stores.store import (
 )
 
 PATIENCE = 600.0
-"""Seconds that the end of a study waits for a store that is away."""
+"""Longest wait of a study's end for a store that is away, in seconds."""
 
 LONGEST_PAUSE = 15.0
-"""Seconds between two tries, at the most."""
+"""Longest pause between two tries, in seconds."""
 
 OBJECT, KEY, WHY = "object", "key", "why"
+"""Files of an entry."""
 
 
 class Spool:
@@ -45,8 +46,8 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def keep(self, key: str, file: Path, why: str) -> None:
-        """Adds a copy of the file as the last entry; it is on disk when this returns. Raises OSError."""
+    def add(self, key: str, file: Path, why: str) -> None:
+        """Adds a copy of the file as the last entry, which is on disk when this returns. Raises OSError."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".") as temporary:
             entry = Path(temporary) / "entry"
@@ -62,21 +63,24 @@ class Spool:
                 sync(self.folder)
 
     def entries(self) -> list[Path]:
-        """In the order in which they came."""
+        """Returns the folders of all entries, in the order in which they came."""
         if not self.folder.is_dir():
             return []
         return sorted(path for path in self.folder.iterdir() if path.name.isdigit())
 
     def find(self, key: str) -> Path | None:
-        """The object last kept under a key."""
+        """Returns the object that was added last under a key; None where none waits."""
         for entry in reversed(self.entries()):
             if read_entry(entry, KEY) == key:
                 return entry / OBJECT
         return None
 
     def drop(self, entry: Path) -> None:
-        """Forgets one that was sent. A crash in between leaves it, to be sent again: what is under a key stays the
-        same."""
+        """Deletes an entry that was sent.
+
+        A crash before that leaves the entry, and its object is sent again. That does no harm: the object of a key stays
+        the same.
+        """
         with self._numbering():
             gone = entry.with_name(f".{entry.name}.sent")
             entry.rename(gone)
@@ -90,7 +94,7 @@ class Spool:
 
 
 def read_entry(entry: Path, name: str) -> str | None:
-    """KEY or WHY of an entry; None for one that was sent in the meantime."""
+    """Returns the text KEY or WHY of an entry; None for one that was sent in the meantime."""
     try:
         return (entry / name).read_text()
     except FileNotFoundError:
@@ -98,10 +102,10 @@ def read_entry(entry: Path, name: str) -> str | None:
 
 
 class SpoolingStore:
-    """A store that takes what is put while the one behind it is away, and sends it when it is back.
+    """Takes objects while the store behind it is away, and sends them when it is back, by a thread of its own.
 
-    Reading waits for the store behind, up to `patience` seconds. What a thread of its own cannot send although the
-    store is there, because it refuses or an entry is damaged, is raised at the next call.
+    Reading waits for the store behind, up to `patience` seconds. An error of the thread while that store answers, such
+    as a refusal or a damaged entry, is raised at the next call.
     """
 
     def __init__(
@@ -114,8 +118,8 @@ class SpoolingStore:
         patience: float = PATIENCE,
         pause: float = 0.5,
     ) -> None:
-        """say: takes a line for whoever watches. on_outage: called with the reason when something has to wait. pause:
-        seconds before the first try again; it doubles from there."""
+        """say: takes a line for the person who watches. on_outage: takes the reason when an object has to wait. pause:
+        seconds before the second try; it doubles from there."""
         self._behind, self.spool, self._say, self._on_outage = behind, spool, say, on_outage
         self._patience, self._pause = patience, pause
         self._refused: Exception | None = None
@@ -131,13 +135,13 @@ class SpoolingStore:
     def put(self, key: str, file: Path) -> str:
         self._check_refused()
         why = f"{self.uri} is away"
-        # what waits comes first, or a manifest might arrive before its files
+        # waiting objects come first, or a manifest might arrive before its files
         if not self.spool.entries():
             try:
                 return self._behind.put(key, file)
             except StoreAway as error:
                 why = str(error)
-        self.spool.keep(key, file, why)
+        self.spool.add(key, file, why)
         self._wake.set()
         return f"{self.uri}/{key}"
 
@@ -145,19 +149,19 @@ class SpoolingStore:
         self._check_refused()
         if self._take(key, file, limit):
             return
-        told = False
-        for attempt in patiently(self._patience, self._pause):
+        said = False
+        for attempt in retry_while_away(self._patience, self._pause):
             with attempt:
                 try:
                     self._behind.get(key, file, limit=limit)
                 except StoreAway as error:
-                    if not told:
+                    if not said:
                         self._say(f"waiting for {self.uri}, up to {self._patience:g} s: {error}")
-                        told = True
+                        said = True
                     raise
 
     def exists(self, key: str) -> bool:
-        """Also False where a store that is away does not say: then it is put once more, which changes nothing."""
+        """Returns False also where the store is away: the object is put once more then, which changes nothing."""
         self._check_refused()
         if self.spool.find(key) is not None:
             return True
@@ -170,8 +174,10 @@ class SpoolingStore:
         self._behind.probe()
 
     def close(self, *, drain: bool) -> None:
-        """Ends the sending. drain: first waits until nothing is left; raises PrunefrontError where `patience` was not
-        enough, and StoreRefused. What is left is sent by the next `SpoolingStore` on this folder."""
+        """Ends the sending. The next `SpoolingStore` on this folder sends what is left.
+
+        drain: waits until nothing is left; raises PrunefrontError where `patience` was not enough, and StoreRefused.
+        """
         try:
             deadline = time.monotonic() + self._patience
             while drain and self._refused is None and self.spool.entries():
@@ -201,21 +207,22 @@ class SpoolingStore:
         return f"objects that wait in {self.spool.folder}: {len(self.spool.entries())}"
 
     def _take(self, key: str, file: Path, limit: int | None) -> bool:
-        found = self.spool.find(key)
-        if found is None:
+        """Copies a waiting object into `file` and returns True; False where none waits under the key."""
+        waiting = self.spool.find(key)
+        if waiting is None:
             return False
         try:
-            check_limit(found.stat().st_size, limit, str(found))
-            shutil.copyfile(found, file)
+            check_limit(waiting.stat().st_size, limit, str(waiting))
+            shutil.copyfile(waiting, file)
         except FileNotFoundError:  # sent in the meantime
             return False
         return True
 
     def _send_all(self) -> None:
-        """The thread: sends entries as they come, one after the other."""
+        """Sends entries as they come, one after the other, until the store is closed. Runs in the thread."""
         waiting, sent, pause = False, 0, self._pause
         if left := self.spool.entries():
-            self._say(f"what an earlier run could not send to {self.uri} is sent now; objects: {len(left)}")
+            self._say(f"objects that an earlier run could not send to {self.uri} are sent now: {len(left)}")
             waiting = True
         while not self._closing.is_set():
             entries = self.spool.entries()
@@ -223,7 +230,7 @@ class SpoolingStore:
                 if waiting:
                     self._say(f"{self.uri} answers again; objects that waited and were sent: {sent}")
                 waiting, sent = False, 0
-                # workers add to the folder without a word
+                # workers add to the folder and wake nobody
                 self._wake.wait(1.0)
                 self._wake.clear()
                 continue
@@ -253,7 +260,7 @@ def spooling(
     say: Callable[[str], None],
     on_outage: Callable[[str], None] = lambda why: None,
 ) -> Iterator[SpoolingStore]:
-    """A `SpoolingStore` that has sent everything when the context ends without an error; else it leaves at once."""
+    """Yields a `SpoolingStore`. Without an error, the context ends when everything is sent; else at once."""
     store = SpoolingStore(behind, spool, say, on_outage)
     try:
         yield store
@@ -263,8 +270,11 @@ def spooling(
     store.close(drain=True)
 
 
-def patiently(seconds: float, pause: float = 0.5) -> Retrying:
-    """Tries again where a store is away, with growing random pauses, for so long; then raises what it said."""
+def retry_while_away(seconds: float, pause: float = 0.5) -> Retrying:
+    """Returns attempts that go on while a store is away, with growing random pauses, and then raise its StoreAway.
+
+    seconds: longest time of all attempts. pause: seconds, of which the first pause takes a random part.
+    """
     return Retrying(
         retry=retry_if_exception_type(StoreAway),
         wait=wait_random_exponential(multiplier=pause, max=LONGEST_PAUSE),
@@ -275,7 +285,7 @@ def patiently(seconds: float, pause: float = 0.5) -> Retrying:
 
 @dataclass(frozen=True, slots=True)
 class Refuge:
-    """Where workers bring what they cannot publish: the spool in a folder of the machine on which the study runs.
+    """Spool for objects that workers cannot publish, in a folder of the machine on which the study runs.
 
     node: Ray's name for it; "" = this process runs the study itself.
     """
@@ -284,28 +294,32 @@ class Refuge:
     folder: Path
 
 
-def _bring(objects: Mapping[str, bytes], refuge: Refuge, away: StoreAway) -> None:
+def send_to_refuge(objects: Mapping[str, bytes], refuge: Refuge, away: StoreAway) -> None:
+    """Adds objects to the spool of the study's machine, in their order. Raises StoreAway where that fails.
+
+    away: reason why they cannot be published.
+    """
     if not refuge.node:  # this process is the study's own
-        keep_all(refuge.folder, objects, str(away))
+        add_all(refuge.folder, objects, str(away))
         return
-    # what imports this module need not have Ray
+    # not above: modules that import this one need not have Ray
     import ray
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(refuge.node, soft=False)
-    keep = ray.remote(keep_all).options(num_cpus=0, scheduling_strategy=there)
+    add = ray.remote(add_all).options(num_cpus=0, scheduling_strategy=there)
     try:
-        ray.get(keep.remote(refuge.folder, objects, str(away)))
+        ray.get(add.remote(refuge.folder, objects, str(away)))
     except (RayError, OSError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise StoreAway(f"{away}; nor could it wait in {refuge.folder}: {reason}") from None
 
 
-def keep_all(folder: Path, objects: Mapping[str, bytes], why: str) -> None:
+def add_all(folder: Path, objects: Mapping[str, bytes], why: str) -> None:
     """Adds objects to the spool in a folder, in their order. Raises OSError."""
     spool = Spool(folder)
     with tempfile.NamedTemporaryFile() as file:
         for key, content in objects.items():
             Path(file.name).write_bytes(content)
-            spool.keep(key, Path(file.name), why)
+            spool.add(key, Path(file.name), why)

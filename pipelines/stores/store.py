@@ -1,4 +1,4 @@
-"""Where files are kept under keys: a folder, memory, or S3. What is written is whole, and seen whole or not at all."""
+"""Protocols and errors of stores, which keep files under keys. A reader sees a file whole or not at all."""
 
 import contextlib
 import json
@@ -13,13 +13,17 @@ from prunefront.errors import PrunefrontError
 from prunefront.strict_json import loads
 
 TEXT_LIMIT = 64 << 20
+"""Largest object that is read as text, in bytes."""
+
+CHUNK_BYTES = 1 << 20
+"""Bytes that are copied at a time."""
+
 _PART = r"[A-Za-z0-9_][A-Za-z0-9._-]*"  # no leading dot: neither `..` nor a temporary file can be named
 _KEY = re.compile(rf"{_PART}(/{_PART})*")
-_CHUNK = 1 << 20
 
 
 class ArtifactError(PrunefrontError):
-    """An artifact, its manifest or the place it lies in is not what it should be."""
+    """An artifact, its manifest or its store is not as it should be."""
 
 
 class ArtifactNotFound(ArtifactError):
@@ -27,16 +31,16 @@ class ArtifactNotFound(ArtifactError):
 
 
 class StoreAway(ArtifactError):
-    """A store does not answer now, or not whole; the same request may succeed in a while."""
+    """A store does not answer now, or breaks off. The same request may succeed in a while."""
 
 
 class StoreRefused(ArtifactError):
-    """A store answers and will not do it, however often it is asked: a person must mend something."""
+    """A store answers and refuses a request, however often it is repeated: a person must mend something."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """An object of a store. modified: when it was written, by the store's own clock, in seconds since the epoch."""
+class StoredObject:
+    """An object of a store. modified: time of its writing by the store's own clock, in seconds since the epoch."""
 
     key: str
     size_bytes: int
@@ -45,7 +49,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A write that was begun and neither ended nor given up. id: the store's own name for it. begun: as `modified`."""
+    """An unfinished write. id: the store's own name for it. begun: in seconds since the epoch, by the store's clock."""
 
     key: str
     id: str
@@ -54,15 +58,15 @@ class Upload:
 
 
 class ArtifactStore(Protocol):
-    """Where files are kept under keys such as `dense-0123456789ab/plan.json`. Every method checks its key."""
+    """Keeps files under keys such as `dense-0123456789ab/plan.json`. Every method checks its key."""
 
     @property
     def uri(self) -> str:
-        """Of the root, without a final slash."""
+        """Address of the root, without a final slash."""
         ...
 
     def put(self, key: str, file: Path) -> str:
-        """Stores a copy of the file, whole or not at all, replacing what was there. Returns its URI."""
+        """Stores a copy of the file, whole or not at all, in place of an object with this key. Returns its URI."""
         ...
 
     def get(self, key: str, file: Path, *, limit: int | None = None) -> None:
@@ -70,46 +74,49 @@ class ArtifactStore(Protocol):
         ...
 
     def exists(self, key: str) -> bool:
-        """Whether an object is stored under the key."""
+        """Tells whether an object is stored under the key."""
         ...
 
     def probe(self) -> None:
-        """Raises a PrunefrontError if objects could not be written here. Called before a study spends."""
+        """Raises a PrunefrontError if objects cannot be written here. A study calls it before anything that costs."""
         ...
 
 
 class ObjectStore(ArtifactStore, Protocol):
-    """A store itself, with what keeping house in it takes."""
+    """A store itself, whose objects can also be listed and deleted."""
 
     @property
     def conditional(self) -> bool:
-        """Whether `put_new` keeps its word when two call it at once; an S3 server's `probe` finds out."""
+        """True where `put_new` keeps its promise for callers at the same time; an S3 server's `probe` finds out."""
         ...
 
     def put_new(self, key: str, file: Path) -> bool:
-        """As `put`, unless there is an object under the key: False then. Of several writers at most one gets True;
-        none does where the answer to the first try was lost, so who is told False may find its own object there."""
+        """Stores a copy of the file and returns True; returns False where there is an object under the key.
+
+        Of several writers at most one gets True. None does where the answer to the first try was lost: a writer that
+        gets False may find its own object there.
+        """
         ...
 
-    def list(self, prefix: str = "") -> "Iterator[Stored]":
-        """Every object whose key begins with `prefix`; of any name, also one that no method here would take."""
+    def list(self, prefix: str = "") -> "Iterator[StoredObject]":
+        """Yields every object whose key begins with `prefix`, also under a key that no method here accepts."""
         ...
 
     def delete(self, key: str) -> None:
-        """Takes an object away; one that is not there is no error."""
+        """Deletes an object; an absent one is no error."""
         ...
 
     def uploads(self) -> "Iterator[Upload]":
-        """What writers left half written, or are writing now. Readers never see it."""
+        """Yields the unfinished writes, which readers never see. Some may still be under way."""
         ...
 
     def abort(self, upload: Upload) -> None:
-        """Frees what an upload takes."""
+        """Deletes the bytes of an unfinished write."""
         ...
 
 
 def check_key(key: str) -> str:
-    """Returns the key. Raises ArtifactError unless it is relative, without dots at the start of a part."""
+    """Returns the key. Raises ArtifactError unless it is relative and no part of it starts with a dot."""
     if len(key) > 512 or not _KEY.fullmatch(key):
         raise ArtifactError(
             f"{key!r:.80} cannot be a key; possible: letters, digits, '.', '_' and '-' in parts divided by "
@@ -125,7 +132,7 @@ def check_limit(size: int, limit: int | None, what: str) -> None:
 
 
 def read_text(store: ArtifactStore, key: str, *, limit: int = TEXT_LIMIT) -> str:
-    """The object as text. Raises ArtifactNotFound, ArtifactError when it is too large or not UTF-8."""
+    """Returns an object as text. Raises ArtifactNotFound, and ArtifactError for one that is too large or not UTF-8."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "object"
         store.get(key, file, limit=limit)
@@ -136,18 +143,18 @@ def read_text(store: ArtifactStore, key: str, *, limit: int = TEXT_LIMIT) -> str
 
 
 def read_json(store: ArtifactStore, key: str) -> Any:
-    """The object as JSON. Raises ArtifactNotFound, ArtifactError when it is not JSON."""
+    """Returns the data of a JSON object. Raises ArtifactNotFound, and ArtifactError for an object that is not JSON."""
     return parse_json(read_text(store, key), source=f"{store.uri}/{key}")
 
 
 def put_text(store: ArtifactStore, key: str, text: str) -> None:
-    """Stores text."""
+    """Stores text under a key."""
     with _as_file(text) as file:
         store.put(key, file)
 
 
 def put_new_text(store: ObjectStore, key: str, text: str) -> None:
-    """Stores text, unless there is an object under the key already, see `ObjectStore.put_new`."""
+    """Stores text, unless there is an object under the key, see `ObjectStore.put_new`."""
     with _as_file(text) as file:
         store.put_new(key, file)
 
@@ -167,7 +174,7 @@ def put_json(store: ArtifactStore, key: str, data: Any) -> str:
 
 
 def parse_json(text: str, *, source: str) -> Any:
-    """JSON from a place that is not trusted. Raises ArtifactError, also for what is not JSON as we write it."""
+    """Returns the data of JSON from a place that is not trusted. Raises ArtifactError for other text than ours."""
     try:
         return loads(text)
     except ValueError as error:

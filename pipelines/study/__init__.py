@@ -1,1 +1,1 @@
-"""A study as a whole: run, found again, watched, rehearsed and cleaned up after."""
+"""A study as a whole: run, found, watched, rehearsed and cleaned up."""

@@ -1,4 +1,4 @@
-"""A study's folder: what is its own there, and what a run may go on with or delete."""
+"""A study's folder, made ready for a run: left as it is to go on, or emptied of what belongs to the study."""
 
 import shutil
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ from prunefront.atomic import target_name
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.differences import differences
 from prunefront.pipelines.config.sections import StudyConfig
-from prunefront.pipelines.events.redaction import redacted
-from prunefront.pipelines.journal.journal import Journal, changed, is_begun, read_json, write_json
+from prunefront.pipelines.events.redaction import redact
+from prunefront.pipelines.journal.journal import Journal, altered_file_error, is_begun, read_json, write_json
 from prunefront.pipelines.journal.layout import (
     ARTIFACTS,
     BOUNDS,
@@ -36,7 +36,7 @@ from prunefront.pipelines.journal.layout import (
 )
 
 OURS = (
-    JOURNAL,  # first: without it, nothing that is left counts
+    JOURNAL,  # first: without a journal the other files count for nothing
     SUPERSEDED_JOURNAL,
     STUDY,
     PREPARED,
@@ -54,29 +54,30 @@ OURS = (
     TIMING,
     CORRECTED_TABLE,
 )
-"""What a study keeps in its folder, beside the lock; nothing else there is ever deleted."""
+"""Files and folders of a study that a fresh start deletes; nothing else in its folder is ever deleted."""
 
-KEPT = (LATENCY_TABLE, LOCK, OWNER, RUN)
-"""Also ours, and never deleted here: what was measured by a command of its own, and whose the study is."""
+NEVER_DELETED = (LATENCY_TABLE, LOCK, OWNER, RUN)
+"""Files of a study that a fresh start leaves: the latency table of another command, and the records of its owner."""
 
 NETWORK_KEYS = ("model.", "data.", "dense.", "seed", "space.frozen", "training.weight_decay")
-"""What the dense network and its channel graph follow from."""
+"""Beginnings of the keys that decide the dense network and its channel graph."""
 
 NETWORK_FILES = ("dense.safetensors", "initial.safetensors", "dense.onnx", "data.json", "graph.json")
-"""Where they are kept: hours of training are not repeated because a criterion was misspelt."""
+"""Files of the dense network, which stay while those keys do: a misspelt criterion must not cost hours of training."""
 
 
 def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
-    """Makes the study's folder ready: as an earlier run left it to go on, else empty of what is ours, but for the dense
-    network of a run that had not begun to search.
+    """Makes the study's folder ready for a run.
 
-    Raises PrunefrontError if an earlier run would be overwritten, cannot be gone on with, or differs.
+    To go on, it stays as an earlier run left it. Else what belongs to the study is deleted, but for the dense network
+    of a run that had not begun to search. Raises PrunefrontError where an earlier run would be overwritten, where it
+    cannot go on, and where its configuration differs.
     """
-    folder, kept = config.path, config.path / STUDY
+    folder, study = config.path, config.path / STUDY
     # a killed `write_json` leaves a temporary file
     names = (target_name(path.name) or path.name for path in folder.iterdir())
-    foreign = sorted(name for name in names if name not in (*OURS, *KEPT))
-    if foreign and not kept.exists():
+    foreign = sorted(name for name in names if name not in (*OURS, *NEVER_DELETED))
+    if foreign and not study.exists():
         raise PrunefrontError(
             f"{folder} holds {', '.join(foreign[:3])} and no study; give the study another `name` or `folder`"
         )
@@ -90,15 +91,15 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
                 f"study {config.name!r} has been searched before ({folder}); --resume goes on with it, --fresh "
                 "deletes it, another `name` keeps both"
             )
-        different = differences(config, _object(kept)) if kept.exists() else []
+        different = differences(config, _object(study)) if study.exists() else []
         if begun and different:
             raise PrunefrontError(
                 f"study {config.name!r} was started with another {', '.join(different)}; set that back, or start "
                 "afresh with --fresh or another `name`"
             )
-        if begun and not (prepared and kept.exists()):
+        if begun and not (prepared and study.exists()):
             raise PrunefrontError(
-                f"study {config.name!r} cannot go on: {folder / 'prepared' if kept.exists() else kept} is gone; put "
+                f"study {config.name!r} cannot go on: {folder / PREPARED if study.exists() else study} is gone; put "
                 "it back, or start afresh with --fresh"
             )
         if begun or (resume and prepared and not different):
@@ -117,11 +118,11 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
     for path in folder.iterdir():
         if target_name(path.name) in OURS:
             path.unlink()
-    write_json(kept, redacted(config.to_json()))
+    write_json(study, redact(config.to_json()))
 
 
 def _object(path: Path) -> Mapping[str, Any]:
     data = read_json(path)
     if not isinstance(data, dict):
-        raise changed(path, "it holds no object")
+        raise altered_file_error(path, "it holds no object")
     return data

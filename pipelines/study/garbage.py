@@ -1,8 +1,8 @@
-"""What lies in a study's store that nothing refers to any more: found, shown, and deleted when asked.
+"""Garbage: objects in a study's store that nothing refers to any more. It is found first, and deleted when asked for.
 
-What the front names is never garbage, nor what the study needs to be gone on with, nor what is young enough to be under
-way. Of an artifact the manifest goes first, so that what an interrupted deletion leaves does not look whole; objects
-that are not ours by their name stay.
+Networks on the front are never garbage, nor is state that the study needs to go on, nor anything young enough to be
+under way. The manifest of an artifact is deleted first, so that an interrupted deletion leaves nothing that looks
+whole. Objects whose names are not ours stay.
 """
 
 import re
@@ -14,22 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, is_artifact_id, read_front
+from prunefront.pipelines.artifacts.fetch import read_stored_front
+from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST, is_artifact_id
 from prunefront.pipelines.journal.journal import StudyRunning, read_events
 from prunefront.pipelines.journal.layout import BOUNDS, EVALUATIONS, FRONT, JOURNAL, LOCK, OWNER, STATE, STUDY
-from prunefront.pipelines.recovery.owner import Owner, kept_owner, owner_of
-from prunefront.pipelines.recovery.snapshot import Place, Snapshot, events_in, kept_run, refuse_running
+from prunefront.pipelines.recovery.owner import Owner, load_owner, read_owner
+from prunefront.pipelines.recovery.restore import fetch_events
+from prunefront.pipelines.recovery.snapshot import Snapshot
+from prunefront.pipelines.recovery.state_store import StateStore, load_ended_run, refuse_running
 from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.store import (
     ArtifactNotFound,
     ObjectStore,
-    Stored,
+    StoredObject,
     Upload,
     parse_json,
     read_text,
 )
-from prunefront.pipelines.study.find import kept_config, locate
-from prunefront.pipelines.study.status import holder
+from prunefront.pipelines.study.find import find
+from prunefront.pipelines.study.status import lock_holder
 
 KINDS: Mapping[str, str] = {
     "upload": "a write that was begun and never ended",
@@ -39,6 +42,7 @@ KINDS: Mapping[str, str] = {
     "dominated": "a network that is not on the front",
     "state": "an earlier state of the study",
 }
+"""Kinds of garbage, each with its description."""
 
 _OURS = (FRONT, EVALUATIONS, OWNER, "probe")
 _STATE = re.compile(
@@ -51,8 +55,10 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing that may go. kind: one of KINDS. what: an artifact's id, or a key. keys: of its objects, in the order
-    in which they are deleted. age_seconds: since the youngest of them was written."""
+    """One thing that may be deleted. kind: one of KINDS. what: an artifact's id, or a key.
+
+    age_seconds: time since the youngest of its objects was written. keys: its objects, in the order of deletion.
+    """
 
     kind: str
     what: str
@@ -73,8 +79,11 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """What was found below `uri`. young: what would be garbage if it were older. kept: artifacts that stay, and their
-    bytes. foreign: keys of objects that are not ours. notes: what a person should know, a line each."""
+    """The garbage below `uri`. young: items that would be garbage if they were older.
+
+    kept, kept_bytes: number of artifacts that stay, and their bytes. foreign: keys of objects that are not ours. notes:
+    lines for a person.
+    """
 
     uri: str
     items: tuple[Item, ...]
@@ -103,17 +112,20 @@ class Garbage:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What a journal says of artifacts, by id. wanted: what the study is gone on with. replaced: by a later one of the
-    same network. ended: the study's front was reported, and nothing was made since."""
+class JournalArtifacts:
+    """The artifacts that a journal names, by id.
 
-    wanted: Mapping[str, str] = field(default_factory=dict)  # name -> id
+    wanted: network -> the artifact that the study goes on with. replaced: artifacts with a later one of the same
+    network. ended: the study's front was reported, and nothing was made since.
+    """
+
+    wanted: Mapping[str, str] = field(default_factory=dict)
     replaced: frozenset[str] = frozenset()
     ended: bool = False
 
 
-def known_by(events: Iterable[Mapping[str, Any]]) -> Known:
-    """What a journal's events say. They may come from a store: what is no text is passed over."""
+def artifacts_in(events: Iterable[Mapping[str, Any]]) -> JournalArtifacts:
+    """Returns the artifacts that a journal's events name. They may come from a store: malformed names are left out."""
     latest: dict[str, str] = {}
     replaced: set[str] = set()
     ended = False
@@ -127,68 +139,78 @@ def known_by(events: Iterable[Mapping[str, Any]]) -> Known:
         if name in latest:
             replaced.add(latest[name])
         latest[name] = str(artifact)
-    return Known(latest, frozenset(replaced - set(latest.values())), ended)
+    return JournalArtifacts(latest, frozenset(replaced - set(latest.values())), ended)
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """A store, and what is known of its study: by the journal on this machine, and by the newest snapshot in the store.
-    nearest: networks that the study's bounds speak of. folder: of the study, where it is here."""
+class StudyStore:
+    """A study's store, and the references to its objects.
+
+    journals: from the journal on this machine, and from the newest snapshot in the store. nearest: networks that the
+    study's bounds name. snapshot: the newest. folder: the study's own, where it is on this machine.
+    """
 
     store: ObjectStore
     owner: Owner | None
-    journals: tuple[Known, ...]
+    journals: tuple[JournalArtifacts, ...]
     nearest: frozenset[str]
     snapshot: Snapshot | None
     folder: Path | None = None
 
 
-def target(source: str, endpoint_url: str | None = None) -> Target:
-    """source: a study (file, name or folder), or the root of its store. Raises PrunefrontError where there is none."""
+def open_study_store(source: str, endpoint_url: str | None = None) -> StudyStore:
+    """Opens the store of a study and reads the references to its objects.
+
+    source: a study (file, name or folder), or the root of its store. Raises PrunefrontError where there is none.
+    """
     folder = None
     if "://" in source or (_is_root(Path(source)) and not (Path(source) / STUDY).exists()):
         store = open_store(source, endpoint_url)
     else:
-        folder = locate(source)
-        config = kept_config(folder)
-        store = open_store(config.artifact_uri, endpoint_url or config.artifacts.endpoint_url)
-    owner = owner_of(store)
+        study = find(source)
+        folder = study.searched_folder()
+        store = open_store(study.config.artifact_uri, endpoint_url or study.endpoint_url())
+    owner = read_owner(store)
     journals, nearest, snapshot = [], set(), None
     if folder is not None:
-        if owner is not None and (ours := kept_owner(folder)) is not None and ours.id != owner.id:
+        if owner is not None and (ours := load_owner(folder)) is not None and ours.id != owner.id:
             raise PrunefrontError(
                 f"{store.uri} belongs to {owner} by now, and {folder} holds an earlier search; give the address of the "
                 "store in the place of the study"
             )
-        journals.append(known_by(read_events(folder / JOURNAL)))
+        journals.append(artifacts_in(read_events(folder / JOURNAL)))
         if (folder / BOUNDS).exists():
             nearest.add(_nearest((folder / BOUNDS).read_text(), str(folder / BOUNDS)))
     if owner is not None:
-        place = Place(store, owner.id)
-        if numbers := [number for number, is_snapshot in place.numbers() if is_snapshot]:
-            snapshot = place.snapshot(max(numbers))
-            journals.append(known_by(events_in(place, snapshot)))
+        state = StateStore(store, owner.id)
+        if numbers := [number for number, is_snapshot in state.numbers() if is_snapshot]:
+            snapshot = state.snapshot(max(numbers))
+            journals.append(artifacts_in(fetch_events(state, snapshot)))
             if BOUNDS in snapshot.files:
-                key = place.object_key(snapshot.files[BOUNDS].sha256)
+                key = state.object_key(snapshot.files[BOUNDS].sha256)
                 nearest.add(_nearest(read_text(store, key), key))
-    return Target(store, owner, tuple(journals), frozenset(nearest - {""}), snapshot, folder)
+    return StudyStore(store, owner, tuple(journals), frozenset(nearest - {""}), snapshot, folder)
 
 
-def find(at: Target, *, older_than: float, dominated: bool = False, now: float | None = None) -> Garbage:
-    """older_than: seconds, what is younger stays. dominated: networks that are not on the front go, too, once the study
-    has ended. now: seconds since the epoch; None = the clock's. Raises PrunefrontError for a front that cannot be read.
+def find_garbage(
+    study: StudyStore, *, older_than: float, dominated: bool = False, now: float | None = None
+) -> Garbage:
+    """Finds the garbage in a study's store. older_than: age in seconds; younger objects stay.
+
+    dominated: networks that are not on the front are garbage too, once the study has ended. now: seconds since the
+    epoch; None = the clock's. Raises PrunefrontError for a front that cannot be read.
     """
-    store, now = at.store, time.time() if now is None else now
+    store, now = study.store, time.time() if now is None else now
     try:
         front: frozenset[str] | None = frozenset(
             str(row["artifact"]).rpartition("/")[2]
-            for row in read_front(store)
+            for row in read_stored_front(store)
             if row.get("artifact") is not None
         )
     except ArtifactNotFound:
         front = None
-    artifacts: dict[str, list[Stored]] = defaultdict(list)
-    searches: dict[str, list[tuple[Stored, re.Match[str]]]] = defaultdict(list)
+    artifacts: dict[str, list[StoredObject]] = defaultdict(list)
+    searches: dict[str, list[tuple[StoredObject, re.Match[str]]]] = defaultdict(list)
     foreign: list[str] = []
     for found in store.list():
         folder, _, name = found.key.partition("/")
@@ -201,13 +223,13 @@ def find(at: Target, *, older_than: float, dominated: bool = False, now: float |
         else:
             foreign.append(found.key)
     items, kept, kept_bytes, notes = [], 0, 0, list[str]()
-    why = _judge(at, front, dominated=dominated, notes=notes)
+    why = _judge(study, front, dominated=dominated, notes=notes)
     for identity, objects in sorted(artifacts.items()):
         names = {o.key.partition("/")[2] for o in objects}
         size = sum(o.size_bytes for o in objects)
         if strange := sorted(names - {*LIMITS, MANIFEST}):
             foreign += [f"{identity}/{name}" for name in strange]
-            kind = None  # whoever put something there means to keep it
+            kind = None  # somebody put a file of their own there
         else:
             kind = why(identity, MANIFEST in names, max(o.modified for o in objects))
         if kind is None:
@@ -215,7 +237,7 @@ def find(at: Target, *, older_than: float, dominated: bool = False, now: float |
         else:
             ordered = sorted(objects, key=lambda o: (not o.key.endswith(f"/{MANIFEST}"), o.key))
             items.append(_item(kind, identity, ordered, now))
-    items += _states(at, searches, now)
+    items += _states(study, searches, now)
     items += [
         Item("upload", upload.key, upload.size_bytes, now - upload.begun, upload=upload)
         for upload in store.uploads()
@@ -226,23 +248,24 @@ def find(at: Target, *, older_than: float, dominated: bool = False, now: float |
     return Garbage(store.uri, old, young, kept, kept_bytes, tuple(foreign), tuple(notes))
 
 
-def delete(at: Target, found: Garbage) -> None:
-    """Deletes what was found. Raises StudyRunning while the study runs, PrunefrontError where the store refuses."""
-    study = at.owner.study if at.owner else "of this store"
-    if at.folder is not None and (process := holder(at.folder / LOCK)[0]):
-        raise StudyRunning(f"study {study!r} is running (process {process}); let it end, or stop it, first")
-    if at.owner is not None:
-        over = kept_run(at.folder) if at.folder else None
-        refuse_running(Place(at.store, at.owner.id).stand(over), at.store, study)
-    for item in found.items:
+def delete_garbage(study: StudyStore, garbage: Garbage) -> None:
+    """Deletes garbage. Raises StudyRunning while the study runs, PrunefrontError where the store refuses."""
+    store, owner, folder = study.store, study.owner, study.folder
+    name = owner.study if owner else "of this store"
+    if folder is not None and (process := lock_holder(folder / LOCK)[0]):
+        raise StudyRunning(f"study {name!r} is running (process {process}); let it end, or stop it, first")
+    if owner is not None:
+        ended = load_ended_run(folder) if folder else None
+        refuse_running(StateStore(store, owner.id).latest(ended), store, name)
+    for item in garbage.items:
         if item.upload is not None:
-            at.store.abort(item.upload)
+            store.abort(item.upload)
         for key in item.keys:
-            at.store.delete(key)
+            store.delete(key)
 
 
 def parse_age(text: str) -> float:
-    """`"1d"` -> 86400.0. Raises PrunefrontError for anything else."""
+    """Returns seconds: `"1d"` -> 86400.0. Raises PrunefrontError for text of another form."""
     match = _AGE.fullmatch(text.strip())
     if match is None:
         raise PrunefrontError(
@@ -262,21 +285,23 @@ def _nearest(text: str, source: str) -> str:
 
 
 def _judge(
-    at: Target, front: frozenset[str] | None, *, dominated: bool, notes: list[str]
+    study: StudyStore, front: frozenset[str] | None, *, dominated: bool, notes: list[str]
 ) -> Callable[[str, bool, float], str | None]:
-    """The kind of garbage that an artifact is, None where it stays, as a function of its id, whether it is whole, and
-    when it was written."""
-    named = front or frozenset()
-    wanted = {name: identity for known in at.journals for name, identity in known.wanted.items()}
-    needed = named | {identity for known in at.journals for identity in known.wanted.values()}
-    replaced = {identity for known in at.journals for identity in known.replaced}
-    nearest = {wanted[name] for name in at.nearest if name in wanted}
-    ended = front is not None and all(known.ended for known in at.journals)
+    """Returns a function that tells the kind of garbage that an artifact is; None for one that stays.
+
+    Its arguments: the artifact's id, whether it is whole, and when it was written. notes: gets lines for a person.
+    """
+    named, journals = front or frozenset(), study.journals
+    wanted = {name: identity for journal in journals for name, identity in journal.wanted.items()}
+    needed = named | {identity for journal in journals for identity in journal.wanted.values()}
+    replaced = {identity for journal in journals for identity in journal.replaced}
+    nearest = {wanted[name] for name in study.nearest if name in wanted}
+    ended = front is not None and all(journal.ended for journal in journals)
     if dominated and not ended:
         notes.append(
             "the study has not reported its front yet, or an older prunefront did: no network is taken for dominated"
         )
-    if not at.journals:
+    if not journals:
         notes.append(
             "there is no journal of the study here, nor its state in the store: "
             + (
@@ -296,8 +321,8 @@ def _judge(
             return "unfinished"
         if identity in replaced:
             return "superseded"
-        # before the root had an owner, several studies may have published there: whose it is cannot be told
-        if at.journals and at.owner is not None and written >= at.owner.begun:
+        # before the root had an owner, several studies may have published there, and this may be any study's
+        if journals and study.owner is not None and written >= study.owner.begun:
             return "orphaned"
         return "orphaned" if dominated and ended else None
 
@@ -305,29 +330,29 @@ def _judge(
 
 
 def _states(
-    at: Target, searches: Mapping[str, Sequence[tuple[Stored, re.Match[str]]]], now: float
+    study: StudyStore, searches: Mapping[str, Sequence[tuple[StoredObject, re.Match[str]]]], now: float
 ) -> list[Item]:
     items: list[Item] = []
     for search, found in sorted(searches.items()):
-        if at.owner is None:
-            continue  # whose it is cannot be known
-        if search != at.owner.id:  # of a search that --fresh ended
-            # what makes it a state goes first
+        if study.owner is None:
+            continue  # it may be any study's
+        if search != study.owner.id:  # the state of a search that --fresh ended
+            # snapshots go first, without which it is no state
             ordered = sorted(found, key=lambda pair: (pair[1]["number"] is None, pair[0].key))
             items.append(_item("state", f"{STATE}/{search}", [stored for stored, _ in ordered], now))
             continue
-        if at.snapshot is None:
+        if study.snapshot is None:
             continue
         newest = max(int(match["number"]) for _, match in found if match["number"])
         for stored, match in found:
             older = match["number"] and int(match["number"]) < newest
-            unnamed = match["digest"] and match["digest"] not in at.snapshot.digests
+            unnamed = match["digest"] and match["digest"] not in study.snapshot.digests
             if older or unnamed:
                 items.append(_item("state", stored.key, [stored], now))
     return items
 
 
-def _item(kind: str, what: str, objects: Sequence[Stored], now: float) -> Item:
+def _item(kind: str, what: str, objects: Sequence[StoredObject], now: float) -> Item:
     return Item(
         kind,
         what,

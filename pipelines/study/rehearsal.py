@@ -1,4 +1,4 @@
-"""`prunefront rehearse`: a study's evaluations replayed on virtual workers, to see what a budget would bring."""
+"""Rehearses a search: a study's evaluations are replayed on virtual workers, to see what another budget would bring."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,9 +12,9 @@ from rich.text import Text
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import StudyConfig
-from prunefront.pipelines.events.display import clock
-from prunefront.pipelines.journal.evaluations import Evaluations, evaluations, nothing_yet
-from prunefront.pipelines.journal.journal import changed, read_events, read_json
+from prunefront.pipelines.events.display import format_duration
+from prunefront.pipelines.journal.evaluations import Evaluations, evaluations, no_evaluations_error
+from prunefront.pipelines.journal.journal import altered_file_error, read_events, read_json
 from prunefront.pipelines.journal.layout import JOURNAL, TIMING
 from prunefront.pipelines.prepare.knowledge import read_knowledge
 from prunefront.pipelines.prepare.problem import problem
@@ -31,17 +31,17 @@ from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.problem import Problem
 
 CHECKPOINTS = (25, 50, 100, 200, 500, 1000, 2000, 5000)
-"""Evaluation counts at which the hypervolume is shown, beside the last."""
+"""Numbers of evaluations at which the hypervolume is shown, beside the last."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rehearsed:
-    """One searcher over all repeats.
+class SearcherRehearsal:
+    """The rehearsals of one searcher, over all repeats.
 
-    hypervolume: evaluations -> (mean, standard deviation over repeats), of those repeats that came so far. seconds,
-    busy: virtual time to the end, share of the workers' time that they computed; means. duplicates: proposals that came
-    down to what was known; mean. recorded: share of the evaluations that the study itself had made, so that only the
-    rest is predicted. exhausted: repeats that ended early for lack of new proposals.
+    hypervolume: evaluations -> (mean, standard deviation) over those repeats that came so far. seconds: virtual time to
+    the end, mean. busy: share of the workers' time that they computed, mean. duplicates: proposals of a known network,
+    mean. recorded: share of the evaluations that the study itself had made; the rest is predicted. exhausted: repeats
+    that ended early for lack of new proposals.
     """
 
     searcher: str
@@ -55,11 +55,11 @@ class Rehearsed:
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """What `rehearse` found. evaluations: that the study had made or taken over.
+    """The result of `rehearse`. evaluations: number that the study had made, or taken over from earlier studies.
 
-    durations: where the seconds of a job come from. fit: of the accuracy that stands in for that of candidates which
-    the study never scored. itself: evaluations -> the hypervolume that the study's own search had then; it begins with
-    what was taken over from earlier studies, which is not counted.
+    durations: the source of the seconds of a job, in words. fit: quality of the accuracy that is predicted for
+    candidates which the study never scored. itself: evaluations -> the hypervolume that the study's own search had
+    then; evaluations of earlier studies are in the hypervolume, and not in the count.
     """
 
     study: str
@@ -70,7 +70,7 @@ class Rehearsal:
     durations: str
     fit: Fit
     itself: Mapping[int, float]
-    rows: tuple[Rehearsed, ...]
+    rows: tuple[SearcherRehearsal, ...]
 
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
@@ -81,19 +81,20 @@ class Rehearsal:
 
 
 class Replay:
-    """The study's own evaluations, and what stands in for those that it never made.
+    """The study's own evaluations, and predictions for candidates that it never scored.
 
-    A recorded architecture has its recorded outcome and duration. Of another one MACs, parameters and bytes are exact,
-    accuracy is the emulator's with the interval that as many images would give, and the duration is that of a recorded
-    one, which its key picks.
+    A recorded network has its recorded outcome and duration. For another one MACs, parameters and bytes are exact;
+    accuracy is the emulator's, with the interval that as many images would give; the duration is a recorded one, which
+    the network's key picks.
     """
 
     def __init__(
         self, config: StudyConfig, graph: ChannelGraph, scores: Scores, table: Evaluations, busy: float | None
     ) -> None:
-        """busy: seconds that workers spent on all of them, for a journal that does not say how long each took.
+        """busy: seconds that workers spent on all evaluations, for a journal that lacks the time of each.
 
-        Raises PrunefrontError where too few were measured to predict others, or the dense network was not.
+        Raises PrunefrontError where too few candidates were measured to predict others, and where the dense network was
+        not measured.
         """
         self._config, self._graph, self._scores = config, graph, scores
         self.rows = {row.key: row for row in table.rows}
@@ -105,9 +106,9 @@ class Replay:
             )
         self.dense = measured[DENSE]
         self._plans: dict[str, PruningPlan] = {}
-        ratios = [self.plan(self.rows[key].candidate).achieved() for key in measured]
+        ratios = [self.plan(self.rows[key].candidate).achieved_ratios() for key in measured]
         self.emulator = Emulator(ratios, [m["accuracy"] for m in measured.values()])
-        self._images = _images(list(measured.values()))
+        self._images = _count_images(list(measured.values()))
         self._seconds = [r.seconds for r in table.rows if r.seconds is not None and r.seconds > 0]
         if self._seconds:
             self.durations = f"recorded, {np.median(self._seconds):.2f} s at the median"
@@ -119,7 +120,7 @@ class Replay:
             self.durations = "1 s each, for none were recorded"
 
     def plan(self, candidate: Candidate) -> PruningPlan:
-        """Raises PrunefrontError for a candidate that cannot be had."""
+        """Returns the plan of a candidate. Raises PrunefrontError for one that cannot be carried out."""
         key = candidate.key()
         if key not in self._plans:
             space = self._config.space
@@ -128,7 +129,7 @@ class Replay:
                 candidate.choices,
                 self._scores,
                 round_to=space.round_to,
-                words=self._config.quantisation.words,
+                quantisation=self._config.quantisation.method,
             )
         return self._plans[key]
 
@@ -140,7 +141,7 @@ class Replay:
         if (row := self.rows.get(aim.key())) is not None:
             return row.outcome
         price = cost(self._graph, aim)
-        accuracy = float(self.emulator.predict([aim.achieved()])[0])
+        accuracy = float(self.emulator.predict([aim.achieved_ratios()])[0])
         half = 1.96 * float(np.sqrt(accuracy * (1 - accuracy) / self._images)) if self._images else 0.0
         return Measurement(
             {
@@ -160,21 +161,24 @@ class Replay:
         return self._seconds[int(key, 16) % len(self._seconds) if key != DENSE else 0]
 
 
-def _images(measured: Sequence[Measurement]) -> float:
-    """How many images the recorded intervals speak of, 0 where there are none."""
-    found = [
+def _count_images(measured: Sequence[Measurement]) -> float:
+    """Returns the number of images that the recorded intervals imply; 0 where there are no intervals."""
+    counts = [
         1.96**2 * m["accuracy"] * (1 - m["accuracy"]) / m.noise["accuracy"] ** 2
         for m in measured
         if m.noise.get("accuracy", 0.0) > 0 and 0.05 < m["accuracy"] < 0.95
     ]
-    return float(np.median(found)) if found else 0.0
+    return float(np.median(counts)) if counts else 0.0
 
 
-def recorded(folder: Path, config: StudyConfig) -> tuple[Evaluations, ChannelGraph, Scores, Problem]:
-    """The table of a study's evaluations, and what its searcher was given. Raises PrunefrontError if there is none."""
+def load_evaluations(folder: Path, config: StudyConfig) -> tuple[Evaluations, ChannelGraph, Scores, Problem]:
+    """Returns a study's evaluations, and the graph, scores and problem of its searcher.
+
+    Raises PrunefrontError where there are no evaluations.
+    """
     events = read_events(folder / JOURNAL)
     if not any(e["event"] == "told" for e in events):
-        raise nothing_yet(config.name)
+        raise no_evaluations_error(config.name)
     graph, knowledge = read_knowledge(folder)
     space = config.space
 
@@ -184,7 +188,7 @@ def recorded(folder: Path, config: StudyConfig) -> tuple[Evaluations, ChannelGra
             candidate.choices,
             knowledge.scores,
             round_to=space.round_to,
-            words=config.quantisation.words,
+            quantisation=config.quantisation.method,
         ).key()
 
     table = evaluations(config.name, events, realise)
@@ -211,16 +215,16 @@ def rehearse(
 ) -> tuple[Rehearsal, Evaluations]:
     """Runs each searcher on the study's problem `repeats` times, seeds counting up from the study's.
 
-    folder, config: of the study, as it was started. workers: their `seconds` are replaced by recorded ones. candidates:
-    default, the study's own number. names: of searchers; default, the study's own and `random`. Also returns the table.
-    Raises PrunefrontError for an unknown searcher, and where the study's evaluations do not suffice.
+    folder, config: the study's, as it was started. workers: virtual ones; their `seconds` are replaced by recorded
+    ones. candidates: budget; None = the study's. names: searchers; () = the study's and `random`. Also returns the
+    table of evaluations. Raises PrunefrontError for an unknown searcher, and where the evaluations do not suffice.
     """
     for name in names:
         searchers[name]
     budget = config.search.candidates if candidates is None else candidates
     config = config.model_copy(update={"search": config.search.model_copy(update={"candidates": budget})})
-    table, graph, scores, task = recorded(folder, config)
-    replay = Replay(config, graph, scores, table, seconds_of_first_stage(folder))
+    table, graph, scores, task = load_evaluations(folder, config)
+    replay = Replay(config, graph, scores, table, first_stage_seconds(folder))
     reference = reference_point(task.objectives, replay.dense)
     events = tuple(Event(0.0, "told", r.key, r.candidate, r.outcome) for r in table.rows)
     steps = progress(events, task, reference)
@@ -259,14 +263,17 @@ def rehearse(
     )
 
 
-def _summary(name: str, runs: Sequence[tuple[History, list[Step]]], budget: int, replay: Replay) -> Rehearsed:
+def _summary(
+    name: str, runs: Sequence[tuple[History, list[Step]]], budget: int, replay: Replay
+) -> SearcherRehearsal:
     volumes = {}
     for count in _checkpoints(budget, budget):
-        found = [steps[count - 1].hypervolume for _, steps in runs if len(steps) >= count]
-        if found:
-            volumes[count] = float(np.mean(found)), float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
+        reached = [steps[count - 1].hypervolume for _, steps in runs if len(steps) >= count]
+        if reached:
+            std = float(np.std(reached, ddof=1)) if len(reached) > 1 else 0.0
+            volumes[count] = float(np.mean(reached)), std
     known = [e.key in replay.rows for history, _ in runs for e in history.told]
-    return Rehearsed(
+    return SearcherRehearsal(
         searcher=name,
         hypervolume=volumes,
         seconds=float(np.mean([h.seconds for h, _ in runs])),
@@ -281,21 +288,25 @@ def _checkpoints(budget: int, most: int) -> list[int]:
     return [n for n in (*(c for c in CHECKPOINTS if c < budget), budget) if n <= most]
 
 
-def seconds_of_first_stage(folder: Path) -> float | None:
+def first_stage_seconds(folder: Path) -> float | None:
+    """Returns the seconds that workers spent on the first stage; None where they were not recorded.
+
+    Raises StudyFolderError for a file that no search writes.
+    """
     path = folder / TIMING
     if not path.exists():
         return None
     try:
-        found = read_json(path)["busy"].get("screen")
+        seconds = read_json(path)["busy"].get("screen")
     except (LookupError, TypeError, AttributeError) as error:
-        raise changed(path, f"{type(error).__name__}: {error}") from None
-    if found is not None and (type(found) not in (int, float) or not 0 <= found < 1e15):
-        raise changed(path, f"{found!r:.40} are no seconds")
-    return float(found) if found else None
+        raise altered_file_error(path, f"{type(error).__name__}: {error}") from None
+    if seconds is not None and (type(seconds) not in (int, float) or not 0 <= seconds < 1e15):
+        raise altered_file_error(path, f"{seconds!r:.40} are no seconds")
+    return float(seconds) if seconds else None
 
 
 def print_rehearsal(found: Rehearsal, console: Console) -> None:
-    """The same for people."""
+    """Prints a rehearsal as a table for people."""
     counts = sorted({n for row in found.rows for n in row.hypervolume})
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("searcher", no_wrap=True)
@@ -309,7 +320,7 @@ def print_rehearsal(found: Rehearsal, console: Console) -> None:
                 "–" if v is None else f"{v[0]:.3f}" + (f" ± {v[1]:.3f}" if found.repeats > 1 else "")
                 for v in volumes
             ),
-            clock(row.seconds),
+            format_duration(row.seconds),
             f"{row.busy:.0%}",
             f"{row.recorded:.0%}",
         ]
@@ -320,7 +331,8 @@ def print_rehearsal(found: Rehearsal, console: Console) -> None:
     lines = (
         f"hypervolume after so many evaluations, mean ± standard deviation of {found.repeats} seeds; {found.workers} "
         f"workers; durations: {found.durations}",
-        f"accuracy of what the study never scored is predicted from {fit.rows} of its {found.evaluations} scores: "
+        f"accuracy of candidates that the study never scored is predicted from {fit.rows} of its "
+        f"{found.evaluations} scores: "
         f"cross-validated error {100 * fit.error:.1f} points, bias {100 * fit.bias:+.1f}, rank correlation "
         f"{fit.rank_correlation:.2f}; its costs are exact",
     )

@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cluster.connect import check_address, check_metrics_port, named
+from prunefront.pipelines.cluster.connect import check_address, check_metrics_port, cluster_address
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
-from prunefront.pipelines.fronts.page import FrontRow, write_html, write_png
-from prunefront.pipelines.fronts.unfinished import kept, remove
+from prunefront.pipelines.fronts.page import write_html
+from prunefront.pipelines.fronts.picture import write_png
+from prunefront.pipelines.fronts.row import FrontRow
+from prunefront.pipelines.fronts.unfinished_report import partial_front_on_failure, remove_partial_front
 from prunefront.pipelines.journal.journal import write_json
 from prunefront.pipelines.journal.layout import BOUNDS, FRONT, FRONT_PAGE, FRONT_PICTURE, SPOOL, TIMING
 from prunefront.pipelines.prepare.bench import make_bench
@@ -41,7 +43,7 @@ from prunefront.pipelines.stages.warm_start import (
     publish,
 )
 from prunefront.pipelines.stores.store import put_json
-from prunefront.pipelines.study.find import bounds_kept
+from prunefront.pipelines.study.find import read_bounds
 from prunefront.pipelines.study.opening import opened
 from prunefront.pipelines.workers.in_process import in_process
 from prunefront.pipelines.workers.workers import Workers
@@ -84,7 +86,7 @@ def run(
         opened(config, display, resume=resume, fresh=fresh) as session,
         ExitStack() as stack,
         # the partial front comes before Ray's end, which takes a while
-        kept(config, display.say, session.events.tell),
+        partial_front_on_failure(config, display.say, session.events.report),
     ):
 
         def join() -> Workers:
@@ -99,7 +101,7 @@ def run(
             )
 
         # a cluster that cannot be used is said before anything is spent; here Ray starts when there is work for it
-        workers = join() if without_ray or named(address) else None
+        workers = join() if without_ray or cluster_address(address) else None
         return _stages(session, workers, join)
 
 
@@ -148,7 +150,7 @@ def _stages(session: Session, joined: Workers | None, join: Callable[[], Workers
     with timing.stage("screen"):
         stage = FirstStage(session, network, knowledge.scores, task, workers, predicting, begin)
         screening = stage.run()
-        session.custody.check_now()
+        session.ownership.check_now()
         publish(session.store, signature, screening.table(config.name))
     with timing.stage("finetune"):
         trained = finetune(session, network, knowledge.scores, screening, task, workers)
@@ -205,23 +207,23 @@ def _report(session: Session, network: Network, front: list[Trained], workers: W
         need_dense(name, failure)
     known = latest_artifacts(session.journal.events)
     for row in rows:  # a resumed study reports these: the ones before, without test figures, may be collected
-        artifact = row.artifact.rpartition("/")[2]
+        artifact = (row.artifact or "").rpartition("/")[2]
         if known.get(row.key) != artifact:
             session.journal.append("published", name=row.key, artifact=artifact)
     data = [row.to_json() for row in rows]
     write_json(folder / FRONT, data)
-    remove(folder)  # a partial front of an earlier run
-    session.custody.check_now()
+    remove_partial_front(folder)  # a partial front of an earlier run
+    session.ownership.check_now()
     put_json(session.store, FRONT, data)
-    write_html(data, folder / FRONT_PAGE, config.name, note=bounds_kept(folder))
-    write_png(data, folder / FRONT_PICTURE, config.name)
+    write_html(rows, folder / FRONT_PAGE, config.name, note=read_bounds(folder))
+    write_png(rows, folder / FRONT_PICTURE, config.name)
     pages = [folder / name for name in (FRONT_PAGE, FRONT_PICTURE, FRONT, BOUNDS)]
     session.tracker.log_front(data, [page for page in pages if page.exists()])
     return rows
 
 
 def next_steps(config: StudyConfig, study: Path, rows: list[FrontRow]) -> str:
-    """What to type after a search; the bound is one that the front can meet."""
+    """Returns what to type after a search; its bound is one that the front can meet."""
     fastest = min(row.latency_ratio for row in rows)
     bound = max(0.6, math.ceil(100 * fastest) / 100)
     file = shlex.quote(str(study))

@@ -1,26 +1,28 @@
-"""Whether a tracking store answers, and what kind it is."""
+"""Checks that a tracking store answers, and tells its kind by its address."""
 
 import re
 from pathlib import Path
 
+from prunefront import text
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.events.redaction import without_password, without_secrets
 
 CONNECT_SECONDS = 5.0
+"""Longest wait for an answer, in seconds."""
 
 
 class TrackingError(PrunefrontError):
-    """The tracking store cannot be used as asked."""
+    """The tracking store cannot be used as the study file asks."""
 
 
 def reach(uri: str) -> None:
-    """Returns when the tracking store answers. Raises TrackingError within seconds otherwise, in one line."""
+    """Returns when the tracking store answers; else raises TrackingError within seconds, in one line."""
     shown = without_password(uri)
     if uri.startswith(("http://", "https://")):
         import requests
 
         try:
-            # whatever it answers, a login page included, somebody is there; what MLflow says comes next
+            # any answer will do, a login page included: MLflow asks for more afterwards
             requests.get(f"{uri.rstrip('/')}/health", timeout=CONNECT_SECONDS).close()
         except requests.RequestException as error:
             raise TrackingError(
@@ -55,12 +57,11 @@ def _reach_database(uri: str, shown: str) -> None:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of an SQLite tracking store; None for every other kind."""
+    """Returns the file of an SQLite tracking store; None for every other kind."""
     match = re.match(r"sqlite(?:\+\w+)?:///(.+)", uri)
     return Path(match[1].partition("?")[0]) if match else None
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, which is what MLflow and SQLAlchemy say before their details."""
-    text = str(error).strip() or type(error).__name__
-    return without_secrets(text.splitlines()[0])[:300]
+    """Returns the first line of an error's text, which MLflow and SQLAlchemy put before their details."""
+    return without_secrets(text.first_line(error))[:300]

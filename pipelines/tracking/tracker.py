@@ -1,4 +1,4 @@
-"""Where a study is recorded: MLflow, or memory. The search never waits for it, nor ends because of it."""
+"""Trackers, which record a study in MLflow or in memory. The search never waits for them, nor ends because of them."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from prunefront.pipelines.events.redaction import redacted, without_password, without_secrets
+from prunefront.pipelines.events.redaction import redact, without_password, without_secrets
 from prunefront.pipelines.tracking.reach import TrackingError, first_line, reach, sqlite_file
 from prunefront.pipelines.tracking.writer import Writer
 from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome
@@ -23,29 +23,43 @@ if TYPE_CHECKING:
     from mlflow.entities import Experiment, Metric, Param, RunTag
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
+"""End of a run, in MLflow's words."""
+
 Row = Mapping[str, Any]
+"""Network of the front: JSON data."""
 
-MAX_VALUE = 500  # characters of a param that every MLflow since 1.0 takes; the whole study is in study.json
+MAX_VALUE = 500
+"""Most characters of a param, which every MLflow since 1.0 takes. The whole study is in study.json."""
+
 MAX_KEY = 250
-MAX_TAG = 5000
-BATCH = 100  # params or tags in one request
-SHORT = 10.0
-ARTIFACTS = "mlartifacts"
-TABLE = "front_table.json"
+"""Most characters of a param's name."""
 
-log = logging.getLogger(__name__)
+MAX_TAG = 5000
+"""Most characters of a tag."""
+
+BATCH = 100
+"""Most params or tags in one request."""
+
+SHORT_PATIENCE = 10.0
+"""Longest wait at the end of a study that did not come to its end, in seconds."""
+
+ARTIFACTS = "mlartifacts"
+"""Folder of artifacts where a database has no place of its own for them."""
+
+TABLE = "front_table.json"
+"""File of the front that MLflow's UI shows as a table."""
 
 
 class Tracker(Protocol):
-    """Records one study. Only `start` may raise (TrackingError); what fails later is in `errors`."""
+    """Records one study. Only `start` may raise (TrackingError); later failures are in `errors`."""
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """What could not be recorded so far, one line each."""
+        """Failures to record so far, one line each."""
         ...
 
     def start(self, study: Mapping[str, Any], resume_run_id: str | None = None) -> str:
-        """Opens the study's run, or the given one again; returns its id. `study`: `StudyConfig.to_json()`."""
+        """Opens a new run of the study, or the given one again, and returns its id. study: `StudyConfig.to_json()`."""
         ...
 
     def log(
@@ -58,8 +72,11 @@ class Tracker(Protocol):
         stage: str = "score",
         seconds: float = 0.0,
     ) -> None:
-        """Records what came of a candidate at a stage; a second call for the same two does nothing, unless what failed
-        before was measured after all."""
+        """Records the outcome of a candidate at a stage.
+
+        A second call for the same two does nothing, unless it brings a measurement after a failure. seconds: time that
+        it took.
+        """
         ...
 
     def log_progress(self, step: int, hypervolume: float, front_size: int) -> None:
@@ -67,23 +84,23 @@ class Tracker(Protocol):
         ...
 
     def log_values(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Records finite numbers about the whole study, e.g. how far predictions were off, or what a rung of `step`
-        epochs knew of the end."""
+        """Records finite numbers of the whole study, e.g. the errors of predictions, or at a rung of `step` epochs the
+        agreement of its accuracies with the final ones."""
         ...
 
     def log_front(self, rows: Sequence[Row], files: Sequence[Path] = ()) -> None:
-        """Records the front: its rows, and files (front.png, front.html …) that must stay until `finish`."""
+        """Records the front: its rows, and files (front.png, front.html …). The files must stay until `finish`."""
         ...
 
     def finish(self, status: Status = "FINISHED") -> tuple[str, ...]:
-        """Writes what is left, closes the run and returns `errors`."""
+        """Writes all that waits, closes the run and returns `errors`."""
         ...
 
 
 def candidate_params(candidate: Candidate) -> dict[str, Any]:
-    """What a candidate asks, as flat params: `ratio/<group>`, and the rest as few columns as it needs.
+    """Returns a candidate's choices as flat params: `ratio/<group>`, and few columns for the rest.
 
-    A criterion, granularity or word length that all groups share is one param; otherwise one for each group.
+    A criterion, granularity or bit width that all groups share is one param; otherwise there is one for each group.
     """
     choices = candidate.choices
     params: dict[str, Any] = {"origin": candidate.origin} if candidate.origin else {}
@@ -101,7 +118,7 @@ def candidate_params(candidate: Candidate) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What `MemoryTracker` keeps of a candidate at a stage."""
+    """Record of `MemoryTracker` for a candidate at a stage."""
 
     params: Mapping[str, Any]
     outcome: Outcome
@@ -110,7 +127,7 @@ class Record:
 
 @dataclass
 class MemoryTracker:
-    """A tracker for tests and for studies that shall leave nothing behind."""
+    """Tracker in memory, for tests and for studies that shall leave nothing behind."""
 
     study: Mapping[str, Any] = field(default_factory=dict)
     records: dict[tuple[str, str], Record] = field(default_factory=dict)
@@ -154,13 +171,13 @@ class MemoryTracker:
 
 
 class MlflowTracker:
-    """A parent run for the study, a child run for each candidate and stage, written by one background thread.
+    """Writes a parent run for the study and a child run for each candidate and stage, by one background thread.
 
     uri: an MLflow server (`http://…`) or a database that this process writes itself (`sqlite:///…`,
-    `postgresql://…`). folder: where artifacts go when a database has none of its own; an SQLite file has them
-    beside itself. patience: seconds that `finish` waits for a store that does not answer; ten at the most where the
-    study did not come to its end, and will be gone on with. on_outage: told when it stops to answer, with a line, by
-    another thread.
+    `postgresql://…`). folder: place for artifacts where a database has none of its own; an SQLite file has them beside
+    itself. patience: longest wait of `finish` for a store that does not answer, in seconds; `SHORT_PATIENCE` at the
+    most where the study did not come to its end, since it can be resumed. on_outage: takes the reason, in another
+    thread, when the store stops to answer.
     """
 
     def __init__(
@@ -174,8 +191,12 @@ class MlflowTracker:
     ) -> None:
         self._on_outage = on_outage
         self.uri, self.experiment, self.folder, self.patience = uri, experiment, folder, patience
-        self._children: dict[tuple[str, str], str] = {}  # (key, stage) -> run id; the writer's own
-        self._done: dict[tuple[str, str], Status] = {}  # the caller's own
+        self._children: dict[
+            tuple[str, str], str
+        ] = {}  # (key, stage) -> run id; of the writer's thread alone
+        self._done: dict[
+            tuple[str, str], Status
+        ] = {}  # (key, stage) -> its end; of the caller's thread alone
         self._last_step = -1  # of progress that an earlier run of the study recorded
 
     @property
@@ -184,14 +205,14 @@ class MlflowTracker:
 
     @property
     def waiting(self) -> int:
-        """How many writes the store has not taken yet."""
+        """Number of writes that the store has not taken yet."""
         return self._writer.waiting
 
     def start(self, study: Mapping[str, Any], resume_run_id: str | None = None) -> str:
-        """Raises TrackingError within seconds: store out of reach, address not usable, experiment deleted."""
+        """Raises TrackingError within seconds: no answer, an address of no use, a deleted experiment, a refusal."""
         reach(self.uri)
-        # MLflow's own patience (7 retries of 120 s) is for a script that has nothing else to do
-        # and a request that it sent twice may be carried out twice: trying again is the writer's matter
+        # MLflow's own patience (7 retries of 120 s) suits a script that has nothing else to do. A request that it
+        # sends twice may be carried out twice: the writer tries again
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         # it prints two lines for every run that ends, between ours
@@ -202,7 +223,7 @@ class MlflowTracker:
         from mlflow.tracking import MlflowClient
 
         self._writer = Writer(self._recover, self.patience, on_outage=self._on_outage)
-        study = redacted(study)
+        study = redact(study)
         try:
             with _quiet_migrations():
                 self._client = MlflowClient(tracking_uri=self.uri)
@@ -256,14 +277,14 @@ class MlflowTracker:
 
     def finish(self, status: Status = "FINISHED") -> tuple[str, ...]:
         self._writer.put("the end", lambda: self._write_end(status))
-        self._writer.close(self.patience if status == "FINISHED" else min(self.patience, SHORT))
+        self._writer.close(self.patience if status == "FINISHED" else min(self.patience, SHORT_PATIENCE))
         return self.errors
 
     def _open_experiment(self) -> str:
         from mlflow.exceptions import MlflowException
 
-        found: Experiment | None = self._client.get_experiment_by_name(self.experiment)
-        if found is None:
+        experiment: Experiment | None = self._client.get_experiment_by_name(self.experiment)
+        if experiment is None:
             try:
                 return self._client.create_experiment(
                     self.experiment,
@@ -272,20 +293,20 @@ class MlflowTracker:
                     tags={"mlflow.experimentKind": "custom_model_development"},
                 )
             except MlflowException as error:
-                # another study may have made it in the meantime
-                found = self._client.get_experiment_by_name(self.experiment)
-                if found is None:
+                # another study may have created it in the meantime
+                experiment = self._client.get_experiment_by_name(self.experiment)
+                if experiment is None:
                     raise error
-        if found.lifecycle_stage == "deleted":
+        if experiment.lifecycle_stage == "deleted":
             raise TrackingError(
                 f"the MLflow experiment {self.experiment!r} is deleted in {without_password(self.uri)}; "
-                f"bring it back with `mlflow experiments restore --experiment-id {found.experiment_id}`, "
+                f"bring it back with `mlflow experiments restore --experiment-id {experiment.experiment_id}`, "
                 "or set another `experiment` under [tracking]"
             )
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)
 
     def _artifacts(self) -> str | None:
-        """A server knows where it keeps artifacts; a database would put them into the writer's ./mlruns."""
+        """Returns the address for artifacts; None for a server, which has its own. A database would use ./mlruns."""
         if self.uri.startswith(("http", "databricks")):
             return None
         file = sqlite_file(self.uri)
@@ -326,12 +347,12 @@ class MlflowTracker:
         return run_id
 
     def _find_children(self, parent: str) -> dict[tuple[str, str], Status]:
-        """Learns the run of every child, and returns how the finished ones ended, by (key, stage).
+        """Notes the run of every child, and returns (key, stage) -> end of the finished ones.
 
-        A child that was cut off in the middle is written again, into the same run. Where a server that had stopped to
-        answer made one for each time it was asked, one stays.
+        A child that was cut off in the middle is written again, into the same run. A server that had stopped to answer
+        may have created a run for every try: one of them stays.
         """
-        found: dict[tuple[str, str], list[Any]] = {}
+        children: dict[tuple[str, str], list[Any]] = {}
         token = None
         while True:
             page = self._client.search_runs(
@@ -342,24 +363,24 @@ class MlflowTracker:
             )
             for run in page:
                 name = (run.data.tags.get("prunefront.key", ""), run.data.tags.get("prunefront.stage", ""))
-                found.setdefault(name, []).append(run)
+                children.setdefault(name, []).append(run)
             token = page.token
             if not token:
                 break
         finished: dict[tuple[str, str], Status] = {}
-        for name, runs in found.items():
+        for name, runs in children.items():
             known = [run for run in runs if run.info.run_id == self._children.get(name)]
-            kept = (known or [run for run in runs if run.info.status != "RUNNING"] or runs)[0]
-            self._children[name] = kept.info.run_id
-            if kept.info.status != "RUNNING":
-                finished[name] = kept.info.status
+            child = (known or [run for run in runs if run.info.status != "RUNNING"] or runs)[0]
+            self._children[name] = child.info.run_id
+            if child.info.status != "RUNNING":
+                finished[name] = child.info.status
             for run in runs:
-                if run is not kept:
+                if run is not child:
                     self._client.delete_run(run.info.run_id)
         return finished
 
     def _recover(self) -> None:
-        """Before a write is tried again: does the store answer, and which run was the lost answer about."""
+        """Returns when the store answers, and the runs are known that it created without an answer; else raises."""
         reach(self.uri)
         self._find_children(self.run_id)
 
@@ -404,7 +425,7 @@ class MlflowTracker:
         self._client.set_terminated(run_id, status, end_time=now)
 
     def _write_end(self, status: Status) -> None:
-        if self._writer.outages:  # what was asked before one may have been carried out after it
+        if self._writer.outages:  # the store may have carried out a request after it
             self._find_children(self.run_id)
         self._client.set_terminated(self.run_id, status)
 
@@ -433,7 +454,7 @@ class MlflowTracker:
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested dicts as MLflow params: `search.candidates` -> "64". None is left out, what is long is cut."""
+    """Returns nested dicts as MLflow params: `search.candidates` -> "64". None is left out, long values are cut."""
     flat: dict[str, str] = {}
     for name, value in data.items():
         if isinstance(value, Mapping):
@@ -446,7 +467,7 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def with_bounds(measurement: Measurement) -> dict[str, float]:
-    """The values, and where noise is known the ends of the 95 % interval, `<name>_low`, `<name>_high`."""
+    """Returns the values, and the ends `<name>_low`, `<name>_high` of the 95 % interval where noise is known."""
     values = dict(measurement.values)
     for name, noise in measurement.noise.items():
         if name in values:
@@ -456,24 +477,24 @@ def with_bounds(measurement: Measurement) -> dict[str, float]:
 
 
 def _table(rows: Sequence[Row]) -> dict[str, Any]:
-    """The rows in the layout that MLflow's UI shows as a table; nested values are left to front.json."""
+    """Returns the rows in the layout that MLflow's UI shows as a table; nested values are in front.json alone."""
     columns = [name for name, value in (rows[0] if rows else {}).items() if not isinstance(value, Mapping)]
     data = [[_rounded(row.get(name)) for name in columns] for row in rows]
     return {"columns": columns, "data": data}
 
 
 def _rounded(value: object) -> object:
-    """Six significant digits: the UI shows every one that there is."""
+    """Returns a number with six significant digits, since the UI shows all digits."""
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _refusal(error: BaseException) -> str:
-    """What a person can do about a store that answers no; MLflow says little more than the number."""
+    """Returns a line on a store's refusal that says what to do; MLflow says little more than the number."""
     line = first_line(error)
     if "error code 401" in line:
-        given = "MLFLOW_TRACKING_USERNAME" in os.environ or "MLFLOW_TRACKING_TOKEN" in os.environ
+        known = "MLFLOW_TRACKING_USERNAME" in os.environ or "MLFLOW_TRACKING_TOKEN" in os.environ
         return (
-            f"it {'does not accept the name and password' if given else 'asks for a name and password'} (401); set "
+            f"it {'does not accept the name and password' if known else 'asks for a name and password'} (401); set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
         )
     if "error code 403" in line or "PERMISSION_DENIED" in line:
@@ -486,7 +507,7 @@ def _refusal(error: BaseException) -> str:
 
 
 def _version() -> str:
-    """Of the installed distribution; a checkout that is run as it lies has none."""
+    """Returns the version of the installed distribution; a checkout without an installation has none."""
     try:
         return version("prunefront")
     except PackageNotFoundError:
@@ -494,12 +515,13 @@ def _version() -> str:
 
 
 def _now() -> int:
+    """Returns milliseconds since the epoch."""
     return int(1000 * time.time())
 
 
 @contextmanager
 def _quiet_migrations() -> Iterator[None]:
-    """A fresh database goes through MLflow's whole history of migrations and says so, a line each."""
+    """Keeps back the lines that MLflow logs for each of its migrations of a fresh database."""
     loggers = [logging.getLogger(name) for name in ("alembic", "mlflow.store.db.utils")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

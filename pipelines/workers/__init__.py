@@ -1,1 +1,1 @@
-"""What runs on Ray workers: scoring, fine-tuning, measuring and publishing one candidate."""
+"""Work on candidates, on Ray or in one process: scoring, fine-tuning, measuring, publishing."""

@@ -1,4 +1,4 @@
-"""What every worker of a study holds: made once, sent once through the object store, read-only."""
+"""The workbench that every worker of a study holds: made once, sent once, read-only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -82,11 +82,11 @@ class Workbench:
     target: Target | None = None
 
     def here(self) -> "Workbench":
-        """As this process can use it: on the CPU where GPUs were asked for and torch sees none."""
+        """Returns the bench as this process can use it: on the CPU where GPUs were asked for and torch sees none."""
         return self if torch.cuda.is_available() else replace(self, device="cpu")
 
     def dense_model(self) -> nn.Module:
-        """A fresh copy of the dense network in eval mode, with its own memory."""
+        """Returns a fresh copy of the dense network in eval mode, with its own memory."""
         return self._holding(self.weights)
 
     def untrained(self, start: Start, seed: int) -> nn.Module:
@@ -107,7 +107,7 @@ class Workbench:
 
 
 def arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
-    """The state dict as numpy arrays."""
+    """Returns the state dict as numpy arrays."""
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
 
 

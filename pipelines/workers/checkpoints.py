@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 SHARE = 0.05
-"""Of a training's time that keeping it may take; where an epoch is shorter than that allows, not every one is kept."""
+"""Largest share of a training's time that writing snapshots may take; short epochs are not all written."""
 
 
 SUFFIX = ".safetensors"
@@ -28,7 +28,7 @@ class Folder:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="prunefront-checkpoints-"))
 
     def read(self, name: str) -> bytes | None:
-        """What was kept of a network, or None."""
+        """Returns the snapshot of a network, None where there is none."""
         file = self._file(name)
         return file.read_bytes() if file.exists() else None
 

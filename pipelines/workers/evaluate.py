@@ -22,10 +22,10 @@ from prunefront.pipelines.data import Split, batches
 from prunefront.pipelines.formats import pt2_export
 from prunefront.pipelines.formats.int8 import check_int8, quantise_onnx
 from prunefront.pipelines.formats.onnx_export import check, export
-from prunefront.pipelines.formats.weights import unpacked
+from prunefront.pipelines.formats.weights import unpack_weights
 from prunefront.pipelines.measure.accuracy import Accuracy, accuracy
 from prunefront.pipelines.measure.environment import environment
-from prunefront.pipelines.measure.latency import Timed, compare, runtimes
+from prunefront.pipelines.measure.latency import LatencyRecord, compare, runtimes
 from prunefront.pipelines.measure.turnstile import exclusive, shared
 from prunefront.pipelines.models import build
 from prunefront.pipelines.stores.open import open_store
@@ -33,18 +33,18 @@ from prunefront.pipelines.workers.bench import Job, Workbench
 from prunefront.pipelines.workers.inheritance import Parent
 from prunefront.pipelines.workers.publish import published
 from prunefront.pipelines.workers.train import Keep, Recipe, begin, carry_out, laid_out
-from prunefront.pruners.bits.bit_width import unwrapped
-from prunefront.pruners.cut.inherit import inherited, unfitted
-from prunefront.pruners.cut.prune import prune, settle
+from prunefront.pruners.bits.bit_width import with_float_inputs
+from prunefront.pruners.cut.inherit import inherit, without_repair
+from prunefront.pruners.cut.prune import calibrate, prune
 from prunefront.pruners.cut.recalibrate import recalibrate
+from prunefront.pruners.cut.scratch import scratch_network
 from prunefront.pruners.cut.surgery import apply
-from prunefront.pruners.cut.untrained import fresh
 from prunefront.pruners.graph.plan import DENSE, PruningPlan, inside, removed_blocks, without_channels
 from prunefront.pruners.plan.cost import cost
 from prunefront.pruners.procedures import Phase, procedures
 from prunefront.pruners.procedures.loop import EpochReport
 from prunefront.pruners.procedures.snapshot import Snapshot
-from prunefront.pruners.saved import PLAN, WEIGHTS, described, rebuild, save_network
+from prunefront.pruners.saved import PLAN, WEIGHTS, pack_network, plan_document, rebuild
 from prunefront.search.outcomes.measurement import Measurement
 
 CALIBRATION_BATCH = 128
@@ -80,15 +80,15 @@ class Evaluator:
         self._calibration = list(itertools.islice(stream, -(-bench.calibration_images // CALIBRATION_BATCH)))
         self._validation = _first(bench.data.validation, bench.validation_limit)
         self.timing_seconds = 0.0
-        """What the last latency measurement took, without the wait for its slot."""
+        """Seconds that the last latency measurement took, without the wait for its slot."""
 
     def prune(self, plan: PruningPlan) -> nn.Module:
-        """The pruned network before any training: cut, repaired, its batch norm statistics estimated anew."""
+        """Returns the pruned network before any training: cut, repaired, its batch norm statistics estimated anew."""
         with shared():
             return self._prune(plan)
 
     def score(self, plan: PruningPlan) -> Measurement:
-        """First score of a candidate, without training: validation accuracy and exact costs."""
+        """Returns the first score of a candidate, without training: validation accuracy and exact costs."""
         with shared():
             return self._measure(self._prune(plan), plan, self._validation)
 
@@ -109,7 +109,7 @@ class Evaluator:
             run = begin(
                 bench.dense_model() if start is None else start,
                 bench.graph,
-                plan if start is None else unfitted(plan),
+                plan if start is None else without_repair(plan),
                 bench.data,
                 recipe,
                 self._calibration,
@@ -117,7 +117,9 @@ class Evaluator:
             )
             run.cut(statistics=False)
         teacher = self.dense if recipe.distill > 0 else None
-        trained = carry_out(run, [Phase(run.left)], bench.data, recipe, teacher=teacher, yield_point=shared)
+        trained = carry_out(
+            run, [Phase(run.steps_left)], bench.data, recipe, teacher=teacher, yield_point=shared
+        )
         for _ in trained:  # epochs that fall within it are not looked at
             pass
         with shared():
@@ -129,16 +131,18 @@ class Evaluator:
             return self._measure(run.model, plan, self._validation), run.model
 
     def heir(self, parent: Parent) -> nn.Module:
-        """The dense network with its parent's values where the parent kept them. Raises PrunefrontError for weights
-        that are not the parent's."""
+        """Returns the dense network with its parent's values where the parent kept them.
+
+        Raises PrunefrontError for weights that are not the parent's.
+        """
         model = self.bench.dense_model()
-        model.load_state_dict(inherited(model, self.bench.graph, parent.plan, unpacked(parent.weights)))
+        model.load_state_dict(inherit(model, self.bench.graph, parent.plan, unpack_weights(parent.weights)))
         return model
 
     def train(
         self, job: Job, keep: Keep | None = None, snapshot: Snapshot | None = None
     ) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
-        """Makes a job's network; how it stands after each epoch but the last. Raises Diverged.
+        """Makes a job's network, and yields how it stands after each epoch but the last. Raises Diverged.
 
         keep: of procedures that resume. snapshot: of this job, to go on from; its epoch is the first that is told.
         Raises SnapshotError for one of another.
@@ -159,7 +163,7 @@ class Evaluator:
         epochs = carry_out(
             run, phases, bench.data, recipe, teacher=teacher, yield_point=shared, keep=keep, snapshot=snapshot
         )
-        yield from self._progress(epochs, lambda: (run.model, run.plan(), run.arrived), recipe)
+        yield from self._progress(epochs, lambda: (run.model, run.plan(), run.at_goal), recipe)
         return run.model, run.plan()
 
     def _from_scratch(
@@ -169,7 +173,7 @@ class Evaluator:
         recipe = replace(bench.scratch, epochs=job.epochs)
         with shared():
             whole = bench.untrained(job.start, seed=bench.seed + 1)
-            cut = fresh if job.start == "fresh" else apply
+            cut = scratch_network if job.start == "fresh" else apply
             model = cut(whole, bench.graph, job.plan)
             # its channels are those of the plan; what that does to blocks and within layers comes before training
             rest = replace(bench.graph, groups=())
@@ -192,7 +196,7 @@ class Evaluator:
                 yield Progress(report.epoch, self.measure(model, plan), whole)
 
     def measure(self, model: nn.Module, plan: PruningPlan) -> Measurement:
-        """Accuracy on all validation images, and exact costs."""
+        """Returns accuracy on all validation images, and exact costs."""
         with shared():
             return self._measure(model, plan, self.bench.data.validation)
 
@@ -249,7 +253,7 @@ class Evaluator:
         example, onnx = self._images(2), folder / "model.onnx"
         if integers(plan):
             whole = folder / "float.onnx"
-            floats = unwrapped(model)
+            floats = with_float_inputs(model)
             export(floats, example, whole)
             check(floats, whole, self._images(3))
             short = {p.layer.module for p in plan.layers if p.choice.bits <= 8}
@@ -264,7 +268,7 @@ class Evaluator:
             check(model, onnx, self._images(3))
         pt2_export.export(model, example, folder / "model.pt2")
         pt2_export.check(model, folder / "model.pt2", self._images(3))
-        save_network(model, self.bench.graph, plan, folder / WEIGHTS, entropy=self.bench.artifacts.huffman)
+        pack_network(model, self.bench.graph, plan, folder / WEIGHTS, entropy=self.bench.artifacts.huffman)
         again = load_network_from(self.bench, plan, folder / WEIGHTS)
         with torch.no_grad():
             if not torch.equal(again(example), model(example)):
@@ -276,10 +280,10 @@ class Evaluator:
         if recipe.channels_last:
             model = laid_out(model, torch.channels_last)
         with torch.autocast(self.bench.device, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            settle(model, plan, self._calibration)
+            calibrate(model, plan, self._calibration)
         return model
 
-    def _time(self, model: nn.Module, onnx: Path) -> Timed:
+    def _time(self, model: nn.Module, onnx: Path) -> LatencyRecord:
         """Against the dense network: on the study's device where it has one, else on this machine."""
         section, target = self.bench.measure, self.bench.target
         example = self._images(section.batch_size)
@@ -299,7 +303,7 @@ class Evaluator:
                 start = time.perf_counter()
                 latency = compare(dense, candidate, pairs=section.pairs, warmup=section.warmup)
                 self.timing_seconds = time.perf_counter() - start
-        return Timed(latency, environment(section))
+        return LatencyRecord(latency, environment(section))
 
     def _images(self, count: int) -> Tensor:
         validation = self.bench.data.validation
@@ -322,21 +326,21 @@ class Evaluator:
 
 
 def _seed(study: int, plan: PruningPlan) -> int:
-    """Of a candidate's training in the first stage, whoever does it and when."""
+    """Returns the seed of a candidate's training in the first stage, whoever does it and when."""
     return int.from_bytes(hashlib.sha256(f"{study} {plan.key()}".encode()).digest()[:4]) % 2**31
 
 
 def integers(plan: PruningPlan) -> bool:
-    """Whether the plan's ONNX network computes in integers: inputs and weights of some layers have 8 bits or fewer."""
-    words = plan.words
-    short = any(bits <= 8 for bits in plan.bits().values())
-    return short and words.activations == "fixed_point" and words.activation_bits == 8
+    """Tells whether the plan's ONNX network computes in integers: some layers have 8-bit inputs and weights."""
+    method = plan.quantisation
+    short = any(bits <= 8 for bits in plan.bit_widths().values())
+    return short and method.activations == "fixed_point" and method.activation_bits == 8
 
 
 def load_network_from(bench: Workbench, plan: PruningPlan, weights: Path) -> nn.Module:
-    """What a reader of the artifact makes of it."""
+    """Returns the network that a reader of the artifact makes of it."""
     dense = build(bench.model, classes=bench.classes, input_shape=bench.input_shape)
-    return rebuild(dense, plan, tuple(described(bench.graph, plan)["removed"]), weights)
+    return rebuild(dense, plan, tuple(plan_document(bench.graph, plan)["removed"]), weights)
 
 
 def describe(bench: Workbench, plan: PruningPlan, weights: Path) -> dict[str, Any]:
@@ -347,7 +351,7 @@ def describe(bench: Workbench, plan: PruningPlan, weights: Path) -> dict[str, An
         "study": bench.study,
         "classes": bench.classes,
         "input_shape": list(bench.input_shape),
-        **described(bench.graph, plan),
+        **plan_document(bench.graph, plan),
         "onnx": "int8" if integers(plan) else "float32",
         "shapes": stored_shapes(weights),
         "macs": price.macs,

@@ -2,12 +2,13 @@
 
 import torch
 
-from prunefront.errors import PrunefrontError, one_line
+from prunefront.errors import PrunefrontError
 from prunefront.pipelines.events.redaction import without_secrets
 from prunefront.pipelines.measure.target import DeviceLost
 from prunefront.pipelines.stores.store import ArtifactError, StoreRefused
 from prunefront.pruners.procedures.loop import Diverged
 from prunefront.search.outcomes.measurement import Failure, NotFinite
+from prunefront.text import first_line, one_line
 
 REFUSED = "store_refused"
 """The artifact store will take nothing until a person mends something."""
@@ -34,6 +35,5 @@ def failure(error: BaseException) -> Failure:
         kind = "refused"
     else:
         kind = "error"
-    line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
     name = "" if isinstance(error, PrunefrontError) else f"{type(error).__name__}: "
-    return Failure(kind, one_line(without_secrets(f"{name}{line}"), 500))
+    return Failure(kind, one_line(without_secrets(f"{name}{first_line(error)}"), 500))

@@ -1,4 +1,4 @@
-"""Who starts from whose weights in the first stage, and which are kept for that; on the driver and on its disk."""
+"""Inherited weights in the first stage: who starts from whose, and which are kept; on the driver and on its disk."""
 
 from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prunefront.atomic import write_whole
 from prunefront.errors import PrunefrontError
-from prunefront.pruners.cut.inherit import hands_on
+from prunefront.pruners.cut.inherit import can_hand_on
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.search.outcomes.measurement import Measurement, Outcome
 from prunefront.search.space.candidate import Candidate
@@ -52,7 +52,7 @@ class Inheritance:
         return parent if parent in self._plans else ""
 
     def knows(self, key: str) -> bool:
-        """Whether a network can start from this one."""
+        """Tells whether a network can start from this one."""
         return key in self._plans
 
     def expect(self, plan: PruningPlan, start: str) -> None:
@@ -61,7 +61,7 @@ class Inheritance:
         self._starts[plan.key()] = start
 
     def parent(self, key: str) -> Parent | None:
-        """What an awaited network starts from; None = the dense one. Says so where it should have been another."""
+        """Returns what an awaited network starts from; None = dense. Says so where it should have been another."""
         start = self._starts[key]
         if not start:
             return None
@@ -78,7 +78,7 @@ class Inheritance:
         self._say(f"{key} starts from the dense network, not from its parent {self._starts[key]}: {reason}")
 
     def inherited(self, key: str) -> bool:
-        """Whether an awaited network started from another than the dense one."""
+        """Tells whether an awaited network started from another than the dense one."""
         return bool(self._starts[key]) and key not in self._from_dense
 
     def write(self, key: str, weights: bytes) -> None:
@@ -99,7 +99,7 @@ class Inheritance:
         plan = self._waiting.pop(key)
         for candidate in candidates:
             self.note(candidate, key)
-        if isinstance(outcome, Measurement) and hands_on(plan):
+        if isinstance(outcome, Measurement) and can_hand_on(plan):
             self._plans[key] = plan
         latest = list(self._plans)
         best = [k for k in latest if k in self._front]

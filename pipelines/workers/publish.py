@@ -4,12 +4,12 @@ from pathlib import Path
 
 from prunefront.pipelines.artifacts.publish import Artifact, publish
 from prunefront.pipelines.stores.memory import MemoryStore
-from prunefront.pipelines.stores.spool import PATIENCE, Refuge, _bring, patiently
+from prunefront.pipelines.stores.spool import PATIENCE, Refuge, retry_while_away, send_to_refuge
 from prunefront.pipelines.stores.store import ArtifactStore, StoreAway
 
 
 def published(store: ArtifactStore, folder: Path, name: str, refuge: Refuge | None) -> Artifact:
-    """As `artifacts.publish`, by a worker: while the store is away, the artifact is brought to the refuge.
+    """Publishes as `artifacts.publish` does, by a worker: while the store is away, the artifact goes to the refuge.
 
     Without one, tries again for `PATIENCE` seconds. Raises StoreAway where neither helped, else as `publish`.
     """
@@ -17,8 +17,8 @@ def published(store: ArtifactStore, folder: Path, name: str, refuge: Refuge | No
         return publish(store, folder, name)
     except StoreAway as away:
         if refuge is None:
-            return patiently(PATIENCE)(publish, store, folder, name)
+            return retry_while_away(PATIENCE)(publish, store, folder, name)
         kept = MemoryStore(store.uri)
         artifact = publish(kept, folder, name)
-        _bring(kept.objects, refuge, away)
+        send_to_refuge(kept.objects, refuge, away)
         return artifact

@@ -7,20 +7,23 @@ import torch
 from torch import nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.formats.weights import packed
+from prunefront.pipelines.formats.weights import pack_weights
 from prunefront.pipelines.workers.bench import Workbench
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.failures import failure
 from prunefront.pipelines.workers.inheritance import Inheritance, Parent
-from prunefront.pruners.cut.inherit import hands_on
+from prunefront.pruners.cut.inherit import can_hand_on
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.search.outcomes.measurement import Failure, Outcome
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What a worker made of a candidate. weights: that others may start from, as safetensors. refused: why it did not
-    start from its parent's; "" = it did, or there were none."""
+    """A worker's result for a candidate.
+
+    weights: safetensors that others may start from. refused: why it did not start from its parent's; "" = it did, or
+    there were none.
+    """
 
     outcome: Outcome
     seconds: float
@@ -50,7 +53,7 @@ class ScoringWorker:
             self._broken = failure(error)
 
     def score(self, plan: PruningPlan, parent: Parent | None = None) -> Scored:
-        """The outcome and how many seconds it took. What goes wrong with a candidate is an outcome, too.
+        """Returns the outcome and how many seconds it took. What goes wrong with a candidate is an outcome, too.
 
         parent: what it is trained from, where candidates are trained at all; None = the dense network.
         """
@@ -62,7 +65,7 @@ class ScoringWorker:
             if self._evaluator.bench.train_images:
                 heir, refused = self._heir(parent)
                 measured, model = self._evaluator.score_trained(plan, heir)
-                weights = packed(model) if hands_on(plan) else None
+                weights = pack_weights(model) if can_hand_on(plan) else None
                 outcome: Outcome = measured
             else:
                 outcome = self._evaluator.score(plan)
@@ -71,7 +74,7 @@ class ScoringWorker:
         return Scored(outcome, time.perf_counter() - start, weights, refused)
 
     def _heir(self, parent: Parent | None) -> tuple[nn.Module | None, str]:
-        """What to train from, None = the dense network; and why not from the parent's weights."""
+        """Returns what to train from, None = the dense network; and why not from the parent's weights."""
         if parent is None:
             return None, ""
         try:

@@ -21,7 +21,7 @@ from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.procedures import Phase
 from prunefront.pruners.procedures.loop import EpochReport, fit
 from prunefront.pruners.procedures.run import Run, SnapshotError
-from prunefront.pruners.procedures.snapshot import Snapshot, Sums, take
+from prunefront.pruners.procedures.snapshot import Snapshot, Sums, take_snapshot
 from prunefront.pruners.statistics import Batch
 
 Precision = Literal["float32", "bfloat16"]
@@ -38,7 +38,7 @@ GAIN_NEEDED = 1.05
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to train. SGD with Nesterov momentum 0.9, learning rate falling to zero as a half cosine.
+    """Recipe of a training: SGD with Nesterov momentum 0.9, learning rate falling to zero as a half cosine.
 
     learning_rate: its peak. weight_decay: on weights of convolutions and linear layers only, not on biases and
     batch norm.
@@ -59,7 +59,7 @@ class Recipe:
 
 
 NO_GRAPH = ChannelGraph((), (), (), {}, ())
-"""Of a network that is trained and not cut."""
+"""Channel graph of a network that is trained and not cut."""
 
 
 def train(
@@ -90,7 +90,7 @@ def begin(
     *,
     steps: int | None = None,
 ) -> Run:
-    """What a training procedure starts from. model: dense, changed in place until the first cut.
+    """Returns what a training procedure starts from. model: dense, changed in place until the first cut.
 
     steps: mini-batches to spend; None = those of the recipe's epochs.
     """
@@ -148,7 +148,7 @@ def carry_out(
 
     def taken(sums: Sums) -> None:
         assert keep is not None
-        keep(lambda: take(run, sums, generator.bit_generator.state).to_bytes())
+        keep(lambda: take_snapshot(run, sums, generator.bit_generator.state).to_bytes())
 
     try:
         yield from fit(

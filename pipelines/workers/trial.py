@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from prunefront.pipelines.measure.target import named_place
+from prunefront.pipelines.measure.target import machine_fields
 from prunefront.pipelines.workers.bench import Job, Workbench
 from prunefront.pipelines.workers.evaluate import Evaluator, Progress
 from prunefront.pipelines.workers.failures import failure
@@ -139,7 +139,7 @@ class Trial:
         yield {
             OUTCOME: json.dumps(measured.to_json()),
             "artifact": artifact.uri,
-            MEASURED_ON: json.dumps(named_place(where)),
+            MEASURED_ON: json.dumps(machine_fields(where)),
             "accuracy": measured["accuracy"],
             "epochs": job.epochs,
             **({RESUMED: self._resumed} if self._resumed else {}),

@@ -3,10 +3,13 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from prunefront.pruners.allocators import Counts, Terms, allocator, at_least, fit
+from prunefront.pruners.allocators import Counts, Terms, allocator, at_least, fit_budget
 
 EPSILON = 0.01
+"""Largest change of the loss, relative to the first loss, that counts as a hit."""
+
 HITS = 2
+"""Number of hits in a row at which the addition stops."""
 
 
 @allocator(
@@ -30,19 +33,19 @@ def dcp_adapt(terms: Terms) -> Counts:
             )
 
     def counts(epsilon: float) -> Counts:
-        return {name: at_least(terms.keeps[name], stop(losses, epsilon)) for name, losses in curves.items()}
+        return {
+            name: at_least(terms.keeps[name], stop_count(losses, epsilon)) for name, losses in curves.items()
+        }
 
     if terms.kept_macs == 1.0:
         return {**terms.dense(), **counts(EPSILON)}
     steps = [float(np.abs(np.diff(losses)).max() / losses[0]) for losses in curves.values() if losses[0] > 0]
-    most = max(steps, default=0.0) * (
-        1.0 + 1e-9
-    )  # even the largest step is a hit there, whatever the rounding
-    return fit(terms, lambda cut: counts(cut * most) if cut > 0.0 else {})
+    most = max(steps, default=0.0) * (1.0 + 1e-9)  # even the largest step is a hit there, despite rounding
+    return fit_budget(terms, lambda cut: counts(cut * most) if cut > 0.0 else {})
 
 
-def stop(losses: NDArray[np.float64], epsilon: float = EPSILON, hits: int = HITS) -> int:
-    """After how many added channels to stop: at the first t with |L(t-1) - L(t)| / L(0) ≤ ε, `hits` times in a row.
+def stop_count(losses: NDArray[np.float64], epsilon: float = EPSILON, hits: int = HITS) -> int:
+    """Returns how many added channels are enough: the first t with |L(t-1) - L(t)| / L(0) ≤ ε, `hits` times in a row.
 
     losses: L(0), L(1), … L(n) of the greedy selection with so many channels. All n where that never happens. Zhuang et
     al. stop at the first hit (hits = 1); the second is an addition (own).

@@ -3,20 +3,20 @@
 from collections.abc import Mapping
 from math import prod
 
-from prunefront.pruners.allocators import Counts, Terms, allocator, fit, nearest
+from prunefront.pruners.allocators import Counts, Terms, allocator, fit_budget, nearest
 
 
 @allocator(
     "erk",
-    choose="where nothing is measured: spares small and early layers",
+    choose="without any measurement: spares small and early layers",
     paper="Evci et al. 2020, 1911.11134",
 )
 def erk(terms: Terms) -> Counts:
     """Keeps more of small layers: a layer's density is inverse to its size, over the sum of its dimensions.
 
-    The paper gives densities of weights, for layers; here a group keeps that share of its units (own): the mean density
-    of the layers that produce it, each weighing as much as it has weights; one without such a layer keeps the density
-    of all of them together. That density is solved for the budget of MACs.
+    The paper gives densities of weights, for layers. Here a group keeps that share of its units (own): the mean density
+    of the layers that produce it, weighted by their number of weights. A group without such a layer keeps the density
+    of all layers together. That density is solved for the budget of MACs.
     """
     shapes = terms.graph.shapes
     made_by = {
@@ -27,7 +27,7 @@ def erk(terms: Terms) -> Counts:
     layers = {tensor: shapes[tensor] for tensors in made_by.values() for tensor in tensors}
 
     def family(cut: float) -> Counts:
-        found = densities(layers, 1.0 - cut)
+        found = erk_densities(layers, 1.0 - cut)
         counts = {}
         for name, tensors in made_by.items():
             weights = sum(prod(shapes[t]) for t in tensors)
@@ -35,14 +35,14 @@ def erk(terms: Terms) -> Counts:
             counts[name] = nearest(terms.keeps[name], terms.keeps[name][-1] * kept)
         return counts
 
-    return fit(terms, family)
+    return fit_budget(terms, family)
 
 
-def densities(shapes: Mapping[str, tuple[int, ...]], density: float) -> dict[str, float]:
-    """Layer -> share of its weights that stays, such that `density` of all weights stay.
+def erk_densities(shapes: Mapping[str, tuple[int, ...]], density: float) -> dict[str, float]:
+    """Returns layer -> share of its weights that stays, such that `density` of all weights stay.
 
-    ε·(C_out + C_in + kH + kW)/(C_out·C_in·kH·kW) with one ε; layers that this would overfill stay dense and ε is solved
-    anew for the rest, as in the authors' code. shapes: of the layers' weights. density: in [0, 1].
+    ε·(C_out + C_in + kH + kW)/(C_out·C_in·kH·kW) with one ε. Layers that this would overfill stay dense and ε is solved
+    again for the rest, as in the authors' code. shapes: of the layers' weights. density: in [0, 1].
     """
     raw = {name: sum(shape) / prod(shape) for name, shape in shapes.items()}
     full: set[str] = set()

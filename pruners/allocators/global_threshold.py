@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from prunefront.pruners.allocators import SCORES, Counts, Terms, allocator, fit, nearest
+from prunefront.pruners.allocators import SCORES, Counts, Terms, allocator, fit_budget, nearest
 
 
 @allocator(
@@ -16,8 +16,8 @@ def global_threshold(terms: Terms) -> Counts:
     """Drops the units of lowest score, whichever group they are in.
 
     No group goes below its smallest allowed count: a global threshold can otherwise delete a layer, as the paper's
-    authors report. A score that may not be compared across groups is divided by its group's mean first (own).
-    Groups without scores stay dense. Ties: by the order of `keeps`, then of the units.
+    authors report. A score that may not be compared across groups is divided by its group's mean first (own). Groups
+    without scores stay dense. Ties: by the order of `keeps`, then of the units.
     """
     scored = [name for name in terms.keeps if name in terms.scores]
     values = [terms.scores[name] if terms.comparable else relative(terms.scores[name]) for name in scored]
@@ -31,10 +31,10 @@ def global_threshold(terms: Terms) -> Counts:
             for name, n in zip(scored, gone, strict=True)
         }
 
-    return fit(terms, family)
+    return fit_budget(terms, family)
 
 
 def relative(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The scores of one group [units] over the absolute value of their mean; as they are where that is zero."""
+    """Returns the scores of one group [units] over the absolute value of their mean; unchanged where that is zero."""
     mean = abs(float(np.mean(values)))
     return values if mean == 0.0 else values / mean

@@ -1,19 +1,19 @@
-"""Cuts where the work is."""
+"""Allocation that cuts each group in proportion to its work."""
 
-from prunefront.pruners.allocators import Counts, Terms, allocator, fit, nearest
+from prunefront.pruners.allocators import Counts, Terms, allocator, fit_budget, nearest
 from prunefront.pruners.plan.cost import unit_macs
 
 
 @allocator(
     "mac_proportional",
-    choose="to reach a budget of MACs with few units; blind to what the layers do",
+    choose="to reach a budget of MACs with few units; blind to the layers' importance",
     paper="control",
 )
 def mac_proportional(terms: Terms) -> Counts:
     """Drops a ratio of each group in proportion to its share of the dense network's MACs.
 
-    A group's MACs are those that go when one of its units goes, times its units (own). A ratio that exceeds what is
-    allowed stops there, while the others grow. Groups without MACs stay dense.
+    A group's MACs are those that go when one of its units goes, times its units (own). A ratio that exceeds the allowed
+    one stops there, while the others grow. Groups without MACs stay dense.
     """
     saved = unit_macs(terms.graph)
     work = {name: saved[name] * keeps[-1] for name, keeps in terms.keeps.items() if saved[name] > 0}
@@ -26,4 +26,4 @@ def mac_proportional(terms: Terms) -> Counts:
             counts[name] = nearest(terms.keeps[name], terms.keeps[name][-1] * (1.0 - ratio))
         return counts
 
-    return fit(terms, family)
+    return fit_budget(terms, family)

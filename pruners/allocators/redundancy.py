@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from prunefront.pruners.allocators import Counts, PerGroup, Terms, allocator, at_least, fit
+from prunefront.pruners.allocators import Counts, PerGroup, Terms, allocator, at_least, fit_budget
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.plan.decide import keep_counts
 
@@ -16,7 +16,7 @@ EPSILON = 1e-2
 @allocator(
     "redundancy",
     needs={"gradient_gram"},
-    choose="to cut twins and dead filters first, and no layer further than its gradients allow",
+    choose="to cut equal and dead filters first, and no layer further than its gradients allow",
     paper="Zhou et al. 2022, 2206.03596",
 )
 def redundancy(terms: Terms) -> Counts:
@@ -41,15 +41,15 @@ def redundancy(terms: Terms) -> Counts:
             going -= gone
         return counts
 
-    return fit(terms, family)
+    return fit_budget(terms, family)
 
 
 def energy_rank(gram: NDArray[np.float64], epsilon: float = EPSILON) -> int:
-    """How many directions hold 1 - ε of the gradients' energy: the smallest r with Σ_{i≤r} s_i² ≥ (1-ε)Σ s_i².
+    """Returns how many directions hold 1 - ε of the gradients' energy: the smallest r with Σ_{i≤r} s_i² ≥ (1-ε)Σ s_i².
 
-    gram: [units, units] = GGᵀ, G [units, directions] with one row of gradients per unit, batches side by side, so that
-    its eigenvalues are the squared singular values s². 0 where all gradients are zero. Own definition; too few batches
-    cap the rank.
+    gram: [units, units] = GGᵀ, G [units, directions] with one row of gradients per unit, batches side by side. Its
+    eigenvalues are the squared singular values s². 0 where all gradients are zero. Own definition; too few batches cap
+    the rank.
     """
     energy = np.clip(np.linalg.eigvalsh(gram)[::-1], 0.0, None)
     total = float(energy.sum())
@@ -60,7 +60,7 @@ def energy_rank(gram: NDArray[np.float64], epsilon: float = EPSILON) -> int:
 
 
 def max_ratio(gram: NDArray[np.float64], least: int, epsilon: float = EPSILON) -> float:
-    """The largest ratio of a group: min(1 - rank/units, 1 - least/units). least: units that must stay anyway."""
+    """Returns the largest ratio of a group: min(1 - rank/units, 1 - least/units). least: units that must stay."""
     return 1.0 - max(energy_rank(gram, epsilon), least) / len(gram)
 
 
@@ -70,7 +70,7 @@ def upper_bounds(
     largest: float = 0.9,
     epsilon: float = EPSILON,
 ) -> dict[str, float]:
-    """Group name -> the largest ratio that may be asked of it, for every group with gradients.
+    """Returns group name -> the largest ratio that may be asked of it, for every group with gradients.
 
     largest: the ratio that no group may exceed anyway, as `max_ratio` in `decide.keep_counts`.
     """

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from prunefront.pruners.allocators import Counts, Terms, allocator, fit, nearest
-from prunefront.pruners.graph.single_cuts import cuts
+from prunefront.pruners.allocators import Counts, Terms, allocator, fit_budget, nearest
+from prunefront.pruners.graph.single_cuts import dropped_counts
 
 
 @allocator(
@@ -18,33 +18,35 @@ from prunefront.pruners.graph.single_cuts import cuts
 def sensitivity(terms: Terms) -> Counts:
     """Cuts every group until, cut alone, each would raise the loss by the same amount.
 
-    Li et al. draw each layer's accuracy over its ratio, without retraining, and choose ratios by eye; here the rise of
-    the loss takes the accuracy's place and the common rise is solved for the budget (own). Groups without a curve
-    stay dense.
+    Li et al. draw each layer's accuracy over its ratio, without retraining, and choose ratios by eye. Here the rise of
+    the loss replaces the accuracy, and the common rise is solved for the budget (own). Groups without a curve stay
+    dense.
     """
     curves = terms.facts["sensitivity"]
-    inverse = {name: ratio_at(curves[name], terms.keeps[name][-1]) for name in terms.keeps if name in curves}
+    inverse = {
+        name: ratio_curve(curves[name], terms.keeps[name][-1]) for name in terms.keeps if name in curves
+    }
     most = max((worst for _, worst in inverse.values()), default=0.0)
 
     def family(cut: float) -> Counts:
-        if cut == 0.0:  # a ratio that costs nothing is taken where the budget asks for it only
+        if cut == 0.0:  # even a ratio that costs nothing is taken only where the budget asks for it
             return {}
-        # at the very end, whatever a curve says, everything goes that may go
+        # at the very end everything goes that may go, whatever the curve
         ratios = {name: 1.0 if cut == 1.0 else ratio(cut * most) for name, (ratio, _) in inverse.items()}
         return {
             name: nearest(terms.keeps[name], terms.keeps[name][-1] * (1.0 - r)) for name, r in ratios.items()
         }
 
-    return fit(terms, family)
+    return fit_budget(terms, family)
 
 
-def ratio_at(rises: NDArray[np.float64], units: int) -> tuple[Callable[[float], float], float]:
-    """(rise of the loss -> the largest ratio that costs no more, rise at which everything is gone).
+def ratio_curve(rises: NDArray[np.float64], units: int) -> tuple[Callable[[float], float], float]:
+    """Returns (rise of the loss -> the largest ratio that costs no more, rise at which everything is gone).
 
-    rises: [ratios], measured with `cuts(units)` units gone. Between these, and from (0, 0), the curve is straight;
-    beyond the last it goes on as in its last stretch. A fall is taken for noise: the curve is the running maximum.
+    rises: [ratios], measured without `dropped_counts(units)` units. The curve is straight between these and from
+    (0, 0); beyond the last it goes on as in its last stretch. A fall counts as noise: the curve is the running maximum.
     """
-    width, first = np.unique([0.0, *(gone / units for gone in cuts(units))], return_index=True)
+    width, first = np.unique([0.0, *(gone / units for gone in dropped_counts(units))], return_index=True)
     height = np.maximum.accumulate(np.concatenate([[0.0], rises])[first])
     slope = float((height[-1] - height[-2]) / (width[-1] - width[-2])) if len(width) > 1 else 0.0
     height, width = np.append(height, height[-1] + slope * (1.0 - width[-1])), np.append(width, 1.0)

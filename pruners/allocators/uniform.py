@@ -1,6 +1,6 @@
 """The same ratio everywhere: a width multiplier."""
 
-from prunefront.pruners.allocators import Counts, Terms, allocator, fit, nearest
+from prunefront.pruners.allocators import Counts, Terms, allocator, fit_budget, nearest
 
 
 @allocator(
@@ -11,10 +11,10 @@ from prunefront.pruners.allocators import Counts, Terms, allocator, fit, nearest
 def uniform(terms: Terms) -> Counts:
     """Drops the same ratio of every group.
 
-    Up to the allowed counts: each group keeps the one that is nearest to its share.
+    The ratio is met up to the allowed counts: each group keeps the one nearest to its share.
     """
 
     def family(cut: float) -> Counts:
         return {name: nearest(keeps, keeps[-1] * (1.0 - cut)) for name, keeps in terms.keeps.items()}
 
-    return fit(terms, family)
+    return fit_budget(terms, family)

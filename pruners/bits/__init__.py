@@ -1,1 +1,1 @@
-"""Weights and activations of few bits."""
+"""Quantised weights and activations in a network."""

@@ -12,38 +12,40 @@ from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.layers import Part
 from prunefront.pruners.quantisers.fixed_point import least_squares_step, top_level
 from prunefront.pruners.statistics import Batch
+from prunefront.pruners.units.eval_mode import eval_mode
 
 Kind = Literal["fixed_point", "dorefa", "xnor"]
 
 INPUT_BITS: Mapping[str, range] = {"fixed_point": range(2, 17), "dorefa": range(1, 9), "xnor": range(1, 2)}
-"""Input quantiser -> the word lengths that it takes."""
+"""Input quantiser -> the bit widths that it takes."""
 
-SAMPLE = 1 << 16  # values of a layer's input from which its step is found
+SAMPLE = 1 << 16
+"""Number of values of a layer's input that its step is fitted to."""
 
 
 def check_inputs(kind: str, bits: int) -> None:
-    """Raises PrunefrontError for an input quantiser that there is not, or a word length that it does not take."""
+    """Raises PrunefrontError for an unknown input quantiser, or a bit width that it does not take."""
     if kind not in INPUT_BITS:
         raise PrunefrontError(f"no input quantiser is called {kind!r}; known: {', '.join(INPUT_BITS)}")
     if bits not in (takes := INPUT_BITS[kind]):
-        raise PrunefrontError(
-            f"input quantiser {kind!r} takes words of {takes[0]} to {takes[-1]} bits, not of {bits}"
-        )
+        raise PrunefrontError(f"input quantiser {kind!r} takes {takes[0]} to {takes[-1]} bits, not {bits}")
 
 
 def input_parts(kind: str) -> Mapping[str, Part]:
-    """What a `QuantisedInput` stores besides its layer, by its name there."""
+    """Returns the tensors that a `QuantisedInput` stores besides its layer, by their names there."""
     return {"scale": Part((), "float"), "signed": Part((), "float")} if kind == "fixed_point" else {}
 
 
 class QuantisedInput(nn.Module):
-    """A layer whose input is quantised; the gradient goes straight through, within the range that levels cover.
+    """A layer with a quantised input. The gradient goes straight through, within the range that the levels cover.
 
-    `fixed_point`: multiples of the buffer `scale`, 0 … 2^bits − 1 of them, or where the buffer `signed` is 1, −K … K
-    with K = 2^(bits − 1) − 1; half way between two, the even one. The input stays float until `calibrate` or a state
-    dict gives a scale above 0. `dorefa`: 2^bits even levels of [0, 1] (1606.06160). `xnor`: signs, 0 counting as
-    positive, and the layer's outputs times the mean size of the inputs that they see (1603.05279): of all features for
-    an nn.Linear; for an nn.Conv2d, of all channels of its conv group under the kernel, padding included.
+    `fixed_point`: 0 … 2^bits − 1 times the buffer `scale`, or −K … K times it with K = 2^(bits − 1) − 1 if the buffer
+    `signed` is 1. Half way between two levels, the even one is taken. The input stays float until `calibrate_inputs` or
+    a state dict gives a scale above 0.
+    `dorefa`: 2^bits even levels of [0, 1] (1606.06160).
+    `xnor`: signs, 0 counting as positive, and the layer's outputs times the mean size of the inputs that they see
+    (1603.05279). For an nn.Linear, the mean is over all features; for an nn.Conv2d, over all channels of the conv group
+    under the kernel, padding included.
 
     active: whether the input is quantised.
     """
@@ -54,7 +56,7 @@ class QuantisedInput(nn.Module):
     def __init__(self, layer: nn.Module, kind: Kind, bits: int) -> None:
         """layer: an nn.Conv2d or nn.Linear for `xnor`; any module of one input otherwise.
 
-        Raises PrunefrontError where the kind does not fit the layer or the word length.
+        Raises PrunefrontError if the kind does not fit the layer or the bit width.
         """
         check_inputs(kind, bits)
         if kind == "xnor" and not isinstance(layer, nn.Conv2d | nn.Linear):
@@ -86,12 +88,12 @@ class QuantisedInput(nn.Module):
         return f"kind={self.kind!r}, bits={self.bits}"
 
 
-def calibrate(model: nn.Module, batches: Iterable[Batch]) -> None:
+def calibrate_inputs(model: nn.Module, batches: Iterable[Batch]) -> None:
     """Sets the scales of all `fixed_point` inputs, *in place*, from one pass over the batches.
 
-    Each is the step of least squared error for a sample of the layer's inputs, which is the same each time. Levels are
-    unsigned where none of all inputs is negative. No input is quantised in the pass. A model without such inputs
-    returns at once and reads no batch. Raises PrunefrontError where there is no batch, or a layer sees no input.
+    Each scale is the step of least squared error for a sample of the layer's inputs; the sample is the same each time.
+    Levels are unsigned if no input at all is negative. No input is quantised during the pass. A model without such
+    inputs returns at once and reads no batch. Raises PrunefrontError if there is no batch, or a layer sees no input.
     """
     inputs = {n: m for n, m in model.named_modules() if isinstance(m, QuantisedInput)}
     seen = {name: _Sample() for name, m in inputs.items() if m.kind == "fixed_point"}
@@ -123,7 +125,7 @@ def _activate(module: QuantisedInput, _: object) -> None:
 
 
 class _Sample:
-    """At most SAMPLE values, drawn evenly from everything that was added, and the least of all."""
+    """At most SAMPLE values, drawn evenly from all values that were added, and the least of all."""
 
     def __init__(self) -> None:
         self.values, self._keys, self.least = torch.empty(0), torch.empty(0), 0.0
@@ -145,34 +147,31 @@ class _Sample:
 def _watched(
     model: nn.Module, inputs: Mapping[str, QuantisedInput], seen: Mapping[str, _Sample]
 ) -> Iterator[None]:
-    """Eval mode with all inputs in float, and samples of those that are asked for."""
-    flags = {module: module.training for module in model.modules()}
+    """Eval mode with all inputs in float. seen: receives the inputs of the named layers."""
     active = {module: module.active for module in inputs.values()}
     handles = [
         inputs[name].register_forward_pre_hook(lambda _, args, sample=sample: sample.add(args[0]))
         for name, sample in seen.items()
     ]
-    model.eval()
     for module in active:
         module.active = False
     try:
-        yield
+        with eval_mode(model):
+            yield
     finally:
         for handle in handles:
             handle.remove()
         for module, was in active.items():
             module.active = was
-        for any_module, training in flags.items():
-            any_module.training = training
 
 
 def _straight_through(quantised: Tensor, x: Tensor, inside: Tensor) -> Tensor:
-    """The quantised input, exactly; its gradient goes to x where it lies inside."""
+    """Returns the quantised input, exactly; its gradient goes to x where x lies inside."""
     return quantised.detach() + (x - x.detach()) * inside if x.requires_grad else quantised
 
 
 def _fixed_point(x: Tensor, scale: Tensor, signed: Tensor, bits: int) -> Tensor:
-    # without a branch on `signed`, so that one graph serves both
+    # no branch on `signed`, so that one graph serves both
     half, top = top_level(bits), (1 << bits) - 1
     low, high = -half * signed, top - (top - half) * signed
     quantised = (x / scale).round().clamp(low, high) * scale

@@ -1,11 +1,11 @@
-"""Do the kept units' first weights matter? (Frankle and Carbin 2019, 1803.03635)"""
+"""Control for the kept units' first weights (Frankle and Carbin 2019, 1803.03635)."""
 
 from prunefront.pruners.controls import Rival, Subject, control
 
 
 @control(
     "lottery_ticket",
-    choose="whether the kept units were lucky from the start; needs the initial weights",
+    choose="to isolate the luck of the kept units' first weights; needs the initial weights",
     paper="Frankle and Carbin 2019, 1803.03635",
 )
 def lottery_ticket(subject: Subject) -> Rival:

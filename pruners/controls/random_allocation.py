@@ -1,4 +1,4 @@
-"""Is the allocation worth anything? Random ratios at equal MACs, with the same criterion."""
+"""Control for the allocation: random ratios at equal MACs, with the same criterion."""
 
 from collections import Counter
 
@@ -7,25 +7,26 @@ from numpy.typing import NDArray
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.allocators import Terms, allocators
-from prunefront.pruners.controls import Rival, Subject, control, keeping
+from prunefront.pruners.controls import Rival, Subject, control, plan_with_units
 
 
 @control(
     "random_allocation",
-    choose="whether it matters how many units go from which group, at equal MACs",
+    choose="to isolate how many units go from each group, at equal MACs",
     paper="control; He et al. 2018, 1802.03494",
 )
 def random_allocation(subject: Subject) -> Rival:
     """Random ratios at equal MACs; the units by each group's own criterion, cut from the trained network.
 
-    A group that the plan leaves alone, or whose units are an explicit pattern, is ranked by its choice's criterion if
-    that was scored, else by the one that most groups of the plan have, else by the first one that was. Groups without a
-    score stay dense. Raises PrunefrontError where there are no scores.
+    The criterion of a group's choice ranks its units. A group that the plan leaves alone, or whose units are an
+    explicit pattern, may have a criterion without scores. It is then ranked by the criterion that most groups of the
+    plan have, else by the first one with scores. Groups without a score stay dense. Raises PrunefrontError where there
+    are no scores.
     """
     ranks = _ranks(subject)
     if not ranks:
         raise PrunefrontError(
-            "control 'random_allocation' ranks units and was given no scores; give the study's"
+            "control 'random_allocation' ranks units and got no scores; give it the study's"
         )
     keeps = {name: counts for name, counts in subject.keeps().items() if name in ranks}
     terms = Terms(subject.graph, 1.0 / subject.macs_ratio(), keeps, seed=subject.seed)
@@ -33,11 +34,11 @@ def random_allocation(subject: Subject) -> Rival:
         name: tuple(sorted(np.argsort(-ranks[name], kind="stable")[:count].tolist()))
         for name, count in allocators["random"](terms).items()
     }
-    return Rival(keeping(subject.plan, kept), "dense", subject.epochs)
+    return Rival(plan_with_units(subject.plan, kept), "dense", subject.epochs)
 
 
 def _ranks(subject: Subject) -> dict[str, NDArray[np.float64]]:
-    """Group -> scores of the criterion that ranks it."""
+    """Returns group -> scores of the criterion that ranks it."""
     plan, scores = subject.plan, subject.scores
     usual = Counter(g.choice.criterion for g in plan.groups if g.choice.criterion in scores)
     found = {}

@@ -1,14 +1,17 @@
-"""Are the inherited weights worth anything? As much computing as the dense network had."""
+"""Control for the inherited weights: as much computing as the dense network had."""
 
 from prunefront.pruners.controls import Rival, Subject, control
 
 CAP = 8
-"""Own: never more than so many times the dense network's epochs. The paper caps its ImageNet runs, at other figures."""
+"""Largest number of epochs, as a multiple of the dense network's (own).
+
+The paper caps its ImageNet runs, at other figures.
+"""
 
 
 @control(
     "scratch_b",
-    choose="as scratch_e, with the computing that the smaller network saves spent on epochs",
+    choose="as scratch_e, where the computing that the smaller network saves goes into more epochs",
     paper="Liu et al. 2019, 1810.05270",
 )
 def scratch_b(subject: Subject) -> Rival:

@@ -1,11 +1,11 @@
-"""Are the inherited weights worth anything? As many epochs as the dense network had."""
+"""Control for the inherited weights: as many epochs as the dense network had."""
 
 from prunefront.pruners.controls import Rival, Subject, control
 
 
 @control(
     "scratch_e",
-    choose="whether the weights that were kept matter, or the architecture alone",
+    choose="to isolate the inherited weights from the architecture",
     paper="Liu et al. 2019, 1810.05270",
 )
 def scratch_e(subject: Subject) -> Rival:

@@ -1,1 +1,1 @@
-"""Carrying a plan out: surgery, repair, compact layers, batch-norm statistics."""
+"""Cutting a network by its plan: surgery, repair, compact layers, batch-norm statistics."""

@@ -1,13 +1,12 @@
-"""Whole blocks of a stack taken away, or zeroed: what is left of them is the identity."""
+"""Whole blocks of a stack replaced by the identity."""
 
 from collections.abc import Collection
-from difflib import get_close_matches
 
 from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pruners.cut.surgery import copied
-from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.cut.surgery import deep_copy
+from prunefront.text import did_you_mean
 
 
 def without_blocks(model: nn.Module, blocks: Collection[str]) -> nn.Module:
@@ -19,42 +18,26 @@ def without_blocks(model: nn.Module, blocks: Collection[str]) -> nn.Module:
     for path in blocks:
         block = _block(model, path)
         memo[id(block)] = nn.Identity().train(block.training)  # deepcopy takes what the memo holds
-    return copied(model, memo)
-
-
-def mask_blocks(model: nn.Module, graph: ChannelGraph, blocks: Collection[str]) -> nn.Module:
-    """Returns a deep copy of the model with zeros for all parameters of the blocks (the oracle of `without_blocks`).
-
-    Running statistics of norms become zero too. Raises PrunefrontError for a block that is in no stack of the graph.
-    """
-    known = [block for stack in graph.stacks for block in stack.blocks]
-    for path in blocks:
-        if path not in known:
-            able = ", ".join(known) or "none"
-            raise PrunefrontError(f"{path!r} is no block that can go; these are: {able}")
-    masked = copied(model, {})
-    for path in blocks:
-        _zero(_block(masked, path))
-    return masked
+    return deep_copy(model, memo)
 
 
 def _block(model: nn.Module, path: str) -> nn.Module:
     modules: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     if not path or path not in modules:
-        near = get_close_matches(path, modules, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(list(modules)[1:9])} …"
-        raise PrunefrontError(f"{type(model).__name__} has no module {path!r} that could go; {hint}")
+        hint = did_you_mean(path, modules).strip() or f"there are: {', '.join(list(modules)[1:9])} …"
+        raise PrunefrontError(f"{type(model).__name__} has no module {path!r} to drop; {hint}")
     return modules[path]
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """What a block computes with, by name: parameters, and running statistics of norms."""
-    statistics = {n: b for n, b in module.named_buffers() if n.rpartition(".")[2] in _STATISTICS}
-    return {name: p.detach() for name, p in module.named_parameters()} | statistics
+def block_tensors(block: nn.Module) -> dict[str, Tensor]:
+    """Returns the tensors that a block computes with, by name: parameters, and running statistics of norms."""
+    statistics = {n: b for n, b in block.named_buffers() if n.rpartition(".")[2] in _STATISTICS}
+    return {name: p.detach() for name, p in block.named_parameters()} | statistics
 
 
-def _zero(module: nn.Module) -> None:
-    for tensor in _tensors(module).values():
+def zero_block(block: nn.Module) -> None:
+    """Sets all tensors that a block computes with to zero, *in place*."""
+    for tensor in block_tensors(block).values():
         tensor.zero_()
 
 

@@ -1,4 +1,4 @@
-"""From a network whose channels were cut to the plan's own: blocks go, layers become compact operators."""
+"""Blocks and layers of a network whose channels are cut: blocks are dropped, layers become compact operators."""
 
 import copy
 from collections.abc import Mapping
@@ -9,57 +9,48 @@ from torch import Tensor, nn
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.cut.blocks import without_blocks
-from prunefront.pruners.granularities import LayerGranularity, Pattern, layer_granularities
-from prunefront.pruners.granularities.layer_like import weight_of
+from prunefront.pruners.granularities import LayerGranularity, Pattern
+from prunefront.pruners.granularities.new_layer import weight_of
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer
 from prunefront.pruners.graph.plan import LayerPlan, PruningPlan, removed_blocks
+from prunefront.pruners.plan.layer_parts import granularity_of
 from prunefront.pruners.units.view import UnitView
 
 WEIGHTS_ONLY = frozenset({"weight"})
-"""All that a criterion may look at within a layer."""
+"""Fields of the view that a criterion may read within a layer."""
 
 
-def within_layers(name: str) -> bool:
-    """Whether a criterion can rank units within a layer, or blocks: those that look at weights alone, one by one."""
+def can_rank_within(name: str) -> bool:
+    """Returns whether a criterion can rank units within a layer, or blocks. It must read weights alone, one by one."""
     entry = criteria[name]
     return entry.needs <= WEIGHTS_ONLY and entry.why_not is None and not entry.pairwise
 
 
 def compact(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
-    """A new module without the plan's blocks, and with compact operators in the place of layers; word lengths are left.
+    """Returns a new module without the plan's dropped blocks, with compact operators for layers. Nothing is quantised.
 
-    model: as the plan's channels leave it. graph: of the dense network. Which units of a layer stay is decided here, on
-    its weights as they are. Raises PrunefrontError for a criterion that cannot rank them.
+    model: the network with the plan's channels cut. graph: graph of the dense network. The units of a layer that stay
+    are chosen here, by its present weights. Raises PrunefrontError for a criterion that cannot rank them.
     """
     if not plan.stacks and not any(p.count is not None for p in plan.layers):
         return copy.deepcopy(model)
     made = without_blocks(model, removed_blocks(graph, plan.stacks))
     for layer_plan in plan.layers:
         if layer_plan.count is not None:
-            module = site(made, layer_plan.layer, _of(layer_plan))
-            found = pattern(layer_plan, module)
-            put(made, layer_plan, _of(layer_plan).compact(layer_plan.layer, layer_plan.count, found, module))
+            layer, granularity = layer_plan.layer, granularity_of(layer_plan)
+            module = dense_module(made, layer, granularity)
+            pattern = choose_pattern(layer_plan, module)
+            replace_layer(made, layer_plan, granularity.compact(layer, layer_plan.count, pattern, module))
     return made
 
 
-def mask_layers(model: nn.Module, plan: PruningPlan) -> nn.Module:
-    """A copy of the dense size in which every layer computes what its compact operator does (the oracle)."""
-    made = copy.deepcopy(model)
-    for layer_plan in plan.layers:
-        if layer_plan.count is not None:
-            module = site(made, layer_plan.layer, _of(layer_plan))
-            found = pattern(layer_plan, module)
-            put(made, layer_plan, _of(layer_plan).masked(layer_plan.layer, layer_plan.count, found, module))
-    return made
-
-
-def pattern(plan: LayerPlan, module: nn.Module) -> Pattern:
-    """Which units of the layer stay. module: as `LayerGranularity` takes it."""
+def choose_pattern(plan: LayerPlan, module: nn.Module) -> Pattern:
+    """Returns the units of the layer that stay. module: as `LayerGranularity` takes it."""
     assert plan.count is not None
-    granularity, name = _of(plan), plan.choice.criterion
-    if name not in criteria or not within_layers(name):
-        able = [c for c in criteria if within_layers(c)]
+    granularity, name = granularity_of(plan), plan.choice.criterion
+    if name not in criteria or not can_rank_within(name):
+        able = [c for c in criteria if can_rank_within(c)]
         raise PrunefrontError(
             f"criterion {name!r} cannot rank units within layer {plan.name!r}; these can: {', '.join(able)}"
         )
@@ -69,8 +60,11 @@ def pattern(plan: LayerPlan, module: nn.Module) -> Pattern:
     return granularity.pattern(plan.layer, plan.count, scores)
 
 
-def site(model: nn.Module, layer: Layer, granularity: LayerGranularity) -> nn.Module:
-    """The module that a granularity works on: the layer, with the batch norm behind it where that is fused."""
+def dense_module(model: nn.Module, layer: Layer, granularity: LayerGranularity) -> nn.Module:
+    """Returns the module that a granularity works on: the layer, and the batch norm behind it if that is fused.
+
+    Raises PrunefrontError if the model has another module or shape at the layer's path.
+    """
     module = model.get_submodule(layer.module)
     if not isinstance(module, nn.Conv2d | nn.Linear) or tuple(module.weight.shape) != layer.shape:
         raise PrunefrontError(
@@ -79,26 +73,23 @@ def site(model: nn.Module, layer: Layer, granularity: LayerGranularity) -> nn.Mo
     return nn.Sequential(module, model.get_submodule(layer.norm)) if granularity.fuses_norm else module
 
 
-def put(model: nn.Module, plan: LayerPlan, made: nn.Module) -> None:
-    """Puts a compact module in its layer's place, *in place*; a norm that it contains leaves an identity behind."""
+def replace_layer(model: nn.Module, plan: LayerPlan, made: nn.Module) -> None:
+    """Replaces a layer by its compact module, *in place*, and a norm that the module contains by the identity."""
     model.set_submodule(plan.layer.module, made.train(model.training))
-    if _of(plan).fuses_norm:
+    if granularity_of(plan).fuses_norm:
         model.set_submodule(plan.layer.norm, nn.Identity())
 
 
 def restore(model: nn.Module, plan: LayerPlan, tensors: Mapping[str, Tensor]) -> None:
-    """Puts the compact module of stored tensors in its layer's place, *in place*.
+    """Replaces a layer by the compact module of stored tensors, *in place*.
 
-    model: as the plan's channels leave it, whatever its weights. tensors: by name within the layer's module. Raises
-    PrunefrontError where an index is not what `compact` makes.
+    model: the network with the plan's channels cut, whatever its weights. tensors: by name within the layer's module.
+    Raises PrunefrontError for an index that `compact` does not make.
     """
     assert plan.count is not None
-    module = site(model, plan.layer, _of(plan))
-    put(model, plan, _of(plan).restore(plan.layer, plan.count, tensors, module))
-
-
-def _of(plan: LayerPlan) -> LayerGranularity:
-    return layer_granularities[plan.choice.granularity]
+    granularity = granularity_of(plan)
+    module = dense_module(model, plan.layer, granularity)
+    replace_layer(model, plan, granularity.restore(plan.layer, plan.count, tensors, module))
 
 
 def _described(module: nn.Module) -> str:

@@ -1,7 +1,7 @@
-"""Trained weights of a pruned network put back where they were cut from, so that another network can be cut from them.
+"""Trained weights of a pruned network at their old places in the dense one, so that others can be cut from them.
 
-Real et al. 2017 (1703.01041, section 3.4) call it weight inheritance: a child keeps what its parent learnt wherever
-shapes agree. Here the positions are known, so that every single weight that the parent kept is handed on.
+Real et al. 2017 (1703.01041, section 3.4) call it weight inheritance: a child keeps the weights of its parent wherever
+shapes agree. Here the positions are known, so that every single weight of the parent is handed on.
 """
 
 from collections.abc import Mapping
@@ -11,29 +11,30 @@ import torch
 from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pruners.cut.surgery import first_names, removed
+from prunefront.pruners.cut.surgery import first_names, removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.plan import PruningPlan, inside, removed_blocks
 
 
-def hands_on(plan: PruningPlan) -> bool:
-    """Whether the weights of the plan's network lie at positions of the dense one: channels and blocks are cut only.
+def can_hand_on(plan: PruningPlan) -> bool:
+    """Returns whether every weight of the plan's network has a position in the dense one.
 
-    Within layers, compact modules hold what is left in forms of their own, and short words are rounded.
+    That is so if only channels and blocks are cut. Compact modules store weights in other forms, and quantised weights
+    are rounded.
     """
     return not plan.layers
 
 
-def inherited(
+def inherit(
     model: nn.Module, graph: ChannelGraph, plan: PruningPlan, weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """State of the dense shapes: the parent's value at every position that it kept, the dense network's elsewhere.
+    """Returns a state dict of dense shapes: the parent's value at every position that it has, else the dense network's.
 
-    model: the dense network; left as it is. graph: of it. plan: the parent's. weights: state dict of the parent's
-    network, norm statistics included; moved to where the dense ones are. Raises PrunefrontError where `hands_on` is
-    false, and for weights that are not finite or not those of the plan.
+    model: the dense network; it stays as it is. graph: its graph. plan: the parent's. weights: state dict of the
+    parent's network, norm statistics included; it is moved to the device of the dense one. Raises PrunefrontError if
+    `can_hand_on` is false, and for weights that are not finite or not those of the plan.
     """
-    if not hands_on(plan):
+    if not can_hand_on(plan):
         raise PrunefrontError(
             f"layer {plan.layers[0].name!r} was changed within, so its weights have no places in the dense network: "
             "start from the dense weights"
@@ -46,7 +47,7 @@ def inherited(
             f"{unfit[0]!r} is {'not ' if unfit[0] in left else ''}among the weights, which is not as the plan has it: "
             "give the weights that its own network was trained to"
         )
-    going = removed(graph, plan)
+    going = removed_positions(graph, plan)
     made = {name: tensor.clone() for name, tensor in dense.items()}
     for name in left:
         axes = going.get(names[name], {})  # of a tensor under two names, the graph knows the first
@@ -57,7 +58,10 @@ def inherited(
 
 
 def _filled(name: str, whole: Tensor, gone: list[list[int]], part: Tensor) -> Tensor:
-    """`whole` with `part` at the positions that are not gone, by axis; *in place*, but for scalars."""
+    """Writes `part` into `whole` at the positions that are left. gone: dropped positions, by axis.
+
+    Returns the result, which is `whole`, or a copy of `part` if nothing is gone.
+    """
     kept = [
         torch.tensor(sorted(set(range(size)) - set(away)), dtype=torch.long, device=whole.device)
         for size, away in zip(whole.shape, gone, strict=True)
@@ -68,7 +72,7 @@ def _filled(name: str, whole: Tensor, gone: list[list[int]], part: Tensor) -> Te
             f"{tuple(len(axis) for axis in kept)}: give the weights that its own network was trained to"
         )
     if not torch.isfinite(part).all():
-        raise PrunefrontError(f"{name!r} holds NaN or infinite values, from which nothing can be trained")
+        raise PrunefrontError(f"{name!r} holds NaN or infinite values, so training cannot start from it")
     part = part.to(whole.device)
     if not any(gone):
         return part.clone()
@@ -76,10 +80,10 @@ def _filled(name: str, whole: Tensor, gone: list[list[int]], part: Tensor) -> Te
     return whole
 
 
-def unfitted(plan: PruningPlan) -> PruningPlan:
-    """The same cut, after which no weights are fitted to outputs of the network before it.
+def without_repair(plan: PruningPlan) -> PruningPlan:
+    """Returns the plan for the same cut without a repair.
 
-    Inherited weights are no one network's, so there is nothing to fit to.
+    Inherited weights belong to no single network, so there are no outputs to fit to.
     """
     return replace(
         plan, groups=tuple(replace(g, choice=replace(g.choice, criterion="none")) for g in plan.groups)

@@ -1,10 +1,10 @@
-"""Everything between a plan and a network that can be scored or trained: cut, repair, compact, words, statistics."""
+"""From a plan to a network that can be scored or trained: cut, repair, compact layers, quantisation, statistics."""
 
 from collections.abc import Sequence
 
 from torch import nn
 
-from prunefront.pruners.bits.activations import calibrate
+from prunefront.pruners.bits.activations import calibrate_inputs
 from prunefront.pruners.bits.bit_width import quantise, wrap
 from prunefront.pruners.criteria import Repair, criteria
 from prunefront.pruners.cut.compact import compact
@@ -13,7 +13,7 @@ from prunefront.pruners.cut.repair import repair
 from prunefront.pruners.cut.surgery import apply
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.plan import PruningPlan
-from prunefront.pruners.plan.layer_parts import word_lengths
+from prunefront.pruners.plan.layer_parts import parameter_bit_widths
 from prunefront.pruners.statistics import Batch
 
 
@@ -25,36 +25,44 @@ def prune(
     *,
     statistics: bool = True,
 ) -> nn.Module:
-    """A new, smaller module in eval mode; the input stays as it is.
+    """Returns a new, smaller module in eval mode; the input stays as it is.
 
-    First channels go, then blocks, then what is asked within layers, then words are shortened: fractions multiply.
-    batches: calibration data through the training augmentation; without any, weights and batch norms are only cut.
-    What a group's criterion does to the weights that read it (ThiNet's scale, channel pruning's least squares) is done.
-    statistics: whether batch norms are estimated anew.
+    First channels are dropped, then blocks, then units within layers; last, weights are quantised. So fractions
+    multiply. batches: calibration data through the training augmentation; without any, weights and batch norms are only
+    cut. The repair of a group's criterion is applied to the weights that read the group (ThiNet's scale, channel
+    pruning's least squares). statistics: whether batch norms are estimated again.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> from prunefront.choice import GroupChoice
+    >>> graph = pf.trace(net, torch.randn(2, 8))
+    >>> chosen = pf.plan(graph, {"0": GroupChoice("l1", 0.75)}, pf.score(net, graph, ["l1"]))
+    >>> pf.prune(net, graph, chosen)[0].out_features
+    4
     """
     small = apply(model, graph, plan).eval()
-    kinds = repairs(plan)
+    kinds = repair_kinds(plan)
     if batches and kinds:
         repair(model, small, graph, plan, batches, kinds)
     if plan.stacks or plan.layers:
         small = compact(small, graph, plan)
-    if short := plan.bits():
-        wrap(small, short, plan.words)
-        quantise(small, word_lengths(plan), plan.words)
+    if quantised := plan.bit_widths():
+        wrap(small, quantised, plan.quantisation)
+        quantise(small, parameter_bit_widths(plan), plan.quantisation)
     if batches and statistics:
-        settle(small, plan, batches)
+        calibrate(small, plan, batches)
     return small
 
 
-def settle(model: nn.Module, plan: PruningPlan, batches: Sequence[Batch]) -> None:
-    """Estimates anew, *in place*, what follows the activations: batch norm statistics, and the steps of their words."""
+def calibrate(model: nn.Module, plan: PruningPlan, batches: Sequence[Batch]) -> None:
+    """Estimates batch-norm statistics and the steps of quantised inputs again, *in place*, from the activations."""
     recalibrate(model, batches)
-    if plan.bits() and plan.words.activations != "none":
-        calibrate(model, batches)
+    if plan.bit_widths() and plan.quantisation.activations != "none":
+        calibrate_inputs(model, batches)
 
 
-def repairs(plan: PruningPlan) -> dict[str, Repair]:
-    """Group -> what its criterion does once units are gone; groups without such a thing are left out."""
+def repair_kinds(plan: PruningPlan) -> dict[str, Repair]:
+    """Returns group -> the repair of its criterion; groups without a repair are left out."""
     return {
         g.name: criteria[g.choice.criterion].repair
         for g in plan.groups

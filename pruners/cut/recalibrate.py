@@ -1,4 +1,4 @@
-"""Batch-norm statistics of a pruned model, estimated anew."""
+"""Batch-norm statistics of a pruned model, estimated again."""
 
 from collections.abc import Iterable
 
@@ -7,8 +7,9 @@ from torch import nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.statistics import Batch
+from prunefront.pruners.units.eval_mode import eval_mode
 
-RUNNING = (
+NORMS = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
     nn.BatchNorm3d,
@@ -17,39 +18,36 @@ RUNNING = (
     nn.InstanceNorm2d,
     nn.InstanceNorm3d,
 )
+"""Norms that may have running statistics."""
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> None:
     """Replaces the running statistics of the module's norms, *in place*, by their average over the batches.
 
-    Made for the fresh copy that surgery returns. Every batch counts the same. Dropout stays off; weights,
-    gradients, training flags and momenta are as before at the end. A model without running statistics
-    returns at once and reads no batch. Raises PrunefrontError when there is no batch.
+    It is meant for the new copy that surgery returns. Every batch counts the same. Dropout stays off. Weights,
+    gradients, training flags and momenta stay as they are. A model without running statistics returns at once and
+    reads no batch. Raises PrunefrontError if there is no batch.
 
-    The images must have been through the *training augmentation*: with plain ones a ResNet-20 on CIFAR-10
-    loses 3 points, because its weights were trained for other statistics. 1,024 images are enough.
+    The images must have been through the *training augmentation*: with plain ones a ResNet-20 on CIFAR-10 loses 3
+    points, because its weights were trained for other statistics. 1,024 images are enough.
     """
-    norms = [m for m in model.modules() if isinstance(m, RUNNING) and m.running_mean is not None]
+    norms = [m for m in model.modules() if isinstance(m, NORMS) and m.running_mean is not None]
     if not norms:
         return
-    flags = {module: module.training for module in model.modules()}
     momenta = {norm: norm.momentum for norm in norms}
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch's word for a cumulative average
-        norm.train()
     empty = True
-    try:
-        with torch.no_grad():
+    with eval_mode(model), torch.no_grad():
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None  # asks torch for a cumulative average
+                norm.train()
             for inputs, _ in batches:
                 model(*inputs) if isinstance(inputs, tuple) else model(inputs)
                 empty = False
-    finally:
-        for norm, momentum in momenta.items():
-            norm.momentum = momentum
-        for module, training in flags.items():
-            module.training = training
+        finally:
+            for norm, momentum in momenta.items():
+                norm.momentum = momentum
     if empty:
         raise PrunefrontError(
             "batch-norm statistics cannot be estimated from no batch at all: give at least one"

@@ -1,8 +1,8 @@
-"""After the cut: the weights that read a group are fitted to what the dense network's next layer gave."""
+"""Repair after the cut: weights that read a group are fitted to the dense network's outputs of the next layer."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -11,19 +11,25 @@ from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.criteria import Repair
-from prunefront.pruners.cut.surgery import Removed, removed
+from prunefront.pruners.cut.surgery import RemovedPositions, removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.statistics import Batch
-from prunefront.pruners.statistics.contributions import chosen_sites, image_digests, patches, sites
+from prunefront.pruners.statistics.contributions import (
+    choose_positions,
+    image_digests,
+    output_positions,
+    patches,
+)
+from prunefront.pruners.units.eval_mode import eval_mode
 from prunefront.pruners.units.view import consumers
 from prunefront.pruners.units.watch import CONVOLUTIONS, TRANSPOSED, OnOutput, Product, Watch
 
 RIDGE = 1e-6
-"""Weight of the change itself, relative to the mean square of the inputs."""
+"""Penalty on the change, relative to the mean square of the inputs."""
 
 WIDEST = 8192
-"""Weights per output; the equations of more would take gigabytes."""
+"""Largest number of weights per output that is fitted; the equations of more would take gigabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +50,18 @@ def repair(
 ) -> None:
     """Fits, *in place*, the weights of `pruned` that read cut groups; biases stay as they are.
 
-    dense, graph: before the cut. pruned: `surgery.apply(dense, graph, plan)`. kinds: group name -> `rescale`, one
-    scale per kept channel of each consumer (Luo et al. 2017, 1707.06342), or `refit`, all the weights that read the
-    kept channels (He et al. 2017, 1707.06168); groups with `none`, not named or not cut are left.
+    dense, graph: before the cut. pruned: `surgery.apply(dense, graph, plan)`. kinds: group name -> `rescale` fits one
+    scale per kept channel of each consumer (Luo et al. 2017, 1707.06342); `refit` fits all the weights that read the
+    kept channels (He et al. 2017, 1707.06168). Groups with `none`, groups without a name here, and groups that are not
+    cut are skipped.
 
-    The layers are taken in forward order. Target Y: the dense network's output of the layer; inputs X: what the
-    already repaired pruned network gives it, at `POSITIONS` output positions per image, or at all where there are no
-    more. Solved in float64 with a ridge on the *change* (own): on the sampled rows ‖Y − XW'‖² never grows, and where
-    nothing is lost nothing changes. Left as they are: layers with several conv groups or more than `WIDEST` weights
-    per output, transposed convolutions, weights that no call takes. A weight that makes its own inputs, as in a loop,
-    is fitted once. Raises PrunefrontError for a kind that is none, a group that the graph lacks, without a batch or
-    where a layer's values are not finite.
+    The layers are fitted in forward order. The target Y is the dense network's output of the layer. The inputs X come
+    from the pruned network, in which earlier layers are repaired already. Both are sampled at `POSITIONS` output
+    positions per image, or at all positions if there are fewer. The fit is solved in float64 with a ridge on the
+    *change* (own): on the sampled rows ‖Y − XW'‖² never grows, and nothing changes if nothing is lost. Skipped are
+    layers with several conv groups or more than `WIDEST` weights per output, transposed convolutions, and weights that
+    no call uses. A weight that produces its own inputs, as in a loop, is fitted once. Raises PrunefrontError for an
+    unknown kind, for a group that the graph lacks, without a batch, and if a layer's values are not finite.
     """
     wanted = _wanted(graph, plan, kinds)
     if not wanted:
@@ -63,13 +70,13 @@ def repair(
         raise PrunefrontError(
             "layers cannot be fitted to no data at all: give at least one calibration batch"
         )
-    going = removed(graph, plan)
-    kept = plan.kept()
+    going = removed_positions(graph, plan)
+    kept = plan.kept_units()
     readers: dict[str, list[tuple[ChannelGroup, TensorSlice]]] = defaultdict(list)
     for group in wanted:
         for member in consumers(group):
             readers[member.tensor].append((group, member))
-    with _evaluating(dense), _evaluating(pruned), torch.no_grad():
+    with eval_mode(dense), eval_mode(pruned), torch.no_grad():
         stored = pruned.state_dict(keep_vars=True)
         calls = {
             name: count
@@ -93,7 +100,7 @@ def repair(
 
 
 def _wanted(graph: ChannelGraph, plan: PruningPlan, kinds: Mapping[str, Repair]) -> list[ChannelGroup]:
-    """The named groups that lose units."""
+    """Returns the named groups that lose units."""
     known = {g.name: g for g in graph.groups}
     for name, kind in kinds.items():
         if name not in known:
@@ -106,13 +113,13 @@ def _wanted(graph: ChannelGraph, plan: PruningPlan, kinds: Mapping[str, Repair])
     return [g for name, g in known.items() if name in cut and kinds.get(name, "none") != "none"]
 
 
-def _left(graph: ChannelGraph, going: Removed, name: str, axis: int) -> list[int]:
-    """Positions of a tensor's axis that are still there."""
+def _left(graph: ChannelGraph, going: RemovedPositions, name: str, axis: int) -> list[int]:
+    """Returns the positions of a tensor's axis that are left."""
     gone = set(going.get(name, {}).get(axis, ()))
     return [i for i in range(graph.shapes[name][axis]) if i not in gone]
 
 
-class _Seen(Exception):
+class _Stop(Exception):
     """Ends a forward pass after the last call that matters."""
 
 
@@ -125,15 +132,15 @@ def _forward(model: nn.Module, calls: Mapping[str, int], batch: Batch, see: OnOu
         see(product, y)
         left -= 1
         if not left:
-            raise _Seen
+            raise _Stop
 
     tensors = model.state_dict(keep_vars=True)
-    with suppress(_Seen), Watch({name: tensors[name] for name in calls}, on_output=count):
+    with suppress(_Stop), Watch({name: tensors[name] for name in calls}, on_output=count):
         model(*_arguments(batch))
 
 
 def _calls(model: nn.Module, names: Iterable[str], batch: Batch) -> dict[str, int]:
-    """How often each weight is called, in the order of first calls; without those that cannot be fitted."""
+    """Returns the number of calls of each weight that can be fitted, in the order of first calls."""
     tensors = model.state_dict(keep_vars=True)
     counts: dict[str, int] = {}
     unfit: set[str] = set()
@@ -156,8 +163,10 @@ def _arguments(batch: Batch) -> tuple[Tensor, ...]:
 def _places(
     product: Product, y: Tensor, digests: Sequence[int], call: int
 ) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
-    """Image and output position of the sampled rows; the same in the dense and in the pruned network."""
-    site = chosen_sites(digests, sites(product, y, len(digests)), (0, product.name, call)).to(y.device)
+    """Returns image and output position of the sampled rows; they are the same in the dense and the pruned network."""
+    site = choose_positions(digests, output_positions(product, y, len(digests)), (0, product.name, call)).to(
+        y.device
+    )
     image = torch.arange(len(digests), device=y.device)[:, None].expand_as(site)
     return image.flatten(), site.flatten()
 
@@ -165,7 +174,7 @@ def _places(
 def _targets(
     dense: nn.Module, calls: Mapping[str, int], outputs: Mapping[str, list[int]], batch: Batch
 ) -> dict[str, Float[Tensor, "rows outputs"]]:
-    """What each weight's calls give without bias, at the sampled rows and the outputs that are left."""
+    """Returns the outputs of each weight's calls without bias, at the sampled rows, for the channels that are left."""
     digests = image_digests(_arguments(batch))
     made: dict[str, list[Tensor]] = {name: [] for name in calls}
 
@@ -182,7 +191,7 @@ def _targets(
 def _moments(
     pruned: nn.Module, name: str, calls: int, batches: Sequence[Batch], targets: Sequence[Tensor]
 ) -> _Moments:
-    """Sums over the sampled rows of all batches, float64 on the model's device. targets: batch by batch."""
+    """Returns sums over the sampled rows of all batches, float64 on the model's device. targets: one for each batch."""
     inputs: Tensor | None = None
     products: Tensor | None = None
     for batch, target in zip(batches, targets, strict=True):
@@ -201,7 +210,7 @@ def _moments(
     assert products is not None
     if not (inputs.isfinite().all() and products.isfinite().all()):
         raise PrunefrontError(
-            f"weight {name!r} cannot be fitted, as what it sees or should give is not finite; "
+            f"weight {name!r} cannot be fitted, as its inputs or targets are not finite; "
             "check the network and the calibration batches"
         )
     return _Moments(inputs, products)
@@ -210,10 +219,10 @@ def _moments(
 def _rescaled(
     weight: Float[Tensor, "outputs inputs taps"], moments: _Moments, columns: Sequence[Sequence[int]]
 ) -> Float[Tensor, "outputs inputs taps"]:
-    """One scale for the columns of each unit, all outputs fitted together.
+    """Returns the weights with one fitted scale for the columns of each unit; all outputs are fitted together.
 
-    Minimises Σ (y_sj − Σ_c w_c z_sjc)² over rows s and outputs j, z the units' contributions: their products are sums
-    of (XᵀX) ⊙ (WᵀW) over each pair of units' columns and taps.
+    It minimises Σ (y_sj − Σ_c w_c z_sjc)² over rows s and outputs j, with the units' contributions z. Their products
+    are sums of (XᵀX) ⊙ (WᵀW) over each pair of units' columns and taps.
     """
     flat = weight.flatten(1)
     owner = torch.full(weight.shape[1:], len(columns), dtype=torch.int64)  # the last: no unit of this group
@@ -229,7 +238,7 @@ def _rescaled(
 def _refitted(
     weight: Float[Tensor, "outputs inputs taps"], moments: _Moments, columns: Sequence[Sequence[int]]
 ) -> Float[Tensor, "outputs inputs taps"]:
-    """The weights on the units' columns that fit best, those on the others held."""
+    """Returns the weights with the best fit on the units' columns; the other columns stay as they are."""
     taps = weight.shape[2]
     chosen = torch.tensor([p * taps + t for unit in columns for p in unit for t in range(taps)])
     flat = weight.flatten(1).clone()
@@ -239,21 +248,9 @@ def _refitted(
 
 
 def _solved(gram: Float[Tensor, "k k"], slope: Float[Tensor, "k outputs"]) -> Float[Tensor, "k outputs"]:
-    """The change d that minimises dᵀ·gram·d − 2 dᵀ·slope, with the ridge; zero where nothing is seen."""
+    """Returns the change d that minimises dᵀ·gram·d − 2 dᵀ·slope, with the ridge; zero if all inputs are zero."""
     ridge = RIDGE * gram.diagonal().mean()
     if not ridge > 0.0:
         return torch.zeros_like(slope)
     change: Tensor = torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), slope)
     return change
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode; every module's own training flag comes back."""
-    flags = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in flags.items():
-            module.training = training

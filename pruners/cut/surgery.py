@@ -1,10 +1,9 @@
-"""Cutting a network: a new, smaller, ordinary module from a plan; the same by zeroing; the same from stored weights."""
+"""Cutting channels: a new, smaller, ordinary module from a plan, the same by zeroing, the same from stored weights."""
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,14 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, T
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.graph.shapes import reduced_layer, shapes
 
-Removed = dict[str, dict[int, list[int]]]
-"""tensor -> axis -> positions that go."""
+RemovedPositions = dict[str, dict[int, list[int]]]
+"""tensor -> axis -> positions that are dropped."""
 
 
-def removed(graph: ChannelGraph, plan: PruningPlan) -> Removed:
-    """Returns what a plan takes from each tensor axis. Raises PrunefrontError for a group that the graph lacks."""
+def removed_positions(graph: ChannelGraph, plan: PruningPlan) -> RemovedPositions:
+    """Returns the positions that a plan drops. Raises PrunefrontError for a group that the graph lacks."""
     groups = {g.name: g for g in graph.groups}
-    going: Removed = {}
+    going: RemovedPositions = {}
     for choice in plan.groups:
         if choice.name not in groups:
             raise PrunefrontError(
@@ -46,18 +45,18 @@ def removed(graph: ChannelGraph, plan: PruningPlan) -> Removed:
 def apply(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
     """Returns a new module without the dropped units; the input is untouched, gradients are not carried over.
 
-    graph: of this model. plan: made for this graph. Group-free weights are copied as they are.
+    graph: graph of this model. plan: made for this graph. Weights outside all groups are copied as they are.
     """
-    going = removed(graph, plan)
-    cut = _rebuilt(
+    going = removed_positions(graph, plan)
+    cut = _map_tensors(
         model, lambda name, tensor: _smaller(tensor, going[name]) if name in going else tensor.clone()
     )
     _sync(cut, going)
     return cut
 
 
-def taken(going: Removed, name: str, tensor: Tensor) -> Tensor:
-    """Returns what is left of a tensor that has the dense shape of the state dict's `name`, as a copy."""
+def cut_tensor(going: RemovedPositions, name: str, tensor: Tensor) -> Tensor:
+    """Returns the part of a tensor that is left, as a copy. tensor: of the dense shape of the state dict's `name`."""
     return _smaller(tensor, going.get(name, {})).clone()
 
 
@@ -69,15 +68,15 @@ def _smaller(tensor: Tensor, going: Mapping[int, list[int]]) -> Tensor:
 
 
 def _stays(size: int, positions: list[int]) -> NDArray[np.bool_]:
-    """By position on an axis."""
+    """Returns a mask over an axis, False at the dropped positions."""
     stays = np.ones(size, dtype=bool)
     stays[positions] = False
     return stays
 
 
-def reduced(graph: ChannelGraph, plan: PruningPlan) -> ChannelGraph:
-    """Returns the channel graph of `apply(model, graph, plan)`: fewer units, and positions counted anew."""
-    going, sizes, kept = removed(graph, plan), shapes(graph, plan), plan.kept()
+def reduced_graph(graph: ChannelGraph, plan: PruningPlan) -> ChannelGraph:
+    """Returns the channel graph of `apply(model, graph, plan)`: fewer units, new positions."""
+    going, sizes, kept = removed_positions(graph, plan), shapes(graph, plan), plan.kept_units()
     places = {
         (name, dim): np.cumsum(_stays(graph.shapes[name][dim], positions)) - 1
         for name, axes in going.items()
@@ -104,7 +103,7 @@ def reduced(graph: ChannelGraph, plan: PruningPlan) -> ChannelGraph:
 
 def mask(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
     """Returns a new module of the dense size with every dropped slice set to zero (the oracle of `apply`)."""
-    going = removed(graph, plan)
+    going = removed_positions(graph, plan)
 
     def zeroed(name: str, tensor: Tensor) -> Tensor:
         tensor = tensor.clone()
@@ -112,14 +111,14 @@ def mask(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
             tensor.index_fill_(dim, torch.tensor(positions, device=tensor.device), 0)
         return tensor
 
-    return _rebuilt(model, zeroed)
+    return _map_tensors(model, zeroed)
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """Returns a pruned network from the dense module of its factory and the smaller tensors alone.
 
-    state: a tensor for every name of `model.state_dict()` (of a tensor under two names, one is enough), none larger
-    than the dense one. Raises PrunefrontError where names, ranks, sizes or number types do not fit.
+    state: a tensor for every name of `model.state_dict()`, none larger than the dense one; a tensor with two names
+    needs one of them. Raises PrunefrontError if names, ranks, sizes or number types do not fit.
     """
     names = first_names(model)
     dense = model.state_dict()
@@ -138,7 +137,7 @@ def load(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
             f"the weights lack {missing[0]!r} and {len(missing) - 1} other tensors of {type(model).__name__}: "
             "load them into the network they were cut from"
         )
-    loaded = _rebuilt(model, lambda name, tensor: given[name].to(tensor.device).clone())
+    loaded = _map_tensors(model, lambda name, tensor: given[name].to(tensor.device).clone())
     _sync(loaded, {})
     return loaded
 
@@ -156,13 +155,13 @@ def _check_fits(name: str, dense: Tensor, tensor: Tensor) -> None:
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
-    """State-dict name -> the first name of the same tensor."""
+    """Returns state-dict name -> the first name of the same tensor."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(t), name) for name, t in model.state_dict(keep_vars=True).items()}
 
 
-def _rebuilt(model: nn.Module, function: Any) -> nn.Module:
-    """A deep copy of the module in which each stored tensor is `function(name, tensor)`; shared ones stay shared.
+def _map_tensors(model: nn.Module, function: Any) -> nn.Module:
+    """Returns a deep copy of the module with `function(name, tensor)` for each stored tensor; shared ones stay shared.
 
     Raises PrunefrontError for a module that torch cannot copy.
     """
@@ -176,13 +175,14 @@ def _rebuilt(model: nn.Module, function: Any) -> nn.Module:
             if isinstance(tensor, nn.Parameter):
                 made = nn.Parameter(made, requires_grad=tensor.requires_grad)
             memo[id(tensor)] = made
-        for tensor in chain(_other_buffers(model, memo)):
-            memo[id(tensor)] = tensor.detach().clone()
-    return copied(model, memo)
+        for buffer in model.buffers():  # those that are not saved
+            if id(buffer) not in memo:
+                memo[id(buffer)] = buffer.detach().clone()
+    return deep_copy(model, memo)
 
 
-def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """A deep copy. memo: id of a part -> what takes its place. Raises PrunefrontError where torch cannot copy one."""
+def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Returns a deep copy. memo: id of a part -> its replacement. Raises PrunefrontError if torch cannot copy it."""
     try:
         return copy.deepcopy(model, memo)
     except RuntimeError as error:  # torch refuses tensors with a history
@@ -192,13 +192,8 @@ def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         ) from error
 
 
-def _other_buffers(model: nn.Module, memo: Mapping[int, Any]) -> Iterator[Tensor]:
-    """Buffers that are not saved."""
-    return (b for b in model.buffers() if id(b) not in memo)
-
-
-def _sync(model: nn.Module, going: Removed) -> None:
-    """Brings sizes that modules keep as attributes in line with the shapes of their weights. going: what was cut."""
+def _sync(model: nn.Module, going: RemovedPositions) -> None:
+    """Sets the sizes that modules keep as attributes to those of their weights. going: the dropped positions."""
     names = first_names(model)
     for path, module in model.named_modules():
         weight = names.get(f"{path}.weight".lstrip("."), "")
@@ -231,7 +226,7 @@ def _sync_one(module: nn.Module, rows: list[int]) -> None:
 
 
 def _sync_conv(module: nn.modules.conv._ConvNd, shape: torch.Size, rows: list[int]) -> None:
-    depthwise = module.groups > 1 and module.in_channels == module.groups and _whole(module, rows)
+    depthwise = module.groups > 1 and module.in_channels == module.groups and _cuts_whole_groups(module, rows)
     if module.transposed:
         if depthwise:
             module.groups = shape[0]
@@ -242,8 +237,8 @@ def _sync_conv(module: nn.modules.conv._ConvNd, shape: torch.Size, rows: list[in
         module.in_channels, module.out_channels = shape[1] * module.groups, shape[0]
 
 
-def _whole(module: nn.modules.conv._ConvNd, rows: list[int]) -> bool:
-    """Whether the rows that went were all rows of their conv groups.
+def _cuts_whole_groups(module: nn.modules.conv._ConvNd, rows: list[int]) -> bool:
+    """Returns whether the dropped rows are all rows of their conv groups.
 
     If not, the conv groups stay: an earlier cut has left a grouped convolution one input channel in each.
     """

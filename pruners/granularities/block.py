@@ -1,4 +1,4 @@
-"""A unit is a whole block of a stack; what is left of it is the identity."""
+"""Units that are whole blocks of a stack; the identity replaces a dropped block."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -14,21 +14,21 @@ from prunefront.registry import Registry
 
 
 class StackGranularity(Protocol):
-    """What a unit of a stack of blocks is."""
+    """Definition of the units of a stack of blocks."""
 
     def view(self, stack: Stack, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> UnitView:
-        """One row per unit of the stack, float64 on the CPU. tensors: the dense model's state dict."""
+        """Returns one row per unit of the stack, float64 on the CPU. tensors: state dict of the dense model."""
         ...
 
 
 class Block:
-    """A whole block of a stack; what is left of it is the identity."""
+    """A whole block of a stack; the identity replaces a dropped block."""
 
     def view(self, stack: Stack, tensors: Mapping[str, Tensor], graph: ChannelGraph) -> UnitView:
-        """One row per block: all weights of its convolutions and products, over the root of how many there are.
+        """Returns one row per block: all weights of its convolutions and products, divided by the root of their number.
 
-        So the L2 norm of a row is the root mean square of its weights, however large the block. Short rows end in
-        zeros.
+        So the L2 norm of a row is the root mean square of its weights, whatever the size of the block. Shorter rows end
+        in zeros.
         """
         names = dict.fromkeys(op.weight for op in graph.ops)  # a weight that is used twice counts once
         rows = []

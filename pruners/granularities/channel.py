@@ -1,4 +1,4 @@
-"""A unit is a channel, or the channels that cannot go one without the other."""
+"""Units that are channels, or sets of channels that must be dropped together."""
 
 from collections.abc import Mapping
 
@@ -21,10 +21,10 @@ from prunefront.pruners.units.view import (
 
 
 class Channel:
-    """Units are those of the channel group itself."""
+    """The units of the channel group itself."""
 
     def view(self, group: ChannelGroup, tensors: Mapping[str, Tensor], statistics: Statistics) -> UnitView:
-        """One row per unit of the group, float64 on the CPU; the tensors stay as they are."""
+        """Returns one row per unit of the group, float64 on the CPU; the tensors stay as they are."""
         dense = {
             m.tensor: tensors[m.tensor].detach().to("cpu", torch.float64)
             for m in group.members

@@ -1,4 +1,4 @@
-"""Some channels of a batch of maps, in the memory format that they have."""
+"""Selection of channels from a batch of maps, in the memory format of the maps."""
 
 import torch
 from jaxtyping import Float, Int
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def select_channels(x: Float[Tensor, "n c h w"], index: Int[Tensor, " k"]) -> Float[Tensor, "n k h w"]:
-    """`x.index_select(1, index)` in the memory format of x.
+    """Returns `x.index_select(1, index)` in the memory format of x.
 
-    torch's own copies a channels_last tensor to the contiguous format first and leaves the result there: 2.5 to 6 times
-    slower, and the next convolution copies it back.
+    torch's own function first copies a channels_last tensor to the contiguous format, and leaves the result there. That
+    is 2.5 to 6 times slower, and the next convolution copies the result back.
     """
     # an exported graph is better off with the one operator
     plain = torch.compiler.is_compiling() or x.is_contiguous()

@@ -1,6 +1,6 @@
-"""A unit is one output channel of one layer, and each input chooses anew which of them are computed."""
+"""Units that are output channels of one layer, of which each sample chooses its own."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,23 +9,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunefront.pruners.granularities import Pattern, layer_granularities
-from prunefront.pruners.granularities.layer_like import like
+from prunefront.pruners.granularities.new_layer import new_layer
 from prunefront.pruners.granularities.scatter import (
     NORM,
     conv_and_norm,
-    norm_like,
+    mask_outputs,
+    new_norm,
     norm_parts,
     norm_state,
-    outputs_only,
 )
 from prunefront.pruners.graph.layers import Layer, Part
 
 DECAY = 1e-8
-"""λ of λ ‖q‖₁ in the loss, of the feature boosting and suppression paper (Gao et al. 2019, 1810.05331) [rec]."""
+"""λ of the term λ ‖q‖₁ in the loss, from feature boosting and suppression (Gao et al. 2019, 1810.05331) [rec]."""
 
 
 class _Decay(torch.autograd.Function):
-    """The saliencies as they are; their gradient has DECAY ‖q‖₁ in it, as if the loss had that term."""
+    """Identity on the saliencies; the gradient contains that of DECAY ‖q‖₁, as if the loss had that term."""
 
     @staticmethod
     def forward(context: Any, saliency: Tensor) -> Tensor:
@@ -38,11 +38,11 @@ class _Decay(torch.autograd.Function):
         return gradient + DECAY * saliency.sign()  # type: ignore[no-any-return]
 
 
-class Gated(nn.Module):
-    """y = q ⊙ norm(conv(x)), where all but the `count` largest of q = relu(gate(mean of x)) are zero for each sample.
+class GatedLayer(nn.Module):
+    """Layer y = q ⊙ norm(conv(x)); for each sample, q is relu(gate(mean of x)) with all but its `count` largest zero.
 
-    In eval mode a batch of one computes only the chosen channels. A larger batch, whose samples choose differently,
-    computes all; so do training and an exported graph, which has to take any batch.
+    In eval mode a batch of one computes only the chosen channels. A larger batch computes all channels, since its
+    samples choose differently; so do training and an exported graph, which must accept any batch.
     """
 
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, gate: nn.Linear, count: int) -> None:
@@ -52,10 +52,10 @@ class Gated(nn.Module):
         self.training = conv.training
 
     def forward(self, x: Tensor) -> Tensor:
-        # asked first while exporting: looking at the batch's size would fix it
+        # the check for an export comes first: a look at the batch's size would fix it
         free = torch.compiler.is_exporting() or self.training or self.norm.training
         if not free and len(x) == 1:
-            made, index = self.gathered(x)
+            made, index = self.chosen_outputs(x)
             full = made.new_zeros((1, self.conv.out_channels, *made.shape[2:]))
             return full.index_copy_(1, index, made)
         saliency = self.saliency(x)
@@ -65,13 +65,13 @@ class Gated(nn.Module):
         return out
 
     def saliency(self, x: Float[Tensor, "n in h w"]) -> Float[Tensor, "n out"]:
-        """q, of all channels."""
+        """Returns q of all channels."""
         found = F.relu(self.gate(x.mean((2, 3))))
         decayed: Tensor = _Decay.apply(found) if self.training else found  # type: ignore[no-untyped-call]
         return decayed
 
-    def gathered(self, x: Float[Tensor, "1 in h w"]) -> tuple[Float[Tensor, "1 k h2 w2"], Tensor]:
-        """The chosen channels alone, in eval mode, and their index (k,), in no order."""
+    def chosen_outputs(self, x: Float[Tensor, "1 in h w"]) -> tuple[Float[Tensor, "1 k h2 w2"], Tensor]:
+        """Returns the chosen channels alone, in eval mode, and their index (k,), in no order."""
         kept, index = self.saliency(x)[0].topk(self.count, sorted=False)
         bias = None if self.conv.bias is None else self.conv.bias[index]
         made = self.conv._conv_forward(x, self.conv.weight[index], bias)
@@ -84,33 +84,20 @@ class Gated(nn.Module):
         return normed, index
 
 
-def gathered_pair(
-    first: Gated, between: Callable[[Tensor], Tensor], second: nn.Conv2d, x: Float[Tensor, "1 in h w"]
-) -> Tensor:
-    """second(between(first(x))) in eval mode; the second layer too computes with the chosen channels only.
-
-    between: for each channel by itself, and zero where all of the channel is, as ReLU and pooling. second: without
-    conv groups.
-    """
-    made, index = first.gathered(x)
-    out: Tensor = second._conv_forward(between(made), second.weight[:, index], second.bias)
-    return out
-
-
 class Dynamic:
-    """One output channel of a convolution, kept or dropped for each input by a gate (runtime-dynamic).
+    """One output channel of a convolution, kept or dropped for each sample by a gate (runtime-dynamic).
 
-    Feature boosting and suppression (Gao et al. 2019, 1810.05331). All weights stay stored, and the gate's with them:
-    the file does not shrink, and only a batch of one gets faster: half of the outputs of a 3×3 convolution took 0.8 of
-    the dense time at 64 channels of 32×32, but 1.5 times that at 16 (one thread, a busy machine). Everything starts
-    where the static mask is: the gate is constant, and the norm divided by what it says.
+    Feature boosting and suppression (Gao et al. 2019, 1810.05331). All weights stay stored, and those of the gate are
+    added. So the file does not shrink, and only a batch of one gets faster. Half of the outputs of a 3×3 convolution
+    took 0.8 of the dense time at 64 channels of 32×32, but 1.5 times that at 16 (one thread, a busy machine). Training
+    starts from the static mask: the gate is constant, and the norm is divided by its output.
     """
 
     fuses_norm = True
 
     def why_not(self, layer: Layer) -> str | None:
         if layer.kind != "conv2d" or layer.groups > 1:
-            return "is no convolution without conv groups, whose outputs could be chosen one by one"
+            return "is no convolution without conv groups, with outputs that could be chosen one by one"
         if not layer.norm:
             return "has no batch norm of its own, behind which its dropped outputs would be zero"
         if layer.outputs < 2:
@@ -118,16 +105,16 @@ class Dynamic:
         return None if self.counts(layer) else "is so small that a gate costs as much as it saves"
 
     def counts(self, layer: Layer) -> Sequence[int]:
-        """Those with which a convolution and its gate together are cheaper than the convolution."""
-        uses = layer.taps * layer.positions  # of an input by an output channel; by the gate it is one
+        """Returns the counts with which a convolution and its gate together are cheaper than the convolution."""
+        uses = layer.taps * layer.positions  # of an input by an output channel; the gate uses it once
         return range(1, max((layer.outputs * (uses - 1) - 1) // uses, 0) + 1)
 
-    def kept(self, layer: Layer, count: int) -> float:
-        """Share of the multiply-accumulates that a sample still takes, gate included; no weight is dropped for good."""
+    def kept_share(self, layer: Layer, count: int) -> float:
+        """Returns the share of multiply-accumulates per sample, gate included; no weight is dropped for good."""
         return self.macs(layer, count) / layer.macs
 
     def macs(self, layer: Layer, count: int) -> int:
-        """Of the gate and of the chosen channels, which is all that a batch of one computes."""
+        """Returns the multiply-accumulates of the gate and the chosen channels, all that a batch of one computes."""
         return layer.macs // layer.outputs * count + layer.inputs * layer.outputs
 
     def parts(self, layer: Layer, count: int) -> Mapping[str, Part]:
@@ -144,12 +131,12 @@ class Dynamic:
         return weight.flatten(1)
 
     def pattern(self, layer: Layer, count: int, scores: Float[Tensor, " units"]) -> Pattern:
-        """All units, the highest score first: the gate starts with that order."""
+        """Returns all units, the highest score first: the gate starts with that order."""
         return {"order": scores.sort(descending=True, stable=True).indices}
 
     def masked(self, layer: Layer, count: int, pattern: Pattern, module: nn.Module) -> nn.Module:
-        """The static mask, which is where the gate starts."""
-        return outputs_only(module, pattern["order"][:count])
+        """Returns the static mask, from which the gate starts."""
+        return mask_outputs(module, pattern["order"][:count])
 
     def compact(self, layer: Layer, count: int, pattern: Pattern, module: nn.Module) -> nn.Module:
         conv, norm = conv_and_norm(module)
@@ -157,26 +144,27 @@ class Dynamic:
         state = norm_state(norm)
         state |= {key: state[key] / saliency for key in ("weight", "bias")}
         gate = _linear(conv.weight.new_zeros(layer.outputs, layer.inputs), saliency)
-        made = like(conv, conv.weight)
+        made = new_layer(conv, conv.weight)
         assert isinstance(made, nn.Conv2d)
-        return Gated(made, norm_like(norm, state), gate.train(conv.training), count)
+        return GatedLayer(made, new_norm(norm, state), gate.train(conv.training), count)
 
     def restore(
         self, layer: Layer, count: int, tensors: Mapping[str, Tensor], module: nn.Module
     ) -> nn.Module:
         conv, norm = conv_and_norm(module)
-        made = like(conv, tensors["conv.weight"], tensors.get("conv.bias"))
+        made = new_layer(conv, tensors["conv.weight"], tensors.get("conv.bias"))
         assert isinstance(made, nn.Conv2d)
         gate = _linear(tensors["gate.weight"], tensors["gate.bias"])
         state = {key: tensors[f"norm.{key}"] for key in NORM}
-        return Gated(made, norm_like(norm, state), gate.train(conv.training), count)
+        return GatedLayer(made, new_norm(norm, state), gate.train(conv.training), count)
 
 
 def _ranked(order: Tensor) -> Float[Tensor, " units"]:
-    """From 1.5 for the first of the order to 0.5 for the last, in even steps; float64.
+    """Returns even steps from 1.5 for the first of the order to 0.5 for the last, float64.
 
-    Own: scores may be negative, equal or of any size. Ranks keep their order, so that the gate starts with exactly the
-    units of the static mask, and dividing by them costs no precision; their mean is 1, as the paper's gates start.
+    Own: scores may be negative, equal or of any size. These ranks keep their order, so that the gate starts with
+    exactly the units of the static mask. A division by them costs no precision. Their mean is 1, as that of the paper's
+    gates at the start.
     """
     ranks = torch.empty(len(order), dtype=torch.float64)
     ranks[order.cpu()] = torch.linspace(1.5, 0.5, len(order), dtype=torch.float64)

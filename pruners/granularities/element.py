@@ -1,4 +1,4 @@
-"""A unit is one weight of a layer, anywhere in it."""
+"""Units that are single weights, anywhere in a layer."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,45 +12,45 @@ from torch.nn import functional as F
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.granularities import Pattern, layer_granularities
-from prunefront.pruners.granularities.layer_like import like, weight_of
+from prunefront.pruners.granularities.new_layer import new_layer, weight_of
 from prunefront.pruners.graph.layers import Layer, Part
 from prunefront.pruners.units.masks import largest
 
 DENSITY = 0.05
-"""A sparse product is tried up to this share of non-zeros."""
+"""Largest share of non-zeros with which a sparse product is used."""
 
 LINEAR_MACS, CONV_MACS, CONV_OUTPUTS = 2**20, 2**22, 256
-"""And from so many dense multiply-accumulates per sample and outputs on."""
+"""Smallest numbers of dense multiply-accumulates per sample, and of outputs, with which a sparse product is used."""
 
 
 class Sparse(nn.Module):
-    """A convolution or linear layer with zeros among its weights, whose state dict is that of the dense layer."""
+    """A convolution or linear layer with zeros among its weights; its state dict is that of the dense layer."""
 
     def __init__(self, layer: nn.Module) -> None:
-        """layer: nn.Conv2d or nn.Linear, whose parameters this takes over."""
+        """Takes over the parameters of the layer, an nn.Conv2d or nn.Linear."""
         super().__init__()
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         self.weight, self.bias = layer.weight, layer.bias
         self.product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear
         if isinstance(layer, nn.Conv2d):
-            # of a convolution without weights, which knows stride, padding and the like
-            empty = like(layer, layer.weight.to("meta"), groups=layer.groups)
+            # a convolution without weights, which knows stride, padding and the like
+            empty = new_layer(layer, layer.weight.to("meta"), groups=layer.groups)
             self.product = cast(nn.Conv2d, empty)._conv_forward
         self.training = layer.training
 
 
 class Element(Sparse):
-    """A layer whose weights outside of a mask are zero and stay so, whatever an optimiser remembers or decays.
+    """A layer with a mask; weights outside of it are zero and stay so, whatever an optimiser remembers or decays.
 
-    In eval mode without gradients, on a CPU, it multiplies by a compressed sparse row matrix where that was measured
-    to be faster (`_Rows`), else as a dense layer.
+    In eval mode without gradients, on a CPU, it multiplies by a compressed sparse row matrix if that was measured to be
+    faster (`_Rows`). Otherwise it computes as a dense layer.
     """
 
     def __init__(self, layer: nn.Module, mask: Bool[Tensor, "..."]) -> None:
-        """layer: with zeros where the mask is not."""
+        """Takes over a layer that has zeros outside of the mask."""
         super().__init__(layer)
         self.mask: Tensor
-        self.register_buffer("mask", mask, persistent=False)  # what is stored has it as its zeros
+        self.register_buffer("mask", mask, persistent=False)  # the zeros of the stored weight are the mask
         self.rows = _Rows(layer)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,13 +61,13 @@ class Element(Sparse):
 
     @torch.no_grad()
     def train(self, mode: bool = True) -> Self:
-        if not mode and self.weight[~self.mask].any():  # moved by a momentum of before the cut
+        if not mode and self.weight[~self.mask].any():  # moved by a momentum from before the cut
             self.weight.masked_fill_(~self.mask, 0.0)
         return super().train(mode)
 
 
 class _Rows:
-    """A layer's product on a CPU by the non-zeros of its weight, where that is faster than by all of it.
+    """A layer's product on a CPU by the non-zeros of its weight, if that is faster than the dense product.
 
     CPU time of one thread over that of the dense product, float32, medians of 31 interleaved pairs on a busy x86
     machine with MKL, at a batch of 1 (and of 16):
@@ -85,9 +85,9 @@ class _Rows:
     | 3×3, 256 to 256, 14×14  | 1.15 (1.47) | 0.78 (0.91) | 0.53 (0.58) | 0.44 (0.48) |
     | 3×3, 512 to 512, 7×7    | 0.70 (1.35) | 0.45 (0.80) | 0.27 (0.46) | 0.23 (0.32) |
 
-    Hence the rule: at least 95 % zeros, and a layer as large as the constants above say. The im2col of a convolution
-    takes as long for few outputs as for many, so there must be many. Several threads were not measured and get the
-    dense product; so does an exported graph, as ONNX Runtime has no other.
+    Hence the rule: at least 95 % zeros, and a layer of at least the sizes above. The im2col of a convolution takes as
+    long for few outputs as for many, so there must be many. Several threads were not measured and get the dense
+    product; so does an exported graph, since ONNX Runtime has no other.
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -108,7 +108,7 @@ class _Rows:
         self._matrix: Tensor | None = None
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-        """What the layer makes of x; None where the dense product is the one to take. Not differentiable."""
+        """Returns the layer's output for x, not differentiable; None if the dense product should be used."""
         if not self.large or not self._takes(x, weight):
             return None
         return self._linear(x, weight, bias) if self.window is None else self._convolution(x, weight, bias)
@@ -119,7 +119,7 @@ class _Rows:
             return False
         if x.dtype != weight.dtype or x.dtype not in (torch.float32, torch.float64):
             return False
-        if torch.is_autocast_enabled("cpu") or weight.is_inference():  # whose changes are not counted
+        if torch.is_autocast_enabled("cpu") or weight.is_inference():  # its changes are not counted
             return False
         mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
         return mkl and torch.get_num_threads() == 1
@@ -148,14 +148,14 @@ class _Rows:
         return out if bias is None else out.add_(bias[:, None, None])
 
     def _rows(self, weight: Tensor) -> Tensor | None:
-        """The weight [out, in · taps] in compressed sparse rows, made anew once it was changed; None if too dense."""
+        """Returns the weight [out, in · taps] in compressed sparse rows, None if it is too dense. It is cached."""
         version = weight._version
         if self._of is None or self._of.data_ptr() != weight.data_ptr() or self._version != version:
             sparse = int(weight.count_nonzero()) <= DENSITY * weight.numel()
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state", UserWarning)
                 self._matrix = weight.detach().flatten(1).to_sparse_csr() if sparse else None
-            self._of = weight.detach()  # held, so that no other tensor gets its address
+            self._of = weight.detach()  # kept, so that no other tensor gets its address
             self._version = version
         return self._matrix
 
@@ -174,11 +174,11 @@ class Elements:
     def counts(self, layer: Layer) -> Sequence[int]:
         return range(1, layer.size)
 
-    def kept(self, layer: Layer, count: int) -> float:
+    def kept_share(self, layer: Layer, count: int) -> float:
         return count / layer.size
 
     def macs(self, layer: Layer, count: int) -> int:
-        """Those with a weight that is not zero; a dense product, which is faster up to about 95 % zeros, does all."""
+        """Returns the multiply-accumulates of non-zeros; a dense product, faster up to about 95 % zeros, does all."""
         return count * layer.positions
 
     def parts(self, layer: Layer, count: int) -> Mapping[str, Part]:
@@ -189,31 +189,31 @@ class Elements:
         return weight.reshape(-1, 1)
 
     def pattern(self, layer: Layer, count: int, scores: Float[Tensor, " units"]) -> Pattern:
-        """Positions in the flattened weight, ascending."""
+        """Returns positions in the flattened weight, ascending."""
         return {"index": largest(scores, count).nonzero().flatten()}
 
     def masked(self, layer: Layer, count: int, pattern: Pattern, module: nn.Module) -> nn.Module:
-        kept = weight_of(module) * chosen(layer, pattern, module)
-        return like(module, kept, groups=layer.groups)
+        kept = weight_of(module) * pattern_mask(layer, pattern, module)
+        return new_layer(module, kept, groups=layer.groups)
 
     def compact(self, layer: Layer, count: int, pattern: Pattern, module: nn.Module) -> nn.Module:
-        mask = chosen(layer, pattern, module)
+        mask = pattern_mask(layer, pattern, module)
         kept = weight_of(module).masked_fill(~mask, 0.0)
-        return Element(like(module, kept, groups=layer.groups), mask)
+        return Element(new_layer(module, kept, groups=layer.groups), mask)
 
     def restore(
         self, layer: Layer, count: int, tensors: Mapping[str, Tensor], module: nn.Module
     ) -> nn.Module:
-        """What is zero in the file stays so in further training."""
+        """Returns the layer; weights that are zero in the file stay zero in further training."""
         mask = tensors["weight"] != 0
         if int(mask.sum()) > count:
             raise PrunefrontError(f"layer {layer.module!r}: more than {count} of its weights are not zero")
-        made = like(module, tensors["weight"], tensors.get("bias"), groups=layer.groups)
+        made = new_layer(module, tensors["weight"], tensors.get("bias"), groups=layer.groups)
         return Element(made, mask)
 
 
-def chosen(layer: Layer, pattern: Pattern, module: nn.Module) -> Bool[Tensor, "..."]:
-    """True at the pattern's positions in the weight, of its shape and on its device."""
+def pattern_mask(layer: Layer, pattern: Pattern, module: nn.Module) -> Bool[Tensor, "..."]:
+    """Returns a mask of the weight's shape, on its device, True at the pattern's positions."""
     mask = torch.zeros(layer.size, dtype=torch.bool)
     mask[pattern["index"].cpu()] = True
     return mask.view(layer.shape).to(weight_of(module).device)

@@ -1,4 +1,4 @@
-"""A unit is one input channel of one layer: what a single layer reads of a stream that others go on using."""
+"""Units that are input channels of one layer, which reads fewer channels of a stream that other layers still use."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.granularities import Pattern, layer_granularities
 from prunefront.pruners.granularities.channel_selection import select_channels
-from prunefront.pruners.granularities.layer_like import like, weight_of
+from prunefront.pruners.granularities.new_layer import new_layer, weight_of
 from prunefront.pruners.graph.layers import Layer, Part
 
 
-class Gathered(nn.Module):
-    """A layer that reads only the channels `index` of its input, by one index_select before it."""
+class GatheredLayer(nn.Module):
+    """A layer that reads only the channels `index` of its input, through an index_select."""
 
     def __init__(self, layer: nn.Module, index: Tensor) -> None:
-        """layer: with as many input channels as there are indices. index: (kept,), ascending."""
+        """Wraps a layer that has one input channel per index. index: (kept,), ascending."""
         super().__init__()
         self.layer = layer
         self.index: Tensor
@@ -38,13 +38,13 @@ class Gather:
 
     def why_not(self, layer: Layer) -> str | None:
         if layer.groups > 1:
-            return f"has {layer.groups} conv groups, whose inputs cannot be chosen one by one"
+            return f"has {layer.groups} conv groups, and their inputs cannot be chosen one by one"
         return "has a single input channel" if layer.inputs < 2 else None
 
     def counts(self, layer: Layer) -> Sequence[int]:
         return range(1, layer.inputs)
 
-    def kept(self, layer: Layer, count: int) -> float:
+    def kept_share(self, layer: Layer, count: int) -> float:
         return count / layer.inputs
 
     def macs(self, layer: Layer, count: int) -> int:
@@ -62,22 +62,22 @@ class Gather:
         return {"index": scores.sort(descending=True, stable=True).indices[:count].sort().values}
 
     def masked(self, layer: Layer, count: int, pattern: Pattern, module: nn.Module) -> nn.Module:
-        return like(module, _columns_only(weight_of(module), pattern["index"]))
+        return new_layer(module, _columns_only(weight_of(module), pattern["index"]))
 
     def compact(self, layer: Layer, count: int, pattern: Pattern, module: nn.Module) -> nn.Module:
         weight = weight_of(module)
         index = pattern["index"].to(weight.device)
-        return Gathered(like(module, weight.index_select(1, index)), index)
+        return GatheredLayer(new_layer(module, weight.index_select(1, index)), index)
 
     def restore(
         self, layer: Layer, count: int, tensors: Mapping[str, Tensor], module: nn.Module
     ) -> nn.Module:
         index = tensors["index"]
-        if not ascending(index, layer.inputs):
+        if not is_ascending(index, layer.inputs):
             raise PrunefrontError(
                 f"layer {layer.module!r}: the index of its {layer.inputs} inputs must ascend within them"
             )
-        return Gathered(like(module, tensors["layer.weight"], tensors.get("layer.bias")), index)
+        return GatheredLayer(new_layer(module, tensors["layer.weight"], tensors.get("layer.bias")), index)
 
 
 def _columns_only(weight: Tensor, index: Tensor) -> Tensor:
@@ -86,8 +86,8 @@ def _columns_only(weight: Tensor, index: Tensor) -> Tensor:
     return kept
 
 
-def ascending(index: Tensor, below: int) -> bool:
-    """Whether integers strictly ascend within [0, below)."""
+def is_ascending(index: Tensor, below: int) -> bool:
+    """Returns whether integers strictly ascend within [0, below)."""
     inside = bool((index >= 0).all() and (index < below).all())
     return inside and bool((index[1:] > index[:-1]).all())
 

@@ -1,4 +1,4 @@
-"""A unit is one kernel position of one input map: strided patterns within kernels, computed by small convolutions."""
+"""Units that are kernel positions of one input map: strided patterns within kernels, computed by small convolutions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,26 +13,27 @@ from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.granularities import Pattern, layer_granularities
-from prunefront.pruners.granularities.layer_like import like, weight_of
+from prunefront.pruners.granularities.channel_selection import select_channels
+from prunefront.pruners.granularities.new_layer import new_layer, weight_of
 from prunefront.pruners.granularities.strided_patterns import (
     Box,
     Kernel,
-    Strided,
+    StridedPattern,
     boxes_of,
-    choose,
-    reachable,
-    size_of,
+    choose_patterns,
+    reachable_counts,
+    tap_count,
 )
 from prunefront.pruners.graph.layers import Layer, Part
 
 PATCHES = 2**20
-"""Up to so many elements (4 MiB) a patch matrix and one product are faster than several convolutions, in eager mode."""
+"""Largest number of elements (4 MiB) of a patch matrix; up to it, one product is faster than several convolutions."""
 
 OUTPUTS = 2**21
-"""Up to so many elements (8 MiB) are computed at a time, in eager mode: larger tensors cost many page faults."""
+"""Largest number of output elements (8 MiB) that are computed at a time; larger tensors cost many page faults."""
 
 
-Around = tuple[tuple[int, int], tuple[int, int]]
+Padding = tuple[tuple[int, int], tuple[int, int]]
 """Padding before and after, of rows and of columns."""
 
 
@@ -40,7 +41,7 @@ Around = tuple[tuple[int, int], tuple[int, int]]
 class Segment:
     """The input maps of one pattern.
 
-    maps: where they lie in the order by pattern. columns: of the weight, for each box.
+    maps: their places in the order by pattern. columns: columns of the weight, for each box.
     """
 
     maps: slice
@@ -49,20 +50,21 @@ class Segment:
 
 
 class StridedConv2d(nn.Module):
-    """A convolution that reads of each input map only the kernel positions of the map's pattern (t, o).
+    """A convolution that reads only the kernel positions of each input map's pattern (t, o).
 
-    weight: [C_out, Σ|P_c|], a column for each position that is kept. The maps of one pattern lie together; their
-    columns are ordered by box, row and column of the kernel, map. stride, offset: (C_in,), t and o of each map.
+    weight: [C_out, Σ|P_c|], a column for each kept position. The maps of one pattern lie together; their columns are
+    ordered by box, row and column of the kernel, map. stride, offset: (C_in,), t and o of each map.
 
-    There are two ways to the same sums. As boxes, each pattern is one or two dilated convolutions over its maps, which
-    run as fast as any. As rows, the weight is multiplied with the patch matrix of exactly Σ|P_c| rows, which slices of
-    the padded input make up (methods.md §2.1). Rows win on little input in eager mode, where calls cost more than sums.
+    There are two ways to compute the same sums. As boxes, each pattern is one or two dilated convolutions over its
+    maps, which run at full speed. As rows, the weight is multiplied by the patch matrix, which has exactly Σ|P_c| rows
+    and is put together from slices of the padded input (methods.md §2.1). Rows win for small inputs in eager mode, in
+    which calls cost more than sums.
     """
 
     def __init__(
         self, module: nn.Conv2d, weight: Tensor, bias: Tensor | None, stride: Tensor, offset: Tensor
     ) -> None:
-        """module: dense, for the sizes and the training flag. The tensors are copied."""
+        """Copies the tensors. module: dense, for the sizes and the training flag."""
         super().__init__()
         self.kernel = cast(Kernel, module.kernel_size)
         self.steps = cast(tuple[int, int], module.stride)
@@ -84,7 +86,7 @@ class StridedConv2d(nn.Module):
         around = self.around
         if self.mode != "constant":
             x, around = F.pad(x, _flat(around), self.mode), ((0, 0), (0, 0))
-        if torch.compiler.is_compiling():  # the batch may be free there, and calls cost next to nothing
+        if torch.compiler.is_compiling():  # the batch may be free then, and calls cost next to nothing
             return self._as_boxes(x, around)
         outputs, patches = (math.prod(self._positions(x, around)) * rows for rows in self.weight.shape)
         if len(x) * patches <= PATCHES:
@@ -93,13 +95,13 @@ class StridedConv2d(nn.Module):
         parts = [self._as_boxes(part, around) for part in torch.split(x, most)]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def _as_boxes(self, x: Tensor, around: Around) -> Tensor:
+    def _as_boxes(self, x: Tensor, around: Padding) -> Tensor:
         made: Tensor | None = None
         for segment in self.segments:
-            maps = x if len(self.segments) == 1 else _pick(x, self.order[segment.maps])
+            maps = x if len(self.segments) == 1 else select_channels(x, self.order[segment.maps])
             for box, columns in zip(segment.boxes, segment.columns, strict=True):
                 weight = self.weight[:, columns].reshape(-1, len(box.rows), len(box.columns), maps.shape[1])
-                weight = weight.permute(0, 3, 1, 2).contiguous(memory_format=_format(x))
+                weight = weight.permute(0, 3, 1, 2).contiguous(memory_format=_memory_format(x))
                 window, padding = _window(maps, box, self.kernel, self.dilation, around)
                 dilation = (box.rows.step * self.dilation[0], box.columns.step * self.dilation[1])
                 bias = self.bias if made is None else None
@@ -108,16 +110,16 @@ class StridedConv2d(nn.Module):
         assert made is not None  # there is at least one map, and each keeps at least one position
         return made
 
-    def _as_rows(self, x: Tensor, around: Around) -> Tensor:
+    def _as_rows(self, x: Tensor, around: Padding) -> Tensor:
         height, width = self._positions(x, around)
-        maps = x if len(self.segments) == 1 else _pick(x, self.order)
+        maps = x if len(self.segments) == 1 else select_channels(x, self.order)
         maps = F.pad(maps, _flat(around)) if any(_flat(around)) else maps
         rows = [
             maps[
                 :,
                 segment.maps,
-                _every(r * self.dilation[0], height, self.steps[0]),
-                _every(c * self.dilation[1], width, self.steps[1]),
+                _strided_slice(r * self.dilation[0], height, self.steps[0]),
+                _strided_slice(c * self.dilation[1], width, self.steps[1]),
             ]
             for segment in self.segments
             for box in segment.boxes
@@ -126,10 +128,10 @@ class StridedConv2d(nn.Module):
         ]
         patches = torch.cat(rows, 1)
         # any dilation of a 1×1 kernel is the same, but with one torch takes oneDNN rather than its BLAS
-        dilation = 2 if _format(x) == torch.channels_last and len(x) * height * width >= 512 else 1
+        dilation = 2 if _memory_format(x) == torch.channels_last and len(x) * height * width >= 512 else 1
         return F.conv2d(patches, self.weight[:, :, None, None], self.bias, dilation=dilation)
 
-    def _positions(self, x: Tensor, around: Around) -> tuple[int, int]:
+    def _positions(self, x: Tensor, around: Padding) -> tuple[int, int]:
         rows, columns = (
             (x.shape[2 + a] + sum(around[a]) - self.dilation[a] * (self.kernel[a] - 1) - 1) // self.steps[a]
             + 1
@@ -141,14 +143,15 @@ class StridedConv2d(nn.Module):
 class IntraKernel:
     """Kernel positions of input maps, by one strided pattern for each map (Anwar, Hwang, Sung 2015, arXiv:1512.08571).
 
-    Pattern (t, o) keeps the positions p = o, o + t, ... of the kernel, numbered row by row; all kernels that read a map
-    share its pattern, so the others' products are never formed. A count is the number of positions kept over all maps.
+    Pattern (t, o) keeps the positions p = o, o + t, ... of the kernel, numbered row by row. All kernels that read a map
+    share its pattern, so products of the other positions are never formed. A count is the number of kept positions over
+    all maps.
 
-    Of all strided patterns only a few are chosen from: those of the sizes around the mean size (3×3 at a ratio of one
-    half: (2,0) and (2,1) alone), with few boxes, at most three of a size. That is for speed, as each box is a call, and
-    it is no loss: sums of scores do not see that a map with one position left is as good as gone. ResNet-20 on CIFAR-10
-    at one half in all layers, after 130 steps of training: 83.2 % with (2,0) and (2,1), 81.0 % with a free choice that
-    keeps more, 85.9 % dense and trained as long (one seed, 2,000 images).
+    Only few of all strided patterns are candidates: at most three per size, with few boxes, of sizes around the mean
+    size (3×3 at a ratio of one half: (2,0) and (2,1) alone). This is fast, since each box is a call. It is no loss:
+    sums of scores do not show that a map with one position left is useless. ResNet-20 on CIFAR-10 at one half in all
+    layers, after 130 steps of training: 83.2 % with (2,0) and (2,1), 81.0 % with a free choice that keeps more, 85.9 %
+    dense and trained as long (one seed, 2,000 images).
     """
 
     fuses_norm = False
@@ -163,9 +166,9 @@ class IntraKernel:
         return None
 
     def counts(self, layer: Layer) -> Sequence[int]:
-        return reachable(_kernel(layer), layer.inputs)
+        return reachable_counts(_kernel(layer), layer.inputs)
 
-    def kept(self, layer: Layer, count: int) -> float:
+    def kept_share(self, layer: Layer, count: int) -> float:
         return count / (layer.inputs * layer.taps)
 
     def macs(self, layer: Layer, count: int) -> int:
@@ -184,7 +187,7 @@ class IntraKernel:
         return weight.flatten(2).permute(1, 2, 0).flatten(0, 1)
 
     def pattern(self, layer: Layer, count: int, scores: Float[Tensor, " units"]) -> Pattern:
-        chosen = choose(scores.view(layer.inputs, layer.taps).numpy(), _kernel(layer), count)
+        chosen = choose_patterns(scores.view(layer.inputs, layer.taps).numpy(), _kernel(layer), count)
         return {
             "stride": torch.tensor([t for t, _ in chosen]),
             "offset": torch.tensor([o for _, o in chosen]),
@@ -195,7 +198,7 @@ class IntraKernel:
         kept = torch.zeros(layer.inputs, layer.taps, dtype=torch.bool)
         for row, (t, o) in zip(kept, _strided(pattern["stride"], pattern["offset"]), strict=True):
             row[o::t] = True
-        return like(module, weight * kept.view(weight.shape[1:]).to(weight.device))
+        return new_layer(module, weight * kept.view(weight.shape[1:]).to(weight.device))
 
     def compact(self, layer: Layer, count: int, pattern: Pattern, module: nn.Module) -> nn.Module:
         assert isinstance(module, nn.Conv2d)
@@ -225,7 +228,7 @@ class IntraKernel:
                 f"layer {layer.module!r}: the strides of its {layer.inputs} patterns must lie in 1 to {layer.taps}, "
                 "and each offset in 0 to its stride - 1"
             )
-        if (found := sum(size_of(pattern, _kernel(layer)) for pattern in patterns)) != count:
+        if (found := sum(tap_count(pattern, _kernel(layer)) for pattern in patterns)) != count:
             raise PrunefrontError(f"layer {layer.module!r}: its patterns keep {found} positions, not {count}")
         return StridedConv2d(module, tensors["weight"], tensors.get("bias"), stride, offset)
 
@@ -234,12 +237,12 @@ def _kernel(layer: Layer) -> Kernel:
     return layer.shape[2], layer.shape[3]
 
 
-def _strided(stride: Tensor, offset: Tensor) -> list[Strided]:
+def _strided(stride: Tensor, offset: Tensor) -> list[StridedPattern]:
     return list(zip(stride.tolist(), offset.tolist(), strict=True))
 
 
-def _layout(patterns: Sequence[Strided], kernel: Kernel) -> tuple[list[int], tuple[Segment, ...]]:
-    """The maps, sorted by pattern, and where in that order and in the weight's columns each pattern has its place."""
+def _layout(patterns: Sequence[StridedPattern], kernel: Kernel) -> tuple[list[int], tuple[Segment, ...]]:
+    """Returns the maps sorted by pattern, and for each pattern its place in that order and in the weight's columns."""
     order = sorted(range(len(patterns)), key=lambda c: (patterns[c], c))
     segments, begin, column = [], 0, 0
     for pattern, maps in groupby(order, key=patterns.__getitem__):
@@ -252,25 +255,25 @@ def _layout(patterns: Sequence[Strided], kernel: Kernel) -> tuple[list[int], tup
     return order, tuple(segments)
 
 
-def _around(module: nn.Conv2d) -> Around:
+def _around(module: nn.Conv2d) -> Padding:
     if isinstance(module.padding, tuple):
         return (module.padding[0],) * 2, (module.padding[1],) * 2
     if module.padding == "valid":
         return (0, 0), (0, 0)
     totals = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-    # "same": the odd one goes behind
+    # "same" puts the odd one behind
     return (totals[0] // 2, totals[0] - totals[0] // 2), (totals[1] // 2, totals[1] - totals[1] // 2)
 
 
-def _flat(around: Around) -> list[int]:
-    """As F.pad takes it: of columns, then of rows."""
+def _flat(around: Padding) -> list[int]:
+    """Returns the padding as F.pad takes it: of columns, then of rows."""
     return [*around[1], *around[0]]
 
 
 def _window(
-    x: Tensor, box: Box, kernel: Kernel, dilation: tuple[int, int], around: Around
+    x: Tensor, box: Box, kernel: Kernel, dilation: tuple[int, int], around: Padding
 ) -> tuple[Tensor, tuple[int, int]]:
-    """What the box reads of a map, at all positions, and the padding that is left to the convolution."""
+    """Returns the part of a map that the box reads, and the padding that is left to the convolution."""
     inside, extra, padding = [], [], []
     for size, length, d, (before, after), taps in zip(
         x.shape[2:], kernel, dilation, around, (box.rows, box.columns), strict=True
@@ -290,25 +293,14 @@ def _window(
     return F.pad(window, outside) if any(outside) else window, (padding[0], padding[1])
 
 
-def _every(start: int, number: int, step: int) -> slice:
+def _strided_slice(start: int, number: int, step: int) -> slice:
     return slice(start, start + (number - 1) * step + 1, step)
 
 
-def _format(x: Tensor) -> torch.memory_format:
-    """channels_last for a tensor that is laid out so, and only so."""
+def _memory_format(x: Tensor) -> torch.memory_format:
+    """Returns channels_last for a tensor that has this layout and no other."""
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
-
-
-def _pick(x: Tensor, index: Tensor) -> Tensor:
-    """The maps of an index, in the memory format of x."""
-    if _format(x) == torch.contiguous_format:
-        return x.index_select(1, index)
-    batch, _, height, width = (
-        x.shape
-    )  # as a matrix, which index_select has a path for that is several times faster
-    picked = x.permute(0, 2, 3, 1).reshape(batch * height * width, -1).index_select(1, index)
-    return picked.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 layer_granularities.register("intra_kernel")(IntraKernel())

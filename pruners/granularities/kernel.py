@@ -1,17 +1,17 @@
-"""A unit is one kernel: what one output channel of a convolution reads of one input channel.
+"""Units that are kernels: one output channel of a convolution reads one input channel through a kernel.
 
-The output channels are put into P clusters of equal size, and all of a cluster read the same d input channels: the
-matrix of kept kernels has at most 8 distinct rows. So the layer is one index_select of P·d input channels, one grouped
-convolution, and one index_select that puts the outputs in their order; where the matrix is block-diagonal, both
-selections are the identity and are left out.
+The output channels are put into P clusters of equal size. All channels of a cluster read the same d input channels, so
+the matrix of kept kernels has at most 8 distinct rows. The layer is then one index_select of P·d input channels, one
+grouped convolution, and one index_select that orders the outputs. If the matrix is block-diagonal, both selections are
+the identity and are left out.
 
-P is the largest of 2, 4 and 8 that leaves every cluster 64 rows, and 2 where none does. Measured with one thread on an
+P is the largest of 2, 4 and 8 that leaves every cluster 64 rows, and 2 if none does. Measured with one thread on an
 AVX-512 CPU (torch 2.13 eager, ONNX Runtime 1.31; 16 to 512 channels, 7² to 56² maps, d = ¼ to ¾ of the channels, batch
-1 and 32): with 3 or 6 clusters 64 channels take up to 3.5 times as long as with 2 or 4, as their rows do not
-fill vectors of 16; clusters of 64 rows and more cost what P = 2 costs, of 32 rows mostly up to 10 % more, of 16 rows up
-to 60 % more, since each has its d channels copied. More clusters follow the scores more closely, so P is the most that
-costs nothing. Layers of 16 channels gain hardly anything with any P; a d that is no multiple of 16 can cost as much as
-the next one that is.
+1 and 32): with 3 or 6 clusters, 64 channels take up to 3.5 times as long as with 2 or 4, since their rows do not fill
+vectors of 16. Clusters of 64 rows and more cost as much as P = 2, those of 32 rows mostly up to 10 % more, those of 16
+rows up to 60 % more, since each copies its d channels. More clusters follow the scores more closely, so P is the
+largest that costs nothing. Layers of 16 channels gain hardly anything with any P. A d that is no multiple of 16 can
+cost as much as the next multiple.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,21 +23,28 @@ from torch import Tensor, nn
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.granularities import Pattern, layer_granularities
 from prunefront.pruners.granularities.channel_selection import select_channels
-from prunefront.pruners.granularities.gather import ascending
-from prunefront.pruners.granularities.layer_like import like, weight_of
+from prunefront.pruners.granularities.gather import is_ascending
+from prunefront.pruners.granularities.new_layer import new_layer, weight_of
 from prunefront.pruners.graph.layers import Layer, Part
 
 ROWS_PER_CLUSTER = 64
+"""Smallest number of rows of a cluster with which there may be more than two clusters."""
+
 MOST_ROUNDS = 30
+"""Largest number of rounds of balanced k-means."""
+
 MOST_SWEEPS = 20
-ROUNDING = 1e-12  # sums that differ by less, relatively, are equal
+"""Largest number of sweeps over all pairs of clusters in one assignment."""
+
+ROUNDING = 1e-12
+"""Relative difference below which sums count as equal."""
 
 
-class Clustered(nn.Module):
-    """A grouped convolution on the channels `index` of the input; row `order[j]` of it is output channel j."""
+class ClusteredConv2d(nn.Module):
+    """A grouped convolution on the channels `index` of the input; its row `order[j]` is output channel j."""
 
     def __init__(self, layer: nn.Module, index: Tensor, order: Tensor, inputs: int) -> None:
-        """layer: the convolution. index: (conv groups · d,), order: (outputs,), inputs: channels of the input."""
+        """Wraps a convolution. index: (conv groups · d,), order: (outputs,), inputs: number of input channels."""
         super().__init__()
         self.layer = layer
         self.index: Tensor
@@ -55,8 +62,8 @@ class Clustered(nn.Module):
 
 
 def _note_identities(module: nn.Module, _: object) -> None:
-    """Which of the selections change nothing: known before the forward, which must not depend on an index's values."""
-    assert isinstance(module, Clustered)
+    """Notes the selections that change nothing, before the forward, which must not depend on an index's values."""
+    assert isinstance(module, ClusteredConv2d)
     assert isinstance(module.layer, nn.Conv2d)
     module.reads_all = _is_identity(module.index, module.inputs)
     module.in_order = _is_identity(module.order, module.layer.out_channels)
@@ -67,7 +74,7 @@ def _is_identity(index: Tensor, of: int) -> bool:
 
 
 class Kernel:
-    """One kernel of a convolution; the count is how many each output channel keeps, d."""
+    """One kernel of a convolution; the count is d, the number of kernels that each output channel keeps."""
 
     fuses_norm = False
 
@@ -75,7 +82,7 @@ class Kernel:
         if layer.kind == "linear":
             return "is a linear layer, which has no kernels"
         if layer.groups > 1:
-            return f"has {layer.groups} conv groups, which already choose the inputs of each output"
+            return f"has {layer.groups} conv groups, which already fix the inputs of each output"
         if layer.taps == 1:
             return "has 1×1 kernels, which are single weights"
         if layer.inputs < 2:
@@ -85,7 +92,7 @@ class Kernel:
     def counts(self, layer: Layer) -> Sequence[int]:
         return range(1, layer.inputs)
 
-    def kept(self, layer: Layer, count: int) -> float:
+    def kept_share(self, layer: Layer, count: int) -> float:
         return count / layer.inputs
 
     def macs(self, layer: Layer, count: int) -> int:
@@ -97,7 +104,7 @@ class Kernel:
         return {
             "layer.weight": Part((rows, count, *layer.shape[2:])),
             **bias,
-            "index": Part((clusters(layer) * count,), "index", layer.inputs),
+            "index": Part((cluster_count(layer) * count,), "index", layer.inputs),
             "order": Part((layer.outputs,), "index", rows),
         }
 
@@ -105,13 +112,14 @@ class Kernel:
         return weight.flatten(0, 1).flatten(1)
 
     def pattern(self, layer: Layer, count: int, scores: Float[Tensor, " units"]) -> Pattern:
-        """index: (P·d,), ascending within each cluster. order: (outputs,), the row of each output channel.
+        """Returns index (P·d,), ascending within each cluster, and order (outputs,), the row of each output channel.
 
-        Balanced k-means: clusters take the d channels of the highest summed scores, and rows go where they keep the
-        most, until neither helps. Of two starts, distinct rows and consecutive rows, the one that ends better counts.
+        Balanced k-means: clusters take the d channels of the highest summed scores, and rows move to the cluster in
+        which they keep the most, until neither helps. There are two starts, distinct rows and consecutive rows; the
+        better end counts.
         """
         table = scores.view(layer.outputs, layer.inputs)
-        p = clusters(layer)
+        p = cluster_count(layer)
         ends = [_refined(table, start, p, count) for start in _starts(table, p, count)]
         members = _by_first_row(max(ends, key=lambda end: end[0])[1], p)
         supports = _supports(table, members, p, count)
@@ -121,7 +129,7 @@ class Kernel:
         weight = weight_of(module)
         kept = torch.zeros(layer.outputs, layer.inputs, dtype=weight.dtype)
         kept.scatter_(1, _inputs_of_rows(layer, pattern), 1.0)
-        return like(module, weight * kept.to(weight.device)[:, :, None, None])
+        return new_layer(module, weight * kept.to(weight.device)[:, :, None, None])
 
     def compact(self, layer: Layer, count: int, pattern: Pattern, module: nn.Module) -> nn.Module:
         weight = weight_of(module)
@@ -133,56 +141,60 @@ class Kernel:
         if isinstance(module.bias, Tensor):
             bias = weight.new_zeros(_rows(layer))
             bias[order] = module.bias.detach()
-        return Clustered(like(module, rows, bias, groups=clusters(layer)), index, order, layer.inputs)
+        return ClusteredConv2d(
+            new_layer(module, rows, bias, groups=cluster_count(layer)), index, order, layer.inputs
+        )
 
     def restore(
         self, layer: Layer, count: int, tensors: Mapping[str, Tensor], module: nn.Module
     ) -> nn.Module:
         index, order = tensors["index"], tensors["order"]
-        if not all(ascending(reads, layer.inputs) for reads in index.view(clusters(layer), count)):
+        if not all(is_ascending(reads, layer.inputs) for reads in index.view(cluster_count(layer), count)):
             raise PrunefrontError(
                 f"layer {layer.module!r}: the index of the inputs of each cluster must ascend within {layer.inputs}"
             )
-        if not ascending(order.sort().values, _rows(layer)):
+        if not is_ascending(order.sort().values, _rows(layer)):
             raise PrunefrontError(
                 f"layer {layer.module!r}: the order must be distinct rows of the {_rows(layer)} of its convolution"
             )
-        made = like(module, tensors["layer.weight"], tensors.get("layer.bias"), groups=clusters(layer))
-        return Clustered(made, index, order, layer.inputs)
+        made = new_layer(
+            module, tensors["layer.weight"], tensors.get("layer.bias"), groups=cluster_count(layer)
+        )
+        return ClusteredConv2d(made, index, order, layer.inputs)
 
 
-def clusters(layer: Layer) -> int:
-    """P, of the layer's outputs alone."""
+def cluster_count(layer: Layer) -> int:
+    """Returns P, which depends on the layer's outputs alone."""
     return max(p for p in (2, 4, 8) if p == 2 or layer.outputs >= ROWS_PER_CLUSTER * p)
 
 
 def _capacity(layer: Layer) -> int:
-    return -(-layer.outputs // clusters(layer))
+    return -(-layer.outputs // cluster_count(layer))
 
 
 def _rows(layer: Layer) -> int:
-    """Output channels of the grouped convolution: up to P − 1 of them are padding, which nothing reads."""
-    return clusters(layer) * _capacity(layer)
+    """Returns the number of output channels of the grouped convolution; up to P − 1 are padding that nothing reads."""
+    return cluster_count(layer) * _capacity(layer)
 
 
 def _inputs_of_rows(layer: Layer, pattern: Pattern) -> Int[Tensor, "outputs d"]:
-    return pattern["index"].view(clusters(layer), -1)[pattern["order"] // _capacity(layer)]
+    return pattern["index"].view(cluster_count(layer), -1)[pattern["order"] // _capacity(layer)]
 
 
 Table = Float[Tensor, "outputs inputs"]
 Members = Int[Tensor, " outputs"]
-"""The cluster of each row."""
+"""Cluster of each row."""
 
 
 def _starts(scores: Table, p: int, d: int) -> Iterator[Members]:
-    """Clusterings to begin with: around p rows as unlike each other as can be, and consecutive rows."""
+    """Yields the clusterings to start from: around p rows as different as possible, and consecutive rows."""
     consecutive = torch.arange(len(scores)) // -(-len(scores) // p)
     yield _assigned(_gains(scores, _unlike(scores, p, d)), consecutive)
     yield consecutive
 
 
 def _unlike(scores: Table, p: int, d: int) -> Int[Tensor, "p d"]:
-    """The best inputs of p rows, each time of the row that loses most by those chosen so far."""
+    """Returns the best inputs of p rows, each time of the row that loses most with those chosen so far."""
     best = scores.topk(d, dim=1).values.sum(1)
     got = torch.full_like(best, -torch.inf)
     row = int(best.argmax())
@@ -195,7 +207,7 @@ def _unlike(scores: Table, p: int, d: int) -> Int[Tensor, "p d"]:
 
 
 def _refined(scores: Table, members: Members, p: int, d: int) -> tuple[float, Members]:
-    """The kept score and the clustering, when rows and inputs have been chosen in turn until that is of no use."""
+    """Returns the kept score and the clustering, after rows and inputs were chosen in turn until neither helps."""
     rows = torch.arange(len(scores))
     best, kept = members, -torch.inf
     for _ in range(MOST_ROUNDS):
@@ -209,7 +221,7 @@ def _refined(scores: Table, members: Members, p: int, d: int) -> tuple[float, Me
 
 
 def _supports(scores: Table, members: Members, p: int, d: int) -> Int[Tensor, "p d"]:
-    """The d inputs of the highest summed scores of each cluster, ascending."""
+    """Returns the d inputs of the highest summed scores of each cluster, ascending."""
     return _top(scores.new_zeros(p, scores.shape[1]).index_add_(0, members, scores), d)
 
 
@@ -218,15 +230,16 @@ def _top(sums: Float[Tensor, "p inputs"], d: int) -> Int[Tensor, "p d"]:
 
 
 def _gains(scores: Table, supports: Int[Tensor, "p d"]) -> Float[Tensor, "outputs p"]:
-    """What each row would keep in each cluster."""
+    """Returns the score that each row would keep in each cluster."""
     chosen = scores.new_zeros(len(supports), scores.shape[1]).scatter_(1, supports, 1.0)
     return scores @ chosen.T
 
 
 def _assigned(gains: Float[Tensor, "outputs p"], members: Members) -> Members:
-    """Rows put where they gain most, as many in a cluster as it holds, from an assignment that is never made worse.
+    """Returns an assignment of rows to the clusters in which they gain most, within the size of a cluster.
 
-    Two clusters at a time share out their rows in the best way; so it is optimal for p = 2.
+    It starts from `members` and never gets worse. Two clusters at a time divide their rows in the best way, so the
+    result is optimal for p = 2.
     """
     members, p = members.clone(), gains.shape[1]
     capacity = -(-len(gains) // p)
@@ -250,14 +263,14 @@ def _assigned(gains: Float[Tensor, "outputs p"], members: Members) -> Members:
 
 
 def _by_first_row(members: Members, p: int) -> Members:
-    """The clusters renamed in the order of their first rows, so that a block-diagonal layer needs no selection."""
+    """Returns clusters renamed in the order of their first rows, so that a block-diagonal layer needs no selection."""
     firsts = [int((members == cluster).nonzero()[0]) for cluster in range(p)]
     names = torch.tensor(firsts).argsort().argsort()
     return names[members]
 
 
 def _places(members: Members, capacity: int) -> Int[Tensor, " outputs"]:
-    """For each output channel, its row in the grouped convolution: its cluster's rows ascend with the channel."""
+    """Returns the row of each output channel in the grouped convolution; rows of a cluster ascend with the channel."""
     ranked = members.sort(stable=True)
     starts = torch.searchsorted(ranked.values, ranked.values)  # of each cluster, among the ranked rows
     places = torch.empty_like(members)

@@ -1,4 +1,4 @@
-"""A unit is one weight, and of every four input channels at one position as many stay."""
+"""Units that are single weights, of which as many stay in every four input channels at one position."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -9,20 +9,20 @@ from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.granularities import Pattern, layer_granularities
-from prunefront.pruners.granularities.element import Sparse, chosen
-from prunefront.pruners.granularities.layer_like import like, weight_of
+from prunefront.pruners.granularities.element import Sparse, pattern_mask
+from prunefront.pruners.granularities.new_layer import new_layer, weight_of
 from prunefront.pruners.graph.layers import Layer, Part
 from prunefront.pruners.units import masks
 
 TEAM = 4
-"""M of N:M, the one that sparse tensor cores know."""
+"""M of N:M, the one that sparse tensor cores support."""
 
 DECAY = 2e-4
-"""λ of SR-STE, that of the authors' code (Zhou et al. 2021, 2102.04010)."""
+"""λ of SR-STE, from the authors' code (Zhou et al. 2021, 2102.04010)."""
 
 
 class _Refined(torch.autograd.Function):
-    """w̃ = m ⊙ w, with the gradient ∂L/∂w = ∂L/∂w̃ + λ (1 − m) ⊙ w of SR-STE (Zhou et al. 2021, 2102.04010)."""
+    """Function w̃ = m ⊙ w, with the gradient ∂L/∂w = ∂L/∂w̃ + λ (1 − m) ⊙ w of SR-STE (Zhou et al. 2021, 2102.04010)."""
 
     @staticmethod
     def forward(context: Any, weight: Tensor, mask: Tensor, decay: float) -> Tensor:
@@ -39,12 +39,12 @@ class _Refined(torch.autograd.Function):
 class NofM(Sparse):
     """A layer that computes with the n largest |w| of every four, and trains all of them (SR-STE).
 
-    In eval mode the weight is the one that computes, zeros included, and so is what is stored; back in training mode
-    it is the one that is trained, unless it was changed in between. λ is the attribute `decay`.
+    In eval mode `weight` is the masked weight, zeros included, and this is what is stored. Back in training mode it is
+    the weight that is trained, unless it was changed in between. λ is the attribute `decay`.
     """
 
     def __init__(self, layer: nn.Module, n: int, decay: float = DECAY) -> None:
-        """layer: with zeros where the first mask is to have them."""
+        """Takes over a layer that has zeros where the first mask has them."""
         super().__init__(layer)
         self.n, self.decay = n, decay
         self._trained: Tensor | None = None
@@ -56,7 +56,7 @@ class NofM(Sparse):
         return self.product(x, weight, self.bias)
 
     def mask(self, weight: Tensor) -> Bool[Tensor, "..."]:
-        """True at the n largest |w| of every four input channels."""
+        """Returns a mask, True at the n largest |w| of every four input channels."""
         return masks.n_of_m(weight, self.n, TEAM)
 
     @torch.no_grad()
@@ -81,8 +81,8 @@ class NofM(Sparse):
 class NofMs:
     """N of every four weights along the input channels, 1 to 3, refreshed in training (SR-STE).
 
-    Stored by what is left and where in its four it was. Sparse tensor cores run 2:4 faster; this operator does not use
-    them, and no CPU kernel saves time by it: the product is that of the dense layer.
+    The file stores the weights that are left and their places in the four. Sparse tensor cores run 2:4 faster, but this
+    operator does not use them, and no CPU kernel gains from it: the product is that of the dense layer.
     """
 
     fuses_norm = False
@@ -94,14 +94,14 @@ class NofMs:
         return None
 
     def counts(self, layer: Layer) -> Sequence[int]:
-        """N, of every four."""
+        """Returns the possible N."""
         return range(1, TEAM)
 
-    def kept(self, layer: Layer, count: int) -> float:
+    def kept_share(self, layer: Layer, count: int) -> float:
         return count / TEAM
 
     def macs(self, layer: Layer, count: int) -> int:
-        """Those with a weight that is not zero; all are done where no kernel knows 2:4, so on every CPU."""
+        """Returns the multiply-accumulates of non-zeros; without a kernel for 2:4, so on every CPU, all are done."""
         return layer.macs // TEAM * count
 
     def parts(self, layer: Layer, count: int) -> Mapping[str, Part]:
@@ -113,20 +113,20 @@ class NofMs:
         return weight.reshape(-1, 1)
 
     def pattern(self, layer: Layer, count: int, scores: Float[Tensor, " units"]) -> Pattern:
-        """Positions in the flattened weight, ascending."""
+        """Returns positions in the flattened weight, ascending."""
         order = scores.sort(descending=True, stable=True).indices
         ranks = torch.empty_like(order)  # positive and all different, as |w| would be
         ranks[order] = torch.arange(len(order), 0, -1)
         return {"index": masks.n_of_m(ranks.view(layer.shape), count, TEAM).flatten().nonzero().flatten()}
 
     def masked(self, layer: Layer, count: int, pattern: Pattern, module: nn.Module) -> nn.Module:
-        kept = weight_of(module) * chosen(layer, pattern, module)
-        return like(module, kept, groups=layer.groups)
+        kept = weight_of(module) * pattern_mask(layer, pattern, module)
+        return new_layer(module, kept, groups=layer.groups)
 
     def compact(self, layer: Layer, count: int, pattern: Pattern, module: nn.Module) -> nn.Module:
-        """The first mask is that of the pattern, whose zeros may grow back; those of training go by |w|."""
-        kept = weight_of(module).masked_fill(~chosen(layer, pattern, module), 0.0)
-        return NofM(like(module, kept, groups=layer.groups), count)
+        """Returns the layer. Its first mask is the pattern, whose zeros may grow back; masks in training go by |w|."""
+        kept = weight_of(module).masked_fill(~pattern_mask(layer, pattern, module), 0.0)
+        return NofM(new_layer(module, kept, groups=layer.groups), count)
 
     def restore(
         self, layer: Layer, count: int, tensors: Mapping[str, Tensor], module: nn.Module
@@ -137,7 +137,7 @@ class NofMs:
             raise PrunefrontError(
                 f"layer {layer.module!r}: more than {count} of {TEAM} weights along its inputs are not zero"
             )
-        return NofM(like(module, weight, tensors.get("bias"), groups=layer.groups), count)
+        return NofM(new_layer(module, weight, tensors.get("bias"), groups=layer.groups), count)
 
 
 layer_granularities.register("n_of_m")(NofMs())

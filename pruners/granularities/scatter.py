@@ -1,4 +1,4 @@
-"""A unit is one output channel of one layer: what a single layer adds to a stream that others go on using."""
+"""Units that are output channels of one layer, which adds fewer channels to a stream that other layers still use."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.granularities import Pattern, layer_granularities
-from prunefront.pruners.granularities.gather import ascending
-from prunefront.pruners.granularities.layer_like import like, weight_of
+from prunefront.pruners.granularities.gather import is_ascending
+from prunefront.pruners.granularities.new_layer import new_layer, weight_of
 from prunefront.pruners.graph.layers import Layer, Part
 
 
-class Scattered(nn.Module):
-    """A convolution and its batch norm that make the channels `index` of a wider output; the others are zero."""
+class ScatteredLayer(nn.Module):
+    """A convolution and its batch norm that compute the channels `index` of a wider output; the others are zero."""
 
     def __init__(self, layer: nn.Module, norm: nn.BatchNorm2d, index: Tensor, width: int) -> None:
-        """layer: nn.Conv2d with an output for each index. index: (kept,), ascending. width: output channels."""
+        """Wraps an nn.Conv2d with an output per index. index: (kept,), ascending. width: number of output channels."""
         super().__init__()
         self.layer, self.norm, self.width = layer, norm, width
         self.index: Tensor
@@ -31,13 +31,13 @@ class Scattered(nn.Module):
 
 
 class Scatter:
-    """One output channel of one layer that writes a residual stream, zero behind the layer's batch norm."""
+    """One output channel of a layer that writes a residual stream; a dropped one is zero behind the batch norm."""
 
     fuses_norm = True
 
     def why_not(self, layer: Layer) -> str | None:
         if layer.kind != "conv2d" or layer.groups > 1:
-            return "is no convolution without conv groups, whose outputs could be chosen one by one"
+            return "is no convolution without conv groups, with outputs that could be chosen one by one"
         if not layer.norm:
             return "has no batch norm of its own, behind which its dropped outputs would be zero"
         if not layer.writes:
@@ -47,7 +47,7 @@ class Scatter:
     def counts(self, layer: Layer) -> Sequence[int]:
         return range(1, layer.outputs)
 
-    def kept(self, layer: Layer, count: int) -> float:
+    def kept_share(self, layer: Layer, count: int) -> float:
         return count / layer.outputs
 
     def macs(self, layer: Layer, count: int) -> int:
@@ -69,41 +69,43 @@ class Scatter:
         return {"index": scores.sort(descending=True, stable=True).indices[:count].sort().values}
 
     def masked(self, layer: Layer, count: int, pattern: Pattern, module: nn.Module) -> nn.Module:
-        return outputs_only(module, pattern["index"])
+        return mask_outputs(module, pattern["index"])
 
     def compact(self, layer: Layer, count: int, pattern: Pattern, module: nn.Module) -> nn.Module:
         conv, norm = conv_and_norm(module)
         index = pattern["index"].to(conv.weight.device)
         bias = None if conv.bias is None else conv.bias[index]
         state = {key: t[index] if t.ndim else t for key, t in norm_state(norm).items()}
-        return Scattered(like(conv, conv.weight[index], bias), norm_like(norm, state), index, layer.outputs)
+        return ScatteredLayer(
+            new_layer(conv, conv.weight[index], bias), new_norm(norm, state), index, layer.outputs
+        )
 
     def restore(
         self, layer: Layer, count: int, tensors: Mapping[str, Tensor], module: nn.Module
     ) -> nn.Module:
         conv, norm = conv_and_norm(module)
         index = tensors["index"]
-        if not ascending(index, layer.outputs):
+        if not is_ascending(index, layer.outputs):
             raise PrunefrontError(
                 f"layer {layer.module!r}: the index of its {layer.outputs} outputs must ascend within them"
             )
         state = {key: tensors[f"norm.{key}"] for key in NORM}
-        made = like(conv, tensors["layer.weight"], tensors.get("layer.bias"))
-        return Scattered(made, norm_like(norm, state), index, layer.outputs)
+        made = new_layer(conv, tensors["layer.weight"], tensors.get("layer.bias"))
+        return ScatteredLayer(made, new_norm(norm, state), index, layer.outputs)
 
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-"""The state dict of a batch norm."""
+"""Names in the state dict of a batch norm."""
 
 
 def norm_parts(channels: int) -> dict[str, Part]:
-    """How a batch norm at the path `norm` is stored."""
+    """Returns the stored tensors of a batch norm at the path `norm`."""
     integer = Part((), "integer")
     return {f"norm.{key}": integer if key == NORM[-1] else Part((channels,), "float") for key in NORM}
 
 
 def conv_and_norm(module: nn.Module) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    """The two of an nn.Sequential. Raises TypeError for others."""
+    """Returns the convolution and the batch norm of an nn.Sequential. Raises TypeError for other modules."""
     found = tuple(module.children())
     match found:
         case (nn.Conv2d() as conv, nn.BatchNorm2d() as norm):
@@ -112,9 +114,9 @@ def conv_and_norm(module: nn.Module) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
 
 
 def norm_state(norm: nn.BatchNorm2d) -> dict[str, Tensor]:
-    """The tensors `NORM`, detached but not copied; ones and zeros for a norm that learns no weight and bias.
+    """Returns the tensors `NORM`, detached but not copied; ones and zeros for a norm without weight and bias.
 
-    Raises PrunefrontError for a norm without running statistics, which computes differently for every batch.
+    Raises PrunefrontError for a norm without running statistics, whose output depends on the batch.
     """
     if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
         raise PrunefrontError("a batch norm without running statistics cannot go with its layer's outputs")
@@ -128,8 +130,8 @@ def norm_state(norm: nn.BatchNorm2d) -> dict[str, Tensor]:
     }
 
 
-def norm_like(norm: nn.BatchNorm2d, state: Mapping[str, Tensor]) -> nn.BatchNorm2d:
-    """A batch norm with the ε and momentum of another, and copies of the tensors `NORM`."""
+def new_norm(norm: nn.BatchNorm2d, state: Mapping[str, Tensor]) -> nn.BatchNorm2d:
+    """Returns a batch norm with the ε and momentum of another, and copies of the tensors `NORM`."""
     with torch.device("meta"):
         made = nn.BatchNorm2d(len(state["weight"]), norm.eps, norm.momentum)
     made.weight = nn.Parameter(state["weight"].detach().clone())
@@ -139,10 +141,10 @@ def norm_like(norm: nn.BatchNorm2d, state: Mapping[str, Tensor]) -> nn.BatchNorm
     return made.train(norm.training)
 
 
-def outputs_only(module: nn.Module, index: Tensor) -> nn.Module:
-    """The convolution and batch norm with all outputs zero, behind the norm, but those of the index.
+def mask_outputs(module: nn.Module, index: Tensor) -> nn.Module:
+    """Returns the convolution and batch norm with zero outputs behind the norm, except for those of the index.
 
-    The mask is on the norm as well: a filter of zeros alone would leave the constant β − γ μ / √(σ² + ε).
+    The norm is masked too: a filter of zeros alone would leave the constant β − γ μ / √(σ² + ε).
     """
     conv, norm = conv_and_norm(module)
     stays = torch.zeros(conv.out_channels, dtype=torch.bool, device=conv.weight.device)
@@ -151,7 +153,7 @@ def outputs_only(module: nn.Module, index: Tensor) -> nn.Module:
     bias = None if conv.bias is None else conv.bias.detach() * stays
     state = norm_state(norm)
     state |= {key: state[key] * stays for key in ("weight", "bias")}
-    return nn.Sequential(like(conv, weight, bias), norm_like(norm, state)).train(module.training)
+    return nn.Sequential(new_layer(conv, weight, bias), new_norm(norm, state)).train(module.training)
 
 
 layer_granularities.register("scatter")(Scatter())

@@ -1,4 +1,4 @@
-"""Strided patterns of kernel positions: the boxes that they consist of, and which pattern each input map takes.
+"""Strided patterns of kernel positions: their boxes, and the choice of a pattern for each input map.
 
 A kernel's positions are numbered row by row, p in [0, kH·kW). Pattern (t, o) with 0 <= o < t keeps p = o, o + t,
 o + 2t, ...; t = 1 keeps all (Anwar, Hwang, Sung 2015, arXiv:1512.08571). Numbers only, no torch.
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 Kernel = tuple[int, int]
 """Rows and columns of a kernel."""
 
-Strided = tuple[int, int]
+StridedPattern = tuple[int, int]
 """A pattern: stride and offset."""
 
 MOST_BOXES = 2
-"""Of a pattern that is chosen: each box is one convolution, whose call alone costs some 40 µs."""
+"""Largest number of boxes of a pattern: each box is one convolution, and its call alone costs some 40 µs."""
 
 MOST_OFFSETS = 3
-"""How many patterns of one size a layer may take, for the same reason."""
+"""Largest number of patterns of one size in a layer, for the same reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +34,18 @@ class Box:
 
     @property
     def taps(self) -> tuple[tuple[int, int], ...]:
-        """(row, column) of each, row by row."""
+        """(row, column) of each tap, row by row."""
         return tuple((r, c) for r in self.rows for c in self.columns)
 
 
-def size_of(pattern: Strided, kernel: Kernel) -> int:
-    """Kept taps, ⌈(kH·kW - o) / t⌉."""
+def tap_count(pattern: StridedPattern, kernel: Kernel) -> int:
+    """Returns the number of kept taps, ⌈(kH·kW - o) / t⌉."""
     return len(range(pattern[1], kernel[0] * kernel[1], pattern[0]))
 
 
 @lru_cache(maxsize=1024)
-def boxes_of(pattern: Strided, kernel: Kernel) -> tuple[Box, ...]:
-    """The pattern as disjoint boxes, at most one for each row of the kernel.
+def boxes_of(pattern: StridedPattern, kernel: Kernel) -> tuple[Box, ...]:
+    """Returns the pattern as disjoint boxes, at most one for each row of the kernel.
 
     Row r keeps the columns c ≡ o - r·kW (mod t), which are the same every t / gcd(t, kW) rows.
     """
@@ -54,27 +54,27 @@ def boxes_of(pattern: Strided, kernel: Kernel) -> tuple[Box, ...]:
     found = [
         (range(r, height, every), range((o - r * width) % t, width, t)) for r in range(min(every, height))
     ]
-    return tuple(Box(_plain(rows), _plain(columns)) for rows, columns in found if columns)
+    return tuple(Box(_undilated(rows), _undilated(columns)) for rows, columns in found if columns)
 
 
-def _plain(numbers: range) -> range:
-    """With a step of 1 where there is only one number: such a convolution is not dilated."""
+def _undilated(numbers: range) -> range:
+    """Returns the numbers, with a step of 1 if there is only one: such a convolution is not dilated."""
     return numbers if len(numbers) > 1 else range(numbers[0], numbers[0] + 1)
 
 
 @lru_cache(maxsize=64)
-def few_boxed(kernel: Kernel) -> dict[int, tuple[Strided, ...]]:
-    """Size -> the patterns of that size with the fewest boxes, ascending, where those are at most MOST_BOXES.
+def patterns_by_size(kernel: Kernel) -> dict[int, tuple[StridedPattern, ...]]:
+    """Returns size -> the patterns of that size with the fewest boxes, ascending.
 
-    Of several (t, o) that keep the same taps only the one with the smallest t is there. 3×3: 9 (1,0); 5 (2,0); 4 (2,1);
-    3 (3,o), the columns; 2 (6,o), pairs within a column; 1 each tap alone.
+    Sizes that need more than MOST_BOXES are left out. Several (t, o) may keep the same taps; the smallest t represents
+    them. 3×3: 9 (1,0); 5 (2,0); 4 (2,1); 3 (3,o), the columns; 2 (6,o), pairs within a column; 1 each tap alone.
     """
     taps = kernel[0] * kernel[1]
-    unique: dict[tuple[int, ...], Strided] = {}
+    unique: dict[tuple[int, ...], StridedPattern] = {}
     for t in range(1, taps + 1):
         for o in range(t):
             unique.setdefault(tuple(range(o, taps, t)), (t, o))
-    made: dict[int, tuple[Strided, ...]] = {}
+    made: dict[int, tuple[StridedPattern, ...]] = {}
     for size in sorted({len(kept) for kept in unique}):
         same = [pattern for kept, pattern in unique.items() if len(kept) == size]
         fewest = min(len(boxes_of(pattern, kernel)) for pattern in same)
@@ -84,9 +84,9 @@ def few_boxed(kernel: Kernel) -> dict[int, tuple[Strided, ...]]:
 
 
 @lru_cache(maxsize=1024)
-def reachable(kernel: Kernel, maps: int) -> tuple[int, ...]:
-    """Every sum of the maps' sizes that patterns of `few_boxed` can have, ascending, without the whole kernels'."""
-    sums = _sums(tuple(few_boxed(kernel)), maps)
+def reachable_counts(kernel: Kernel, maps: int) -> tuple[int, ...]:
+    """Returns every sum of the maps' sizes that `patterns_by_size` allows, ascending, without that of whole kernels."""
+    sums = _reachable_sums(tuple(patterns_by_size(kernel)), maps)
     bits = np.unpackbits(
         np.frombuffer(sums.to_bytes(sums.bit_length() // 8 + 1, "little"), np.uint8), bitorder="little"
     )
@@ -94,33 +94,34 @@ def reachable(kernel: Kernel, maps: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=1024)
-def palette(kernel: Kernel, maps: int, count: int) -> tuple[int, ...]:
-    """Sizes, ascending, from which the maps' sizes are taken: those around the average, and as few more as it needs.
+def chosen_sizes(kernel: Kernel, maps: int, count: int) -> tuple[int, ...]:
+    """Returns the sizes, ascending, that the maps may take: those around the average, and as few more as needed.
 
-    count: one of `reachable`. Where sizes on both sides of the average do not give the sum, the nearest join them.
+    count: one of `reachable_counts`. If the sizes on both sides of the average cannot give the sum, the nearest join
+    them.
     """
-    sizes = tuple(few_boxed(kernel))
+    sizes = tuple(patterns_by_size(kernel))
     chosen = {max(s for s in sizes if s * maps <= count), min(s for s in sizes if s * maps >= count)}
     for size in sorted(sizes, key=lambda s: abs(s * maps - count)):
         made = tuple(sorted(chosen))
-        if _sums(made, maps) >> (count - made[0] * maps) & 1:
+        if _reachable_sums(made, maps) >> (count - made[0] * maps) & 1:
             break
         chosen.add(size)
     return tuple(sorted(chosen))
 
 
-def choose(scores: NDArray[np.float64], kernel: Kernel, count: int) -> list[Strided]:
-    """A pattern for each map, with `count` taps in all: those with the highest sum of kept scores.
+def choose_patterns(scores: NDArray[np.float64], kernel: Kernel, count: int) -> list[StridedPattern]:
+    """Returns a pattern for each map, with `count` taps in all and the highest sum of kept scores.
 
-    scores: (maps, taps). The sizes are those of `palette`, the patterns those of `few_boxed`, of each size at most
-    MOST_OFFSETS, which are chosen one after the other by what they add to the sum. Of equal maps the first keep more.
+    scores: (maps, taps). Sizes are those of `chosen_sizes`. Patterns are those of `patterns_by_size`, at most
+    MOST_OFFSETS per size, chosen one after the other by their gain in the sum. Of equal maps the first keep more.
     """
-    sizes = palette(kernel, len(scores), count)
+    sizes = chosen_sizes(kernel, len(scores), count)
     best, patterns = [], []
     for size in sizes:
-        offers = few_boxed(kernel)[size]
+        offers = patterns_by_size(kernel)[size]
         kept = np.stack([scores[:, o::t].sum(axis=1) for t, o in offers], axis=1)
-        few = _few(kept)
+        few = _best_columns(kept)
         patterns.append([offers[few[i]] for i in kept[:, few].argmax(axis=1)])
         best.append(kept[:, few].max(axis=1))
     picked = knapsack(np.stack(best, axis=1), sizes, count)
@@ -128,10 +129,10 @@ def choose(scores: NDArray[np.float64], kernel: Kernel, count: int) -> list[Stri
 
 
 def knapsack(values: NDArray[np.float64], sizes: Sequence[int], count: int) -> list[int]:
-    """Which size each item takes so that the sizes sum to the count and the values are highest; exact.
+    """Returns the number of the size that each item takes: the sizes sum to the count, and the values are highest.
 
-    values: (items, sizes). sizes: ascending. count: a sum that the sizes can have. Of equal items the first take the
-    larger size. Dynamic programming over the sum, in O(items · sizes · sum).
+    The result is exact. values: (items, sizes). sizes: ascending. count: a sum that the sizes can have. Of equal items
+    the first take the larger size. Dynamic programming over the sum, in O(items · sizes · sum).
     """
     steps = [size - sizes[0] for size in sizes]
     unit = gcd(*steps) or 1
@@ -156,8 +157,8 @@ def knapsack(values: NDArray[np.float64], sizes: Sequence[int], count: int) -> l
     return picked[::-1]
 
 
-def _few(kept: NDArray[np.float64]) -> list[int]:
-    """Numbers, ascending, of at most MOST_OFFSETS columns whose row maxima have a high sum: greedily, ties by index."""
+def _best_columns(kept: NDArray[np.float64]) -> list[int]:
+    """Returns at most MOST_OFFSETS columns, ascending, with a high sum of row maxima: greedily, ties by index."""
     chosen: list[int] = []
     covered = np.full(len(kept), -np.inf)
     while len(chosen) < min(MOST_OFFSETS, kept.shape[1]):
@@ -169,8 +170,8 @@ def _few(kept: NDArray[np.float64]) -> list[int]:
 
 
 @lru_cache(maxsize=1024)
-def _sums(sizes: tuple[int, ...], maps: int) -> int:
-    """Bit s: whether `maps` sizes can have the sum s + maps · (the smallest)."""
+def _reachable_sums(sizes: tuple[int, ...], maps: int) -> int:
+    """Returns a bit mask: bit s is set if `maps` sizes can have the sum s + maps · (the smallest)."""
     steps = [size - sizes[0] for size in sizes]
     sums = 1
     for _ in range(maps):

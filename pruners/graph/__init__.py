@@ -1,1 +1,1 @@
-"""What a network looks like to pruning: groups, layers, plans, shapes. Names and numbers, no torch."""
+"""The network as pruning sees it: groups, layers, plans, shapes. Names and numbers, no torch."""

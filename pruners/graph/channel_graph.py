@@ -1,4 +1,4 @@
-"""The channel graph: which slices of which tensors go together. Names and integers only, so it pickles and is JSON."""
+"""The channel graph: slices of tensors that are pruned together. Names and integers only, so it pickles and is JSON."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ class TensorSlice:
 
     tensor: name in `model.state_dict()`. dim: the axis. role: `out` (rows that produce the channel: conv or linear
     weight dim 0, its bias), `in` (columns that consume it), `norm` (scale, shift, running statistics), `other`
-    (per-channel parameters that meet it element-wise). index[u]: positions on that axis that go when unit u goes.
+    (per-channel parameters that meet it element-wise). index[u]: positions on that axis that are dropped with unit u.
     """
 
     tensor: str
@@ -27,7 +27,7 @@ class TensorSlice:
 
 @dataclass(frozen=True, slots=True)
 class ChannelGroup:
-    """Channels that must be pruned together. `units` is how many can go one by one, independently of each other."""
+    """Channels that must be pruned together. units: number of parts that can be dropped independently of each other."""
 
     name: str
     units: int
@@ -36,7 +36,7 @@ class ChannelGroup:
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """Channels that cannot be pruned, and why. name: the producing module or tensor."""
+    """Channels that cannot be pruned. name: the producing module or tensor. reason: why they cannot."""
 
     name: str
     channels: int
@@ -51,21 +51,21 @@ class MacOp:
     positions: int
 
 
-MOST = 1 << 40
-"""Elements of a tensor, and positions of an operator: more than any network has."""
+LARGEST = 1 << 40
+"""Largest number of elements of a tensor, and of positions of an operator, that is read: more than any network has."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelGraph:
-    """Everything about a network that pruning needs to know. Made once per study by `tracer.trace`.
+    """Everything about a network that pruning needs to know. `tracer.trace` makes it once per study.
 
     shapes: shape of every tensor of the state dict. parameters: the names among them that are trained parameters.
-    ops: where the multiply-accumulates are. inexact: names of groups whose cut changes more than masking would, as a
-    layer norm's statistics or attention's scale go with the width. rectified: names of groups whose channels go
-    through a ReLU. depthwise: names of convolution weights that read each of their channels by itself.
-    element_bytes: of tensors whose elements do not have 4 bytes. layers: what granularities within layers are offered,
-    unlayered: weight name -> why it is not, in words that follow the name. stacks: blocks that can go as a whole,
-    unstacked: module path -> why it cannot. All in the order of the forward pass.
+    ops: the uses of weights that multiply and accumulate. inexact: names of groups whose cut changes more than masking
+    would, since a layer norm's statistics or attention's scale depend on the width. rectified: names of groups whose
+    channels go through a ReLU. depthwise: names of convolution weights that read each of their channels by itself.
+    element_bytes: bytes per element of those tensors that do not have 4. layers: the layers that can be pruned within.
+    unlayered: name of any other weight -> the reason, as a phrase that follows the name. stacks: blocks that can be
+    dropped whole. unstacked: module path of any other -> the reason. All are in the order of the forward pass.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -83,7 +83,7 @@ class ChannelGraph:
     unstacked: Mapping[str, str] = field(default_factory=dict)
 
     def group(self, name: str) -> ChannelGroup:
-        """The group called `name`. Raises KeyError."""
+        """Returns the group called `name`. Raises KeyError."""
         for group in self.groups:
             if group.name == name:
                 return group
@@ -151,9 +151,9 @@ class ChannelGraph:
 
 
 def check_consistent(graph: ChannelGraph) -> None:
-    """Raises ValueError for a graph whose parts do not fit each other, as it may come from elsewhere."""
+    """Checks an untrusted graph. Raises ValueError where its parts do not fit each other."""
     for name, shape in graph.shapes.items():
-        if any(n < 0 for n in shape) or prod(shape) > MOST:
+        if any(n < 0 for n in shape) or prod(shape) > LARGEST:
             raise ValueError(f"tensor {name!r:.60} has no size")
     for group in graph.groups:
         if not group.members or group.units < 1:
@@ -165,14 +165,14 @@ def check_consistent(graph: ChannelGraph) -> None:
             if any(not index or min(index) < 0 or max(index) >= shape[member.dim] for index in member.index):
                 raise ValueError(f"group {group.name!r:.60} names channels that {member.tensor!r:.60} lacks")
     for op in graph.ops:
-        if op.weight not in graph.shapes or not 0 <= op.positions <= MOST:
+        if op.weight not in graph.shapes or not 0 <= op.positions <= LARGEST:
             raise ValueError(f"an operator multiplies {op.weight!r:.60}, which is no tensor, or nowhere")
     for layer in graph.layers:
         known = graph.shapes.get(layer.name) == layer.shape and len(layer.shape) in (2, 4)
         if (
             not known
             or min(*layer.shape, *layer.stride, layer.positions, layer.groups) < 1
-            or layer.positions > MOST
+            or layer.positions > LARGEST
         ):
             raise ValueError(f"layer {layer.name!r:.60} does not fit the network's tensors")
     names = [g.name for g in graph.groups] + [s.name for s in graph.stacks] + [n.name for n in graph.layers]

@@ -1,4 +1,4 @@
-"""Single layers and stacks of blocks: what is pruned besides channels. Names and integers only, no torch."""
+"""Single layers and stacks of blocks, which are pruned besides channels. Names and integers only, no torch."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,10 +10,11 @@ from typing import Any, Literal
 class Layer:
     """A convolution or linear layer, as a granularity within single layers sees it.
 
-    name: of its weight in the state dict. module: its path. shape: of the weight, [C_out, C_in / groups, kH, kW] or
-    [out, in]. positions: output positions per sample, over all of its uses. groups: conv groups. stride: of the
-    kernel, (1, 1) for a linear layer. bias: whether it has one. norm: path of the batch norm that alone reads its
-    output, "" where there is none. reads, writes: whether its input or output is a stream that several layers write.
+    name: name of its weight in the state dict. module: its path. shape: shape of the weight, [C_out, C_in / groups, kH,
+    kW] or [out, in]. positions: output positions per sample, over all of its uses. groups: number of conv groups.
+    stride: of the kernel, (1, 1) for a linear layer. bias: whether it has one. norm: path of the batch norm that is the
+    only reader of its output, "" if there is none. reads, writes: whether its input or output is a stream that several
+    layers write.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Layer:
 
     @property
     def size(self) -> int:
-        """Weights."""
+        """Number of weights."""
         return prod(self.shape)
 
     @property
@@ -61,7 +62,7 @@ class Layer:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Layer":
-        """Raises TypeError or KeyError for anything but what `to_json` makes, as it may come from elsewhere."""
+        """Reads untrusted data. Raises TypeError or KeyError for anything that `to_json` does not make."""
         layer = cls(**{**data, "shape": tuple(data["shape"]), "stride": tuple(data["stride"])})
         numbers = (*layer.shape, *layer.stride, layer.positions, layer.groups)
         if not all(type(n) is int and n > 0 for n in numbers) or len(layer.shape) not in (2, 4):
@@ -73,9 +74,9 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Blocks of one residual stream, each of which can go as a whole: what is left of it is the identity.
+    """Blocks of one residual stream, each of which can be dropped whole and leaves the identity.
 
-    name: of the stack. blocks: paths of the modules, in the order of the forward pass.
+    blocks: paths of the modules, in the order of the forward pass.
     """
 
     name: str
@@ -86,13 +87,13 @@ class Stack:
 class Part:
     """One tensor of a network as it is stored.
 
-    shape: in memory. kind: `value` (takes the layer's word length), `float` (stored as it is, whatever its number
+    shape: in memory. kind: `value` (takes the layer's bit width), `float` (stored as it is, whatever its number
     type), `integer` (counts such as a batch norm's, likewise) or `index` (integers in [0, below), packed into as few
-    bits as those need). width: bytes of an element in memory. kept: how many of the values are stored: all, or those
-    that a sparse form leaves. form: `dense` stores all of them; `mask` stores a bit for each position, or less, and the
-    kept values; `n_of_m` the kept of every `team` consecutive positions of `axis`, and where in the team they are.
-    bits: word length, 32 = float32. levels: how a shorter word's codes become numbers, the name of a quantiser; its
-    scale is a tensor of its own.
+    bits as those need). width: bytes of an element in memory. kept: number of values that are stored: all, or those
+    that a sparse form leaves. form: `dense` stores all of them. `mask` stores the kept values and a bit for each
+    position, or less. `n_of_m` stores the kept values of every `team` consecutive positions of `axis`, and their places
+    in the team. bits: bit width of the values, 32 = float32. levels: name of the quantiser whose codes stand for
+    values below 32 bits; its scale is a tensor of its own.
     """
 
     shape: tuple[int, ...]
@@ -112,7 +113,7 @@ class Part:
 
     @property
     def size(self) -> int:
-        """Elements in memory."""
+        """Number of elements in memory."""
         return prod(self.shape)
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What exactly goes from a network, as plain data: which units, blocks and parts of layers stay. No torch."""
+"""Pruning plans: the units, blocks and parts of layers that stay in a network. Plain data, no torch."""
 
 import hashlib
 import json
@@ -9,26 +9,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunefront.choice import GroupChoice, Words
+from prunefront.choice import GroupChoice, Quantisation
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer
 
-FLOATS = Words()
-"""Of a network without short words: nothing follows from it."""
+DEFAULT_QUANTISATION = Quantisation()
+"""Default for networks whose weights all stay float32. Without quantised weights it has no effect."""
 
 
 DENSE = "dense"
-"""The key of the architecture from which nothing goes."""
+"""Key of the architecture that keeps everything."""
 
 
 Scores = Mapping[str, Mapping[str, NDArray[np.float64]]]
-"""criterion -> group -> one score per unit, higher = keep; taken on the dense model once per study."""
+"""criterion -> group -> one score per unit, higher = keep. They are computed once per study, on the dense model."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupPlan:
-    """What happens to one group. kept: unit indices that stay, ascending. requested, achieved: fractions dropped."""
+    """The plan for one group. kept: unit indices that stay, ascending. requested, achieved: fractions dropped."""
 
     name: str
     choice: GroupChoice
@@ -56,22 +56,23 @@ class GroupPlan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "GroupPlan":
-        """Raises TypeError, ValueError or KeyError for what `to_json` never makes, as it may come from elsewhere."""
+        """Reads untrusted data. Raises TypeError, ValueError or KeyError for anything that `to_json` does not make."""
         choice = GroupChoice.from_json(data["choice"])
         name, units, kept = data["name"], data["units"], tuple(data["kept"])
         if not isinstance(name, str) or type(units) is not int or not all(type(u) is int for u in kept):
             raise TypeError("a group's name must be text, its units integers")
         if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= units:
             raise ValueError(f"the kept units of group {name!r:.40} must ascend, at least one, below {units}")
-        return cls(name, choice, units, kept, fraction(data["requested"]))
+        return cls(name, choice, units, kept, _checked_fraction(data["requested"]))
 
 
 @dataclass(frozen=True, slots=True)
 class LayerPlan:
-    """What happens within one layer.
+    """The plan for the inside of one layer.
 
-    layer: as the channels leave it. count: how many of the granularity's units stay, None = the layer is whole; which
-    ones is decided on the weights that are there then. requested, achieved: fractions of the layer's weights dropped.
+    layer: the layer after the cut of its channels. count: number of the granularity's units that stay, None = the
+    layer is whole. The units themselves are chosen later, by the weights that the layer has then. requested, achieved:
+    fractions of the layer's weights dropped.
     """
 
     layer: Layer
@@ -82,7 +83,7 @@ class LayerPlan:
 
     @property
     def name(self) -> str:
-        """The layer's name, that of its weight."""
+        """Name of the layer, which is that of its weight."""
         return self.layer.name
 
     def to_json(self) -> dict[str, Any]:
@@ -96,16 +97,18 @@ class LayerPlan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "LayerPlan":
-        """Raises as `GroupPlan.from_json`."""
+        """Reads untrusted data. Raises as `GroupPlan.from_json`."""
         layer, count = Layer.from_json(data["layer"]), data["count"]
         if count is not None and (type(count) is not int or count < 0):
             raise TypeError(f"the count of layer {layer.name!r:.40} must be a whole number or nothing")
         choice = GroupChoice.from_json(data["choice"])
-        return cls(layer, choice, count, fraction(data["requested"]), fraction(data["achieved"]))
+        return cls(
+            layer, choice, count, _checked_fraction(data["requested"]), _checked_fraction(data["achieved"])
+        )
 
 
-def fraction(value: object) -> float:
-    """The value. Raises TypeError or ValueError unless it is a number from 0 to 1."""
+def _checked_fraction(value: object) -> float:
+    """Returns the value. Raises TypeError or ValueError unless it is a number from 0 to 1."""
     if type(value) not in (int, float):
         raise TypeError(f"{value!r:.40} is no fraction")
     assert isinstance(value, int | float)
@@ -118,18 +121,21 @@ def fraction(value: object) -> float:
 class PruningPlan:
     """The realised architecture.
 
-    groups: one entry for every channel group of the graph, in the graph's order. stacks: units are blocks; stacks that
-    stay whole may be left out. layers: those that are not left as the channels leave them. words: how their short words
-    become numbers.
+    groups: one entry for every channel group of the graph, in the graph's order. stacks: their units are blocks; stacks
+    that stay whole may be left out. layers: those that change beyond the cut of their channels. quantisation: of the
+    layers with quantised weights.
     """
 
     groups: tuple[GroupPlan, ...]
     stacks: tuple[GroupPlan, ...] = ()
     layers: tuple[LayerPlan, ...] = ()
-    words: Words = FLOATS
+    quantisation: Quantisation = DEFAULT_QUANTISATION
 
     def key(self) -> str:
-        """Content key of what is *realised*: equal networks have equal keys. `DENSE` when nothing goes."""
+        """Returns the content key of the *realised* architecture; `DENSE` if everything stays.
+
+        Equal networks have equal keys.
+        """
         cut: dict[str, list[Any]] = {
             # what a unit is does not matter where every unit stays
             g.name: [list(g.kept), g.choice.granularity if g.achieved else "channel", g.choice.bits]
@@ -142,22 +148,22 @@ class PruningPlan:
             )
             cut[layer.name] = [within, layer.choice.bits]
         if any(layer.choice.bits < 32 for layer in self.layers):
-            cut[""] = [self.words.to_json()]
+            cut[""] = [self.quantisation.to_json()]
         if not cut:
             return DENSE
         return hashlib.sha256(json.dumps(cut, sort_keys=True).encode()).hexdigest()[:16]
 
-    def achieved(self) -> dict[str, float]:
-        """Name of a group, stack or layer -> fraction of it that goes."""
+    def achieved_ratios(self) -> dict[str, float]:
+        """Returns name of a group, stack or layer -> fraction of it that is dropped."""
         whole = {g.name: g.achieved for g in (*self.groups, *self.stacks)}
         return whole | {layer.name: layer.achieved for layer in self.layers}
 
-    def kept(self) -> dict[str, tuple[int, ...]]:
-        """Group name -> unit indices that stay."""
+    def kept_units(self) -> dict[str, tuple[int, ...]]:
+        """Returns group name -> unit indices that stay."""
         return {g.name: g.kept for g in self.groups}
 
-    def bits(self) -> dict[str, int]:
-        """Layer name -> word length of its weights, where that is shorter than 32."""
+    def bit_widths(self) -> dict[str, int]:
+        """Returns layer name -> bit width of its weights, for those below 32."""
         return {layer.name: layer.choice.bits for layer in self.layers if layer.choice.bits < 32}
 
     def to_json(self) -> dict[str, Any]:
@@ -166,7 +172,7 @@ class PruningPlan:
             "groups": [g.to_json() for g in self.groups],
             "stacks": [g.to_json() for g in self.stacks],
             "layers": [layer.to_json() for layer in self.layers],
-            "words": self.words.to_json(),
+            "words": self.quantisation.to_json(),
         }
 
     @classmethod
@@ -175,12 +181,12 @@ class PruningPlan:
             tuple(GroupPlan.from_json(g) for g in data["groups"]),
             tuple(GroupPlan.from_json(g) for g in data.get("stacks", ())),
             tuple(LayerPlan.from_json(layer) for layer in data.get("layers", ())),
-            Words.from_json(data.get("words", {})),
+            Quantisation.from_json(data.get("words", {})),
         )
 
 
 def removed_blocks(graph: ChannelGraph, stacks: tuple[GroupPlan, ...]) -> frozenset[str]:
-    """Paths of the blocks that plans of stacks take away. Raises PrunefrontError for a stack that the graph lacks."""
+    """Returns the paths of the blocks that plans of stacks drop. Raises PrunefrontError for an unknown stack."""
     blocks = {s.name: s.blocks for s in graph.stacks}
     if unknown := [s.name for s in stacks if s.name not in blocks]:
         raise PrunefrontError(
@@ -192,14 +198,14 @@ def removed_blocks(graph: ChannelGraph, stacks: tuple[GroupPlan, ...]) -> frozen
 
 
 def inside(name: str, blocks: Collection[str]) -> bool:
-    """Whether a tensor or module lies in one of the modules."""
+    """Returns whether a tensor or module lies in one of the modules."""
     return any(name == block or name.startswith(f"{block}.") for block in blocks)
 
 
 def without_channels(plan: PruningPlan) -> PruningPlan:
-    """What a plan does to a network whose channels were cut already."""
+    """Returns the part of a plan that is left to do once the channels are cut."""
     return replace(plan, groups=())
 
 
-FLOAT = 32
-"""The word length of a weight that stays float32."""
+FLOAT_BITS = 32
+"""Bit width of a weight that stays float32."""

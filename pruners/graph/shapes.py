@@ -11,12 +11,12 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def shapes(graph: ChannelGraph, plan: PruningPlan | None = None) -> Shapes:
-    """Returns the shape of every tensor once the plan's channels are gone (dense without one)."""
+    """Returns the shape of every tensor after the cut of the plan's channels, dense without a plan."""
     return shapes_of(graph, {} if plan is None else {g.name: len(g.kept) for g in plan.groups})
 
 
 def shapes_of(graph: ChannelGraph, counts: Mapping[str, int]) -> Shapes:
-    """Returns the shape of every tensor where so many units of each group stay; groups left out stay dense."""
+    """Returns the shape of every tensor. counts: group -> number of units that stay; groups left out stay dense."""
     sizes = dict(graph.shapes)
     cut: dict[str, list[int]] = {}
     for group in graph.groups:
@@ -29,7 +29,7 @@ def shapes_of(graph: ChannelGraph, counts: Mapping[str, int]) -> Shapes:
 
 
 def reduced_layer(graph: ChannelGraph, layer: Layer, shape: tuple[int, ...]) -> Layer:
-    """The layer with its cut weight; a depthwise convolution has as many conv groups as channels are left."""
+    """Returns the layer with its cut weight. A depthwise convolution has as many conv groups as channels are left."""
     depthwise = layer.name in graph.depthwise
     groups = layer.groups * shape[0] // layer.shape[0] if depthwise else layer.groups
     return replace(layer, shape=shape, groups=groups)

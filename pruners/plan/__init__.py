@@ -1,1 +1,1 @@
-"""From choices to what exactly goes, and what the result costs. No torch."""
+"""Plans from choices, and costs of the planned networks. No torch."""

@@ -1,9 +1,8 @@
-"""What a network costs before and after a plan, from shapes alone: no torch, microseconds per candidate."""
+"""Costs of a network before and after a plan, from shapes alone: no torch, microseconds per candidate."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
 
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Part
@@ -12,17 +11,13 @@ from prunefront.pruners.graph.shapes import Shapes, shapes, shapes_of
 from prunefront.pruners.plan.layer_parts import granularity_of, layer_parts
 from prunefront.pruners.storage.sizes import file_size
 
-if TYPE_CHECKING:
-    pass
-
-
 _TRAINED = (".weight", ".bias")
-"""What the trained floats of a compact layer are called; statistics and scales have other names."""
+"""Ends of the names of a compact layer's trained floats; statistics and scales have other names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """macs: multiply-accumulates per sample. params: trained scalars. size_bytes: weights as stored."""
+    """Costs of one network. macs: per sample. params: number of trained scalars. size_bytes: of the stored weights."""
 
     macs: int
     params: int
@@ -30,11 +25,11 @@ class Cost:
 
 
 def macs(graph: ChannelGraph, plan: PruningPlan | None = None) -> int:
-    """Returns multiply-accumulates per sample of convolutions and linear layers.
+    """Returns the multiply-accumulates per sample of convolutions and linear layers.
 
-    Σ conv H_o·W_o·C_out·C_in/groups·kH·kW + Σ linear in·out; biases, norms, pooling and attention's products of two
-    activations are not counted (one multiply-accumulate is two FLOPs). Of a layer that the plan makes of a compact
-    operator, what that does.
+    Σ conv H_o·W_o·C_out·C_in/groups·kH·kW + Σ linear in·out. Biases, norms, pooling and attention's products of two
+    activations are not counted. A layer that the plan makes compact counts with its compact operator. One
+    multiply-accumulate is two FLOPs.
     """
     if plan is None or not (plan.stacks or plan.layers):
         return _macs(graph, shapes(graph, plan))
@@ -45,21 +40,21 @@ def macs(graph: ChannelGraph, plan: PruningPlan | None = None) -> int:
 
 
 def macs_of(graph: ChannelGraph, counts: Mapping[str, int]) -> int:
-    """Returns `macs` where so many units of each group stay, whichever they are; groups left out stay dense."""
+    """Returns `macs` from counts alone. counts: group -> number of units that stay; groups left out stay dense."""
     return _macs(graph, shapes_of(graph, counts))
 
 
 def params(graph: ChannelGraph, plan: PruningPlan | None = None) -> int:
-    """Returns how many trained scalars are stored; a tensor used in two places counts once."""
+    """Returns the number of trained scalars that are stored; a tensor used in two places counts once."""
     if plan is None or not (plan.stacks or plan.layers):
         return _params(graph, shapes(graph, plan))
     trained = set(graph.parameters)
     dense, compact = _layout(graph, plan)
-    return sum(part.kept for name, part in dense.items() if name in trained) + trained_in(compact)
+    return sum(part.kept for name, part in dense.items() if name in trained) + trained_scalars(compact)
 
 
-def trained_in(parts: Mapping[str, Part]) -> int:
-    """Returns how many trained scalars the tensors of changed layers store: values, and floats of a trained name."""
+def trained_scalars(parts: Mapping[str, Part]) -> int:
+    """Returns the number of trained scalars that changed layers store: values, and floats with a trained name."""
     return sum(p.kept for name, p in parts.items() if p.kind == "value" or f".{name}".endswith(_TRAINED))
 
 
@@ -75,12 +70,18 @@ def layout(graph: ChannelGraph, plan: PruningPlan | None = None) -> dict[str, Pa
 
 
 def cost(graph: ChannelGraph, plan: PruningPlan | None = None) -> Cost:
-    """Returns all three, of the dense network without a plan."""
+    """Returns all costs of the plan's network, or of the dense one without a plan.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> pf.cost(pf.trace(net, torch.randn(2, 8)))
+    Cost(macs=160, params=178, size_bytes=...)
+    """
     return Cost(macs(graph, plan), params(graph, plan), size_bytes(graph, plan))
 
 
 def _layout(graph: ChannelGraph, plan: PruningPlan) -> tuple[dict[str, Part], dict[str, Part]]:
-    """What is left of the dense network's tensors, and those of layers that were made anew."""
+    """Returns the tensors that are left of the dense network, and those of compact layers."""
     gone = removed_blocks(graph, plan.stacks)
     anew = {p.layer.module: p for p in plan.layers}
     fused = {p.layer.norm for p in plan.layers if p.count is not None and granularity_of(p).fuses_norm}
@@ -91,13 +92,13 @@ def _layout(graph: ChannelGraph, plan: PruningPlan) -> tuple[dict[str, Part], di
     }
     compact = {}
     for path, layer_plan in anew.items():
-        for name, part in layer_parts(layer_plan, plan.words).items():
+        for name, part in layer_parts(layer_plan, plan.quantisation).items():
             compact[f"{path}.{name}"] = part
     return dense, compact
 
 
 def unit_macs(graph: ChannelGraph) -> dict[str, float]:
-    """Returns group name -> MACs that go when one unit of the dense network goes."""
+    """Returns group name -> MACs that one unit of the dense network takes."""
     dense = _macs(graph, dict(graph.shapes))
     saved = {}
     for group in graph.groups:

@@ -1,15 +1,15 @@
-"""From choices and scores to what exactly goes. Pure and without torch: a driver can plan thousands of candidates."""
+"""Plans from choices and scores. Pure and without torch: a driver can plan thousands of candidates."""
 
 from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from prunefront.choice import GroupChoice, Words
+from prunefront.choice import GroupChoice, Quantisation
 from prunefront.errors import PrunefrontError, RatioError
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
 from prunefront.pruners.graph.layers import Stack
 from prunefront.pruners.graph.plan import (
-    FLOATS,
+    DEFAULT_QUANTISATION,
     GroupPlan,
     LayerPlan,
     PruningPlan,
@@ -19,27 +19,27 @@ from prunefront.pruners.graph.plan import (
 )
 
 
-def channels(group: ChannelGroup) -> int:
-    """How many channels of its first producer one unit of the group stands for."""
+def channels_per_unit(group: ChannelGroup) -> int:
+    """Returns the number of channels of the group's first producer that one unit stands for."""
     return len(group.members[0].index[0])
 
 
 def keep_counts(group: ChannelGroup, max_ratio: float = 0.9, round_to: int = 1) -> tuple[int, ...]:
-    """Kept-unit counts that may be asked of a group, ascending; the last is always the dense one.
+    """Returns the counts of kept units that may be asked of a group, ascending; the last is always the dense one.
 
-    At least `max(1, units·(1 - max_ratio))` units stay (a global ranking can otherwise delete a layer, as Network
-    Slimming's authors report). With `round_to`, counts whose channels are a multiple of it, if there is any.
+    At least `max(1, units·(1 - max_ratio))` units stay. A global ranking can otherwise delete a layer, as Network
+    Slimming's authors report. With `round_to`, the channels of every other count are a multiple of it.
     """
     least = max(1, int(np.ceil(group.units * (1.0 - max_ratio) - 1e-9)))
-    counts = [k for k in range(least, group.units) if k * channels(group) % round_to == 0]
+    counts = [k for k in range(least, group.units) if k * channels_per_unit(group) % round_to == 0]
     return (*counts, group.units)
 
 
-def nearest_keep(group: ChannelGroup, ratio: float, round_to: int = 1) -> int:
-    """The number of units that a ratio leaves: nearest possible count, ties towards keeping more.
+def nearest_keep_count(group: ChannelGroup, ratio: float, round_to: int = 1) -> int:
+    """Returns the number of units that a ratio leaves: the nearest possible count, ties towards keeping more.
 
-    Raises RatioError where the ratio would leave no unit at all (with `round_to`, the nearest multiple above zero
-    is taken instead, as its caller asked for rounding).
+    Raises RatioError if the ratio leaves no unit at all. With `round_to` it returns the nearest multiple above zero
+    instead, since its caller asked for rounding.
     """
     # 5 · (1 - 0.9) is a little below one half in floating point: without rounding a tie is not seen as one
     target = round(group.units * (1.0 - ratio), 9)
@@ -61,15 +61,23 @@ def plan(
     scores: Scores,
     *,
     round_to: int = 1,
-    words: Words = FLOATS,
+    quantisation: Quantisation = DEFAULT_QUANTISATION,
 ) -> PruningPlan:
-    """Decides what stays. Groups, stacks and layers that `choices` leaves out stay as they are.
+    """Decides which units stay. Groups, stacks and layers that `choices` leaves out stay as they are.
 
-    graph: of the dense model. choices: by name of a channel group, a stack of blocks, or a layer's weight. scores: must
-    hold every criterion that is asked of groups and stacks; within layers, units are ranked when the layer is made.
-    What a choice asks of something inside a block that goes is left out, so that equal networks have equal plans.
-    Raises PrunefrontError for an unknown name, a missing score or a granularity that the layer cannot take, RatioError
-    for a ratio that cannot be had.
+    graph: graph of the dense model. choices: by name of a channel group, a stack of blocks, or a layer's weight.
+    scores: must hold every criterion that is asked of groups and stacks; within layers, units are ranked when the layer
+    is made. A choice for something inside a dropped block is ignored, so that equal networks have equal plans. Raises
+    PrunefrontError for an unknown name, a missing score or a granularity that the layer cannot take, and RatioError for
+    a ratio that is out of reach.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> from prunefront.choice import GroupChoice
+    >>> graph = pf.trace(net, torch.randn(2, 8))
+    >>> chosen = pf.plan(graph, {"0": GroupChoice("l1", 0.75)}, pf.score(net, graph, ["l1"]))
+    >>> len(chosen.kept_units()["0"])
+    4
     """
     known = [g.name for g in graph.groups]
     known += [s.name for s in graph.stacks] + [layer.name for layer in graph.layers]
@@ -97,7 +105,7 @@ def plan(
         from prunefront.pruners.plan.layer_counts import plan_layers  # needs torch, which channels do not
 
         layers = plan_layers(graph, groups, asked)
-    return PruningPlan(groups, tuple(s for s in stacks if not s.dense), layers, words)
+    return PruningPlan(groups, tuple(s for s in stacks if not s.dense), layers, quantisation)
 
 
 def _inside_all(group: ChannelGroup, blocks: Collection[str]) -> bool:
@@ -115,7 +123,7 @@ def _plan_group(group: ChannelGroup, choice: GroupChoice | None, scores: Scores,
     if explicit is not None:
         _check_pattern(group, choice, explicit)
         return GroupPlan(group.name, choice, group.units, explicit, choice.ratio)
-    count = nearest_keep(group, choice.ratio, round_to)
+    count = nearest_keep_count(group, choice.ratio, round_to)
     if count == group.units:
         return GroupPlan(group.name, choice, group.units, tuple(range(group.units)), choice.ratio)
     if choice.criterion not in scores or group.name not in scores[choice.criterion]:

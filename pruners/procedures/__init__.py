@@ -1,4 +1,4 @@
-"""Training procedures: how a network gets from dense to its plan. Modules here are found by themselves.
+"""Training procedures: ways to take a network from dense to its plan. Modules here are found by themselves.
 
 A procedure is a generator: it changes the network (`run.cut`), yields a `Phase` of training, and goes on when that is
 over. All of them run in the same loop (`procedures.loop`) and spend the same number of steps.
@@ -24,8 +24,8 @@ class Phase:
     """A stretch of training between two changes of the network.
 
     steps: mini-batches. rate: factor of the learning rate at a share in [0, 1] of the phase; None = the recipe's own
-    schedule. restart: whether that goes over this phase alone, and not over the whole run. hooks: in the order in which
-    they are called. trains: whether the parameter of this name is trained; None = all are.
+    schedule. restart: that schedule runs over this phase alone, not over the whole run. hooks: in the order in which
+    they are called. trains: says for a parameter's name whether it is trained; None = all are.
     """
 
     steps: int
@@ -36,17 +36,17 @@ class Phase:
 
 
 Phases = Callable[..., Iterator[Phase]]
-"""(run, **options) -> phases, whose steps add up to `run.steps`."""
+"""Function (run, **options) -> phases, whose steps add up to `run.steps`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Procedure:
-    """A training procedure. options: name -> default, as the function's signature has them.
+    """A training procedure. options: name -> default, as in the function's signature.
 
-    over: what it prunes beside what the plan says: nothing (`channels`), or single weights of the layers that are left.
-    choose: when, in a few words. paper: authors, year and arXiv number. summary: one line, for lists. resumes: whether
-    what it does follows from the run's counts and steps alone, so that a training of it that was broken off goes on
-    from a snapshot; others start again.
+    over: units that it prunes in addition to the plan: none (`channels`), or single weights of the layers that are
+    left. choose: when to take it, in a few words. paper: authors, year and arXiv number. summary: one line, for lists.
+    resumes: its actions follow from the run's counts and steps alone, so that an interrupted training goes on from a
+    snapshot; others start again.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Procedure:
         return self.phases(run, **options)
 
     def check(self, options: Mapping[str, Any]) -> None:
-        """Raises PrunefrontError for an option that there is not, or of another kind than its default."""
+        """Raises PrunefrontError for an unknown option, or one whose type is not that of its default."""
         unknown = sorted(options.keys() - self.options.keys())
         if unknown:
             raise PrunefrontError(
@@ -93,12 +93,12 @@ def procedure(
     over: Literal["channels", "weights"] = "channels",
     resumes: bool = False,
 ) -> Callable[[Phases], Procedure]:
-    """Decorator that registers a procedure; its keyword arguments are its options, each with a default.
+    """Returns a decorator that registers a procedure; its keyword arguments are the options, each with a default.
 
     Raises ValueError for a name already taken, an option without default, or a function without a docstring.
     """
 
-    def file(phases: Phases) -> Procedure:
+    def add(phases: Phases) -> Procedure:
         summary = summary_of(phases, "procedure", name)
         _, *others = inspect.signature(phases).parameters.values()
         if bare := [p.name for p in others if p.default is p.empty]:
@@ -107,7 +107,7 @@ def procedure(
         found = Procedure(name, phases, summary, choose, paper, options, over, resumes)
         return procedures.register(name)(found)
 
-    return file
+    return add
 
 
 for _module in pkgutil.walk_packages(__path__, f"{__name__}."):

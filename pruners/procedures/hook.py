@@ -1,4 +1,4 @@
-"""What happens inside a training step, around the passes."""
+"""Hooks that act inside a training step, around its passes."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -11,14 +11,14 @@ from torch.optim import Optimizer
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 
 UnitScores = Mapping[str, NDArray[np.float64]]
-"""Group -> one score per unit that is still there, higher = keep."""
+"""Map from group to one score per unit that is still there, higher = keep."""
 
 
 class Progress(Protocol):
-    """What a hook sees of the run that it takes part in (`run.Run`).
+    """Part of a run (`run.Run`) that a hook sees.
 
-    steps: mini-batches to spend in all, per_epoch of them in a pass over the data; step: how many were spent. kept:
-    group -> the units that are still there, in the dense numbering.
+    steps: mini-batches to spend in all, per_epoch of them in a pass over the data. step: the number already spent.
+    kept: group -> the units that are still there, in the dense numbering.
     """
 
     model: nn.Module
@@ -30,7 +30,7 @@ class Progress(Protocol):
     kept: dict[str, tuple[int, ...]]
     rng: np.random.Generator
 
-    def wanted(self) -> dict[str, int]: ...
+    def goal_counts(self) -> dict[str, int]: ...
 
     def scores(self, names: str | Mapping[str, str] | None = None) -> UnitScores: ...
 
@@ -40,20 +40,20 @@ class Progress(Protocol):
 
 
 class Hook:
-    """What happens inside a step, in this order. A procedure overrides what it needs."""
+    """Actions inside a step, called in this order. A procedure overrides what it needs."""
 
     def install(self, run: Progress) -> None:
-        """Before the forward pass: puts the weights that count (masked, say) in the place of the trained ones."""
+        """Before the forward pass: puts the weights to compute with (masked, say) in the place of the trained ones."""
 
     def restore(self, run: Progress) -> None:
         """After the backward pass: puts the trained weights back."""
 
-    def gradients(self, run: Progress) -> bool:
-        """Changes gradients, or learns from them. False: the optimiser does not step this time."""
+    def use_gradients(self, run: Progress) -> bool:
+        """Changes gradients, or learns from them. Returns False to skip the optimiser's step this time."""
         return True
 
-    def stepped(self, run: Progress) -> None:
+    def after_step(self, run: Progress) -> None:
         """After the optimiser's step."""
 
     def finish(self, run: Progress) -> None:
-        """After the last step: makes what the network computes with its own, for good."""
+        """After the last step: makes the weights that the network computes with its own, for good."""

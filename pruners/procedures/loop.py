@@ -1,4 +1,4 @@
-"""The one training loop. What differs between procedures is in their phases and hooks."""
+"""The one training loop. Procedures differ only in their phases and hooks."""
 
 import math
 import time
@@ -12,11 +12,11 @@ from prunefront.errors import PrunefrontError
 from prunefront.pruners.procedures import Phase
 from prunefront.pruners.procedures.hook import Hook
 from prunefront.pruners.procedures.run import Run, SnapshotError
-from prunefront.pruners.procedures.snapshot import Snapshot, Sums, put_back
+from prunefront.pruners.procedures.snapshot import Snapshot, Sums, restore_values
 from prunefront.pruners.statistics import Batch, images
 
 Backward = Callable[[nn.Module, Batch, int], float]
-"""Fills the parameters' gradients from a batch, and returns its loss. The number is the step's, from 0."""
+"""Function that fills the parameters' gradients from a batch and returns its loss; the number is the step's."""
 
 
 class Diverged(PrunefrontError):
@@ -25,7 +25,7 @@ class Diverged(PrunefrontError):
 
 @dataclass(frozen=True, slots=True)
 class EpochReport:
-    """epoch: from 1. loss: mean over its images. images: seen in it. seconds: in steps, without waiting."""
+    """Summary of an epoch. epoch: from 1. loss: mean over its images. images: number seen. seconds: spent in steps."""
 
     epoch: int
     loss: float
@@ -48,40 +48,42 @@ def fit(
     """Goes through the phases, a step for each batch of the stream; yields at the end of each epoch of steps.
 
     schedule: factor of the learning rate at a share in [0, 1] of the run, where a phase has none of its own. around:
-    entered for each step. Between items the network is in eval mode and holds the weights that count.
-    keep: called at the end of each epoch, before it is yielded, when a snapshot can be taken. snapshot: of a run like
-    this one, to go on from: the phases are gone through again without a step and without scores, the stream gives the
-    batches after it, and the first item is its epoch. Raises SnapshotError for one of another run.
-    Raises Diverged at the first loss that is not finite, ValueError for phases that do not spend exactly the steps.
+    entered for each step. Between items the network is in eval mode and holds the weights that it computes with. keep:
+    called at the end of each epoch, before it is yielded, when a snapshot can be taken.
+
+    snapshot: of a run like this one, to go on from. The phases are gone through again without a step and without
+    scores, the stream gives the batches after it, and the first item is its epoch. Raises SnapshotError for a snapshot
+    of another run, Diverged at the first loss that is not finite, ValueError for phases that do not spend exactly the
+    steps.
     """
     total, seen, seconds = 0.0, 0, 0.0
     if snapshot is not None:
-        if snapshot.of != run.identity or not 0 < snapshot.step <= run.steps:
+        if snapshot.identity != run.identity or not 0 < snapshot.step <= run.steps:
             raise SnapshotError(
-                f"the snapshot is of {snapshot.of}, after {snapshot.step}; this is {run.identity}"
+                f"the snapshot is of {snapshot.identity}, after {snapshot.step}; this is {run.identity}"
             )
-        run.repeat(snapshot.cuts)
+        run.start_replay(snapshot.cuts)
     with around():
-        run.arrive()
+        run.compact_if_cut()
     while True:
-        with around():  # what a procedure does between its phases is work as well
+        with around():  # a procedure also works between its phases
             phase = next(phases, None)
         if phase is None:
             break
-        if phase.steps > run.left:
-            raise ValueError(f"a phase of {phase.steps} steps is planned where {run.left} are left")
+        if phase.steps > run.steps_left:
+            raise ValueError(f"a phase of {phase.steps} steps is planned where {run.steps_left} are left")
         taken = min(phase.steps, snapshot.step - run.step) if snapshot is not None else 0
         run.step += taken
         again = snapshot is not None and run.step == snapshot.step
         if snapshot is not None and again:
             with around():
-                run.repeated()
-                put_back(run, snapshot)
+                run.end_replay()
+                restore_values(run, snapshot)
             total, seen, seconds = snapshot.sums.loss, snapshot.sums.images, snapshot.sums.seconds
             snapshot = None
         with _training(run, phase):
             if again and run.step < run.steps:
-                with effective(run, (*phase.hooks, *run.hooks)):
+                with effective_weights(run, (*phase.hooks, *run.hooks)):
                     yield EpochReport(run.step // run.per_epoch, total / seen, seen, seconds)
                 total, seen, seconds = 0.0, 0, 0.0
             for number in range(taken, phase.steps):
@@ -90,7 +92,9 @@ def fit(
                     started = time.perf_counter()
                     share = number / phase.steps
                     factor = (
-                        phase.rate(share) if phase.rate else schedule(share if phase.restart else run.done)
+                        phase.rate(share)
+                        if phase.rate
+                        else schedule(share if phase.restart else run.share_done)
                     )
                     for group in run.optimizer.param_groups:
                         group["lr"] = learning_rate * factor
@@ -105,15 +109,15 @@ def fit(
                     total, seen = total + loss * images(batch), seen + images(batch)
                     seconds += time.perf_counter() - started
                 ends = run.step % run.per_epoch == 0 or run.step == run.steps
-                if keep is not None and ends and run.repeatable:
+                if keep is not None and ends and run.replayable:
                     with around():
                         keep(Sums(total, seen, seconds))
                 if run.step % run.per_epoch == 0 and run.step < run.steps:
-                    with effective(run, (*phase.hooks, *run.hooks)):
+                    with effective_weights(run, (*phase.hooks, *run.hooks)):
                         yield EpochReport(run.step // run.per_epoch, total / seen, seen, seconds)
                     total, seen, seconds = 0.0, 0, 0.0
-    if run.left:
-        raise ValueError(f"the phases are over with {run.left} of {run.steps} steps left")
+    if run.steps_left:
+        raise ValueError(f"the phases are over with {run.steps_left} of {run.steps} steps left")
     with around():
         run.finish()
     if run.steps:
@@ -122,7 +126,7 @@ def fit(
 
 
 def step(run: Run, hooks: tuple[Hook, ...], batch: Batch, backward: Backward) -> float:
-    """One step with its hooks; the loss. Nothing is updated when the loss is not finite."""
+    """Takes one step with its hooks and returns the loss. Nothing is updated when the loss is not finite."""
     for hook in hooks:
         hook.install(run)
     run.optimizer.zero_grad()
@@ -130,17 +134,17 @@ def step(run: Run, hooks: tuple[Hook, ...], batch: Batch, backward: Backward) ->
     for hook in reversed(hooks):
         hook.restore(run)
     if math.isfinite(loss):
-        answers = [hook.gradients(run) for hook in hooks]  # every hook is asked
+        answers = [hook.use_gradients(run) for hook in hooks]  # every hook is asked
         if all(answers):
             run.optimizer.step()
         for hook in hooks:
-            hook.stepped(run)
+            hook.after_step(run)
     return loss
 
 
 @contextmanager
-def effective(run: Run, hooks: tuple[Hook, ...]) -> Iterator[None]:
-    """The network in eval mode with the weights that count, as the forward pass sees them."""
+def effective_weights(run: Run, hooks: tuple[Hook, ...]) -> Iterator[None]:
+    """Puts the network in eval mode, with the weights that the forward pass computes with."""
     for hook in hooks:
         hook.install(run)
     run.model.eval()
@@ -154,7 +158,7 @@ def effective(run: Run, hooks: tuple[Hook, ...]) -> Iterator[None]:
 
 @contextmanager
 def _training(run: Run, phase: Phase) -> Iterator[None]:
-    """Train mode; parameters that the phase leaves alone take no gradient."""
+    """Puts the network in train mode; parameters that the phase leaves alone take no gradient."""
     model = run.model
     flags = {p: p.requires_grad for p in model.parameters()}
     if phase.trains is not None:

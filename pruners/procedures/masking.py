@@ -11,31 +11,31 @@ from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.units.masks import Masks, Tensors
 
 
-class Masked(Hook):
-    """Keeps masked weights at exactly zero, whatever momentum and weight decay want: gradients are masked too."""
+class MaskedWeights(Hook):
+    """Keeps masked weights at exactly zero against momentum and weight decay; gradients are masked too."""
 
     def __init__(self, weights: dict[str, nn.Parameter], masks: Masks) -> None:
-        """The weights are masked at once. masks: may be replaced, element by element, while this is in use."""
+        """Masks the weights at once. masks: single entries may be replaced while the hook is in use."""
         self.weights, self.masks = weights, masks
         self._clear()
 
-    def gradients(self, run: Progress) -> bool:
+    def use_gradients(self, run: Progress) -> bool:
         for name, weight in self.weights.items():
             if weight.grad is not None:
                 weight.grad.mul_(self.masks[name])
         return True
 
-    def stepped(self, run: Progress) -> None:
+    def after_step(self, run: Progress) -> None:
         self._clear()
 
     @torch.no_grad()
     def _clear(self) -> None:
         for name, weight in self.weights.items():
-            weight.masked_fill_(~self.masks[name], 0.0)  # a product would leave -0.0, and nan of an infinity
+            weight.masked_fill_(~self.masks[name], 0.0)  # a product would leave -0.0, and nan for an infinity
 
 
 class StraightThrough(Hook):
-    """The network computes with `effective(name, weight)`; the gradient there is taken for the weight's own."""
+    """The network computes with `effective(name, weight)`; the gradient there serves as the weight's own."""
 
     def __init__(self, weights: dict[str, nn.Parameter], effective: Callable[[str, Tensor], Tensor]) -> None:
         self.weights, self.effective = weights, effective
@@ -43,7 +43,7 @@ class StraightThrough(Hook):
 
     @torch.no_grad()
     def install(self, run: Progress) -> None:
-        """Also the way to make the effective weights the network's own, for good."""
+        """Puts the effective weights in place; without `restore` they are the network's own for good."""
         for name, weight in self.weights.items():
             self._trained[name] = weight.detach().clone()
             weight.copy_(self.effective(name, weight))
@@ -54,14 +54,14 @@ class StraightThrough(Hook):
             weight.copy_(self._trained[name])
 
 
-def settle(run: Run) -> None:
-    """Batch-norm statistics for weights that were changed and are not trained on; without calibration, as they are."""
+def recalibrate_norms(run: Run) -> None:
+    """Estimates batch-norm statistics for changed weights that are not trained on; no-op without calibration."""
     if run.calibration:
         recalibrate(run.model, run.calibration)
 
 
 def gradients_of(weights: Tensors) -> dict[str, Tensor]:
-    """Name -> ∂L/∂w of the last backward pass, zero where the loss does not depend on w."""
+    """Returns name -> ∂L/∂w of the last backward pass, zero where the loss does not depend on w."""
     return {
         name: torch.zeros_like(w) if w.grad is None else w.grad.detach().clone()
         for name, w in weights.items()

@@ -1,4 +1,4 @@
-"""A network on its way to a plan: what a training procedure holds and changes."""
+"""A network on its way to a plan: the state that a training procedure holds and changes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,38 +12,38 @@ from prunefront.errors import PrunefrontError
 from prunefront.pruners.bits.bit_width import wrap
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.cut.compact import compact
-from prunefront.pruners.cut.prune import prune, settle
-from prunefront.pruners.cut.surgery import reduced, removed, taken
+from prunefront.pruners.cut.prune import calibrate, prune
+from prunefront.pruners.cut.surgery import cut_tensor, reduced_graph, removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.plan import GroupPlan, PruningPlan, Scores
-from prunefront.pruners.plan.layer_parts import word_lengths
-from prunefront.pruners.procedures.bit_widths import WordLength
+from prunefront.pruners.plan.layer_parts import parameter_bit_widths
+from prunefront.pruners.procedures.bit_widths import QuantisedWeights
 from prunefront.pruners.procedures.hook import Hook, UnitScores
-from prunefront.pruners.scoring import score_all, why_not
+from prunefront.pruners.scoring import score, why_not
 from prunefront.pruners.statistics import Batch, Loss
 
-NOTHING = ChannelGraph((), (), (), {}, ())
-"""Of a step that cuts no channel."""
+NO_CHANNELS = ChannelGraph((), (), (), {}, ())
+"""Channel graph for a step that cuts no channel."""
 
 Kept = Mapping[str, tuple[int, ...]]
-"""Group -> the units that are still there, in the dense numbering."""
+"""Map from group to the units that are still there, in the dense numbering."""
 
 
 class SnapshotError(PrunefrontError):
-    """Bytes that are no snapshot, or one of another run."""
+    """The bytes are no snapshot, or one of another run."""
 
 
 class Run:
-    """State of one procedure: the network as it is now, how far it is, and what it may use.
+    """State of one procedure: the present network, the progress, and the means to go on.
 
-    model, graph: of now; `cut` replaces both. goal: the plan to arrive at; its counts bind, its units are a proposal
-    made on the dense network. kept: by group, the units that are still there, in the dense numbering. steps: mini-
-    batches that there are to spend, per_epoch of them in a pass over the data; step: how many were. hooks: of every
-    step from now on, whatever the procedure: those of short words.
+    model, graph: the present ones; `cut` replaces both. goal: the plan to arrive at; its counts bind, its units are a
+    proposal made on the dense network. kept: group -> the units that are still there, in the dense numbering. steps:
+    mini- batches to spend, per_epoch of them in a pass over the data; step: the number already spent. hooks: called in
+    every step from now on, whatever the procedure; they train for small bit widths.
 
-    What the goal asks besides channels is carried out as soon as the last of them is gone, for whichever procedure.
+    For every procedure, the parts of the goal beside channels are carried out as soon as the last channel is gone.
 
-    cuts: what each call of `cut` left. repeatable: whether a run that makes these cuts again has tensors of the same
+    cuts: the units that each call of `cut` left. replayable: a run that makes these cuts again has tensors of the same
     names and shapes, with the same meaning (`procedures.snapshot`).
     """
 
@@ -60,8 +60,10 @@ class Run:
         loss: Loss = F.cross_entropy,
         seed: int = 0,
     ) -> None:
-        """model: dense, and changed in place until the first cut. optimizer: made anew for each network; momenta of
-        what stays are carried over. calibration: batches through the training augmentation, for scores and batch norm.
+        """model: dense, changed in place until the first cut. optimizer: makes one for each new network.
+
+        Momenta of remaining weights are carried over. calibration: batches through the training augmentation, for
+        scores and batch norm.
         """
         self.model, self.graph, self.goal = model, graph, goal
         self.steps, self.per_epoch, self.step = steps, per_epoch, 0
@@ -70,42 +72,42 @@ class Run:
         self.kept: dict[str, tuple[int, ...]] = {g.name: tuple(range(g.units)) for g in graph.groups}
         self.hooks: tuple[Hook, ...] = ()
         self.cuts: list[Kept] = []
-        self.repeatable = True
-        self._repeat: list[Kept] | None = None
+        self.replayable = True
+        self._replay: list[Kept] | None = None
         self._compacted = not (goal.stacks or goal.layers)
         self._make_optimizer = optimizer
         self.optimizer = optimizer(model)
 
     @property
-    def done(self) -> float:
-        """Share of the steps that were taken."""
+    def share_done(self) -> float:
+        """Share of the steps that are spent."""
         return self.step / self.steps if self.steps else 1.0
 
     @property
-    def left(self) -> int:
-        """Steps that are left."""
+    def steps_left(self) -> int:
+        """Number of steps that are left."""
         return self.steps - self.step
 
     @property
     def identity(self) -> str:
-        """Equal for runs with one goal and one length."""
+        """Text that is equal for runs with the same goal and the same length."""
         return f"{self.goal.key()} in {self.steps} steps, {self.per_epoch} an epoch"
 
     @property
-    def arrived(self) -> bool:
-        """Whether everything has gone that the goal asks for."""
-        return self._compacted and self.counts() == self.wanted()
+    def at_goal(self) -> bool:
+        """Says that everything is gone that the goal asks for."""
+        return self._compacted and self.counts() == self.goal_counts()
 
-    def wanted(self) -> dict[str, int]:
-        """Group -> how many units shall stay in the end."""
+    def goal_counts(self) -> dict[str, int]:
+        """Returns group -> how many units shall stay in the end."""
         return {g.name: len(g.kept) for g in self.goal.groups}
 
     def counts(self) -> dict[str, int]:
-        """Group -> how many units there are now."""
+        """Returns group -> how many units there are at present."""
         return {name: len(units) for name, units in self.kept.items()}
 
     def plan(self) -> PruningPlan:
-        """What has gone so far, as a plan for the dense network."""
+        """Returns the cuts made so far as a plan for the dense network."""
         return replace(
             self.goal,
             groups=tuple(
@@ -114,14 +116,14 @@ class Run:
         )
 
     def scores(self, names: str | Mapping[str, str] | None = None) -> UnitScores:
-        """Units, as of now, of every group that is to lose any more.
+        """Returns scores of the present units of every group that has units to lose.
 
         names: one criterion for all, or group -> criterion; a group that it leaves out has that of its own choice.
         Raises PrunefrontError where the criterion does not fit a group, unless an explicit pattern decides there.
         """
-        if self._repeat is not None:
+        if self._replay is not None:
             return {}  # the cuts are known
-        wanted, counts = self.wanted(), self.counts()
+        wanted, counts = self.goal_counts(), self.counts()
         chosen, explicit = {}, set()
         for g in self.goal.groups:
             if wanted[g.name] == counts[g.name]:
@@ -133,7 +135,7 @@ class Run:
                 if name not in criteria:
                     continue
             chosen[g.name] = name
-        found: Scores = score_all(
+        found: Scores = score(
             self.model, self.graph, sorted(set(chosen.values())), self.calibration or None, self.loss
         )
         for group, criterion in chosen.items():
@@ -143,18 +145,18 @@ class Run:
                 )
         return {group: found[name][group] for group, name in chosen.items() if group in found[name]}
 
-    def fitting(self, criterion: str) -> dict[str, str]:
-        """The groups for which a criterion makes sense, each with its name, as `scores` takes them."""
+    def applicable(self, criterion: str) -> dict[str, str]:
+        """Returns group -> this criterion, for the groups to which it applies, as `scores` takes them."""
         entry = criteria[criterion]
         return {g.name: criterion for g in self.graph.groups if why_not(entry, g, self.graph) is None}
 
     def weakest(
         self, counts: Mapping[str, int], scores: UnitScores | None = None
     ) -> dict[str, tuple[int, ...]]:
-        """The units, in the dense numbering, that stay if every group is to keep `counts` of those that it has.
+        """Returns the units that stay, in the dense numbering, if every group keeps `counts` of those that it has.
 
-        scores: of the units that are there; None = those of the goal, as long as it decides. An explicit pattern of the
-        goal outweighs scores.
+        scores: of the present units; None = the goal's units stay, where it decides. An explicit pattern of the goal
+        outweighs scores.
         """
         stay = {}
         for group in self.goal.groups:
@@ -166,7 +168,7 @@ class Run:
                 continue
             pattern = proposed if group.choice.keep is not None or scores is None else set()
             if scores is None and count != len(group.kept):
-                raise ValueError(f"the goal does not say which {count} units of {group.name!r} stay")
+                raise ValueError(f"the goal does not name {count} units of {group.name!r} to keep")
             if scores is None or (pattern and group.name not in scores):
                 value = np.zeros(len(here))
             else:
@@ -176,11 +178,11 @@ class Run:
         return stay
 
     def fewer(self, number: int, scores: UnitScores) -> dict[str, int]:
-        """Counts, as `cut` takes them, without the `number` weakest units of all groups together.
+        """Returns counts, as `cut` takes them, without the `number` weakest units of all groups together.
 
-        No group falls below the goal's count, so at most as many go as are left to. scores: comparable between groups.
+        No group falls below the goal's count, so no more units go than may. scores: comparable between groups.
         """
-        stay, counts = self.weakest(self.wanted(), scores), self.counts()
+        stay, counts = self.weakest(self.goal_counts(), scores), self.counts()
         going = sorted(
             (float(value), name, unit)
             for name, values in scores.items()
@@ -200,69 +202,78 @@ class Run:
     ) -> None:
         """Takes the weakest units out of the network; by default all that the goal does not keep.
 
-        statistics: estimate batch norms anew; a procedure that cuts often and trains on at once saves it.
+        statistics: estimate batch norms again. A procedure that cuts often and trains on at once saves that work.
         """
-        stay = self._stay(self.wanted() if counts is None else counts, scores)
-        statistics = statistics and self._repeat is None
+        stay = self._choose_units(self.goal_counts() if counts is None else counts, scores)
+        statistics = statistics and self._replay is None
         self.cuts.append(stay)
         if stay != self.kept:
-            plan = self._relative(stay)
+            plan = self._plan_from_here(stay)
             before, graph, old = self.model, self.graph, self.optimizer
             after = prune(before, graph, plan, self.calibration, statistics=statistics)
-            self.model, self.graph, self.kept = after, reduced(graph, plan), stay
+            self.model, self.graph, self.kept = after, reduced_graph(graph, plan), stay
             self.optimizer = self._make_optimizer(after)
-            carry(old, self.optimizer, before, after, graph, plan)
-        self.arrive()
+            carry_state(old, self.optimizer, before, after, graph, plan)
+        self.compact_if_cut()
 
-    def repeat(self, cuts: Sequence[Kept]) -> None:
-        """From now on makes these cuts, whatever is asked for, until `repeated`; nothing is scored or estimated."""
-        self._repeat = list(cuts)
+    def start_replay(self, cuts: Sequence[Kept]) -> None:
+        """Makes these cuts instead of the requested ones until `end_replay`. Meanwhile nothing is scored or estimated.
 
-    def repeated(self) -> None:
-        """Ends `repeat`. Raises SnapshotError where not all of its cuts were made."""
-        if self._repeat:
-            raise SnapshotError(f"the snapshot is of a run with {len(self._repeat)} more cuts")
-        self._repeat = None
+        cuts: those of a snapshot.
+        """
+        self._replay = list(cuts)
 
-    def _stay(self, counts: Mapping[str, int], scores: UnitScores | None) -> dict[str, tuple[int, ...]]:
-        if self._repeat is None:
+    def end_replay(self) -> None:
+        """Ends `start_replay`. Raises SnapshotError where not all of its cuts were made."""
+        if self._replay:
+            raise SnapshotError(f"the snapshot is of a run with {len(self._replay)} more cuts")
+        self._replay = None
+
+    def _choose_units(
+        self, counts: Mapping[str, int], scores: UnitScores | None
+    ) -> dict[str, tuple[int, ...]]:
+        if self._replay is None:
             return self.weakest(counts, scores)
-        if not self._repeat:
+        if not self._replay:
             raise SnapshotError("the snapshot is of a run with fewer cuts")
-        stay = dict(self._repeat.pop(0))
+        stay = dict(self._replay.pop(0))
         if stay.keys() != self.kept.keys() or any(not set(stay[g]) <= set(self.kept[g]) for g in stay):
             raise SnapshotError("the snapshot is of a run with other channel groups")
         return stay
 
-    def arrive(self) -> None:
-        """Carries out what the goal asks besides channels, if these are all gone and it was not done yet."""
-        if self._compacted or self.counts() != self.wanted():
+    def compact_if_cut(self) -> None:
+        """Carries out the goal's parts beside channels, if all channels are gone and it was not done yet."""
+        if self._compacted or self.counts() != self.goal_counts():
             return
         self._compacted = True
-        self.repeatable = self.step == 0  # which units of a layer stay is decided on its weights of now
+        self.replayable = self.step == 0  # the present weights decide which units of a layer stay
         before, old = self.model, self.optimizer
         self.model = compact(before, self.graph, self.goal)
-        if short := self.goal.bits():
-            wrap(self.model, short, self.goal.words)
-            self.hooks = (WordLength(self.model, word_lengths(self.goal), self.goal.words),)
-        if self.calibration and self._repeat is None:
-            settle(self.model, self.goal, self.calibration)
+        if short := self.goal.bit_widths():
+            wrap(self.model, short, self.goal.quantisation)
+            self.hooks = (
+                QuantisedWeights(self.model, parameter_bit_widths(self.goal), self.goal.quantisation),
+            )
+        if self.calibration and self._replay is None:
+            calibrate(self.model, self.goal, self.calibration)
         self.optimizer = self._make_optimizer(self.model)
-        carry(old, self.optimizer, before, self.model, NOTHING, PruningPlan(()))
+        carry_state(old, self.optimizer, before, self.model, NO_CHANNELS, PruningPlan(()))
 
     def finish(self) -> None:
-        """After the last step: the words that were trained for become the network's own. Raises ValueError before the
-        goal is reached."""
-        self.arrive()
+        """Makes the quantised weights that were trained for the network's own, after the last step.
+
+        Raises ValueError before the goal is reached.
+        """
+        self.compact_if_cut()
         if not self._compacted:
             raise ValueError("the procedure is over before the last channels are gone")
         for hook in self.hooks:
             hook.finish(self)
         if self.hooks and not self.steps and self.calibration:
-            settle(self.model, self.goal, self.calibration)
+            calibrate(self.model, self.goal, self.calibration)
 
-    def _relative(self, stay: Mapping[str, tuple[int, ...]]) -> PruningPlan:
-        """The plan for the network of now that leaves the units `stay`."""
+    def _plan_from_here(self, stay: Mapping[str, tuple[int, ...]]) -> PruningPlan:
+        """Returns the plan that takes the present network to the units `stay`."""
         groups = []
         for group in self.goal.groups:
             here = self.kept[group.name]
@@ -272,7 +283,7 @@ class Run:
         return PruningPlan(tuple(groups))
 
 
-def carry(
+def carry_state(
     old: Optimizer,
     new: Optimizer,
     before: nn.Module,
@@ -280,15 +291,15 @@ def carry(
     graph: ChannelGraph,
     plan: PruningPlan,
 ) -> None:
-    """Hands each parameter's optimiser state on to what is left of it. Tensors of another shape start afresh."""
-    going = removed(graph, plan)
+    """Passes each parameter's optimiser state on to the rest of it. Tensors of another shape start afresh."""
+    going = removed_positions(graph, plan)
     parameters, successors = dict(before.named_parameters()), dict(after.named_parameters())
     for name, parameter in parameters.items():
         state = old.state.get(parameter)
-        if not state or name not in successors:  # a layer that became another, or went with its block
+        if not state or name not in successors:  # a layer that another replaced, or that went with its block
             continue
         new.state[successors[name]] = {
-            key: taken(going, name, value)
+            key: cut_tensor(going, name, value)
             if isinstance(value, Tensor) and value.shape == parameter.shape
             else value
             for key, value in state.items()

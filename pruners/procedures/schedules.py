@@ -1,47 +1,50 @@
-"""How steps, units and learning rates are spread over a run: plain numbers, no network."""
+"""Distribution of steps, units and learning rates over a run: plain numbers, no network."""
 
 from prunefront.errors import PrunefrontError
 
 
 def split(steps: int, parts: int) -> list[int]:
-    """`parts` numbers that sum to `steps` exactly and differ by one at most."""
+    """Returns `parts` numbers that sum to `steps` exactly and differ by one at most."""
     return [steps * (i + 1) // parts - steps * i // parts for i in range(parts)]
 
 
-def geometric(start: int, end: int, share: float) -> int:
-    """Units that are left at a share in [0, 1] of the way when each equal step takes the same fraction of the rest.
+def geometric_count(start: int, end: int, share: float) -> int:
+    """Returns the units left at a share in [0, 1] of the way, when equal steps take equal fractions of the rest.
 
     start · (end / start)^share, rounded; exactly `end` at 1.
     """
     return round(start * float((end / start) ** share))
 
 
-def falling(start: int, end: int, rounds: int) -> list[int]:
-    """Units that are left after each of `rounds` geometric steps, each of which takes at least one; the last is `end`.
+def falling_counts(start: int, end: int, rounds: int) -> list[int]:
+    """Returns the units left after each of `rounds` geometric steps, each of at least one unit; the last is `end`.
 
     rounds: at most start - end.
     """
     counts, now = [], start
     for t in range(1, rounds + 1):
-        now = max(min(geometric(start, end, t / rounds), now - 1), end + rounds - t)
+        now = max(min(geometric_count(start, end, t / rounds), now - 1), end + rounds - t)
         counts.append(now)
     return counts
 
 
 def cubic(share: float) -> float:
-    """Part of what shall go that is gone at a share in [0, 1] of the ramp: 1 - (1 - share)³ (Zhu & Gupta 2017)."""
+    """Returns the fraction of the units to go that is gone at a share in [0, 1] of the ramp: 1 - (1 - share)³.
+
+    Zhu & Gupta 2017.
+    """
     return 1.0 - (1.0 - share) ** 3
 
 
 def triangular(share: float, low: float = 0.1) -> float:
-    """Factor of the learning rate: from `low` up to 1 in the middle and down again, linear both ways."""
+    """Returns the factor of the learning rate: from `low` up to 1 in the middle and down again, linear both ways."""
     return 1.0 - (1.0 - low) * abs(2.0 * share - 1.0)
 
 
 def check(
     procedure: str, *, shares: dict[str, float] | None = None, counts: dict[str, int] | None = None
 ) -> None:
-    """Raises PrunefrontError unless shares of the steps are in [0, 1], and so is their sum, and counts at least 1."""
+    """Raises PrunefrontError unless each share of the steps and their sum are in [0, 1], and counts at least 1."""
     for name, share in (shares or {}).items():
         if not 0.0 <= share <= 1.0:
             raise PrunefrontError(

@@ -1,4 +1,4 @@
-"""A training run between two epochs, as bytes that it goes on from: safetensors with a JSON header, never a pickle."""
+"""Snapshot of a training run between two epochs, to go on from: safetensors with a JSON header, never a pickle."""
 
 import json
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from prunefront.pruners.procedures.run import Kept, Run, SnapshotError
+from prunefront.text import first_line
 
 FORMAT = "prunefront training 1"
 HEADER = "training"
@@ -19,7 +20,7 @@ NETWORK, OPTIMIZER = "network/", "optimizer/"
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Of the epoch that has just ended. loss: summed over images. seconds: in steps."""
+    """Sums over the epoch that has just ended. loss: summed over images. seconds: in steps."""
 
     loss: float = 0.0
     images: int = 0
@@ -28,13 +29,13 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Where a run stood after `step` steps, at the end of an epoch.
+    """State of a run after `step` steps, at the end of an epoch.
 
-    of: the run's `identity`. cuts: what each call of `run.cut` left, in order. tensors: network and optimiser. rng:
-    state of the run's generator. stream: whatever the batches go on from, as JSON.
+    identity: the run's. cuts: the units that each call of `run.cut` left, in order. tensors: network and optimiser.
+    rng: state of the run's generator. stream: position in the batches to go on from, as JSON.
     """
 
-    of: str
+    identity: str
     step: int
     sums: Sums
     cuts: tuple[Kept, ...]
@@ -45,7 +46,7 @@ class Snapshot:
     def to_bytes(self) -> bytes:
         header = {
             "format": FORMAT,
-            "of": self.of,
+            "of": self.identity,
             "step": self.step,
             "sums": [self.sums.loss, self.sums.images, self.sums.seconds],
             "cuts": [{group: list(units) for group, units in cut.items()} for cut in self.cuts],
@@ -56,7 +57,7 @@ class Snapshot:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Snapshot":
-        """Raises SnapshotError for what `to_bytes` did not make."""
+        """Reads what `to_bytes` made. Raises SnapshotError for anything else."""
         try:
             length = int.from_bytes(content[:8], "little")
             header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][HEADER])
@@ -77,11 +78,11 @@ class Snapshot:
             raise SnapshotError(f"this is no snapshot of a training run: {error}") from None
 
 
-def take(run: Run, sums: Sums, stream: Any) -> Snapshot:
-    """The run as it is, between two epochs, outside of a step. Raises ValueError where it cannot be gone on with."""
-    if not run.repeatable:
+def take_snapshot(run: Run, sums: Sums, stream: Any) -> Snapshot:
+    """Returns a snapshot of the run between two epochs. Raises ValueError where it cannot be resumed."""
+    if not run.replayable:
         raise ValueError(
-            "layers were made compact on trained weights, which a repetition would not choose alike"
+            "layers were made compact on trained weights, and a repetition would choose other units"
         )
     tensors = {f"{NETWORK}{name}": tensor for name, tensor in run.model.state_dict().items()}
     for name, parameter in run.model.named_parameters():
@@ -97,8 +98,8 @@ def take(run: Run, sums: Sums, stream: Any) -> Snapshot:
 
 
 @torch.no_grad()
-def put_back(run: Run, snapshot: Snapshot) -> None:
-    """Gives a run whose cuts were repeated the values that it had. Raises SnapshotError for another network's."""
+def restore_values(run: Run, snapshot: Snapshot) -> None:
+    """Gives a run whose cuts were replayed the snapshot's values. Raises SnapshotError for another network's."""
     try:
         held = snapshot.tensors
         network = {n.removeprefix(NETWORK): t for n, t in held.items() if n.startswith(NETWORK)}
@@ -119,5 +120,4 @@ def put_back(run: Run, snapshot: Snapshot) -> None:
                 }
         run.rng.bit_generator.state = dict(snapshot.rng)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        line = str(error).strip().splitlines()[0]
-        raise SnapshotError(f"the snapshot is of another network: {line}") from None
+        raise SnapshotError(f"the snapshot is of another network: {first_line(error)}") from None

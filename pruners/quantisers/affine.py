@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from prunefront.pruners.quantisers import axes, nearest, quantiser, usable
+from prunefront.pruners.quantisers import nearest_codes, positive_scale, quantiser, scale_axes
 
 
 def _levels(bits: int) -> range:
@@ -10,7 +10,7 @@ def _levels(bits: int) -> range:
 
 
 def _codes(weight: Tensor, scale: Tensor, offset: Tensor | None, bits: int) -> Tensor:
-    return nearest(weight, scale, offset, _levels(bits))
+    return nearest_codes(weight, scale, offset, _levels(bits))
 
 
 @quantiser(
@@ -27,7 +27,7 @@ def affine(weight: Tensor, bits: int, per_channel: bool) -> tuple[Tensor, Tensor
 
     Q(w) = α round((2^bits − 1) (w − β) / α) / (2^bits − 1) + β, α = max − min.
     """
-    over = axes(weight, per_channel)
+    over = scale_axes(weight, per_channel)
     least = weight.amin(over, keepdim=True).float()
     width = weight.double().amax(over, keepdim=True) - least.double()
-    return usable(width / ((1 << bits) - 1)), least
+    return positive_scale(width / ((1 << bits) - 1)), least

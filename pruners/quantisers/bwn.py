@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from prunefront.pruners.quantisers import axes, quantiser, sign, usable
+from prunefront.pruners.quantisers import positive_scale, quantiser, scale_axes, sign_codes
 
 
 def _levels(bits: int) -> range:
@@ -10,7 +10,7 @@ def _levels(bits: int) -> range:
 
 
 def _codes(weight: Tensor, scale: Tensor, offset: Tensor | None, bits: int) -> Tensor:
-    return sign(weight)
+    return sign_codes(weight)
 
 
 def _gradient(weight: Tensor, scale: Tensor, bits: int, gradient: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def _gradient(weight: Tensor, scale: Tensor, bits: int, gradient: Tensor) -> Ten
     return gradient * (scale * (weight.abs() <= 1) + share)
 
 
-def _kept(weight: Tensor) -> Tensor:
+def _constrain(weight: Tensor) -> Tensor:
     # the mean over a single input would be the weight itself
     centred = weight - weight.mean(1, keepdim=True) if weight.shape[1] > 1 else weight
     return centred.clamp(-1.0, 1.0)
@@ -31,14 +31,14 @@ def _kept(weight: Tensor) -> Tensor:
     levels=_levels,
     codes=_codes,
     gradient=_gradient,
-    kept=_kept,
+    constrain=_constrain,
     choose="one bit a weight, trained with it, per_channel as in the paper; with xnor inputs, XNOR-Net",
     paper="Rastegari et al. 2016, 1603.05279",
 )
 def bwn(weight: Tensor, bits: int, per_channel: bool) -> tuple[Tensor, Tensor | None]:
-    """Signs times the mean size of the weights, which is the nearest such tensor; 0 counts as positive.
+    """Signs times the mean size of the weights, the nearest tensor of that form; 0 counts as positive.
 
     Training keeps float weights centred over the inputs and within [−1, 1]. Their gradient is g (α 1[|w| ≤ 1] + 1/n)
-    with n weights to a scale α: small, so that the learning rate should be larger than for others.
+    with n weights per scale α. It is small, so the learning rate should be larger than for other quantisers.
     """
-    return usable(weight.double().abs().mean(axes(weight, per_channel), keepdim=True)), None
+    return positive_scale(weight.double().abs().mean(scale_axes(weight, per_channel), keepdim=True)), None

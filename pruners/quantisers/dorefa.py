@@ -1,9 +1,16 @@
-"""Weights, activations and gradients in few bits (Zhou et al. 2016, 1606.06160)."""
+"""Weights through tanh on even levels (Zhou et al. 2016, 1606.06160)."""
 
 import torch
 from torch import Tensor
 
-from prunefront.pruners.quantisers import axes, nearest, quantiser, sign, spanned, usable
+from prunefront.pruners.quantisers import (
+    axes_of_scale,
+    nearest_codes,
+    positive_scale,
+    quantiser,
+    scale_axes,
+    sign_codes,
+)
 
 
 def _levels(bits: int) -> range:
@@ -12,8 +19,8 @@ def _levels(bits: int) -> range:
 
 
 def _bound(weight: Tensor, scale: Tensor) -> Tensor:
-    """max |tanh w|; 1 where all weights are zero."""
-    bound = weight.double().tanh().abs().amax(spanned(weight, scale), keepdim=True)
+    """Returns max |tanh w|, or 1 if all weights are zero."""
+    bound = weight.double().tanh().abs().amax(axes_of_scale(weight, scale), keepdim=True)
     return torch.where(bound > 0, bound, 1.0)
 
 
@@ -22,7 +29,7 @@ def _compand(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
 
 
 def _codes(weight: Tensor, scale: Tensor, offset: Tensor | None, bits: int) -> Tensor:
-    return sign(weight) if bits == 1 else nearest(weight, scale, offset, _levels(bits))
+    return sign_codes(weight) if bits == 1 else nearest_codes(weight, scale, offset, _levels(bits))
 
 
 def _gradient(weight: Tensor, scale: Tensor, bits: int, gradient: Tensor) -> Tensor:
@@ -48,23 +55,8 @@ def dorefa(weight: Tensor, bits: int, per_channel: bool) -> tuple[Tensor, Tensor
     w → 2 q(tanh w / (2 max |tanh w|) + ½) − 1 with q to the nearest of 2^bits numbers in [0, 1]. The gradient goes
     through tanh, not through the maximum.
     """
-    over = axes(weight, per_channel)
+    over = scale_axes(weight, per_channel)
     if bits == 1:
-        return usable(weight.double().abs().mean(over, keepdim=True)), None
+        return positive_scale(weight.double().abs().mean(over, keepdim=True)), None
     like = weight.double().abs().amax(over, keepdim=True)
-    return usable(torch.full_like(like, 1 / ((1 << bits) - 1))), None
-
-
-def quantised_gradient(gradient: Tensor, bits: int, generator: torch.Generator | None = None) -> Tensor:
-    """The gradient [N, …] on 2^bits levels of its sample's range [−m, m], m = max |g|; unbiased.
-
-    2 m (q(g / 2 m + ½ + u / (2^bits − 1)) − ½), u uniform in (−½, ½) and drawn from the generator.
-    """
-    top = (1 << bits) - 1
-    largest = gradient.abs().amax(tuple(range(1, gradient.ndim)), keepdim=True)
-    share = gradient / (2 * torch.where(largest > 0, largest, 1.0)) + 0.5
-    noise = torch.rand(gradient.shape, generator=generator, dtype=gradient.dtype, device=gradient.device)
-    # u + ½ lies in [0, 1), and ⌊y + u + ½⌋ rounds y + u
-    place = (share * top + noise).floor().clamp(0, top)
-    quantised: Tensor = 2 * largest * (place / top - 0.5)
-    return quantised
+    return positive_scale(torch.full_like(like, 1 / ((1 << bits) - 1))), None

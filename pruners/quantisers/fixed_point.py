@@ -6,25 +6,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from prunefront.pruners.quantisers import quantiser, usable
+from prunefront.pruners.quantisers import positive_scale, quantiser
 
-POINTS = 100  # steps that are tried before the best of them is improved
-CHANGE = 1e-6  # of a step, relative; it is good enough below
+POINTS = 100
+"""Number of steps that are tried, before the best of them is improved."""
+
+CHANGE = 1e-6
+"""Relative change of a step below which it counts as converged."""
+
 ROUNDS = 1000
-CHUNK = 1 << 22  # numbers in memory at once
+"""Largest number of alternations."""
+
+CHUNK = 1 << 22
+"""Number of values in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Sizes:
-    """Sizes of what is quantised, not negative: float64 [rows, n], each row ascending. sums: of all from one on."""
+class SortedSizes:
+    """Magnitudes to quantise, float64 [rows, n], each row ascending. sums: of each value and all behind it."""
 
     x: Tensor
     sums: Tensor
 
     def products(self, steps: Tensor, top: int) -> tuple[Tensor, Tensor]:
-        """Σ x z and Σ z² with z = min(⌊x / step + ½⌋, top), for every step in [rows, s]."""
+        """Returns Σ x z and Σ z² with z = min(⌊x / step + ½⌋, top), for every step in [rows, s]."""
         rows, count = self.x.shape
-        # a search for where each level begins costs as much as to round some values
+        # the search for the edges of levels costs as much as rounding some values
         many = 16 * top < count
         each = max(1, CHUNK // (rows * (top if many else count)))
         parts = [
@@ -48,41 +55,36 @@ class _Sizes:
         return (x * z).sum(-1), z.square().sum(-1)
 
 
-def _sorted(sizes: Tensor) -> _Sizes:
+def sorted_sizes(sizes: Float[Tensor, "rows n"]) -> SortedSizes:
+    """Returns the sizes sorted, for `improved_step`. sizes: not negative."""
     x = sizes.double().sort(dim=1).values
     sums = torch.cat([x.flip(1).cumsum(1).flip(1), x.new_zeros(len(x), 1)], dim=1)
-    return _Sizes(x, sums)
+    return SortedSizes(x, sums)
 
 
-def _improved(sizes: _Sizes, step: Tensor, top: int) -> Tensor:
+def improved_step(sizes: SortedSizes, step: Float[Tensor, "rows 1"], top: int) -> Float[Tensor, "rows 1"]:
+    """Returns the step after one alternation: the best one for the levels of the present one, Δ = Σ x z / Σ z²."""
     xz, zz = sizes.products(step, top)
     return torch.where(zz > 0, xz / zz, step)
 
 
-def improved(
-    sizes: Float[Tensor, "rows n"], step: Float[Tensor, "rows 1"], top: int
-) -> Float[Tensor, "rows 1"]:
-    """One alternation: the best step for the levels that the values have with this one; Δ = Σ x z / Σ z²."""
-    return _improved(_sorted(sizes), step, top)
-
-
 def least_squares_step(sizes: Float[Tensor, "rows n"], top: int) -> Float[Tensor, " rows"]:
-    """The step Δ of least Σ (x − Δ z)² with z = min(⌊x / Δ + ½⌋, top), of every row by itself, in float64.
+    """Returns the step Δ of least Σ (x − Δ z)² with z = min(⌊x / Δ + ½⌋, top), for each row, in float64.
 
-    sizes: not negative. The best of 100 steps from 0.05 to 1.5 times max x / top, then alternations until they change
-    it by less than a millionth. A row of zeros has step 0.
+    sizes: not negative. The search starts with the best of 100 steps from 0.05 to 1.5 times max x / top. Alternations
+    follow until they change it by less than a millionth. A row of zeros has step 0.
     """
-    held = _sorted(sizes)
+    held = sorted_sizes(sizes)
     factors = torch.linspace(0.05, 1.5, POINTS, dtype=torch.float64, device=sizes.device)
-    # where all are zero, any step will do until the end
+    # a row of zeros takes any step until the end
     largest = torch.where(held.x[:, -1:] > 0, held.x[:, -1:], 1.0)
     steps = largest / top * factors
     xz, zz = held.products(steps, top)
-    error = steps.square() * zz - 2 * steps * xz  # and Σ x², which is the same for all
+    error = steps.square() * zz - 2 * steps * xz  # without Σ x², which is the same for all
     step = steps.gather(1, error.argmin(1, keepdim=True))
-    moving = torch.ones_like(step, dtype=torch.bool)  # a row must not depend on how long others take
+    moving = torch.ones_like(step, dtype=torch.bool)  # a row must not depend on the rounds of others
     for _ in range(ROUNDS):
-        better = torch.where(moving, _improved(held, step, top), step)
+        better = torch.where(moving, improved_step(held, step, top), step)
         moving = (better - step).abs() > CHANGE * step
         step = better
         if not moving.any():
@@ -91,7 +93,7 @@ def least_squares_step(sizes: Float[Tensor, "rows n"], top: int) -> Float[Tensor
 
 
 def top_level(bits: int) -> int:
-    """K, the largest of the 2^bits − 1 levels −K … K."""
+    """Returns K, the largest of the 2^bits − 1 levels −K … K."""
     return (1 << (bits - 1)) - 1
 
 
@@ -116,15 +118,15 @@ def _clipped(weight: Tensor, scale: Tensor, bits: int, gradient: Tensor) -> Tens
     codes=_codes,
     gradient=_clipped,
     every="epoch",
-    choose="first choice: any word length, and pruned weights stay zero",
+    choose="first choice: any bit width, and pruned weights stay zero",
     paper="Anwar, Hwang & Sung 2015, 1512.08571",
 )
 def fixed_point(weight: Tensor, bits: int, per_channel: bool) -> tuple[Tensor, Tensor | None]:
-    """2^bits − 1 symmetric multiples of the step whose squared error is least.
+    """2^bits − 1 symmetric multiples of the step with the least squared error.
 
     Q(w) = sgn(w) Δ min(⌊|w| / Δ + ½⌋, K), K = 2^(bits − 1) − 1. Training gives weights beyond ± K Δ no gradient, and
-    fits Δ anew each epoch.
+    fits Δ again each epoch.
     """
     rows = weight.flatten(1) if per_channel else weight.reshape(1, -1)
     step = least_squares_step(rows.abs(), top_level(bits))
-    return usable(step).reshape(-1, *[1] * (weight.ndim - 1)), None
+    return positive_scale(step).reshape(-1, *[1] * (weight.ndim - 1)), None

@@ -1,7 +1,7 @@
-"""What calibration batches say about a dense model's units: once per study, and only what is needed.
+"""Statistics: facts about a dense model's units from calibration batches, gathered once per study and only as needed.
 
 Each module here is one pass over the data that fills one or several fields; it is found by itself. A study's needs are
-cut into `Task`s that may run anywhere, in any order: merged they give the same numbers.
+divided into `Task`s that may run anywhere, in any order; merged they give the same numbers.
 """
 
 import copy
@@ -25,39 +25,42 @@ Batch = tuple[Inputs, Any]
 """Inputs (a tuple where the model takes several) and the loss's target, on the model's device."""
 
 Loss = Callable[[Any, Any], Tensor]
-"""Model output and target -> scalar, the mean over the batch."""
+"""Function from model output and target to a scalar, the mean over the batch."""
 
 Values = Mapping[str, Mapping[str, Tensor]]
-"""field -> group name -> float64 on the CPU."""
+"""Map from field to group name to a float64 tensor on the CPU."""
 
 WhyNot = Callable[[ChannelGroup, ChannelGraph], str | None]
-"""Why a field makes no sense for a group, in words that follow the group's name; None where it does."""
+"""Function that returns why a field makes no sense for a group, in words that follow the group's name; else None."""
 
 Split = Literal["batches", "groups", "whole"]
 
 Takes = Literal["forward", "gradients", "HVP", "JVP", "reconstruction", "masking"]
-"""What a field costs in kind: passes forward, and back; products of a vector with the Hessian or the Jacobian; layers
-fitted anew; a forward pass for each unit or ratio that is masked."""
+"""Kind of work that a field costs.
+
+forward, gradients: passes forward, and back. HVP, JVP: products of a vector with the Hessian or the Jacobian.
+reconstruction: layers fitted again. masking: a forward pass for each unit or ratio that is masked.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What was gathered. A group that a field does not apply to, or that no gradient reaches, has no entry."""
+    """Values of the gathered fields. Groups to which a field does not apply or no gradient flows are missing."""
 
     values: Values = field(default_factory=dict)
 
     def get(self, name: str, group: str) -> Tensor | None:
-        """The field's tensor for a group, or None."""
+        """Returns the field's tensor for a group, or None."""
         return self.values.get(name, {}).get(group)
 
 
 @dataclass(frozen=True, slots=True)
 class Inquiry:
-    """What a statistic is asked: about which groups of which network, and with which data.
+    """Question to a statistic: which groups of which network, with which data.
 
-    model: a private copy in eval mode whose parameters take no gradient; it may be changed. batches: at least one,
-    all but the last of one size. fields: those that are wanted; at least one of them applies to each group. seed: of
-    everything that is drawn.
+    model: a private copy in eval mode whose parameters take no gradient; it may be changed. batches: at least one, all
+    but the last of one size. fields: the wanted ones; at least one of them applies to each group. seed: for all random
+    draws.
     """
 
     model: nn.Module
@@ -70,17 +73,17 @@ class Inquiry:
 
 
 Collect = Callable[[Inquiry], Values]
-"""Values of the wanted fields; deterministic."""
+"""Function that returns the values of the wanted fields; deterministic."""
 
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
     """One pass over calibration data.
 
-    fields: what it fills, and to which groups that does not apply. split: along what the work may be divided:
-    `batches` (a field's tensor is [units, columns] and parts are put side by side), `groups`, or not at all.
-    takes: field -> what it costs in kind.
-    images: no more than so many are looked at, None = all. cost: in words, for lists. summary: one line.
+    fields: the fields that it fills, each with the reason why it may not apply to a group. split: along which axis the
+    work may be divided: `batches` (a field's tensor is [units, columns] and parts are put side by side), `groups`, or
+    not at all (`whole`). images: largest number of images that are read, None = all. cost: in words, for lists. takes:
+    field -> kind of work. summary: one line.
     """
 
     name: str
@@ -105,27 +108,27 @@ def statistic(
     split: Split = "batches",
     images: int | None = None,
 ) -> Callable[[Collect], Statistic]:
-    """Decorator that registers a pass; the first line of its docstring becomes the summary.
+    """Returns a decorator that registers a pass; the first line of its docstring becomes the summary.
 
-    takes: of all fields, or field by field. The rest: as in `Statistic`.
-    Raises ValueError for a name or a field already taken, or a function without a docstring.
+    takes: for all fields, or field by field. The rest: as in `Statistic`. Raises ValueError for a name or a field
+    already taken, or a function without a docstring.
     """
     for other in map(statistics.__getitem__, statistics):
         if both := fields.keys() & other.fields:
             raise ValueError(f"{min(both)!r} is gathered by {other.name!r} already")
 
-    def file(collect: Collect) -> Statistic:
+    def add(collect: Collect) -> Statistic:
         summary = summary_of(collect, "statistic", name)
         kinds = dict.fromkeys(fields, takes) if isinstance(takes, str) else takes
         return statistics.register(name)(
             Statistic(name, fields, collect, split, images, cost, kinds, summary)
         )
 
-    return file
+    return add
 
 
 def gathered_by(name: str) -> Statistic | None:
-    """The statistic that fills a field; None for one that is read from the weights."""
+    """Returns the statistic that fills a field; None for a field that is read from the weights."""
     return next((s for s in map(statistics.__getitem__, statistics) if name in s.fields), None)
 
 
@@ -141,9 +144,9 @@ class Task:
 
 
 def tasks(graph: ChannelGraph, needs: Set[str], batches: Sequence[Batch], parts: int = 1) -> list[Task]:
-    """What must be done to know the fields in `needs`; those that need no data are ignored.
+    """Returns the tasks that gather the fields in `needs`; fields that need no data are ignored.
 
-    parts: into how many tasks a statistic that can be divided is. The values do not depend on it.
+    parts: number of tasks into which a statistic is divided, where that is possible. The values do not depend on it.
     """
     found = []
     for entry in map(statistics.__getitem__, statistics):
@@ -153,7 +156,7 @@ def tasks(graph: ChannelGraph, needs: Set[str], batches: Sequence[Batch], parts:
         )
         if not wanted or not groups:
             continue
-        count = _enough(batches, entry.images)
+        count = _batches_for(entry.images, batches)
         if entry.split == "batches":
             bounds = [count * i // parts for i in range(parts + 1)]
             found += [Task(entry.name, wanted, groups, a, b) for a, b in itertools.pairwise(bounds) if b > a]
@@ -169,7 +172,7 @@ def tasks(graph: ChannelGraph, needs: Set[str], batches: Sequence[Batch], parts:
 def run(
     task: Task, model: nn.Module, graph: ChannelGraph, batches: Sequence[Batch], loss: Loss = F.cross_entropy
 ) -> Values:
-    """Does one task; the model stays as it is. Raises PrunefrontError where something cannot be seen."""
+    """Does one task; the model stays as it is. Raises PrunefrontError where something cannot be observed."""
     dense = copy.deepcopy(model).eval().requires_grad_(False)
     return statistics[task.statistic].collect(
         Inquiry(
@@ -205,29 +208,29 @@ def collect(
     needs: Set[str],
     loss: Loss = F.cross_entropy,
 ) -> Statistics:
-    """Everything that `needs` names, gathered here and now; the model stays as it is.
+    """Gathers everything that `needs` names, here and now; the model stays as it is.
 
-    needs: names of fields; those that need no data are ignored, and without any that do, no batch is read. Batches
-    should be of one size: gradients carry the loss's own scale. Raises PrunefrontError when there is no batch.
+    needs: names of fields. Those that need no data are ignored; without any that do, no batch is read. Batches should
+    be of one size: gradients carry the loss's own scale. Raises PrunefrontError when there is no batch.
     """
     if not any(gathered_by(name) for name in needs):
         return Statistics()
     held = list(batches)
     if not held:
         raise PrunefrontError(
-            "there is no calibration batch: criteria that look at data need one, give at least one"
+            "there is no calibration batch, and criteria that look at data need one: give at least one"
         )
     return merge((task, run(task, model, graph, held, loss)) for task in tasks(graph, needs, held))
 
 
 def images(batch: Batch) -> int:
-    """How many images a batch holds."""
+    """Returns the number of images in a batch."""
     inputs = batch[0][0] if isinstance(batch[0], tuple) else batch[0]
     return len(inputs)
 
 
-def _enough(batches: Sequence[Batch], limit: int | None) -> int:
-    """How many batches hold `limit` images; all, if there are not so many."""
+def _batches_for(limit: int | None, batches: Sequence[Batch]) -> int:
+    """Returns how many batches hold `limit` images; the number of all batches if these hold fewer."""
     seen = 0
     for number, batch in enumerate(batches):
         if limit is not None and seen >= limit:

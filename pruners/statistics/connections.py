@@ -1,4 +1,4 @@
-"""How strong each unit's connections to the outputs of the next layers are (NNrelief)."""
+"""Strength of each unit's connections to the outputs of the next layers (NNrelief)."""
 
 import math
 from collections import defaultdict
@@ -10,18 +10,18 @@ from torch import Tensor
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
 from prunefront.pruners.statistics import Inquiry, Values, images, statistic
-from prunefront.pruners.statistics.contributions import matrix, transposed
+from prunefront.pruners.statistics.contributions import matrix, read_transposed
 from prunefront.pruners.units.applies import no_consumer
 from prunefront.pruners.units.view import consumers, per_unit
 from prunefront.pruners.units.watch import CONVOLUTIONS, Product, Watch
 
 ELEMENTS = 2**24
-"""Of the strengths per output position that are held at a time: 128 MiB."""
+"""Largest number of strengths, one per output position, that are held at a time: 128 MiB."""
 
 
 def not_connected(group: ChannelGroup, graph: ChannelGraph) -> str | None:
-    """Where no conv, linear or matmul reads the channels."""
-    return no_consumer(group, graph) or transposed(group, graph)
+    """Returns why connections are unknown: no layer reads the group, or a transposed convolution does; else None."""
+    return no_consumer(group, graph) or read_transposed(group, graph)
 
 
 @statistic(
@@ -35,19 +35,21 @@ def not_connected(group: ChannelGroup, graph: ChannelGraph) -> str | None:
 def connections(inquiry: Inquiry) -> Values:
     """Each unit's share of all that reaches an output, per output of its consumers (NNrelief), in [0, 1].
 
-    Strength (Dekhovich et al. 2021, 2109.10795) of the connection from input c to output k: mean_n |w_kc x_nc|; of a
-    kernel Σ_taps |W[k, c]| ⊙ mean_n |patch_c| at every output position, then the Frobenius norm over positions. The
-    bias has |b_k| √positions. A unit with several inputs has the sum of their strengths (own); an output that several
-    calls make has the positions of all (own). Entries are strengths over the output's total, bias and inputs of other
-    groups among it, so that a column lacks from 1 what is not these units'. A bias that is added by an operator of
-    its own is not seen. An output that nothing reaches has zeros. Columns: outputs, consumer by consumer.
+    Strength (Dekhovich et al. 2021, 2109.10795) of the connection from input c to output k: mean_n |w_kc x_nc|. For a
+    kernel it is Σ_taps |W[k, c]| ⊙ mean_n |patch_c| at every output position, then the Frobenius norm over positions.
+    The bias has the strength |b_k| √positions. A unit with several inputs has the sum of their strengths (own); an
+    output that several calls compute has the positions of all of them (own).
+
+    Entries are strengths over the output's total, which includes the bias and the inputs of other groups. A column
+    therefore sums to 1 less the share that does not come from these units. A bias that a separate operator adds is not
+    seen. An output that nothing reaches has zeros. Columns: outputs, consumer by consumer.
 
     Raises PrunefrontError where no call takes a consumer's weight or positions differ from batch to batch.
     """
     tensors = inquiry.model.state_dict(keep_vars=True)
     watching = {m.tensor: tensors[m.tensor] for g in inquiry.groups for m in consumers(g)}
-    means: dict[str, list[Tensor]] = defaultdict(list)  # of |x|, one per call
-    calls: dict[str, list[tuple[Product, int]]] = {}  # and how many output positions it has
+    means: dict[str, list[Tensor]] = defaultdict(list)  # means of |x|, one per call
+    calls: dict[str, list[tuple[Product, int]]] = {}  # each with its number of output positions
     count = sum(map(images, inquiry.batches))
     for inputs, _ in inquiry.batches:
         arguments = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -88,7 +90,7 @@ def connections(inquiry: Inquiry) -> Values:
 
 
 def _shares(calls: list[tuple[Product, int]], means: list[Tensor]) -> Float[Tensor, "inputs outputs"]:
-    """Strengths of a weight's connections over the total of each output, float64 on the CPU."""
+    """Returns the strengths of a weight's connections over the total of each output, float64 on the CPU."""
     squares = sum(_squares(product, x) for (product, _), x in zip(calls, means, strict=True))
     assert isinstance(squares, Tensor)
     strength = squares.sqrt()
@@ -100,7 +102,7 @@ def _shares(calls: list[tuple[Product, int]], means: list[Tensor]) -> Float[Tens
 
 
 def _squares(product: Product, mean: Tensor) -> Float[Tensor, "outputs inputs"]:
-    """Squared strengths, summed over output positions. mean: |x| over images, [rows per image, …]."""
+    """Returns squared strengths, summed over output positions. mean: |x| over images, [rows per image, …]."""
     weight = product.weight.detach().double().abs()
     if product.func not in CONVOLUTIONS:
         return matrix(product).detach().double()[:, :, 0].square() * mean.reshape(
@@ -118,7 +120,7 @@ def _squares(product: Product, mean: Tensor) -> Float[Tensor, "outputs inputs"]:
         size = len(mean) * len(kernels) * math.prod(mean.shape[2:])
         chunk = max(1, ELEMENTS // size)
         for first in range(0, width, chunk):
-            own = kernels[:, first : first + chunk]  # every channel meets its own kernels only
+            own = kernels[:, first : first + chunk]  # every channel meets only its own kernels
             each = own.transpose(0, 1).flatten(0, 1).unsqueeze(1)
             x = mean[:, g * width + first : g * width + first + own.shape[1]]
             y = product.func(x, each, None, groups=own.shape[1], **options)

@@ -19,18 +19,18 @@ from prunefront.pruners.units.view import consumers, per_unit
 from prunefront.pruners.units.watch import CONVOLUTIONS, Product, Watch
 
 POSITIONS = 10
-"""Sampled output positions per image and call, as in both papers."""
+"""Number of sampled output positions per image and call, as in both papers."""
 
 
-def transposed(group: ChannelGroup, graph: ChannelGraph) -> str | None:
-    """Where a transposed convolution reads the channels: its outputs have no patch of inputs of one fixed size."""
+def read_transposed(group: ChannelGroup, graph: ChannelGraph) -> str | None:
+    """Returns that a transposed convolution reads the channels, so that patches have no fixed size; else None."""
     wrong = [m.tensor for m in consumers(group) if m.dim == 0 and len(graph.shapes[m.tensor]) > 2]
     return f"is read by the transposed convolution {wrong[0]!r}" if wrong else None
 
 
 def not_interior(group: ChannelGroup, graph: ChannelGraph) -> str | None:
-    """Where the channels are no single layer's, or are read in patches of no fixed size."""
-    return applies.residual(group, graph) or transposed(group, graph)
+    """Returns why the channels are not a single layer's, or are read in patches of no fixed size; None otherwise."""
+    return applies.several_writers(group, graph) or read_transposed(group, graph)
 
 
 @statistic(
@@ -43,12 +43,13 @@ def not_interior(group: ChannelGroup, graph: ChannelGraph) -> str | None:
 def contributions(inquiry: Inquiry) -> Values:
     """Every unit's part in sampled outputs of its consumers, bias left out.
 
-    Columns: image by image, for each call of each consumer `POSITIONS` pairs of an output position and an output
-    channel j (Luo et al. 2017, 1707.06342, sec. 3.2). Entry: Σ W[j, c, taps] · patch over the unit's positions c on
-    the weight's consuming axis. Over all units (and positions that belong to no unit) a column sums to the
-    consumer's output without bias. Pairs are drawn, with repetition, from (seed, bytes of the image, weight's name,
-    number of the call): they do not depend on how images fall into batches. Raises PrunefrontError where no call
-    takes a consumer's weight.
+    Columns: image by image, for each call of each consumer, `POSITIONS` pairs of an output position and an output
+    channel j (Luo et al. 2017, 1707.06342, sec. 3.2). Entry: Σ W[j, c, taps] · patch over the unit's positions c on the
+    weight's consuming axis. Over all units (and positions that belong to no unit) a column sums to the consumer's
+    output without bias.
+
+    Pairs are drawn, with repetition, from (seed, bytes of the image, weight's name, number of the call). They do not
+    depend on how images fall into batches. Raises PrunefrontError where no call takes a consumer's weight.
     """
     tensors = inquiry.model.state_dict(keep_vars=True)
     watching = {m.tensor: tensors[m.tensor] for g in inquiry.groups for m in consumers(g)}
@@ -65,7 +66,7 @@ def contributions(inquiry: Inquiry) -> Values:
             parts: dict[str, list[Tensor]] = parts,
         ) -> None:
             key = (inquiry.seed, product.name, len(parts[product.name]))
-            parts[product.name].append(_sampled(product, y, digests, key))
+            parts[product.name].append(_sampled_parts(product, y, digests, key))
 
         with torch.no_grad(), Watch(watching, on_output=see):
             inquiry.model(*arguments)
@@ -80,11 +81,11 @@ def contributions(inquiry: Inquiry) -> Values:
     return {"contribution": {name: torch.cat(parts, dim=1) for name, parts in columns.items()}}
 
 
-def _sampled(
+def _sampled_parts(
     product: Product, y: Tensor, digests: Sequence[int], key: tuple[int, str, int]
 ) -> Float[Tensor, "positions images samples"]:
-    """The part of every position of the weight's consuming axis in the sampled outputs, float64 on the CPU."""
-    images, count, weight = len(digests), sites(product, y, len(digests)), matrix(product)
+    """Returns the part of every position of the weight's consuming axis in the sampled outputs, float64 on the CPU."""
+    images, count, weight = len(digests), output_positions(product, y, len(digests)), matrix(product)
     drawn = [_generator(digest, key) for digest in digests]
     site = torch.from_numpy(np.stack([g.integers(count, size=POSITIONS) for g in drawn])).to(y.device)
     channel = torch.from_numpy(np.stack([g.integers(len(weight), size=POSITIONS) for g in drawn])).to(
@@ -93,13 +94,13 @@ def _sampled(
     image = torch.arange(images, device=y.device).repeat_interleave(POSITIONS)
     seen = patches(product, y, images, image, site.flatten())
     j = channel.flatten()
-    own = seen[torch.arange(len(j), device=y.device), j * seen.shape[1] // len(weight)]  # of j's conv group
+    own = seen[torch.arange(len(j), device=y.device), j * seen.shape[1] // len(weight)]  # j's conv group
     parts = (own.double() * weight[j].double()).sum(dim=2)
     return parts.reshape(images, POSITIONS, -1).permute(2, 0, 1).cpu()
 
 
 def image_digests(arguments: Sequence[Tensor]) -> list[int]:
-    """A number for each image that depends on its bytes alone, over all of the model's inputs."""
+    """Returns a number for each image that depends on its bytes alone, over all of the model's inputs."""
     held = [tensor.detach().cpu().contiguous() for tensor in arguments]
     found = []
     for i in range(len(held[0])):
@@ -110,10 +111,10 @@ def image_digests(arguments: Sequence[Tensor]) -> list[int]:
     return found
 
 
-def chosen_sites(
+def choose_positions(
     digests: Sequence[int], count: int, key: tuple[int, str, int]
 ) -> Int[Tensor, "images chosen"]:
-    """`POSITIONS` different ones of `count` output positions for each image; all of them where there are no more."""
+    """Returns `POSITIONS` different ones of `count` output positions for each image; all if there are no more."""
     if count <= POSITIONS:
         return torch.arange(count).expand(len(digests), count)
     drawn = [_generator(digest, key).choice(count, POSITIONS, replace=False) for digest in digests]
@@ -127,16 +128,16 @@ def _generator(digest: int, key: tuple[int, str, int]) -> np.random.Generator:
 
 
 def matrix(product: Product) -> Float[Tensor, "outputs inputs taps"]:
-    """The weight of a conv (of one conv group's inputs), linear or matmul, as its outputs see it."""
+    """Returns the weight of a conv (of one conv group's inputs), linear or matmul, arranged by its outputs."""
     if product.func in CONVOLUTIONS:
         return product.weight.flatten(2)
     return (product.weight if product.func is F.linear else product.weight.T).unsqueeze(2)
 
 
-def sites(product: Product, y: Tensor, images: int) -> int:
-    """How many output positions of a conv, linear or matmul each image has; y: its output.
+def output_positions(product: Product, y: Tensor, images: int) -> int:
+    """Returns how many output positions of a conv, linear or matmul each image has; y: its output.
 
-    Raises PrunefrontError where the rows of y cannot be told apart by image.
+    Raises PrunefrontError where the rows of y cannot be assigned to images.
     """
     return product.outputs(y, images).shape[2]
 
@@ -144,9 +145,10 @@ def sites(product: Product, y: Tensor, images: int) -> int:
 def patches(
     product: Product, y: Tensor, images: int, image: Int[Tensor, " rows"], site: Int[Tensor, " rows"]
 ) -> Float[Tensor, "rows convgroups inputs taps"]:
-    """What an output at a position of an image is made of: output j = Σ matrix[j] · patch of j's conv group.
+    """Returns the inputs from which an output position is computed: output j = Σ matrix[j] · patch of j's conv group.
 
-    y: the product's output. site: in [0, `sites`), where an image's own calls come one after the other.
+    y: the product's output. site: an index in [0, `output_positions`), where an image's own calls come one after the
+    other.
     """
     if product.func not in CONVOLUTIONS:
         x = product.x.reshape(images, -1, product.x.shape[-1])
@@ -158,7 +160,7 @@ def patches(
     rank = len(kernel)
     stride, dilation = (_each(product.options.get(name, 1), rank) for name in ("stride", "dilation"))
     padded = F.pad(product.x, _padding(product.options.get("padding", 0), kernel, dilation))
-    steps = [1] * rank  # in the flattened padded input, of one step along each axis
+    steps = [1] * rank  # distance, in the flattened padded input, of one step along each axis
     for axis in range(rank - 2, -1, -1):
         steps[axis] = steps[axis + 1] * padded.shape[axis + 3]
     outputs = torch.unravel_index(site % per_row, space)
@@ -172,13 +174,13 @@ def patches(
 
 
 def _each(option: int | Sequence[int], rank: int) -> tuple[int, ...]:
-    """A conv option for every axis."""
+    """Returns a conv option for every axis."""
     given = (option,) if isinstance(option, int) else tuple(option)
     return given * rank if len(given) == 1 else given
 
 
 def _padding(option: str | int | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
-    """What `F.pad` takes, last axis first; `same` puts an odd zero behind, as torch does."""
+    """Returns what `F.pad` takes, last axis first; `same` puts an odd zero behind, as torch does."""
     if option == "valid":
         pairs = [(0, 0) for _ in kernel]
     elif option == "same":

@@ -15,7 +15,7 @@ from prunefront.pruners.units.applies import no_gate
 from prunefront.pruners.units.view import gates, owners, per_unit
 
 Parts = Mapping[str, tuple[TensorSlice, ...]]
-"""Group name -> the parameter slices that its units scale."""
+"""Map from group name to the parameter slices that its units scale."""
 
 
 @statistic(
@@ -32,21 +32,22 @@ Parts = Mapping[str, tuple[TensorSlice, ...]]
 def curvature(inquiry: Inquiry) -> Values:
     """Rows of the Hessian between gates, and θᵀg and θᵀHθ_struc of SOSP, by one Hessian-vector product.
 
-    A gate z multiplies parameters θ_z (γ and β of a norm, else W and b), which are linear in z, so that no second
-    derivative of θ itself appears: Σ_j ∂²L/∂z_i∂z_j = θ_iᵀ H Σ_j θ_j, one Hessian-vector product in parameter space
-    for all i. j runs over the gates of every group of the graph. As for `gate_gradient`, gates that share a group are
-    summed and divided by their number, on the side of i; on that of j all of them move. θ_s are the same parameters,
-    not divided, and θ_struc is their sum over every group of the graph (SOSP-H, Nonnenmacher et al. 2021, 2110.11395;
-    own: the paper's are filters, and a filter in front of a norm leaves the norm's shift); g and H are of the same
-    batch, norms in eval mode. A group that no gradient reaches gets no entry.
-    Raises PrunefrontError where an operator has no second derivative.
+    A gate z multiplies parameters θ_z (γ and β of a norm, else W and b), which are linear in z. No second derivative of
+    θ itself appears: Σ_j ∂²L/∂z_i∂z_j = θ_iᵀ H Σ_j θ_j, one Hessian-vector product in parameter space for all i. j runs
+    over the gates of every group of the graph. As for `gate_gradient`, gates that share a group are summed and divided
+    by their number, on the side of i; on that of j all of them move.
+
+    θ_s are the same parameters, not divided, and θ_struc is their sum over every group of the graph (SOSP-H,
+    Nonnenmacher et al. 2021, 2110.11395). Own: the paper's structures are filters, and a filter in front of a norm
+    leaves the norm's shift. g and H are of the same batch, norms in eval mode. A group that no gradient reaches gets no
+    entry. Raises PrunefrontError where an operator has no second derivative.
     """
     graph, needs = inquiry.graph, inquiry.fields
     tensors = inquiry.model.state_dict(keep_vars=True)
     parts = {g.name: gates(g, graph)[0] for g in graph.groups}
     names = sorted({m.tensor for members in parts.values() for m in members})
     parameters = [tensors[name].requires_grad_() for name in names]
-    everything = _owned(names, parameters, parts)
+    everything = _gated_parameters(names, parameters, parts)
     columns: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     reached: set[str] = set()
 
@@ -73,8 +74,8 @@ def curvature(inquiry: Inquiry) -> Values:
     return values
 
 
-def _owned(names: Sequence[str], parameters: Sequence[Tensor], parts: Parts) -> list[Tensor]:
-    """θ_struc: the parameters where some group's unit owns them, elsewhere zero: what all gates together scale."""
+def _gated_parameters(names: Sequence[str], parameters: Sequence[Tensor], parts: Parts) -> list[Tensor]:
+    """Returns θ_struc, which all gates together scale: the parameters where some group's unit owns them, else zero."""
     vectors = {name: torch.zeros_like(p) for name, p in zip(names, parameters, strict=True)}
     for name, parameter in zip(names, parameters, strict=True):
         for part in (m for members in parts.values() for m in members if m.tensor == name):
@@ -86,16 +87,18 @@ def _owned(names: Sequence[str], parameters: Sequence[Tensor], parts: Parts) -> 
 def _times_hessian(
     slopes: Sequence[Tensor | None], parameters: Sequence[Tensor], vector: Sequence[Tensor]
 ) -> Sequence[Tensor | None]:
-    """H·v of the loss whose gradient, with its graph, is given."""
+    """Returns H·v of the loss whose gradient, with its graph, is given."""
     along = [(s, v) for s, v in zip(slopes, vector, strict=True) if s is not None and s.requires_grad]
     if not along:  # the loss is linear in every parameter
         return [None] * len(parameters)
     with torch.enable_grad():
         total = torch.stack([(s * v).sum() for s, v in along]).sum()
-        return _second(lambda: torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True))
+        return _differentiate_again(
+            lambda: torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
+        )
 
 
-def _second(differentiate: Callable[[], Sequence[Tensor | None]]) -> Sequence[Tensor | None]:
+def _differentiate_again(differentiate: Callable[[], Sequence[Tensor | None]]) -> Sequence[Tensor | None]:
     try:
         return differentiate()
     except RuntimeError as error:
@@ -103,12 +106,12 @@ def _second(differentiate: Callable[[], Sequence[Tensor | None]]) -> Sequence[Te
             raise
         raise PrunefrontError(
             f"the loss cannot be differentiated twice ({error}): choose a criterion of first order, such as "
-            "'taylor', or write the operator with ones that torch differentiates twice"
+            "'taylor', or replace the operator by ones that torch differentiates twice"
         ) from error
 
 
 def _work(parameter: Tensor, slope: Tensor | None) -> Tensor:
-    """p times what is given, element by element; zero where the loss does not depend on p."""
+    """Returns p times the slope, element by element; zero where the loss does not depend on p."""
     value = parameter.detach().to("cpu", torch.float64)
     return torch.zeros_like(value) if slope is None else value * slope.detach().to("cpu", torch.float64)
 

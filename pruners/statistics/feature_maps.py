@@ -1,4 +1,4 @@
-"""How far the nuclear norm of a layer's maps falls without each unit's (CHIP)."""
+"""Fall of the nuclear norm of a layer's maps without each unit's map (CHIP)."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,23 +10,23 @@ from torch import Tensor
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import TensorSlice
 from prunefront.pruners.statistics import Inquiry, Values, statistic
-from prunefront.pruners.units.applies import residual
+from prunefront.pruners.units.applies import several_writers
 from prunefront.pruners.units.view import consumers
 from prunefront.pruners.units.watch import CONVOLUTIONS, TRANSPOSED, Product, Watch
 
 ELEMENTS = 2**24
-"""Of the matrices whose eigenvalues are taken at a time: 128 MiB."""
+"""Largest number of elements in the matrices whose eigenvalues are taken at a time: 128 MiB."""
 
 
 @statistic(
     "feature_maps",
-    fields={"nuclear_drop": residual},
+    fields={"nuclear_drop": several_writers},
     takes="forward",
-    cost="an eigenvalue problem per unit and image, at most 128: the dearest of those without gradients",
+    cost="an eigenvalue problem per unit and image, at most 128: the most expensive one without gradients",
     images=128,
 )
 def feature_maps(inquiry: Inquiry) -> Values:
-    """The fall of the feature maps' nuclear norm when a unit's map is zeroed, image by image (CHIP).
+    """Fall of the feature maps' nuclear norm when a unit's map is zeroed, image by image (CHIP).
 
     CI_i = ‖A‖_* − ‖A with row i set to 0‖_* (Sui et al. 2021, 2110.13981). A: [channels, space], one image's maps as a
     consumer sees them, so after norm and activation. All rows of a unit with several channels are zeroed together.
@@ -64,7 +64,7 @@ def feature_maps(inquiry: Inquiry) -> Values:
 def nuclear_drops(
     maps: Float[Tensor, "channels space"], rows: Sequence[Sequence[int]]
 ) -> Float[Tensor, " units"]:
-    """‖A‖_* − ‖A without rows[u]‖_* for every unit u, float64 on the CPU.
+    """Returns ‖A‖_* − ‖A without rows[u]‖_* for every unit u, float64 on the CPU.
 
     ‖A‖_* = Σ √eig(AAᵀ), or of AᵀA where that is smaller; eigenvalues that rounding makes negative count as zero.
     """
@@ -89,7 +89,7 @@ def nuclear_drops(
 
 
 def _root_sum(gram: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
-    if not gram.isfinite().all():  # torch's own error would not say where it comes from
+    if not gram.isfinite().all():  # torch's own error would not name its source
         return gram.sum(dim=(-2, -1)) * torch.nan
     total: Tensor = torch.linalg.eigvalsh(gram).clamp(min=0.0).sqrt().sum(dim=-1)
     return total
@@ -98,9 +98,9 @@ def _root_sum(gram: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch"]:
 def _maps(
     product: Product, part: TensorSlice, images: int
 ) -> tuple[Float[Tensor, "images channels space"], list[list[int]]]:
-    """Every image's maps, and the rows that each unit has in them."""
+    """Returns every image's maps, and the rows that each unit has in them."""
     x = product.x
-    width = product.inputs(images).shape[1]  # or an error, where rows cannot be told apart by image
+    width = product.inputs(images).shape[1]  # raises where rows cannot be assigned to images
     if product.func in CONVOLUTIONS or product.func in TRANSPOSED:
         maps = x.reshape(images, -1, x.shape[1], *x.shape[2:]).transpose(1, 2).flatten(2)
         # position i of the weight's axis meets channel i of every conv group
@@ -109,13 +109,13 @@ def _maps(
             for positions in part.index
         ]
         return maps, rows
-    length = _run(part, width)
+    length = _columns_per_channel(part, width)
     maps = x.reshape(images, -1, width // length, length).transpose(1, 2).flatten(2)
     return maps, [sorted({i // length for i in positions}) for positions in part.index]
 
 
-def _run(part: TensorSlice, width: int) -> int:
-    """How many neighbouring columns each channel of a flattened map has; 1 where units do not lie so."""
+def _columns_per_channel(part: TensorSlice, width: int) -> int:
+    """Returns how many neighbouring columns each channel of a flattened map has; 1 where units are not laid out so."""
     length = len(part.index[0])
     aligned = width % length == 0 and all(
         len(positions) == length

@@ -1,4 +1,4 @@
-"""Gradients at gates, weights and maps, and activations: everything that one shared pass over the data can tell."""
+"""Gradients at gates, weights and maps, and activations: all that one shared pass over the data can measure."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,18 +26,18 @@ _SUMS: Mapping[str, Callable[[Tensor], Tensor]] = {
     # several times as fast as count_nonzero, and as exact: float32 counts to 2²⁴
     "zeros": lambda x: x.shape[2] - x.sign().abs_().sum(dim=2),
 }
-"""What is summed over the last axis of a consumer's input [images, positions, space]."""
+"""Sums over the last axis of a consumer's input [images, positions, space]."""
 
 _WORKS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "weight_work": lambda work: work.sum(dim=1),
     "weight_work_abs": lambda work: work.abs().sum(dim=1),
     "weight_work_square": lambda work: work.square().sum(dim=1),
 }
-"""What is summed over each row of w · ∂L/∂w."""
+"""Sums over each row of w · ∂L/∂w."""
 
 
 def separate_gates(group: ChannelGroup, graph: ChannelGraph) -> tuple[tuple[TensorSlice, ...], ...] | None:
-    """The parameters of each of the group's gates (see `view.gates`); None where a bias could be of two gates.
+    """Returns the parameters of each gate of the group (see `view.gates`); None where a bias could belong to two gates.
 
     A shift goes with the scale, a bias with the weight, of the same module and the same positions.
     """
@@ -62,7 +62,7 @@ def _no_separate_gates(group: ChannelGroup, graph: ChannelGraph) -> str | None:
     if reason := no_gate(group, graph):
         return reason
     if separate_gates(group, graph) is None:
-        return "has a bias that does not say which of its module's weights it belongs to"
+        return "has a bias that could belong to several weights of its module"
     return None
 
 
@@ -82,7 +82,7 @@ _FIELDS: Mapping[str, WhyNot] = {
 
 @dataclass(slots=True)
 class _Calls:
-    """What one mini-batch says at the calls that take a given weight; every tensor is [images, positions]."""
+    """Values of one mini-batch at the calls that take a given weight; every tensor is [images, positions]."""
 
     means: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     taylor: list[Tensor] = field(default_factory=list)
@@ -100,18 +100,18 @@ class _Calls:
 def first_order(inquiry: Inquiry) -> Values:
     """Gradients at gates, weights and maps, and activations, from one shared pass over the images.
 
-    Gate gradient (Taylor-FO-BN, Molchanov et al. 2019, 1906.10771): a gate z ≡ 1 on y = γx̂ + β has
-    ∂L/∂z = Σ (∂L/∂y) y = γ ∂L/∂γ + β ∂L/∂β, so parameter gradients are enough; without a norm the same
-    holds for y = Wx + b. Gates that share a group are summed and divided by their number (the authors' code
-    divides by a constant per stage).
+    Gate gradient (Taylor-FO-BN, Molchanov et al. 2019, 1906.10771): a gate z ≡ 1 on y = γx̂ + β has ∂L/∂z = Σ (∂L/∂y) y
+    = γ ∂L/∂γ + β ∂L/∂β, so parameter gradients are enough. Without a norm the same holds for y = Wx + b. Gates that
+    share a group are summed and divided by their number (the authors' code divides by a constant per stage).
 
-    Activations are means over the unit's positions and space of each call that reads the unit, then over the calls
-    that take the same weight, then over the consumers.
+    Activations are means over the unit's positions and space of each call that reads the unit, then over the calls that
+    take the same weight, then over the consumers.
 
     Feature Taylor (Molchanov et al. 2017, 1611.06440, eq. 6, before the absolute value): each consumer reads an alias
     of its input x, whose gradient is the partial derivative through this consumer alone. The mean of x·∂ℓ/∂x is taken
-    at each call, and the calls and consumers are summed with their signs: exact to first order when the unit goes from
-    all of them at once [own for several consumers]. ∂ℓ is the gradient of the mean loss times the number of images.
+    at each call, and the calls and consumers are summed with their signs. This is exact to first order when the unit
+    goes from all of them at once [own for several consumers]. ∂ℓ is the gradient of the mean loss times the number of
+    images.
     """
     asked = {
         name: [g for g in inquiry.groups if why_not(g, inquiry.graph) is None]
@@ -154,11 +154,11 @@ class _Gradients:
         return bool(self._parameters)
 
     def take(self, loss: Tensor, leaves: Sequence[Tensor]) -> None:
-        """Goes back once from the loss. leaves: other tensors that the gradient must get to."""
+        """Runs one backward pass from the loss. leaves: other tensors that the gradient must reach."""
         if not loss.requires_grad:
             raise PrunefrontError(
-                "no gradient flows from the loss to any weight or map; compute model and loss with autograd on, "
-                "or choose criteria that need no gradient"
+                "no gradient flows from the loss to any weight or map; switch autograd on for model and loss, or "
+                "choose criteria that need no gradient"
             )
         found = torch.autograd.grad(loss, [*self._parameters.values(), *leaves], allow_unused=True)
         slopes = dict(zip(self._parameters, found, strict=False))
@@ -189,7 +189,7 @@ class _Gradients:
             name: {
                 group.name: value(name, group)
                 for group in groups
-                # a zero where no gradient flows (a forward under no_grad) would rank units by their index
+                # zeros where no gradient flows (a forward under no_grad) would rank units by their index
                 if any(m.tensor in self._reached for m in _SOURCES[name](group, self._graph))
             }
             for name, groups in self._asked.items()
@@ -199,30 +199,30 @@ class _Gradients:
 Source = Callable[[ChannelGroup, ChannelGraph], tuple[TensorSlice, ...]]
 
 
-def _gated(group: ChannelGroup, graph: ChannelGraph) -> tuple[TensorSlice, ...]:
+def _gate_slices(group: ChannelGroup, graph: ChannelGraph) -> tuple[TensorSlice, ...]:
     return gates(group, graph)[0]
 
 
-def _made(group: ChannelGroup, graph: ChannelGraph) -> tuple[TensorSlice, ...]:
+def _producer_slices(group: ChannelGroup, graph: ChannelGraph) -> tuple[TensorSlice, ...]:
     return producers(group, graph.shapes)
 
 
 _SOURCES: Mapping[str, Source] = {
-    "gate_gradient": _gated,
-    "member_gradient": _gated,
-    **dict.fromkeys(_WORKS, _made),
+    "gate_gradient": _gate_slices,
+    "member_gradient": _gate_slices,
+    **dict.fromkeys(_WORKS, _producer_slices),
 }
-"""The parameters that a field is made of."""
+"""Functions that return the parameter slices from which a field is computed."""
 
 
 def _work(parameter: Tensor, slope: Tensor | None) -> Tensor:
-    """p · ∂L/∂p, element by element in float64; zero where the loss does not depend on p."""
+    """Returns p · ∂L/∂p, element by element in float64; zero where the loss does not depend on p."""
     value = parameter.detach().double()
     return torch.zeros_like(value) if slope is None else value * slope.double()
 
 
 class _Features:
-    """What the consumers' inputs say, a column per image."""
+    """Values of the consumers' inputs, a column per image."""
 
     def __init__(self, inquiry: Inquiry, asked: Mapping[str, Sequence[ChannelGroup]]) -> None:
         self._asked = {name: groups for name, groups in asked.items() if name not in _SOURCES}
@@ -239,7 +239,7 @@ class _Features:
         self._reached: set[str] = set()
 
     def start(self, images: int) -> Callable[[Product], Tensor | None]:
-        """Begins a mini-batch; what to call before each product."""
+        """Begins a mini-batch; returns the function to call before each product."""
         self._calls = defaultdict(_Calls)
         self.leaves = []
 
@@ -257,7 +257,7 @@ class _Features:
         return see
 
     def _alias(self, product: Product, images: int, calls: _Calls) -> Tensor:
-        """An alias of the product's input, at which ∂L/∂x is noted when it comes."""
+        """Returns an alias of the product's input, at which ∂L/∂x is noted when it arrives."""
         x = product.x
         alias = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
         if not x.requires_grad:
@@ -268,7 +268,7 @@ class _Features:
             if seen._version != version:
                 raise PrunefrontError(
                     f"the input of {product.name!r} is changed in place after it was read, so its Taylor term is "
-                    "unknown; write that operation out of place, or choose a criterion without feature_taylor"
+                    "unknown; make that operation out of place, or choose a criterion without feature_taylor"
                 )
             work = _precise(replace(product, x=seen * slope).inputs(images))
             calls.taylor[call] = work.sum(dim=2).double() * (images / work.shape[2])
@@ -282,7 +282,7 @@ class _Features:
         for name, groups in self._asked.items():
             for group in groups:
                 missed = [m.tensor for m in consumers(group) if m.tensor not in self._calls]
-                # a mean lacks little without one of its consumers, a sum is wrong
+                # without one of its consumers a mean is slightly off, a sum is wrong
                 if len(missed) == len(consumers(group)) or (missed and name == "feature_taylor"):
                     raise PrunefrontError(
                         f"no conv, linear or matmul call takes {missed[0]!r} as its weight, so the {name} "
@@ -312,7 +312,7 @@ class _Features:
 
 
 def _precise(x: Tensor) -> Tensor:
-    """x in at least float32, in which sums over space are good to six digits."""
+    """Returns x in at least float32, in which sums over space are good to six digits."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

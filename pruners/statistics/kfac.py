@@ -1,4 +1,4 @@
-"""Spectral radii of Kronecker-factored Fisher blocks, and how they fall without a unit (after 2111.08577)."""
+"""Spectral radii of Kronecker-factored Fisher blocks, and their fall without a unit (after 2111.08577)."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,31 +10,31 @@ from torch import Tensor
 
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
 from prunefront.pruners.statistics import Inquiry, Values, statistic
-from prunefront.pruners.statistics.logits import check_seen, drawn, logits_of
+from prunefront.pruners.statistics.logits import check_seen, draw_classes, logits_of
 from prunefront.pruners.units.applies import no_producer
 from prunefront.pruners.units.view import consumers, owners, producers
 from prunefront.pruners.units.watch import CONVOLUTIONS, Outputs, Product, Watch
 
 LARGEST = 4608
-"""Rows of a factor: 512 channels × 9 places of a kernel, 170 MB."""
+"""Largest number of rows of a factor: 512 channels × 9 places of a kernel, 170 MB."""
 
 ELEMENTS = 2**27
-"""Numbers held in factors at a time, 1 GiB; layers beyond that take another pass over the data."""
+"""Largest number of values held in factors at a time, 1 GiB; layers beyond that take another pass over the data."""
 
 STEPS = 48
-"""Products with a matrix to find its largest eigenvalue."""
+"""Number of products with a matrix to find its largest eigenvalue."""
 
 HELD = 2**25
-"""Numbers held in iterates at a time, 256 MB."""
+"""Largest number of values held in iterates at a time, 256 MB."""
 
 FLOOR = 1e-12
-"""A radius does not count as having fallen further than to this fraction of itself."""
+"""Smallest fraction of itself to which a radius counts as having fallen."""
 
 Factor = Float[Tensor, "blocks n n"]
 
 
 def no_radius(group: ChannelGroup, graph: ChannelGraph) -> str | None:
-    """Where nothing produces the group, or a layer's factor would be too large."""
+    """Returns why the group has no radius: nothing produces it, or a layer's factor would be too large."""
     for part in (*producers(group, graph.shapes), *consumers(group)):
         for side in (_inputs(graph.shapes[part.tensor]), graph.shapes[part.tensor][0]):
             if side > LARGEST:
@@ -44,7 +44,7 @@ def no_radius(group: ChannelGroup, graph: ChannelGraph) -> str | None:
 
 @dataclass(slots=True)
 class Factors:
-    """Sums for one layer, float64 on the CPU. inputs: A, if some group is read by it. outputs: G, if it makes one."""
+    """Sums for one layer, float64 on the CPU. inputs: A, if a group is read by it. outputs: G, if it produces one."""
 
     inputs: Factor | None = None
     outputs: Factor | None = None
@@ -59,17 +59,18 @@ class Factors:
     images=512,
 )
 def kfac(inquiry: Inquiry) -> Values:
-    """Fall of Σ log ρ over the layers that make or read a unit, when it goes.
+    """Fall of Σ log ρ, over the layers that produce or read a unit, when the unit goes.
 
-    The Fisher block of layer l is taken as A ⊗ G: A = E[ā āᵀ] of its inputs (with a 1 where it has a bias; of a
-    convolution over patches), G = E[δ δᵀ] of the gradients of log p at its outputs, over images and places, with one
-    label per image drawn from the model. ρ_l = λmax(A) · λmax(G); a unit takes rows and columns from G of the layers
-    that make it and from A of those that read it, all places of the kernel of its channel (the rule is own, after
-    Ebrahimi & Klabjan 2021, 2111.08577). In a grouped convolution A and G have a block for each conv group, of which
-    the largest λmax counts, so that ρ_l is an upper bound; a transposed one is taken over channels without patches.
-    λmax is the best Rayleigh quotient in 48 steps of power iteration (Lanczos), a lower bound. Where a layer's λmax is
-    zero nothing falls; no fall is larger than log 1e12.
-    Raises PrunefrontError where the output is not one row of logits per image.
+    The Fisher block of layer l is taken as A ⊗ G. A = E[ā āᵀ] of its inputs (with a 1 where it has a bias; for a
+    convolution over patches). G = E[δ δᵀ] of the gradients of log p at its outputs, over images and places, with one
+    label per image drawn from the model. ρ_l = λmax(A) · λmax(G). A unit takes rows and columns from G of the layers
+    that produce it and from A of those that read it. In A these are all places of the kernel of its channel. The rule
+    is own, after Ebrahimi & Klabjan 2021, 2111.08577.
+
+    In a grouped convolution A and G have a block for each conv group. The largest λmax of these counts, so ρ_l is an
+    upper bound. A transposed convolution is taken over channels without patches. λmax is the best Rayleigh quotient in
+    48 steps of power iteration (Lanczos), a lower bound. Where a layer's λmax is zero nothing falls; no fall is larger
+    than log 1e12. Raises PrunefrontError where the output is not one row of logits per image.
     """
     shapes = inquiry.graph.shapes
     made = {g.name: producers(g, shapes) for g in inquiry.groups}
@@ -85,15 +86,15 @@ def kfac(inquiry: Inquiry) -> Values:
         for group in inquiry.groups:
             for part in made[group.name]:
                 if part.tensor in factors and (g := factors[part.tensor].outputs) is not None:
-                    drops[group.name] += _falls(g, part, 1)
+                    drops[group.name] += _part_falls(g, part, 1)
             for part in read[group.name]:
                 if part.tensor in factors and (a := factors[part.tensor].inputs) is not None:
-                    drops[group.name] += _falls(a, part, _places(shapes[part.tensor], part))
+                    drops[group.name] += _part_falls(a, part, _places(shapes[part.tensor], part))
     return {"radius_drop": drops}
 
 
-def falls(factor: Factor, rows: Bool[Tensor, "units blocks n"]) -> Float[Tensor, " units"]:
-    """log λmax of a symmetric block-diagonal matrix ≥ 0, minus that without each unit's rows and columns; ≥ 0."""
+def log_falls(factor: Factor, rows: Bool[Tensor, "units blocks n"]) -> Float[Tensor, " units"]:
+    """Returns log λmax of a block-diagonal matrix ≥ 0, minus that without each unit's rows and columns; ≥ 0."""
     before = _largest(factor, torch.ones(1, *factor.shape[:2], dtype=torch.bool)).max()
     if not before > 0.0:
         return torch.zeros(len(rows), dtype=factor.dtype)
@@ -103,15 +104,15 @@ def falls(factor: Factor, rows: Bool[Tensor, "units blocks n"]) -> Float[Tensor,
 
 
 def _largest(factor: Factor, kept: Bool[Tensor, "units blocks n"]) -> Float[Tensor, " units"]:
-    """λmax of the matrix on the kept rows and columns only, by Lanczos' method for all units side by side.
+    """Returns λmax of the matrix on the kept rows and columns only, by Lanczos' method for all units side by side.
 
-    The iterates are those of power iteration from one random vector; the best vector among all their combinations is
-    taken, not the last of them, which is exact after n steps.
+    The iterates are those of power iteration from one random vector. The best vector among all their combinations is
+    taken, not the last of them; this is exact after n steps.
     """
     blocks, n, _ = factor.shape
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(blocks, n, 1, generator=generator, dtype=factor.dtype)
-    among = kept.permute(1, 2, 0)  # blocks, n, units: one product of matrices per step
+    among = kept.permute(1, 2, 0)  # [blocks, n, units]: one product of matrices per step
     exhausted = 1e-12 * factor.diagonal(dim1=1, dim2=2).amax()
     vector = noise * among
     basis = vector.new_zeros(blocks, len(kept), 0, n)
@@ -125,7 +126,7 @@ def _largest(factor: Factor, kept: Bool[Tensor, "units blocks n"]) -> Float[Tens
         image = (factor @ vector) * among
         diagonal.append((vector * image).sum(dim=1))
         beside.append(length[:, 0].where(length[:, 0] > exhausted, 0.0))
-        for _ in range(2):  # twice is enough against rounding
+        for _ in range(2):  # two passes are enough against rounding
             along = basis @ image.mT[..., None]
             image = image - (basis.mT @ along)[..., 0].mT
         vector = image
@@ -137,8 +138,8 @@ def _largest(factor: Factor, kept: Bool[Tensor, "units blocks n"]) -> Float[Tens
     return ritz.amax(dim=(0, 2))
 
 
-def _falls(factor: Factor, part: TensorSlice, places: int) -> Float[Tensor, " units"]:
-    """places: rows of the factor for each position of the slice's axis, side by side in one block."""
+def _part_falls(factor: Factor, part: TensorSlice, places: int) -> Float[Tensor, " units"]:
+    """Returns `log_falls` for a slice's units. places: neighbouring rows of the factor per position of the axis."""
     blocks, n, _ = factor.shape
     rows = torch.zeros(len(part.index), blocks * n, dtype=torch.bool)
     position, unit = owners(part)
@@ -147,11 +148,11 @@ def _falls(factor: Factor, part: TensorSlice, places: int) -> Float[Tensor, " un
         rows.view(-1, blocks, n)[unit.repeat_interleave(places), :, inside] = True
     else:
         rows[unit, position] = True
-    return falls(factor, rows.view(-1, blocks, n))
+    return log_falls(factor, rows.view(-1, blocks, n))
 
 
 def _places(shape: tuple[int, ...], part: TensorSlice) -> int:
-    """Rows of A for one input channel: places of the kernel, in any convolution but a transposed one (dim 0)."""
+    """Returns the rows of A for one input channel: the kernel's places, but 1 in a transposed convolution (dim 0)."""
     return math.prod(shape[2:]) if part.dim == 1 else 1
 
 
@@ -160,7 +161,7 @@ def _inputs(shape: tuple[int, ...]) -> int:
 
 
 def _portions(layers: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[set[str]]:
-    """Layers, so many at a time that their factors fit."""
+    """Yields the layers in portions whose factors fit into memory."""
     portion: set[str] = set()
     held = 0
     for name in layers:
@@ -175,7 +176,7 @@ def _portions(layers: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> I
 
 
 def _factors(inquiry: Inquiry, layers: set[str], makers: set[str], readers: set[str]) -> dict[str, Factors]:
-    """Sums over all images and places of ā āᵀ and δ δᵀ, for the layers that were called."""
+    """Returns the sums over all images and places of ā āᵀ and δ δᵀ, for the layers that were called."""
     tensors = inquiry.model.state_dict(keep_vars=True)
     found: dict[str, Factors] = {}
     for inputs, _ in inquiry.batches:
@@ -187,19 +188,19 @@ def _factors(inquiry: Inquiry, layers: set[str], makers: set[str], readers: set[
                 result = inquiry.model(*arguments)
             scores = logits_of(result, n)
             # log p of a drawn label: its gradient at the logits is e_k - p
-            likelihood = (scores * drawn(scores.detach(), inputs, inquiry.seed, 1)[0]).sum()
+            likelihood = (scores * draw_classes(scores.detach(), inputs, inquiry.seed, 1)[0]).sum()
         for (product, _), slope in zip(outputs.calls, outputs.slopes(likelihood), strict=True):
             layer = found.setdefault(product.name, Factors())
             if product.name in readers:
-                layer.inputs = _plus(layer.inputs, _patches(product, n))
+                layer.inputs = _add_gram(layer.inputs, _patches(product, n))
             if product.name in makers and slope is not None:
-                layer.outputs = _plus(
+                layer.outputs = _add_gram(
                     layer.outputs, _blocks(product.outputs(slope, n), _conv_groups(product))
                 )
     return found
 
 
-def _plus(total: Factor | None, rows: Float[Tensor, "blocks n samples"]) -> Factor:
+def _add_gram(total: Factor | None, rows: Float[Tensor, "blocks n samples"]) -> Factor:
     gram = torch.stack([(block @ block.T) for block in rows]).to("cpu", torch.float64)
     return gram if total is None else total + gram
 
@@ -214,7 +215,7 @@ def _blocks(values: Float[Tensor, "images n space"], groups: int) -> Float[Tenso
 
 
 def _patches(product: Product, images: int) -> Float[Tensor, "blocks n samples"]:
-    """What the weight's flattened rows are multiplied with, and a 1 where there is a bias."""
+    """Returns the vectors that the weight's flattened rows multiply, and a 1 where there is a bias."""
     x = product.x.detach()
     if product.func in CONVOLUTIONS:
         kernel = product.weight.shape[2:]

@@ -1,4 +1,4 @@
-"""What each unit does to the logits of each image: the factors of the Gauss–Newton matrix between units."""
+"""Effect of each unit on the logits of each image: the factors of the Gauss–Newton matrix between units."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,34 +17,34 @@ from prunefront.pruners.units.view import consumers, per_unit
 from prunefront.pruners.units.watch import Product, Watch
 
 MOST_CLASSES = 32
-"""Up to so many classes the Gauss–Newton matrix is exact; above, classes are drawn."""
+"""Largest number of classes at which the Gauss–Newton matrix is exact; above it, classes are drawn."""
 
 DRAWN = 16
-"""Classes drawn per image where there are more."""
+"""Number of classes drawn per image where there are more than `MOST_CLASSES`."""
 
 
 class Readings:
-    """Hands watched products a copy of what they read, so that gradients can be asked for through it alone."""
+    """Gives watched products a copy of their input, so that gradients can be taken through it alone."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Product, Tensor]] = []
 
     def __call__(self, product: Product) -> Tensor:
         x = product.x
-        # a copy: what overwrites x later changes neither the values nor the place
+        # a copy: an operator that overwrites x later changes neither the values nor the place
         alias = x.clone() if x.requires_grad else x.detach().clone().requires_grad_()
         self.calls.append((product, alias))
         return alias
 
     def slopes(self, objective: Tensor) -> Sequence[Tensor | None]:
-        """∂objective/∂x of each call, through it alone; None where it does not depend on it. Can be asked again."""
+        """Returns ∂objective/∂x of each call, through it alone; None where there is no dependence. Repeatable."""
         inputs = [x for _, x in self.calls]
         if not objective.requires_grad or not inputs:
             return [None] * len(inputs)
         return torch.autograd.grad(objective, inputs, retain_graph=True, allow_unused=True)
 
     def work(self, objective: Tensor, images: int) -> Mapping[str, Float[Tensor, "positions images"]]:
-        """Weight name -> Σ over space and calls of x · ∂objective/∂x, float64 on the CPU; only those reached."""
+        """Returns weight name -> Σ over space and calls of x · ∂objective/∂x, float64 on the CPU, of reached calls."""
         total: dict[str, Tensor] = {}
         for (product, x), slope in zip(self.calls, self.slopes(objective), strict=True):
             if slope is None:
@@ -65,21 +65,24 @@ class Readings:
 def logits(inquiry: Inquiry) -> Values:
     """Factors of the Gauss–Newton matrix: each unit's work on each class's logit, image by image.
 
-    Scaling what the consumers of a unit read of it, x, by 1 + t changes a logit by t · Σ x ∂logit/∂x, the derivative
-    through these readings alone, so that with f_k = √(K p_k) Σ x ∂(logit_k - Σ_j p_j logit_j)/∂x the mean of f fᵀ over
-    images and all K classes is the matrix Q of SOSP-I (Nonnenmacher et al. 2021, 2110.11395):
-    Σ_k p_k (e_k - p)(e_k - p)ᵀ = diag(p) - ppᵀ. The structure is the gate on the unit, at t = -1 of which the unit is
-    gone (own; the paper's filters lie in front of a norm, whose shift would stay: on a ResNet-20 the diagonal's rank
-    correlation with the true change of the loss is 0.57 within a layer at gates, and 0.30 at filters). Above 32
-    classes, 16 classes per image are drawn from p with f = Σ x ∂(logit_k - Σ_j p_j logit_j)/∂x, whose mean is the same
-    matrix (own); the draw depends on the image and the seed only.
-    Raises PrunefrontError where the output is not one row of logits per image.
+    Let x be what the consumers of a unit read of it. Scaling x by 1 + t changes a logit by t · Σ x ∂logit/∂x, the
+    derivative through these readings alone. With f_k = √(K p_k) Σ x ∂(logit_k - Σ_j p_j logit_j)/∂x the mean of f fᵀ
+    over images and all K classes is therefore the matrix Q of SOSP-I (Nonnenmacher et al. 2021, 2110.11395), since Σ_k
+    p_k (e_k - p)(e_k - p)ᵀ = diag(p) - ppᵀ.
+
+    The structure is the gate on the unit; at t = -1 the unit is gone. Own: the paper's filters lie in front of a norm,
+    whose shift would stay. On a ResNet-20 the diagonal's rank correlation with the true change of the loss is 0.57
+    within a layer at gates, and 0.30 at filters.
+
+    Above 32 classes, 16 classes per image are drawn from p with f = Σ x ∂(logit_k - Σ_j p_j logit_j)/∂x, whose mean is
+    the same matrix (own); the draw depends on the image and the seed only. Raises PrunefrontError where the output is
+    not one row of logits per image.
     """
     return {"logit_work": unit_work(inquiry)[0]}
 
 
 def unit_work(inquiry: Inquiry) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Group -> logit_work [units, images·classes], and group -> Σ x ∂L/∂x [units] of the mean loss over the images.
+    """Returns two maps by group: logit_work [units, images·classes], and Σ x ∂L/∂x [units] of the mean loss.
 
     A group that no gradient reaches has no entry.
     """
@@ -116,35 +119,35 @@ def unit_work(inquiry: Inquiry) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def logits_of(output: Any, images: int) -> Float[Tensor, "images classes"]:
-    """The model's output, if it is one row of logits per image. Raises PrunefrontError otherwise."""
+    """Returns the model's output if it is one row of logits per image. Raises PrunefrontError otherwise."""
     if isinstance(output, Tensor) and output.ndim == 2 and len(output) == images:
         return output
     what = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
     raise PrunefrontError(
-        f"this criterion takes a classifier that gives one row of logits per image, here ({images}, classes), and "
-        f"the model gives {what}: choose one that looks at the loss only, such as 'taylor'"
+        f"this criterion needs a classifier that gives one row of logits per image, here ({images}, classes), and "
+        f"the model gives {what}: choose a criterion that looks at the loss only, such as 'taylor'"
     )
 
 
 def directions(
     scores: Float[Tensor, "images classes"], inputs: Inputs, seed: int
 ) -> Float[Tensor, "columns images classes"]:
-    """Vectors r with diag(p) - ppᵀ as the mean of r rᵀ over columns: exactly up to `MOST_CLASSES`, expected above."""
+    """Returns vectors r whose mean r rᵀ over columns is diag(p) - ppᵀ: exact up to `MOST_CLASSES`, expected above."""
     p = scores.to(torch.float64).softmax(dim=1)
     classes = p.shape[1]
     if classes > MOST_CLASSES:
-        return drawn(scores, inputs, seed, DRAWN)
+        return draw_classes(scores, inputs, seed, DRAWN)
     each = torch.eye(classes, dtype=p.dtype, device=p.device)[:, None, :] - p
     rows: Tensor = (classes * p.T[:, :, None]).sqrt() * each
     return rows.to(scores.dtype)
 
 
-def drawn(
+def draw_classes(
     scores: Float[Tensor, "images classes"], inputs: Inputs, seed: int, count: int
 ) -> Float[Tensor, "columns images classes"]:
-    """e_k - p = ∂ log p_k/∂logits for `count` classes k per image, drawn from p.
+    """Returns e_k - p = ∂ log p_k/∂logits for `count` classes k per image, drawn from p.
 
-    The generator is seeded by the image itself, so that the draw depends neither on its batch nor on its place.
+    The image itself seeds the generator, so the draw depends neither on its batch nor on its place.
     """
     p = scores.to(torch.float64).softmax(dim=1)
     uniform = torch.stack([_uniform(parts, seed, count) for parts in _by_image(inputs)]).to(p.device)
@@ -161,16 +164,16 @@ def check_seen(
         for part in made[group.name]:
             if part.tensor not in seen:
                 raise PrunefrontError(
-                    f"no conv, linear or matmul call takes {part.tensor!r} as its weight, so what it does in group "
+                    f"no conv, linear or matmul call takes {part.tensor!r} as its weight, so its effect in group "
                     f"{group.name!r} is unknown; choose a criterion that does not need it"
                 )
 
 
-def no_more_than(most: int, group: ChannelGroup, graph: ChannelGraph) -> str | None:
-    """Where nothing reads the group, or the network has more than so many units in all."""
+def too_many_units(most: int, group: ChannelGroup, graph: ChannelGraph) -> str | None:
+    """Returns why there is no order: the network has more than `most` units, or nothing reads the group; else None."""
     total = sum(g.units for g in graph.groups)
     if total > most:
-        return f"is part of a network of {total} units, and all pairs of them are looked at: at most {most} can be"
+        return f"is part of a network of {total} units, and all pairs of units are compared: at most {most} can be"
     return no_consumer(group, graph)
 
 

@@ -1,4 +1,4 @@
-"""How many directions a layer's gradients span (after Zhou et al. 2022, 2206.03596)."""
+"""Number of directions that a layer's gradients span (after Zhou et al. 2022, 2206.03596)."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,15 +12,17 @@ from prunefront.pruners.statistics import Batch, Inquiry, Values, images, statis
 from prunefront.pruners.units.view import producers, rows
 
 MINI_BATCHES = 32
-"""At least so many gradients are taken where there are as many images."""
+"""Smallest number of gradients that are taken, where there are as many images."""
 
 LARGEST = 32
-"""Images in a mini-batch, at most."""
+"""Largest number of images in a mini-batch."""
 
 
 def no_weight(group: ChannelGroup, graph: ChannelGraph) -> str | None:
-    """Where no trained conv or linear weight makes the channels."""
-    return None if _trained(group, graph) else "has no trained conv or linear layer that produces it"
+    """Returns why there are no gradients: no trained conv or linear weight produces the channels; else None."""
+    return (
+        None if _trained_producers(group, graph) else "has no trained conv or linear layer that produces it"
+    )
 
 
 @statistic(
@@ -34,11 +36,11 @@ def no_weight(group: ChannelGroup, graph: ChannelGraph) -> str | None:
 def redundancy(inquiry: Inquiry) -> Values:
     """Gram matrices [units, units] of the units' gradients over single mini-batches, for an allocator.
 
-    G Gᵀ/T (definition own): row j of G is the gradient of unit j's producing weights, biases left out, over T
-    mini-batches, those of several producers side by side. Batches are cut into mini-batches of at most 32 images, fewer
-    where T would otherwise stay below 32. A group that no gradient reaches gets no entry.
+    G Gᵀ/T (definition own). Row j of G is the gradient of unit j's producing weights, biases left out, over T
+    mini-batches; the gradients of several producers lie side by side. Batches are cut into mini-batches of at most 32
+    images, fewer where T would otherwise stay below 32. A group that no gradient reaches gets no entry.
     """
-    made = {g.name: _trained(g, inquiry.graph) for g in inquiry.groups}
+    made = {g.name: _trained_producers(g, inquiry.graph) for g in inquiry.groups}
     tensors = inquiry.model.state_dict(keep_vars=True)
     names = sorted({m.tensor for members in made.values() for m in members})
     parameters = [tensors[name].requires_grad_() for name in names]
@@ -58,31 +60,31 @@ def redundancy(inquiry: Inquiry) -> Values:
 
 
 def mini_batches(batches: Sequence[Batch]) -> Iterator[tuple[tuple[Tensor, ...], Any]]:
-    """The batches cut into pieces, so that there are 32 of them where there are as many images."""
+    """Yields the batches cut into pieces, at least 32 of them where there are as many images."""
     size = max(1, min(LARGEST, sum(map(images, batches)) // MINI_BATCHES))
     for inputs, target in batches:
         arguments = inputs if isinstance(inputs, tuple) else (inputs,)
         n = len(arguments[0])
         for start in range(0, n, size):
             piece = slice(start, start + size)
-            yield tuple(a[piece] for a in arguments), _cut(target, piece, n)
+            yield tuple(a[piece] for a in arguments), _piece_of(target, piece, n)
 
 
-def _cut(target: Any, piece: slice, n: int) -> Any:
-    """The part of a target that belongs to some of its images; numbers and None belong to all."""
+def _piece_of(target: Any, piece: slice, n: int) -> Any:
+    """Returns the part of a target that belongs to some of its images; numbers and None belong to all."""
     if isinstance(target, Tensor) and target.ndim and len(target) == n:
         return target[piece]
     if isinstance(target, tuple | list):
-        return type(target)(_cut(t, piece, n) for t in target)
+        return type(target)(_piece_of(t, piece, n) for t in target)
     if isinstance(target, dict):
-        return {key: _cut(t, piece, n) for key, t in target.items()}
+        return {key: _piece_of(t, piece, n) for key, t in target.items()}
     if target is None or isinstance(target, int | float):
         return target
     raise PrunefrontError(
-        f"a target of type {type(target).__name__} cannot be cut into one for each of {n} images: give a tensor whose "
-        "first axis is the images, or a tuple, list or dict of such tensors"
+        f"a target of type {type(target).__name__} cannot be divided among {n} images: give a tensor whose first axis "
+        "is the images, or a tuple, list or dict of such tensors"
     )
 
 
-def _trained(group: ChannelGroup, graph: ChannelGraph) -> tuple[TensorSlice, ...]:
+def _trained_producers(group: ChannelGroup, graph: ChannelGraph) -> tuple[TensorSlice, ...]:
     return tuple(m for m in producers(group, graph.shapes) if m.tensor in graph.parameters)

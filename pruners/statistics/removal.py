@@ -1,4 +1,4 @@
-"""The loss without each unit, measured: the oracle of the Taylor papers (Molchanov et al. 2017, 1611.06440)."""
+"""Loss measured without each unit: the oracle of the Taylor papers (Molchanov et al. 2017, 1611.06440)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from prunefront.pruners.statistics import Inquiry, Values, images, statistic
 
 
 def always(group: ChannelGroup, graph: ChannelGraph) -> str | None:
-    """Any group can be masked."""
+    """Returns None: any group can be masked."""
     return None
 
 
@@ -26,7 +26,7 @@ def always(group: ChannelGroup, graph: ChannelGraph) -> str | None:
 def removal(inquiry: Inquiry) -> Values:
     """Change of the mean loss when a unit is masked, one unit at a time, with its sign.
 
-    Masked is what `surgery.mask` zeroes: every slice of the unit, behind norms too, so that nothing of it
+    Masking is that of `surgery.mask`: every slice of the unit becomes zero, behind norms too, so that nothing of it
     reaches its consumers. The mean is over images.
     """
     dense = _mean_loss(inquiry)
@@ -52,7 +52,7 @@ def _mean_loss(inquiry: Inquiry) -> float:
 
 @contextmanager
 def _without(inquiry: Inquiry, group: ChannelGroup, unit: int) -> Iterator[None]:
-    """Zeroes the unit's slices in the private copy and puts them back, last first as two may cross in a tensor."""
+    """Zeroes the unit's slices in the private copy and puts them back, last first since two may cross in a tensor."""
     tensors = inquiry.model.state_dict()
     saved: list[tuple[Tensor, int, Tensor, Tensor]] = []
     for part in group.members:

@@ -46,15 +46,15 @@ IDENTITY = _names(
 """Rectifiers, dropout and a change of sign: scores pass unchanged."""
 
 SUMS = _names("add add_ __add__ __radd__ __iadd__ sub sub_ __sub__ __rsub__ __isub__ rsub")
-"""Where branches meet; a constant is a bias."""
+"""Operators at which branches meet; a constant is a bias."""
 
 SCALES = _names(
     "mul mul_ multiply __mul__ __rmul__ __imul__ div div_ divide true_divide __truediv__ __itruediv__"
 )
-"""A path times a constant."""
+"""Operators that multiply a path by a constant."""
 
 PASSIVE = _names("__get__ size dim numel stride storage_offset is_contiguous __len__ data_ptr")
-"""Questions about a tensor."""
+"""Operators that only ask about a tensor."""
 
 
 @statistic(
@@ -66,23 +66,24 @@ PASSIVE = _names("__get__ size dim numel stride storage_offset is_contiguous __l
     images=1000,
 )
 def response(inquiry: Inquiry) -> Values:
-    """Importance of the classifier's inputs by Inf-FS, propagated back to what the unit's consumers see.
+    """Importance of the classifier's inputs by Inf-FS, propagated back to the inputs of the unit's consumers.
 
-    The final responses are the inputs of the last product that the output depends on, averaged over space if there
-    is any. Their scores s go back through the network of absolute values, in which a product has |W| and no bias, a
-    batch norm is |γ|/√(σ² + ε), a rectifier or dropout does nothing, average pooling stays, max pooling gives its score
-    to every position of the window, and a difference is a sum: a unit's response is the derivative of s · (final
+    The final responses are the inputs of the last product that the output depends on, averaged over space if there is
+    any. Their scores s go back through the network of absolute values. There a product has |W| and no bias, a batch
+    norm is |γ|/√(σ² + ε), and a rectifier or dropout does nothing. Average pooling stays, max pooling gives its score
+    to every position of the window, and a difference is a sum. A unit's response is the derivative of s · (final
     responses) at its consumers' inputs, through each of them alone, summed over positions and consumers (NISP, Yu et
-    al. 2018, 1711.05908). Own: the unit is a neuron behind its norm and rectifier, not in front of them, where a rare
-    unit's small σ makes its score large (ResNet-20, half of the units gone: 62 % of the images right against 33 %).
-    The scale of s is free and grows with depth: it ranks units of one group only. A group from which no path leads to
-    the final responses gets no entry.
-    Raises PrunefrontError for an operator without such a rule (softmax, a sigmoid gate, a layer norm …).
+    al. 2018, 1711.05908).
+
+    Own: the unit is a neuron behind its norm and rectifier. In front of them a rare unit's small σ makes its score
+    large (ResNet-20, half of the units gone: 62 % of the images right behind, 33 % in front). The scale of s is free
+    and grows with depth: it ranks units of one group only. A group from which no path leads to the final responses gets
+    no entry. Raises PrunefrontError for an operator without such a rule (softmax, a sigmoid gate, a layer norm …).
     """
     read = {g.name: consumers(g) for g in inquiry.groups}
     readers = {m.tensor for members in read.values() for m in members}
     tensors = inquiry.model.state_dict(keep_vars=True)
-    # a tensor with two names goes by the one that the graph uses, as the last to be named
+    # a tensor with two names goes by the one that the graph uses, since that comes last
     names = sorted(tensors, key=lambda name: name in readers)
     weights = {n: tensors[n] for n in names if tensors[n].is_floating_point() and tensors[n].ndim > 1}
     last, features = _final_responses(inquiry, weights)
@@ -97,7 +98,7 @@ def response(inquiry: Inquiry) -> Values:
         else x[:1]
         for x in (inputs if isinstance(inputs, tuple) else (inputs,))
     ]
-    readings, calls = Readings(), _Until(last)
+    readings, calls = Readings(), _InputOf(last)
 
     def see(product: Product) -> Tensor | None:
         alias = readings(product) if product.name in readers and not calls.final else None
@@ -109,7 +110,10 @@ def response(inquiry: Inquiry) -> Values:
         with rules, Watch({name: tensors[name] for name in weights}, see):
             absolute(*ones)
         if not calls.final:
-            raise PrunefrontError("the network calls its layers in another order when its input is all ones")
+            raise PrunefrontError(
+                "the network calls its layers in another order when its input is all ones, so importance cannot be "
+                "propagated: choose a criterion other than 'nisp'"
+            )
         objective = (calls.final[0] * scores.to(calls.final[0].device)[:, None]).sum()
     before = {p.name for p, _ in readings.calls}
     check_seen(inquiry.groups, read, before | (calls.after & readers))
@@ -132,11 +136,11 @@ def response(inquiry: Inquiry) -> Values:
 
 
 def infinite_selection(features: Float[Tensor, "images c"], alpha: float = ALPHA) -> Float[Tensor, " c"]:
-    """Inf-FS: what a feature adds to all sets of features, scaled to a largest of 1; float64.
+    """Returns the Inf-FS score of each feature: its gain over all sets of features, the largest scaled to 1; float64.
 
     ((I - rA)⁻¹ - I)·1 with A_ij = α max(σ_i, σ_j) + (1 - α)(1 - |Spearman_ij|) and r = 0.9/ρ(A), σ the standard
-    deviation. A constant feature has no correlation; it counts as one with all others, so that it gains nothing by
-    being different (own). All ones where every feature is constant.
+    deviation. A constant feature has no correlation; it counts as fully correlated with all others, so that it gains
+    nothing by being different (own). All scores are one where every feature is constant.
     """
     values = features.to("cpu", torch.float64)
     spread = values.std(dim=0, correction=0)
@@ -159,7 +163,7 @@ def infinite_selection(features: Float[Tensor, "images c"], alpha: float = ALPHA
 
 
 def _ranks(values: Float[Tensor, "images c"]) -> Float[Tensor, "images c"]:
-    """Rank of each value in its column; equal values share the mean of their ranks."""
+    """Returns the rank of each value in its column; equal values share the mean of their ranks."""
     columns = values.T.contiguous()
     ordered = columns.sort(dim=1).values
     below = torch.searchsorted(ordered, columns)
@@ -167,8 +171,8 @@ def _ranks(values: Float[Tensor, "images c"]) -> Float[Tensor, "images c"]:
     return (below + up_to).T.to(torch.float64) / 2
 
 
-class _Until:
-    """Counts products; takes the input of one of them, and remembers which weights came later."""
+class _InputOf:
+    """Counts products, records the input of one of them, and remembers which weights came later."""
 
     def __init__(self, number: int) -> None:
         self._number, self._seen = number, 0
@@ -177,16 +181,16 @@ class _Until:
 
     def __call__(self, product: Product) -> None:
         if self._seen == self._number:
-            self.final.append(_arranged(product, 1)[0])
+            self.final.append(_inputs(product, 1)[0])
         if self._seen >= self._number:
             self.after.add(product.name)
         self._seen += 1
 
 
-def _arranged(product: Product, images: int) -> Float[Tensor, "images c space"]:
+def _inputs(product: Product, images: int) -> Float[Tensor, "images c space"]:
     if product.func in CONVOLUTIONS | TRANSPOSED and product.options.get("groups", 1) != 1:
         raise PrunefrontError(
-            f"the classifier {product.name!r} is a grouped convolution, whose inputs have no common scores: choose a "
+            f"the classifier {product.name!r} is a grouped convolution, so its inputs share no scores: choose a "
             "criterion other than 'nisp'"
         )
     return product.inputs(images)
@@ -195,7 +199,7 @@ def _arranged(product: Product, images: int) -> Float[Tensor, "images c space"]:
 def _final_responses(
     inquiry: Inquiry, weights: Mapping[str, Tensor]
 ) -> tuple[int, Float[Tensor, "images c"]]:
-    """The number of the last product that the output depends on, and what goes into it, averaged over space."""
+    """Returns the number of the last product that the output depends on, and its inputs averaged over space."""
     found: list[Tensor] = []
     last = 0
     for inputs, _ in inquiry.batches:
@@ -210,23 +214,24 @@ def _final_responses(
             reached = [i for i, slope in enumerate(slopes) if slope is not None]
             if not reached:
                 raise PrunefrontError(
-                    "no gradient leads from the output to a layer, so no input is a classifier's"
+                    "no gradient leads from the output to a layer, so the classifier is unknown: choose a criterion "
+                    "other than 'nisp'"
                 )
             last = reached[-1]
         seen: list[Product] = []
         with torch.no_grad(), Watch(weights, on_input=seen.append):
             inquiry.model(*arguments)
-        found.append(_arranged(seen[last], n).mean(dim=2, dtype=torch.float64).cpu())
+        found.append(_inputs(seen[last], n).mean(dim=2, dtype=torch.float64).cpu())
     return last, torch.cat(found)
 
 
 class Absolute(TorchFunctionMode):
-    """While entered, a forward pass is that of the network of absolute values, as long as the final response is ahead.
+    """Mode that turns a forward pass into that of the network of absolute values, up to the final response.
 
-    What depends on the input is known by requiring a gradient; everything else is constant and computed as it is.
+    A value that requires a gradient depends on the input; every other value is constant and is computed as it is.
     """
 
-    def __init__(self, calls: _Until) -> None:
+    def __init__(self, calls: _InputOf) -> None:
         super().__init__()
         self._calls = calls
 
@@ -241,7 +246,7 @@ class Absolute(TorchFunctionMode):
 
 
 def absolute_call(func: Any, name: str, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
-    """What an operator does to scores' paths. Raises PrunefrontError where nothing is defined."""
+    """Applies an operator as its rule of propagation says. Raises PrunefrontError where there is no rule."""
     x = args[0] if args else given.get("input")
     if func in CONVOLUTIONS or func in TRANSPOSED or func in PRODUCTS:
         return _product(func, args, given)
@@ -269,11 +274,11 @@ def _flows(value: Any) -> bool:
 
 
 def _sum(a: Any, b: Any, alpha: float, in_place: bool) -> Any:
-    """Scores go to every branch, of a difference too; a constant is a bias and takes none."""
+    """Passes scores to every branch, of a difference too; a constant is a bias and takes none."""
     if _flows(b):
         b = alpha * b
     elif isinstance(b, Tensor):
-        b = torch.zeros_like(b)  # only its shape counts
+        b = torch.zeros_like(b)  # only its shape matters
     else:
         return a
     if in_place and _flows(a):
@@ -282,12 +287,12 @@ def _sum(a: Any, b: Any, alpha: float, in_place: bool) -> Any:
 
 
 def _scaled(func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
-    """Multiplied or divided by the size of a constant; a product of two branches has no rule."""
+    """Multiplies or divides by the absolute value of a constant; a product of two branches has no rule."""
     a, b = args[:2] if len(args) > 1 else (args[0], given["other"])
     if _flows(b) and (_flows(a) or "div" in func.__name__):
         raise PrunefrontError(
-            f"the operator {resolve_name(func) or func.__name__} meets two branches that both depend on the input (a "
-            "gate), and has no rule for propagating importance: choose a criterion other than 'nisp'"
+            f"the operator {resolve_name(func) or func.__name__} combines two branches that both depend on the input "
+            "(a gate), and has no rule for propagating importance: choose a criterion other than 'nisp'"
         )
     result: Tensor = func(*(v if _flows(v) else abs(v) for v in (a, b)))
     return result
@@ -304,7 +309,7 @@ def _product(func: Any, args: tuple[Any, ...], given: dict[str, Any]) -> Tensor:
         )
     call.pop("bias", None)
     rest = args[len(names) :]
-    if rest:  # stride, padding … by their places
+    if rest:  # stride, padding … as positional arguments
         rest = (None, *rest)
     result: Tensor = func(*(v if _flows(v) else v.abs() for v in (a, b)), *rest, **call)
     return result
@@ -340,7 +345,7 @@ def _max_pool(dimensions: int) -> Callable[..., Tensor]:
         ceil_mode: bool = False,
         return_indices: bool = False,
     ) -> Tensor:
-        """Every position of the window counts: a sum over the window."""
+        """Returns the sum over the window: every position of it counts."""
         spread = dilation if isinstance(dilation, tuple | list) else (dilation,)
         if return_indices or ceil_mode or any(d != 1 for d in spread):
             raise PrunefrontError(
@@ -349,14 +354,14 @@ def _max_pool(dimensions: int) -> Callable[..., Tensor]:
             )
         average = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[dimensions - 1]
         window = kernel_size if isinstance(kernel_size, tuple | list) else (kernel_size,) * dimensions
-        # padding is counted in, so that a mean times the window's size is a sum
+        # the mean includes padding, so that the mean times the window's size is the sum
         return average(input, kernel_size, stride, padding) * math.prod(window)
 
     return pool
 
 
 def _maximum(input: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:
-    """A maximum over whole axes is a pooling window that covers them."""
+    """Returns the sum over the axes: a maximum over whole axes is a pooling window that covers them."""
     return input.sum(dim=dim if dim != () else None, keepdim=keepdim)
 
 

@@ -1,4 +1,4 @@
-"""What cutting a group alone costs (Li et al. 2017, 1608.08710): the curves of allocator `sensitivity`."""
+"""Cost of cutting each group alone (Li et al. 2017, 1608.08710): the curves of allocator `sensitivity`."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,12 +8,13 @@ from torch import Tensor
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import ChannelGroup
-from prunefront.pruners.graph.single_cuts import RATIOS, cuts
+from prunefront.pruners.graph.single_cuts import RATIOS, dropped_counts
 from prunefront.pruners.statistics import Inquiry, Values, images, statistic
 from prunefront.pruners.units.applies import no_producer
 from prunefront.pruners.units.view import producers, rows
 
 IMAGES = 512
+"""Largest number of images on which the loss is measured."""
 
 
 @statistic(
@@ -27,8 +28,8 @@ IMAGES = 512
 def sensitivity(inquiry: Inquiry) -> Values:
     """Rise of the loss when a group alone loses its units of lowest L2 norm, without retraining, at each ratio.
 
-    [ratios], in the order of `sensitivity.RATIOS`; no field of a `UnitView`. Li et al. draw accuracy
-    and rank by L1. How many units go is `cuts` there. Units go by masking: all that belongs to them is set to zero.
+    [ratios], in the order of `single_cuts.RATIOS`; it is no field of a `UnitView`. Li et al. draw accuracy and rank by
+    L1. `single_cuts.cuts` says how many units go. Units go by masking: everything that belongs to them is set to zero.
     Raises PrunefrontError where a loss is not finite.
     """
     tensors = inquiry.model.state_dict(keep_vars=True)
@@ -45,11 +46,11 @@ def sensitivity(inquiry: Inquiry) -> Values:
 
 
 def _losses(inquiry: Inquiry, group: ChannelGroup, tensors: dict[str, Tensor]) -> Iterable[float]:
-    """The loss at each ratio; the model is as before at the end."""
+    """Returns the loss at each ratio; the model is as before at the end."""
     order = torch.argsort(_norms(inquiry, group, tensors), stable=True).tolist()
     kept = {m.tensor: tensors[m.tensor].clone() for m in group.members}
     losses = []
-    for gone in cuts(group.units):  # ascending: what is gone stays gone
+    for gone in dropped_counts(group.units):  # ascending: masked units stay masked
         _zero(group, tensors, order[:gone])
         losses.append(_loss(inquiry))
     for name, tensor in kept.items():
@@ -58,10 +59,10 @@ def _losses(inquiry: Inquiry, group: ChannelGroup, tensors: dict[str, Tensor]) -
 
 
 def _norms(inquiry: Inquiry, group: ChannelGroup, tensors: dict[str, Tensor]) -> Float[Tensor, " units"]:
-    made_by = [
+    weights = [
         rows(tensors[m.tensor].to("cpu", torch.float64), m) for m in producers(group, inquiry.graph.shapes)
     ]
-    return torch.cat(made_by, dim=1).square().sum(dim=1).sqrt()
+    return torch.cat(weights, dim=1).square().sum(dim=1).sqrt()
 
 
 def _zero(group: ChannelGroup, tensors: dict[str, Tensor], units: Sequence[int]) -> None:
@@ -72,7 +73,7 @@ def _zero(group: ChannelGroup, tensors: dict[str, Tensor], units: Sequence[int])
 
 
 def _loss(inquiry: Inquiry) -> float:
-    """Mean over all images."""
+    """Returns the mean over all images."""
     total, seen = 0.0, 0
     for batch in inquiry.batches:
         inputs, target = batch
@@ -81,7 +82,7 @@ def _loss(inquiry: Inquiry) -> float:
         seen += images(batch)
     if not torch.tensor(total).isfinite():
         raise PrunefrontError(
-            "the loss of the network, or of it without some units, is not finite, so there is no sensitivity; "
+            "the loss of the network, whole or without some units, is not finite, so there is no sensitivity; "
             "check that the dense model's weights, and its loss on the calibration batches, are finite"
         )
     return total / seen

@@ -1,1 +1,1 @@
-"""A network as it is stored: packed codes, positions of what is left, Huffman codes, and what all of that weighs."""
+"""Stored networks: packed codes, positions of non-zeros, Huffman codes, and the sizes of all of them."""

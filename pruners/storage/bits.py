@@ -12,7 +12,7 @@ Bytes = NDArray[np.uint8]
 
 
 def pack_bits(codes: NDArray[np.integer], bits: int) -> Bytes:
-    """Codes (n,) in [0, 2^bits) as ceil(n·bits / 8) bytes. Raises ValueError for a code outside."""
+    """Returns codes (n,) in [0, 2^bits) as ceil(n·bits / 8) bytes. Raises ValueError for a code out of range."""
     if codes.size and not (codes.min() >= 0 and codes.max() < 1 << bits):
         raise ValueError(f"codes from {codes.min()} to {codes.max()} do not fit into {bits} bits")
     # eight codes fill `bits` whole bytes, so that every eighth code falls on the same bits of the same byte
@@ -28,7 +28,7 @@ def pack_bits(codes: NDArray[np.integer], bits: int) -> Bytes:
 
 
 def unpack_bits(stream: Bytes, bits: int, count: int) -> NDArray[np.uint32]:
-    """The codes (count,) back. Raises PrunefrontError for a stream of another length."""
+    """Returns the codes (count,) of a packed stream. Raises PrunefrontError for a stream of another length."""
     if stream.size != packed_bytes(count, bits):
         raise PrunefrontError(
             f"{count} codes of {bits} bits take {packed_bytes(count, bits)} bytes, not {stream.size}"
@@ -46,13 +46,17 @@ def unpack_bits(stream: Bytes, bits: int, count: int) -> NDArray[np.uint32]:
 
 
 def _overlaps(bits: int) -> Iterator[tuple[int, int, int]]:
-    """Of eight codes: which shares bits with which byte, and how far its lowest bit lies below the byte's."""
+    """Yields code, byte and shift for each overlap of eight codes with their bytes.
+
+    The shift says how far the code's lowest bit lies below that of the byte.
+    """
     for place in range(8):
         for byte in range(place * bits // 8, ((place + 1) * bits - 1) // 8 + 1):
             yield place, byte, 8 * byte - place * bits
 
 
 def _by_byte(bits: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """Yields each byte with its overlaps (code, shift)."""
     overlaps = list(_overlaps(bits))
     for byte in range(bits):
         yield byte, [(place, shift) for place, b, shift in overlaps if b == byte]

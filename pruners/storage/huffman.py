@@ -1,7 +1,7 @@
 """Canonical Huffman codes of at most 16 bits (Huffman 1952), in blocks that are decoded side by side.
 
-A stream is a code length of 5 bits for each symbol (0: absent), the bits that each block takes, 15 bits each, and the
-codes, highest bit first. Codes follow from their lengths: shorter before longer, then by symbol.
+A stream holds the length of each symbol's codeword in 5 bits (0: absent), the number of bits of each block in 15 bits,
+and the codewords, highest bit first. Codewords follow from their lengths: shorter before longer, then by symbol.
 """
 
 import numpy as np
@@ -9,21 +9,25 @@ from numpy.typing import NDArray
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.storage.bits import Bytes, pack_bits, unpack_bits
-from prunefront.pruners.storage.sizes import BLOCK, LONGEST_CODE, packed_bytes, width
+from prunefront.pruners.storage.sizes import BLOCK, LONGEST_CODE, bits_below, packed_bytes
 
-LENGTH_BITS = width(LONGEST_CODE + 1)
-BLOCK_BITS = width(BLOCK * LONGEST_CODE + 1)
+LENGTH_BITS = bits_below(LONGEST_CODE + 1)
+"""Bits of the length of a codeword."""
+
+BLOCK_BITS = bits_below(BLOCK * LONGEST_CODE + 1)
+"""Bits of the size of a block."""
 
 CHUNK = 256 * BLOCK
-"""Symbols coded at once: bounds memory to some 16 bytes for each."""
+"""Number of symbols that are coded at once; each takes some 16 bytes of memory."""
 
 
 def code_lengths(frequencies: NDArray[np.int64], limit: int = LONGEST_CODE) -> NDArray[np.int64]:
-    """Lengths [symbols] of the code that is shortest for these frequencies and has no word above `limit` bits.
+    """Returns lengths [symbols] of the shortest code for these frequencies without a codeword above `limit` bits.
 
-    Symbols that do not occur have length 0, and one that occurs alone has 1. Package-merge (Larmore and Hirschberg
-    1990): at each level the cheapest items, leaves or pairs of the level below, are paired; the cheapest 2n - 2 items
-    of the last level hold each symbol as often as its code has bits. Raises ValueError for more symbols than 2^limit.
+    A symbol that does not occur has length 0, and one that occurs alone has 1. The method is package-merge (Larmore and
+    Hirschberg 1990): at each level the cheapest items, leaves or pairs of the level below, are paired. The cheapest
+    2n - 2 items of the last level hold each symbol as often as its codeword has bits. Raises ValueError for more
+    symbols than 2^limit.
     """
     lengths = np.zeros(frequencies.size, np.int64)
     symbols = np.flatnonzero(frequencies)
@@ -50,9 +54,9 @@ def code_lengths(frequencies: NDArray[np.int64], limit: int = LONGEST_CODE) -> N
 
 
 def canonical(lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Symbols in the order of their codes, and their codes, left-aligned in as many bits as the longest has.
+    """Returns the symbols in the order of their codewords, and the codewords, left-aligned to the longest one.
 
-    Raises PrunefrontError for lengths of no prefix-free code, or of one that leaves room for more words.
+    Raises PrunefrontError for lengths of no prefix-free code, or of an incomplete one.
     """
     symbols = np.flatnonzero(lengths)
     symbols = symbols[np.argsort(lengths[symbols], kind="stable")]
@@ -68,20 +72,20 @@ def canonical(lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np
 
 
 def write_huffman(codes: NDArray[np.int64], bits: int, lengths: NDArray[np.int64]) -> Bytes:
-    """The stream of codes (n,), of which there is at least one. lengths: [2^bits], of `code_lengths`."""
-    symbols, words = canonical(lengths)
+    """Returns the stream of codes (n,), at least one. lengths: [2^bits], of `code_lengths`."""
+    symbols, codewords = canonical(lengths)
     longest = int(lengths.max())
-    word_of = np.zeros(1 << bits, np.int64)
-    word_of[symbols] = words
-    # a row for each symbol: the bits of its word, and which of the row's bits are part of it
+    codeword_of = np.zeros(1 << bits, np.int64)
+    codeword_of[symbols] = codewords
+    # a row for each symbol: the bits of its codeword, and a mask of the row's bits that belong to it
     place = np.arange(longest)
-    word_bits = (word_of[:, None] >> (longest - 1 - place) & 1).astype(np.uint8)
-    is_word = place < lengths[:, None]
+    row_bits = (codeword_of[:, None] >> (longest - 1 - place) & 1).astype(np.uint8)
+    belongs = place < lengths[:, None]
     blocks, stream, rest = [], [], np.zeros(0, np.uint8)
     for start in range(0, codes.size, CHUNK):
         chunk = codes[start : start + CHUNK]
         blocks.append(np.add.reduceat(lengths[chunk], np.arange(0, chunk.size, BLOCK)))
-        rest = np.concatenate([rest, word_bits[chunk][is_word[chunk]]])
+        rest = np.concatenate([rest, row_bits[chunk][belongs[chunk]]])
         whole = rest.size // 8 * 8
         stream.append(np.packbits(rest[:whole]))
         rest = rest[whole:]
@@ -92,7 +96,7 @@ def write_huffman(codes: NDArray[np.int64], bits: int, lengths: NDArray[np.int64
 
 
 def read_huffman(stream: Bytes, bits: int, count: int) -> NDArray[np.int64]:
-    """The codes (count,) back. Raises PrunefrontError for any other stream."""
+    """Returns the codes (count,) of a stream. Raises PrunefrontError unless `write_huffman` can make it."""
     if not count:
         raise PrunefrontError("a Huffman code of no values")
     blocks = -(-count // BLOCK)
@@ -113,12 +117,12 @@ def _decode(
 ) -> NDArray[np.int64]:
     symbols, _ = canonical(lengths)
     longest = int(lengths.max())
-    # entry: symbol and length of the word that starts with these bits; none starts with 1 where a symbol is alone,
-    # and an entry of length 0 leaves its block short of its end
+    # entry: symbol and length of the codeword that starts with these bits. If a symbol is alone, no codeword starts
+    # with 1; such an entry of length 0 ends its block too early
     entries = np.zeros(1 << longest, np.int64)
-    of_words = np.repeat(symbols << 5 | lengths[symbols], 1 << (longest - lengths[symbols]))
-    entries[: of_words.size] = of_words
-    # a block of nonsense reads at most its longest possible code too far
+    filled = np.repeat(symbols << 5 | lengths[symbols], 1 << (longest - lengths[symbols]))
+    entries[: filled.size] = filled
+    # a block of nonsense reads too far by at most its longest possible code
     padded = np.concatenate([code, np.zeros(BLOCK * LONGEST_CODE // 8 + 3, np.uint8)]).astype(np.uint32)
     windows = padded[:-2] << 16 | padded[1:-1] << 8 | padded[2:]
     at = np.concatenate([[0], ends[:-1]])
@@ -126,8 +130,8 @@ def _decode(
     decoded = np.zeros((BLOCK, ends.size), np.int64)
     for i in range(min(BLOCK, count)):
         here = at if i < last else at[:-1]
-        word = windows[here >> 3] >> (24 - longest - (here & 7)) & (1 << longest) - 1
-        entry = entries[word]
+        prefix = windows[here >> 3] >> (24 - longest - (here & 7)) & (1 << longest) - 1
+        entry = entries[prefix]
         decoded[i, : here.size] = entry >> 5
         here += entry & 31
     if (at != ends).any():

@@ -1,14 +1,14 @@
-"""Whether a layout can be stored at all; it may come from a file that is not trusted."""
+"""Checks of a layout that may come from an untrusted file."""
 
 from collections.abc import Mapping
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.layers import Part
-from prunefront.pruners.storage.sizes import LONGEST_WORD, SEPARATOR, chosen
+from prunefront.pruners.storage.sizes import SEPARATOR, WIDEST_CODE, kept_per_team
 
 
 def check_layout(layout: Mapping[str, Part], limit: int | None = None) -> None:
-    """Raises PrunefrontError for a part that has no stored form, or for more than `limit` elements in all."""
+    """Raises PrunefrontError for a part without a stored form, and for more than `limit` elements in all."""
     for name, part in layout.items():
         why = f"its name holds {SEPARATOR!r}" if SEPARATOR in name else _why_not(part)
         if why:
@@ -34,8 +34,8 @@ def _why_not(part: Part) -> str | None:
         return None
     if part.kind != "value":
         return f"unknown kind {part.kind!r}"
-    if part.bits != 32 and not 1 <= part.bits <= LONGEST_WORD:
-        return f"a word of {part.bits} bits, where 1 to {LONGEST_WORD} and 32 are possible"
+    if part.bits != 32 and not 1 <= part.bits <= WIDEST_CODE:
+        return f"a bit width of {part.bits}, where 1 to {WIDEST_CODE} and 32 are possible"
     if part.form == "dense":
         return None if part.kept == part.size else f"{part.kept} of {part.size} values in dense form"
     if part.form == "mask":
@@ -48,6 +48,6 @@ def _why_no_teams(part: Part) -> str | None:
         return f"no axis {part.axis} in its shape {part.shape}"
     if part.team < 1 or part.shape[part.axis] % part.team:
         return f"teams of {part.team} do not divide the {part.shape[part.axis]} positions of axis {part.axis}"
-    if part.kept > part.size or chosen(part) * part.size != part.kept * part.team:
+    if part.kept > part.size or kept_per_team(part) * part.size != part.kept * part.team:
         return f"{part.kept} of {part.size} values are not equally many in each team of {part.team}"
     return None

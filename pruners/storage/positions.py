@@ -1,8 +1,8 @@
-"""Which elements of a tensor are stored: a bit for each, or the gaps between them, with fillers.
+"""Positions of the stored elements of a tensor: a bit for each element, or the gaps between stored ones, with fillers.
 
-Gaps are the zeros since the last stored element. A gap that does not fit into its width is preceded by fillers, which
-skip 2^width - 1 zeros each and store nothing (Han et al. 2016, §2, where a filler stores a zero). Bits that fill up
-the last byte are ones, so at most further fillers. The first byte is the width, 0 for the bitmap.
+A gap is the number of zeros since the last stored element. A gap that does not fit into its width is preceded by
+fillers, which skip 2^width - 1 zeros each and store nothing (Han et al. 2016, §2, where a filler stores a zero). The
+unused bits of the last byte are ones, so they can only be further fillers. The first byte is the width, 0 for a bitmap.
 """
 
 import numpy as np
@@ -15,35 +15,35 @@ from prunefront.pruners.storage.sizes import (
     GAP_BITS,
     Counts,
     cheapest_positions,
-    gap_step,
+    filler_span,
     packed_bytes,
 )
 
 Positions = NDArray[np.int64]
-"""Of elements of a flattened tensor, ascending."""
+"""Positions of elements in a flattened tensor, ascending."""
 
 
-def count(positions: Positions) -> Counts:
-    """What the size of stored positions hangs on."""
+def count_gaps(positions: Positions) -> Counts:
+    """Returns the counts that decide the size of stored positions."""
     how_often = np.bincount(_gaps(positions))
     gaps = np.flatnonzero(how_often)
-    fillers = (int(gaps // gap_step(bits) @ how_often[gaps]) for bits in GAP_BITS)
+    fillers = (int(gaps // filler_span(bits) @ how_often[gaps]) for bits in GAP_BITS)
     return Counts(positions.size, tuple(fillers))
 
 
 def write_positions(positions: Positions, size: int, counts: Counts) -> Bytes:
-    """The shortest stream for positions among `size` elements. counts: of the same positions."""
+    """Returns the shortest stream for positions among `size` elements. counts: of the same positions."""
     way, _ = cheapest_positions(size, counts)
     return np.append(np.uint8(way), write_body(positions, size, way))
 
 
 def write_body(positions: Positions, size: int, way: int) -> Bytes:
-    """All but the first byte of a stream. way: that byte."""
+    """Returns all but the first byte of a stream. way: that byte."""
     if way == BITMAP:
         bitmap = np.zeros(size, bool)
         bitmap[positions] = True
         return np.packbits(bitmap, bitorder="little")
-    step, gaps = gap_step(way), _gaps(positions)
+    step, gaps = filler_span(way), _gaps(positions)
     ends = np.cumsum(gaps // step + 1)
     entries = np.full(ends[-1] if ends.size else 0, step)
     entries[ends - 1] = gaps % step
@@ -55,7 +55,7 @@ def write_body(positions: Positions, size: int, way: int) -> Bytes:
 
 
 def read_positions(stream: Bytes, size: int) -> Positions:
-    """The positions back, ascending and below `size`. Raises PrunefrontError for any other stream."""
+    """Returns the positions of a stream, ascending and below `size`. Raises PrunefrontError for any other stream."""
     if not stream.size:
         raise PrunefrontError("a stream of positions cannot be empty")
     way, body = int(stream[0]), stream[1:]
@@ -66,7 +66,7 @@ def read_positions(stream: Bytes, size: int) -> Positions:
     if way not in GAP_BITS:
         raise PrunefrontError(f"{way} is no way to store positions")
     gaps = unpack_bits(body, way, 8 * body.size // way).astype(np.int64)
-    filler = gaps == gap_step(way)
+    filler = gaps == filler_span(way)
     positions: Positions = (np.cumsum(gaps + ~filler) - 1)[~filler]
     if positions.size and positions[-1] >= size:
         raise PrunefrontError(f"gaps lead to position {positions[-1]} of {size}")

@@ -1,4 +1,4 @@
-"""How many bytes a network takes as a file, from its parts alone: no torch; exact where counts are known."""
+"""Sizes of networks as files, in bytes, from their parts alone: no torch; exact if counts are known."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,32 +9,34 @@ from typing import Any
 from prunefront.pruners.graph.layers import Part
 
 SEPARATOR = "#"
-"""Between a tensor's name and that of a stream of it; names of parameters and buffers do not hold it."""
+"""Separator between a tensor's name and that of its stream; names of parameters and buffers do not contain it."""
 
-BYTES = {"I64": 8, "F64": 8, "F32": 4, "F16": 2, "U8": 1}
-"""Of the number types of a file, in the order in which safetensors stores them."""
+DTYPE_BYTES = {"I64": 8, "F64": 8, "F32": 4, "F16": 2, "U8": 1}
+"""Bytes of each number type of a file, in the order in which safetensors stores them."""
 
-LONGEST_WORD = 16
-"""Codes have 1 to 16 bits; 32 means float32."""
+WIDEST_CODE = 16
+"""Largest bit width of a code; 32 means float32."""
 
 GAP_BITS = range(2, 25)
-"""Widths of the gaps between stored positions; the first byte of a stream of positions, or BITMAP."""
+"""Possible widths of the gaps between stored positions, in bits; a stream starts with such a width or BITMAP."""
 
 BITMAP = 0
+"""First byte of a stream of positions that is a bitmap."""
 
 LONGEST_CODE = 16
-"""Bits of a Huffman code: a table of 2^16 entries decodes it."""
+"""Largest number of bits of a Huffman codeword; a table of 2^16 entries decodes it."""
 
 BLOCK = 1024
-"""Symbols that a Huffman decoder reads one after the other; the blocks themselves are read side by side."""
+"""Number of symbols that a Huffman decoder reads one after the other; the blocks are read side by side."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What the data decide of a part's size.
+    """Counts that the size of a part depends on, and that only its data decide.
 
-    stored: values. fillers: what gaps of each width of GAP_BITS need besides one entry per value, empty where no gaps
-    are stored. coded_bits: Σ Huffman code lengths, 0 where codes are packed as they are.
+    stored: number of stored values. fillers: number of fillers for gaps of each width of GAP_BITS, besides one entry
+    per value; empty if no gaps are stored. coded_bits: Σ lengths of Huffman codewords, 0 if codes are packed as they
+    are.
     """
 
     stored: int
@@ -47,7 +49,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor of the file. dtype: in the words of safetensors."""
+    """A tensor of the file. dtype: named as in safetensors."""
 
     name: str
     dtype: str
@@ -55,55 +57,55 @@ class Entry:
 
     @property
     def bytes(self) -> int:
-        return prod(self.shape) * BYTES[self.dtype]
+        return prod(self.shape) * DTYPE_BYTES[self.dtype]
 
 
-def width(below: int) -> int:
-    """Bits of an integer in [0, below), at least one."""
+def bits_below(below: int) -> int:
+    """Returns the bits of an integer in [0, below), at least one."""
     return max(1, (below - 1).bit_length())
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """Bytes of so many codes."""
+    """Returns the bytes of packed codes. count: number of codes."""
     return (count * bits + 7) // 8
 
 
 def is_raw(part: Part) -> bool:
-    """Whether a part is stored as the tensor that it is."""
+    """Returns whether a part is stored as a plain tensor."""
     return part.kind in ("float", "integer") or (
         part.kind == "value" and part.form == "dense" and part.bits == 32
     )
 
 
-def chosen(part: Part) -> int:
-    """How many of a team the n_of_m form keeps."""
+def kept_per_team(part: Part) -> int:
+    """Returns the number of values that the n_of_m form keeps of each team."""
     return part.kept * part.team // part.size if part.size else 0
 
 
-def gap_step(bits: int) -> int:
-    """Zeros that a filler skips; it is the one gap that is no position."""
+def filler_span(bits: int) -> int:
+    """Returns the number of zeros that a filler skips, which is also its code among the gaps."""
     return (1 << bits) - 1
 
 
-def expected(part: Part) -> Counts:
-    """Counts of a part whose kept values lie anywhere with the same chance, and none of them is zero.
+def expected_counts(part: Part) -> Counts:
+    """Returns the mean counts of a part whose kept values are not zero and lie anywhere with the same chance.
 
-    A gap is then geometric: P(gap ≥ z) ≈ (1 - kept/size)^z.
+    Gaps are then geometric: P(gap ≥ z) ≈ (1 - kept/size)^z.
     """
     if part.form != "mask":
         return Counts(part.kept)
     if not 0 < part.kept < part.size:
         return Counts(part.kept, (0.0,) * len(GAP_BITS))
-    overflow = [(1 - part.kept / part.size) ** gap_step(bits) for bits in GAP_BITS]
+    overflow = [(1 - part.kept / part.size) ** filler_span(bits) for bits in GAP_BITS]
     # 1 - (1 - p)^z rounds to 0 only for a p below 1e-16, and there are no tensors of so many elements
     return Counts(part.kept, tuple(part.kept * o / (1 - o) for o in overflow))
 
 
 def cheapest_positions(size: int, counts: Counts) -> tuple[int, int]:
-    """The shortest way to say which elements are stored, as its first byte, and the bytes of all of it.
+    """Returns the first byte of the shortest stream of positions, and the bytes of the whole stream.
 
-    Either a bit per element, or gaps of the best width with the fillers they need. A compressed row (or column) index
-    is never shorter: it has a place in the line per value and a count per line, where gaps as wide as such a place
+    The stream has a bit per element, or gaps of the best width with their fillers. A compressed row (or column) index
+    is never shorter: it stores a place in the line per value and a count per line, while gaps as wide as such a place
     need hardly more than one filler per line.
     """
     ways = {BITMAP: packed_bytes(size, 1)}
@@ -114,27 +116,27 @@ def cheapest_positions(size: int, counts: Counts) -> tuple[int, int]:
 
 
 def huffman_bytes(bits: int, symbols: int, coded_bits: int) -> int:
-    """A length for each of the 2^bits codes, one for each block of symbols, and the code itself."""
+    """Returns the bytes of a Huffman stream: lengths of the 2^bits codewords, sizes of the blocks, codewords."""
     return (
-        packed_bytes(1 << bits, width(LONGEST_CODE + 1))
-        + packed_bytes(-(-symbols // BLOCK), width(BLOCK * LONGEST_CODE + 1))
+        packed_bytes(1 << bits, bits_below(LONGEST_CODE + 1))
+        + packed_bytes(-(-symbols // BLOCK), bits_below(BLOCK * LONGEST_CODE + 1))
         + packed_bytes(coded_bits, 1)
     )
 
 
-def entries(name: str, part: Part, counts: Counts) -> Iterator[Entry]:
-    """The tensors of the file that hold a part. Of a raw one only the width is known: its number type is a guess."""
+def file_entries(name: str, part: Part, counts: Counts) -> Iterator[Entry]:
+    """Yields the tensors of the file that hold a part. The number type of a raw one is a guess from its width."""
     as_is = "I64" if part.kind == "integer" else {8: "F64", 4: "F32", 2: "F16", 1: "U8"}[part.width]
     if is_raw(part):
         yield Entry(name, as_is, part.shape)
         return
     if part.kind == "index":
-        yield Entry(f"{name}#index", "U8", (packed_bytes(part.size, width(part.below)),))
+        yield Entry(f"{name}#index", "U8", (packed_bytes(part.size, bits_below(part.below)),))
         return
     if part.form == "mask":
         yield Entry(f"{name}#positions", "U8", (cheapest_positions(part.size, counts)[1],))
     if part.form == "n_of_m":
-        yield Entry(f"{name}#places", "U8", (packed_bytes(part.kept, width(part.team)),))
+        yield Entry(f"{name}#places", "U8", (packed_bytes(part.kept, bits_below(part.team)),))
     if part.bits == 32:
         yield Entry(f"{name}#values", as_is, (counts.stored,))
     elif counts.coded_bits:
@@ -144,23 +146,25 @@ def entries(name: str, part: Part, counts: Counts) -> Iterator[Entry]:
 
 
 def file_size(layout: Mapping[str, Part], counts: Mapping[str, Counts] | None = None) -> int:
-    """Bytes of the safetensors file, its header included.
+    """Returns the bytes of the safetensors file, its header included.
 
-    counts: of the parts whose size the data decide, as `pack` returns them; the size is then exact, but for a few bytes
-    of the header where a number type is not F64, F32, F16 or I64. Parts without counts are taken to store all that
-    they keep, anywhere, without Huffman codes.
+    counts: counts of the parts whose size depends on their data, as `pack` returns them. The size is then exact, but
+    for a few bytes of the header if a number type is not F64, F32, F16 or I64. A part without counts is assumed to
+    store all values that it keeps, at random positions, without Huffman codes.
     """
     counts = counts or {}
     found = [
-        e for name, part in layout.items() for e in entries(name, part, counts.get(name, expected(part)))
+        e
+        for name, part in layout.items()
+        for e in file_entries(name, part, counts.get(name, expected_counts(part)))
     ]
     return 8 + _header_bytes(found) + sum(entry.bytes for entry in found)
 
 
 def _header_bytes(found: list[Entry]) -> int:
-    """safetensors puts the widest number type first, then goes by name, and fills up with blanks to eight bytes."""
+    """Returns the bytes of the header: widest number type first, then by name, filled up with blanks to eight bytes."""
     start, header = 0, {}
-    for entry in sorted(found, key=lambda e: ([*BYTES].index(e.dtype), e.name.encode())):
+    for entry in sorted(found, key=lambda e: ([*DTYPE_BYTES].index(e.dtype), e.name.encode())):
         end = start + entry.bytes
         header[entry.name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [start, end]}
         start = end

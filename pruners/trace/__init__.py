@@ -1,1 +1,1 @@
-"""From a module to its channel graph: export, labels, rules, and trying the cuts once."""
+"""Tracing of a module to its channel graph: export, labels, rules, and one trial of the cuts."""

@@ -1,7 +1,8 @@
-"""Channel labels: who produced each element of an activation, and the union-find ledger that says what goes together.
+"""Channel labels, and the union-find ledger that records which channels go together.
 
-A label is the number of one *node*: one position on one axis of one stored tensor. Label 0 means "no channel, or one
-that can never go". A label tensor is kept small: it has size 1 along every axis on which its labels do not change.
+A label says which producer made an element of an activation: it is the number of one *node*, one position on one axis
+of one stored tensor. Label 0 means "no channel, or one that can never go". A label tensor is small: it has size 1 along
+every axis on which its labels do not change.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,53 +25,55 @@ class Labels:
     shape: Shape
 
     def varies(self, axis: int) -> bool:
-        """Whether labels change along the axis."""
+        """Says whether labels change along the axis."""
         return bool(self.data.shape[axis] > 1)
 
     def varying(self) -> tuple[int, ...]:
-        """The axes along which labels change, ascending."""
+        """Returns the axes along which labels change, ascending."""
         return tuple(i for i, n in enumerate(self.data.shape) if n > 1)
 
     def labelled(self) -> bool:
-        """Whether any element has a label."""
+        """Says whether any element has a label."""
         return bool(self.data.any())
 
     def vector(self, axis: int) -> IntArray:
-        """Labels along one axis, of its true length, for a tensor uniform on all other axes."""
+        """Returns the labels along one axis, in its true length, for a tensor uniform on all other axes."""
         return np.broadcast_to(self.data.reshape(-1), (self.shape[axis],))
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A stored tensor (parameter or buffer), perhaps moved about. at[d]: for each element, its node on axis d."""
+    """A stored tensor (parameter or buffer), perhaps rearranged. at[d]: for each element, its node on axis d."""
 
     name: str
     at: tuple[Labels, ...]
     shape: Shape
 
     def axis_nodes(self, axis: int) -> IntArray | None:
-        """Nodes that lie along one axis of the moved tensor; None where that axis mixes several stored ones."""
+        """Returns the nodes along one axis of the rearranged tensor; None where it mixes several stored axes."""
         found = [a for a in self.at if a.varying() == (axis,)]
-        if not found and self.shape[axis] == 1:  # a single node varies nowhere: prefer the axis in place
+        if (
+            not found and self.shape[axis] == 1
+        ):  # a single node varies nowhere: prefer the axis at its own place
             in_place = [self.at[axis]] if axis < len(self.at) else []
             found = [a for a in (*in_place, *self.at) if not a.varying()]
         return found[0].vector(axis) if found else None
 
 
 def blank(shape: Sequence[int]) -> Labels:
-    """A tensor without labels."""
+    """Returns a tensor without labels."""
     return Labels(np.zeros((1,) * len(shape), np.int64), tuple(shape))
 
 
 def along(vector: IntArray, axis: int, shape: Sequence[int]) -> Labels:
-    """A tensor whose labels change along one axis only."""
+    """Returns a tensor whose labels change along one axis only."""
     size = [1] * len(shape)
     size[axis] = len(vector)
     return squash(np.asarray(vector).reshape(size), shape)
 
 
 def squash(data: IntArray, shape: Sequence[int]) -> Labels:
-    """Brings every uniform axis of `data` to size 1."""
+    """Reduces every uniform axis of `data` to size 1."""
     for axis, size in enumerate(data.shape):
         if size > 1:
             first = data.take([0], axis)
@@ -80,7 +83,7 @@ def squash(data: IntArray, shape: Sequence[int]) -> Labels:
 
 
 def spread(labels: Labels, axes: Iterable[int]) -> IntArray:
-    """The label data brought to their true size along `axes`."""
+    """Returns the label data expanded to their true size along `axes`."""
     size = list(labels.data.shape)
     for axis in axes:
         size[axis] = labels.shape[axis]
@@ -96,12 +99,12 @@ def move(value: "Labels | Stored", function: Callable[[Labels], Labels]) -> "Lab
 
 
 def lift(labels: Labels, rank: int) -> Labels:
-    """The same labels with size-1 axes put in front, as broadcasting does."""
+    """Returns the same labels with axes of size 1 in front, as broadcasting adds them."""
     extra = (1,) * (rank - len(labels.shape))
     return Labels(labels.data.reshape(extra + labels.data.shape), extra + labels.shape)
 
 
-def blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+def reshape_runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     """Splits a reshape into the smallest runs of input axes and output axes that hold the same elements."""
     found: list[tuple[list[int], list[int]]] = []
     i = j = 0
@@ -131,8 +134,8 @@ def blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int],
 class Use:
     """One operator that takes a stored tensor.
 
-    module: path of the innermost module around it. norm: path of the module around the batch norm that alone reads the
-    result, "" where there is none.
+    module: path of the innermost module around it. norm: path of the module around the batch norm that is the only
+    reader of the result, "" where there is none.
     """
 
     module: str
@@ -143,7 +146,7 @@ _STRENGTH: tuple[Role, ...] = ("out", "in", "norm", "other")
 
 
 class Ledger:
-    """Everything the walk over the forward pass finds out: nodes, what unites them, what freezes them, and MACs.
+    """Record of the walk over the forward pass: nodes, their unions, frozen nodes with reasons, and MACs.
 
     batch: samples in the example, by which output positions are divided.
     """
@@ -152,7 +155,7 @@ class Ledger:
         self.batch = batch
         self.axes: list[tuple[str, int, int, int]] = []  # tensor, axis, first node, size
         self.roles: dict[tuple[str, int], Role] = {}
-        self.producers: dict[tuple[str, int], None] = {}  # ordered as the forward pass meets them
+        self.producers: dict[tuple[str, int], None] = {}  # in the order of the forward pass
         self.frozen: list[tuple[IntArray, str]] = []
         self.inexact: list[IntArray] = []
         self.rectified: list[IntArray] = []
@@ -174,12 +177,12 @@ class Ledger:
         return Stored(name, tuple(at), shape)
 
     def axis_of(self, node: int) -> tuple[str, int]:
-        """Tensor and axis on which a node lies."""
+        """Returns the tensor and axis on which a node lies."""
         name, dim, _, _ = self.axes[int(np.searchsorted(self._starts, node, side="right")) - 1]
         return name, dim
 
     def claim(self, nodes: IntArray, role: Role, *, producer: bool = False) -> None:
-        """Notes what an axis is used for; a producing role outweighs the others."""
+        """Records the use of an axis; a producing role outweighs the others."""
         key = self.axis_of(int(nodes[0]))
         known = self.roles.get(key)
         if known is None or _STRENGTH.index(role) < _STRENGTH.index(known):
@@ -188,7 +191,7 @@ class Ledger:
             self.producers.setdefault(key)
 
     def find(self, labels: IntArray) -> IntArray:
-        """The representative of each label's class."""
+        """Returns the representative of each label's class."""
         root = self._parent[labels]
         while True:
             above = self._parent[root]
@@ -208,11 +211,11 @@ class Ledger:
             if not apart.any():
                 return
             a, b = a[apart], b[apart]
-            # the larger root hooks below the smaller, so no cycle; of several writes one wins, the loop does the rest
+            # the larger root goes below the smaller: no cycles. Of several writes one wins; the loop does the rest
             self._parent[np.maximum(a, b)] = np.minimum(a, b)
 
     def freeze(self, labels: IntArray, reason: str) -> None:
-        """These labels can never go."""
+        """Records that these labels can never go."""
         held = labels[labels != 0]
         if held.size:
             self.frozen.append((held.reshape(-1), reason))
@@ -223,7 +226,7 @@ class Ledger:
         return blank(labels.shape)
 
     def canon(self, labels: Labels) -> Labels:
-        """The same tensor with every label replaced by its representative."""
+        """Returns the same tensor with every label replaced by its representative."""
         return squash(self.find(labels.data), labels.shape)
 
     def tie(self, labels: Labels, axis: int) -> Labels:
@@ -247,7 +250,7 @@ class Ledger:
         self.tie(squash(split, split.shape), axis)
         return self.canon(labels)
 
-    def settle(self, labels: Labels, axes: Iterable[int], reason: str) -> Labels:
+    def require_axes(self, labels: Labels, axes: Iterable[int], reason: str) -> Labels:
         """Returns the labels if they change along `axes` only; else freezes them all."""
         return labels if set(labels.varying()) <= set(axes) else self.drop(labels, reason)
 
@@ -258,7 +261,7 @@ class Ledger:
         self.freeze(nodes[~met], reason)
 
     def as_data(self, value: "Labels | Stored") -> Labels:
-        """A stored tensor that flows through the network as if it were an activation keeps its width."""
+        """Returns a stored tensor that flows through the network like an activation; its width is frozen."""
         if isinstance(value, Labels):
             return value
         for at in value.at:
@@ -266,7 +269,7 @@ class Ledger:
         return blank(value.shape)
 
     def meet(self, left: "Labels | Stored", right: "Labels | Stored") -> "Labels | Stored":
-        """What an element-wise operation of two tensors does: labels at the same place unite."""
+        """Does an element-wise operation of two tensors: labels at the same place unite."""
         if isinstance(left, Stored) and isinstance(right, Stored):
             return self._meet_stored(left, right)
         if isinstance(left, Stored):
@@ -277,7 +280,7 @@ class Ledger:
         return self.meet_labels(left, right)
 
     def meet_labels(self, left: Labels, right: Labels) -> Labels:
-        """`meet` of two activations."""
+        """Does `meet` for two activations."""
         shape = np.broadcast_shapes(left.shape, right.shape)
         a, b = (self.canon(lift(x, len(shape))) for x in (left, right))
         spread_a = any(b.varies(i) and not a.varies(i) for i in range(len(shape)))

@@ -1,4 +1,4 @@
-"""Tries the cuts once on the example input: what `forward` does not take is frozen instead of failing in a search."""
+"""Trial of the cuts on the example input: groups that `forward` does not take are frozen instead of failing later."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -16,6 +16,7 @@ from prunefront.choice import GroupChoice
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen
 from prunefront.pruners.graph.plan import GroupPlan, PruningPlan
+from prunefront.text import first_line
 
 NORMS = frozenset(
     {F.layer_norm, torch.layer_norm, F.group_norm, torch.group_norm, F.rms_norm, torch.rms_norm}
@@ -24,12 +25,11 @@ _TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3}  # relative; a wrong cha
 
 
 def verify(model: nn.Module, graph: ChannelGraph, example: tuple[Any, ...], *, seed: int = 0) -> ChannelGraph:
-    """Returns the graph with every group frozen that cannot really be cut, and why.
+    """Returns the graph with every group frozen that cannot really be cut, and the reason.
 
-    The cut network is run on the example and compared with the masked one in double precision, with one unit and
-    with about half of the units of every group gone. Groups in `graph.inexact` are compared with the operators that
-    depend on the width put out of action (`_WidthFree`). All groups are first cut together; only if that fails, each
-    is tried alone.
+    The cut network runs on the example and is compared with the masked one in double precision, with one unit and with
+    about half of the units of every group gone. For groups in `graph.inexact` the operators that depend on the width
+    are disabled (`_WidthFree`). All groups are first cut together; only if that fails, each is tried alone.
     """
     trial = _Trial(model, graph, example, np.random.default_rng(seed))
     reasons: dict[str, str] = {}
@@ -56,15 +56,15 @@ def verify(model: nn.Module, graph: ChannelGraph, example: tuple[Any, ...], *, s
 
 
 def module_of(tensor: str) -> str:
-    """The path of the module that holds a tensor; the tensor's own name at the root."""
+    """Returns the path of the module that holds a tensor; the tensor's own name at the root."""
     return tensor.rpartition(".")[0] or tensor
 
 
 class _WidthFree(TorchFunctionMode):
-    """Runs norms over channels as a bounded element-wise function, and attention with a scale of its own.
+    """Runs norms over channels as a bounded element-wise function, and attention with a fixed scale.
 
-    What these compute follows the width, so removing is not masking; without that, it has to be, and a wrong channel
-    behind a norm shows.
+    Their results depend on the width, so removing differs from masking. Without that dependence the two must agree, and
+    a wrong channel behind a norm shows.
     """
 
     def __torch_function__(
@@ -73,7 +73,7 @@ class _WidthFree(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is F.scaled_dot_product_attention and kwargs.get("scale") is None:
             kwargs["scale"] = 0.25
-        result = func(*args, **kwargs)  # norms too: it refuses sizes that do not fit
+        result = func(*args, **kwargs)  # also for norms: it refuses sizes that do not fit
         if func not in NORMS:
             return result
         x, _, weight, bias = (*args, *(None,) * 4)[:4]
@@ -93,7 +93,7 @@ def _double(value: Any) -> Any:
     return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _copied(value: Any) -> Any:
+def _clone(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
@@ -104,14 +104,14 @@ class _Trial:
         self, model: nn.Module, graph: ChannelGraph, example: tuple[Any, ...], rng: np.random.Generator
     ) -> None:
         self.graph = graph
-        # masking what reads a channel, not what makes it: the same where every reader is a weight
+        # masks the readers of a channel, not its producers: the same where every reader is a weight
         reading = [replace(g, members=tuple(m for m in g.members if m.role == "in")) for g in graph.groups]
         self._unread = replace(graph, groups=tuple(reading))
         self.precision, self.example = torch.float64, _pytree.tree_map(_double, example)
         self.model = surgery.apply(model, graph, PruningPlan(())).double().eval()
         try:
             self._run(self.model)
-        except Exception:  # whatever a forward with number types written into it raises: it keeps its own  # noqa: BLE001
+        except Exception:  # a forward with hard-coded number types may raise anything: use its own type  # noqa: BLE001
             self.precision, self.example = torch.float32, example
             self.model = surgery.apply(model, graph, PruningPlan(())).eval()
         self.drops = {
@@ -119,14 +119,14 @@ class _Trial:
             for g in graph.groups
         }
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        with torch.no_grad():  # scales and weights that start at zero would hide what is behind them
+        with torch.no_grad():  # scales and weights that start at zero would hide errors behind them
             for parameter in self.model.parameters():
                 if parameter.dim() == 1 or not (parameter.abs() > 1e-3).any():
                     noise = torch.randn(parameter.shape, generator=generator)
                     parameter.add_(noise.to(parameter), alpha=0.1)
 
     def failure(self, groups: list[ChannelGroup]) -> str | None:
-        """Why these groups cannot be cut together; None if they can."""
+        """Returns why these groups cannot be cut together; None if they can."""
         exact = [g for g in groups if g.name not in self.graph.inexact]
         for size in (0, 1):
             if exact and (why := self._compare(exact, size)) is not None:
@@ -136,7 +136,7 @@ class _Trial:
         return None
 
     def first_clash(self, groups: list[ChannelGroup]) -> dict[str, str]:
-        """The first group that fails together with those before it, each being fine alone."""
+        """Returns the first group that fails together with those before it, each being fine alone."""
         for n in range(2, len(groups) + 1):
             why = self.failure(groups[:n])
             if why is not None:
@@ -148,9 +148,8 @@ class _Trial:
         with _WidthFree() if inexact else nullcontext():
             try:
                 made = self._run(surgery.apply(self.model, self.graph, cut_plan))
-            except Exception as error:  # whatever the user's forward raises on the cut network  # noqa: BLE001
-                text = str(error).strip()
-                return f"forward fixes its size: {text.splitlines()[0] if text else type(error).__name__}"
+            except Exception as error:  # the user's forward may raise anything on the cut network  # noqa: BLE001
+                return f"forward fixes its size: {first_line(error)}"
             oracle = self._run(surgery.mask(self.model, self.graph, cut_plan))
             if not all(
                 t.isfinite().all() for t in oracle
@@ -170,7 +169,7 @@ class _Trial:
         return None
 
     def _run(self, model: nn.Module) -> list[Tensor]:
-        inputs = _pytree.tree_map(_copied, self.example)  # a forward may work in place
+        inputs = _pytree.tree_map(_clone, self.example)  # a forward may work in place
         with torch.no_grad():
             outputs = _pytree.tree_leaves(model(*inputs))
         return [t.double() for t in outputs if isinstance(t, Tensor)]

@@ -1,4 +1,4 @@
-"""Which layers granularities within single layers are offered: those whose module another one can take the place of."""
+"""Search for the layers that another module can replace; granularities within single layers are offered for these."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from prunefront.pruners.trace.labels import IntArray, Ledger
 def find_layers(
     model: nn.Module, ledger: Ledger, names: Mapping[str, str], frozen: Sequence[str] = ()
 ) -> tuple[tuple[Layer, ...], dict[str, str]]:
-    """Returns the layers, and for every other weight of a convolution or product why it is none of them.
+    """Returns the layers, and for every other weight of a convolution or product the reason why it is none.
 
-    A layer is an nn.Conv2d or nn.Linear itself, called any number of times, whose weight and bias it alone uses. Both
+    A layer is an nn.Conv2d or nn.Linear itself, called any number of times, which alone uses its weight and bias. Both
     results are in the order of the forward pass; a reason follows the weight's name.
 
     ledger: after the walk over the forward pass. names: state-dict name -> first name of the same tensor. frozen: paths
@@ -40,7 +40,7 @@ def find_layers(
 
 @dataclass(frozen=True, slots=True)
 class _Sites:
-    """What there is to know about the modules that own weights."""
+    """Facts about the modules that own weights."""
 
     model: nn.Module
     ledger: Ledger
@@ -51,7 +51,7 @@ class _Sites:
         return self.model.get_submodule(name.rpartition(".")[0])
 
     def why_not(self, name: str) -> str | None:
-        """Why the module of a weight cannot be replaced; None where it can."""
+        """Returns why the module of a weight cannot be replaced; None where it can."""
         path, _, last = name.rpartition(".")
         held = self.holder(path)
         if held is not None:
@@ -66,11 +66,11 @@ class _Sites:
         return None
 
     def holder(self, path: str) -> str | None:
-        """The frozen module that a path lies in."""
+        """Returns the frozen module that a path lies in."""
         return next((f for f in self.frozen if path == f or path.startswith(f"{f}.")), None)
 
     def shared(self, name: str) -> str | None:
-        """Who else uses a tensor beside the module that it is named after; None for nobody."""
+        """Returns who else uses a tensor beside the module that it is named after; None for nobody."""
         aliases = [n for n, first in self.names.items() if first == self.names[name]]
         if len(aliases) > 1:
             return f"goes by several names: {', '.join(aliases)}"
@@ -81,7 +81,7 @@ class _Sites:
         )
 
     def norm(self, name: str) -> str:
-        """Path of the batch norm that reads a convolution's output wherever that is used, and nothing else; or ""."""
+        """Returns the path of the batch norm that reads every use of a convolution's output and only that; or ""."""
         uses = self.ledger.uses[name]
         path = uses[0].norm
         if not path or any(use.norm != path for use in uses) or self.holder(path) is not None:
@@ -114,9 +114,12 @@ def _layer(sites: _Sites, name: str, positions: int, streams: IntArray) -> Layer
 
 
 def _streams(ledger: Ledger) -> IntArray:
-    """Representatives of the channels that several layers write, ascending; a depthwise one passes on what it reads."""
+    """Returns representatives of the channels that several layers write, ascending.
+
+    A depthwise layer passes on the channels that it reads.
+    """
     sizes = {(name, dim): (first, size) for name, dim, first, size in ledger.axes}
-    written = []
+    written: list[IntArray] = []
     for name, dim in ledger.producers:
         if name not in ledger.depthwise:
             first, size = sizes[name, dim]
@@ -127,6 +130,6 @@ def _streams(ledger: Ledger) -> IntArray:
 
 
 def _any_in(ledger: Ledger, name: str, axis: int, streams: IntArray) -> bool:
-    """Whether one of the channels along an axis belongs to a stream."""
+    """Says whether one of the channels along an axis belongs to a stream."""
     first, size = next((f, n) for tensor, dim, f, n in ledger.axes if (tensor, dim) == (name, axis))
     return bool(np.isin(ledger.find(np.arange(first, first + size)), streams).any())

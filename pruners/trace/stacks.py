@@ -1,4 +1,4 @@
-"""Blocks that can go as a whole, found by trying: with zeros for parameters, such a block passes its input on."""
+"""Search by trial for blocks that can go as a whole: with zero parameters, such a block passes its input on."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,17 +10,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree
 
-from prunefront.pruners.cut.blocks import _tensors, _zero
-from prunefront.pruners.cut.surgery import copied
+from prunefront.pruners.cut.blocks import block_tensors, zero_block
+from prunefront.pruners.cut.surgery import deep_copy
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Stack
 
-_TOLERANCE = (
-    1e-3  # of the largest output: another memory layout may choose another kernel, a lost block is far more
-)
+_TOLERANCE = 1e-3
+"""Largest difference between outputs that count as equal, as a share of the largest output.
 
-
-# ---- finding them ------------------------------------------------------------------------------------------------
+Another memory layout may choose another kernel; a lost block makes a far larger difference.
+"""
 
 
 def find_stacks(
@@ -31,16 +30,16 @@ def find_stacks(
     *,
     seed: int = 0,
 ) -> tuple[tuple[Stack, ...], dict[str, str]]:
-    """Returns the stacks of blocks, and why other modules cannot go.
+    """Returns the stacks of blocks, and the reasons why other modules cannot go.
 
-    A block is a submodule with a convolution or linear layer that is called once, from one tensor to one of the same
-    shape, and gives exactly its input when all of its parameters are zero; of nested ones, the innermost. Blocks are of
-    one stack where each reads what the one before it gives. Reasons, which follow the path, are given for the outermost
-    modules that hold no block and lie in none. Both results are in the order of the forward pass.
+    A block is a submodule with a convolution or linear layer. It is called once, maps one tensor to one of the same
+    shape, and gives exactly its input when all of its parameters are zero; of nested ones, the innermost counts. Blocks
+    are of one stack where each reads the output of the one before. Reasons, which follow the path, are given for the
+    outermost modules that hold no block and lie in none. Both results are in the order of the forward pass.
 
-    The network runs with random signs and a little noise on its scales and shifts, so that a block whose last scale is
-    still zero does something, and an input has no negative numbers only where a ReLU sees to it. Blocks are compared
-    bit for bit: adding zero is exact in every number type.
+    The network runs with random signs and a little noise on its scales and shifts. So a block whose last scale is still
+    zero has an effect, and an input has no negative numbers only behind a ReLU. Blocks are compared bit for bit: adding
+    zero is exact in every number type.
     """
     paths = _candidates(model, graph)
     trial, names = _Trial(model, example, paths, seed), _names(model)
@@ -62,11 +61,11 @@ def find_stacks(
         for path, reason in reasons.items()
         if not any(_inside(path, other) for other in (*reasons, *blocks) if other != path)
     }
-    return _named(_chained(blocks, trial.passages), taken), unstacked
+    return _name_stacks(_chain_blocks(blocks, trial.passages), taken), unstacked
 
 
 def _candidates(model: nn.Module, graph: ChannelGraph) -> set[str]:
-    """Modules of the user's and containers that hold a weight, the network itself left out."""
+    """Returns the user's own modules and containers that hold a weight, the network itself left out."""
     found: set[str] = set()
     for op in graph.ops:
         owner, _, _ = op.weight.rpartition(".")
@@ -79,7 +78,7 @@ def _candidates(model: nn.Module, graph: ChannelGraph) -> set[str]:
 
 @dataclass(slots=True)
 class _Passage:
-    """What went through a module. x, y: copies of the only tensor that it was given and gave, of the first call."""
+    """Tensors that went through a module. x, y: copies of its only input and output tensor, of the first call."""
 
     calls: int = 0
     x: Tensor | None = None
@@ -89,7 +88,7 @@ class _Passage:
 def _why_not(
     path: str, passage: _Passage, names: Sequence[Sequence[str]], frozen: Sequence[str]
 ) -> str | None:
-    """What is to say against a block before it is tried. names: all that a tensor has, for each that has several."""
+    """Returns the objection to a block before it is tried. names: all names of each tensor that has several."""
     for held in frozen:
         if _inside(path, held):
             return f"is inside {held}, which is frozen"
@@ -98,7 +97,7 @@ def _why_not(
     if passage.calls > 1:
         return f"is called {passage.calls} times"
     if passage.x is None or passage.y is None:
-        return "takes or gives something else than one tensor"
+        return "takes or gives something other than one tensor"
     if passage.x.shape != passage.y.shape or passage.x.dtype != passage.y.dtype:
         return "changes the shape of its input"
     for several in names:
@@ -109,7 +108,7 @@ def _why_not(
 
 
 def _names(model: nn.Module) -> list[list[str]]:
-    """The names of each tensor that has several."""
+    """Returns the names of each tensor that has several."""
     names: dict[int, list[str]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         names.setdefault(id(tensor), []).append(name)
@@ -120,31 +119,31 @@ class _Trial:
     """A copy of the model on which blocks are tried one after the other."""
 
     def __init__(self, model: nn.Module, example: tuple[Any, ...], paths: Collection[str], seed: int) -> None:
-        self.example, self.model = example, _shaken(copied(model, {}), seed)
+        self.example, self.model = example, _perturb(deep_copy(model, {}), seed)
         self.passages = self._record(paths)
 
     def why_not(self, path: str) -> str | None:
-        """Why a block is not the identity without its layers; None where it is, and then its tensors become zero."""
+        """Returns why a block is not the identity without its layers. Where it is: zeroes its tensors, returns None."""
         passage, block = self.passages[path], self.model.get_submodule(path)
         assert passage.x is not None
         assert passage.y is not None
-        if _constant(block):
+        if _gives_constant(block):
             return "is not the identity without its layers"
         if torch.equal(passage.y, passage.x):
             return "gives its input as it is"
-        zeros = {name: torch.zeros_like(tensor) for name, tensor in _tensors(block).items()}
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in block_tensors(block).items()}
         try:
             with torch.no_grad():
                 left = functional_call(block, zeros, (passage.x.clone(),))
-        except Exception as error:  # whatever the user's forward raises  # noqa: BLE001
+        except Exception as error:  # the user's forward may raise anything  # noqa: BLE001
             return f"cannot be run by itself: {type(error).__name__}"
         if not (isinstance(left, Tensor) and _equal(left, passage.x)):
             return "is not the identity without its layers"
-        _zero(block)
+        zero_block(block)
         return None
 
     def check(self, blocks: Sequence[str]) -> dict[str, str]:
-        """Blocks, all zero by now, that the network does not do without: path -> why."""
+        """Returns path -> reason for blocks, all zero by now, that the network cannot go without."""
         if not blocks or self._goes_without(blocks, expected := self._run()):
             return {}
         held = [block for block in blocks if not self._goes_without([block], expected)]
@@ -156,7 +155,7 @@ class _Trial:
             self.model.set_submodule(path, nn.Identity())
         try:
             made = self._run()
-        except Exception:  # whatever the user's forward raises where it reaches into a block  # noqa: BLE001
+        except Exception:  # a user's forward that reaches into a block may raise anything  # noqa: BLE001
             return False
         finally:
             for path, module in modules.items():
@@ -164,7 +163,7 @@ class _Trial:
         return len(made) == len(expected) and all(map(_close, made, expected))
 
     def _record(self, paths: Collection[str]) -> dict[str, _Passage]:
-        """What goes through the modules, by path in the order of the first calls."""
+        """Returns the tensors that go through the modules, by path in the order of the first calls."""
         passages: dict[str, _Passage] = {}
 
         def before(path: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -200,14 +199,14 @@ class _Trial:
         return [t for t in outputs if isinstance(t, Tensor)]
 
 
-def _constant(block: nn.Module) -> bool:
-    """Whether a block without its layers surely gives a constant: a plain chain through one of them, no need to try."""
+def _gives_constant(block: nn.Module) -> bool:
+    """Says whether a block without its layers surely gives a constant: a plain chain through one needs no trial."""
     layers = (nn.modules.conv._ConvNd, nn.Linear)
     return type(block) is nn.Sequential and any(isinstance(child, layers) for child in block)
 
 
-def _shaken(model: nn.Module, seed: int) -> nn.Module:
-    """The module itself, in eval mode, with random signs and noise on scales, shifts and weights that are zero."""
+def _perturb(model: nn.Module, seed: int) -> nn.Module:
+    """Puts random signs and noise on scales, shifts and zero weights; returns the module itself, in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         value = parameter.detach()
@@ -218,7 +217,7 @@ def _shaken(model: nn.Module, seed: int) -> nn.Module:
 
 
 def _close(made: Tensor, expected: Tensor) -> bool:
-    """Whether outputs are the same but for rounding."""
+    """Says whether outputs are the same but for rounding."""
     if made.shape != expected.shape:
         return False
     left, right = made.double(), expected.double()
@@ -227,8 +226,8 @@ def _close(made: Tensor, expected: Tensor) -> bool:
     return torch.allclose(left, right, rtol=0.0, atol=near, equal_nan=True)
 
 
-def _chained(blocks: Sequence[str], passages: Mapping[str, _Passage]) -> list[list[str]]:
-    """Runs of blocks, each of which reads what the one before gives."""
+def _chain_blocks(blocks: Sequence[str], passages: Mapping[str, _Passage]) -> list[list[str]]:
+    """Returns runs of blocks, each of which reads the output of the one before."""
     runs: list[list[str]] = []
     for block in blocks:
         x = passages[block].x
@@ -246,8 +245,8 @@ def _equal(left: Tensor | None, right: Tensor | None) -> bool:
     return torch.equal(left, right)
 
 
-def _named(runs: Sequence[Sequence[str]], taken: Collection[str]) -> tuple[Stack, ...]:
-    """Stacks with the name of the module around their blocks where it is one's own, else of the first block."""
+def _name_stacks(runs: Sequence[Sequence[str]], taken: Collection[str]) -> tuple[Stack, ...]:
+    """Returns stacks, each named after the module around its blocks; after its first block where others share it."""
     around = [_common_parent(run) for run in runs]
     return tuple(
         Stack(

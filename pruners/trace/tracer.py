@@ -1,4 +1,4 @@
-"""From a module and an example input to its channel graph: `torch.export`, then a walk over the operators on labels."""
+"""Tracing of a module with an example input: `torch.export`, then a walk over the operators on labels."""
 
 import logging
 import operator
@@ -7,7 +7,6 @@ import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
-from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, F
 from prunefront.pruners.trace import probe, sites, stacks
 from prunefront.pruners.trace.labels import IntArray, Labels, Ledger, Stored, Use, blank
 from prunefront.pruners.trace.rules import RULES, Call, Value, is_tensor
+from prunefront.pruners.units.eval_mode import eval_mode
+from prunefront.text import did_you_mean, first_line
 
 
 def trace(
@@ -35,9 +36,13 @@ def trace(
 
     example: one input, or a tuple of positional inputs; axis 0 is the batch. frozen: paths of modules that shall stay
     as they are; operators without a rule are allowed inside. verify: cut every group once on the example and freeze
-    those whose forward pass does not take it (sizes written into `forward`).
-    Raises NotTraceable where `torch.export` fails, UnsupportedOp for an operator without a channel rule, UnknownName
-    for a frozen path that the model lacks.
+    those whose forward pass does not take it (sizes written into `forward`). Raises NotTraceable where `torch.export`
+    fails, UnsupportedOp for an operator without a channel rule, UnknownName for a frozen path that the model lacks.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    >>> [(group.name, group.units) for group in pf.trace(net, torch.randn(2, 8)).groups]
+    [('0', 16)]
     """
     _check_frozen(model, frozen)
     inputs = example if isinstance(example, tuple) else (example,)
@@ -50,7 +55,7 @@ def trace(
     names = {name: first_names[id(t)] for name, t in tensors.items()}
     ledger = Ledger(_batch(inputs))
     _walk(program, names, ledger, frozen)
-    groups, held = _collect(ledger)
+    groups, held = _collect_groups(ledger)
     layers, unlayered = sites.find_layers(model, ledger, names, frozen)
     graph = ChannelGraph(
         groups=groups,
@@ -58,8 +63,8 @@ def trace(
         ops=tuple(ledger.ops),
         shapes={name: tuple(t.shape) for name, t in own.items()},
         parameters=tuple(name for name, t in own.items() if isinstance(t, nn.Parameter)),
-        inexact=_touched(ledger, groups, ledger.inexact),
-        rectified=_touched(ledger, groups, ledger.rectified),
+        inexact=_groups_with(ledger, groups, ledger.inexact),
+        rectified=_groups_with(ledger, groups, ledger.rectified),
         depthwise=tuple(ledger.depthwise),
         element_bytes={name: t.element_size() for name, t in own.items() if t.element_size() != 4},
         layers=layers,
@@ -74,33 +79,29 @@ def _check_frozen(model: nn.Module, frozen: Sequence[str]) -> None:
     known = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     for name in frozen:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known[:8])} …"
-            raise UnknownName(f"frozen names module {name!r}, which the model does not have; {hint}")
+            raise UnknownName(
+                f"frozen names module {name!r}, which the model does not have; {did_you_mean(name, known)}"
+                f"there are: {', '.join(known[:8])} …"
+            )
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and plain attention for the time of the export; every module's own training flag comes back."""
-    flags = {module: module.training for module in model.modules()}
+def _plain_attention() -> Iterator[None]:
+    """Keeps attention from the fused operator, which hides where the channels go."""
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        model.eval()
-        torch.backends.mha.set_fastpath_enabled(False)  # the fused operator hides where the channels go
+        torch.backends.mha.set_fastpath_enabled(False)
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, flag in flags.items():
-            module.training = flag
 
 
 def _export(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
-    with _evaluating(model), _quiet():
+    with eval_mode(model), _plain_attention(), _quiet():
         try:
             return torch.export.export(model, inputs)
-        except Exception as error:  # any model may fail in any way: its cause is reported
-            text = str(error).strip()
-            line = text.splitlines()[0].rstrip(".") if text else type(error).__name__
+        except Exception as error:  # a model may fail in any way: the error is reported
+            line = first_line(error).rstrip(".")
             where = _user_frame(error)
             raise NotTraceable(
                 f"torch.export cannot turn {type(model).__name__} into a graph{where}: "
@@ -110,7 +111,7 @@ def _export(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedP
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps back what torch prints and logs about an export that fails: the error says it in one line."""
+    """Suppresses what torch prints and logs about an export that fails: the error says it in one line."""
     shapes = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     level = shapes.level
     shapes.setLevel(logging.CRITICAL)
@@ -122,7 +123,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _user_frame(error: BaseException) -> str:
-    """` (file.py:12)` of the innermost frame outside torch, Python and this file; empty where there is none."""
+    """Returns ` (file.py:12)` for the innermost frame outside torch, Python and this file; "" where there is none."""
     found, frame = "", error.__traceback__
     standard = sysconfig.get_paths()["stdlib"]
     torch_itself = str(Path(torch.__file__).parent)
@@ -173,7 +174,7 @@ def _leaves(value: Value) -> list[Value]:
 
 
 def _run(graph: Graph, inputs: Sequence[Value], ledger: Ledger, frozen: Sequence[str]) -> Value:
-    """The labels of a graph's outputs."""
+    """Returns the labels of a graph's outputs."""
     values: dict[Node, Value] = dict(zip(graph.find_nodes(op="placeholder"), inputs, strict=True))
 
     def value_of(argument: Any) -> Any:
@@ -194,7 +195,7 @@ def _run(graph: Graph, inputs: Sequence[Value], ledger: Ledger, frozen: Sequence
             at = next(i for i, v in enumerate(given) if isinstance(v, GraphModule))
             values[node] = _run(given[at].graph, given[at + 1 :], ledger, frozen)
         elif node.op == "call_function":
-            values[node] = _step(node, value_of, ledger, frozen)
+            values[node] = _apply_rule(node, value_of, ledger, frozen)
             if _name(node).endswith("_") and isinstance(node.args[0], Node) and is_tensor(values[node]):
                 values[node.args[0]] = values[node]
         elif node.op == "output":
@@ -209,8 +210,8 @@ def _name(node: Node) -> str:
     return getattr(target, "__name__", str(target))
 
 
-def _step(node: Node, value_of: Any, ledger: Ledger, frozen: Sequence[str]) -> Value:
-    """The labels of one operator's result."""
+def _apply_rule(node: Node, value_of: Any, ledger: Ledger, frozen: Sequence[str]) -> Value:
+    """Returns the labels of one operator's result."""
     op = _name(node)
     op = op if op.startswith("_") and op.endswith("__") else op.rstrip("_")
     shapes = [
@@ -222,7 +223,7 @@ def _step(node: Node, value_of: Any, ledger: Ledger, frozen: Sequence[str]) -> V
     held = next((name for name in frozen if _inside(node, name)), None)
     unlabelled = all(isinstance(t, Labels) and not t.labelled() for t in tensors)
     if held is None and unlabelled and op not in RULES:
-        return _blanks(node)  # works on inputs and constants only, whatever it does
+        return _blanks(node)  # it works on inputs and constants only
     if held is not None:
         for tensor in tensors:
             if isinstance(tensor, Labels):
@@ -248,20 +249,20 @@ def _step(node: Node, value_of: Any, ledger: Ledger, frozen: Sequence[str]) -> V
 
 
 def _note_uses(node: Node, call: Call, ledger: Ledger) -> None:
-    """Tells the ledger which stored tensors an operator takes, and where."""
+    """Records which stored tensors an operator takes, and where."""
     for tensor in call.tensors():
         if isinstance(tensor, Stored):
             ledger.uses.setdefault(tensor.name, []).append(Use(_innermost(node), _norm_behind(node)))
 
 
 def _norm_behind(node: Node) -> str:
-    """Path of the module around the batch norm that alone reads an operator's result."""
+    """Returns the path of the module around the batch norm that is the only reader of an operator's result."""
     readers = list(node.users)
     return _innermost(readers[0]) if len(readers) == 1 and _name(readers[0]) == "batch_norm" else ""
 
 
 def _bind(node: Node, value_of: Any) -> dict[str, Any]:
-    """Arguments by name, defaults filled in."""
+    """Returns the arguments by name, defaults filled in."""
     if node.target is operator.getitem:
         return {"a": value_of(node.args[0]), "b": node.args[1]}
     given = [value_of(a) for a in node.args]
@@ -282,7 +283,7 @@ def _blanks(node: Node) -> Value:
 
 
 def _check_shapes(result: Value, node: Node) -> None:
-    """A rule that gets a shape wrong is a bug that must not turn into a wrong cut."""
+    """Raises UnsupportedOp for a rule with a wrong shape: that is a bug, and must not become a wrong cut."""
     made = [v.shape for v in (result if isinstance(result, list) else [result]) if is_tensor(v)]
     true = [
         tuple(v.shape) for v in torch.utils._pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)
@@ -292,7 +293,7 @@ def _check_shapes(result: Value, node: Node) -> None:
 
 
 def _modules(node: Node) -> list[str]:
-    """Paths of the modules around an operator, outermost first."""
+    """Returns the paths of the modules around an operator, outermost first."""
     return [path for path, _ in (node.meta.get("nn_module_stack") or {}).values() if path]
 
 
@@ -315,14 +316,14 @@ def _refusal(node: Node, detail: str) -> str:
     around = _modules(node)
     instead = "Write it with matmul" if "einsum" in full else "Write it with other operators"
     freeze = f'freeze it: frozen = ["{around[-1]}"]' if around else "put it into a submodule and freeze that"
-    return f"{what}. {instead}, add a rule in pruners/rules/, or {freeze}."
+    return f"{what}. {instead}, add a rule in pruners/trace/rules/, or {freeze}."
 
 
 # ---- from the ledger to groups -----------------------------------------------------------------------------------
 
 
-def _collect(ledger: Ledger) -> tuple[tuple[ChannelGroup, ...], tuple[Frozen, ...]]:
-    """Classes with the same axes become groups; every other produced channel is listed with its reason."""
+def _collect_groups(ledger: Ledger) -> tuple[tuple[ChannelGroup, ...], tuple[Frozen, ...]]:
+    """Returns a group for each set of classes with the same axes, and every other produced channel with its reason."""
     reasons: dict[int, str] = {}
     for nodes, reason in ledger.frozen:
         for root in np.unique(ledger.find(nodes)).tolist():
@@ -377,8 +378,8 @@ def _collect(ledger: Ledger) -> tuple[tuple[ChannelGroup, ...], tuple[Frozen, ..
     return tuple(groups), tuple(Frozen(name, n, reason) for (name, reason), n in held.items())
 
 
-def _touched(ledger: Ledger, groups: tuple[ChannelGroup, ...], noted: list[IntArray]) -> tuple[str, ...]:
-    """Names of the groups that hold one of the noted labels."""
+def _groups_with(ledger: Ledger, groups: tuple[ChannelGroup, ...], noted: list[IntArray]) -> tuple[str, ...]:
+    """Returns the names of the groups that hold one of the noted labels."""
     if not noted:
         return ()
     touched = set(np.unique(ledger.find(np.concatenate(noted))).tolist())

@@ -1,1 +1,1 @@
-"""What a unit is made of: the view that a criterion gets, masks, watched layers."""
+"""Units of pruning: the view that a criterion gets, masks, and a watch over the layers' calls."""

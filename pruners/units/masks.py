@@ -1,7 +1,7 @@
-"""Masks over single weights: which of them stay. Pure functions on name -> tensor, and where the weights are."""
+"""Masks over single weights, as pure functions on name -> tensor, and access to the weights of a model."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 
 import torch
@@ -16,9 +16,9 @@ Masks = dict[str, Tensor]
 
 
 def weights(model: nn.Module, graph: ChannelGraph) -> dict[str, nn.Parameter]:
-    """The trained weights of convolutions and linear layers, by their first name; no biases, norms, embeddings.
+    """Returns the trained weights of convolutions and linear layers, by their first name; no biases, norms, embeddings.
 
-    graph: of this model. Raises PrunefrontError where there is none.
+    graph: graph of this model. Raises PrunefrontError if there are no such weights.
     """
     # a graph written by hand may not say where the multiply-accumulates are
     products = {op.weight for op in graph.ops} or {
@@ -35,9 +35,9 @@ def weights(model: nn.Module, graph: ChannelGraph) -> dict[str, nn.Parameter]:
 
 
 def output_axis(model: nn.Module, graph: ChannelGraph, name: str) -> int:
-    """The axis, 0 or 1, along which a weight's outputs lie; the other one holds its inputs.
+    """Returns the axis of a weight's outputs, 0 or 1; the other one holds its inputs.
 
-    The channel graph knows it for bare matrices too; a weight outside of all groups is told by its module.
+    The channel graph knows the axis for bare matrices too. For a weight outside of all groups, its module decides.
     """
     for group in graph.groups:
         for member in group.members:
@@ -47,26 +47,20 @@ def output_axis(model: nn.Module, graph: ChannelGraph, name: str) -> int:
 
 
 def owner(model: nn.Module, name: str) -> nn.Module:
-    """The module that holds the parameter `name`."""
+    """Returns the module that holds the parameter `name`."""
     return model.get_submodule(name.rpartition(".")[0])
 
 
-def density(weights: Iterable[Tensor]) -> float:
-    """Share of the elements that are not zero."""
-    held = list(weights)
-    return sum(int(t.count_nonzero()) for t in held) / sum(t.numel() for t in held)
-
-
-def count(density: float, total: int) -> int:
-    """⌈density · total⌉, free of rounding errors. Raises PrunefrontError for a density outside of (0, 1]."""
+def kept_count(density: float, total: int) -> int:
+    """Returns ⌈density · total⌉, without rounding errors. Raises PrunefrontError for a density outside of (0, 1]."""
     if not 0.0 < density <= 1.0:
-        raise PrunefrontError(f"density is the share of the weights that stays, in (0, 1], and not {density}")
+        raise PrunefrontError(f"density is the share of the weights that stays, in (0, 1], not {density}")
     return math.ceil(Fraction(str(density)) * total)
 
 
 FLOOR = 0.1
-"""Own: the share of its fair part that procedures leave to every layer. A ranking of all weights together can otherwise
-empty one, and the network is dead."""
+"""Smallest share of its fair part that procedures leave to every layer (own). Without it, a ranking of all weights
+together can empty a layer, and the network is dead."""
 
 
 def keep_largest(
@@ -77,17 +71,19 @@ def keep_largest(
     ties: Tensors | None = None,
     floor: float = 0.0,
 ) -> Masks:
-    """Keeps ⌈density · n⌉ elements of the highest score, of all tensors together or of each.
+    """Returns masks that keep the ⌈density · n⌉ elements of highest score, of all tensors together or of each.
 
-    ties: which of equal scores are higher; what is equal still is decided by the index, the lower stays. floor: of all
-    together, each tensor keeps its highest ⌈floor · density · its size⌉, whatever the others hold. Raises
-    PrunefrontError for a density outside of (0, 1], or too low for the floor.
+    ties: second scores, by which equal ones are ranked; if these are equal too, the lower index stays. floor: with
+    `globally`, each tensor keeps at least its highest ⌈floor · density · its size⌉. Raises PrunefrontError for a
+    density outside of (0, 1], or too low for the floor.
     """
     second = scores if ties is None else ties
     if not globally:
-        return {name: largest(t, count(density, t.numel()), ties=second[name]) for name, t in scores.items()}
+        return {
+            name: largest(t, kept_count(density, t.numel()), ties=second[name]) for name, t in scores.items()
+        }
     flat = torch.cat([t.detach().flatten() for t in scores.values()])
-    total = count(density, flat.numel())
+    total = kept_count(density, flat.numel())
     stays = torch.cat(
         [
             largest(t, math.ceil(floor * density * t.numel()), ties=second[name]).flatten()
@@ -106,7 +102,7 @@ def keep_largest(
 
 
 def largest(scores: Tensor, count: int, *, ties: Tensor | None = None) -> Tensor:
-    """Bool of the scores' shape, True at exactly `count` of the highest; ties as in `keep_largest`."""
+    """Returns a bool mask, True at exactly `count` of the highest scores; ties as in `keep_largest`."""
     flat = scores.detach().flatten()
     order = _descending(flat, flat if ties is None else ties.detach().flatten())
     stays = torch.zeros_like(flat, dtype=torch.bool)
@@ -115,35 +111,35 @@ def largest(scores: Tensor, count: int, *, ties: Tensor | None = None) -> Tensor
 
 
 def _descending(first: Tensor, second: Tensor) -> Tensor:
-    """Indices by falling `first`, then falling `second`, then rising index."""
+    """Returns indices by falling `first`, then falling `second`, then rising index."""
     order = second.sort(descending=True, stable=True).indices
     return order[first[order].sort(descending=True, stable=True).indices]
 
 
-def sizes(weights: Tensors) -> dict[str, Tensor]:
-    """|w|."""
+def magnitudes(weights: Tensors) -> dict[str, Tensor]:
+    """Returns |w|."""
     return {name: w.detach().abs() for name, w in weights.items()}
 
 
-def relative(weights: Tensors) -> dict[str, Tensor]:
-    """|w| / σ, σ the standard deviation in its tensor: a threshold on it is Han et al.'s q · σ (1506.02626)."""
+def relative_magnitudes(weights: Tensors) -> dict[str, Tensor]:
+    """Returns |w| / σ, σ the standard deviation in the tensor; a threshold on it is Han et al.'s q · σ (1506.02626)."""
     return {name: w.detach().abs() / _spread(w) for name, w in weights.items()}
 
 
 def _spread(weight: Tensor) -> Tensor:
-    """Standard deviation over all elements; 1 where they are all equal."""
+    """Returns the standard deviation over all elements, or 1 if they are all equal."""
     spread = weight.detach().std(correction=0)
     return torch.where(spread > 0, spread, torch.ones_like(spread))
 
 
 def erdos_renyi_kernel(shapes: Mapping[str, tuple[int, ...]], density: float) -> dict[str, float]:
-    """Name -> density ε · Σ axes / Π axes: small layers stay denser (Evci et al. 2020, 1911.11134).
+    """Returns name -> density ε · Σ axes / Π axes, by which small layers stay denser (Evci et al. 2020, 1911.11134).
 
-    Conv weights are [C_out, C_in / groups, kH, kW]. Layers that would be more than full are dense and ε is solved
-    again, so that the densities, weighted by size, make `density`.
+    Conv weights are [C_out, C_in / groups, kH, kW]. Layers with a density above 1 stay dense, and ε is solved again.
+    So the densities, weighted by size, average to `density`.
     """
     size = {name: math.prod(shape) for name, shape in shapes.items()}
-    count(density, 1)  # its range
+    kept_count(density, 1)  # refuses one out of range
     wanted = density * sum(size.values())
     full: set[str] = set()
     while True:
@@ -159,15 +155,15 @@ def erdos_renyi_kernel(shapes: Mapping[str, tuple[int, ...]], density: float) ->
 
 
 def erk_counts(weights: Tensors, density: float) -> dict[str, int]:
-    """Name -> how many elements stay at this density of all, shared out by Erdős–Rényi-kernel."""
+    """Returns name -> number of elements that stay, at this density of all, by Erdős–Rényi-kernel."""
     shapes = {name: tuple(w.shape) for name, w in weights.items()}
-    return counts(shapes, erdos_renyi_kernel(shapes, density))
+    return whole_counts(shapes, erdos_renyi_kernel(shapes, density))
 
 
-def counts(shapes: Mapping[str, tuple[int, ...]], densities: Mapping[str, float]) -> dict[str, int]:
-    """Name -> whole numbers of weights whose sum is ⌈Σ density · size⌉; none is off by 1 or more.
+def whole_counts(shapes: Mapping[str, tuple[int, ...]], densities: Mapping[str, float]) -> dict[str, int]:
+    """Returns name -> whole number of weights. Their sum is ⌈Σ density · size⌉, and none is off by 1 or more.
 
-    Largest remainders are rounded up; of equal ones the first.
+    The largest remainders are rounded up; of equal ones, the first.
     """
     exact = {name: densities[name] * math.prod(shape) for name, shape in shapes.items()}
     found = {name: math.floor(value + 1e-9) for name, value in exact.items()}
@@ -178,10 +174,11 @@ def counts(shapes: Mapping[str, tuple[int, ...]], densities: Mapping[str, float]
 
 
 def n_of_m(weight: Tensor, n: int, m: int, *, axis: int = 1) -> Tensor:
-    """Keeps the n largest |w| of every m consecutive input channels, at each other position (Zhou et al., 2102.04010).
+    """Returns a mask of the n largest |w| of every m consecutive input channels (Zhou et al., 2102.04010).
 
-    axis: that of the input channels, 1 for [C_out, C_in, …]: the one that sparse tensor cores take. A weight whose
-    channels do not come in groups of m is kept whole. Raises PrunefrontError unless 1 ≤ n ≤ m.
+    All other positions are masked separately. axis: axis of the input channels, 1 for [C_out, C_in, …], the layout of
+    sparse tensor cores. A weight whose channels are no multiple of m is kept whole. Raises PrunefrontError unless
+    1 ≤ n ≤ m.
     """
     if not 1 <= n <= m:
         raise PrunefrontError(f"{n} of {m} weights cannot be kept: n must be between 1 and m")

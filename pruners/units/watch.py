@@ -1,4 +1,4 @@
-"""Sees what goes into and comes out of every conv, linear and matmul call, known by the weight that it takes."""
+"""Access to inputs and outputs of every conv, linear and matmul call, by the name of its weight."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ _TRANSPOSED_ARGUMENTS = (
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One call. name: of the weight in the state dict. x: its other operand. options: stride, padding … by name."""
+    """One call. name: of the weight in the state dict. x: the other operand. options: stride, padding … by name."""
 
     name: str
     x: Tensor
@@ -42,10 +42,10 @@ class Product:
     options: Mapping[str, Any]
 
     def inputs(self, images: int) -> Float[Tensor, "images positions space"]:
-        """x with the places of the weight's consuming axis in the middle.
+        """Returns x with the positions of the weight's consuming axis in the middle.
 
         In a grouped convolution weight[:, i] meets channel i of every conv group; these lie side by side in space.
-        Raises PrunefrontError where the rows of x cannot be told apart by image.
+        Raises PrunefrontError if the rows of x cannot be assigned to images.
         """
         width = self.x.shape[-1]
         if self.func in CONVOLUTIONS:
@@ -55,7 +55,7 @@ class Product:
         return self._arranged(self.x, width, images)
 
     def outputs(self, y: Tensor, images: int) -> Float[Tensor, "images positions space"]:
-        """y, the result of the call, with the places of the weight's producing axis in the middle; as `inputs`."""
+        """Returns y, the result of the call, with the weight's producing axis in the middle. Raises as `inputs`."""
         width = y.shape[-1]
         if self.func in CONVOLUTIONS:
             width = self.weight.shape[0]
@@ -67,7 +67,7 @@ class Product:
         if tensor.ndim == 0 or len(tensor) % images:
             raise PrunefrontError(
                 f"weight {self.name!r} sees {len(tensor) if tensor.ndim else 0} rows for {images} images, so they "
-                "cannot be told apart by image; choose a criterion that does not need it"
+                "cannot be assigned to images; choose a criterion that does not need it"
             )
         if self.func in PRODUCTS:
             return tensor.reshape(images, -1, width).transpose(1, 2)
@@ -76,21 +76,21 @@ class Product:
 
 
 OnInput = Callable[[Product], Tensor | None]
-"""Called before a product; a tensor takes x's place."""
+"""Callback before a product; a tensor that it returns replaces x."""
 
 OnOutput = Callable[[Product, Tensor], Tensor | None]
-"""Called with the result; a tensor takes its place."""
+"""Callback with the result of a product; a tensor that it returns replaces the result."""
 
 
 def _memory(weight: Tensor) -> tuple[int, ...]:
-    """Equal for a weight and its transpose, not for a part or another shape of it."""
+    """Returns a key that is equal for a weight and its transpose, and differs for a part or another shape of it."""
     return (weight.data_ptr(), *sorted(weight.shape))
 
 
 class Watch(TorchFunctionMode):
-    """While entered, calls back at every product with one of the given weights.
+    """Context that calls back at every product with one of the given weights.
 
-    weights: state-dict name -> the tensor that the network holds. They are known by their memory, which finds
+    weights: state-dict name -> the tensor that the network holds. Weights are recognised by their memory, which finds
     modules, functional calls, transposed views and weights used several times; hooks would see modules only.
     """
 
@@ -135,9 +135,9 @@ class Watch(TorchFunctionMode):
 
 
 class Outputs:
-    """Remembers what watched products put out, so that gradients can be asked for there.
+    """Collects the outputs of watched products, so that gradients can be taken there.
 
-    What follows gets a copy: an operator that writes in place changes neither the values nor the place.
+    The network goes on with a copy, so that an operator in place does not change the collected outputs.
     """
 
     def __init__(self) -> None:
@@ -150,7 +150,7 @@ class Outputs:
         return y.clone()
 
     def slopes(self, objective: Tensor) -> Sequence[Tensor | None]:
-        """∂objective/∂y of each call; None where it does not depend on it. Can be asked again."""
+        """Returns ∂objective/∂y of each call, None for an independent y. It may be called repeatedly."""
         outputs = [y for _, y in self.calls]
         if not objective.requires_grad or not outputs:
             return [None] * len(outputs)

@@ -5,11 +5,11 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, InvalidOperation
-from difflib import get_close_matches
 from typing import Literal
 
 from prunefront.errors import PrunefrontError
 from prunefront.search.outcomes.measurement import OBJECTIVES, Constraint
+from prunefront.text import did_you_mean
 
 Side = Literal["low", "high"]
 Relative = Literal["", "ratio", "points"]
@@ -236,10 +236,8 @@ def _unit_fault(name: str, unit: str) -> str:
     known = _KNOWN_UNITS[name]
     if any(unit in units for units in UNITS.values()):
         return f"{name} has no unit {unit!r}; it takes {known}"
-    folded = [u for u in UNITS[name] if u and u.casefold() == unit.casefold()]
-    near = folded or get_close_matches(unit, [u for u in UNITS[name] if u], n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"there is no unit {unit!r}; {hint}{name} takes {known}"
+    near = did_you_mean(unit, filter(None, UNITS[name]))
+    return f"there is no unit {unit!r}; {near}{name} takes {known}"
 
 
 def _example(name: str) -> str:
@@ -248,11 +246,9 @@ def _example(name: str) -> str:
 
 def _check_name(name: str, shown: str) -> None:
     if name not in OBJECTIVES:
-        folded = [n for n in OBJECTIVES if n.partition("_")[0] == name.casefold()]
-        near = folded or get_close_matches(name.casefold(), OBJECTIVES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConstraintError(
-            f"{shown!r}: nothing is measured that is called {name!r}; {hint}known: {', '.join(OBJECTIVES)}"
+            f"{shown!r}: nothing is measured that is called {name!r}; {did_you_mean(name, OBJECTIVES)}known: "
+            f"{', '.join(OBJECTIVES)}"
         )
 
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from prunefront.errors import PrunefrontError, one_line
+from prunefront.errors import PrunefrontError
+from prunefront.text import one_line
 
 Direction = Literal["max", "min"]
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import Field, field, fields
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from prunefront.errors import PrunefrontError
+from prunefront.text import did_you_mean
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -26,10 +26,8 @@ def read_options(kind: type[T], given: Mapping[str, Any], searcher: str) -> T:
     known: dict[str, Field[Any]] = {f.name: f for f in fields(kind)}
     for name, value in given.items():
         if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
             raise PrunefrontError(
-                f"searcher {searcher!r} has no option {name!r}; {hint}"
+                f"searcher {searcher!r} has no option {name!r}; {did_you_mean(name, known)}"
                 f"options: {', '.join(sorted(known)) or 'none'}"
             )
         _check(known[name], value, searcher)

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from prunefront.choice import GroupChoice
-from prunefront.errors import one_line
+from prunefront.text import one_line
 
 
 @dataclass(frozen=True, slots=True)

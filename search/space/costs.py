@@ -27,7 +27,7 @@ class CostModel:
     rows, columns: the share of either axis of each of T tensors that stays, linear in the groups' kept shares [G].
     Entry [t, 0] is the part that always stays, entry [t, 1 + g] the part that stays with group g; a dense row sums to
     1. inner: [T, G], 1 if group g is the layer or stack whose own kept share multiplies tensor t, else 0. amounts: cost
-    -> contribution of each dense tensor [T]. worded: costs whose contribution also shrinks with the bit width of
+    -> contribution of each dense tensor [T]. bit_scaled: costs whose contribution also shrinks with the bit width of
     `inner`.
 
     Exact if only channels are dropped, for costs that are sums over tensors (MACs, parameters). The indices that
@@ -38,7 +38,7 @@ class CostModel:
     columns: Floats
     inner: Floats
     amounts: Mapping[str, Floats]
-    worded: frozenset[str] = frozenset({"size_bytes"})
+    bit_scaled: frozenset[str] = frozenset({"size_bytes"})
 
     def __call__(self, encoding: Encoding, rows: Rows) -> dict[str, Floats]:
         """Returns each cost's values [n], by name, for candidates given as rows [n, G]."""
@@ -48,6 +48,6 @@ class CostModel:
         left *= np.exp(np.log(kept) @ self.inner.T)
         widths = np.exp(np.log(encoding.look_up(encoding.bits, rows) / 32.0) @ self.inner.T)
         return {
-            name: (left * widths if name in self.worded else left) @ amount
+            name: (left * widths if name in self.bit_scaled else left) @ amount
             for name, amount in self.amounts.items()
         }

@@ -10,7 +10,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import fetch_from
+from prunefront.pipelines.artifacts.fetch import fetch_from
 from prunefront.pipelines.stores.s3 import S3Store
 from tests.faults.study import Events, Fault, Study
 from tests.services.ceph import PROGRAMS, running

@@ -16,10 +16,10 @@ import atheris
 
 with atheris.instrument_imports(include=["pipelines", "pruners", "search", "json", "tomllib", "safetensors"]):
     from prunefront.errors import PrunefrontError
-    from prunefront.pipelines.artifacts.publish import Manifest
+    from prunefront.pipelines.artifacts.manifest import Manifest
     from prunefront.pipelines.config.read import load
     from prunefront.pipelines.data import parquet
-    from prunefront.pipelines.formats.weights import read_tensors, unpacked
+    from prunefront.pipelines.formats.weights import read_tensors, unpack_weights
     from prunefront.pipelines.journal.journal import read_events
     from prunefront.pipelines.stages.latency_table import read
     from prunefront.pruners.saved import read_plan
@@ -51,7 +51,7 @@ READERS: dict[str, Callable[[bytes], object]] = {
     "plan": from_file("plan.json", read_plan),
     "table": from_file("t.json", read),
     "safetensors": from_file("w.safetensors", read_tensors),
-    "packed": unpacked,
+    "packed": unpack_weights,
     "torch": from_file("w.pt", read_tensors),
     "parquet": from_file("p.parquet", parquet._open),
 }

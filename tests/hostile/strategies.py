@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from prunefront.errors import LONGEST, PrunefrontError
+from prunefront.errors import PrunefrontError
+from prunefront.text import LONGEST
 
 EXAMPLES = int(os.environ.get("PRUNEFRONT_FUZZ", "80"))
 """Of each reader; `make fuzz` asks for 500, of all of them together 12,500."""

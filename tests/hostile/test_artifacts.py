@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from functools import cache
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,25 +18,29 @@ from rich.console import Console
 from torch import nn
 
 from prunefront.choice import GroupChoice, pattern
-from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, Manifest, fetch, publish, read_front
+from prunefront.pipelines.artifacts.fetch import fetch, read_stored_front
+from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST, Manifest
+from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.artifacts.verify import torch_network, verify
 from prunefront.pipelines.config.sections import ModelSection
 from prunefront.pipelines.data import Split, Splits, Transform
-from prunefront.pipelines.fronts.page import read, table, write_html
+from prunefront.pipelines.fronts.page import write_html
+from prunefront.pipelines.fronts.row import FrontRow, read_rows
+from prunefront.pipelines.fronts.table import table
 from prunefront.pipelines.journal.layout import FRONT
 from prunefront.pipelines.models import build
 from prunefront.pipelines.stores.folder import DirectoryStore
 from prunefront.pipelines.stores.store import read_json
-from prunefront.pipelines.study.find import fetch_best
+from prunefront.pipelines.study.fetch import fetch_best
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.trace.tracer import trace
 from tests.hostile.strategies import TEXTS, answered, damaged, documents, fuzzed
 from tests.hostile.test_weights import safetensors
 from tests.pipelines.artifacts.test_verify import publish_network
-from tests.pipelines.fronts.test_page import ROWS
+from tests.pipelines.fronts.test_front import DATA
 
-ROW = {**ROWS[0], "artifact": None}
+ROW = {**DATA[0], "artifact": None}
 
 
 @cache
@@ -77,7 +80,7 @@ def untouched(folder: Path, *but: str) -> Iterator[None]:
     assert found() == before
 
 
-def shown(rows: list[dict[str, Any]], folder: Path) -> None:
+def shown(rows: list[FrontRow], folder: Path) -> None:
     """A front as a terminal and a browser get it."""
     console = Console(file=StringIO(), width=500)
     console.print(table(rows))
@@ -149,14 +152,14 @@ def test_fronts(store: DirectoryStore, tmp_path: Path, content: bytes) -> None:
     root = tmp_path / "store"
     root.mkdir(exist_ok=True)
     (root / FRONT).write_bytes(content)
-    rows = answered(lambda: read_front(DirectoryStore(root)))
+    rows = answered(lambda: read_stored_front(DirectoryStore(root)))
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
     with untouched(tmp_path, "out"):
         answered(lambda: fetch_best(str(root), {}, "accuracy", None, tmp_path / "out", None))
-    front = None if rows is None else answered(lambda: read(rows))
+    front = None if rows is None else answered(lambda: read_rows(rows))
     if front is not None:
         assert all(r.artifact is None or r.artifact.startswith(f"{root}/") for r in front)
-        shown([r.to_json() for r in front], Path(tempfile.mkdtemp(dir=tmp_path)))
+        shown(front, Path(tempfile.mkdtemp(dir=tmp_path)))
 
 
 @given(uri=st.one_of(TEXTS, TEXTS.map("s3://{}".format), TEXTS.map("/x/{}-0123456789ab".format)), key=TEXTS)

@@ -20,7 +20,7 @@ from prunefront.pruners.cut.prune import prune
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.plan.decide import plan
-from prunefront.pruners.saved import PLAN, WEIGHTS, described, read_plan, rebuild, save_network
+from prunefront.pruners.saved import PLAN, WEIGHTS, pack_network, plan_document, read_plan, rebuild
 from prunefront.pruners.trace.tracer import trace
 from tests.hostile.strategies import answered, as_lists, changed, documents, fuzzed
 
@@ -49,7 +49,7 @@ def network() -> tuple[nn.Module, ChannelGraph]:
 
 @cache
 def genuine() -> tuple[dict[str, Any], Path]:
-    """plan.json and weights.safetensors of a network with fewer channels, fewer weights and shorter words."""
+    """plan.json and weights.safetensors of a network with fewer channels, fewer weights and fewer bits."""
     net, graph = network()
     scores = {"l1": {g.name: np.arange(g.units, dtype=float) for g in graph.groups}}
     choices = {graph.groups[0].name: GroupChoice("l1", 0.5)}
@@ -59,9 +59,9 @@ def genuine() -> tuple[dict[str, Any], Path]:
     cut = plan(graph, choices, scores)
     folder = Path(tempfile.mkdtemp(prefix="prunefront-hostile-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    save_network(prune(net, graph, cut), graph, cut, folder / WEIGHTS)
+    pack_network(prune(net, graph, cut), graph, cut, folder / WEIGHTS)
     description = {"model": {"factory": "digits_cnn"}, "data": {}, "input_shape": [1, 8, 8], "classes": 3}
-    return json.loads(json.dumps({**described(graph, cut), **description})), folder / WEIGHTS
+    return json.loads(json.dumps({**plan_document(graph, cut), **description})), folder / WEIGHTS
 
 
 @given(content=documents(genuine()[0]))
@@ -77,7 +77,7 @@ def test_plans(tmp_path: Path, content: bytes) -> None:
     cut, removed = found
     assert cut.key().isalnum()
     assert PruningPlan.from_json(json.loads(json.dumps(cut.to_json(), allow_nan=False))) == cut
-    assert all(0.0 <= ratio <= 1.0 for ratio in cut.achieved().values())
+    assert all(0.0 <= ratio <= 1.0 for ratio in cut.achieved_ratios().values())
     answered(lambda: surgery.apply(net, graph, cut))
     made = answered(lambda: rebuild(net, cut, removed, weights))
     if made is not None:

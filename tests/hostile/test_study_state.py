@@ -27,9 +27,9 @@ from prunefront.pipelines.stages.warm_start import WarmStart, from_event, to_eve
 from prunefront.pipelines.stages.warm_start import publish as publish_evaluations
 from prunefront.pipelines.stages.warm_start import read as read_evaluations
 from prunefront.pipelines.stores.folder import DirectoryStore
-from prunefront.pipelines.study.find import bounds_kept, read_front
+from prunefront.pipelines.study.find import read_bounds, read_front
 from prunefront.pipelines.study.folder import open_folder
-from prunefront.pipelines.study.rehearsal import recorded, seconds_of_first_stage
+from prunefront.pipelines.study.rehearsal import first_stage_seconds, load_evaluations
 from prunefront.pipelines.study.status import status
 from prunefront.pruners.graph.single_cuts import RATIOS
 from prunefront.pruners.plan.decide import plan
@@ -39,7 +39,7 @@ from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.search_space import GroupSpace, SearchSpace
 from tests.hostile.strategies import answered, damaged, documents, fuzzed
 from tests.hostile.test_weights import safetensors
-from tests.pipelines.fronts.test_page import ROWS
+from tests.pipelines.fronts.test_front import DATA
 from tests.pipelines.stages import test_latency_table as tables
 from tests.pipelines.stages.test_warm_start import HERE, scored
 from tests.pipelines.study.test_rehearsal import config_of, searched
@@ -74,7 +74,7 @@ def genuine(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
         {"predictor": read(table).predictor().to_json(), "table": json.loads(table.read_text())},
     )
     write_json(prepared / "precision.json", {"precision": "float32", "channels_last": False})
-    write_json(folder / "front.json", ROWS)
+    write_json(folder / "front.json", DATA)
     write_json(folder / "bounds.json", {"said": "all meet", "met": 2})
     write_json(folder / "timing.json", {"busy": {"screen": 2.0}})
     assert len(task.space.groups) > 1
@@ -97,7 +97,7 @@ def resumed(config: StudyConfig) -> None:
     """All that a search that goes on, or looks at the study, makes of its journal."""
     events = read_events(config.path / "journal.jsonl")
     answered(lambda: status(config.path))
-    answered(lambda: recorded(config.path, config))
+    answered(lambda: load_evaluations(config.path, config))
     for event in events:
         if event["event"] == "warm_start":
             from_event(event)
@@ -151,8 +151,8 @@ def test_journals(config: StudyConfig, genuine: StudyConfig, data: st.DataObject
 FILES: dict[str, Callable[[StudyConfig], object]] = {
     "study.json": lambda config: (status(config.path), open_folder(config, resume=True, fresh=False)),
     "front.json": lambda config: read_front(config.path),
-    "bounds.json": lambda config: bounds_kept(config.path),
-    "timing.json": lambda config: seconds_of_first_stage(config.path),
+    "bounds.json": lambda config: read_bounds(config.path),
+    "timing.json": lambda config: first_stage_seconds(config.path),
     "table.json": lambda config: read(config.path / "table.json").predictor(),
     "prepared/graph.json": lambda config: spaces(config),
     "prepared/precision.json": lambda config: read_precision(config.path / "prepared"),

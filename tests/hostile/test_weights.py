@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
-from prunefront.pipelines.formats.weights import load_weights, unpacked
+from prunefront.pipelines.formats.weights import load_weights, unpack_weights
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.saved import rebuild
 from tests.hostile.strategies import answered, changed, damaged, fuzzed, text_of
@@ -87,7 +87,7 @@ def load(path: Path, content: bytes) -> None:
 @fuzzed
 def test_safetensors(tmp_path: Path, content: bytes) -> None:
     load(tmp_path / "w.safetensors", content)
-    answered(lambda: unpacked(content))
+    answered(lambda: unpack_weights(content))
 
 
 @given(content=state_dicts())

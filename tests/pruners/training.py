@@ -1,7 +1,7 @@
-"""What tests of training procedures share: a run that takes milliseconds, and a look at its phases."""
+"""Tools that tests of training procedures share: a run that takes milliseconds, and a log of its phases."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.procedures import Phase
 from prunefront.pruners.procedures.loop import EpochReport, fit
 from prunefront.pruners.procedures.run import Run
-from prunefront.pruners.scoring import score_all
+from prunefront.pruners.scoring import score
 from tests.pruners.fixtures import Residual, batches, made
 
 RATE = 0.05
@@ -31,7 +31,7 @@ def goal_of(model: nn.Module, **choices: GroupChoice) -> PruningPlan:
     """By default half of every group by l1."""
     graph = model.graph()
     asked = choices or {g.name: GroupChoice("l1", 0.5) for g in graph.groups}
-    return plan(graph, asked, score_all(model, graph, ("l1", "l2", "bn_scale"), data()))
+    return plan(graph, asked, score(model, graph, ("l1", "l2", "bn_scale"), data()))
 
 
 def start(
@@ -69,6 +69,12 @@ def trained(
     dtype = next(run.model.parameters()).dtype
     stream = itertools.cycle([(x.to(dtype), y) for x, y in data()])
     return fit(run, phases, stream, backward, learning_rate=RATE, schedule=schedule)
+
+
+def density(weights: Iterable[torch.Tensor]) -> float:
+    """Share of the elements that are not zero."""
+    held = list(weights)
+    return sum(int(t.count_nonzero()) for t in held) / sum(t.numel() for t in held)
 
 
 def tensors(model: nn.Module) -> dict[str, torch.Tensor]:

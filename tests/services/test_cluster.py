@@ -226,7 +226,7 @@ def test_a_job_that_is_stopped_ends_cleanly(jobs: Cluster) -> None:
             "prunefront", "logs", "stopped", "--no-follow"
         ).stdout
         time.sleep(0.5)
-    found = json.loads(jobs.run("prunefront", "status", "stopped.toml", "--address", server, "--json"))
+    found = json.loads(jobs.run("prunefront", "status", "stopped.toml", "--jobs-server", server, "--json"))
     assert (found["study"], found["state"]) == ("stopped", "RUNNING")
     second = jobs.outcome("prunefront", "submit", "stopped.toml", "--resume")
     assert second.returncode == 2

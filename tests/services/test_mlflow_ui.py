@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from prunefront.pipelines.fronts.page import write_html, write_png
+from prunefront.pipelines.fronts.page import write_html
+from prunefront.pipelines.fronts.picture import write_png
+from prunefront.pipelines.fronts.row import read_rows
 from prunefront.pipelines.tracking.tracker import MlflowTracker
 from prunefront.search.outcomes.measurement import Failure, Measurement
 from tests.services.conftest import require
@@ -61,8 +63,8 @@ ROWS = [row("a1", 0.2), row("b2", 0.4), row("c3", 0.6), row("dense", 1.0)]
 def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
     """Tracking address, experiment id and run id of a study with four candidates and a front."""
     folder = tmp_path_factory.mktemp("study")
-    write_html(ROWS, folder / "front.html", "digits")
-    write_png(ROWS, folder / "front.png", "digits")
+    write_html(read_rows(ROWS), folder / "front.html", "digits")
+    write_png(read_rows(ROWS), folder / "front.png", "digits")
     uri = f"sqlite:///{folder}/mlflow.db"
     tracker = MlflowTracker(uri, "prunefront", folder)
     run_id = tracker.start({"name": "digits", "seed": 7, "search": {"candidates": 4}})
@@ -79,9 +81,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
 
 @pytest.fixture(scope="module")
 def address(study: tuple[str, str, str]) -> Iterator[str]:
-    """`ui.serve` in a process of its own, ended as Ctrl-C ends it."""
+    """`serve` in a process of its own, ended as Ctrl-C ends it."""
     port = free_port()
-    code = "import sys; from prunefront.pipelines.cli.ui import serve; serve(sys.argv[1], int(sys.argv[2]))"
+    code = "import sys; from prunefront.pipelines.cli.mlflow_ui import serve; serve(sys.argv[1], int(sys.argv[2]))"
     root = Path(__file__).parents[2]
     process = subprocess.Popen(
         # a test run that was started in the background ignores Ctrl-C, and so would what it starts

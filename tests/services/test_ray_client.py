@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cluster.connect import ANSWER_SECONDS, connected
+from prunefront.pipelines.cluster.connect import ANSWER_SECONDS, connect
 from prunefront.pipelines.config.sections import ClusterSection
 from tests.services.conftest import require
 from tests.services.host import PROGRAMS, Host, host
@@ -163,7 +163,7 @@ def test_nobody_is_waited_for(address: str) -> None:
     asked, begun = address.format(port=free_port()), time.monotonic()
     with (
         pytest.raises(PrunefrontError, match=f"at --address {asked}: Connection refused; start one with"),
-        connected(asked, ClusterSection()),
+        connect(asked, ClusterSection()),
     ):
         raise AssertionError("there is a cluster")
     assert time.monotonic() - begun < ANSWER_SECONDS

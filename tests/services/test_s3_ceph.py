@@ -9,10 +9,12 @@ import boto3
 import numpy as np
 import pytest
 
-from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, check_digests, fetch, publish, read_front
+from prunefront.pipelines.artifacts.fetch import fetch, read_stored_front
+from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST, check_digests
+from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data import load
-from prunefront.pipelines.data.cache import FOLDER
+from prunefront.pipelines.data.cache import FOLDER_VARIABLE
 from prunefront.pipelines.journal.layout import FRONT
 from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.s3 import PART_BYTES, S3Error, S3Store
@@ -64,7 +66,7 @@ def test_publish_find_and_fetch(bucket: str, made: Path, tmp_path: Path) -> None
     }
     assert publish(store, made, "dense") == artifact
 
-    (row,) = read_front(open_store(f"s3://{bucket}/studies/one/"))
+    (row,) = read_stored_front(open_store(f"s3://{bucket}/studies/one/"))
     out = fetch(row["artifact"], tmp_path / "out")
     assert check_digests(out).sha256 == artifact.sha256
     assert all((out / name).read_bytes() == (made / name).read_bytes() for name in LIMITS)
@@ -109,7 +111,7 @@ def test_training_images_are_kept_on_this_machine(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In several parts, and anew when the object is another one."""
-    monkeypatch.setenv(FOLDER, str(tmp_path / "cache"))
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
     test = write_parquet(tmp_path / "test.parquet", split(9, size=128))
     for seed in (1, 2):
         part = split(240, seed=seed, size=128)
@@ -207,7 +209,7 @@ def test_what_a_bad_network_keeps_back_arrives(
             assert MANIFEST not in "".join(_listed(bucket))
         proxy.fault = ""
         store.close(drain=True)
-    (row,) = read_front(open_store(f"s3://{bucket}/p"))
+    (row,) = read_stored_front(open_store(f"s3://{bucket}/p"))
     assert check_digests(fetch(row["artifact"], tmp_path / "out")).sha256 == artifact.sha256
 
 

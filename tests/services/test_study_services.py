@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from prunefront.pipelines.artifacts.publish import read_front
+from prunefront.pipelines.artifacts.fetch import read_stored_front
 from prunefront.pipelines.journal.journal import read_events
-from prunefront.pipelines.recovery.owner import owner_of
-from prunefront.pipelines.recovery.snapshot import Place, events_in
+from prunefront.pipelines.recovery.owner import read_owner
+from prunefront.pipelines.recovery.restore import fetch_events
+from prunefront.pipelines.recovery.state_store import StateStore
 from prunefront.pipelines.stages.final import FRONT_OBJECTIVES
 from prunefront.pipelines.stages.warm_start import read
 from prunefront.pipelines.stores.open import open_store
@@ -259,9 +260,9 @@ def test_a_search_goes_on_where_its_folder_never_was(
     assert refused.returncode == 2
     assert "is running elsewhere" in refused.stderr
     store.delete(place.heartbeat_key)  # a minute later
-    snapshot = place.stand().snapshot
+    snapshot = place.latest().snapshot
     assert snapshot is not None
-    known = events_in(place, snapshot)
+    known = fetch_events(place, snapshot)
     out = prunefront("search", "s.toml", "--resume", folder=there, env=env)
     assert f"the study was brought to where it stands in {place.uri}: run 1 on " in out
     events = read_events(there / "studies/moved/journal.jsonl")
@@ -274,7 +275,7 @@ def test_a_search_goes_on_where_its_folder_never_was(
             front.add(event["name"], Measurement.from_json(event["outcome"]))
     rows = json.loads((there / "studies/moved/front.json").read_text())
     assert {row["key"] for row in rows} == {*front.members, "dense"}
-    assert read_front(store) == rows
+    assert read_stored_front(store) == rows
 
     # what was published before the test figures came goes, and the front is as good as before
     look = ("gc", artifacts, "--endpoint-url", searched.s3.endpoint, "--older-than", "0s", "--json")
@@ -287,15 +288,15 @@ def test_a_search_goes_on_where_its_folder_never_was(
     prunefront("fetch", "s.toml", "--key", "dense", "-o", "dense/", folder=there, env=env)
 
 
-def _scored_in_store(store: ArtifactStore, driver: "subprocess.Popen[bytes]", *, at_least: int) -> Place:
+def _scored_in_store(store: ArtifactStore, driver: "subprocess.Popen[bytes]", *, at_least: int) -> StateStore:
     """Where a running search keeps its state, once so many were scored in what is there."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         assert driver.poll() is None, "the search ended before it could be killed"
-        if (owner := owner_of(store)) is not None:
-            place = Place(store, owner.id)
-            stand = place.stand()
-            events = [] if stand.snapshot is None else events_in(place, stand.snapshot)
+        if (owner := read_owner(store)) is not None:
+            place = StateStore(store, owner.id)
+            stored = place.latest()
+            events = [] if stored.snapshot is None else fetch_events(place, stored.snapshot)
             if sum(e["event"] == "told" for e in events) >= at_least:
                 return place
         time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""What a network can be timed on. One runtime a file; `runtimes` finds them by itself."""
+"""Runtimes that a network can be timed on, one a file; `runtimes` finds them by itself."""
 
 import pkgutil
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from prunefront.registry import Registry
 
 
 class MakeCall(Protocol):
-    """Prepares a network for being timed: what is slow happens here, nothing of it in the returned call."""
+    """Prepares a network for timing. All slow preparations happen here, and none in the returned call."""
 
     def __call__(
         self, model: nn.Module, onnx: Path | None, example: Tensor, threads: int
@@ -25,8 +25,8 @@ class MakeCall(Protocol):
 class Runtime:
     """One way of running a network. summary: a line for `prunefront list runtimes`.
 
-    missing: what this machine lacks for it, in a few words, or None. from_file: it runs the ONNX file and does not look
-    at the module, so it can time networks of another machine.
+    missing: returns the thing that this machine lacks for it, in a few words, or None. from_file: it runs the ONNX file
+    and ignores the module, so it can time networks of another machine.
     """
 
     name: str
@@ -38,10 +38,11 @@ class Runtime:
     def __call__(
         self, model: nn.Module, onnx: Path | None, example: Tensor, threads: int
     ) -> Callable[[], None]:
-        """One call = one forward of `example` in eval mode, finished when it returns; `model` is unchanged.
+        """Returns a call that is one forward of `example` in eval mode, finished when it returns.
 
-        onnx: the exported file, for runtimes that run that; may be None for others. threads: of the CPU,
-        per call. Raises PrunefrontError where the runtime is not available, or does not get what it runs.
+        onnx: the exported file, for runtimes with `from_file`; may be None for others. threads: number of CPU threads
+        per call. The model stays unchanged. Raises PrunefrontError where the runtime is not available, or lacks the
+        file.
         """
         lack = self.missing()
         if lack is not None:
@@ -51,12 +52,13 @@ class Runtime:
 
 
 runtimes: Registry[Runtime] = Registry("runtime")
+"""Name -> runtime."""
 
 
 def runtime(
     name: str, summary: str, missing: Callable[[], str | None] = lambda: None, *, from_file: bool = False
 ) -> Callable[[MakeCall], MakeCall]:
-    """Decorator that files a `MakeCall` as a runtime."""
+    """Returns a decorator that registers a `MakeCall` as a runtime."""
 
     def file(prepare: MakeCall) -> MakeCall:
         runtimes.register(name)(Runtime(name, summary, prepare, missing, from_file))

@@ -25,10 +25,10 @@ def _missing() -> str | None:
     _missing,
 )
 def prepare(model: nn.Module, onnx: Path | None, example: Tensor, threads: int) -> Callable[[], None]:
-    """Compiles before returning, for this batch size and thread count.
+    """Compiles the network before it returns, for this batch size and thread count.
 
-    The network is exported first: that gives each candidate a forward of its own. Compiled as modules of
-    one class they would share one cache, and Dynamo gives up on the ninth shape and runs it uncompiled.
+    The network is exported first, which gives each candidate a forward of its own. Compiled as modules of one class,
+    candidates would share one cache: Dynamo gives up on the ninth shape and runs it uncompiled.
     """
     network, images = copy_to("cpu", model, example)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""PyTorch as it is, on the first GPU."""
+"""PyTorch without a compiler, on the first GPU."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ def _missing() -> str | None:
     _missing,
 )
 def prepare(model: nn.Module, onnx: Path | None, example: Tensor, threads: int) -> Callable[[], None]:
-    """`threads` has no effect. What is timed is what a caller waits for: launch and compute, no copies."""
+    """Returns a call of launch and compute, without copies of data. threads: has no effect."""
     network, images = copy_to("cuda", model, example)
 
     def call() -> None:

@@ -1,4 +1,4 @@
-"""PyTorch as it is, on the CPU."""
+"""PyTorch without a compiler, on the CPU."""
 
 import copy
 from collections.abc import Callable
@@ -12,7 +12,10 @@ from prunefront.pipelines.measure.runtimes import runtime
 
 @runtime("eager", "PyTorch on the CPU, uncompiled, channels_last")
 def prepare(model: nn.Module, onnx: Path | None, example: Tensor, threads: int) -> Callable[[], None]:
-    """channels_last: 0.9× on ResNet-20, no difference on tiny networks (docs/decisions/0004-latency.md)."""
+    """Runs the network in channels_last: 0.9× the time on ResNet-20, the same on tiny networks.
+
+    docs/decisions/0004-latency.md has the figures.
+    """
     network, images = copy_to("cpu", model, example)
     return with_threads(lambda: network(images), threads)
 
@@ -28,7 +31,7 @@ def copy_to(device: str, model: nn.Module, example: Tensor) -> tuple[nn.Module, 
 
 
 def with_threads(forward: Callable[[], object], threads: int) -> Callable[[], None]:
-    """Runs `forward` in inference mode with that many threads, then puts torch's setting back (0.3 µs)."""
+    """Returns a call of `forward` in inference mode with so many threads; it puts torch's setting back (0.3 µs)."""
 
     def call() -> None:
         before = torch.get_num_threads()

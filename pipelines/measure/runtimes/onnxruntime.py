@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: what small networks are mostly deployed on, and the default."""
+"""ONNX Runtime on the CPU, on which most small networks are deployed. It is the default."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from prunefront.pipelines.measure.runtimes import runtime
 
 @runtime("onnxruntime", "ONNX Runtime on the CPU, from the exported model.onnx (default)", from_file=True)
 def prepare(model: nn.Module, onnx: Path | None, example: Tensor, threads: int) -> Callable[[], None]:
-    """Runs the file, not the module. Input and outputs are bound once: a call converts nothing."""
+    """Runs the file and ignores the module. Input and outputs are bound once, so that a call converts nothing."""
     if onnx is None:
         raise PrunefrontError(
             "runtime 'onnxruntime' times an ONNX file and got none; export the network first"

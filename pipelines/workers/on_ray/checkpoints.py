@@ -13,7 +13,7 @@ from prunefront.pipelines.journal.layout import CHECKPOINTS
 from prunefront.pipelines.workers.checkpoints import Folder, Pace, log
 
 ANSWER_SECONDS = 300.0
-"""How long the actor may take for one of them."""
+"""Seconds that the actor may take for one snapshot."""
 
 
 class Checkpoints:
@@ -33,7 +33,7 @@ class Checkpoints:
         self._ask(lambda: self._keeper.drop.remote(name), f"what was kept of {name} cannot be deleted")
 
     def keeping(self, name: str) -> "Pace":
-        """What `Evaluator.train` gives the network's snapshots to."""
+        """Returns what `Evaluator.train` gives the network's snapshots to."""
         return Pace(lambda content: self.write(name, content))
 
     def _ask(self, call: Callable[[], Any], failed: str) -> Any:

@@ -32,7 +32,7 @@ def gather(
     workers: int,
     cluster: ClusterSection,
 ) -> Statistics:
-    """As `statistics.collect`, on the cluster; the values do not depend on how many workers there are.
+    """Gathers statistics as `statistics.collect` does, on the cluster; values do not depend on the number of workers.
 
     Workers build the network from its factory, so none travels. Raises PrunefrontError where something cannot be seen.
     """

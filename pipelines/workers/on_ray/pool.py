@@ -14,6 +14,7 @@ from prunefront.pipelines.workers.inheritance import Inheritance, Parent
 from prunefront.pipelines.workers.scoring import Scored, ScoringWorker, hand_on
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.search.outcomes.measurement import Failure, Outcome
+from prunefront.text import first_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class _Task:
 
 
 DIED = (OutOfMemoryError, RayActorError, ObjectLostError)
-"""What Ray raises where a worker is gone, or its answer with the machine that held it."""
+"""Errors of Ray for a worker that is gone, or its answer with the machine that held it."""
 
 STILLBORN = 3
 """After so many workers in a row that died before they were ready, those that die so are not replaced."""
@@ -78,7 +79,7 @@ class ScoringPool:
 
     @property
     def free(self) -> int:
-        """How many workers have nothing to do."""
+        """Number of workers that have nothing to do."""
         return len(self._free)
 
     @property
@@ -100,7 +101,7 @@ class ScoringPool:
         done, _ = ray.wait([*self._running, *self._starting], num_returns=1, timeout=timeout)
         if not done:
             if not (self._running or self._free):
-                self._patience.there_is_none()
+                self._patience.no_worker_ready()
             return None
         if done[0] in self._starting:
             self._started(done[0])
@@ -111,7 +112,7 @@ class ScoringPool:
             scored: Scored = ray.get(done[0])
         except DIED as error:
             self.lost += 1
-            line = str(error).splitlines()[0]
+            line = first_line(error)
             self._on_lost(name, line)
             ray.kill(worker)  # where only its answer was lost, or its machine may come back
             self._start_worker()
@@ -152,12 +153,12 @@ class ScoringPool:
                 self._start_worker()
             elif not (self._free or self._running or self._starting):
                 raise PrunefrontError(
-                    f"no worker process stays alive, the last one ended with: {str(error).splitlines()[0]}; mend that "
+                    f"no worker process stays alive, the last one ended with: {first_line(error)}; mend that "
                     "and go on with --resume"
                 ) from error
             return
         self._stillborn = 0
-        self._patience.there_is_one()
+        self._patience.worker_ready()
         self._free.append(worker)
         self._hand_out()
 

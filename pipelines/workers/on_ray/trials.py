@@ -113,7 +113,7 @@ class Guard(tune.Callback):
         self.error: Exception | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing of ours goes into Tune's own snapshots; see `SearcherAdapter`."""
+        """Returns nothing: what is ours stays out of Tune's own snapshots; see `SearcherAdapter`."""
         return {}
 
     def guarded(self, call: Callable[..., None]) -> Callable[..., None]:
@@ -167,9 +167,12 @@ class FinetuneTrial(tune.Trainable):
 
 @dataclass(frozen=True, slots=True)
 class Trials:
-    """How trials are run. workers: at a time, at most. storage: Tune's own folder, on the machine that runs Tune;
-    name: of the stage, and of its folder in there. rungs: where trials are compared and perhaps stopped. checkpoints:
-    where they are kept between epochs, so that one whose worker died goes on. patience: for how long none may run."""
+    """Settings of a stage's trials.
+
+    workers: at a time, at most. storage: Tune's own folder, on the machine that runs Tune. name: of the stage, and of
+    its folder in there. rungs: where trials are compared and perhaps stopped. checkpoints: where they are kept between
+    epochs, so that one whose worker died goes on. patience: for how long none may run.
+    """
 
     workers: int
     cluster: ClusterSection
@@ -263,7 +266,7 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained, on
             name=trials.name,
             storage_path=str(trials.storage.absolute()),
             verbose=0,
-            callbacks=[guard, WaitsForWorkers(trials.patience or Patience(cluster))],
+            callbacks=[guard, WaitForWorkers(trials.patience or Patience(cluster))],
             failure_config=tune.FailureConfig(max_failures=1),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
@@ -301,8 +304,8 @@ def memory_is_no_mystery() -> Iterator[None]:
             vars(module)["RayActorError"] = error
 
 
-class WaitsForWorkers(tune.Callback):
-    """The same for trials, for which Ray Tune itself would wait for ever."""
+class WaitForWorkers(tune.Callback):
+    """Patience with trials, for which Ray Tune itself would wait for ever."""
 
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
@@ -316,6 +319,6 @@ class WaitsForWorkers(tune.Callback):
             trial.is_finished()  # type: ignore[no-untyped-call]  # Tune leaves it untyped
             for trial in trials
         ):
-            self._patience.there_is_one()
+            self._patience.worker_ready()
         else:
-            self._patience.there_is_none()
+            self._patience.no_worker_ready()

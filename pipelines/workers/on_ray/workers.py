@@ -10,13 +10,13 @@ from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrash
 from ray.tune import TuneError
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.cluster.connect import Cluster, connected, fewer_workers
+from prunefront.pipelines.cluster.connect import Cluster, connect, fewer_workers
 from prunefront.pipelines.cluster.device import find_device
 from prunefront.pipelines.cluster.nodes import check_nodes
 from prunefront.pipelines.cluster.patience import Patience
 from prunefront.pipelines.config.sections import MeasureSection, StudyConfig
 from prunefront.pipelines.events.events import Events
-from prunefront.pipelines.events.metrics import exported
+from prunefront.pipelines.events.metrics import export_metrics
 from prunefront.pipelines.journal.layout import TUNE
 from prunefront.pipelines.measure.target import Target
 from prunefront.pipelines.stores.spool import Refuge
@@ -31,6 +31,7 @@ from prunefront.pipelines.workers.trial import Checkpoints, OnTrained, Queue
 from prunefront.pipelines.workers.workers import Process, Say, Training
 from prunefront.pruners.statistics import Batch, Statistics
 from prunefront.search.outcomes.measurement import Failure
+from prunefront.text import first_line
 
 T = TypeVar("T")
 
@@ -134,7 +135,7 @@ def _result(pending: Any) -> Any:
     try:
         return ray.get(pending)
     except (OutOfMemoryError, WorkerCrashedError) as error:
-        return Failure("crashed", f"the worker process died: {str(error).splitlines()[0]}")
+        return Failure("crashed", f"the worker process died: {first_line(error)}")
 
 
 @contextmanager
@@ -146,11 +147,11 @@ def on_ray(
     address: of a cluster; None = Ray starts on this machine. metrics_port: where it then exports metrics. Raises
     PrunefrontError where the study cannot run or be measured there, and for whatever fails in Ray afterwards.
     """
-    with _failures_said(), connected(address, config.cluster, metrics_port) as cluster:
+    with _failures_said(), connect(address, config.cluster, metrics_port) as cluster:
         _check_storage(config, cluster)
         for line in (*fewer_workers(config.cluster, cluster), *check_nodes(config.measure, config.cluster)):
             say(line)
-        with exported(events, workers=cluster.workers, remote=cluster.remote):
+        with export_metrics(events, workers=cluster.workers, remote=cluster.remote):
             yield RayWorkers(cluster, config)
 
 
@@ -161,8 +162,9 @@ def _failures_said() -> Iterator[None]:
         yield
     except (RayError, TuneError) as error:
         cause = error.cause if isinstance(error, RayTaskError) else error
-        line = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
-        raise PrunefrontError(f"Ray failed: {line}; what was done is kept, go on with --resume") from error
+        raise PrunefrontError(
+            f"Ray failed: {first_line(cause)}; what was done is kept, go on with --resume"
+        ) from error
     except ConnectionError as error:  # of ray://
         raise PrunefrontError(
             f"the connection to the Ray cluster was lost ({error}); what was done is kept: see to the cluster, and go "

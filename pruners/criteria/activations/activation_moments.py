@@ -12,7 +12,7 @@ PAPER = "Molchanov et al. 2017, 1611.06440"
 @criterion(
     "activation_std",
     needs={"activation_signed", "activation_square"},
-    choose="images without labels; what never changes can become a bias",
+    choose="images without labels; a map that never changes can become a bias",
     paper=PAPER,
     unit="feature map",
 )
@@ -34,7 +34,7 @@ def activation_std(view: UnitView) -> Float[Tensor, " units"]:
 def activation_l2(view: UnitView) -> Float[Tensor, " units"]:
     """L2 norm of the unit's map over the root of its size, mean over images.
 
-    [own] The root makes maps of different size alike; it changes no order within a layer.
+    [own] The root makes maps of different size comparable; it changes no order within a layer.
     """
     assert view.activation_square is not None
     return view.activation_square.sqrt().mean(dim=1)

@@ -15,6 +15,6 @@ from prunefront.pruners.units.view import UnitView
     unit="neuron",
 )
 def apoz(view: UnitView) -> Float[Tensor, " units"]:
-    """Share of activations after the ReLU that are zero, negated: what is mostly silent goes first (APoZ)."""
+    """Share of activations after the ReLU that are zero, negated: mostly silent units go first (APoZ)."""
     assert view.zeros is not None
     return -view.zeros.mean(dim=1)

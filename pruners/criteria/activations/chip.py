@@ -1,4 +1,4 @@
-"""CHIP: how independent a feature map is of the others (Sui et al. 2021, 2110.13981)."""
+"""CHIP: independence of a feature map from the others (Sui et al. 2021, 2110.13981)."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -10,14 +10,15 @@ from prunefront.pruners.units.view import UnitView
 @criterion(
     "chip",
     needs={"nuclear_drop"},
-    choose="no labels; maps that others can stand in for go first",
+    choose="no labels; maps that others can replace go first",
     paper="Sui et al. 2021, 2110.13981",
     unit="feature map",
 )
 def chip(view: UnitView) -> Float[Tensor, " units"]:
     """Channel independence: mean fall of the maps' nuclear norm without the unit's map (CHIP).
 
-    It scales with the maps, so compare within a layer only. The authors' code rounds to four decimals; this does not.
+    It scales with the maps, so scores compare within a layer only. The authors' code rounds to four decimals; this code
+    does not.
     """
     assert view.nuclear_drop is not None
     return view.nuclear_drop.mean(dim=1)

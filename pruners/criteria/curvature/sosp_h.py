@@ -16,9 +16,9 @@ from prunefront.pruners.units.view import UnitView
     comparable=True,
 )
 def sosp_h(view: UnitView) -> Float[Tensor, " units"]:
-    """Change in loss to second order when the unit goes along with all others, unit loss.
+    """Change in loss to second order when the unit goes along with all others, in units of the loss.
 
-    |θᵀg| + ½ |θᵀHθ_struc|, both means over mini-batches, before the absolute values.
+    |θᵀg| + ½ |θᵀHθ_struc|; both means over mini-batches are taken before the absolute values.
     """
     assert view.structure_gradient is not None
     assert view.structure_curvature is not None

@@ -16,9 +16,9 @@ from prunefront.pruners.units.view import UnitView
     comparable=True,
 )
 def sosp_i(view: UnitView) -> Float[Tensor, " units"]:
-    """Turn at which greedy removal with all pairs of second-order terms takes the unit, in [0, 1).
+    """Turn at which greedy removal, with all pairs of second-order terms, takes the unit, in [0, 1).
 
-    One order over all groups. Of twins the first goes early; the second then costs more and stays longer.
+    One order over all groups. Of two equal units the first goes early; the second then costs more and stays longer.
     """
     assert view.sosp_order is not None
     return view.sosp_order.clone()

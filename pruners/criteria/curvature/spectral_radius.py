@@ -8,7 +8,7 @@ from prunefront.pruners.criteria import criterion
 from prunefront.pruners.units.view import UnitView
 
 CANDIDATES = 0.1
-"""Fraction of a group's units that are open to removal for the curvature's sake."""
+"""Fraction of a group's units, the least important ones, whose order follows the curvature."""
 
 
 @criterion(
@@ -19,11 +19,12 @@ CANDIDATES = 0.1
     unit="neuron or channel",
 )
 def spectral_radius(view: UnitView) -> Float[Tensor, " units"]:
-    """Least important tenth first, by how much the curvature's spectral radius falls; the rest by importance.
+    """Ranks the least important tenth first, by how far the curvature's spectral radius falls; then by importance.
 
-    Units whose mean squared first-order change is in the group's lowest 10 % have scores of at most -1, lower the
-    more Σ log ρ of the Kronecker-factored Fisher matrix falls without them; the others have that change, unit loss².
-    The ranking is the project's (own): the paper removes from such candidates while it trains from scratch.
+    Importance is the mean squared first-order change, in loss². Units in the group's lowest 10 % of it have scores of
+    at most -1. These are lower the more Σ log ρ of the Kronecker-factored Fisher matrix falls without the unit. The
+    others have their importance as the score. The ranking is the project's (own): the paper removes from such
+    candidates while it trains from scratch.
     """
     assert view.gate_gradient is not None
     assert view.radius_drop is not None

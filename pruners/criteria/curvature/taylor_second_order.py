@@ -16,10 +16,10 @@ from prunefront.pruners.units.view import UnitView
     comparable=True,
 )
 def taylor_second_order(view: UnitView) -> Float[Tensor, " units"]:
-    """Squared change in loss to second order, with the unit's share of all units' removal, unit loss².
+    """Squared change in loss to second order, with the unit's share of all units' removal, in loss².
 
-    Mean over mini-batches of (g_i - ½ Σ_j H_ij)². The full row of H answers what happens when all gates close at
-    once, not unit i alone (that is ½ H_ii, see `obd`). Only the first mini-batches have a curvature; they alone count.
+    Mean over mini-batches of (g_i - ½ Σ_j H_ij)². The full row of H answers what happens when all gates close at once,
+    not unit i alone (that is ½ H_ii, see `obd`). Only the first mini-batches have a curvature; they alone count.
     """
     assert view.gate_gradient is not None
     assert view.gate_curvature is not None

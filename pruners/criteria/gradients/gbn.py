@@ -20,8 +20,8 @@ from prunefront.pruners.units.view import UnitView
 def gbn(view: UnitView) -> Float[Tensor, " units"]:
     """|φ·∂L/∂φ| of the gates on the group's norms, summed over mini-batches and norms (GBN, You et al. 2019).
 
-    φ·∂L/∂φ = γ·∂L/∂γ + β·∂L/∂β: the gate multiplies the whole output of the norm. The authors clip β/γ to ±10 when they
-    move γ into the gate, which changes the function where γ is near zero; nothing is moved here, so nothing is clipped.
+    φ·∂L/∂φ = γ·∂L/∂γ + β·∂L/∂β: the gate multiplies the whole output of the norm. The authors move γ into the gate and
+    clip β/γ to ±10, which changes the function where γ is near zero. Nothing is moved here, so nothing is clipped.
     """
     assert view.member_gradient is not None
     return view.member_gradient.sum(dim=1)

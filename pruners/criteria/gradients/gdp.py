@@ -18,7 +18,7 @@ def gdp(view: UnitView) -> Float[Tensor, " units"]:
     """|Σ w·∂L/∂w| over the filter's weights, mean over mini-batches (GDP, Lin et al. 2018).
 
     The paper scores one mini-batch every few iterations; the mean over several is our own. Before a batch norm the sum
-    tells little, see `taylor_joint`.
+    says little, see `taylor_joint`.
     """
     assert view.weight_work is not None
     return view.weight_work.abs().mean(dim=1)

@@ -16,9 +16,9 @@ from prunefront.pruners.units.view import UnitView
     comparable=True,
 )
 def oracle(view: UnitView) -> Float[Tensor, " units"]:
-    """Size of the change in loss when the unit is really masked, unit loss.
+    """Absolute change in loss when the unit is really masked, in units of the loss.
 
-    Exact for one unit, and blind to what several have in common. Costs a forward pass per unit over the images.
+    Exact for one unit, and blind to what several have in common. It costs a forward pass per unit over the images.
     """
     assert view.loss_change is not None
     return view.loss_change.abs()

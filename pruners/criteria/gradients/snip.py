@@ -14,7 +14,7 @@ from prunefront.pruners.units.view import UnitView
 @criterion(
     "snip",
     needs={"weight_work_abs"},
-    choose="before training, with one labelled batch; or trained, where signs should not cancel",
+    choose="before training, with one labelled batch; or on a trained network, where signs should not cancel",
     paper="Lee et al. 2019, 1810.02340",
     unit="weight",
     comparable=True,
@@ -29,11 +29,11 @@ def snip(view: UnitView) -> Float[Tensor, " units"]:
 
 
 def weight_scores(weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Connection sensitivity of every single weight, |w·∂L/∂w| / Σ |w·∂L/∂w| (SNIP, eq. 6), float64.
+    """Returns the connection sensitivity of every single weight, |w·∂L/∂w| / Σ |w·∂L/∂w| (SNIP, eq. 6), float64.
 
     weights: those that may go (the paper leaves out biases), with the values from which training will start. gradients:
-    of the same names, shapes and device, from one batch. The scores of all tensors together sum to one.
-    Raises PrunefrontError where a gradient is missing or all scores would be zero or not finite.
+    of the same names, shapes and device, from one batch. The scores of all tensors together sum to one. Raises
+    PrunefrontError where a gradient is missing, or where all scores would be zero or not finite.
     """
     if lacking := sorted(weights.keys() - gradients.keys()):
         raise PrunefrontError(f"no gradient is given for weight {lacking[0]!r}; give one for every weight")

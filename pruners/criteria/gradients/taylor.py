@@ -16,10 +16,10 @@ from prunefront.pruners.units.view import UnitView
     comparable=True,
 )
 def taylor(view: UnitView) -> Float[Tensor, " units"]:
-    """Squared first-order change in loss if the unit were zero (Molchanov et al. 2019, eq. 8), unit loss².
+    """Squared first-order change in loss if the unit were zero (Molchanov et al. 2019, eq. 8), in loss².
 
-    The mean over mini-batches is taken of the squares: gradients of opposite sign must not cancel. What torch-pruning
-    calls Taylor has no gates: it is Σ |w·∂L/∂w| over weights, here `snip`.
+    The squares are averaged over mini-batches, so that gradients of opposite sign do not cancel. The Taylor criterion
+    of torch-pruning has no gates: it is Σ |w·∂L/∂w| over weights, here `snip`.
     """
     assert view.gate_gradient is not None
     return view.gate_gradient.square().mean(dim=1)

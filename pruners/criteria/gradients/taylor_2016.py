@@ -19,7 +19,7 @@ from prunefront.pruners.units.view import UnitView
 def taylor_2016(view: UnitView) -> Float[Tensor, " units"]:
     """Mean over images of |mean over the map of x·∂ℓ/∂x|, over the layer's L2 norm (Molchanov et al. 2017).
 
-    Equations 6 to 8: the absolute value comes after the mean over the map, and ℓ is each image's own loss.
+    Equations 6 to 8: the absolute value is taken after the mean over the map, and ℓ is each image's own loss.
     """
     assert view.feature_taylor is not None
     change = view.feature_taylor.abs().mean(dim=1)

@@ -26,7 +26,7 @@ def taylor_weight(view: UnitView) -> Float[Tensor, " units"]:
 @criterion(
     "taylor_joint",
     needs={"weight_work"},
-    choose="as taylor in networks without norms; before a batch norm the sum tells little",
+    choose="as taylor in networks without norms; before a batch norm the sum says little",
     paper=PAPER,
     unit="any set of weights",
     comparable=True,
@@ -35,7 +35,8 @@ def taylor_joint(view: UnitView) -> Float[Tensor, " units"]:
     """(Sum over the unit's weights of w·∂L/∂w)², mean over mini-batches (Molchanov et al. 2019).
 
     Before a batch norm in train mode the sum is exactly zero, as the norm undoes every scale. Statistics are gathered
-    in eval mode, where it is not; there it tells the removal of Wx from γ(Wx − μ)/σ + β, which leaves a constant.
+    in eval mode, where the sum is not zero. It then describes the removal of Wx from γ(Wx − μ)/σ + β, which leaves a
+    constant.
     """
     assert view.weight_work is not None
     return view.weight_work.square().mean(dim=1)

@@ -1,1 +1,1 @@
-"""Criteria that ask what the next layer's output loses."""
+"""Criteria that ask how much of the next layer's output is lost."""

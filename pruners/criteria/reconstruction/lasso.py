@@ -9,42 +9,43 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prunefront.pruners.criteria import criterion
-from prunefront.pruners.criteria.reconstruction.thinet import ranked
+from prunefront.pruners.criteria.reconstruction.thinet import gram_scores
 from prunefront.pruners.units.view import UnitView
 
 Array = NDArray[np.float64]
 
 STEPS = 50
-"""Penalties on the path, from the one at which nothing survives down to `LEAST` of it."""
+"""Number of penalties on the path, from the one at which nothing survives down to `LEAST` of it."""
 
 LEAST = 1e-3
+"""Smallest penalty on the path, as a share of the largest."""
 
 PASSES = 100
-"""No more passes over the coordinates for one penalty; near-twins converge slowly and gain nothing."""
+"""Largest number of passes over the coordinates for one penalty; near-equal units converge slowly and gain nothing."""
 
 
 @criterion(
     "lasso",
     needs={"contribution"},
-    choose="few images, no labels; the weights that read the layer are fitted anew",
+    choose="few images, no labels; the weights that read the layer are fitted again",
     paper="He et al. 2017, 1707.06168",
     unit="input channel",
     repair="refit",
 )
 def lasso(view: UnitView) -> Float[Tensor, " units"]:
-    """The largest penalty at which the LASSO fit of the next layer's outputs still uses the unit.
+    """Largest penalty at which the LASSO fit of the next layer's outputs still uses the unit.
 
     Minimises ‖y − Σ_c β_c z_c‖² / 2m + λ‖β‖₁, z the contributions and y their sum, along a falling λ. The paper
-    searches the λ that leaves c' channels; the penalty at which each enters gives the same for every c' at once,
-    but for channels that leave the path again (own). Ties on the grid go by |β|. Units that never enter follow by
-    |z_cᵀ(y − Zβ)| / m at the last λ, below which it lies for all of them.
+    searches the λ that leaves c' channels. The penalty at which each unit enters gives the same for every c' at once,
+    except for channels that leave the path again (own). Ties on the grid go by |β|. Units that never enter follow by
+    |z_cᵀ(y − Zβ)| / m at the last λ; for all of them this lies below λ.
     """
     assert view.contribution is not None
     samples = view.contribution.shape[1]
-    return ranked(view.contribution, lambda gram: _entered(gram, samples), "amax")
+    return gram_scores(view.contribution, lambda gram: _entry_penalties(gram, samples), "amax")
 
 
-def _entered(gram: Float[Tensor, "units units"], samples: int) -> Float[Tensor, " units"]:
+def _entry_penalties(gram: Float[Tensor, "units units"], samples: int) -> Float[Tensor, " units"]:
     second = gram.numpy() / samples
     meets = second.sum(axis=1)
     largest = float(np.abs(meets).max())
@@ -65,10 +66,10 @@ def _entered(gram: Float[Tensor, "units units"], samples: int) -> Float[Tensor, 
 
 
 def path(second: Array, meets: Array, penalties: Iterable[float]) -> Iterator[Array]:
-    """β = argmin ½βᵀAβ − bᵀβ + λ‖β‖₁ for one falling λ after the other, by coordinate descent with a warm start.
+    """Yields β = argmin ½βᵀAβ − bᵀβ + λ‖β‖₁ for each falling λ in turn, by coordinate descent with a warm start.
 
-    second: A = ZᵀZ/m, [units, units]. meets: b = Zᵀy/m. Only coordinates that are, or must become, other than zero
-    are visited.
+    second: A = ZᵀZ/m, [units, units]. meets: b = Zᵀy/m. Only coordinates that are, or must become, other than zero are
+    visited.
     """
     beta = np.zeros_like(meets)
     slope = meets.copy()  # b − Aβ

@@ -1,4 +1,4 @@
-"""ThiNet: what the next layer's outputs miss least (Luo et al. 2017, 1707.06342)."""
+"""ThiNet: units go whose loss changes the next layer's outputs least (Luo et al. 2017, 1707.06342)."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -11,7 +11,7 @@ from prunefront.pruners.criteria import criterion
 from prunefront.pruners.units.view import UnitView
 
 TWINS = 1e-6
-"""Units whose contributions differ by less than this share of their norm cannot be told apart."""
+"""Largest difference between two contributions, as a share of their norm, at which their units count as equal."""
 
 
 @criterion(
@@ -23,18 +23,20 @@ TWINS = 1e-6
     repair="rescale",
 )
 def thinet(view: UnitView) -> Float[Tensor, " units"]:
-    """Its turn, in [0, 1), when units go greedily so that the next layer's outputs change least (ThiNet).
+    """Turn, in [0, 1), of the unit when units go greedily so that the next layer's outputs change least (ThiNet).
 
     The removed set T grows by the c with the smallest ‖Σ_{t∈T∪c} x̂_t‖², x̂ the contributions.
     """
     assert view.contribution is not None
-    return ranked(view.contribution, lambda gram: removal_turns(gram) / len(gram))
+    return gram_scores(view.contribution, lambda gram: removal_turns(gram) / len(gram))
 
 
 def removal_turns(gram: Float[Tensor, "units units"]) -> Float[Tensor, " units"]:
-    """0 for the unit that goes first. gram: products of the units' contributions; ties go by index."""
+    """Returns each unit's turn, 0 for the first to go. gram: products of the units' contributions; ties go by index."""
     turns = torch.empty(len(gram), dtype=gram.dtype)
-    meets = torch.zeros_like(turns)  # with the sum over the removed set, kept up to date: O(C²) in all
+    meets = torch.zeros_like(
+        turns
+    )  # product with the sum over the removed set, updated each turn: O(C²) in all
     left = torch.ones(len(gram), dtype=torch.bool)
     for turn in range(len(gram)):
         growth = 2 * meets + gram.diagonal()
@@ -45,10 +47,10 @@ def removal_turns(gram: Float[Tensor, "units units"]) -> Float[Tensor, " units"]
 
 
 def rescale(contribution: Float[Tensor, "units samples"], kept: Sequence[int]) -> Float[Tensor, " kept"]:
-    """The scale of every kept unit that brings the outputs nearest: argmin ‖ŷ − X_S w‖².
+    """Returns the scale of every kept unit that brings the outputs nearest: argmin ‖ŷ − X_S w‖².
 
-    ŷ: the sum over all units. The residual is at right angles to every kept row. Where several w do, the one nearest
-    to 1 is taken, so that units without contribution stay as they are.
+    ŷ: the sum over all units. The residual is orthogonal to every kept row. Where several w are equally good, the one
+    nearest to 1 is taken, so that units without contribution stay as they are.
     """
     design = contribution[list(kept)].T
     missing = contribution.sum(dim=0) - design.sum(dim=1)
@@ -56,15 +58,16 @@ def rescale(contribution: Float[Tensor, "units samples"], kept: Sequence[int]) -
     return 1.0 + change
 
 
-def ranked(
+def gram_scores(
     contribution: Float[Tensor, "units samples"],
     score: Callable[[Float[Tensor, "units units"]], Float[Tensor, " units"]],
     shared: Literal["mean", "amax"] = "mean",
 ) -> Float[Tensor, " units"]:
-    """Scores from the products of the contributions, whatever the order of the units.
+    """Returns scores computed from the products of the contributions, independent of the order of the units.
 
-    score: from the Gram matrix, of units sorted by their bytes, so that ties fall alike under every order. Units that
-    cannot be told apart share the mean (or the largest) of their scores. Without finite contributions there is none.
+    score: takes the Gram matrix of the units sorted by their bytes, so that ties fall alike under every order. Units
+    whose contributions are equal (`TWINS`) share the mean (or the largest) of their scores. All scores are NaN where a
+    contribution is not finite.
     """
     if not contribution.isfinite().all():
         return torch.full(contribution.shape[:1], torch.nan, dtype=torch.float64)

@@ -5,11 +5,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from prunefront.pruners.criteria import criterion
-from prunefront.pruners.criteria.reconstruction.thinet import ranked
+from prunefront.pruners.criteria.reconstruction.thinet import gram_scores
 from prunefront.pruners.units.view import UnitView
 
 DEPENDENT = 1e-10
-"""A unit with less than this share of its energy outside the chosen ones' span adds nothing to it."""
+"""Smallest share of a unit's energy that must lie outside the span of the chosen units for it to add anything."""
 
 
 @criterion(
@@ -21,25 +21,25 @@ DEPENDENT = 1e-10
     repair="rescale",
 )
 def thinet_add(view: UnitView) -> Float[Tensor, " units"]:
-    """How early it joins, in (0, 1], when units are added greedily to fit the next layer's outputs (ThiNet).
+    """Earliness, in (0, 1], of the unit when units are added greedily to fit the next layer's outputs (ThiNet).
 
-    After every addition the chosen rows are fitted to the outputs by least squares; the next one is the one that
-    lowers the residual ‖ŷ − X_S w‖² most, as in orthogonal matching pursuit. Once nothing lowers it, the rest
-    follow by their energy (own).
+    After every addition the chosen rows are fitted to the outputs by least squares. The next unit is the one that
+    lowers the residual ‖ŷ − X_S w‖² most, as in orthogonal matching pursuit. Once none lowers it, the rest follow by
+    their energy (own).
     """
     assert view.contribution is not None
-    return ranked(view.contribution, lambda gram: 1.0 - addition_turns(gram) / len(gram))
+    return gram_scores(view.contribution, lambda gram: 1.0 - addition_turns(gram) / len(gram))
 
 
 def addition_turns(gram: Float[Tensor, "units units"]) -> Float[Tensor, " units"]:
-    """0 for the unit that joins first. gram: products of the contributions; the target is their sum.
+    """Returns each unit's turn, 0 for the first to join. gram: products of the contributions; the target is their sum.
 
-    A Cholesky factorisation grown by one column per turn; O(C³) in all.
+    A Cholesky factorisation grows by one column per turn; O(C³) in all.
     """
     units = len(gram)
     energy = gram.diagonal().clone()
-    outside = energy.clone()  # of each unit, at right angles to the chosen ones
-    meets = gram.sum(dim=1)  # each unit's part outside the chosen ones, times the residual
+    outside = energy.clone()  # each unit's energy orthogonal to the chosen ones
+    meets = gram.sum(dim=1)  # each unit's part orthogonal to the chosen ones, times the residual
     least = DEPENDENT * gram.sum().clamp(min=0.0)
     factor = torch.zeros(units, 0, dtype=gram.dtype)
     turns = torch.empty(units, dtype=gram.dtype)

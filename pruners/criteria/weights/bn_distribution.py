@@ -1,8 +1,8 @@
-"""Importance from what a batch norm says of its output's distribution (Oh et al. 2021, 2112.01155).
+"""Importance from the distribution that a batch norm gives its output (Oh et al. 2021, 2112.01155).
 
 A channel after batch norm is close to N(β, γ²). Where the norms of several branches are added, β and γ² are summed as
-if the branches were independent. Our own scores from the paper's idea. They are activations, so they rank the units of
-one group; over groups they say no more than the scale of a layer.
+if the branches were independent. The scores are our own, from the paper's idea. They are activations, so they rank the
+units of one group; across groups they compare only the scales of layers.
 """
 
 import torch
@@ -18,28 +18,27 @@ PAPER = "Oh et al. 2021, 2112.01155"
 
 
 def no_rectified_batch_norm(group: ChannelGroup, graph: ChannelGraph) -> str | None:
-    """Where the channels are not a ReLU of something that is normalised channel by channel."""
+    """Returns why the channels are not the ReLU of a batch norm's output; None where they are."""
     if reason := no_norm(group, graph):
         return reason
     tracked = sum(m.role == "norm" and m.tensor.endswith("running_var") for m in group.members)
     if not len(scales(group)) == len(shifts(group)) == tracked:
-        return (
-            "has a norm without shift or running statistics, so its channels are not known to follow N(β, γ²)"
-        )
+        return "has a norm without shift or running statistics, so its channels need not follow N(β, γ²)"
     if group.name not in graph.rectified:
-        return "goes through no ReLU, so its distribution is another"
+        return "goes through no ReLU, so its distribution is a different one"
     return None
 
 
 def rectified_moments(
     shift: Float[Tensor, " units"], variance: Float[Tensor, " units"]
 ) -> tuple[Float[Tensor, " units"], Float[Tensor, " units"]]:
-    """E[relu(y)] and E[relu(y)²] for y ~ N(shift, variance): |γ|φ(r) + βΦ(r), (β² + γ²)Φ(r) + β|γ|φ(r), r = β/|γ|.
+    """Returns E[relu(y)] and E[relu(y)²] for y ~ N(shift, variance).
 
-    A variance of zero is the limit: relu(shift) and its square.
+    |γ|φ(r) + βΦ(r) and (β² + γ²)Φ(r) + β|γ|φ(r), with r = β/|γ|. A variance of zero is the limit: relu(shift) and its
+    square.
     """
     scale = variance.sqrt()
-    # β/0 is ±inf or, for β = 0, nothing; every term with it is then a product with zero
+    # β/0 is ±inf, or NaN for β = 0; every term with it is then a product with zero
     ratio = torch.where(scale > 0, shift / scale, shift.sign() * torch.inf).nan_to_num(
         0.0, torch.inf, -torch.inf
     )
@@ -60,7 +59,7 @@ def _moments(view: UnitView) -> tuple[Tensor, Tensor]:
 @criterion(
     "bn_mean",
     needs={"norm_shift", "norm_variance"},
-    choose="no data at hand, and running statistics that fit the network",
+    choose="no data at hand, and running statistics that belong to the network",
     paper=PAPER,
     unit="channel",
     why_not=no_rectified_batch_norm,
@@ -86,13 +85,13 @@ def bn_energy(view: UnitView) -> Float[Tensor, " units"]:
 @criterion(
     "bn_flow",
     needs={"norm_shift", "norm_variance", "outgoing"},
-    choose="the first choice without data in networks with batch norm: sees also who reads the channel",
+    choose="the first choice without data in networks with batch norm: also weighs the layers that read the channel",
     paper=PAPER,
     unit="channel",
     why_not=no_rectified_batch_norm,
 )
 def bn_flow(view: UnitView) -> Float[Tensor, " units"]:
-    """What a channel sends on, by its batch norm: √E[relu(y)²] times the norm of the weights that read it."""
+    """Signal that a channel passes on, by its batch norm: √E[relu(y)²] times the norm of the weights that read it."""
     assert view.outgoing is not None
     readers: Tensor = torch.linalg.vector_norm(view.outgoing, dim=1)
     return _moments(view)[1].sqrt() * readers

@@ -18,7 +18,7 @@ from prunefront.pruners.units.view import UnitView
 def bn_scale(view: UnitView) -> Float[Tensor, " units"]:
     """|γ| of the unit's norms, summed (Network Slimming, Liu et al. 2017).
 
-    The authors train with an L1 penalty on γ first; without it the scores say less.
+    The authors first train with an L1 penalty on γ; without it the scores say less.
     """
     assert view.norm_scale is not None
     return view.norm_scale.abs()

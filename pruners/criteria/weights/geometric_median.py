@@ -16,10 +16,10 @@ from prunefront.pruners.units.view import UnitView
     pairwise=True,
 )
 def geometric_median(view: UnitView) -> Float[Tensor, " units"]:
-    """Sum of Euclidean distances to the group's other units' weights (FPGM, He et al. 2019, eq. 7).
+    """Sum of Euclidean distances to the weights of the group's other units (FPGM, He et al. 2019, eq. 7).
 
-    torch-pruning takes the distances between |w|ᵖ, which also calls filters of opposite sign alike.
+    torch-pruning takes the distances between |w|ᵖ, which also treats filters of opposite sign as alike.
     """
-    # distances do not feel the shift; torch.cdist does, as it subtracts squared norms: least about the mean
+    # a shift changes no distance, but torch.cdist subtracts squared norms: its rounding errors are least about the mean
     centred = view.weight - view.weight.mean(dim=0)
     return torch.cdist(centred, centred).sum(dim=1)

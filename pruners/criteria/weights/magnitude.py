@@ -18,7 +18,7 @@ from prunefront.pruners.units.view import UnitView
 def magnitude(view: UnitView) -> Float[Tensor, " units"]:
     """Mean absolute weight of the unit, |w| where it is a single weight (Han et al. 2015).
 
-    [own] The mean for larger units, so that fan-in does not matter. Where a group's units differ in size, the view
+    [own] Larger units take the mean, so that fan-in does not matter. Where a group's units differ in size, the view
     fills short rows with zeros, and these count.
     """
     return view.weight.abs().mean(dim=1)

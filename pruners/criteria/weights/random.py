@@ -1,4 +1,4 @@
-"""The control of every criterion: an order that knows nothing."""
+"""The control of every criterion: a random order."""
 
 import hashlib
 
@@ -15,7 +15,7 @@ SEED = b"prunefront"
 @criterion(
     "random",
     needs={"weight"},
-    choose="never, but to know what the others are worth",
+    choose="only to learn what the others are worth",
     paper="control",
     unit="any",
 )

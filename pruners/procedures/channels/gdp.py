@@ -10,32 +10,32 @@ from prunefront.pruners.procedures import Phase, procedure
 from prunefront.pruners.procedures.hook import Hook, Progress, UnitScores
 from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.procedures.schedules import check
-from prunefront.pruners.procedures.slices import WHISPER, losing, slices
+from prunefront.pruners.procedures.slices import WHISPER, groups_to_cut, slices_of
 from prunefront.pruners.units.view import gates
 
 
 class DynamicMasks(Hook):
-    """Masks each group's weakest units in the forward pass; all of them are scored, and ranked again now and then.
+    """Masks each group's weakest units in the forward pass; all units are scored, and ranked again at intervals.
 
-    A score is the mean over the mini-batches since the last ranking of |Σ w · ∂L/∂w|, w the parameters at the unit's
-    gates (see `view.gates`): γ and β of its norms, else the weights that produce it. A masked unit's are not 0 but
-    WHISPER · w, so that its sum is the change of the loss, to first order, when the unit starts to come back.
+    A score is the mean of |Σ w · ∂L/∂w| over the mini-batches since the last ranking. w are the parameters at the
+    unit's gates (see `view.gates`): γ and β of its norms, else the weights that produce it. A masked unit has WHISPER ·
+    w instead of 0. Its sum is then the change of the loss, to first order, when the unit starts to come back.
     """
 
     def __init__(self, run: Run, every: int) -> None:
         """every: steps from one ranking to the next. Raises PrunefrontError for a group without trained parameters."""
         self.every, self.seen = every, 0
         self.gates = {}
-        for group in losing(run):
+        for group in groups_to_cut(run):
             members, count = gates(group, run.graph)
             if not count:
                 raise PrunefrontError(
                     f"procedure 'gdp' cannot score group {group.name!r}, which has no trained norm, conv or linear "
                     "layer; leave it dense, or choose another procedure"
                 )
-            self.gates[group.name] = slices(run, members)
+            self.gates[group.name] = slices_of(run, members)
         self.tensors = {s.name: s.tensor for parts in self.gates.values() for s in parts}
-        self.stay = run.weakest(run.wanted())
+        self.stay = run.weakest(run.goal_counts())
         self.scores: UnitScores | None = None
         self._factors = self._masks(run)
         self._works: dict[str, Tensor] = {}
@@ -54,7 +54,7 @@ class DynamicMasks(Hook):
             tensor.copy_(self._trained[name])
 
     @torch.no_grad()
-    def gradients(self, run: Progress) -> bool:
+    def use_gradients(self, run: Progress) -> bool:
         for name, parts in self.gates.items():
             works = [p.total((p.tensor * p.tensor.grad).double()) for p in parts if p.tensor.grad is not None]
             if works:
@@ -63,12 +63,12 @@ class DynamicMasks(Hook):
         self.seen += 1
         return True
 
-    def stepped(self, run: Progress) -> None:
+    def after_step(self, run: Progress) -> None:
         if self.seen == self.every:
             self.rank(run)
 
     def rank(self, run: Progress) -> None:
-        """Draws the masks by what was seen since the last time, if anything was."""
+        """Chooses the masks again from the scores since the last ranking, if there are any."""
         if not self.seen:
             return
         self.scores = {
@@ -77,7 +77,7 @@ class DynamicMasks(Hook):
             else torch.zeros(len(run.kept[name]), dtype=torch.float64).numpy()
             for name in self.gates
         }
-        self.stay = run.weakest(run.wanted(), self.scores)
+        self.stay = run.weakest(run.goal_counts(), self.scores)
         self._factors = self._masks(run)
         self._works, self.seen = {}, 0
 
@@ -93,21 +93,21 @@ class DynamicMasks(Hook):
 
 @procedure(
     "gdp",
-    choose="when early scores are not to be trusted: masked units compete on and may return",
+    choose="when early scores are unreliable: masked units go on competing and may return",
     paper="Lin et al. 2018, IJCAI",
 )
 def gdp(run: Run, dynamic: float = 0.5, every: int = 16) -> Iterator[Phase]:
-    """Masks the weakest units, ranks all anew every few steps, then cuts by the last ranking and trains on.
+    """Masks the weakest units, ranks all of them every few steps, then cuts by the last ranking and trains on.
 
     dynamic: share of the steps with masks; both parts have the recipe's whole schedule (own). every: steps between
-    rankings. The gradient is that of the masked network
-    and moves all trained weights, masked ones included; what lies before a masked norm gets next to none, as the mask
-    sits after the norm (in front of it, scores of a batch norm's filters are noise). How many units are masked is the
-    goal's count of each group at all times; own, as the paper ranks all groups together.
+    rankings. The gradient is that of the masked network and moves all trained weights, masked ones included. Layers
+    before a masked norm get nearly no gradient, since the mask sits after the norm (in front of it, scores of a batch
+    norm's filters are noise). The number of masked units is the goal's count of each group at all times; own, since the
+    paper ranks all groups together.
     """
     check("gdp", shares={"dynamic": dynamic}, counts={"every": every})
     hook = DynamicMasks(run, every)
-    yield Phase(int(run.left * dynamic), restart=True, hooks=(hook,))
+    yield Phase(int(run.steps_left * dynamic), restart=True, hooks=(hook,))
     hook.rank(run)
     run.cut(scores=hook.scores)
-    yield Phase(run.left, restart=True)
+    yield Phase(run.steps_left, restart=True)

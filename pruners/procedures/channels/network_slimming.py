@@ -12,14 +12,14 @@ from prunefront.pruners.procedures.slices import norm_scales
 
 
 class ScalePenalty(Hook):
-    """Adds strength · sign(γ), a subgradient of strength · Σ|γ|, to the gradient of the scales of all groups' norms."""
+    """Adds strength · sign(γ), a subgradient of strength · Σ|γ|, to the gradients of the groups' norm scales."""
 
     def __init__(self, run: Run, strength: float) -> None:
-        """strength: loss per unit of γ; after the backward pass, as the authors do."""
+        """strength: loss per unit of γ. The penalty is added after the backward pass, as the authors do."""
         self.scales, self.strength = norm_scales(run), strength
 
     @torch.no_grad()
-    def gradients(self, run: Progress) -> bool:
+    def use_gradients(self, run: Progress) -> bool:
         for scale in self.scales:
             if scale.grad is not None:
                 scale.grad.add_(scale.sign(), alpha=self.strength)
@@ -35,12 +35,12 @@ def network_slimming(run: Run, sparse: float = 0.5, strength: float = 1e-4) -> I
     """Trains with an L1 penalty on the norms' scales, cuts the smallest to the goal's counts, trains on.
 
     sparse: share of the steps before the cut (own: the authors train 160 epochs for each); both parts have the recipe's
-    whole schedule, as theirs. strength: 1e-4 for VGG, 1e-5 for ResNet and DenseNet in the authors' code.
-    Who goes: criterion `bn_scale`; where there is no norm, the group's own. Own: counts are the goal's; the authors'
-    one threshold for the network can delete a layer.
+    whole schedule, as theirs. strength: 1e-4 for VGG, 1e-5 for ResNet and DenseNet in the authors' code. Criterion
+    `bn_scale` ranks the units; a group without norm has its own. Own: counts are the goal's; the authors' one threshold
+    for the network can delete a layer.
     """
     check("network_slimming", shares={"sparse": sparse})
     check_strength("network_slimming", strength)
-    yield Phase(int(run.left * sparse), restart=True, hooks=(ScalePenalty(run, strength),))
-    run.cut(scores=run.scores(run.fitting("bn_scale")))
-    yield Phase(run.left, restart=True)
+    yield Phase(int(run.steps_left * sparse), restart=True, hooks=(ScalePenalty(run, strength),))
+    run.cut(scores=run.scores(run.applicable("bn_scale")))
+    yield Phase(run.steps_left, restart=True)

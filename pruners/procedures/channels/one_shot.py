@@ -1,4 +1,4 @@
-"""Score, cut to the target, train on (Li et al. 2017, 1608.08710 and every paper's baseline)."""
+"""One cut to the target, then training (Li et al. 2017, 1608.08710 and every paper's baseline)."""
 
 from collections.abc import Iterator
 
@@ -15,4 +15,4 @@ from prunefront.pruners.procedures.run import Run
 def one_shot(run: Run) -> Iterator[Phase]:
     """Cuts to the plan at once, then trains on."""
     run.cut()
-    yield Phase(run.left)
+    yield Phase(run.steps_left)

@@ -12,26 +12,27 @@ from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import ChannelGraph, TensorSlice
 from prunefront.pruners.procedures import Phase, procedure
 from prunefront.pruners.procedures.hook import Hook, Progress
-from prunefront.pruners.procedures.masking import settle
+from prunefront.pruners.procedures.masking import recalibrate_norms
 from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.statistics import Inputs
 from prunefront.pruners.units.masks import owner, weights
 
 LOG = logging.getLogger(__name__)
 EPSILON = 1e-5
+"""Number added to a² where the scaling by a is undone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A convolution to project. rank: its largest. norm: prefix of its own norm's tensors; None = not known."""
+    """A convolution to project. rank: the largest to leave. norm: prefix of its own norm's tensors; None = unknown."""
 
     weight: str
     rank: int
     norm: str | None
 
 
-def transferred(matrix: Tensor, rank: int) -> Tensor:
-    """The matrix of this rank that is nearest in shape: its smaller singular values' energy goes to the larger ones.
+def transfer_energy(matrix: Tensor, rank: int) -> Tensor:
+    """Returns the matrix at a rank, with the energy of its smaller singular values moved to the larger ones.
 
     s_{≤r} ← s_{≤r} · √(Σ s² / Σ_{≤r} s²), so that the Frobenius norm stays.
     """
@@ -44,21 +45,21 @@ def transferred(matrix: Tensor, rank: int) -> Tensor:
     return low
 
 
-def projected(weight: Tensor, rank: int, scale: Tensor | None = None) -> Tensor:
-    """The weight [C_out, C_in, …] at a rank, with the energy moved in the space of the norm's output.
+def project_weight(weight: Tensor, rank: int, scale: Tensor | None = None) -> Tensor:
+    """Returns the weight [C_out, C_in, …] at a rank, with the energy moved in the space of the norm's output.
 
-    scale: a = γ / √(σ² + ε) of the norm that follows, [C_out]; None = ones. Rows are scaled by a before and by
-    a / (a² + 1e-5) after, which leaves the rank.
+    scale: a = γ / √(σ² + ε) of the norm that follows, [C_out]; None = ones. Rows are scaled by a before and by a / (a²
+    + 1e-5) after, which leaves the rank.
     """
     a = torch.ones(len(weight)) if scale is None else scale
     a = a.to(weight.device, torch.float64)[:, None]
-    low = transferred(a * weight.detach().double().flatten(1), rank)
+    low = transfer_energy(a * weight.detach().double().flatten(1), rank)
     back = torch.ones_like(a) if scale is None else a / (a.square() + EPSILON)
     return (back * low).reshape(weight.shape).to(weight.dtype)
 
 
-def factorised(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Weights [r, C_in, …] and [C_out, r, 1, …] of two convolutions that do what one of this rank does.
+def factorise(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Returns weights [r, C_in, …] and [C_out, r, 1, …] of two convolutions that equal one of this rank.
 
     The first takes the stride, padding and dilation, the second is 1 × 1 and takes the bias; each has √s.
     """
@@ -72,10 +73,10 @@ def factorised(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def own_norm(
     model: nn.Module, graph: ChannelGraph, weight: str, seen: Mapping[str, str] | None = None
 ) -> str | None:
-    """The prefix of the batch norm that follows a convolution; None where nothing tells which that is.
+    """Returns the prefix of the batch norm that follows a convolution; None where it cannot be determined.
 
     It is in the weight's channel group, on the same positions, and holds running statistics. Where other weights
-    produce the group too, or it has other norms, as on a residual stream, `seen` decides: see `followers`.
+    produce the group too, or it has other norms, as on a residual stream, `seen` decides: see `following_norms`.
     """
     for group in graph.groups:
         made = {m.tensor: m for m in group.members if m.role == "out" and len(graph.shapes[m.tensor]) > 1}
@@ -99,12 +100,12 @@ def own_norm(
 
 
 @torch.no_grad()
-def followers(model: nn.Module, inputs: Inputs) -> dict[str, str]:
-    """Weight of a convolution -> prefix of the only batch norm whose input is, itself, the convolution's output.
+def following_norms(model: nn.Module, inputs: Inputs) -> dict[str, str]:
+    """Returns weight of a convolution -> prefix of the only batch norm whose input is that convolution's output.
 
-    Seen in one forward pass in eval mode; the model stays as it is.
+    Observed in one forward pass in eval mode; the model stays as it is.
     """
-    made: list[tuple[Tensor, str]] = []  # holds the tensors, so that no other takes the place of one
+    made: list[tuple[Tensor, str]] = []  # holds the tensors, so that no new one reuses the identity of one
     read: dict[str, set[str]] = {}
 
     def after(name: str) -> Callable[..., None]:
@@ -141,7 +142,7 @@ def _lines_up(made: TensorSlice, norm: TensorSlice, graph: ChannelGraph) -> bool
 
 
 def _scale(model: nn.Module, prefix: str) -> Tensor | None:
-    """a = γ / √(σ² + ε) of a batch norm; None for any other module."""
+    """Returns a = γ / √(σ² + ε) of a batch norm; None for any other module."""
     norm = model.get_submodule(prefix)
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_var is None:
         return None
@@ -149,14 +150,13 @@ def _scale(model: nn.Module, prefix: str) -> Tensor | None:
     return a * norm.weight if norm.affine else a
 
 
-def parts(
+def find_parts(
     model: nn.Module, graph: ChannelGraph, ratio: float, seen: Mapping[str, str] | None = None
 ) -> list[Part]:
-    """The convolutions to project, rank r = ⌊n (1 − ratio)⌋ with n = min(C_out, C_in · k²).
+    """Returns the convolutions to project, rank r = ⌊n (1 − ratio)⌋ with n = min(C_out, C_in · k²).
 
-    seen: what `followers` found. Own: only where two convolutions are cheaper than the one,
-    r < C_out C_in k² / (C_out + C_in k²), and r ≥ 1. Grouped and transposed convolutions, and those without a module,
-    are left as they are.
+    seen: from `following_norms`. Own: only where two convolutions are cheaper than the one, r < C_out C_in k² / (C_out
+    + C_in k²), and r ≥ 1. Grouped and transposed convolutions, and those without a module, are left as they are.
     """
     found = []
     for name, weight in weights(model, graph).items():
@@ -178,7 +178,7 @@ def project(model: nn.Module, parts: list[Part]) -> None:
     for part in parts:
         weight = tensors[part.weight]
         scale = None if part.norm is None else _scale(model, part.norm)
-        weight.copy_(projected(weight, part.rank, scale))
+        weight.copy_(project_weight(weight, part.rank, scale))
 
 
 class Project(Hook):
@@ -187,7 +187,7 @@ class Project(Hook):
     def __init__(self, parts: list[Part]) -> None:
         self.parts = parts
 
-    def stepped(self, run: Progress) -> None:
+    def after_step(self, run: Progress) -> None:
         if (run.step + 1) % run.per_epoch == 0:
             project(run.model, self.parts)
 
@@ -195,27 +195,27 @@ class Project(Hook):
 @procedure(
     "lrpet",
     over="weights",
-    choose="low rank instead of, or on top of, fewer channels",
+    choose="low rank instead of, or in addition to, fewer channels",
     paper="Guo et al. 2022, 2204.05566",
 )
 def lrpet(run: Run, ratio: float = 0.5) -> Iterator[Phase]:
     """Cuts to the plan, then projects each convolution to a low rank at the end of every epoch of training.
 
-    ratio: p of r = ⌊n (1 − p)⌋, n = min(C_out, C_in · k²). The projection is made on diag(a) · W with a = γ / √(σ² + ε)
-    of the convolution's own norm. Own: on a residual stream that several convolutions write, a forward pass of a
-    calibration batch shows which norm is whose; where nothing does, a ≡ 1, and the log says so. The weights keep their
-    shape: `factorised` gives the two smaller convolutions.
+    ratio: p of r = ⌊n (1 − p)⌋, n = min(C_out, C_in · k²). The projection is of diag(a) · W with a = γ / √(σ² + ε) of
+    the convolution's own norm. Own: on a residual stream that several convolutions write, a forward pass of a
+    calibration batch shows which norm belongs to which convolution. Where it does not, a ≡ 1, and the log says so. The
+    weights keep their shape: `factorise` gives the two smaller convolutions.
     """
     if not 0.0 <= ratio < 1.0:
         raise PrunefrontError(f"option 'ratio' of procedure 'lrpet' must be in [0, 1), not {ratio}")
     run.cut()
-    seen = followers(run.model, run.calibration[0][0]) if run.calibration else None
-    found = parts(run.model, run.graph, ratio, seen)
+    seen = following_norms(run.model, run.calibration[0][0]) if run.calibration else None
+    found = find_parts(run.model, run.graph, ratio, seen)
     if not found:
         LOG.warning("no convolution is cheaper as two at ratio %s: lrpet projects nothing", ratio)
     lone = [part.weight for part in found if part.norm is None]
     if lone:
         LOG.info("lrpet projects these without a batch norm of their own: %s", ", ".join(lone))
-    yield Phase(run.left, hooks=(Project(found),))
+    yield Phase(run.steps_left, hooks=(Project(found),))
     project(run.model, found)
-    settle(run)
+    recalibrate_norms(run)

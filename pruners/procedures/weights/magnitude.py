@@ -1,10 +1,10 @@
-"""Prune small weights, retrain the others, again and again (Han et al. 2015, 1506.02626)."""
+"""Rounds of pruning small weights and retraining the others (Han et al. 2015, 1506.02626)."""
 
 from collections.abc import Callable, Iterator, Mapping
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.procedures import Phase, procedure
-from prunefront.pruners.procedures.masking import Masked, settle
+from prunefront.pruners.procedures.masking import MaskedWeights, recalibrate_norms
 from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.units.masks import (
     FLOOR,
@@ -13,21 +13,23 @@ from prunefront.pruners.units.masks import (
     erk_counts,
     keep_largest,
     largest,
-    relative,
-    sizes,
+    magnitudes,
+    relative_magnitudes,
     weights,
 )
 
 THRESHOLDS: Mapping[str, Callable[[Tensors, float], Masks]] = {
-    "network": lambda held, density: keep_largest(sizes(held), density, floor=FLOOR),
-    "std": lambda held, density: keep_largest(relative(held), density, floor=FLOOR),
+    "network": lambda held, density: keep_largest(magnitudes(held), density, floor=FLOOR),
+    "std": lambda held, density: keep_largest(relative_magnitudes(held), density, floor=FLOOR),
     "erk": lambda held, density: {
         name: largest(held[name].detach().abs(), count) for name, count in erk_counts(held, density).items()
     },
 }
-"""Name -> the masks of a density. network: |w| below one quantile of all; std: |w| < q · σ of the layer, the paper's,
-with one q for all layers, which leaves them about equally dense; erk: |w| below each layer's own quantile, small layers
-denser."""
+"""Map from name to a function that returns the masks of a density.
+
+network: |w| below one quantile of all. std: |w| < q · σ of the layer, the paper's, with one q for all layers, which
+leaves them about equally dense. erk: |w| below each layer's own quantile, small layers denser.
+"""
 
 
 @procedure(
@@ -39,11 +41,11 @@ denser."""
 def magnitude(run: Run, density: float = 0.5, rounds: int = 3, threshold: str = "network") -> Iterator[Phase]:
     """Cuts to the plan, then drops small weights in rounds of retraining.
 
-    density: share of the weights that are not zero in the end. threshold: what small means, see `THRESHOLDS`. Trains
-    once without masks, then after each of the `rounds`, at densities density^(t/rounds), for equally many steps; the
-    recipe's own learning rate and L2 penalty go on (own: the paper's retraining is 10 to 100 times slower than its
-    training, which a recipe for trained networks has done already). No layer is emptied, see `FLOOR`. Zeros are
-    stored as they are.
+    density: share of the weights that are not zero in the end. threshold: the meaning of small, see `THRESHOLDS`.
+    Trains once without masks, then after each of the `rounds`, at densities density^(t/rounds), for equally many steps.
+    The recipe's own learning rate and L2 penalty go on. Own: the paper retrains 10 to 100 times slower than it trains,
+    and a recipe for trained networks is that slow already. No layer is emptied, see `FLOOR`. Zeros are stored as they
+    are.
     """
     if threshold not in THRESHOLDS:
         raise PrunefrontError(
@@ -53,13 +55,13 @@ def magnitude(run: Run, density: float = 0.5, rounds: int = 3, threshold: str = 
         raise PrunefrontError(f"procedure 'magnitude' needs at least 1 round, not {rounds}")
     run.cut()
     held = weights(run.model, run.graph)
-    ends = [run.left * (t + 1) // (rounds + 1) for t in range(rounds + 1)]
+    ends = [run.steps_left * (t + 1) // (rounds + 1) for t in range(rounds + 1)]
     yield Phase(ends[0])
     for t in range(1, rounds + 1):
-        # the weights that went are zero, the smallest: they do not come back
+        # weights already masked are zero, hence the smallest: they do not come back
         kept = density if t == rounds else density ** (t / rounds)
         masks = THRESHOLDS[threshold](held, kept)
-        hook = Masked(held, masks)
-        if not run.left:
-            settle(run)
+        hook = MaskedWeights(held, masks)
+        if not run.steps_left:
+            recalibrate_norms(run)
         yield Phase(ends[t] - ends[t - 1], hooks=(hook,))

@@ -8,21 +8,27 @@ from torch import Tensor
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.procedures import Phase, procedure
 from prunefront.pruners.procedures.hook import Hook, Progress
-from prunefront.pruners.procedures.masking import Masked, StraightThrough, gradients_of, settle
+from prunefront.pruners.procedures.masking import (
+    MaskedWeights,
+    StraightThrough,
+    gradients_of,
+    recalibrate_norms,
+)
 from prunefront.pruners.procedures.run import Run
-from prunefront.pruners.units.masks import FLOOR, Tensors, keep_largest, output_axis, sizes, weights
+from prunefront.pruners.units.masks import FLOOR, Tensors, keep_largest, magnitudes, output_axis, weights
 
 START = 0.01
-"""Of every mask variable. Its scale means nothing, as the learning rate follows it."""
+"""Initial value of every mask variable. Its scale means nothing, as the learning rate follows it."""
 
 TINY = 1e-12
 """ε of the normalisation."""
 
 
 def mask_gradient(gradient: Tensor, weight: Tensor, axis: int) -> Tensor:
-    """∂L/∂m by the identity straight-through estimator, (∂L/∂ŵ) ⊙ w, at L2 norm 1 in each output channel (own norm).
+    """Returns ∂L/∂m by the identity straight-through estimator, (∂L/∂ŵ) ⊙ w, at L2 norm 1 per output channel.
 
-    gradient: ∂L/∂ŵ at the masked weights ŵ. axis: of the output channels. A channel without gradient gets zeros.
+    The normalisation is own. gradient: ∂L/∂ŵ at the masked weights ŵ. axis: of the output channels. A channel without
+    gradient gets zeros.
     """
     raw = gradient * weight.detach()
     others = tuple(dim for dim in range(raw.ndim) if dim != axis)
@@ -31,7 +37,7 @@ def mask_gradient(gradient: Tensor, weight: Tensor, axis: int) -> Tensor:
 
 
 class Learn(Hook):
-    """Gradient descent on the mask variables; no momentum and no weight decay on them."""
+    """Gradient descent on the mask variables, without momentum and weight decay."""
 
     def __init__(
         self,
@@ -45,7 +51,7 @@ class Learn(Hook):
         self.weights, self.variables, self.axes = weights, variables, axes
         self.rate, self.penalty = rate, penalty
 
-    def gradients(self, run: Progress) -> bool:
+    def use_gradients(self, run: Progress) -> bool:
         for name, gradient in gradients_of(self.weights).items():
             weight, m = self.weights[name], self.variables[name]
             if weight.grad is not None:
@@ -57,7 +63,7 @@ class Learn(Hook):
 @procedure(
     "scl",
     over="weights",
-    choose="single weights, when masks shall follow the loss and not the size of weights",
+    choose="single weights, where masks should follow the loss rather than the size of weights",
     paper="Tang et al. 2022, 2201.05020",
 )
 def scl(run: Run, density: float = 0.5, penalty: float = 0.02) -> Iterator[Phase]:
@@ -65,8 +71,8 @@ def scl(run: Run, density: float = 0.5, penalty: float = 0.02) -> Iterator[Phase
 
     Minimises L + λ · #active with an identity straight-through estimator, the loss's part normalised per output
     channel. density: share of the weights that are not zero in the end. penalty: λ, the only knob. Own: masks learn in
-    the first two thirds of the steps, at the rate at which a weight that the loss ignores crosses 0 half-way; then the
-    density's share of the highest m is kept and trained on (of equal m, the larger |w|; no layer is emptied, see
+    the first two thirds of the steps, at the rate at which a weight that the loss ignores crosses 0 half-way. Then the
+    density's share of the highest m stays and is trained on (of equal m, the larger |w|; no layer is emptied, see
     `FLOOR`). Zeros are stored as they are.
     """
     if penalty <= 0:
@@ -75,7 +81,7 @@ def scl(run: Run, density: float = 0.5, penalty: float = 0.02) -> Iterator[Phase
     held = weights(run.model, run.graph)
     variables = {name: torch.full_like(w.detach(), START) for name, w in held.items()}
     axes = {name: output_axis(run.model, run.graph, name) for name in held}
-    learning = run.left * 2 // 3
+    learning = run.steps_left * 2 // 3
     rate = 2 * START / (penalty * max(learning, 1))
     yield Phase(
         learning,
@@ -84,7 +90,7 @@ def scl(run: Run, density: float = 0.5, penalty: float = 0.02) -> Iterator[Phase
             Learn(held, variables, axes, rate, penalty),
         ),
     )
-    hook = Masked(held, keep_largest(variables, density, ties=sizes(held), floor=FLOOR))
-    if not run.left:
-        settle(run)
-    yield Phase(run.left, hooks=(hook,))
+    hook = MaskedWeights(held, keep_largest(variables, density, ties=magnitudes(held), floor=FLOOR))
+    if not run.steps_left:
+        recalibrate_norms(run)
+    yield Phase(run.steps_left, hooks=(hook,))

@@ -1,4 +1,4 @@
-"""N of every M weights, learned from all of them (Zhou et al. 2021, 2102.04010)."""
+"""N of every M weights, learned while all of them are trained (Zhou et al. 2021, 2102.04010)."""
 
 import logging
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.procedures import Phase, procedure
 from prunefront.pruners.procedures.hook import Hook, Progress
-from prunefront.pruners.procedures.masking import StraightThrough, settle
+from prunefront.pruners.procedures.masking import StraightThrough, recalibrate_norms
 from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.units.masks import Tensors, n_of_m, output_axis, weights
 
@@ -23,7 +23,7 @@ class Refine(Hook):
         self.weights, self.axes, self.n, self.m, self.decay = weights, axes, n, m, decay
 
     @torch.no_grad()
-    def gradients(self, run: Progress) -> bool:
+    def use_gradients(self, run: Progress) -> bool:
         for name, weight in self.weights.items():
             if weight.grad is not None:
                 gone = ~n_of_m(weight, self.n, self.m, axis=self.axes[name])
@@ -34,15 +34,15 @@ class Refine(Hook):
 @procedure(
     "sr_ste",
     over="weights",
-    choose="2:4 weights for sparse tensor cores; other hardware gains nothing",
+    choose="2:4 weights for sparse tensor cores; other hardware is no faster",
     paper="Zhou et al. 2021, 2102.04010",
 )
 def sr_ste(run: Run, n: int = 2, m: int = 4, decay: float = 2e-4) -> Iterator[Phase]:
     """Cuts to the plan, then trains with the n largest of every m consecutive input channels.
 
     Every weight is trained: ∂L/∂w = ∂L/∂w̃ + λ (1 − mask) ⊙ w with w̃ = mask ⊙ w, and λ = decay. Layers whose input
-    channels do not come in groups of m stay dense, as an image's three channels or a depthwise convolution's one;
-    the log says so where that is all of them. Zeros are stored as they are.
+    channels do not come in groups of m stay dense, as an image's three channels or a depthwise convolution's one. The
+    log warns where that is all of them. Zeros are stored as they are.
     """
     if not 1 <= n <= m:
         raise PrunefrontError(f"procedure 'sr_ste' cannot keep {n} of {m} weights: n must be between 1 and m")
@@ -55,6 +55,6 @@ def sr_ste(run: Run, n: int = 2, m: int = 4, decay: float = 2e-4) -> Iterator[Ph
             "no layer has input channels in groups of %d: sr_ste masks nothing; round widths to that", m
         )
     masked = StraightThrough(held, lambda name, weight: weight * n_of_m(weight, n, m, axis=axes[name]))
-    yield Phase(run.left, hooks=(masked, Refine(held, axes, n, m, decay)))
+    yield Phase(run.steps_left, hooks=(masked, Refine(held, axes, n, m, decay)))
     masked.install(run)
-    settle(run)
+    recalibrate_norms(run)

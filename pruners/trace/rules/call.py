@@ -1,4 +1,4 @@
-"""One operator of the forward pass as a rule sees it, and the registry of rules."""
+"""Call of one operator of the forward pass, as a rule sees it, and the registry of rules."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,14 +29,14 @@ class Call:
         return next(iter(self.given.values()))
 
     def tensors(self) -> list[Labels | Stored]:
-        """All tensor arguments, those in lists included."""
+        """Returns all tensor arguments, those in lists included."""
         found: list[Labels | Stored] = []
         for value in self.given.values():
             found.extend(v for v in (value if isinstance(value, list | tuple) else (value,)) if is_tensor(v))
         return found
 
     def axis(self, name: str = "dim", default: int = 0) -> int:
-        """A dimension argument, counted from the front."""
+        """Returns a dimension argument, counted from the front."""
         axis = self.get(name)
         axis = default if axis is None else axis
         return int(axis) % max(1, len(self.first.shape))
@@ -47,16 +47,16 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Files a rule under the names of ATen operators, without overload and without the in-place underscore."""
+    """Returns a decorator that registers a rule under ATen names, without overload and in-place underscore."""
 
-    def file(function: Rule) -> Rule:
+    def add(function: Rule) -> Rule:
         for name in names:
             if name in RULES:
                 raise ValueError(f"operator {name!r} has two rules")
             RULES[name] = function
         return function
 
-    return file
+    return add
 
 
 def is_tensor(value: Value) -> bool:

@@ -1,18 +1,18 @@
-"""Data movement is done to the labels as it is."""
+"""Rules of data movement, which is done to the labels in the same way."""
 
 import numpy as np
 
 from prunefront.errors import UnsupportedOp
-from prunefront.pruners.trace.labels import Labels, Ledger, Shape, blocks, lift, move, spread, squash
+from prunefront.pruners.trace.labels import Labels, Ledger, Shape, lift, move, reshape_runs, spread, squash
 from prunefront.pruners.trace.rules.call import Call, Value, rule
 
 
 def reshape(ledger: Ledger, labels: Labels, shape: Shape, free: int | None) -> Labels:
-    """Labels after a reshape. Where it splits a channel axis, one factor shrinks, tied across the others.
+    """Returns the labels after a reshape. Where it splits a channel axis, one factor shrinks, tied across the others.
 
     free: output axis given as -1, which then is the one that shrinks; else the last one does.
     """
-    runs = blocks(labels.shape, shape)
+    runs = reshape_runs(labels.shape, shape)
     grown = [axis for ins, _ in runs if any(labels.varies(i) for i in ins) for axis in ins]
     size = [1] * len(shape)
     for ins, outs in runs:
@@ -32,7 +32,7 @@ def reshape(ledger: Ledger, labels: Labels, shape: Shape, free: int | None) -> L
 
 @rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel", "view_as")
 def reshaping(ledger: Ledger, call: Call) -> Value:
-    """Every operator that keeps the elements in order."""
+    """Covers every operator that keeps the elements in order."""
     sizes, offset = call.get("size", call.get("shape", call.get("sizes"))), 0
     if call.op == "unflatten":
         offset = call.axis()
@@ -44,7 +44,7 @@ def reshaping(ledger: Ledger, call: Call) -> Value:
 
 @rule("permute", "transpose", "t", "movedim", "swapaxes", "numpy_T", "mT")
 def permutation(ledger: Ledger, call: Call) -> Value:
-    """Axes change places, and their labels with them."""
+    """Permutes axes, and their labels with them."""
     rank = len(call.first.shape)
     order = list(range(rank))
     if call.op == "permute":
@@ -76,7 +76,7 @@ def expand(ledger: Ledger, call: Call) -> Value:
 
 @rule("repeat", "tile")
 def repeat(ledger: Ledger, call: Call) -> Value:
-    """Whole copies, one behind the other."""
+    """Appends whole copies, one behind the other."""
     times = call.get("repeats", call.get("dims"))
 
     def tile(x: Labels) -> Labels:
@@ -89,17 +89,17 @@ def repeat(ledger: Ledger, call: Call) -> Value:
 
 @rule("repeat_interleave")
 def repeat_interleave(ledger: Ledger, call: Call) -> Value:
-    """Each entry several times in a row, as many as one number says."""
+    """Repeats each entry several times in a row; one number says how often."""
     times, axis = call.get("repeats"), call.axis()
     if not isinstance(times, int) or call.get("dim") is None:
-        raise UnsupportedOp("repeat_interleave with a tensor of counts, or without dim, has no channel rule")
+        raise UnsupportedOp("repeat_interleave has a channel rule only with one count and a dim")
     return move(
         call.first, lambda x: Labels(np.repeat(x.data, times if x.varies(axis) else 1, axis), call.shape)
     )
 
 
 def cut(labels: Labels, axis: int, start: int, stop: int, step: int = 1) -> Labels:
-    """The labels of a slice."""
+    """Returns the labels of a slice."""
     index = [slice(None)] * len(labels.shape)
     if labels.varies(axis):
         index[axis] = slice(start, stop, step)
@@ -110,14 +110,14 @@ def cut(labels: Labels, axis: int, start: int, stop: int, step: int = 1) -> Labe
 
 @rule("flip")
 def flip(ledger: Ledger, call: Call) -> Value:
-    """Reversed labels; still right when any of them goes."""
+    """Reverses labels; still right when any of them goes."""
     dims = [d % len(call.first.shape) for d in call["dims"]]
     return move(call.first, lambda x: Labels(np.flip(x.data, tuple(dims)), x.shape))
 
 
 @rule("roll")
 def roll(ledger: Ledger, call: Call) -> Value:
-    """A rotation by a fixed amount is right as long as the channels that wrap around all stay."""
+    """Rotates by a fixed amount, which is right as long as the channels that wrap around all stay."""
     rank = len(call.first.shape)
 
     def turn(labels: Labels) -> Labels:
@@ -127,7 +127,7 @@ def roll(ledger: Ledger, call: Call) -> Value:
             axis, size = dim % rank, labels.shape[dim % rank]
             if not labels.varies(axis):
                 continue
-            if abs(shift) >= size:  # what is left of it after whole turns depends on the width
+            if abs(shift) >= size:  # the remainder after whole turns depends on the width
                 labels = ledger.drop(labels, "is rolled by more than a whole turn")
                 continue
             wraps = slice(size - shift % size, size) if shift > 0 else slice(0, -shift % size)
@@ -146,7 +146,7 @@ def roll(ledger: Ledger, call: Call) -> Value:
     *(f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)),
 )
 def pad(ledger: Ledger, call: Call) -> Value:
-    """New positions carry no label; only constants can be put beside channels."""
+    """Adds positions without a label; only constants can be put beside channels."""
     x = ledger.as_data(call.first)
     amounts = list(call.get("pad", call.get("padding")))
     constant = call.op == "constant_pad_nd" or (

@@ -1,4 +1,4 @@
-"""Norms and other operators with one parameter per channel."""
+"""Rules of norms and other operators with one parameter per channel."""
 
 from prunefront.errors import UnsupportedOp
 from prunefront.pruners.graph.channel_graph import Role
@@ -7,7 +7,7 @@ from prunefront.pruners.trace.rules.call import Call, Value, is_tensor, rule
 
 
 def join_axis(ledger: Ledger, value: Value, labels: IntArray, role: Role) -> None:
-    """A per-channel tensor, or None, or one scalar for all channels, goes with the labels."""
+    """Joins a per-channel tensor to the labels; None, or one scalar for all channels, needs nothing."""
     if value is None or value.shape == (1,) != labels.shape:
         return
     if isinstance(value, Labels):
@@ -23,7 +23,7 @@ def join_axis(ledger: Ledger, value: Value, labels: IntArray, role: Role) -> Non
 @rule("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
 def batch_norm(ledger: Ledger, call: Call) -> Value:
     """Scale, shift and running statistics go with their channel (axis 1)."""
-    x = ledger.settle(ledger.as_data(call["input"]), (1,), "is normalised along another axis")
+    x = ledger.require_axes(ledger.as_data(call["input"]), (1,), "is normalised along another axis")
     for name in ("weight", "bias", "running_mean", "running_var"):
         join_axis(ledger, call.get(name), x.vector(1), "norm")
     return x
@@ -32,7 +32,7 @@ def batch_norm(ledger: Ledger, call: Call) -> Value:
 @rule("group_norm")
 def group_norm(ledger: Ledger, call: Call) -> Value:
     """Every norm group keeps the same channels, so the number of norm groups stays; the statistics change."""
-    x = ledger.settle(ledger.as_data(call["input"]), (1,), "is normalised along another axis")
+    x = ledger.require_axes(ledger.as_data(call["input"]), (1,), "is normalised along another axis")
     parts = int(call["num_groups"])
     if parts != x.shape[1]:
         x = ledger.tie_parts(x, 1, parts)
@@ -44,7 +44,7 @@ def group_norm(ledger: Ledger, call: Call) -> Value:
 
 @rule("layer_norm", "rms_norm")
 def layer_norm(ledger: Ledger, call: Call) -> Value:
-    """Scale and shift go with their channel; where channels are normalised over, the statistics change."""
+    """Scale and shift go with their channel; where the norm runs over channels, the statistics change."""
     x = ledger.as_data(call["input"])
     rank, over = len(x.shape), len(call["normalized_shape"])
     inside = set(range(rank - over, rank)) & set(x.varying())
@@ -54,7 +54,7 @@ def layer_norm(ledger: Ledger, call: Call) -> Value:
                 ledger.as_data(call[name])
         return x
     if over > 1:
-        x = ledger.settle(x, inside, "is normalised over")
+        x = ledger.require_axes(x, inside, "is normalised over")
     ledger.inexact.append(x.data.reshape(-1))
     result: Labels | Stored = x
     for name in ("weight", "bias"):
@@ -68,10 +68,10 @@ def layer_norm(ledger: Ledger, call: Call) -> Value:
 
 @rule("prelu")
 def prelu(ledger: Ledger, call: Call) -> Value:
-    """One slope per channel, or one for all."""
+    """One slope goes with each channel, or one with all."""
     x = ledger.as_data(call.first)
     weight = call["weight"]
     if weight.shape != (1,):
-        x = ledger.settle(x, (1,), "has a slope per entry of another axis")
+        x = ledger.require_axes(x, (1,), "has a slope per entry of another axis")
         join_axis(ledger, weight, x.vector(1), "other")
     return x

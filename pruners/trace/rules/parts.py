@@ -1,4 +1,4 @@
-"""Putting together and taking apart along an axis: cat, split, slice, index."""
+"""Rules of joining and dividing along an axis: cat, split, slice, index."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from prunefront.pruners.trace.rules.movement import cut
 
 @rule("cat", "concat", "stack")
 def concatenate(ledger: Ledger, call: Call) -> Value:
-    """One behind the other along an axis; along all other axes the parts must keep the same channels."""
+    """Joins tensors along an axis; along all other axes the parts must keep the same channels."""
     parts = list(call["tensors"])
     rank = len(call.shape)
     axis = int(call.get("dim", 0)) % rank
@@ -19,7 +19,7 @@ def concatenate(ledger: Ledger, call: Call) -> Value:
             move(p, lambda x: Labels(np.expand_dims(x.data, axis), (*x.shape[:axis], 1, *x.shape[axis:])))
             for p in parts
         ]
-    parts = [p for p in parts if len(p.shape) == rank]  # old code concatenates an empty vector first
+    parts = [p for p in parts if len(p.shape) == rank]  # old code starts with an empty vector
     acts = [p for p in parts if isinstance(p, Labels)]
     if any(set(p.varying()) - {axis} for p in acts):
         result: Value = None
@@ -38,7 +38,7 @@ def concatenate(ledger: Ledger, call: Call) -> Value:
 
 @rule("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
 def split(ledger: Ledger, call: Call) -> Value:
-    """Equal parts of a channel axis are tied by position, so they stay equal; unequal ones freeze."""
+    """Ties equal parts of a channel axis by position, so that they stay equal; unequal ones freeze."""
     axis = call.axis()
     size = call.first.shape[axis]
     how = call.get("chunks", call.get("split_size", call.get("split_sizes", call.get("sections"))))
@@ -54,14 +54,14 @@ def split(ledger: Ledger, call: Call) -> Value:
     else:
         sizes = [min(int(how), size - at) for at in range(0, size, int(how))]
 
-    def settle(labels: Labels) -> Labels:
+    def tie_or_freeze(labels: Labels) -> Labels:
         if not labels.varies(axis) or len(sizes) == 1:
             return labels
         if len(set(sizes)) == 1:
             return ledger.tie_parts(labels, axis, len(sizes))
         return ledger.drop(labels, "is split into parts of fixed, unequal width")
 
-    whole = move(call.first, settle)
+    whole = move(call.first, tie_or_freeze)
     ends = np.cumsum(sizes)
     return [_part(whole, axis, int(end - n), int(end)) for end, n in zip(ends, sizes, strict=True)]
 
@@ -72,14 +72,14 @@ def _part(value: Value, axis: int, start: int, stop: int) -> Value:
 
 @rule("unbind")
 def unbind(ledger: Ledger, call: Call) -> Value:
-    """Every entry of an axis by itself; an axis of channels is frozen."""
+    """Returns every entry of an axis by itself; an axis of channels is frozen."""
     axis = call.axis()
     return [_entry(ledger, call.first, axis, call) for _ in range(call.first.shape[axis])]
 
 
 @rule("select")
 def select(ledger: Ledger, call: Call) -> Value:
-    """One entry of an axis; an axis of channels is frozen."""
+    """Returns one entry of an axis; an axis of channels is frozen."""
     return _entry(ledger, call.first, call.axis(), call)
 
 
@@ -94,7 +94,7 @@ def _entry(ledger: Ledger, value: Value, axis: int, call: Call) -> Value:
 
 @rule("slice", "narrow")
 def slicing(ledger: Ledger, call: Call) -> Value:
-    """On a channel axis: equal parts and strides tie, other bounds freeze every channel that they count off."""
+    """Slices: on a channel axis equal parts and strides tie, other bounds freeze every channel that they count off."""
     axis = call.axis()
     size = call.first.shape[axis]
     start, step = int(call.get("start") or 0), int(call.get("step", 1) or 1)
@@ -113,7 +113,7 @@ def slicing(ledger: Ledger, call: Call) -> Value:
         for bound in (
             start,
             end if end < size else 0,
-        ):  # a bound still fits if none of those that it counts goes
+        ):  # a bound stays right if none of the channels that it counts goes
             counted = cut(labels, axis, 0, bound) if bound >= 0 else cut(labels, axis, size + bound, size)
             ledger.freeze(counted.data, "is sliced at a fixed position")
         return cut(labels, axis, first, stop)
@@ -122,7 +122,7 @@ def slicing(ledger: Ledger, call: Call) -> Value:
 
 
 def _tie_strides(ledger: Ledger, labels: Labels, axis: int, first: int, stop: int, step: int) -> Labels:
-    """Every `step` neighbours go together, so each stride keeps its phase."""
+    """Ties every `step` neighbours, so that each stride keeps its phase."""
     size = labels.shape[axis]
     if first >= step or stop != size or size % step:
         return ledger.drop(labels, "is strided over")
@@ -134,7 +134,7 @@ def _tie_strides(ledger: Ledger, labels: Labels, axis: int, first: int, stop: in
 
 @rule("index_select", "index", "gather", "take_along_dim")
 def indexing(ledger: Ledger, call: Call) -> Value:
-    """Index numbers stay what they are, so an indexed channel axis is frozen; other axes keep the labels."""
+    """Freezes an indexed channel axis, since index numbers stay the same; other axes keep the labels."""
     x = ledger.as_data(call.first)
     for index in call.tensors()[1:]:
         ledger.freeze(ledger.as_data(index).data, f"{call.op} looks up one entry per channel")

@@ -1,4 +1,4 @@
-"""Element-wise operators: what meets at the same place goes together."""
+"""Rules of element-wise operators: labels that meet at the same place go together."""
 
 import operator
 
@@ -20,7 +20,7 @@ SEVERAL = (
 
 @rule(*UNARY.split(), *SEVERAL.split())
 def pointwise(ledger: Ledger, call: Call) -> Value:
-    """Labels at the same place unite; with one tensor, its labels pass through."""
+    """Unites labels at the same place; with one tensor, its labels pass through."""
     tensors = call.tensors()
     result = tensors[0]
     for other in tensors[1:]:
@@ -31,7 +31,7 @@ def pointwise(ledger: Ledger, call: Call) -> Value:
 
 
 def _rectifies(call: Call) -> bool:
-    """Whether every input below zero becomes exactly zero."""
+    """Says whether every input below zero becomes exactly zero."""
     if call.op in ("relu", "relu6"):
         return True
     low = {"hardtanh": "min_val", "clamp": "min", "clamp_min": "min", "clip": "min"}.get(call.op)
@@ -40,11 +40,11 @@ def _rectifies(call: Call) -> bool:
 
 @rule("getitem")
 def getitem(ledger: Ledger, call: Call) -> Value:
-    """One of several results."""
+    """Returns one of several results."""
     return operator.getitem(call["a"], call["b"])
 
 
 @rule("_assert_tensor_metadata", "_assert_async", "_assert_scalar")
-def nothing(ledger: Ledger, call: Call) -> Value:
-    """Checks that carry no data."""
+def assertion(ledger: Ledger, call: Call) -> Value:
+    """Returns None: checks carry no data."""
     return None

@@ -1,4 +1,4 @@
-"""Convolutions and matrix products: weight rows produce channels, columns consume them."""
+"""Rules of convolutions and matrix products: weight rows produce channels, columns consume them."""
 
 from math import prod
 
@@ -18,7 +18,7 @@ def weight_nodes(weight: Stored, axis: int) -> IntArray:
     return nodes
 
 
-def count(ledger: Ledger, weight: Stored, positions: int) -> None:
+def record_macs(ledger: Ledger, weight: Stored, positions: int) -> None:
     ledger.ops.append(MacOp(weight.name, max(1, positions // ledger.batch)))
 
 
@@ -26,15 +26,15 @@ def count(ledger: Ledger, weight: Stored, positions: int) -> None:
 def convolution(ledger: Ledger, call: Call) -> Value:
     """Weight rows produce channels, columns consume them.
 
-    With conv groups of several channels each, position p of every conv group goes together, on both sides: all conv
-    groups must keep equally many, and if they kept different positions, a channel shuffle behind them would pair
+    With conv groups of several channels each, position p of every conv group goes together, on both sides. All conv
+    groups must keep equally many channels. If they kept different positions, a channel shuffle behind them would pair
     channels differently than in the dense model. A depthwise row goes with the channel that it reads.
     """
     weight, groups = call["weight"], int(call.get("groups", 1))
     if not isinstance(weight, Stored):
         return _without_weight(ledger, call)
     axis = len(call.shape) - len(weight.shape) + 1
-    x = ledger.settle(ledger.as_data(call["input"]), (axis,), f"{call.op} slides over its channels")
+    x = ledger.require_axes(ledger.as_data(call["input"]), (axis,), f"{call.op} slides over its channels")
     read = x.vector(axis)
     rows, columns = weight_nodes(weight, 0), weight_nodes(weight, 1)
     ledger.claim(rows, "out", producer=True)
@@ -48,18 +48,18 @@ def convolution(ledger: Ledger, call: Call) -> Value:
             by_group = rows.reshape(groups, -1)
             ledger.unite(by_group[:1], by_group)
     join_axis(ledger, call.get("bias"), rows, "out")
-    count(ledger, weight, prod(call.shape) // call.shape[axis])
+    record_macs(ledger, weight, prod(call.shape) // call.shape[axis])
     return along(rows, axis, call.shape)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def transposed_convolution(ledger: Ledger, call: Call) -> Value:
-    """As `convolution`, with the weight's first axis reading and its second producing."""
+    """Does as `convolution`, with the weight's first axis reading and its second producing."""
     weight, groups = call["weight"], int(call.get("groups", 1))
     if not isinstance(weight, Stored):
         return _without_weight(ledger, call)
     axis = len(call.shape) - len(weight.shape) + 1
-    x = ledger.settle(ledger.as_data(call["input"]), (axis,), f"{call.op} slides over its channels")
+    x = ledger.require_axes(ledger.as_data(call["input"]), (axis,), f"{call.op} slides over its channels")
     read = x.vector(axis)
     reading, producing = weight_nodes(weight, 0), weight_nodes(weight, 1)
     if groups > 1 and len(reading) == groups:
@@ -76,25 +76,25 @@ def transposed_convolution(ledger: Ledger, call: Call) -> Value:
             ledger.unite(by_group[:1], by_group)
         made = np.tile(producing, groups)
     join_axis(ledger, call.get("bias"), made, "out")
-    count(ledger, weight, prod(x.shape) // x.shape[axis])
+    record_macs(ledger, weight, prod(x.shape) // x.shape[axis])
     return along(made, axis, call.shape)
 
 
 def _without_weight(ledger: Ledger, call: Call) -> Labels:
-    """A weight that the network computes: nothing that takes part can change its width."""
+    """Freezes everything that takes part: a weight that the network computes cannot change its width."""
     for tensor in call.tensors():
         ledger.freeze(ledger.as_data(tensor).data, f"{call.op} has a weight that is not a stored tensor")
     return blank(call.shape)
 
 
 def product(ledger: Ledger, x: Labels, weight: Stored, in_axis: int, out_axis: int) -> Labels:
-    """Labels of x · weight, contracted over the last axis of x."""
+    """Returns the labels of x · weight, contracted over the last axis of x."""
     shape = (*x.shape[:-1], weight.shape[out_axis])
     last = len(shape) - 1
     columns, rows = weight_nodes(weight, in_axis), weight_nodes(weight, out_axis)
     ledger.claim(rows, "out", producer=True)
     ledger.claim(columns, "in")
-    count(ledger, weight, prod(shape[:-1]))
+    record_macs(ledger, weight, prod(shape[:-1]))
     if x.varies(last) and len(x.varying()) > 1:
         x = ledger.drop(x, "is contracted while other axes carry channels too")
     if x.varying() and not x.varies(last):
@@ -138,7 +138,7 @@ def embedding(ledger: Ledger, call: Call) -> Value:
 
 
 def matrix_product(ledger: Ledger, a: Labels, b: Labels) -> Labels:
-    """Labels of a @ b: the contracted axis unites, the other axes keep their labels."""
+    """Returns the labels of a @ b: the contracted axis unites, the other axes keep their labels."""
     x = Labels(a.data[None], (1, *a.shape)) if len(a.shape) == 1 else a
     y = Labels(b.data[..., None], (*b.shape, 1)) if len(b.shape) == 1 else b
     batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
@@ -172,7 +172,7 @@ def matrix_product(ledger: Ledger, a: Labels, b: Labels) -> Labels:
 
 @rule("matmul", "mm", "bmm", "mv")
 def matmul(ledger: Ledger, call: Call) -> Value:
-    """A stored matrix on the right is a weight; otherwise two activations meet along the contracted axis."""
+    """Takes a stored matrix on the right as a weight; otherwise two activations meet along the contracted axis."""
     a, b = call.tensors()
     if isinstance(b, Stored) and isinstance(a, Labels) and len(b.shape) == 2:
         return product(ledger, a, b, 0, 1)
@@ -181,7 +181,7 @@ def matmul(ledger: Ledger, call: Call) -> Value:
 
 @rule("addmm", "baddbmm")
 def add_product(ledger: Ledger, call: Call) -> Value:
-    """matmul, then an element-wise addition."""
+    """Does matmul, then an element-wise addition."""
     bias, a, b = call.tensors()
     if isinstance(b, Stored) and isinstance(a, Labels) and len(b.shape) == 2:
         return _with_bias(ledger, product(ledger, a, b, 0, 1), bias, weight_nodes(b, 1))
@@ -202,7 +202,7 @@ def _repeat_heads(labels: Labels, heads: int) -> Labels:
 
 @rule("scaled_dot_product_attention")
 def attention(ledger: Ledger, call: Call) -> Value:
-    """softmax(q kᵀ · scale) v; without an explicit scale it follows the head's width, so removing is not masking."""
+    """softmax(q kᵀ · scale) v. A default scale depends on the head's width, so removing differs from masking."""
     q, k, v = (ledger.as_data(call[name]) for name in ("query", "key", "value"))
     last = len(q.shape) - 1
     if call.get("enable_gqa"):  # each head of k and v serves several neighbouring ones of q

@@ -1,4 +1,4 @@
-"""Reductions, scans, pooling and resizing."""
+"""Rules of reductions, scans, pooling and resizing."""
 
 from prunefront.pruners.trace.labels import Labels, Ledger
 from prunefront.pruners.trace.rules.call import Call, Value, rule
@@ -7,7 +7,7 @@ from prunefront.pruners.trace.rules.pointwise import pointwise
 
 @rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "logcumsumexp")
 def scan(ledger: Ledger, call: Call) -> Value:
-    """Along an axis without channels these keep the labels; along the channels every value depends on all."""
+    """Keeps the labels along an axis without channels; along the channels every value depends on all."""
     x = ledger.as_data(call.first)
     if x.varies(call.axis()):
         x = ledger.drop(x, f"{call.op} runs over its channels")
@@ -19,7 +19,7 @@ def scan(ledger: Ledger, call: Call) -> Value:
     "argmin", "any", "all", "logsumexp", "var_mean", "std_mean", "median",
 )  # fmt: skip
 def reduction(ledger: Ledger, call: Call) -> Value:
-    """Reduced over axes without channels the labels stay; reduced over channels they are frozen."""
+    """Keeps the labels when reducing over axes without channels; freezes them over channels."""
     tensors = call.tensors()
     if len(tensors) == 2:  # max(x, y) and min(x, y)
         return pointwise(ledger, call)
@@ -51,10 +51,10 @@ def reduction(ledger: Ledger, call: Call) -> Value:
     ),
 )
 def window(ledger: Ledger, call: Call) -> Value:
-    """Pooling and resizing act on the trailing axes, one per dimension in the operator's name."""
+    """Pools or resizes the trailing axes, one per dimension in the operator's name."""
     x = ledger.as_data(call.first)
     n = next(int(c) for c in call.op if c.isdigit())
-    x = ledger.settle(x, range(len(x.shape) - n), f"{call.op} runs over its channels")
+    x = ledger.require_axes(x, range(len(x.shape) - n), f"{call.op} runs over its channels")
     result = Labels(x.data, call.shape)
     pairs = call.op.endswith("with_indices") or call.op.startswith("adaptive_max")
     return [result, result] if pairs else result

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from prunefront.choice import GroupChoice, Words
+from prunefront.choice import GroupChoice, Quantisation
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.card import card
 from prunefront.pruners.graph.layers import Layer
@@ -25,7 +25,7 @@ PLAN = PruningPlan(
     ),
     (GroupPlan("stage", GroupChoice("l1", 0.5, "block"), 3, (0, 2), 0.5),),
     (WITHIN,),
-    Words("fixed_point"),
+    Quantisation("fixed_point"),
 )
 
 
@@ -139,7 +139,10 @@ HOSTILE = (
 
 def test_a_hostile_name_is_a_code_span_on_one_line() -> None:
     plan = PruningPlan(
-        (), (), (LayerPlan(WITHIN.layer, GroupChoice("l1", 0.5, HOSTILE, 8), 3, 0.5, 0.5),), Words(HOSTILE)
+        (),
+        (),
+        (LayerPlan(WITHIN.layer, GroupChoice("l1", 0.5, HOSTILE, 8), 3, 0.5, 0.5),),
+        Quantisation(HOSTILE),
     )
     said = description(
         model={"factory": HOSTILE, "options": {HOSTILE: HOSTILE}, "license": HOSTILE},

@@ -15,8 +15,9 @@ from torch import nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.convert import convert
-from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, publish
-from prunefront.pipelines.config.sections import DataSection
+from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST
+from prunefront.pipelines.artifacts.publish import publish
+from prunefront.pipelines.config.sections import DataSection, ModelSection
 from prunefront.pipelines.data import Split, Splits, Transform
 from prunefront.pipelines.formats import openvino_export
 from prunefront.pipelines.formats.onnx_export import export
@@ -101,22 +102,21 @@ def test_images_from_foreign_code(folder: Path, tmp_path: Path, splits: Splits) 
 
 
 def test_pt2_is_made_of_the_network_and_not_of_the_artifacts_file(folder: Path, tmp_path: Path) -> None:
-    asked: list[Path] = []
+    asked: list[object] = []
+    trusted = ModelSection(factory="mine:make")
 
-    def network(place: Path) -> nn.Module:
-        asked.append(place)
+    def network(place: Path, factory: ModelSection | None) -> nn.Module:
+        asked.extend((place, factory))
         return make()
 
-    made = convert(folder, "pt2", tmp_path / "a.pt2", splits=never, network=network)
-    assert asked == [folder]
+    made = convert(folder, "pt2", tmp_path / "a.pt2", factory=trusted, splits=never, network=network)
+    assert asked == [folder, trusted]
     assert float(made.difference.rpartition(" ")[2]) < 1e-4
     images = torch.randn(5, 1, 8, 8)
     with torch.no_grad():
         assert torch.allclose(torch.export.load(made.path).module()(images), make()(images), atol=1e-5)
-    with pytest.raises(PrunefrontError, match="cannot be made here"):
-        convert(folder, "pt2", tmp_path / "b.pt2", splits=never)
 
-    def other(place: Path) -> nn.Module:
+    def other(place: Path, factory: ModelSection | None) -> nn.Module:
         torch.manual_seed(1)
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
 

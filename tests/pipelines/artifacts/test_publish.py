@@ -18,20 +18,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import (
+from prunefront.pipelines.artifacts.fetch import fetch, fetch_from, read_stored_front
+from prunefront.pipelines.artifacts.manifest import (
     LIMITS,
     MANIFEST,
     VERSION,
-    Artifact,
     Manifest,
+    artifact_uri,
     check_digests,
-    fetch,
-    fetch_from,
-    locate,
     measure_file,
-    publish,
-    read_front,
 )
+from prunefront.pipelines.artifacts.publish import Artifact, publish
 from prunefront.pipelines.journal.layout import FRONT
 from prunefront.pipelines.stores.folder import DirectoryStore
 from prunefront.pipelines.stores.memory import MemoryStore
@@ -301,7 +298,7 @@ def test_a_manifest_survives_its_own_text(name: str, sizes: list[int], seed: int
     text = json.dumps({"format": "prunefront-artifact", "version": VERSION, "name": name, "files": files})
     manifest = Manifest.parse(text, source="here")
     assert Manifest.parse(manifest.text(), source="there") == manifest
-    assert locate("s3://b/p", f"s3://b/p/{manifest.id}") == f"s3://b/p/{manifest.id}"
+    assert artifact_uri("s3://b/p", f"s3://b/p/{manifest.id}") == f"s3://b/p/{manifest.id}"
 
 
 def test_what_does_not_fit_the_disk_is_not_read(
@@ -390,7 +387,7 @@ def test_a_front_leads_to_its_artifacts(store: ArtifactStore, made: Path, tmp_pa
     put_json(
         store, FRONT, [{"key": "a", "artifact": artifact.uri}, {"key": "b", "artifact": artifact.id}, {}]
     )
-    rows = read_front(store)
+    rows = read_stored_front(store)
     assert [row.get("artifact") for row in rows] == [artifact.uri, artifact.uri, None]
     fetch_from(store, rows[0]["artifact"].rpartition("/")[2], tmp_path / "out")
 
@@ -413,17 +410,17 @@ def test_a_front_leads_to_its_artifacts(store: ArtifactStore, made: Path, tmp_pa
 def test_a_front_cannot_point_elsewhere(store: ArtifactStore, artifact: object) -> None:
     named = artifact.format(root=store.uri) if isinstance(artifact, str) else artifact
     with pytest.raises(ArtifactError, match="names an artifact that is not under it"):
-        locate(store.uri, named)
+        artifact_uri(store.uri, named)
     put_json(store, FRONT, [{"key": "a", "artifact": named}])
     with pytest.raises(ArtifactError, match="names an artifact that is not under it"):
-        read_front(store)
+        read_stored_front(store)
 
 
 @pytest.mark.parametrize("front", [{}, [1], "x", None])
 def test_a_front_that_is_none(store: ArtifactStore, front: object) -> None:
     put_json(store, FRONT, front)
     with pytest.raises(ArtifactError, match="is not a front"):
-        read_front(store)
+        read_stored_front(store)
 
 
 @pytest.mark.parametrize("uri", ["", "file://", "gs://bucket/x", "http://host/x", "memory://x"])
@@ -456,7 +453,7 @@ def test_weights_are_checked_before_they_are_read(made: Path, tmp_path: Path) ->
     store, net = MemoryStore(), nn.Sequential()
     out = fetch_from(store, publish(store, made, "dense").id, tmp_path / "out")
     (out / "weights.safetensors").write_bytes(b"x" * (out / "weights.safetensors").stat().st_size)
-    with pytest.raises(PrunefrontError, match=r"not what manifest\.json says"):
+    with pytest.raises(PrunefrontError, match=r"does not match manifest\.json"):
         load_network(net, out)
     (made / "plan.json").write_text('{"plan": {"groups": []}}')
     (made / "weights.safetensors").write_bytes(b"\x80\x04pickle")

@@ -17,7 +17,8 @@ from torch import nn
 
 from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, publish
+from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST
+from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.artifacts.verify import (
     CHECKED_INPUTS,
     Verification,
@@ -296,7 +297,7 @@ def publish_network(folder: Path, model: nn.Module, factory: str, plan: PruningP
         "accuracy": measured.value,
         "images": measured.images,
         "params": sum(p.numel() for p in model.parameters()),
-        "achieved": plan.achieved(),
+        "achieved": plan.achieved_ratios(),
         "outputs": {
             "inputs": f"test[:{CHECKED_INPUTS}]",
             "logits": onnx_outputs(data, first, splits.transform),

@@ -11,8 +11,8 @@ import ray
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster import connect as cluster
-from prunefront.pipelines.cluster.connect import Cluster, check_metrics_port, connected
-from prunefront.pipelines.cluster.stopping import Stopped, stoppable
+from prunefront.pipelines.cluster.connect import Cluster, check_metrics_port, connect, fewer_workers
+from prunefront.pipelines.cluster.stopping import Stopped, stop_on_signal
 from prunefront.pipelines.config.sections import ClusterSection
 
 TRACEBACK = """\
@@ -44,7 +44,7 @@ def test_the_reason_is_the_first_and_the_last_line(
         raise error
 
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(PrunefrontError) as refused, connected(None, ClusterSection()):
+    with pytest.raises(PrunefrontError) as refused, connect(None, ClusterSection()):
         raise AssertionError("there is a cluster")
     (line,) = str(refused.value).splitlines()
     assert said in line
@@ -61,7 +61,7 @@ def test_a_head_that_could_not_serve_a_client_is_asked_once_more(monkeypatch: py
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "a", "Alive": True, "Resources": {"CPU": 3.0}}])
     monkeypatch.setattr("prunefront.pipelines.cluster.connect._reach", lambda address: None)
-    with connected("ray://head:10001", ClusterSection()) as cluster:
+    with connect("ray://head:10001", ClusterSection()) as cluster:
         assert cluster.workers == 3
     assert asked == ["ray://head:10001"] * 2
 
@@ -87,11 +87,18 @@ def test_a_handler_of_sigterm_survives_rays_own(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=""))
-    monkeypatch.setattr(cluster, "watched", lambda address: nullcontext())
+    monkeypatch.setattr(cluster, "watch_head", lambda address: nullcontext())
     monkeypatch.setattr(cluster, "_room", lambda section, *, remote: Cluster(1, 1, remote))
     try:
-        with stoppable(), connected(None, ClusterSection()), pytest.raises(Stopped, match="SIGTERM"):
+        with stop_on_signal(), connect(None, ClusterSection()), pytest.raises(Stopped, match="SIGTERM"):
             signal.raise_signal(signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) == before
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_fewer_workers_than_asked_for_are_said() -> None:
+    room = Cluster(workers=3, nodes=1, remote=False)
+    (line,) = fewer_workers(ClusterSection(workers=8), room)
+    assert "workers = 8, but Ray has room for 3" in line
+    assert fewer_workers(ClusterSection(workers=3), room) == fewer_workers(ClusterSection(), room) == []

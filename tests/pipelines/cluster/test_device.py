@@ -22,7 +22,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster import device, nodes
 from prunefront.pipelines.cluster.connect import check_address
 from prunefront.pipelines.cluster.device import Device
-from prunefront.pipelines.cluster.nodes import Machine, Node, check_nodes, custom
+from prunefront.pipelines.cluster.nodes import Machine, Node, check_nodes, custom_resources
 from prunefront.pipelines.config.read import ConfigError, parse
 from prunefront.pipelines.config.sections import ClusterSection, MeasureSection, StudyConfig
 from prunefront.pipelines.events.display import Display
@@ -122,7 +122,10 @@ def test_only_what_people_gave_is_a_device() -> None:
         "CPU": 4.0, "memory": 1e9, "object_store_memory": 1e9, "node:10.0.0.1": 1.0, "accelerator_type:H100": 1.0,
         "node:__internal_head__": 1.0, "CPU_group_0_ab12": 1.0, "bundle_group_ab12": 1000.0, "pi": 1.0,
     }  # fmt: skip
-    assert custom([Node("a", "", there), Node("b", "", {"pi": 2.0, "jetson": 1.0})]) == ["jetson", "pi"]
+    assert custom_resources([Node("a", "", there), Node("b", "", {"pi": 2.0, "jetson": 1.0})]) == [
+        "jetson",
+        "pi",
+    ]
 
 
 class Taken(Exception):
@@ -168,7 +171,7 @@ def test_nodes_that_differ_are_said(
 ) -> None:
     there = [Node(str(i), f"10.0.0.{i}", {"CPU": 2.0, "pi": 1.0}) for i in (1, 2)]
     answers = {node.id: machine for node, machine in zip(there, machines, strict=True)}
-    monkeypatch.setattr(nodes, "alive", lambda: there)
+    monkeypatch.setattr(nodes, "live_nodes", lambda: there)
     monkeypatch.setattr(nodes, "_ask", lambda asked, runtime, gpus=0.0: answers)
     try:
         lines = check_nodes(MeasureSection(), ClusterSection())
@@ -214,7 +217,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCluster]:
 
 
 def node_with(resource: str) -> str:
-    (node,) = [node.id for node in nodes.alive() if node.resources.get(resource)]
+    (node,) = [node.id for node in nodes.live_nodes() if node.resources.get(resource)]
     return node
 
 
@@ -319,7 +322,7 @@ def test_a_lost_device_is_no_candidates_fault(
     )
     monkeypatch.setattr(device.ray, "wait", lambda tasks, timeout: (tasks, []) if answers else ([], tasks))
     monkeypatch.setattr(device.ray, "get", died)
-    monkeypatch.setattr(device, "alive", lambda: [Node("a", "", {"pi": 1.0})] if there else [])
+    monkeypatch.setattr(device, "live_nodes", lambda: [Node("a", "", {"pi": 1.0})] if there else [])
     monkeypatch.setattr(device, "ANSWER_SECONDS", 0.0)
     with pytest.raises(DeviceLost) as caught:
         Device("pi", MeasureSection(), "dense", away_seconds=0.0).time(b"", np.zeros(1, np.float32))

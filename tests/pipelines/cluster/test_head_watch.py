@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from prunefront.pipelines.cluster import head_watch
-from prunefront.pipelines.cluster.head_watch import SIGNAL, HeadLost, watched
+from prunefront.pipelines.cluster.head_watch import SIGNAL, HeadLost, watch_head
 
 
 def test_what_waits_is_interrupted_once_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,14 +20,14 @@ def test_what_waits_is_interrupted_once_nobody_listens(monkeypatch: pytest.Monke
     before = signal.getsignal(SIGNAL)
     with socket.create_server(("127.0.0.1", 0)) as head:
         address = f"127.0.0.1:{head.getsockname()[1]}"
-        with watched(address, lost_seconds=0.2):
+        with watch_head(address, lost_seconds=0.2):
             time.sleep(0.6)  # while somebody listens nothing happens
         gone = threading.Timer(0.3, head.close)
         gone.start()
         started = time.monotonic()
         said = ""
         try:
-            with watched(address, lost_seconds=0.2):
+            with watch_head(address, lost_seconds=0.2):
                 while time.monotonic() < started + 30:
                     time.sleep(0.05)
         except HeadLost as lost:
@@ -43,7 +43,7 @@ def test_a_search_that_does_not_come_to_its_end_is_ended() -> None:
         "import signal, time\n"
         "from prunefront.pipelines.cluster import head_watch\n"
         "head_watch.ASK_SECONDS = head_watch.CLOSING_SECONDS = 0.1\n"
-        "with head_watch.watched('127.0.0.1:9', lost_seconds=0.1):\n"
+        "with head_watch.watch_head('127.0.0.1:9', lost_seconds=0.1):\n"
         "    signal.pthread_sigmask(signal.SIG_BLOCK, [head_watch.SIGNAL])\n"
         "    while True:\n"
         "        try: time.sleep(60)\n"

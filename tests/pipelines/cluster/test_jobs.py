@@ -16,7 +16,15 @@ from typer.testing import CliRunner
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cli.main import app
 from prunefront.pipelines.cluster import jobs
-from prunefront.pipelines.cluster.jobs import FOLDER, STUDY, Job, JobsError, JobsServer, NoAnswer, checked
+from prunefront.pipelines.cluster.jobs import (
+    FOLDER,
+    STUDY,
+    Job,
+    JobsError,
+    JobsServer,
+    NoAnswer,
+    server_address,
+)
 from prunefront.pipelines.cluster.package import pack
 
 Answer = tuple[int, Any]
@@ -134,8 +142,8 @@ def test_nobody_listens_and_a_server_that_never_answers(
 @pytest.mark.parametrize("address", ["auto", "ray://head:10001", "http://", "head:port", "ftp://head"])
 def test_addresses_of_something_else(address: str) -> None:
     with pytest.raises(JobsError, match="looks like http://HEAD:8265"):
-        checked(address)
-    assert checked("head:8265/") == "http://head:8265"
+        server_address(address)
+    assert server_address("head:8265/") == "http://head:8265"
 
 
 def test_the_address_that_is_given_is_the_one_that_is_asked(
@@ -170,7 +178,7 @@ def test_of_a_study_that_was_sent_again_the_job_that_runs_is_found(server: Serve
         there.find("foreign")
     there.check_free("t")
     with pytest.raises(
-        JobsError, match=r"study 's' is running there as job s-2; `prunefront logs s --address"
+        JobsError, match=r"study 's' is running there as job s-2; `prunefront logs s --jobs-server"
     ):
         there.check_free("s")
 
@@ -233,7 +241,7 @@ def test_a_connection_that_stays_lost_is_given_up(server: Server, monkeypatch: p
     there = JobsServer(server.address)
     server.answers["/api/jobs/s-1"] = lambda: None
     monkeypatch.setattr(jobs, "LOST_SECONDS", 0.0)
-    with pytest.raises(NoAnswer, match="the job may go on: prunefront logs s --address"):
+    with pytest.raises(NoAnswer, match="the job may go on: prunefront logs s --jobs-server"):
         there.follow(job(), print, lambda line: None)
 
 
@@ -254,7 +262,7 @@ def test_the_exit_code_is_the_jobs(server: Server, end: dict[str, Any], code: in
         "/api/jobs/s-1": lambda: (200, details("s-1", "s", status, **end)),
         "/api/jobs/s-1/logs": lambda: (200, {"logs": "[red]the log\n"}),
     }
-    done = CliRunner().invoke(app, ["logs", "s", "--address", server.address])
+    done = CliRunner().invoke(app, ["logs", "s", "--jobs-server", server.address])
     assert done.exit_code == code
     assert "[red]the log\n" in done.stdout
     assert said in done.stderr
@@ -267,9 +275,9 @@ def test_ctrl_c_ends_the_following_and_not_the_job(server: Server, monkeypatch: 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(JobsServer, "follow", interrupted)
-    done = CliRunner().invoke(app, ["logs", "s", "--address", server.address])
+    done = CliRunner().invoke(app, ["logs", "s", "--jobs-server", server.address])
     assert done.exit_code == 130
-    assert f"prunefront stop s --address {server.address}" in done.stderr
+    assert f"prunefront stop s --jobs-server {server.address}" in done.stderr
     assert not any(method == "POST" for method, _, _ in server.asked)
 
 

@@ -7,14 +7,14 @@ import time
 
 import pytest
 
-from prunefront.pipelines.cluster.stopping import APART_SECONDS, Stopped, exit_code, stoppable
+from prunefront.pipelines.cluster.stopping import APART_SECONDS, Stopped, exit_code, stop_on_signal
 
 PROGRAM = """
 import signal, sys, time
-from prunefront.pipelines.cluster.stopping import exit_code, handler_kept, stoppable
+from prunefront.pipelines.cluster.stopping import exit_code, keep_handler, stop_on_signal
 try:
-    with stoppable():
-        with handler_kept():  # as Ray does
+    with stop_on_signal():
+        with keep_handler():  # as Ray does
             signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
         try:
             print("ready", flush=True)
@@ -77,6 +77,6 @@ def test_the_signal_is_known_though_what_it_raised_was_replaced_on_its_way() -> 
         except KeyboardInterrupt:
             raise KeyboardInterrupt from None
 
-    with pytest.raises(Stopped, match="SIGTERM") as stopped, stoppable():
+    with pytest.raises(Stopped, match="SIGTERM") as stopped, stop_on_signal():
         wait()
     assert exit_code(stopped.value) == 143

@@ -17,7 +17,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data import DataError, cache, load
-from prunefront.pipelines.data.cache import fetched
+from prunefront.pipelines.data.cache import local_copy
 from prunefront.pipelines.stores.s3 import S3Away, S3Error, S3Store, Version
 from tests.pipelines.data.test_sources import split, write_parquet
 
@@ -50,7 +50,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv(cache.FOLDER, str(tmp_path / "cache"))
+    monkeypatch.setenv(cache.FOLDER_VARIABLE, str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -111,14 +111,14 @@ def test_an_object_that_changed_is_another_one(client: Any, bucket: str, server:
     copies = []
     for content in contents:
         client.put_object(Bucket=bucket, Key="a", Body=content)
-        copies.append(fetched(uri, server, key="data.train"))
+        copies.append(local_copy(uri, server, key="data.train"))
     assert [copy.read_bytes() for copy in copies] == contents
 
 
 def test_a_damaged_copy_is_downloaded_again(client: Any, bucket: str, server: str, tmp_path: Path) -> None:
     client.put_object(Bucket=bucket, Key="a.parquet", Body=b"content")
     uri = f"s3://{bucket}/a.parquet"
-    copy = fetched(uri, server, key="data.train")
+    copy = local_copy(uri, server, key="data.train")
     record = copy.with_suffix(".json")
     for damage in (
         lambda: copy.write_bytes(b"cont"),
@@ -128,7 +128,7 @@ def test_a_damaged_copy_is_downloaded_again(client: Any, bucket: str, server: st
         copy.unlink,
     ):
         damage()
-        assert fetched(uri, server, key="data.train") == copy
+        assert local_copy(uri, server, key="data.train") == copy
         assert copy.read_bytes() == b"content"
     assert kept(tmp_path) == [".json", ".parquet"]
 
@@ -144,11 +144,11 @@ def test_an_object_that_is_replaced_meanwhile_is_read_again(
         client.put_object(Bucket=bucket, Key="a", Body=b"new")
 
     monkeypatch.setattr(S3Store, "get", replaced)
-    assert fetched(f"s3://{bucket}/a", server, key="data.train").read_bytes() == b"new"
+    assert local_copy(f"s3://{bucket}/a", server, key="data.train").read_bytes() == b"new"
     etags = (str(n) for n in range(100))
     monkeypatch.setattr(S3Store, "version", lambda s, k: Version(next(etags), version(s, k).size_bytes))
     with pytest.raises(DataError, match=r"data\.train: s3://.*/a changed while it was read"):
-        fetched(f"s3://{bucket}/a", server, key="data.train")
+        local_copy(f"s3://{bucket}/a", server, key="data.train")
     assert ".part" not in kept(tmp_path)
 
 
@@ -163,7 +163,7 @@ def test_those_that_start_together_download_once(
 
     def start(_: int) -> bytes:
         together.wait(60)
-        return fetched(f"s3://{bucket}/a", server, key="data.train").read_bytes()
+        return local_copy(f"s3://{bucket}/a", server, key="data.train").read_bytes()
 
     with ThreadPoolExecutor(3) as pool:
         assert list(pool.map(start, range(3))) == [content] * 3
@@ -175,7 +175,7 @@ def test_what_cannot_be_had_is_one_line(
 ) -> None:
     def refused(error: type[PrunefrontError], uri: str, endpoint: str = server) -> str:
         with pytest.raises(error) as info:
-            fetched(uri, endpoint, key="data.train")
+            local_copy(uri, endpoint, key="data.train")
         assert "\n" not in str(info.value)
         return str(info.value)
 
@@ -186,8 +186,8 @@ def test_what_cannot_be_had_is_one_line(
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: type("U", (), {"free": 3}))
     assert "has 7 bytes, but 3 are free" in refused(DataError, f"s3://{bucket}/a")
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv(cache.FOLDER, str(tmp_path / "file"))
-    assert f"set {cache.FOLDER} to a folder that can" in refused(DataError, f"s3://{bucket}/a")
+    monkeypatch.setenv(cache.FOLDER_VARIABLE, str(tmp_path / "file"))
+    assert f"set {cache.FOLDER_VARIABLE} to a folder that can" in refused(DataError, f"s3://{bucket}/a")
 
 
 @pytest.mark.parametrize(
@@ -207,9 +207,9 @@ def test_a_folder_of_images_cannot_lie_in_a_bucket() -> None:
 
 
 def test_copies_are_kept_in_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(cache.FOLDER, raising=False)
+    monkeypatch.delenv(cache.FOLDER_VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/c")
-    assert cache.folder() == Path("/c/prunefront/data")
+    assert cache.cache_folder() == Path("/c/prunefront/data")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/h")
-    assert cache.folder() == Path("/h/.cache/prunefront/data")
+    assert cache.cache_folder() == Path("/h/.cache/prunefront/data")

@@ -17,7 +17,7 @@ from PIL import Image
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data import DataError, SearchData, Split, Splits, Transform, batches, load
-from prunefront.pipelines.data.checks import checked, pixel_statistics, shared_images
+from prunefront.pipelines.data.checks import check_splits, pixel_statistics
 
 CIFAR = Path(__file__).parents[4] / "shared" / "data"
 
@@ -308,9 +308,9 @@ def relabelled(part: Split, labels: np.ndarray) -> Split:
     ],
 )
 def test_data_that_cannot_be_searched_on_is_refused(wrong: dict[str, Split], says: str) -> None:
-    assert checked(parts()) is not None
+    assert check_splits(parts()) is not None
     with pytest.raises(DataError) as caught:
-        checked(parts(**wrong))
+        check_splits(parts(**wrong))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -318,8 +318,7 @@ def test_data_that_cannot_be_searched_on_is_refused(wrong: dict[str, Split], say
 def test_a_few_shared_images_are_told_and_allowed(caplog: pytest.LogCaptureFixture) -> None:
     train, test = split(30), split(200, seed=2)
     test.images[17] = train.images[3]
-    checked(parts(train=train, test=test))
-    assert shared_images(train, test) == 1
+    check_splits(parts(train=train, test=test))
     assert "1 of 200 test images" in caplog.text
 
 

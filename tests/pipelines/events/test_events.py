@@ -1,4 +1,4 @@
-"""What a run announces, as lines of JSON and as figures: from the journal's events to what machines read."""
+"""Events of a run as lines of JSON and as figures: from the journal's records to the text that machines read."""
 
 import json
 import logging
@@ -10,9 +10,9 @@ import pytest
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.events.events import Events
-from prunefront.pipelines.events.log import JsonFormatter, json_lines, to_logging, wanted
-from prunefront.pipelines.events.metrics import FAMILIES, exported, samples
-from prunefront.pipelines.events.redaction import redacted
+from prunefront.pipelines.events.log import JsonFormatter, json_lines, log_target, to_logging
+from prunefront.pipelines.events.metrics import FAMILIES, export_metrics, samples
+from prunefront.pipelines.events.redaction import redact
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.stages.session import Timing
 
@@ -29,12 +29,12 @@ def a_run(events: Events, folder: Path) -> None:
     timing = Timing(on_stage=events.on_stage)
     with events.run(resumed=False), Journal(folder / "journal.jsonl", events.on_journal) as journal:
         journal.append("tracking", run="r")
-        events.tell("joined", workers=2)
+        events.report("joined", workers=2)
         with timing.stage("screen"):
             journal.append("asked", candidate={})
             journal.append("told", key="a", outcome=FINE, seconds=1.5)
-            events.tell("progress", scored=1, hypervolume=0.25, front=1)
-            events.tell("worker_lost", candidate="b", reason="died")
+            events.report("progress", scored=1, hypervolume=0.25, front=1)
+            events.report("worker_lost", candidate="b", reason="died")
             journal.append("told", key="b", outcome=CRASHED)
         with timing.stage("finetune"):
             journal.append("promoted", candidates=[{}, {}])
@@ -52,12 +52,12 @@ def a_run(events: Events, folder: Path) -> None:
                 artifact_bytes=1000,
             )
             journal.append("trained", name="c", outcome=CRASHED, artifact="", epochs=0, seconds=2.0)
-        events.tell("outage", store="tracking", reason="no answer")
+        events.report("outage", store="tracking", reason="no answer")
 
 
 def test_each_event_is_a_line_with_its_study_stage_and_candidate(tmp_path: Path) -> None:
     events = Events("s")
-    with json_lines(str(tmp_path / "log" / "s.jsonl")), events.heard_by(to_logging):
+    with json_lines(str(tmp_path / "log" / "s.jsonl")), events.attach(to_logging):
         a_run(events, tmp_path)
     found = lines(tmp_path / "log" / "s.jsonl")
     assert [e["event"] for e in found] == [
@@ -89,7 +89,7 @@ def test_how_a_run_ended(error: BaseException, status: str, level: str, reason: 
     events = Events("s")
     with (
         json_lines(str(tmp_path / "log")),
-        events.heard_by(to_logging),
+        events.attach(to_logging),
         pytest.raises(type(error)),
         events.run(),
     ):
@@ -116,7 +116,7 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
             total[key] = before + sample.value
 
     events = Events("s")
-    with events.heard_by(count):
+    with events.attach(count):
         a_run(events, tmp_path)
     assert total == {
         ("workers",): 2,
@@ -147,9 +147,9 @@ def test_secrets_are_in_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/secrets/token")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     events = Events("s")
-    with json_lines(str(tmp_path / "log")), events.heard_by(to_logging):
-        events.tell("said", line="key wJalrXUtnFEMI/K7MDENG to postgresql://me:hunter2@db/x")
-        events.tell("failed", kind="error", reason="x", nested={"a": ["Bearer abcdefgh12345678"]})
+    with json_lines(str(tmp_path / "log")), events.attach(to_logging):
+        events.report("said", line="key wJalrXUtnFEMI/K7MDENG to postgresql://me:hunter2@db/x")
+        events.report("failed", kind="error", reason="x", nested={"a": ["Bearer abcdefgh12345678"]})
         logging.getLogger("prunefront.cluster").warning(
             "token %s in %s", "abcdefgh12345678", "/var/run/secrets/token"
         )
@@ -158,7 +158,7 @@ def test_secrets_are_in_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert secret not in text
     assert text.count("***") == 4
     assert "/var/run/secrets/token" in text
-    assert redacted({"n": 1, "x": None}) == {"n": 1, "x": None}
+    assert redact({"n": 1, "x": None}) == {"n": 1, "x": None}
 
 
 def test_a_listener_that_breaks_is_dropped_with_a_line_and_the_others_go_on() -> None:
@@ -169,10 +169,10 @@ def test_a_listener_that_breaks_is_dropped_with_a_line_and_the_others_go_on() ->
     def broken(event: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    with events.heard_by(broken), events.heard_by(lambda event: heard.append(event["event"])):
-        events.tell("one")
-        events.tell("two")
-    events.tell("three")
+    with events.attach(broken), events.attach(lambda event: heard.append(event["event"])):
+        events.report("one")
+        events.report("two")
+    events.report("three")
     assert heard == ["one", "two"]
     assert said == ["no more events for broken: OSError: [Errno 28] No space left on device"]
 
@@ -180,17 +180,17 @@ def test_a_listener_that_breaks_is_dropped_with_a_line_and_the_others_go_on() ->
 def test_a_log_on_a_full_disk_ends_the_log_and_nothing_else() -> None:
     said: list[str] = []
     events = Events("s", said.append)
-    with json_lines("/dev/full"), events.heard_by(to_logging):
-        events.tell("one")
-        events.tell("two")
+    with json_lines("/dev/full"), events.attach(to_logging):
+        events.report("one")
+        events.report("two")
     assert len(said) == 1
     assert "No space left" in said[0]
 
 
 def test_without_being_asked_for_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     events = Events("s")
-    with json_lines(None), events.heard_by(to_logging):
-        events.tell("failed", kind="error", reason="x")
+    with json_lines(None), events.attach(to_logging):
+        events.report("failed", kind="error", reason="x")
     assert capsys.readouterr() == ("", "")
     assert logging.getLogger("prunefront").propagate
 
@@ -199,12 +199,12 @@ def test_where_lines_go(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.delenv("PRUNEFRONT_LOG", raising=False)
-    assert (wanted(None), wanted("f")) == (None, "f")
+    assert (log_target(None), log_target("f")) == (None, "f")
     monkeypatch.setenv("PRUNEFRONT_LOG", "json")
-    assert (wanted(None), wanted("f")) == ("-", "f")
+    assert (log_target(None), log_target("f")) == ("-", "f")
     monkeypatch.setenv("PRUNEFRONT_LOG", "xml")
     with pytest.raises(PrunefrontError, match="possible: json, text"):
-        wanted(None)
+        log_target(None)
     with json_lines("-"):
         to_logging({"event": "one", "time": 0.0, "study": "s", "stage": ""})
     assert json.loads(capsys.readouterr().out)["time"] == "1970-01-01T00:00:00.000+00:00"
@@ -232,7 +232,7 @@ def test_gauges_are_set_again_while_nothing_happens(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("prunefront.pipelines.events.metrics.EVERY_SECONDS", 0.01)
     events = Events("s")
     events.watched["workers_busy"] = lambda: 1
-    with exported(events, workers=2, remote=False):
+    with export_metrics(events, workers=2, remote=False):
         assert recorded.get(timeout=10) == {("workers", 2)}
         for _ in range(2):
             assert recorded.get(timeout=10) == {("workers", 2), ("workers_busy", 1)}
@@ -249,5 +249,5 @@ def test_what_cannot_be_looked_at_ends_the_figures_with_a_line(monkeypatch: pyte
     monkeypatch.setattr("prunefront.pipelines.events.metrics.EVERY_SECONDS", 0.01)
     events = Events("s", said.put)
     events.watched["workers_busy"] = lambda: 1 / 0
-    with exported(events, workers=2, remote=False):
+    with export_metrics(events, workers=2, remote=False):
         assert "ZeroDivisionError" in said.get(timeout=10)

@@ -15,8 +15,8 @@ from prunefront.pipelines.cli.main import main
 from prunefront.pipelines.config.differences import differences
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import ClusterSection, StudyConfig
-from prunefront.pipelines.events.redaction import redacted, without_password, without_secrets
-from prunefront.pipelines.study.find import kept_config, tracking_uri
+from prunefront.pipelines.events.redaction import redact, without_password, without_secrets
+from prunefront.pipelines.study.find import load_config, tracking_uri
 from prunefront.pipelines.study.folder import open_folder
 from prunefront.pipelines.workers.failures import failure
 from prunefront.pipelines.workers.on_ray.trials import credentials_stay
@@ -64,7 +64,7 @@ def test_values_of_the_environment_are_hidden(monkeypatch: pytest.MonkeyPatch) -
 
 def test_what_is_named_as_a_secret_is_not_told() -> None:
     data = {"options": {"api_key": SECRET, "width": 8, "tokens": [SECRET]}, "uri": f"http://a:{SECRET}@h"}
-    assert redacted(data) == {
+    assert redact(data) == {
         "options": {"api_key": "***", "width": 8, "tokens": "***"},
         "uri": "http://a:***@h",
     }
@@ -90,7 +90,7 @@ def test_a_studys_folder_keeps_no_password_and_goes_on_with_it_all_the_same(tmp_
     assert differences(config, kept) == []
     other = config.model_copy(update={"cluster": ClusterSection(workers=3)})
     assert differences(other, kept) == []
-    assert kept_config(config.path).name == "s"
+    assert load_config(config.path).name == "s"
     with pytest.raises(PrunefrontError, match="name the study file"):
         tracking_uri(str(config.path))
 

@@ -20,9 +20,9 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.formats.int8 import (
     activation_ranges,
     check_int8,
-    for_integers,
     nodes_of,
     quantise_onnx,
+    rewrite_for_integers,
 )
 from prunefront.pipelines.formats.onnx_export import export
 from prunefront.pipelines.formats.onnx_runtime import onnxruntime, open_session
@@ -102,7 +102,7 @@ def target(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def executed(path: Path, folder: Path) -> list[str]:
-    """Which operators ONNX Runtime makes of a file."""
+    """Returns the operators that ONNX Runtime turns a file into."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(folder / "optimised.onnx")
     options.log_severity_level = 3
@@ -280,7 +280,7 @@ def test_nothing_is_rounded_where_every_layer_is_left_out(source: Path, tmp_path
 def test_rewritten_for_integers_it_still_computes_the_same(source: Path) -> None:
     model = onnx.shape_inference.infer_shapes(onnx.load(source))
     before = [node.op_type for node in model.graph.node]
-    for_integers(model)
+    rewrite_for_integers(model)
     after = [node.op_type for node in model.graph.node]
     assert before.count("BatchNormalization") == 1
     assert "BatchNormalization" not in after
@@ -337,7 +337,7 @@ def test_the_difference_is_told_as_it_is(source: Path, tmp_path: Path) -> None:
             agreeing = (make()(IMAGES[:9]).argmax(1) == 2).float().mean() if column != slice(None) else 1.0
         assert found.agreement == pytest.approx(float(agreeing))
         if found.agreement < 1:
-            with pytest.raises(PrunefrontError, match="asked was 100"):
+            with pytest.raises(PrunefrontError, match="needed are 100"):
                 check_int8(source, other, [IMAGES[:9]], agreement=1.0)
     with pytest.raises(PrunefrontError, match="no images"):
         check_int8(source, source, [])

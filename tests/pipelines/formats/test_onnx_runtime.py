@@ -66,7 +66,7 @@ def test_sessions_leave_no_device_id_and_the_environment_as_it_was(tmp_path: Pat
 
 
 def test_without_it_there_would_be_a_device_id(tmp_path: Path) -> None:
-    """Else the test above would see nothing: ONNX Runtime may come to store it elsewhere."""
+    """The test above sees only these files: ONNX Runtime may come to store others."""
     run("import onnxruntime", tmp_path)
     assert traces(tmp_path) == TRACES
 

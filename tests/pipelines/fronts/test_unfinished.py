@@ -9,12 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from typer.testing import CliRunner
 
-from prunefront.pipelines.cli.main import front as front_command
+from prunefront.pipelines.cli.main import app
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import StudyConfig
-from prunefront.pipelines.fronts.page import ReportError, read
-from prunefront.pipelines.fronts.unfinished import PartialFront, best, kept, partial_front, table, write
+from prunefront.pipelines.fronts.row import FrontError, read_rows
+from prunefront.pipelines.fronts.unfinished import PartialFront, partial_front
+from prunefront.pipelines.fronts.unfinished_report import (
+    partial_front_on_failure,
+    partial_table,
+    write_partial_front,
+)
 from prunefront.pipelines.journal.journal import Journal, write_json
 from prunefront.pipelines.journal.layout import PARTIAL_FRONT, PARTIAL_PAGE
 from prunefront.search.outcomes.dominance import dominance
@@ -83,8 +89,8 @@ def test_scored_candidates_that_none_beats_with_the_dense_network() -> None:
     found = of(SCORED)
     assert [row.key for row in found.rows] == ["a", "dense"]
     assert (found.trained, found.done, found.total) == (False, 4, 10)
-    assert "validation images" in found.said
-    assert best(found) is None
+    assert "validation images" in found.summary
+    assert found.best_artifact is None
     assert [row.key for row in of(SCORED[1:2]).rows] == ["a"]  # the dense network's score may come later
 
 
@@ -100,8 +106,8 @@ def test_trained_networks_once_there_is_the_dense_one_to_compare_with() -> None:
     found = of([*SCORED, PROMOTED, *made])
     assert [row.key for row in found.rows] == ["a", "dense"]
     assert (found.trained, found.done, found.total) == (True, 2, 3)
-    assert "validation images" in found.said
-    assert best(found) == f"{config().artifact_uri}/a-0123456789ab"
+    assert "validation images" in found.summary
+    assert found.best_artifact == f"{config().artifact_uri}/a-0123456789ab"
 
 
 def test_bounds_hold_and_controls_stay_beside_their_networks() -> None:
@@ -147,18 +153,18 @@ def test_files_and_table_say_that_it_is_partial_and_cannot_be_taken_for_a_front(
     events: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     found = of(events)
-    write(found, tmp_path)
+    write_partial_front(found, tmp_path)
     data = json.loads((tmp_path / PARTIAL_FRONT).read_text())
     assert (data["partial"], data["images"]) == (True, "validation images")
     assert {row["key"] for row in data["rows"]} == {"a", "dense"}
     for claim in (data, [dict(row) for row in data["rows"]]):
-        with pytest.raises(ReportError):
-            read(claim)
+        with pytest.raises(FrontError):
+            read_rows(claim)
     page = (tmp_path / PARTIAL_PAGE).read_text()
     assert "partial front: " in page
     assert "test images." not in page  # the caption of a front proper
     out = StringIO()
-    Console(file=out, width=80).print(table(found))
+    Console(file=out, width=80).print(partial_table(found))
     assert [line.split()[0] for line in out.getvalue().splitlines() if "±" in line] == ["a", "dense"]
     assert max(map(len, out.getvalue().splitlines())) <= 80
 
@@ -174,16 +180,16 @@ def test_it_is_written_however_a_search_ends_but_not_over_a_front(tmp_path: Path
         study.path.mkdir(exist_ok=True)
         with Journal(study.path / "journal.jsonl") as journal:
             journal.append(**event)
-    with kept(study, said.append):
+    with partial_front_on_failure(study, said.append):
         pass
     assert not (study.path / PARTIAL_FRONT).exists()
-    with pytest.raises(Cut), kept(study, said.append):
+    with pytest.raises(Cut), partial_front_on_failure(study, said.append):
         raise Cut
     assert json.loads((study.path / PARTIAL_FRONT).read_text())["done"] == 4
     assert said[0].startswith("partial front: 4 of 10 candidates are scored")
     (study.path / PARTIAL_FRONT).unlink()
     (study.path / "front.json").write_text("[]")
-    with pytest.raises(Cut), kept(study, said.append):
+    with pytest.raises(Cut), partial_front_on_failure(study, said.append):
         raise Cut
     assert not (study.path / PARTIAL_FRONT).exists()
 
@@ -193,22 +199,20 @@ def test_what_cannot_be_written_does_not_hide_why_the_search_ended(tmp_path: Pat
     (study.path / PARTIAL_FRONT).mkdir(parents=True)
     (study.path / "journal.jsonl").write_text("".join(json.dumps(e) + "\n" for e in SCORED))
     said: list[str] = []
-    with pytest.raises(Cut), kept(study, said.append):
+    with pytest.raises(Cut), partial_front_on_failure(study, said.append):
         raise Cut
     assert said[0].startswith("no partial front was written")
 
 
-def test_the_command_shows_it_until_there_is_a_front(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_shows_it_until_there_is_a_front(tmp_path: Path) -> None:
     study = config(tmp_path)
     study.path.mkdir()
     write_json(study.path / "study.json", study.to_json())
     events = [*SCORED, PROMOTED, trained("dense", 0.9, 1.0), trained("a", 0.85, 0.5)]
     (study.path / "journal.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
-    front_command(str(study.path))
-    out = capsys.readouterr().out
+    out = CliRunner().invoke(app, ["front", str(study.path)]).stdout
     assert "partial front: 1 of 3 candidates are fine-tuned so far. It is scored on validation images" in out
     assert "a-0123456789ab -o best/" in out
-    front_command(str(study.path), as_json=True)
-    assert json.loads(capsys.readouterr().out)["trained"]
+    done = CliRunner().invoke(app, ["front", str(study.path), "--json"])
+    assert json.loads(done.stdout)["trained"]
+    assert "a-0123456789ab -o best/" in done.stderr

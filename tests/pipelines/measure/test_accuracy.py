@@ -59,6 +59,7 @@ def test_counts_right_answers_on_plain_images(precision: str) -> None:
         def __exit__(self, *_: object) -> None: ...
 
     model = Brightest().train()
+    model.frozen = nn.Dropout().eval()
     transform = Transform((0.1,) * 3, (0.5,) * 3, "crop_flip", 4)
     got = accuracy(
         model, Split(images, labels), transform, batch_size=20, precision=precision, yield_point=Turn
@@ -66,7 +67,7 @@ def test_counts_right_answers_on_plain_images(precision: str) -> None:
     assert got.value == 43 / 50
     assert (got.low, got.high) == wilson(43, 50)
     assert got.images == 50
-    assert model.training, "the mode is put back"
+    assert (model.training, model.frozen.training) == (True, False), "each module's mode is put back"
     assert model.modes == [False] * 3
     assert len(entered) == 3
 

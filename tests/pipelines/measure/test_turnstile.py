@@ -69,7 +69,7 @@ def wait_inside(child: subprocess.Popen[str]) -> None:
 
 
 def enters_within(seconds: float, enter: Callable, folder: Path) -> bool:
-    """Whether a thread gets in. A flock belongs to an open file, so a thread counts like a process."""
+    """Tells whether a thread gets in. A flock belongs to an open file, so a thread counts like a process."""
     entered = threading.Event()
 
     def try_it() -> None:

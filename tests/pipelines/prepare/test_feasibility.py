@@ -67,7 +67,7 @@ def price(graph: ChannelGraph, candidate: Candidate, section: SpaceSection) -> d
         for name, c in candidate.choices.items()
     }
     scores = {"l1": {s.name: np.arange(len(s.blocks), dtype=np.float64) for s in graph.stacks}}
-    return exact_values(cost(graph, plan(graph, choices, scores, words=quantised(section).words)))
+    return exact_values(cost(graph, plan(graph, choices, scores, quantisation=quantised(section).method)))
 
 
 @pytest.mark.parametrize("name", ["Plain", "GroupedConv"])
@@ -82,7 +82,7 @@ def test_over_channels_it_is_the_smallest_of_all(name: str) -> None:
         for keeps in product(*(g.keeps for g in space.groups))
     ]
     for quantity in EXACT:
-        found = least(graph, space, quantised(CHANNELS).words, {quantity: 1.0})
+        found = least(graph, space, quantised(CHANNELS).method, {quantity: 1.0})
         assert found.values[quantity] == min(values[quantity] for values in everyone)
         assert price(graph, found.candidate, CHANNELS) == found.values
 
@@ -110,7 +110,7 @@ def test_over_granularities_blocks_and_words_nothing_that_is_drawn_is_smaller(
 ) -> None:
     graph, space, rng = traced(name), space_of(name, section), np.random.default_rng(0)
     for quantity in EXACT:
-        found = least(graph, space, quantised(section).words, {quantity: 1.0})
+        found = least(graph, space, quantised(section).method, {quantity: 1.0})
         assert space.contains(found.candidate)
         assert price(graph, found.candidate, section) == found.values
         possible = 0
@@ -144,7 +144,7 @@ def test_a_bound_below_the_smallest_is_refused_with_one_that_can_be_met(
     assert said.startswith(f"'{text}' cannot be met: the smallest network of the space has ")
     assert "raise space.max_ratio" in said
     near = parse(said.split("nearest: '")[1].partition("'")[0])
-    smallest = least(GRAPH, space, quantised(section).words, {bound.name: 1.0}).values[bound.name]
+    smallest = least(GRAPH, space, quantised(section).method, {bound.name: 1.0}).values[bound.name]
     assert smallest <= near.limit(DENSE) <= 1.011 * smallest
     found = met(space, section, [near])
     assert found is not None
@@ -170,7 +170,7 @@ def test_the_keys_that_are_named_are_those_that_hold_networks_back() -> None:
 def test_bounds_that_each_can_be_met_and_not_together() -> None:
     space = space_of("ResNetOptionA", EVERYTHING)
     alone = {
-        q: least(GRAPH, space, quantised(EVERYTHING).words, {q: 1.0}).values for q in ("macs", "size_bytes")
+        q: least(GRAPH, space, quantised(EVERYTHING).method, {q: 1.0}).values for q in ("macs", "size_bytes")
     }
     assert alone["macs"]["size_bytes"] > alone["size_bytes"]["size_bytes"]
     asked = [parse(f"{q} <= {alone[q][q]:.0f}") for q in alone]
@@ -222,7 +222,7 @@ def test_starting_points_keep_the_bounds_and_the_smallest_network_is_one(section
     for candidate in rest:
         assert task.space.contains(candidate)
         values = exact_values(
-            cost(GRAPH, plan(GRAPH, candidate.choices, scores, words=quantised(section).words))
+            cost(GRAPH, plan(GRAPH, candidate.choices, scores, quantisation=quantised(section).method))
         )
         assert values["macs"] <= 0.45 * DENSE["macs"]
         assert values["size_bytes"] <= 0.8 * DENSE["size_bytes"]

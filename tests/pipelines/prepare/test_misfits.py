@@ -9,13 +9,22 @@ from rich.console import Console
 
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import SpaceSection
+from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.prepare.inspection import inspect, print_inspection
 from prunefront.pipelines.prepare.misfits import misfits
 from prunefront.pipelines.prepare.problem import widest_space
+from prunefront.pipelines.study.run import run
 from tests.pruners.plans import traced
 
 PLAIN, RESIDUAL = traced("Plain"), traced("ResNetOptionA")
 """The first has neither batch norms nor blocks; the blocks of the second are single."""
+
+STUDY: dict[str, Any] = {
+    "name": "s",
+    "model": {"factory": "digits_cnn", "options": {"width": 4}},
+    "space": {"criteria": ["taylor"], "granularities": ["kernel"]},
+}
+SAID = "ranked by 'l2' (the default) and not by 'taylor'"
 
 
 def lines(network: Any = RESIDUAL, **asked: Any) -> list[str]:
@@ -68,14 +77,30 @@ def test_groups_that_a_bound_does_not_hold_are_named() -> None:
 
 
 def test_inspect_says_it(tmp_path: Path) -> None:
-    study = {
-        "name": "s",
-        "model": {"factory": "digits_cnn", "options": {"width": 4}},
-        "space": {"criteria": ["taylor"], "granularities": ["kernel"]},
-    }
-    found = inspect(parse(study, source="s", base=tmp_path))
+    found = inspect(parse(STUDY, source="s", base=tmp_path))
     (line,) = found.to_json()["misfits"]
-    assert "ranked by 'l2' (the default) and not by 'taylor'" in line
+    assert SAID in line
     console = Console(record=True, width=80)
     print_inspection(found, console)
     assert line in console.export_text()
+
+
+def test_inspect_says_that_nothing_can_go(tmp_path: Path) -> None:
+    space = {"criteria": ["taylor"], "granularities": ["block"]}
+    (line,) = inspect(parse(STUDY | {"space": space}, source="s", base=tmp_path)).to_json()["misfits"]
+    assert line.startswith("nothing can be pruned")
+
+
+@pytest.mark.slow
+def test_a_search_says_it(tmp_path: Path) -> None:
+    short = {
+        "folder": str(tmp_path),
+        "data": {"train_limit": 200},
+        "dense": {"epochs": 1},
+        "search": {"candidates": 2, "searcher": "random"},
+        "training": {"candidates": 0, "epochs": 0, "precision": "float32"},
+        "measure": {"pairs": 10},
+    }
+    console = Console(record=True, width=80)
+    run(parse(STUDY | short, source="s", base=tmp_path), display=Display(console), without_ray=True)
+    assert SAID in console.export_text()

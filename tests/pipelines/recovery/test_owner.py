@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunefront.pipelines.journal.layout import FRONT, OWNER
-from prunefront.pipelines.recovery.owner import NotOurs, Owner, check_owner, claim, kept_owner, owner_of
+from prunefront.pipelines.recovery.owner import (
+    NotOurs,
+    Owner,
+    check_owner,
+    claim_root,
+    load_owner,
+    read_owner,
+)
 from prunefront.pipelines.stores.folder import DirectoryStore
 from prunefront.pipelines.stores.memory import MemoryStore
 from prunefront.pipelines.stores.store import ArtifactError, ArtifactStore, put_json
@@ -37,10 +44,10 @@ def folder(tmp_path: Path) -> Callable[[str], Path]:
 
 def test_the_first_one_gets_it_and_keeps_it(store: ArtifactStore, folder: Callable[[str], Path]) -> None:
     here = folder("a")
-    first = claim(store, here, "digits", begun=False)
-    assert claim(store, here, "digits", begun=False) == first  # as after a crash before the first event
-    assert claim(store, here, "digits", begun=True, resume=True) == first
-    assert owner_of(store) == kept_owner(here) == first
+    first = claim_root(store, here, "digits", begun=False)
+    assert claim_root(store, here, "digits", begun=False) == first  # as after a crash before the first event
+    assert claim_root(store, here, "digits", begun=True, resume=True) == first
+    assert read_owner(store) == load_owner(here) == first
     check_owner(store, first)
 
 
@@ -48,40 +55,40 @@ def test_the_first_one_gets_it_and_keeps_it(store: ArtifactStore, folder: Callab
 def test_another_study_is_refused_and_told_where_to_go(
     store: ArtifactStore, folder: Callable[[str], Path], fresh: bool
 ) -> None:
-    first = claim(store, folder("a"), "digits", begun=False)
+    first = claim_root(store, folder("a"), "digits", begun=False)
     with pytest.raises(
         NotOurs, match=r"belongs to study 'digits', which was started on .*uri = '.*/letters'$"
     ):
-        claim(store, folder("b"), "letters", begun=False, fresh=fresh)
-    assert owner_of(store) == first
+        claim_root(store, folder("b"), "letters", begun=False, fresh=fresh)
+    assert read_owner(store) == first
 
 
 def test_the_same_study_elsewhere_must_say_what_it_wants(
     store: ArtifactStore, folder: Callable[[str], Path]
 ) -> None:
-    first = claim(store, folder("a"), "digits", begun=False)
+    first = claim_root(store, folder("a"), "digits", begun=False)
     there = folder("b")
     with pytest.raises(NotOurs, match="--resume goes on with it, --fresh starts it anew"):
-        claim(store, there, "digits", begun=False, restorable=True)
+        claim_root(store, there, "digits", begun=False, restorable=True)
     with pytest.raises(NotOurs, match="its state is not kept there"):
-        claim(store, there, "digits", begun=False, resume=True)
-    assert claim(store, there, "digits", begun=False, resume=True, restorable=True) == first
-    assert kept_owner(there) == first
+        claim_root(store, there, "digits", begun=False, resume=True)
+    assert claim_root(store, there, "digits", begun=False, resume=True, restorable=True) == first
+    assert load_owner(there) == first
 
 
 def test_whoever_was_started_afresh_elsewhere_can_write_no_front(
     store: ArtifactStore, folder: Callable[[str], Path]
 ) -> None:
     here = folder("a")
-    first = claim(store, here, "digits", begun=False)
+    first = claim_root(store, here, "digits", begun=False)
     asked: list[Owner] = []
-    second = claim(store, folder("b"), "digits", begun=False, fresh=True, take_over=asked.append)
+    second = claim_root(store, folder("b"), "digits", begun=False, fresh=True, take_over=asked.append)
     assert asked == [first]
     assert second.id != first.id
     with pytest.raises(NotOurs, match="no front is written there"):
         check_owner(store, first)
     with pytest.raises(NotOurs, match="not the search that"):
-        claim(store, here, "digits", begun=True, resume=True)
+        claim_root(store, here, "digits", begun=True, resume=True)
 
 
 def test_a_front_of_an_older_prunefront_is_not_written_over(
@@ -89,22 +96,22 @@ def test_a_front_of_an_older_prunefront_is_not_written_over(
 ) -> None:
     put_json(store, FRONT, [])
     with pytest.raises(NotOurs, match="does not say whose it is"):
-        claim(store, folder("a"), "digits", begun=False)
-    claim(store, folder("b"), "digits", begun=True, resume=True)  # it may be this study's own
+        claim_root(store, folder("a"), "digits", begun=False)
+    claim_root(store, folder("b"), "digits", begun=True, resume=True)  # it may be this study's own
     with pytest.raises(NotOurs, match="belongs to study 'digits'"):
-        claim(store, folder("c"), "letters", begun=False)
+        claim_root(store, folder("c"), "letters", begun=False)
 
 
 def test_a_store_that_was_emptied_is_claimed_again(
     store: ArtifactStore, folder: Callable[[str], Path]
 ) -> None:
     here = folder("a")
-    owner = claim(store, here, "digits", begun=False)
+    owner = claim_root(store, here, "digits", begun=False)
     store.delete(OWNER)
-    assert claim(store, here, "digits", begun=True) == owner
+    assert claim_root(store, here, "digits", begun=True) == owner
     store.delete(OWNER)
     check_owner(store, owner)
-    assert owner_of(store) == owner
+    assert read_owner(store) == owner
 
 
 def test_of_many_that_start_at_once_one_gets_it(tmp_path: Path) -> None:
@@ -115,13 +122,13 @@ def test_of_many_that_start_at_once_one_gets_it(tmp_path: Path) -> None:
         folder.mkdir()
         together.wait()
         try:
-            return claim(store, folder, f"study-{number}", begun=False)
+            return claim_root(store, folder, f"study-{number}", begun=False)
         except NotOurs:
             return None
 
     with ThreadPoolExecutor(8) as threads:
         owners = [owner for owner in threads.map(start, range(8)) if owner]
-    assert owners == [owner_of(store)]
+    assert owners == [read_owner(store)]
 
 
 @given(

@@ -13,25 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import measure_file
+from prunefront.pipelines.artifacts.manifest import measure_file
 from prunefront.pipelines.journal.journal import Journal, StudyRunning, read_events
 from prunefront.pipelines.journal.layout import JOURNAL, SUPERSEDED_JOURNAL
-from prunefront.pipelines.recovery import upload as mirroring
-from prunefront.pipelines.recovery.owner import claim
-from prunefront.pipelines.recovery.snapshot import (
+from prunefront.pipelines.recovery import upload
+from prunefront.pipelines.recovery.owner import claim_root
+from prunefront.pipelines.recovery.restore import fetch_events, is_ahead, restore
+from prunefront.pipelines.recovery.snapshot import Snapshot
+from prunefront.pipelines.recovery.state_store import (
     ALIVE_SECONDS,
-    Place,
     Run,
-    Snapshot,
-    Stand,
+    StateStore,
+    StoredState,
     TakenOver,
-    events_in,
-    is_ahead,
-    kept_run,
+    load_ended_run,
     refuse_running,
-    restore,
 )
-from prunefront.pipelines.recovery.upload import Mirror
+from prunefront.pipelines.recovery.upload import StateUploader
 from prunefront.pipelines.stores.folder import DirectoryStore
 from prunefront.pipelines.stores.memory import MemoryStore
 from prunefront.pipelines.stores.store import ArtifactError, ArtifactStore, put_text
@@ -44,17 +42,17 @@ class Machine:
     def __init__(self, folder: Path, store: ArtifactStore, *, resume: bool = False) -> None:
         folder.mkdir(parents=True)
         self.folder, self.said = folder, list[str]()
-        owner = claim(store, folder, "digits", begun=False, resume=resume, restorable=True)
-        self.place = Place(store, owner.id)
-        self.stand: Stand | None = None
+        owner = claim_root(store, folder, "digits", begun=False, resume=resume, restorable=True)
+        self.state = StateStore(store, owner.id)
+        self.before: StoredState | None = None
 
     def begin(self) -> "Machine":
-        stand = self.stand = self.place.stand(kept_run(self.folder))
-        if stand.snapshot and not is_ahead(self.folder, stand.snapshot):
-            restore(self.place, stand.snapshot, self.folder)
-        self.run = self.place.begin(stand.run.number + 1 if stand.run else 1, self.folder)
-        self.mirror = Mirror(self.place, self.run, self.folder, stand.snapshot, self.said.append)
-        self.journal = Journal(self.folder / JOURNAL, guard=self.mirror.check)
+        before = self.before = self.state.latest(load_ended_run(self.folder))
+        if before.snapshot and not is_ahead(self.folder, before.snapshot):
+            restore(self.state, before.snapshot, self.folder)
+        self.run = self.state.begin(before.run.number + 1 if before.run else 1, self.folder)
+        self.uploader = StateUploader(self.state, self.run, self.folder, before.snapshot, self.said.append)
+        self.journal = Journal(self.folder / JOURNAL, guard=self.uploader.check)
         weakref.finalize(self, self.journal.close)
         return self
 
@@ -71,8 +69,8 @@ class Machine:
         }
 
     def put(self) -> None:
-        """As the mirror's thread does when its time has come."""
-        self.mirror._look()
+        """As the uploader's thread does when its time has come."""
+        self.uploader._upload()
 
 
 @pytest.fixture(params=["directory", "memory"])
@@ -95,7 +93,7 @@ def test_what_was_put_goes_on_on_any_machine(
     """However the journal is cut into segments, and from whichever machine to which, no event that was put is lost."""
     tmp_path, store = tmp_path_factory.mktemp("state"), MemoryStore()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mirroring, "SEGMENT_BYTES", segment)
+        patch.setattr(upload, "SEGMENT_BYTES", segment)
         here = Machine(tmp_path / "0", store).begin()
         here.file("prepared/graph.json", b"{}")
         known: list[dict[str, Any]] = []
@@ -107,14 +105,14 @@ def test_what_was_put_goes_on_on_any_machine(
             here.put()
             known = list(here.journal.events)
             if then == "elsewhere":
-                here.place.beat(here.run, ended=True)
+                here.state.beat(here.run, ended=True)
                 here.journal.close()
                 there = Machine(tmp_path / str(number), store, resume=True).begin()
                 assert there.files() == here.files()
                 here = there
             assert here.journal.events == known
-            snapshot = here.place.stand().snapshot
-            assert (snapshot is None and not known) or events_in(here.place, snapshot) == known
+            snapshot = here.state.latest().snapshot
+            assert (snapshot is None and not known) or fetch_events(here.state, snapshot) == known
         here.journal.close()
 
 
@@ -126,7 +124,7 @@ def test_a_machine_that_vanishes_in_any_moment_leaves_a_whole_state(
     """After whichever write or deletion it was gone: what is there is restored, a beginning of what it knew."""
     tmp_path, store = tmp_path_factory.mktemp("state"), _Vanishing()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mirroring, "SEGMENT_BYTES", segment)
+        patch.setattr(upload, "SEGMENT_BYTES", segment)
         here = Machine(tmp_path / "a", store).begin()
         store.left = left
         with contextlib.suppress(_Vanished):
@@ -138,7 +136,7 @@ def test_a_machine_that_vanishes_in_any_moment_leaves_a_whole_state(
                 here.journal.append("counted", number=number)
                 here.put()
         store.left = 10**6
-        here.place.beat(here.run, ended=True)
+        here.state.beat(here.run, ended=True)
         there = Machine(tmp_path / "b", store, resume=True).begin()
         known = there.journal.events
         assert known == here.journal.events[: len(known)]
@@ -149,7 +147,7 @@ def test_a_machine_that_vanishes_in_any_moment_leaves_a_whole_state(
 
 
 def test_a_closed_segment_is_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirroring, "SEGMENT_BYTES", 500)
+    monkeypatch.setattr(upload, "SEGMENT_BYTES", 500)
     store = _Counting()
     here = Machine(tmp_path / "a", store).begin()
     here.file("study.json", b"{}")
@@ -178,18 +176,18 @@ def test_weights_that_are_dropped_are_dropped_there_too(store: ArtifactStore, tm
     (here.folder / "weights/aa.safetensors").unlink()
     here.put()
     here.journal.close()
-    kept = {s.key.rpartition("/")[2] for s in store.list(f"{here.place.root}/objects/")}
+    kept = {s.key.rpartition("/")[2] for s in store.list(f"{here.state.root}/objects/")}
     assert kept == {measure_file(here.folder / "weights/bb.safetensors").sha256}
     # one that is gone all the same costs a better start, not the study
-    store.delete(here.place.object_key(*kept))
-    here.place.beat(here.run, ended=True)
+    store.delete(here.state.object_key(*kept))
+    here.state.beat(here.run, ended=True)
     there = Machine(tmp_path / "b", store, resume=True).begin()
     assert set(there.files()) == {JOURNAL}
     there.journal.close()
 
 
 def test_the_journal_does_not_wait_for_all_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirroring, "WEIGHTS_SECONDS", -1.0)
+    monkeypatch.setattr(upload, "WEIGHTS_SECONDS", -1.0)
     store = MemoryStore()
     here = Machine(tmp_path / "a", store).begin()
     here.file("prepared/graph.json", b"{}")
@@ -197,40 +195,40 @@ def test_the_journal_does_not_wait_for_all_weights(tmp_path: Path, monkeypatch: 
         here.file(f"weights/{number}.safetensors", bytes([number]))
     here.journal.append("counted")
     here.put()
-    snapshot = here.place.stand().snapshot
+    snapshot = here.state.latest().snapshot
     assert snapshot is not None
     assert list(snapshot.files) == ["prepared/graph.json"]
     assert snapshot.tail
-    monkeypatch.setattr(mirroring, "WEIGHTS_SECONDS", 60.0)
+    monkeypatch.setattr(upload, "WEIGHTS_SECONDS", 60.0)
     here.put()
     here.journal.close()
-    assert len((here.place.stand().snapshot or snapshot).files) == 4
+    assert len((here.state.latest().snapshot or snapshot).files) == 4
 
 
 def test_a_driver_that_was_thought_dead_ends_before_it_writes(store: ArtifactStore, tmp_path: Path) -> None:
     old = Machine(tmp_path / "a", store).begin()
     old.journal.append("asked", candidate=NOTHING, n=1)
     old.put()
-    old.place.beat(old.run, ended=True)  # stands for a minute without a heartbeat
+    old.state.beat(old.run, ended=True)  # stands for a minute without a heartbeat
     new = Machine(tmp_path / "b", store, resume=True).begin()
     new.journal.append("asked", candidate=NOTHING, n=2)
     new.put()
     old.journal.append("asked", candidate=NOTHING, n=3)
-    old.mirror._fenced = float("-inf")  # five seconds on
+    old.uploader._fenced = float("-inf")  # five seconds on
     old.put()
     with pytest.raises(TakenOver, match=r"goes on elsewhere: run 2 on .* has taken over, so run 1 on"):
         old.journal.append("asked", candidate=NOTHING, n=4)
     assert [e["n"] for e in old.journal.events] == [1, 3]
-    snapshot = new.place.stand().snapshot
+    snapshot = new.state.latest().snapshot
     assert snapshot is not None
-    assert [e["n"] for e in events_in(new.place, snapshot)] == [1, 2]
+    assert [e["n"] for e in fetch_events(new.state, snapshot)] == [1, 2]
 
     # back on the first machine, what it found alone is set aside, not lost
     old.journal.close()
     new.journal.close()
-    new.place.beat(new.run, ended=True)
+    new.state.beat(new.run, ended=True)
     again = Machine.__new__(Machine)
-    again.folder, again.said, again.place = old.folder, [], old.place
+    again.folder, again.said, again.state = old.folder, [], old.state
     again.begin()
     assert [e["n"] for e in again.journal.events] == [1, 2]
     assert [e["n"] for e in read_events(again.folder / SUPERSEDED_JOURNAL)] == [1, 3]
@@ -258,32 +256,32 @@ def test_a_living_driver_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(
         StudyRunning, match=r"running elsewhere.*run 1 on .* heard of \d s ago; stop it there"
     ):
-        refuse_running(there.place.stand(kept_run(there.folder)), store, "digits")
+        refuse_running(there.state.latest(load_ended_run(there.folder)), store, "digits")
     assert (
-        here.place.stand(kept_run(here.folder)).alive == ""
+        here.state.latest(load_ended_run(here.folder)).alive == ""
     )  # its lock is held here: whoever had it is dead
-    store.modified[here.place.heartbeat_key] -= ALIVE_SECONDS + 1
-    assert there.place.stand(kept_run(there.folder)).alive == ""
-    here.place.beat(here.run, ended=True)
-    assert there.place.stand(kept_run(there.folder)).alive == ""
+    store.modified[here.state.heartbeat_key] -= ALIVE_SECONDS + 1
+    assert there.state.latest(load_ended_run(there.folder)).alive == ""
+    here.state.beat(here.run, ended=True)
+    assert there.state.latest(load_ended_run(there.folder)).alive == ""
     here.journal.close()
 
 
 def test_of_two_that_resume_at_once_one_is_let_in(store: ArtifactStore, tmp_path: Path) -> None:
     here, there = Machine(tmp_path / "a", store), Machine(tmp_path / "b", store, resume=True)
-    here.place.begin(1, here.folder)
+    here.state.begin(1, here.folder)
     with pytest.raises(StudyRunning, match="has just begun"):
-        there.place.begin(1, there.folder)
+        there.state.begin(1, there.folder)
 
 
 def test_the_thread_goes_on_through_an_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PAUSE_SECONDS", "TICK_SECONDS", "LOOK_SECONDS"):
-        monkeypatch.setattr(mirroring, name, 0.01)
+        monkeypatch.setattr(upload, name, 0.01)
     store = _Away()
     here = Machine(tmp_path / "a", store).begin()
-    here.mirror.start()
+    here.uploader.start()
     here.journal.append("asked", candidate=NOTHING, n=1)
-    _until(lambda: here.place.stand().snapshot is not None)
+    _until(lambda: here.state.latest().snapshot is not None)
     store.away = True
     here.journal.append("asked", candidate=NOTHING, n=2)
     _until(lambda: bool(here.said))
@@ -292,43 +290,43 @@ def test_the_thread_goes_on_through_an_outage(tmp_path: Path, monkeypatch: pytes
     _until(lambda: len(here.said) == 2)
     here.journal.append("asked", candidate=NOTHING, n=4)
     here.journal.close()
-    here.mirror.close()
-    snapshot = here.place.stand().snapshot
+    here.uploader.close()
+    snapshot = here.state.latest().snapshot
     assert snapshot is not None
-    assert [e["n"] for e in events_in(here.place, snapshot)] == [1, 2, 3, 4]
+    assert [e["n"] for e in fetch_events(here.state, snapshot)] == [1, 2, 3, 4]
     assert "cannot be kept" in here.said[0]
     assert here.said[1].endswith("again")
-    assert here.place.stand().alive == ""
+    assert here.state.latest().alive == ""
 
 
 def test_what_does_not_get_there_in_the_end_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PAUSE_SECONDS", "TICK_SECONDS", "LOOK_SECONDS"):
-        monkeypatch.setattr(mirroring, name, 0.01)
+        monkeypatch.setattr(upload, name, 0.01)
     store = _Away()
     here = Machine(tmp_path / "a", store).begin()
     here.journal.append("asked", candidate=NOTHING)
     here.journal.close()
     store.away = True
-    here.mirror.start()
-    here.mirror.close(patience=0.1)
+    here.uploader.start()
+    here.uploader.close(patience=0.1)
     assert [line for line in here.said if "go on with --resume there" in line] == here.said[-1:]
 
 
 def test_damage_is_found_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirroring, "SEGMENT_BYTES", 10)
+    monkeypatch.setattr(upload, "SEGMENT_BYTES", 10)
     store = MemoryStore()
     here = Machine(tmp_path / "a", store).begin()
     here.file("prepared/graph.json", b"{}")
     here.journal.append("asked", candidate=NOTHING)
     here.put()
     here.journal.close()
-    stand = here.place.stand()
-    assert stand.snapshot is not None
+    stored = here.state.latest()
+    assert stored.snapshot is not None
     there = Machine(tmp_path / "b", store, resume=True)
     there.file("mine.txt", b"stays")
     there.file("front.json", b"[]")
-    for digest in stand.snapshot.digests:
-        key = here.place.object_key(digest)
+    for digest in stored.snapshot.digests:
+        key = here.state.object_key(digest)
         whole = store.objects[key]
         for damaged in (whole[:-1], whole + b"x", bytes([whole[0] ^ 1]) + whole[1:], None):
             if damaged is None:
@@ -336,11 +334,11 @@ def test_damage_is_found_and_changes_nothing(tmp_path: Path, monkeypatch: pytest
             else:
                 store.objects[key] = damaged
             with pytest.raises(ArtifactError):
-                restore(there.place, stand.snapshot, there.folder)
+                restore(there.state, stored.snapshot, there.folder)
             assert set(there.files()) == {"mine.txt", "front.json"}
         store.objects[key] = whole
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
-    restore(there.place, stand.snapshot, there.folder)
+    restore(there.state, stored.snapshot, there.folder)
     assert set(there.files()) == {"mine.txt", *here.files()}
 
 
@@ -389,7 +387,7 @@ def test_a_snapshot_is_somebodys_word(data: object, tmp_path_factory: pytest.Tem
     root = tmp_path_factory.mktemp("state")
     (root / "study").mkdir()
     with contextlib.suppress(PrunefrontError):
-        restore(Place(MemoryStore(), "0" * 32), snapshot, root / "study")
+        restore(StateStore(MemoryStore(), "0" * 32), snapshot, root / "study")
     assert [p.name for p in root.iterdir()] == ["study"]
 
 
@@ -404,9 +402,9 @@ def test_a_run_is_somebodys_word(data: object) -> None:
 def test_a_heartbeat_that_is_none_is_one_clear_error(tmp_path: Path) -> None:
     here = Machine(tmp_path / "a", MemoryStore()).begin()
     here.journal.close()
-    put_text(here.place.store, here.place.heartbeat_key, "[]")
+    put_text(here.state.store, here.state.heartbeat_key, "[]")
     with pytest.raises(ArtifactError, match=r"heartbeat\.json is no record of a run"):
-        here.place.stand()
+        here.state.latest()
 
 
 class _Counting(MemoryStore):

@@ -20,6 +20,9 @@ from prunefront.pipelines.prepare.feasibility import OverBudget
 from prunefront.pipelines.stages.forecast import Forecast, PredictedCosts, PredictingPool, limits, steered
 from prunefront.pipelines.stages.latency_table import LatencyTable, design
 from prunefront.pipelines.stages.screening import Screening
+from prunefront.pipelines.workers.in_process import LocalPool
+from prunefront.pipelines.workers.inheritance import Parent
+from prunefront.pipelines.workers.scoring import Scored
 from prunefront.pruners.graph.plan import GroupPlan, PruningPlan
 from prunefront.search.outcomes.constraints import parse as parse_bound
 from prunefront.search.outcomes.measurement import (
@@ -27,7 +30,6 @@ from prunefront.search.outcomes.measurement import (
     Constraint,
     Failure,
     Measurement,
-    Outcome,
     outcome_from_json,
 )
 from prunefront.search.prediction.latency import Axis, LatencyPredictor, Operator, Point
@@ -166,34 +168,21 @@ def test_a_budget_that_nothing_meets_is_said_before_anything_is_spent(
     assert named == pytest.approx(4 * least, rel=0.15)
 
 
-class Pool:
-    """Scores in this process, one at a time."""
+class Worker:
+    """Scores by what a plan keeps; every seventh has no luck. scored: plans, in order."""
 
     def __init__(self) -> None:
         self.scored: list[PruningPlan] = []
-        self._running: list[tuple[str, PruningPlan]] = []
 
-    @property
-    def free(self) -> int:
-        return 1 - len(self._running)
-
-    @property
-    def in_flight(self) -> int:
-        return len(self._running)
-
-    def submit(self, name: str, plan: PruningPlan) -> None:
-        self._running.append((name, plan))
-
-    def next(self, timeout: float) -> tuple[str, Outcome, float | None] | None:
-        name, plan = self._running.pop()
+    def score(self, plan: PruningPlan, parent: Parent | None = None) -> Scored:
         self.scored.append(plan)
         macs = float(sum(len(g.kept) for g in plan.groups))
         if len(self.scored) % 7 == 0:
-            return name, Failure("error", "no luck"), 0.1
-        return name, Measurement({"accuracy": macs / 48, "macs": macs}, {"accuracy": 0.01}), 0.1
+            return Scored(Failure("error", "no luck"), 0.1)
+        return Scored(Measurement({"accuracy": macs / 48, "macs": macs}, {"accuracy": 0.01}), 0.1)
 
 
-def screened(folder: Path, forecast: Forecast, name: str, budget: int) -> tuple[Screening, Pool]:
+def screened(folder: Path, forecast: Forecast, name: str, budget: int) -> tuple[Screening, Worker]:
     task = steered(problem(), forecast)
 
     def aim(candidate: Candidate) -> PruningPlan:
@@ -204,9 +193,9 @@ def screened(folder: Path, forecast: Forecast, name: str, budget: int) -> tuple[
     with Journal(folder / "journal.jsonl") as journal:
         screening = Screening(searchers[name](task, seed=1), aim, journal, lambda *_: None)
         screening.replay()
-        pool = Pool()
-        screening.run(PredictingPool(pool, forecast), budget)
-    return screening, pool
+        worker = Worker()
+        screening.run(PredictingPool(LocalPool(worker), forecast), budget)
+    return screening, worker
 
 
 @pytest.mark.parametrize("name", ["random", "evolution", "particle_filter", "optuna_tpe", "surrogate"])

@@ -224,7 +224,7 @@ def test_going_on_with_a_table_of_something_else_is_refused(finished: Path) -> N
         replace(EMPTY, planned=3),
         replace(EMPTY, device={**DEVICE, "onnxruntime": "2"}),
     ):
-        with pytest.raises(TableError, match="--fresh"):
+        with pytest.raises(TableError, match="--replace"):
             measure(other, finished, TODO, timed, say=silent)
     assert finished.read_bytes() == before
 
@@ -300,7 +300,7 @@ def test_a_timer_times_what_it_is_asked_for(model: nn.Module, cuts: bool) -> Non
     assert dict(point.kept) == {"first": 4}
     assert point.origin == "single"
     assert dense_ms > 0
-    assert planned(graph, {"first": 4}).kept()["first"] == (0, 1, 2, 3)
+    assert planned(graph, {"first": 4}).kept_units()["first"] == (0, 1, 2, 3)
     where = {**DEVICE}
     table = empty_table(graph, onnx_file, where, {"first": (4, 8)}, [{"first": 4}])
     assert table.network == digest(graph, onnx_file)
@@ -357,5 +357,5 @@ def test_the_command_measures_a_table_on_which_predictions_are_good(tmp_path: Pa
     assert "networks to time" not in again.stdout
     other = run(tmp_path, "latency-table", "s.toml", "--joint", "5")
     assert other.returncode == 2
-    assert "--fresh" in other.stderr
+    assert "--replace" in other.stderr
     assert "Traceback" not in other.stderr

@@ -18,7 +18,7 @@ from prunefront.pipelines.workers.bench import Job, Workbench, arrays
 from prunefront.pipelines.workers.evaluate import Evaluator, Progress
 from prunefront.pipelines.workers.train import Recipe
 from prunefront.pruners.plan.decide import plan
-from prunefront.pruners.scoring import score_all
+from prunefront.pruners.scoring import score
 from prunefront.pruners.trace.tracer import trace
 from prunefront.search.outcomes.measurement import OBJECTIVES, Failure, Measurement, Objective
 from prunefront.search.space.candidate import Candidate
@@ -152,9 +152,7 @@ def test_a_network_is_compared_when_all_is_cut(procedure: str, whole: list[bool]
         artifacts=study.artifacts,
         description={},
     )
-    aim = plan(
-        graph, {g.name: GroupChoice("l1", 0.5) for g in graph.groups}, score_all(model, graph, ("l1",))
-    )
+    aim = plan(graph, {g.name: GroupChoice("l1", 0.5) for g in graph.groups}, score(model, graph, ("l1",)))
     seen: list[Progress] = list(Evaluator(bench).train(Job("a", Candidate({}), aim, epochs=4)))
     assert [p.epochs for p in seen] == [1, 2, 3]
     assert [p.whole for p in seen] == whole

@@ -10,6 +10,9 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.journal.journal import Journal, JournalError
 from prunefront.pipelines.prepare.feasibility import OverBudget
 from prunefront.pipelines.stages.screening import HOPELESS, Screening
+from prunefront.pipelines.workers.in_process import LocalPool
+from prunefront.pipelines.workers.inheritance import Parent
+from prunefront.pipelines.workers.scoring import Scored
 from prunefront.pruners.graph.plan import GroupPlan, PruningPlan
 from prunefront.search.outcomes.measurement import Constraint, Failure, Outcome
 from prunefront.search.prediction.sensitivity import is_probe
@@ -31,34 +34,24 @@ def planned(candidate: Candidate) -> PruningPlan:
     )
 
 
-class LocalPool:
-    """Scores in this process; `workers` at a time, finished in random order."""
+class Worker:
+    """Scores by a function of the candidate's key, until it is killed. scored: keys, in order."""
 
-    def __init__(self, score: Callable[[str], Outcome], workers: int = 3, stop_after: int = 10**9) -> None:
-        self._score, self._workers, self._left = score, workers, stop_after
-        self._running: list[str] = []
-        self._rng = np.random.default_rng(0)
+    def __init__(self, score: Callable[[str], Outcome], stop_after: int = 10**9) -> None:
+        self._score, self._left = score, stop_after
         self.scored: list[str] = []
 
-    @property
-    def free(self) -> int:
-        return self._workers - len(self._running)
-
-    @property
-    def in_flight(self) -> int:
-        return len(self._running)
-
-    def submit(self, name: str, plan: PruningPlan) -> None:
-        assert name == plan.key()
-        self._running.append(name)
-
-    def next(self, timeout: float) -> tuple[str, Outcome, float | None] | None:
+    def score(self, plan: PruningPlan, parent: Parent | None = None) -> Scored:
         if self._left == 0:
             raise KilledError
         self._left -= 1
-        name = self._running.pop(int(self._rng.integers(len(self._running))))
-        self.scored.append(name)
-        return name, self._score(name), None
+        self.scored.append(plan.key())
+        return Scored(self._score(plan.key()), 0.0)
+
+    def pool(self, slots: int = 3) -> LocalPool:
+        """Returns a pool with several candidates in flight, finished in random order."""
+        rng = np.random.default_rng(0)
+        return LocalPool(self, slots=slots, pick=lambda waiting: int(rng.integers(waiting)))
 
 
 class KilledError(Exception):
@@ -95,16 +88,16 @@ def outcome_of(problem: Separable, stage: Screening) -> Callable[[str], Outcome]
 def test_every_architecture_is_scored_once(screening: Open, tmp_path: Path, searcher: str) -> None:
     problem = separable(groups=3, seeds=3)
     stage, seen = screening(tmp_path, problem, searcher)
-    pool = LocalPool(outcome_of(problem, stage))
-    stage.run(pool, 40)
+    worker = Worker(outcome_of(problem, stage))
+    stage.run(worker.pool(), 40)
     assert len(stage.outcomes) == 40
-    assert sorted(pool.scored) == sorted(stage.outcomes) == sorted(seen)
+    assert sorted(worker.scored) == sorted(stage.outcomes) == sorted(seen)
 
 
 def test_an_exhausted_space_ends_the_search(screening: Open, tmp_path: Path) -> None:
     problem = separable(groups=1, units=16, seeds=0, least=14)
     stage, _ = screening(tmp_path, problem)
-    stage.run(LocalPool(outcome_of(problem, stage)), 40)
+    stage.run(Worker(outcome_of(problem, stage)).pool(), 40)
     assert len(stage.outcomes) == 3
 
 
@@ -115,17 +108,17 @@ def test_a_killed_search_goes_on_and_repeats_nothing(
 ) -> None:
     problem = separable(groups=3, seeds=3)
     first, _ = screening(tmp_path, problem, searcher)
-    pool = LocalPool(outcome_of(problem, first), stop_after=killed_after)
+    worker = Worker(outcome_of(problem, first), stop_after=killed_after)
     with pytest.raises(KilledError):
-        first.run(pool, 25)
+        first.run(worker.pool(), 25)
     first.journal.close()
 
     second, seen = screening(tmp_path, problem, searcher)
     assert second.replay() == killed_after
-    rest = LocalPool(outcome_of(problem, second))
-    second.run(rest, 25)
+    rest = Worker(outcome_of(problem, second))
+    second.run(rest.pool(), 25)
     assert len(second.outcomes) == 25
-    assert not set(pool.scored) & set(rest.scored)
+    assert not set(worker.scored) & set(rest.scored)
     assert sorted(seen) == sorted(second.outcomes)
     second.journal.close()
 
@@ -135,7 +128,7 @@ def test_one_worker_and_one_seed_give_the_same_candidates(screening: Open, tmp_p
     asked = []
     for folder in (tmp_path / "a", tmp_path / "b"):
         stage, _ = screening(folder, problem, "evolution")
-        stage.run(LocalPool(outcome_of(problem, stage), workers=1), 70)
+        stage.run(Worker(outcome_of(problem, stage)).pool(1), 70)
         asked.append([e["candidate"] for e in stage.journal.of("asked")])
     assert asked[0] == asked[1]
 
@@ -143,7 +136,7 @@ def test_one_worker_and_one_seed_give_the_same_candidates(screening: Open, tmp_p
 def test_a_searcher_that_changed_is_noticed(screening: Open, tmp_path: Path) -> None:
     problem = separable(groups=3, seeds=3)
     first, _ = screening(tmp_path, problem)
-    first.run(LocalPool(outcome_of(problem, first)), 10)
+    first.run(Worker(outcome_of(problem, first)).pool(), 10)
     first.journal.close()
     second, _ = screening(tmp_path, separable(groups=3, seeds=2), "evolution")
     with pytest.raises(JournalError, match="--fresh"):
@@ -158,7 +151,7 @@ def test_failures_are_outcomes_and_the_search_goes_on(screening: Open, tmp_path:
     def every_third_fails(key: str) -> Outcome:
         return Failure("error", "no luck") if int(key[0], 36) % 3 == 0 else measure(key)
 
-    stage.run(LocalPool(every_third_fails), 40)
+    stage.run(Worker(every_third_fails).pool(), 40)
     assert len(stage.outcomes) == 40
     assert 0 < len(stage.failures) < 40
     assert len(stage.measured) + len(stage.failures) == 40
@@ -167,7 +160,7 @@ def test_failures_are_outcomes_and_the_search_goes_on(screening: Open, tmp_path:
 def test_if_everything_fails_the_reason_is_told_early(screening: Open, tmp_path: Path) -> None:
     stage, seen = screening(tmp_path, separable(groups=3, seeds=3))
     with pytest.raises(PrunefrontError, match="the same for all"):
-        stage.run(LocalPool(lambda key: Failure("error", "the same for all")), 100)
+        stage.run(Worker(lambda key: Failure("error", "the same for all")).pool(), 100)
     assert len(seen) == HOPELESS
 
 
@@ -195,7 +188,7 @@ def test_what_cannot_be_had_is_told_and_costs_nothing(tmp_path: Path) -> None:
     with Journal(tmp_path / "j") as journal:
         screening = Screening(Told(), half, journal, lambda *_: None)
         scored: list[str] = []
-        screening.run(LocalPool(lambda key: scored.append(key) or Failure("x", "y")), 6)
+        screening.run(Worker(lambda key: scored.append(key) or Failure("x", "y")).pool(), 6)
     assert len(scored) == 6
     assert screening.impossible
     assert [f.reason for f in failures if f.kind == "impossible"] == screening.impossible
@@ -245,7 +238,7 @@ def test_results_that_come_twice_are_written_down_once(screening: Open, tmp_path
             self.last = super().next(timeout)
             return self.last
 
-    stage.run(Twice(score), 20)
+    stage.run(Twice(Worker(score), slots=3), 20)
     assert len(seen) == len(stage.outcomes) == 20
     told = [e["key"] for e in stage.journal.of("told")]
     assert told == seen
@@ -272,11 +265,11 @@ def test_a_journal_that_tells_of_what_was_never_asked_is_refused(screening: Open
 def test_it_ends_when_it_is_enough_with_what_was_under_way(tmp_path: Path, screening: Open) -> None:
     problem = separable(groups=3)
     stage, seen = screening(tmp_path, problem)
-    stage.run(LocalPool(outcome_of(problem, stage), workers=4), 30, lambda: len(seen) >= 10)
+    stage.run(Worker(outcome_of(problem, stage)).pool(4), 30, lambda: len(seen) >= 10)
     assert len(stage.outcomes) == len(seen) == 13  # the three others had been asked already
     again, repeated = screening(tmp_path, problem)
     assert again.replay() == 13
-    again.run(LocalPool(outcome_of(problem, again)), 30, lambda: len(repeated) >= 10)
+    again.run(Worker(outcome_of(problem, again)).pool(), 30, lambda: len(repeated) >= 10)
     assert len(again.outcomes) == 13
 
 
@@ -284,10 +277,10 @@ def test_what_was_asked_before_is_counted_and_not_paid_for(tmp_path: Path, scree
     """Criteria make no difference in this network, so that proposals often come down to the same."""
     problem = separable(groups=2)
     stage, _ = screening(tmp_path, problem)
-    pool = LocalPool(outcome_of(problem, stage))
-    stage.run(pool, 40)
+    worker = Worker(outcome_of(problem, stage))
+    stage.run(worker.pool(), 40)
     asked = len(stage.journal.of("asked"))
-    assert stage.duplicates == asked - len(pool.scored) > 0
+    assert stage.duplicates == asked - len(worker.scored) > 0
     again, _ = screening(tmp_path, problem)
     again.replay()
     assert again.duplicates == stage.duplicates
@@ -310,7 +303,7 @@ def test_every_searcher_finds_its_way_within_a_narrow_budget(tmp_path: Path, sea
     with Journal(tmp_path / "journal.jsonl") as journal:
         made = searchers[searcher](problem.problem, seed=0)
         stage = Screening(made, within, journal, lambda key, candidate, outcome: scored.append(candidate))
-        stage.run(LocalPool(outcome_of(problem, stage)), 60)
+        stage.run(Worker(outcome_of(problem, stage)).pool(), 60)
     assert len(scored) == 60
     wanted = [c for c in scored if not is_probe(c) and c.key() != dense.key()]
     assert len(wanted) >= 30

@@ -51,7 +51,7 @@ from prunefront.pruners.trace.tracer import trace
 from prunefront.search.outcomes.measurement import Failure, Measurement
 from prunefront.search.searchers import searchers
 from prunefront.search.space.candidate import Candidate
-from tests.pipelines.stages.test_screening import LocalPool, outcome_of, planned
+from tests.pipelines.stages.test_screening import Worker, outcome_of, planned
 from tests.problems import Separable, separable
 
 HERE = Signature("network", "conditions")
@@ -414,13 +414,13 @@ def test_what_is_known_is_neither_paid_for_nor_counted(tmp_path: Path, searcher:
         made = searchers[searcher](TOY.problem, seed=1)
         stage = Screening(made, planned, journal, lambda key, candidate, outcome: seen.append(key))
         stage.recall(known)
-        pool = LocalPool(outcome_of(TOY, stage))
-        stage.run(pool, 25)
-    assert len(pool.scored) == stage.scored == 25
-    assert not set(pool.scored) & {row.key for row in known}
+        worker = Worker(outcome_of(TOY, stage))
+        stage.run(worker.pool(), 25)
+    assert len(worker.scored) == stage.scored == 25
+    assert not set(worker.scored) & {row.key for row in known}
     assert len(stage.outcomes) == 65 == len(stage.table("s").rows)
     assert stage.measured.keys() == stage.outcomes.keys()  # all may be promoted
-    assert seen == [*(row.key for row in known), *pool.scored]
+    assert seen == [*(row.key for row in known), *worker.scored]
 
 
 STUDY = """

@@ -16,7 +16,9 @@ from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, check_digests, fetch, publish
+from prunefront.pipelines.artifacts.fetch import fetch
+from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST, check_digests
+from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.s3 import PART_BYTES, S3Error, S3Store
 from prunefront.pipelines.stores.store import ArtifactError, ArtifactNotFound, Upload

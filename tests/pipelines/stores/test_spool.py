@@ -1,4 +1,4 @@
-"""What is put while a store is away arrives when it is back: all of it, in order, whatever dies in between."""
+"""Objects that are put while a store is away arrive when it is back: all, in order, whatever dies in between."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, fetch_from, publish
+from prunefront.pipelines.artifacts.fetch import fetch_from
+from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST
+from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.stores.memory import MemoryStore
 from prunefront.pipelines.stores.s3 import S3Away, S3Error
-from prunefront.pipelines.stores.spool import PATIENCE, Spool, SpoolingStore, keep_all, spooling
+from prunefront.pipelines.stores.spool import PATIENCE, Spool, SpoolingStore, add_all, spooling
 from prunefront.pipelines.stores.store import StoreAway, StoreRefused
 from prunefront.pipelines.workers.failures import PASSING, REFUSED, failure
 from prunefront.pipelines.workers.publish import published
@@ -226,7 +228,7 @@ def test_a_worker_without_a_refuge_tries_again(made: Path) -> None:
 
 def test_many_processes_may_add(tmp_path: Path) -> None:
     threads = [
-        threading.Thread(target=keep_all, args=(tmp_path / "spool", {f"{n}/a": b"1", f"{n}/b": b"2"}, "away"))
+        threading.Thread(target=add_all, args=(tmp_path / "spool", {f"{n}/a": b"1", f"{n}/b": b"2"}, "away"))
         for n in range(8)
     ]
     for thread in threads:

@@ -124,7 +124,7 @@ def test_a_network_that_cannot_be_used(refused: Run, factory: str, said: str) ->
             'granularities = ["kernel"]\n[quantisation]\nactivations = "xnor"\nactivation_bits = 1',
             "takes whole layers",
         ),
-        ('[quantisation]\nactivations = "dorefa"\nactivation_bits = 12', "takes words of 1 to 8 bits"),
+        ('[quantisation]\nactivations = "dorefa"\nactivation_bits = 12', "takes 1 to 8 bits, not 12"),
         ("densities = [1.5]", "less than 1"),
         ('whole = ["stage1.conv"]\n[quantisation]\nbits = [8]', "did you mean 'stage1.conv"),
     ],
@@ -205,10 +205,13 @@ def test_methods_that_there_are_not(refused: Run, text: str, said: str) -> None:
 
 
 def test_an_unknown_control_and_one_that_cannot_be_made(refused: Run, tmp_path: Path) -> None:
-    assert "did you mean 'scratch_b'" in refused('controls = ["scratchb"]\n' + STUDY, command="inspect")
+    assert "did you mean 'scratch_b'" in refused(
+        STUDY + '[controls]\nmethods = ["scratchb"]\n', command="inspect"
+    )
     model = build(ModelSection(factory="digits_cnn", options={"width": 4}), classes=10, input_shape=(1, 8, 8))
     save_weights(model, tmp_path / "w.safetensors")
-    study = 'controls = ["lottery_ticket"]\n' + STUDY.replace("[dense]", 'weights = "w.safetensors"\n[dense]')
+    study = STUDY.replace("[dense]", 'weights = "w.safetensors"\n[dense]')
+    study += '[controls]\nmethods = ["lottery_ticket"]\n'
     assert "give them as model.initial" in refused(study, command="inspect")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prunefront.pipelines.artifacts.publish import LIMITS
+from prunefront.pipelines.artifacts.manifest import LIMITS
 
 pytestmark = pytest.mark.slow
 

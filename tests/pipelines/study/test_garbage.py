@@ -12,24 +12,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.publish import LIMITS, MANIFEST, Artifact, fetch_from, publish
+from prunefront.pipelines.artifacts.fetch import fetch_from
+from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST
+from prunefront.pipelines.artifacts.publish import Artifact, publish
 from prunefront.pipelines.journal.journal import Journal, StudyRunning, lock
 from prunefront.pipelines.journal.layout import FRONT, JOURNAL
-from prunefront.pipelines.recovery.owner import Owner, claim
-from prunefront.pipelines.recovery.snapshot import Place
-from prunefront.pipelines.recovery.upload import Mirror
+from prunefront.pipelines.recovery.owner import Owner, claim_root
+from prunefront.pipelines.recovery.state_store import StateStore
+from prunefront.pipelines.recovery.upload import StateUploader
 from prunefront.pipelines.stores.folder import DirectoryStore
 from prunefront.pipelines.stores.memory import MemoryStore
 from prunefront.pipelines.stores.store import ArtifactError, put_json, put_text
 from prunefront.pipelines.study.garbage import (
     Garbage,
-    Known,
-    Target,
-    delete,
-    find,
-    known_by,
+    JournalArtifacts,
+    StudyStore,
+    artifacts_in,
+    delete_garbage,
+    find_garbage,
+    open_study_store,
     parse_age,
-    target,
 )
 from prunefront.search.outcomes.measurement import Measurement
 
@@ -58,8 +60,8 @@ class Published:
         rows = [{"key": a.id.rpartition("-")[0], "artifact": a.uri} for a in artifacts]
         put_json(self.store, FRONT, rows)
 
-    def at(self, *journals: Known) -> Target:
-        return Target(self.store, Owner("digits", "0" * 32, "here", 0.0), journals, frozenset(), None)
+    def at(self, *journals: JournalArtifacts) -> StudyStore:
+        return StudyStore(self.store, Owner("digits", "0" * 32, "here", 0.0), journals, frozenset(), None)
 
 
 @pytest.fixture
@@ -99,32 +101,32 @@ def test_what_nothing_refers_to_goes_and_the_rest_stays(made: Published, tmp_pat
     put_text(made.store, f"sub/{a['orphan'].id}/{MANIFEST}", "another study's, below")
     made.age(2 * DAY)
     young = made.network("young")
-    known = known_by([trained(a["dense"]), trained(a["beaten"]), published(a["dense, tested"])])
+    known = artifacts_in([trained(a["dense"]), trained(a["beaten"]), published(a["dense, tested"])])
     at = made.at(known)
-    found = find(at, older_than=DAY)
+    found = find_garbage(at, older_than=DAY)
     expected = {a["dense"].id: "superseded", a["orphan"].id: "orphaned", a["half"].id: "unfinished"}
     assert kinds(found) == expected
     assert [item.what for item in found.young] == [young.id]
     assert sorted(found.foreign) == ["notes.txt", f"sub/{a['orphan'].id}/{MANIFEST}"]
     assert found.kept == 2
-    assert kinds(find(at, older_than=DAY, dominated=True)) == expected | {a["beaten"].id: "dominated"}
+    assert kinds(find_garbage(at, older_than=DAY, dominated=True)) == expected | {a["beaten"].id: "dominated"}
 
     before = set(made.store.objects)
-    delete(at, found)
+    delete_garbage(at, found)
     gone = before - set(made.store.objects)
     assert {key.partition("/")[0] for key in gone} == set(expected)
     assert gone == {key for item in found.items for key in item.keys}
     for stays in ("dense, tested", "beaten"):
         fetch_from(made.store, a[stays].id, tmp_path / stays)
-    assert find(at, older_than=DAY).items == ()
+    assert find_garbage(at, older_than=DAY).items == ()
 
 
 def test_a_study_that_goes_on_keeps_what_it_goes_on_with(made: Published) -> None:
     a = study(made)
     del made.store.objects[FRONT]
     made.age(2 * DAY)
-    at = made.at(known_by([trained(a["dense"]), trained(a["beaten"])]))
-    found = find(at, older_than=DAY, dominated=True)
+    at = made.at(artifacts_in([trained(a["dense"]), trained(a["beaten"])]))
+    found = find_garbage(at, older_than=DAY, dominated=True)
     assert kinds(found) == {
         a["dense, tested"].id: "orphaned",  # reported, but the driver died before it said so: made again
         a["orphan"].id: "orphaned",
@@ -136,8 +138,8 @@ def test_a_study_that_goes_on_keeps_what_it_goes_on_with(made: Published) -> Non
 def test_without_a_journal_only_what_is_broken_goes_unless_asked(made: Published) -> None:
     a = study(made)
     made.age(2 * DAY)
-    assert kinds(find(made.at(), older_than=DAY)) == {a["half"].id: "unfinished"}
-    assert set(kinds(find(made.at(), older_than=DAY, dominated=True))) == {
+    assert kinds(find_garbage(made.at(), older_than=DAY)) == {a["half"].id: "unfinished"}
+    assert set(kinds(find_garbage(made.at(), older_than=DAY, dominated=True))) == {
         a[name].id for name in ("dense", "beaten", "orphan", "half")
     }
 
@@ -149,35 +151,35 @@ def test_a_front_that_cannot_be_read_stops_it(made: Published, front: str) -> No
     study(made)
     put_text(made.store, FRONT, front)
     with pytest.raises(ArtifactError):
-        find(made.at(), older_than=0.0, dominated=True)
+        find_garbage(made.at(), older_than=0.0, dominated=True)
 
 
 def test_what_was_there_before_the_root_had_an_owner_may_be_another_studys(made: Published) -> None:
     a = study(made)
-    known = known_by([trained(a["dense"]), published(a["dense, tested"])])
+    known = artifacts_in([trained(a["dense"]), published(a["dense, tested"])])
     made.age(2 * DAY)
     owner = Owner("digits", "0" * 32, "here", time.time() - DAY)
     for by in (owner, None):
-        at = Target(made.store, by, (known,), frozenset(), None)
-        assert kinds(find(at, older_than=DAY)) == {
+        at = StudyStore(made.store, by, (known,), frozenset(), None)
+        assert kinds(find_garbage(at, older_than=DAY)) == {
             a["dense"].id: "superseded",
             a["half"].id: "unfinished",
         }
-        assert kinds(find(at, older_than=DAY, dominated=True))[a["orphan"].id] == "orphaned"
+        assert kinds(find_garbage(at, older_than=DAY, dominated=True))[a["orphan"].id] == "orphaned"
 
 
 def test_a_strange_file_saves_its_artifact(made: Published) -> None:
     a = study(made)
     put_text(made.store, f"{a['orphan'].id}/notes.txt", "mine")
-    found = find(made.at(Known()), older_than=0.0, now=time.time() + DAY)
+    found = find_garbage(made.at(JournalArtifacts()), older_than=0.0, now=time.time() + DAY)
     assert a["orphan"].id not in kinds(found)
     assert found.foreign == (f"{a['orphan'].id}/notes.txt",)
 
 
 def test_an_interrupted_deletion_leaves_nothing_that_looks_whole(made: Published, tmp_path: Path) -> None:
     a = study(made)
-    at = made.at(Known())
-    found = find(at, older_than=0.0, now=time.time() + DAY)
+    at = made.at(JournalArtifacts())
+    found = find_garbage(at, older_than=0.0, now=time.time() + DAY)
     identity = a["orphan"].id
 
     class Dying(Exception):
@@ -197,11 +199,11 @@ def test_an_interrupted_deletion_leaves_nothing_that_looks_whole(made: Published
 
         made.store.delete = dying  # type: ignore[method-assign]
         with pytest.raises(Dying):
-            delete(at, found)
+            delete_garbage(at, found)
         made.store.delete = original  # type: ignore[method-assign]
         with pytest.raises(ArtifactError, match="or its upload never finished"):
             fetch_from(made.store, identity, tmp_path / "out")
-        again = find(at, older_than=0.0, now=time.time() + DAY)
+        again = find_garbage(at, older_than=0.0, now=time.time() + DAY)
         assert kinds(again)[identity] == "unfinished"
         made.network("orphan")  # publishing again mends it
 
@@ -227,7 +229,9 @@ def test_neither_the_front_nor_what_a_resume_needs_is_ever_garbage(
             latest[name] = artifact.id
     front = [made.network(name, version) for name, version in on_front]
     made.front(*front)
-    found = find(made.at(known_by(events)), older_than=0.0, dominated=dominated, now=time.time() + 1)
+    found = find_garbage(
+        made.at(artifacts_in(events)), older_than=0.0, dominated=dominated, now=time.time() + 1
+    )
     gone = set(kinds(found))
     assert not gone & {a.id for a in front}
     if not dominated or not events or events[-1]["event"] == "trained":
@@ -241,52 +245,52 @@ def test_of_state_the_newest_snapshot_and_its_objects_stay(tmp_path: Path) -> No
     folder.mkdir()
     owners = []
     for fresh in (False, True):
-        owner = claim(store, folder, "digits", begun=False, fresh=fresh)
-        place = Place(store, owner.id)
+        owner = claim_root(store, folder, "digits", begun=False, fresh=fresh)
+        place = StateStore(store, owner.id)
         owners.append(place)
         for number in (1, 2):
             (folder / "study.json").write_text(f"{fresh} {number}")
             run = place.begin(number, folder)
-            Mirror(place, run, folder, None, lambda line: None)._look()
+            StateUploader(place, run, folder, None, lambda line: None)._upload()
             place.beat(run, ended=True)
-    at = target_of(store)
-    found = find(at, older_than=0.0, now=time.time() + DAY)
-    whole = f"state/{owners[0].study}"
+    at = opened(store)
+    found = find_garbage(at, older_than=0.0, now=time.time() + DAY)
+    whole = f"state/{owners[0].search}"
     stale = f"{owners[1].root}/run-000001/snapshot.json"
     orphan = [w for w in kinds(found) if "/objects/" in w]
     assert kinds(found) == dict.fromkeys([whole, stale, *orphan], "state")
     assert len(orphan) == 1
-    delete(at, found)
-    after = target_of(store)
+    delete_garbage(at, found)
+    after = opened(store)
     assert after.snapshot == at.snapshot
     assert all(store.exists(owners[1].object_key(d)) for d in at.snapshot.digests)  # type: ignore[union-attr]
-    assert {k.split("/")[1] for k in store.objects if k.startswith("state/")} == {owners[1].study}
-    assert find(after, older_than=0.0, now=time.time() + DAY).items == ()
+    assert {k.split("/")[1] for k in store.objects if k.startswith("state/")} == {owners[1].search}
+    assert find_garbage(after, older_than=0.0, now=time.time() + DAY).items == ()
 
 
-def target_of(store: MemoryStore) -> Target:
+def opened(store: MemoryStore) -> StudyStore:
     """As `target` finds it by an address."""
     from prunefront.pipelines.study import garbage
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(garbage, "open_store", lambda uri, endpoint: store)
-        return target("memory://store")
+        return open_study_store("memory://store")
 
 
 def test_nothing_is_deleted_while_the_study_runs(tmp_path: Path) -> None:
     store, folder = MemoryStore(), tmp_path / "digits"
     folder.mkdir()
-    owner = claim(store, folder, "digits", begun=False)
-    place = Place(store, owner.id)
+    owner = claim_root(store, folder, "digits", begun=False)
+    place = StateStore(store, owner.id)
     run = place.begin(1, folder)
-    at = target_of(store)
+    at = opened(store)
     with pytest.raises(StudyRunning, match="running elsewhere"):
-        delete(at, find(at, older_than=0.0))
+        delete_garbage(at, find_garbage(at, older_than=0.0))
     place.beat(run, ended=True)
-    delete(at, find(at, older_than=0.0))
-    here = Target(store, owner, (), frozenset(), None, folder)
+    delete_garbage(at, find_garbage(at, older_than=0.0))
+    here = StudyStore(store, owner, (), frozenset(), None, folder)
     with lock(folder), pytest.raises(StudyRunning, match="is running"):
-        delete(here, find(here, older_than=0.0))
+        delete_garbage(here, find_garbage(here, older_than=0.0))
 
 
 def test_a_folder_store_shows_and_drops_what_a_killed_writer_left(tmp_path: Path) -> None:
@@ -300,14 +304,14 @@ def test_a_folder_store_shows_and_drops_what_a_killed_writer_left(tmp_path: Path
     (tmp_path / "elsewhere.txt").write_text("outside")
     for path in root.rglob("*"):
         os.utime(path, (0, 0), follow_symlinks=False)
-    at = Target(store, None, (Known(),), frozenset(), None)
-    found = find(at, older_than=DAY)
+    at = StudyStore(store, None, (JournalArtifacts(),), frozenset(), None)
+    found = find_garbage(at, older_than=DAY)
     assert kinds(found) == {
         "dense-0123456789ab": "unfinished",
         "dense-0123456789ab/model.onnx": "upload",
     }
     assert sorted(found.foreign) == [".mine", "link"]
-    delete(at, found)
+    delete_garbage(at, found)
     assert sorted(p.name for p in root.iterdir()) == [".mine", "link"]
     assert (tmp_path / "elsewhere.txt").read_text() == "outside"
 
@@ -323,7 +327,7 @@ def test_a_study_is_found_by_its_folder_and_its_store_by_its_root(tmp_path: Path
     config.path.mkdir()
     (config.path / "study.json").write_text(json.dumps(config.to_json()))
     store = DirectoryStore(config.path / "artifacts")
-    claim(store, config.path, "digits", begun=False)
+    claim_root(store, config.path, "digits", begun=False)
     with Journal(config.path / JOURNAL) as journal:
         journal.append(
             "trained",
@@ -331,12 +335,14 @@ def test_a_study_is_found_by_its_folder_and_its_store_by_its_root(tmp_path: Path
             artifact="dense-0123456789ab",
             outcome=Measurement({"accuracy": 0.5}).to_json(),
         )
-    assert [known.wanted for known in target(str(config.path)).journals] == [{"dense": "dense-0123456789ab"}]
-    assert target(store.uri).journals == ()
-    assert target(store.uri).owner == target(str(config.path)).owner
-    claim(store, tmp_path, "digits", begun=False, fresh=True)  # elsewhere
+    assert [known.wanted for known in open_study_store(str(config.path)).journals] == [
+        {"dense": "dense-0123456789ab"}
+    ]
+    assert open_study_store(store.uri).journals == ()
+    assert open_study_store(store.uri).owner == open_study_store(str(config.path)).owner
+    claim_root(store, tmp_path, "digits", begun=False, fresh=True)  # elsewhere
     with pytest.raises(PrunefrontError, match="holds an earlier search"):
-        target(str(config.path))
+        open_study_store(str(config.path))
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("0s", 0), ("90m", 5400), ("12h", 43200), (" 1d ", DAY)])

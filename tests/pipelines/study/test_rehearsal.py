@@ -22,7 +22,7 @@ from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.problem import problem
 from prunefront.pipelines.stages.screening import Screening
 from prunefront.pipelines.stages.warm_start import WarmStart, to_event
-from prunefront.pipelines.study.rehearsal import Replay, recorded, rehearse
+from prunefront.pipelines.study.rehearsal import Replay, load_evaluations, rehearse
 from prunefront.pruners.graph.plan import DENSE, PruningPlan
 from prunefront.pruners.plan.cost import cost
 from prunefront.pruners.plan.decide import plan
@@ -57,7 +57,7 @@ def config_of(folder: Path, candidates: int = 60) -> StudyConfig:
 
 def true_accuracy(aim: PruningPlan) -> float:
     """Groups' losses multiply; every other group is far more sensitive."""
-    losses = [(6.0, 0.6)[i % 2] * ratio**2 for i, ratio in enumerate(aim.achieved().values())]
+    losses = [(6.0, 0.6)[i % 2] * ratio**2 for i, ratio in enumerate(aim.achieved_ratios().values())]
     return 0.97 * float(np.exp(-sum(losses)))
 
 
@@ -106,7 +106,7 @@ def searched(config: StudyConfig) -> StudyConfig:
 
 
 def test_the_table_is_what_was_scored(study: StudyConfig) -> None:
-    table, *_ = recorded(study.path, study)
+    table, *_ = load_evaluations(study.path, study)
     told = [e for e in read_events(study.path / "journal.jsonl") if e["event"] == "told"]
     assert [r.key for r in table.rows] == [e["key"] for e in told]
     assert [r.outcome.to_json() for r in table.rows] == [e["outcome"] for e in told]
@@ -118,7 +118,7 @@ def test_the_table_is_what_was_scored(study: StudyConfig) -> None:
 
 def test_what_was_taken_over_is_in_the_table_and_not_counted(study: StudyConfig, tmp_path: Path) -> None:
     """The study as if an earlier one had scored what it measured among its first 20, dense among them."""
-    whole, *_ = recorded(study.path, study)
+    whole, *_ = load_evaluations(study.path, study)
     known = tuple(r for r in whole.rows[:20] if isinstance(r.outcome, Measurement))
     keys = {row.key for row in known}
     assert DENSE in keys
@@ -146,7 +146,7 @@ def test_what_was_taken_over_is_in_the_table_and_not_counted(study: StudyConfig,
 
 
 def test_what_is_recorded_comes_back_and_the_rest_is_near(study: StudyConfig) -> None:
-    table, graph, scores, task = recorded(study.path, study)
+    table, graph, scores, task = load_evaluations(study.path, study)
     replay = Replay(study, graph, scores, table, None)
     for row in table.rows:
         assert replay.realise(row.candidate) == row.key
@@ -304,7 +304,7 @@ def test_reading_leaves_a_running_study_alone(tmp_path: Path) -> None:
 
 
 def test_equal_networks_and_impossible_candidates_are_one_row_and_none(study: StudyConfig) -> None:
-    table, graph, scores, _ = recorded(study.path, study)
+    table, graph, scores, _ = load_evaluations(study.path, study)
     one = next(r for r in table.rows if r.key != DENSE)
     twin = replace(one.candidate, origin="another")
 

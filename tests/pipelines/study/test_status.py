@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunefront.pipelines.cli.main import status_rows
+from prunefront.pipelines.cli.look import status_rows
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.journal.journal import Journal, lock, write_json
 from prunefront.pipelines.study.find import NoStudy
-from prunefront.pipelines.study.status import RECENT_SECONDS, Status, status, summed_up
+from prunefront.pipelines.study.status import RECENT_SECONDS, Status, status, summarise
 
 CONFIG = parse(
     {
@@ -35,7 +35,7 @@ def told(key: str, at: float, outcome: dict[str, Any] = FINE, seconds: float = 2
 def of(
     events: list[dict[str, Any]], now: float, process: str = "77", since: float = 0.0, finished: bool = False
 ):
-    return summed_up(CONFIG, events, process=process, since=since, finished=finished, now=now)
+    return summarise(CONFIG, events, process=process, since=since, finished=finished, now=now)
 
 
 def test_rate_time_left_busy_workers_and_failures_while_candidates_are_scored() -> None:
@@ -85,7 +85,7 @@ def test_controls_are_a_stage_of_their_own() -> None:
     events += [{"event": "trained", "name": "a", "outcome": FINE, "time": 2.0}]
     events += [{"event": "controlled", "names": ["a"], "time": 3.0}]
     events += [{"event": "trained", "name": "scratch_e-a", "outcome": CRASHED, "time": 4.0}]
-    found = summed_up(config, events, process="7", since=0.0, finished=False, now=5.0)
+    found = summarise(config, events, process="7", since=0.0, finished=False, now=5.0)
     assert [(s.name, s.done, s.total, s.failed) for s in found.stages[1:]] == [
         ("fine-tuned", 1, 1, 0),
         ("controls", 1, 2, 1),

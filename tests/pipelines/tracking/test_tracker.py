@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
 
 from prunefront.choice import GroupChoice
-from prunefront.pipelines.cli.ui import serve
+from prunefront.pipelines.cli.mlflow_ui import serve
 from prunefront.pipelines.tracking.reach import TrackingError
 from prunefront.pipelines.tracking.tracker import (
     MAX_KEY,
@@ -61,7 +61,7 @@ def uri(tmp_path: Path, fresh: bytes) -> str:
 
 
 def children(uri: str, parent: str) -> dict[tuple[str, str], tuple[str, Outcome, str | None]]:
-    """What a store holds, as (key, stage) -> (status, outcome, artifact); two runs for one name fail the test."""
+    """Returns (key, stage) -> (status, outcome, artifact) of a store's runs; two runs for one name fail the test."""
     client = MlflowClient(uri)
     found: dict[tuple[str, str], tuple[str, Outcome, str | None]] = {}
     experiments = [e.experiment_id for e in client.search_experiments()]
@@ -276,6 +276,22 @@ def test_a_slow_store_is_waited_for_as_long_as_it_takes_what_it_gets() -> None:
         writer.put(f"write {number}", lambda number=number: write(number))
     writer.close()
     assert (written, writer.errors) == (list(range(10)), [])
+
+
+def test_a_full_queue_does_not_delay_the_end() -> None:
+    free = threading.Event()
+    writer = Writer(lambda: None, patience=60, size=2)
+    writer.start()
+    writer.put("under way", free.wait)
+    while writer.waiting:
+        time.sleep(0.01)
+    for number in range(2):
+        writer.put(f"write {number}", free.wait)
+    threading.Timer(0.3, free.set).start()
+    started = time.monotonic()
+    writer.close()
+    assert time.monotonic() - started < 10
+    assert writer.errors == []
 
 
 def test_of_runs_that_a_server_made_twice_one_stays(tmp_path: Path, fresh: bytes) -> None:

@@ -23,7 +23,7 @@ from prunefront.choice import GroupChoice
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.read import load
 from prunefront.pipelines.config.sections import StudyConfig
-from prunefront.pipelines.formats.weights import packed, unpacked
+from prunefront.pipelines.formats.weights import pack_weights, unpack_weights
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.journal.layout import WEIGHTS
 from prunefront.pipelines.prepare.bench import make_bench
@@ -32,8 +32,9 @@ from prunefront.pipelines.prepare.network import dense_network
 from prunefront.pipelines.stages.screening import Screening
 from prunefront.pipelines.workers.bench import Workbench
 from prunefront.pipelines.workers.evaluate import Evaluator
+from prunefront.pipelines.workers.in_process import LocalPool
 from prunefront.pipelines.workers.inheritance import Inheritance, Parent
-from prunefront.pipelines.workers.scoring import ScoringWorker
+from prunefront.pipelines.workers.scoring import Scored, ScoringWorker
 from prunefront.pruners.cut.prune import prune
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.plan.decide import plan
@@ -71,36 +72,29 @@ def timeless(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in event.items() if k != "time"} for event in events]
 
 
-class TrainingPool:
-    """Trains by `lineage` in this process, `workers` at a time, finished in an order of its own."""
+class Trainer:
+    """Trains by `lineage`."""
+
+    def score(self, plan: PruningPlan, parent: Parent | None = None) -> Scored:
+        weights = lineage(None if parent is None else parent.weights, plan.key())
+        outcome = outcome_of(weights, plan)
+        return Scored(outcome, 0.0, weights if isinstance(outcome, Measurement) else None)
+
+
+class TrainingPool(LocalPool):
+    """Trains in this process, `workers` at a time, finished in an order of its own."""
 
     def __init__(self, inheritance: Inheritance, workers: int, order: int, stop_after: int = 10**9) -> None:
-        self._inheritance, self._workers, self._left = inheritance, workers, stop_after
-        self._running: list[tuple[str, PruningPlan, bytes | None]] = []
-        self._order = random.Random(order)
+        shuffled = random.Random(order)
+        super().__init__(Trainer(), inheritance, slots=workers, pick=shuffled.randrange)
+        self._left = stop_after
 
-    @property
-    def free(self) -> int:
-        return self._workers - len(self._running)
-
-    @property
-    def in_flight(self) -> int:
-        return len(self._running)
-
-    def submit(self, name: str, plan: PruningPlan) -> None:
-        parent = self._inheritance.parent(name)
-        self._running.append((name, plan, None if parent is None else parent.weights))
-
-    def next(self, timeout: float) -> tuple[str, Outcome, float | None]:
-        name, cut, parent = self._running.pop(self._order.randrange(len(self._running)))
-        weights = lineage(parent, name)
-        outcome = outcome_of(weights, cut)
-        if isinstance(outcome, Measurement):
-            self._inheritance.write(name, weights)
+    def next(self, timeout: float) -> tuple[str, Outcome, float | None] | None:
+        finished = super().next(timeout)
         if self._left == 0:  # after the weights are there, before anyone knows
             raise KilledError
         self._left -= 1
-        return name, outcome, None
+        return finished
 
 
 class Stage:
@@ -282,13 +276,13 @@ def test_training_repeats_and_its_start_matters(bench: Workbench, worker: Scorin
     assert heir.weights == worker.score(child, Parent(parent, first.weights)).weights
     assert heir.weights != worker.score(child).weights
     shapes = {n: t.shape for n, t in prune(bench.dense_model(), bench.graph, child).state_dict().items()}
-    assert {n: t.shape for n, t in unpacked(heir.weights).items()} == shapes
+    assert {n: t.shape for n, t in unpack_weights(heir.weights).items()} == shapes
 
 
 def test_a_parent_of_other_weights_is_refused_and_the_dense_network_taken(
     bench: Workbench, worker: ScoringWorker
 ) -> None:
-    child, fair = halved(bench, 0.25), packed(bench.dense_model())
+    child, fair = halved(bench, 0.25), pack_weights(bench.dense_model())
     dense = worker.score(child).weights
     for weights, reason in (
         (b"", "safetensors"),
@@ -396,7 +390,7 @@ def recomputed(config: StudyConfig, folder: Path, events: list[dict[str, Any]]) 
         start = starts[key]
         heir = evaluator.heir(Parent(plans[start], weights[start])) if start else None
         outcomes[key], model = evaluator.score_trained(plans[key], heir)
-        weights[key] = packed(model)
+        weights[key] = pack_weights(model)
     return outcomes
 
 

@@ -19,7 +19,7 @@ from prunefront.pruners.bits.activations import (
     INPUT_BITS,
     SAMPLE,
     QuantisedInput,
-    calibrate,
+    calibrate_inputs,
     check_inputs,
     input_parts,
 )
@@ -44,7 +44,7 @@ def network(bits: int = 4) -> nn.Sequential:
 
 
 def seen_by(layer: QuantisedInput, model: nn.Module, x: Tensor) -> Tensor:
-    """What the layer behind the quantiser gets."""
+    """Returns the input of the layer behind the quantiser."""
     found: list[Tensor] = []
     handle = layer.layer.register_forward_pre_hook(lambda _, args: found.append(args[0]))
     model(x)
@@ -61,7 +61,7 @@ def test_calibrated_inputs_take_their_levels(bits: int) -> None:
         before = model[:2](x)
     assert torch.equal(seen_by(images, model, x), x)  # float, before there are scales
     model.train()
-    calibrate(model, iter(data))  # a pass is all there is
+    calibrate_inputs(model, iter(data))  # a pass is all there is
     assert all(m.training for m in model.modules())
     half, top = 2 ** (bits - 1) - 1, 2**bits - 1
     assert (images.signed.item(), hidden.signed.item()) == (1.0, 0.0)
@@ -78,7 +78,7 @@ def test_calibrated_inputs_take_their_levels(bits: int) -> None:
         assert round(levels.min().item()) == low
         assert round(levels.max().item()) == high
     once = hidden.scale.clone()
-    calibrate(model, data)  # again in float, although both are quantised now
+    calibrate_inputs(model, data)  # again in float, although both are quantised now
     assert torch.equal(hidden.scale, once)
 
 
@@ -93,7 +93,7 @@ def test_a_sample_is_bounded_and_finds_about_the_same_step(monkeypatch: pytest.M
     generator = torch.Generator().manual_seed(2)
     data = [(torch.randn(400, 500, generator=generator), None) for _ in range(3)]
     model = nn.Sequential(QuantisedInput(nn.Linear(500, 1), "fixed_point", 4))
-    calibrate(model, data)
+    calibrate_inputs(model, data)
     every = torch.cat([x for x, _ in data]).flatten()
     assert sizes == [SAMPLE]
     assert every.numel() > 9 * SAMPLE
@@ -127,7 +127,7 @@ def test_dorefa_inputs(bits: int) -> None:
 
 def test_a_state_dict_is_all_that_it_takes() -> None:
     model = network()
-    calibrate(model, batches())
+    calibrate_inputs(model, batches())
     state = model.state_dict()
     assert {"0.layer.weight", "0.layer.bias", "0.scale", "0.signed"} < state.keys()
     assert {k: tuple(state[f"0.{k}"].shape) for k in ("scale", "signed")} == {
@@ -146,21 +146,21 @@ def test_a_state_dict_is_all_that_it_takes() -> None:
 
 def test_what_cannot_be_calibrated_is_refused() -> None:
     with pytest.raises(PrunefrontError, match="no batch"):
-        calibrate(network(), [])
+        calibrate_inputs(network(), [])
     model = network()
     model.spare = QuantisedInput(nn.Linear(2, 2), "fixed_point", 4)
     model.forward = lambda x: model[0](x)
     with pytest.raises(PrunefrontError, match="'2' sees no input"):
-        calibrate(model, batches())
-    calibrate(nn.Linear(2, 2), iter(()))  # nothing to calibrate, and no batch is needed
+        calibrate_inputs(model, batches())
+    calibrate_inputs(nn.Linear(2, 2), iter(()))  # nothing to calibrate_inputs, and no batch is needed
     silent = nn.Sequential(QuantisedInput(nn.Linear(4, 2), "fixed_point", 4))
-    calibrate(silent, [(torch.zeros(2, 4), None)])
+    calibrate_inputs(silent, [(torch.zeros(2, 4), None)])
     assert silent(torch.zeros(1, 4)).isfinite().all()
 
 
-def test_unknown_kinds_and_word_lengths_are_refused() -> None:
+def test_unknown_kinds_and_bit_widths_are_refused() -> None:
     for kind, takes in INPUT_BITS.items():
-        with pytest.raises(PrunefrontError, match=f"{kind!r} takes words"):
+        with pytest.raises(PrunefrontError, match=f"{kind!r} takes .* bits, not {takes[-1] + 1}"):
             check_inputs(kind, takes[-1] + 1)
         check_inputs(kind, takes[0])
     with pytest.raises(PrunefrontError, match="known: fixed_point, dorefa, xnor"):
@@ -244,7 +244,7 @@ def test_quantised_inputs_export(tmp_path: Path) -> None:
         QuantisedInput(nn.Linear(4 * 16, 5), "dorefa", 4),
     ).eval()
     data = batches()
-    calibrate(model, data)
+    calibrate_inputs(model, data)
     export(model, data[0][0], tmp_path / "model.onnx")
     check(model, tmp_path / "model.onnx", data[0][0])
     torch.export.export(model, (data[0][0],))  # with gradients on too

@@ -1,24 +1,24 @@
-"""Words of few bits in a network: put there at once, or trained for."""
+"""Quantised weights in a network: rounded at once, or trained for."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunefront.choice import GroupChoice, Words
+from prunefront.choice import GroupChoice, Quantisation
 from prunefront.errors import PrunefrontError
-from prunefront.pruners.bits.activations import QuantisedInput, calibrate
-from prunefront.pruners.bits.bit_width import quantise, worded, wrap
+from prunefront.pruners.bits.activations import QuantisedInput, calibrate_inputs
+from prunefront.pruners.bits.bit_width import quantise, quantised_parts, wrap
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer, Part
 from prunefront.pruners.graph.plan import LayerPlan, PruningPlan
-from prunefront.pruners.plan.layer_parts import word_lengths
+from prunefront.pruners.plan.layer_parts import parameter_bit_widths
 from prunefront.pruners.procedures import Phase
-from prunefront.pruners.procedures.bit_widths import WordLength
+from prunefront.pruners.procedures.bit_widths import QuantisedWeights
 from prunefront.pruners.procedures.hook import Hook, Progress
-from prunefront.pruners.procedures.loop import effective, fit, step
-from prunefront.pruners.procedures.masking import Masked
+from prunefront.pruners.procedures.loop import effective_weights, fit, step
+from prunefront.pruners.procedures.masking import MaskedWeights
 from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.quantisers import quantisers
 
@@ -79,7 +79,7 @@ def copies(model: nn.Module) -> dict[str, Tensor]:
 
 
 def coded(model: nn.Module, name: str, bits: int, quantiser: str = "fixed_point") -> Tensor:
-    """What the codes of a weight stand for, with the buffers beside it."""
+    """Returns the numbers that the codes of a weight stand for, with the buffers beside it."""
     q, state = quantisers[quantiser], model.state_dict()
     scale, offset = state[f"{name}_scale"], state.get(f"{name}_offset")
     return q.decoded(q.codes(state[name], scale, offset, bits), scale, offset, bits)
@@ -91,10 +91,10 @@ def coded(model: nn.Module, name: str, bits: int, quantiser: str = "fixed_point"
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("quantiser", sorted(quantisers))
 def test_quantised_weights_are_on_the_levels_of_their_buffers(quantiser: str, per_channel: bool) -> None:
-    model, words = Net(), Words(quantiser, per_channel)
+    model, quantisation = Net(), Quantisation(quantiser, per_channel)
     bits = dict.fromkeys(LAYERS, quantisers[quantiser].bits[-1] if quantiser != "fixed_point" else 4)
     before = copies(model)
-    quantise(model, {**bits, "fc.weight": 32}, words)
+    quantise(model, {**bits, "fc.weight": 32}, quantisation)
     after = copies(model)
     for name in ("conv1.weight", "conv2.weight"):
         shape = quantisers[quantiser].scale_shape(tuple(after[name].shape), per_channel, bits[name])
@@ -105,7 +105,7 @@ def test_quantised_weights_are_on_the_levels_of_their_buffers(quantiser: str, pe
     assert added <= after.keys() - before.keys()
     same = before.keys() - {"conv1.weight", "conv2.weight"}
     assert all(torch.equal(after[name], before[name]) for name in same)
-    quantise(model, bits, words)
+    quantise(model, bits, quantisation)
     again = copies(model)
     assert all(torch.equal(again[name], t) for name, t in after.items() if not name.startswith("fc"))
     assert torch.equal(again["fc.weight"], coded(model, "fc.weight", bits["fc.weight"], quantiser))
@@ -116,7 +116,7 @@ def test_fewer_bits_lose_more() -> None:
     for bits in (2, 3, 4, 6, 8, 12, 16):
         model = Net()
         dense = model.conv2.weight.detach().clone()
-        quantise(model, {"conv2.weight": bits}, Words())
+        quantise(model, {"conv2.weight": bits}, Quantisation())
         errors.append((model.conv2.weight - dense).square().mean().item())
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-6 * errors[0]
@@ -125,20 +125,20 @@ def test_fewer_bits_lose_more() -> None:
 def test_what_cannot_be_quantised_is_refused() -> None:
     for bits, message in (({"conv1.weight": 1}, "1 bits"), ({"norm.weight": 4}, "single axis")):
         with pytest.raises(PrunefrontError, match=message):
-            quantise(Net(), bits, Words())
+            quantise(Net(), bits, Quantisation())
         with pytest.raises(PrunefrontError, match=message):
-            WordLength(Net(), bits, Words())
+            QuantisedWeights(Net(), bits, Quantisation())
     broken = Net()
     with torch.no_grad():
         broken.fc.weight[0, 0] = torch.nan
     with pytest.raises(PrunefrontError, match=r"'fc\.weight' is not finite"):
-        quantise(broken, {"fc.weight": 4}, Words())
+        quantise(broken, {"fc.weight": 4}, Quantisation())
 
 
 # what is stored
 
 
-def planned(granularity: str | None, bits: int, words: Words) -> tuple[PruningPlan, nn.Module]:
+def planned(granularity: str | None, bits: int, quantisation: Quantisation) -> tuple[PruningPlan, nn.Module]:
     """A plan for the only layer of a network, and the network that it makes, in float."""
     torch.manual_seed(2)
     layer = Layer(
@@ -147,7 +147,9 @@ def planned(granularity: str | None, bits: int, words: Words) -> tuple[PruningPl
     model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)).eval()
     choice = GroupChoice("l1", 0.5, granularity or "channel", bits)
     if granularity is None:
-        return PruningPlan((), layers=(LayerPlan(layer, choice, None, 0.0, 0.0),), words=words), model
+        return PruningPlan(
+            (), layers=(LayerPlan(layer, choice, None, 0.0, 0.0),), quantisation=quantisation
+        ), model
     entry = layer_granularities[granularity]
     assert entry.why_not(layer) is None
     counts = entry.counts(layer)
@@ -157,7 +159,9 @@ def planned(granularity: str | None, bits: int, words: Words) -> tuple[PruningPl
     scores = torch.rand(len(entry.units(layer, weight)), dtype=torch.float64)
     made = entry.compact(layer, count, entry.pattern(layer, count, scores), module)
     network = nn.Sequential(made, nn.Identity() if entry.fuses_norm else model[1])
-    return PruningPlan((), layers=(LayerPlan(layer, choice, count, 0.5, 0.5),), words=words), network.eval()
+    return PruningPlan(
+        (), layers=(LayerPlan(layer, choice, count, 0.5, 0.5),), quantisation=quantisation
+    ), network.eval()
 
 
 def parts_of(plan: PruningPlan) -> dict[str, Part]:
@@ -171,15 +175,15 @@ def parts_of(plan: PruningPlan) -> dict[str, Part]:
 @pytest.mark.parametrize("activations", ["none", "fixed_point", "dorefa"])
 @pytest.mark.parametrize("granularity", [None, *sorted(layer_granularities)])
 def test_the_state_dict_is_what_the_parts_say(granularity: str | None, activations: str) -> None:
-    words = Words("fixed_point", True, activations, 4)
-    plan, model = planned(granularity, 3, words)
-    parts = worded(parts_of(plan), 3, words)
-    wrap(model, plan.bits(), words)
-    bits = word_lengths(plan)
+    quantisation = Quantisation("fixed_point", True, activations, 4)
+    plan, model = planned(granularity, 3, quantisation)
+    parts = quantised_parts(parts_of(plan), 3, quantisation)
+    wrap(model, plan.bit_widths(), quantisation)
+    bits = parameter_bit_widths(plan)
     assert bits
-    quantise(model, bits, words)
+    quantise(model, bits, quantisation)
     x = torch.randn(2, 8, 8, 8)
-    calibrate(model, [(x, None)])
+    calibrate_inputs(model, [(x, None)])
     state = model[0].state_dict()
     assert {n: tuple(t.shape) for n, t in state.items()} == {n: p.shape for n, p in parts.items()}
     values = {name for name, part in parts.items() if part.kind == "value"}
@@ -193,26 +197,26 @@ def test_the_state_dict_is_what_the_parts_say(granularity: str | None, activatio
 def test_zeros_that_must_stay_are_refused_where_there_is_no_level() -> None:
     sparse = {"weight": Part((4, 4), form="mask", kept=3), "bias": Part((4,), "float")}
     with pytest.raises(PrunefrontError, match="'weight' has zeros that must stay, and quantiser 'affine'"):
-        worded(sparse, 4, Words("affine"))
-    made = worded(sparse, 2, Words("twn"))
+        quantised_parts(sparse, 4, Quantisation("affine"))
+    made = quantised_parts(sparse, 2, Quantisation("twn"))
     assert made["weight"].kept == 3
     assert made["bias"] == sparse["bias"]
-    dense = worded({"weight": Part((4, 4))}, 4, Words("affine", per_channel=False))
+    dense = quantised_parts({"weight": Part((4, 4))}, 4, Quantisation("affine", per_channel=False))
     assert dense["weight_scale"] == dense["weight_offset"] == Part((1, 1), "float")
 
 
 def test_layers_that_cannot_take_an_input_quantiser_are_named() -> None:
     model = Net()
-    wrap(model, ["conv1.weight"], Words())
+    wrap(model, ["conv1.weight"], Quantisation())
     assert isinstance(model.conv1, nn.Conv2d)
-    wrap(model, ["conv1.weight", "fc.weight"], Words(activations="xnor", activation_bits=1))
+    wrap(model, ["conv1.weight", "fc.weight"], Quantisation(activations="xnor", activation_bits=1))
     assert isinstance(model.conv1, QuantisedInput)
     assert model(data(1)[0][0]).shape == (16, 4)
     odd = nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 1)))
     with pytest.raises(PrunefrontError, match="layer '0': xnor"):
-        wrap(odd, ["0.weight"], Words(activations="xnor", activation_bits=1))
-    with pytest.raises(PrunefrontError, match="not of 12"):
-        wrap(model, ["conv2.weight"], Words(activations="dorefa", activation_bits=12))
+        wrap(odd, ["0.weight"], Quantisation(activations="xnor", activation_bits=1))
+    with pytest.raises(PrunefrontError, match="bits, not 12"):
+        wrap(model, ["conv2.weight"], Quantisation(activations="dorefa", activation_bits=12))
 
 
 # trained for
@@ -239,11 +243,11 @@ class Spy(Hook):
         if grad is not None:
             self.raw.append(grad.clone())
 
-    def gradients(self, run: Progress) -> bool:
+    def use_gradients(self, run: Progress) -> bool:
         self.gradient.append(self.model.get_parameter(self.name).grad.clone())
         return True
 
-    def stepped(self, run: Progress) -> None:
+    def after_step(self, run: Progress) -> None:
         self.trained.append(self._now())
 
 
@@ -261,8 +265,8 @@ def trained(
 @pytest.mark.parametrize("quantiser", sorted(quantisers))
 def test_training_with_words_lowers_the_loss_and_leaves_levels(quantiser: str) -> None:
     bits = 4 if 4 in quantisers[quantiser].bits else quantisers[quantiser].bits[0]
-    model, words = Net(), Words(quantiser)
-    hook = WordLength(model, dict.fromkeys(LAYERS, bits), words)
+    model, quantisation = Net(), Quantisation(quantiser)
+    hook = QuantisedWeights(model, dict.fromkeys(LAYERS, bits), quantisation)
     run, losses = trained(model, (hook,), 60)
     assert losses[-1] < 0.7 * losses[0]
     hook.finish(run)
@@ -272,7 +276,7 @@ def test_training_with_words_lowers_the_loss_and_leaves_levels(quantiser: str) -
 
 def test_levels_compute_and_float_weights_are_trained() -> None:
     model = Net()
-    hook = WordLength(model, {"conv2.weight": 2}, Words(per_channel=False))
+    hook = QuantisedWeights(model, {"conv2.weight": 2}, Quantisation(per_channel=False))
     spy = Spy(model, "conv2.weight")
     run, _ = trained(model, (hook, spy), 6)
     for computed, weight in zip(spy.computed, spy.trained, strict=False):
@@ -281,7 +285,7 @@ def test_levels_compute_and_float_weights_are_trained() -> None:
     # the evaluation between the epochs sees levels too, and training goes on from the float weights
     assert len(spy.computed) == 6 + 1
     weight = model.conv2.weight.detach().clone()
-    with effective(run, (hook,)):
+    with effective_weights(run, (hook,)):
         assert len(model.conv2.weight.unique()) == 3
     assert torch.equal(model.conv2.weight, weight)
     assert "conv2.weight_scale" not in model.state_dict()
@@ -289,7 +293,7 @@ def test_levels_compute_and_float_weights_are_trained() -> None:
 
 def test_the_gradient_stops_where_levels_do() -> None:
     model = Net()
-    hook = WordLength(model, {"conv2.weight": 3}, Words())
+    hook = QuantisedWeights(model, {"conv2.weight": 3}, Quantisation())
     spy = Spy(model, "conv2.weight")
     weight = model.conv2.weight.detach().clone()
     step(a_run(model, 4), (hook, spy), data()[0], backward)
@@ -303,7 +307,7 @@ def test_the_gradient_stops_where_levels_do() -> None:
 @pytest.mark.parametrize(("quantiser", "bits", "each"), [("fixed_point", 4, False), ("twn", 2, True)])
 def test_scales_are_refreshed_with_the_epochs_or_the_steps(quantiser: str, bits: int, each: bool) -> None:
     model = Net()
-    hook = WordLength(model, {"fc.weight": bits}, Words(quantiser, per_channel=False))
+    hook = QuantisedWeights(model, {"fc.weight": bits}, Quantisation(quantiser, per_channel=False))
     spy = Spy(model, "fc.weight")
     trained(model, (hook, spy), 12)
     # the smallest size of a level other than zero is the scale; after every 4 steps there is an evaluation
@@ -321,8 +325,8 @@ def test_pruned_weights_stay_zero() -> None:
     model = Net()
     weight = model.conv2.weight
     mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < 0.3
-    masked = Masked({"conv2.weight": weight}, {"conv2.weight": mask})
-    hook = WordLength(model, LAYERS, Words())
+    masked = MaskedWeights({"conv2.weight": weight}, {"conv2.weight": mask})
+    hook = QuantisedWeights(model, LAYERS, Quantisation())
     spy = Spy(model, "conv2.weight")
     run, _ = trained(model, (masked, hook, spy), 8, decay=1e-2)
     hook.finish(run)
@@ -333,7 +337,7 @@ def test_pruned_weights_stay_zero() -> None:
 
 def test_binary_weights_are_kept_centred_and_small() -> None:
     model = Net()
-    hook = WordLength(model, {"conv2.weight": 1}, Words("bwn"))
+    hook = QuantisedWeights(model, {"conv2.weight": 1}, Quantisation("bwn"))
     with torch.no_grad():
         model.conv2.weight.mul_(30.0)
     spy = Spy(model, "conv2.weight")
@@ -343,6 +347,6 @@ def test_binary_weights_are_kept_centred_and_small() -> None:
     assert spy.trained[0].abs().max() == 1.0
     small = Net()
     other = Spy(small, "conv2.weight")
-    trained(small, (WordLength(small, {"conv2.weight": 1}, Words("bwn")), other), 3)
+    trained(small, (QuantisedWeights(small, {"conv2.weight": 1}, Quantisation("bwn")), other), 3)
     for weight in other.trained:
         torch.testing.assert_close(weight.mean(1), torch.zeros(8, 3, 3), rtol=0, atol=1e-7)

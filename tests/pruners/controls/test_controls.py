@@ -14,15 +14,15 @@ from torch import nn
 
 from prunefront.choice import GroupChoice
 from prunefront.errors import PrunefrontError, UnknownName
-from prunefront.pruners.controls import Control, Subject, control, controls, keeping
+from prunefront.pruners.controls import Control, Subject, control, controls, plan_with_units
 from prunefront.pruners.controls.scratch_b import CAP
+from prunefront.pruners.cut.scratch import scratch_network
 from prunefront.pruners.cut.surgery import apply
-from prunefront.pruners.cut.untrained import fresh
 from prunefront.pruners.graph.channel_graph import ChannelGraph, MacOp
 from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.plan.cost import macs, macs_of
 from prunefront.pruners.plan.decide import plan
-from prunefront.pruners.scoring import score_all
+from prunefront.pruners.scoring import score
 from prunefront.pruners.trace.tracer import trace
 from tests.nets import NETS
 from tests.pruners.fixtures import group, part
@@ -37,7 +37,7 @@ def subject_of(name: str, ratio: float = 0.5, **other) -> Subject:
     """A plan whose ratios differ from group to group, by L1 norm."""
     model, _ = NETS[name]()
     graph = traced(name)
-    scores = score_all(model, graph, ["l1", "l2"])
+    scores = score(model, graph, ["l1", "l2"])
     ratios = itertools.cycle([ratio, ratio / 2, 0.0])
     choices = {g.name: GroupChoice("l1", ratio=r) for g, r in zip(graph.groups, ratios, strict=False) if r}
     given = {"epochs": 5, "dense_epochs": 40, **other}
@@ -61,7 +61,7 @@ def test_a_rival_is_a_network_that_can_be_made(name, net):
     assert rival.epochs >= 1
     # its choices say by themselves what it keeps, without scores; an inherited plan needs those it was made with
     choices = {g.name: g.choice for g in rival.plan.groups}
-    assert plan(subject.graph, choices, subject.scores).kept() == rival.plan.kept()
+    assert plan(subject.graph, choices, subject.scores).kept_units() == rival.plan.kept_units()
     model, inputs = NETS[net]()
     apply(model, subject.graph, rival.plan).eval()(*inputs)
     assert macs(subject.graph, rival.plan) <= macs(subject.graph, subject.plan)
@@ -123,7 +123,7 @@ def test_random_units_are_as_many_and_others(seed):
     rival = controls["random_units"](subject)
     assert (rival.start, rival.epochs) == ("dense", 5)
     assert counts(rival.plan) == counts(subject.plan)
-    assert rival.plan.kept() != subject.plan.kept()
+    assert rival.plan.kept_units() != subject.plan.kept_units()
     assert rival == controls["random_units"](subject)
 
 
@@ -191,17 +191,17 @@ def test_uniform_width_is_uniform():
         assert abs(one - other) <= 2 * max(step, next_step)
 
 
-def test_keeping_carries_word_lengths_on_and_checks_names():
+def test_keeping_carries_bit_widths_on_and_checks_names():
     subject = subject_of("Mlp")
     first = subject.plan.groups[0]
     narrow = dataclasses.replace(first, choice=dataclasses.replace(first.choice, bits=8))
     old = PruningPlan((narrow, *subject.plan.groups[1:]))
-    new = keeping(old, {first.name: (0, 2)})
+    new = plan_with_units(old, {first.name: (0, 2)})
     assert new.groups[0].choice.bits == 8
     assert new.groups[0].kept == (0, 2)
     assert all(len(g.kept) == g.units for g in new.groups[1:])
     with pytest.raises(PrunefrontError, match="'nobody'"):
-        keeping(old, {"nobody": (0,)})
+        plan_with_units(old, {"nobody": (0,)})
 
 
 # new weights
@@ -247,7 +247,7 @@ def test_fresh_weights_keep_the_scale_of_the_output():
         for _ in range(40):  # E y² is the same at any width; the logarithm's mean would not be
             model = Deep().eval()
             dense.append(model(x).square().mean().item())
-            small.append(fresh(model, graph, quarter)(x).square().mean().item())
+            small.append(scratch_network(model, graph, quarter)(x).square().mean().item())
             bare.append(apply(model, graph, quarter)(x).square().mean().item())
     assert 0.6 < sum(small) / sum(dense) < 1.6
     assert (
@@ -260,7 +260,7 @@ def test_fresh_takes_the_plans_architecture_and_leaves_the_model(net):
     subject = subject_of(net)
     model, inputs = NETS[net]()
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    small = fresh(model, subject.graph, subject.plan)
+    small = scratch_network(model, subject.graph, subject.plan)
     cut = apply(model, subject.graph, subject.plan)
     for name, tensor in small.state_dict().items():
         other = cut.state_dict()[name]
@@ -273,6 +273,6 @@ def test_fresh_takes_the_plans_architecture_and_leaves_the_model(net):
             assert factors[0] >= 1 - 1e-6
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     small.eval()(*inputs)
-    dense = keeping(subject.plan, {})
-    for name, tensor in fresh(model, subject.graph, dense).state_dict().items():
+    dense = plan_with_units(subject.plan, {})
+    for name, tensor in scratch_network(model, subject.graph, dense).state_dict().items():
         assert torch.equal(tensor, before[name])

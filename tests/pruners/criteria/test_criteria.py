@@ -1,4 +1,5 @@
 import dataclasses
+import importlib.util
 import re
 from pathlib import Path
 
@@ -30,10 +31,10 @@ from prunefront.pruners.criteria.weights.l2 import l2
 from prunefront.pruners.criteria.weights.magnitude import magnitude
 from prunefront.pruners.criteria.weights.random import random
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.scoring import available, score_all, why_not
+from prunefront.pruners.scoring import available, score, why_not
 from prunefront.pruners.statistics.first_order import first_order
 from prunefront.pruners.trace.tracer import trace
-from prunefront.pruners.units.view import FIELDS, MEASURED, READ, UnitView
+from prunefront.pruners.units.view import FIELDS, MEASURED, WEIGHT_FIELDS, UnitView
 from tests.nets import NETS
 from tests.pruners.fixtures import (
     MODELS,
@@ -163,7 +164,7 @@ def test_registry_describes_itself():
     with pytest.raises(ValueError, match="registered twice"):
         criterion("l1", needs={"weight"})(l1.score)
     wrong = dataclasses.replace(l1, score=lambda view: view.weight)
-    with pytest.raises(ValueError, match=r"not 4 scores but shape \(4, 5\)"):
+    with pytest.raises(ValueError, match=r"of shape \(4, 5\), not 4 scores"):
         wrong(view_of(4, 0))
 
 
@@ -187,7 +188,7 @@ def test_norms_keep_their_order_under_a_global_scale_but_not_under_a_rescaled_pa
     data = batches()
     torch.testing.assert_close(scaled(data[0][0]), model(data[0][0]))
     names = ("l1", "magnitude", *BY_LOSS)
-    scores = [score_all(m, m.graph(), names, data) for m in (model, scaled)]
+    scores = [score(m, m.graph(), names, data) for m in (model, scaled)]
     for name in BY_LOSS:
         np.testing.assert_allclose(scores[1][name]["one"], scores[0][name]["one"], err_msg=name)
     for name in ("l1", "magnitude"):
@@ -276,7 +277,7 @@ def test_rectified_moments_have_limits_where_a_norm_is_off_or_far_from_zero():
 def test_bn_distribution_scores_of_a_network_and_the_sign_of_its_scale():
     model = made(Plain)
     graph = rectified(model)
-    scores = score_all(model, graph, ("bn_mean", "bn_energy", "bn_flow"))
+    scores = score(model, graph, ("bn_mean", "bn_energy", "bn_flow"))
     shift, scale = model.bn1.bias.detach(), model.bn1.weight.detach()
     first, second = rectified_moments(shift, scale.square())
     np.testing.assert_allclose(scores["bn_mean"]["one"], first)
@@ -285,13 +286,13 @@ def test_bn_distribution_scores_of_a_network_and_the_sign_of_its_scale():
     np.testing.assert_allclose(scores["bn_flow"]["one"], second.sqrt() * readers)
     with torch.no_grad():
         model.bn1.weight.neg_()
-    again = score_all(model, graph, ("bn_mean", "bn_energy", "bn_flow"))
+    again = score(model, graph, ("bn_mean", "bn_energy", "bn_flow"))
     assert all(np.array_equal(again[name]["one"], scores[name]["one"]) for name in scores)
 
 
 def test_bn_distribution_adds_the_branches_of_a_stream():
     model = made(Residual)
-    scores = score_all(model, rectified(model), ("bn_mean",))["bn_mean"]["stream"]
+    scores = score(model, rectified(model), ("bn_mean",))["bn_mean"]["stream"]
     shift = model.bn0.bias + model.bn2.bias
     variance = model.bn0.weight.square() + model.bn2.weight.square()
     np.testing.assert_allclose(scores, rectified_moments(shift.detach(), variance.detach())[0])
@@ -339,7 +340,7 @@ def test_taylor_2016_is_exact_where_the_loss_is_linear():
             return F.linear(F.linear(x.flatten(1)[:, :6], self.first, self.shift), self.second)
 
     model, data = made(Head), batches()
-    found = score_all(model, model.graph(), ("taylor_2016",), data, loss=lambda y, _: y.sum(1).mean())
+    found = score(model, model.graph(), ("taylor_2016",), data, loss=lambda y, _: y.sum(1).mean())
     changes = []
     for unit in range(7):
         cut = made(Head)
@@ -381,7 +382,7 @@ def test_taylor_joint_without_norm_and_bias_is_taylor():
             return graph_of(self, group("hidden", part("first", 0, "out", 7), part("second", 1, "in", 7)))
 
     model = made(Bare)
-    scores = score_all(model, model.graph(), ("taylor", "taylor_joint"), batches())
+    scores = score(model, model.graph(), ("taylor", "taylor_joint"), batches())
     np.testing.assert_allclose(scores["taylor_joint"]["hidden"], scores["taylor"]["hidden"])
 
 
@@ -389,7 +390,7 @@ def test_gbn_sums_what_each_gate_says_by_itself_where_taylor_lets_them_cancel():
     view = UnitView(torch.zeros(2, 0), member_gradient=torch.tensor([[2.0, 1.0], [0.0, 0.5]]))
     assert gbn(view).tolist() == [3.0, 0.5]
     model = made(Residual)
-    scores = score_all(model, model.graph(), ("gbn", "taylor"), batches(count=1))
+    scores = score(model, model.graph(), ("gbn", "taylor"), batches(count=1))
     assert (scores["gbn"]["stream"] >= 2 * np.sqrt(scores["taylor"]["stream"]) - 1e-12).all()
     np.testing.assert_allclose(scores["gbn"]["inner"], np.sqrt(scores["taylor"]["inner"]))
     plain = made(Plain)
@@ -412,11 +413,11 @@ def snip_fixture(factor: float = 1.0):
 def test_snip_scores_of_weights_are_gradients_of_masks_that_sum_to_one():
     at_masks, scores = snip_fixture()
     total = sum(g.abs().sum() for g in at_masks.values())
-    for name, score in scores.items():
-        torch.testing.assert_close(score, at_masks[name].abs() / total)
+    for name, found in scores.items():
+        torch.testing.assert_close(found, at_masks[name].abs() / total)
     assert float(sum(s.sum() for s in scores.values())) == pytest.approx(1.0)
-    for name, score in snip_fixture(factor=1e-3)[1].items():
-        torch.testing.assert_close(score, scores[name])
+    for name, found in snip_fixture(factor=1e-3)[1].items():
+        torch.testing.assert_close(found, scores[name])
     kept = torch.cat([s.flatten() for s in scores.values()]).quantile(0.9)
     assert all((s > kept).any() for s in scores.values())  # no layer empties at 90 %
 
@@ -433,7 +434,7 @@ def test_snip_needs_gradients_that_say_something():
 def test_taylor_is_exact_where_the_loss_is_linear():
     """H = 0: the score is the mean squared change in loss when the unit goes."""
     model, data = made(Functional), batches()
-    scores = score_all(model, model.graph(), ("taylor",), data, loss=lambda y, _: y.sum())["taylor"]["hidden"]
+    scores = score(model, model.graph(), ("taylor",), data, loss=lambda y, _: y.sum())["taylor"]["hidden"]
     for unit in range(7):
         cut = made(Functional)
         with torch.no_grad():
@@ -451,7 +452,7 @@ def test_a_dead_unit_is_ranked_last_by_the_loss(kind):
             if member.role == "in":
                 model.state_dict()[member.tensor].index_fill_(member.dim, torch.tensor(member.index[1]), 0.0)
     by_loss = BY_LOSS if kind is Grouped else (*BY_LOSS, "gbn")
-    scores = score_all(model, model.graph(), (*by_loss, "l1"), batches())
+    scores = score(model, model.graph(), (*by_loss, "l1"), batches())
     for name in by_loss:
         ranked = scores[name][first.name]
         assert ranked[1] == 0.0
@@ -472,7 +473,7 @@ def test_twin_units_have_equal_scores():
     # what is removed greedily has another value once its twin is gone
     greedy = {"contribution", "sosp_order", "selection_order"}
     names = [name for name in criteria if not criteria[name].needs & greedy]
-    scores = score_all(model, rectified(model), names, batches())
+    scores = score(model, rectified(model), names, batches())
     for name in names:
         assert scores[name]["one"][0] == pytest.approx(scores[name]["one"][3]), name
 
@@ -501,13 +502,21 @@ def test_random_is_uniform_and_knows_nothing():
 
 
 def test_the_guide_adds_a_criterion_that_works(monkeypatch):
-    source = re.search(r"```python\n# pruners/criteria/(\w+)\.py\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    source = re.search(
+        r"```python\n# pruners/criteria/(\w+)/(\w+)\.py\n(.*?)```", GUIDE.read_text(), re.DOTALL
+    )
     assert source
-    monkeypatch.setattr(criteria, "_entries", dict(criteria._entries))  # what the guide adds goes again
-    exec(compile(source[2], str(GUIDE), "exec"), {"__name__": f"prunefront.pruners.criteria.{source[1]}"})
-    test_contract.hypothesis.inner_test(source[1], units=8, seed=0, columns=4)
+    room, name, text = source.groups()
+    monkeypatch.setattr(
+        criteria, "_entries", dict(criteria._entries)
+    )  # takes the guide's criterion out again
+    exec(compile(text, str(GUIDE), "exec"), {"__name__": f"prunefront.pruners.criteria.{room}.{name}"})
+    assert importlib.util.find_spec(f"prunefront.pruners.criteria.{room}"), (
+        "the guide names a room that there is"
+    )
+    test_contract.hypothesis.inner_test(name, units=8, seed=0, columns=4)
     model = made(Plain)
-    scores = score_all(model, model.graph(), (source[1],), batches())[source[1]]
+    scores = score(model, model.graph(), (name,), batches())[name]
     assert {g: len(s) for g, s in scores.items()} == {"one": 6, "two": 4}
     asserted = re.search(r"```python\n(def test_.*?)```", GUIDE.read_text(), re.DOTALL)
     assert asserted
@@ -550,7 +559,7 @@ def test_every_available_criterion_scores_every_unit(kind):
     model = made(kind).float()
     data = [(x.float(), y) for x, y in batches()]
     graph = rectified(model)
-    scores = score_all(model, graph, criteria, data)
+    scores = score(model, graph, criteria, data)
     for where, names in available(graph).items():
         for name in criteria:
             assert (where in scores[name]) == (name in names)
@@ -558,7 +567,7 @@ def test_every_available_criterion_scores_every_unit(kind):
             assert scores[name][where].shape == (graph.group(where).units,)
             assert scores[name][where].dtype == np.float64
             assert np.isfinite(scores[name][where]).all()
-    again = score_all(model, graph, criteria, data)
+    again = score(model, graph, criteria, data)
     assert all(np.array_equal(again[c][g], scores[c][g]) for c in scores for g in scores[c])
 
 
@@ -570,15 +579,15 @@ def test_data_is_read_only_where_a_criterion_needs_it():
         yield
 
     free = [name for name in criteria if not criteria[name].needs & MEASURED]
-    assert set(score_all(model, model.graph(), free, never())) == set(free)
+    assert set(score(model, model.graph(), free, never())) == set(free)
     with pytest.raises(
         PrunefrontError, match=r"'taylor' looks at data and no calibration batches.*l1, l2, .*random"
     ):
-        score_all(model, model.graph(), ("l1", "taylor"))
+        score(model, model.graph(), ("l1", "taylor"))
     with pytest.raises(UnknownName, match="no criterion is called 'l3'"):
-        score_all(model, model.graph(), ("l3",))
+        score(model, model.graph(), ("l3",))
     with pytest.raises(UnknownName, match="no granularity is called 'atom'"):
-        score_all(model, model.graph(), ("l1",), granularity="atom")
+        score(model, model.graph(), ("l1",), granularity="atom")
 
 
 def test_a_score_that_is_not_finite_names_criterion_and_group():
@@ -586,10 +595,10 @@ def test_a_score_that_is_not_finite_names_criterion_and_group():
     with torch.no_grad():
         model.conv1.weight[2, 0, 0, 0] = float("inf")
     with pytest.raises(PrunefrontError, match="group 'inner': criterion 'l1' gave 1 of 6 scores"):
-        score_all(model, model.graph(), ("l1",))
+        score(model, model.graph(), ("l1",))
     x, y = batches(count=1)[0]
     with pytest.raises(PrunefrontError, match="group 'stream': criterion 'taylor'"):
-        score_all(made(Residual), model.graph(), ("taylor",), [(x / 0.0, y)])
+        score(made(Residual), model.graph(), ("taylor",), [(x / 0.0, y)])
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -602,12 +611,12 @@ def test_every_coupling_pattern_is_scored(name):
         return sum(leaf.square().mean() for leaf in tree_leaves(output))
 
     # those of single papers say in a line of their own what they cannot look at; the others never refuse
-    usual = {c for c in criteria if criteria[c].needs <= READ | first_order.fields.keys()}
+    usual = {c for c in criteria if criteria[c].needs <= WEIGHT_FIELDS | first_order.fields.keys()}
     data = [(inputs, None), (again, None)]
-    scores, refusals = dict(score_all(model, graph, usual, data, loss)), []
+    scores, refusals = dict(score(model, graph, usual, data, loss)), []
     for single in sorted(set(criteria) - usual):
         try:
-            scores |= score_all(model, graph, (single,), data, loss)
+            scores |= score(model, graph, (single,), data, loss)
         except PrunefrontError as error:
             refusals.append(str(error))
     assert all(re.search("choose|give|leave|write", said) for said in refusals), (
@@ -676,7 +685,7 @@ def test_taylor_agrees_with_the_loss_measured_without_each_unit():
             optimiser.step()
     model.eval()
     data = list(zip(x[:1500].split(50), y[:1500].split(50), strict=True))
-    scores = score_all(
+    scores = score(
         model, model.graph(), ("taylor", "gbn", "taylor_weight", "taylor_2016", "l1", "random"), data
     )
 

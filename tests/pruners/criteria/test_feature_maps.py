@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.criteria.activations.chip import chip
 from prunefront.pruners.criteria.activations.nnrelief import kept_connections, nnrelief
-from prunefront.pruners.scoring import score_all, why_not
+from prunefront.pruners.scoring import score, why_not
 from prunefront.pruners.statistics import collect, run, tasks
 from prunefront.pruners.statistics.feature_maps import nuclear_drops
 from prunefront.pruners.units.view import UnitView
@@ -139,9 +139,9 @@ def test_values_do_not_depend_on_how_images_fall_into_batches(kind, field):
 def test_nets_have_values_where_they_apply(name):
     model, inputs = NETS[name]()
     graph, data = traced(name), [(inputs, None)]
-    for field, score in (("nuclear_drop", chip), ("connection", nnrelief)):
+    for field, criterion in (("nuclear_drop", chip), ("connection", nnrelief)):
         found = [run(t, model, graph, data)[field] for t in tasks(graph, {field}, data)]
-        there = {g.name for g in graph.groups if why_not(score, g, graph) is None}
+        there = {g.name for g in graph.groups if why_not(criterion, g, graph) is None}
         assert {where for values in found for where in values} == there
         for where in there:
             assert len(found[0][where]) == graph.group(where).units
@@ -195,8 +195,8 @@ def test_the_score_says_when_the_last_connection_goes(units, outputs, seed):
     share = (strength / (bias + strength.sum(dim=1))[:, None]).T
     scores = nnrelief(UnitView(torch.zeros(units, 0), connection=share))
     assert ((scores >= -1e-12) & (scores <= 1.0)).all()
-    for unit, score in enumerate(scores.tolist()):
-        for alpha, there in ((1 - score + 1e-9, True), (1 - score - 1e-9, False)):
+    for unit, value in enumerate(scores.tolist()):
+        for alpha, there in ((1 - value + 1e-9, True), (1 - value - 1e-9, False)):
             if 0.0 <= alpha < 1.0:
                 assert bool(kept_connections(strength, bias, alpha)[:, unit].any()) is there
 
@@ -271,7 +271,7 @@ def test_a_dead_unit_goes_first():
         model.conv2.weight[:, 4] = 0.0
         model.bn1.weight[2] = 0.0
         model.bn1.bias[2] = -1.0  # after the ReLU nothing is left
-    scores = score_all(model, model.graph(), ("nnrelief", "chip"), batches())
+    scores = score(model, model.graph(), ("nnrelief", "chip"), batches())
     assert set(scores["nnrelief"]["one"].argsort()[:2]) == {2, 4}
     assert scores["chip"]["one"].argmin() == 2
 

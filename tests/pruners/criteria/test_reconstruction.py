@@ -17,7 +17,7 @@ from prunefront.pruners.criteria.reconstruction.thinet import removal_turns, res
 from prunefront.pruners.criteria.reconstruction.thinet_add import addition_turns, thinet_add
 from prunefront.pruners.scoring import available, why_not
 from prunefront.pruners.statistics import collect, run, tasks
-from prunefront.pruners.statistics.contributions import POSITIONS, matrix, patches, sites
+from prunefront.pruners.statistics.contributions import POSITIONS, matrix, output_positions, patches
 from prunefront.pruners.units.view import UnitView, producers
 from prunefront.pruners.units.watch import Watch
 from tests.nets import NETS
@@ -65,7 +65,7 @@ def test_an_output_is_its_weights_times_its_patch(call):
     with Watch({"w": weight}, on_output=lambda product, y: seen.append((product, y))):
         function(x, weight, **options)
     product, y = seen[0]
-    count = sites(product, y, images)
+    count = output_positions(product, y, images)
     image, site = torch.arange(images).repeat_interleave(count), torch.arange(count).repeat(images)
     found = patches(product, y, images, image, site)
     by_group = matrix(product).unflatten(0, (found.shape[1], -1))

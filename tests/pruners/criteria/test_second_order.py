@@ -20,9 +20,9 @@ from prunefront.pruners.criteria.curvature.taylor_second_order import taylor_sec
 from prunefront.pruners.granularities import granularities
 from prunefront.pruners.scoring import available
 from prunefront.pruners.statistics import Inquiry, collect, merge, run, tasks
-from prunefront.pruners.statistics.kfac import LARGEST, falls, no_radius
+from prunefront.pruners.statistics.kfac import LARGEST, log_falls, no_radius
 from prunefront.pruners.statistics.logits import directions, unit_work
-from prunefront.pruners.statistics.sosp import greedy
+from prunefront.pruners.statistics.sosp import greedy_turns
 from prunefront.pruners.units.view import UnitView, gates
 from tests.nets import NETS
 from tests.pruners.fixtures import (
@@ -393,13 +393,13 @@ def test_greedy_with_running_sums_is_greedy(size, seed):
     generator = torch.Generator().manual_seed(seed)
     root = torch.randn(size, 3, generator=generator, dtype=torch.float64)
     slope = torch.randn(size, generator=generator, dtype=torch.float64)
-    assert torch.equal(greedy(slope, root @ root.T), slowly(slope, root @ root.T))
+    assert torch.equal(greedy_turns(slope, root @ root.T), slowly(slope, root @ root.T))
 
 
 def test_the_second_of_twins_costs_more():
     slope = torch.tensor([0.1, 0.1, 0.3]).double()
     q = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.5]]).double()
-    assert greedy(slope, q).tolist() == [0, 2, 1]
+    assert greedy_turns(slope, q).tolist() == [0, 2, 1]
 
 
 def test_the_order_is_one_over_all_groups_and_dead_units_go_first():
@@ -453,13 +453,13 @@ def test_iteration_finds_what_eigenvalues_say_and_no_deletion_raises_the_radius(
     root = torch.randn(blocks, n, rank, generator=generator, dtype=torch.float64)
     matrix = root @ root.mT
     rows = torch.eye(blocks * n, dtype=torch.bool).view(-1, blocks, n)
-    found = falls(matrix, rows)
+    found = log_falls(matrix, rows)
     assert (found >= 0.0).all()  # Cauchy interlacing
     torch.testing.assert_close(
         found, deleted(matrix, rows), rtol=0.0, atol=0.02
     )  # where eigenvalues lie close
     pairs = rows | rows.roll(1, 0)
-    assert (falls(matrix, pairs) >= found - 1e-9).all()
+    assert (log_falls(matrix, pairs) >= found - 1e-9).all()
 
 
 def test_iteration_stops_before_a_large_matrix_is_exhausted_and_is_near_enough():
@@ -468,25 +468,25 @@ def test_iteration_stops_before_a_large_matrix_is_exhausted_and_is_near_enough()
     root *= torch.arange(1.0, 301.0)[:, None] ** -0.3  # variances fall off slowly
     matrix = root @ root.mT
     rows = torch.eye(300, dtype=torch.bool).view(30, 10, 300).any(1)[:, None]
-    torch.testing.assert_close(falls(matrix, rows), deleted(matrix, rows), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(log_falls(matrix, rows), deleted(matrix, rows), rtol=1e-3, atol=1e-6)
 
 
 def test_a_unit_that_holds_the_whole_eigenvector_leaves_the_next_one():
     matrix = torch.diag(torch.tensor([9.0, 3.0, 1.0])).double()[None]
-    each = falls(matrix, torch.eye(3, dtype=torch.bool)[:, None])
+    each = log_falls(matrix, torch.eye(3, dtype=torch.bool)[:, None])
     torch.testing.assert_close(each, torch.tensor([3.0, 1.0, 1.0]).log().double())
     against = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).double()[None]  # orthogonal to all ones
     torch.testing.assert_close(
-        falls(against, torch.eye(2, dtype=torch.bool)[:, None]), torch.full((2,), 2.0).log().double()
+        log_falls(against, torch.eye(2, dtype=torch.bool)[:, None]), torch.full((2,), 2.0).log().double()
     )
 
 
 def test_dead_layers_and_last_units_stay_finite():
     rows = torch.eye(3, dtype=torch.bool)[:, None]
-    assert torch.equal(falls(torch.zeros(1, 3, 3).double(), rows), torch.zeros(3).double())
+    assert torch.equal(log_falls(torch.zeros(1, 3, 3).double(), rows), torch.zeros(3).double())
     only = torch.zeros(1, 3, 3).double()
     only[0, 0, 0] = 1.0
-    assert falls(only, rows).tolist() == [pytest.approx(27.63, abs=0.01), 0.0, 0.0]
+    assert log_falls(only, rows).tolist() == [pytest.approx(27.63, abs=0.01), 0.0, 0.0]
 
 
 def test_the_radius_of_a_kronecker_product_is_the_product_of_radii():
@@ -508,7 +508,7 @@ def test_for_a_linear_softmax_model_at_zero_the_factors_are_the_hessian():
         torch.linalg.eigvalsh(h.reshape(12, 12)).max(), torch.linalg.eigvalsh(a).max() / 3
     )
     expected = deleted(h.reshape(1, 12, 12), eye.repeat_interleave(3, 1)[:, None])
-    torch.testing.assert_close(falls(a[None], eye[:, None]), expected)
+    torch.testing.assert_close(log_falls(a[None], eye[:, None]), expected)
 
 
 class TwoLayers(nn.Module):
@@ -539,7 +539,7 @@ def labels_drawn(monkeypatch):
             1
         )
 
-    monkeypatch.setattr("prunefront.pruners.statistics.kfac.drawn", first)
+    monkeypatch.setattr("prunefront.pruners.statistics.kfac.draw_classes", first)
 
 
 def test_radius_drop_of_an_mlp_is_that_of_its_factors(monkeypatch):

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pruners.allocators.dcp_adapt import stop
+from prunefront.pruners.allocators.dcp_adapt import stop_count
 from prunefront.pruners.criteria import criteria
-from prunefront.pruners.scoring import score_all, why_not
+from prunefront.pruners.scoring import score, why_not
 from prunefront.pruners.statistics import Inquiry, collect, run, tasks
-from prunefront.pruners.statistics.selection import HEADS, Network, select, trained_head
+from prunefront.pruners.statistics.selection import HEADS, Network, add_greedily, trained_head
 from tests.nets import NETS
 from tests.pruners.fixtures import Functional, Grouped, Plain, Residual, batches, graph_of, group, made, part
 from tests.pruners.plans import traced
@@ -51,7 +51,9 @@ def test_without_labels_orthogonal_channels_join_in_the_order_of_matching_pursui
     x = torch.linalg.qr(normal(12, units, seed=seed))[0] * normal(units, seed=seed + 1)
     weight = normal(outputs, units, seed=seed + 2)
     target = x @ weight.T
-    found = select([weight], [part("w", 1, "in", units)], squared(x, target), [12], share=1e-9, rate=1e-9)
+    found = add_greedily(
+        [weight], [part("w", 1, "in", units)], squared(x, target), [12], share=1e-9, rate=1e-9
+    )
     # matching pursuit for channels of any norm, as the slope is taken in W: Σ_j |x_c · r_j|
     residual, left, order = target.clone(), set(range(units)), []
     while left:
@@ -68,14 +70,14 @@ def test_without_labels_orthogonal_channels_join_in_the_order_of_matching_pursui
 def test_planted_channels_join_first():
     x, weight = normal(60, 6), 0.02 * normal(4, 6, seed=1)
     weight[:, [1, 4]] = normal(4, 2, seed=2)
-    found = select([weight], SLICE, squared(x, x @ weight.T), [60])
+    found = add_greedily([weight], SLICE, squared(x, x @ weight.T), [60])
     assert set(found.turns.argsort()[:2].tolist()) == {1, 4}
 
 
 def test_the_set_grows_by_one_and_unselected_columns_stay_exactly_zero():
     x, weight, seen = normal(30, 6), normal(3, 6, seed=1), []
     loss = recorded(squared(x, normal(30, 3, seed=2)), seen)
-    found = select([weight], SLICE, loss, [15, 15], rate=0.1, passes=3)
+    found = add_greedily([weight], SLICE, loss, [15, 15], rate=0.1, passes=3)
     used = [int((w[0] != 0).any(dim=0).sum()) for w in seen]
     assert used[0] == 0
     assert sorted(set(used)) == list(range(7))
@@ -93,7 +95,7 @@ def test_the_loss_falls_where_it_is_convex(seed):
     """Orthogonal channels: each one starts at its optimum, so no addition can do harm."""
     x = torch.linalg.qr(normal(20, 6, seed=seed))[0] * 3
     weight = normal(3, 6, seed=seed + 1)
-    found = select([weight], SLICE, squared(x, x @ weight.T), [20], rate=0.01, passes=5)
+    found = add_greedily([weight], SLICE, squared(x, x @ weight.T), [20], rate=0.01, passes=5)
     assert (found.losses.diff() <= 1e-9).all()
 
 
@@ -104,7 +106,7 @@ def test_training_recovers_more_than_starting_weights():
     weight = torch.ones(1, 3, dtype=torch.float64)
     slices = [part("w", 1, "in", 3)]
     still, trained = (
-        select([weight], slices, squared(x, x @ weight.T), [40], rate=rate, passes=200)
+        add_greedily([weight], slices, squared(x, x @ weight.T), [40], rate=rate, passes=200)
         for rate in (1e-9, 0.02)
     )
     assert trained.losses[1] < still.losses[1] - 0.1
@@ -113,7 +115,7 @@ def test_training_recovers_more_than_starting_weights():
 def test_a_batch_joins_at_once_and_losses_between_are_interpolated():
     x = torch.eye(6, dtype=torch.float64) * torch.tensor([6.0, 5, 4, 3, 2, 1]).double()
     weight = torch.ones(1, 6, dtype=torch.float64)
-    found = select([weight], SLICE, squared(x, x @ weight.T), [6], share=0.5, rate=1e-12)
+    found = add_greedily([weight], SLICE, squared(x, x @ weight.T), [6], share=0.5, rate=1e-12)
     assert found.turns.tolist() == [0, 1, 2, 3, 4, 5]
     whole, half = (36 + 25 + 16 + 9 + 4 + 1) / 6, (9 + 4 + 1) / 6
     expected = [whole + (half - whole) * t / 3 for t in range(4)] + [half * 2 / 3, half / 3, 0.0]
@@ -123,7 +125,7 @@ def test_a_batch_joins_at_once_and_losses_between_are_interpolated():
 def test_equal_gradients_join_together_and_share_their_turn():
     x = torch.eye(6, dtype=torch.float64) * torch.tensor([2.0, 5, 0, 2, 0, 2 * (1 + 1e-9)]).double()
     weight = torch.ones(1, 6, dtype=torch.float64)
-    found = select([weight], SLICE, squared(x, x @ weight.T), [6], rate=1e-12)
+    found = add_greedily([weight], SLICE, squared(x, x @ weight.T), [6], rate=1e-12)
     assert found.turns.tolist() == [2, 0, 4.5, 2, 4.5, 2]
 
 
@@ -137,7 +139,7 @@ def test_several_weights_units_of_several_columns_and_columns_of_no_unit():
     def loss(given, _part):
         return sum(((w - t) ** 2).sum() / 2 for w, t in zip(given, targets, strict=True))
 
-    found = select(weights, parts, recorded(loss, seen), [1])
+    found = add_greedily(weights, parts, recorded(loss, seen), [1])
     assert torch.equal(seen[0][0][:, 4], weights[0][:, 4])
     assert not seen[0][0][:, :4].any()
     assert all(torch.equal(w[0][:, 4], weights[0][:, 4]) for w in seen)
@@ -147,7 +149,7 @@ def test_several_weights_units_of_several_columns_and_columns_of_no_unit():
 
 
 def test_a_loss_that_is_not_finite_gives_no_order():
-    found = select([normal(2, 6)], SLICE, lambda w, _n: w[0].sum() * torch.nan, [1])
+    found = add_greedily([normal(2, 6)], SLICE, lambda w, _n: w[0].sum() * torch.nan, [1])
     assert found.turns.isnan().all()
     assert found.losses.isnan().all()
     assert found.losses.shape == (7,)
@@ -155,8 +157,8 @@ def test_a_loss_that_is_not_finite_gives_no_order():
 
 def test_adaptive_stop():
     losses = torch.tensor([1, 0.5, 0.25, 0.249]).double().numpy()
-    assert stop(losses, epsilon=0.01, hits=1) == 3
-    assert stop(losses, epsilon=0.01, hits=2) == 3  # there is no fourth
+    assert stop_count(losses, epsilon=0.01, hits=1) == 3
+    assert stop_count(losses, epsilon=0.01, hits=2) == 3  # there is no fourth
 
 
 # in networks
@@ -290,7 +292,7 @@ def test_labels_tell_which_channel_to_add(telling):
     x = torch.empty(40, 2, dtype=torch.float64)
     x[:, telling], x[:, 1 - telling] = 1 - 2.0 * (numbers % 2), 1 - 2.0 * (numbers // 2 % 2)
     graph = graph_of(model, group("g", part("make.weight", 0, "out", 2), part("read.weight", 1, "in", 2)))
-    scores = score_all(model, graph, ("dcp",), [(x, numbers % 2)])["dcp"]["g"]
+    scores = score(model, graph, ("dcp",), [(x, numbers % 2)])["dcp"]["g"]
     assert scores.tolist() == ([0.0, -0.5] if telling == 0 else [-0.5, 0.0])
 
 
@@ -335,6 +337,6 @@ def test_what_cannot_be_selected_says_why():
 
 def test_random_dcp_is_the_control_with_the_same_repair():
     model, data = made(Plain), batches()
-    scores = score_all(model, model.graph(), ("random", "random_dcp", "dcp"), data)
+    scores = score(model, model.graph(), ("random", "random_dcp", "dcp"), data)
     assert (scores["random"]["one"] == scores["random_dcp"]["one"]).all()
     assert criteria["random_dcp"].repair == criteria["dcp"].repair == "refit"

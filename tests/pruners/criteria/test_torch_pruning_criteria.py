@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import torch_pruning as tp
 from torch import nn
 
-from prunefront.pruners.scoring import score_all
+from prunefront.pruners.scoring import score
 from prunefront.pruners.trace.tracer import trace
 from tests.nets import NETS
 
@@ -48,7 +48,7 @@ def ours(
     where = next(
         g for g in graph.groups if any(m.tensor == f"{name}.weight" and m.role == "out" for m in g.members)
     )
-    return score_all(model, graph, (criterion,), [(images, labels)])[criterion][where.name]
+    return score(model, graph, (criterion,), [(images, labels)])[criterion][where.name]
 
 
 def with_gradients(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Networks with blocks gone, compact layers and short words: equal to the masked one, priced right, stored whole."""
+"""Networks with blocks gone, compact layers and quantised weights: equal to masked ones, priced right, stored whole."""
 
 import hashlib
 import json
@@ -14,24 +14,32 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from prunefront.choice import GroupChoice, Words
+from prunefront.choice import GroupChoice, Quantisation
 from prunefront.errors import PrunefrontError, RatioError
-from prunefront.pruners.bits.bit_width import unwrapped
+from prunefront.pruners.bits.bit_width import with_float_inputs
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.cut import surgery
-from prunefront.pruners.cut.blocks import mask_blocks
-from prunefront.pruners.cut.compact import compact, mask_layers, within_layers
+from prunefront.pruners.cut.compact import can_rank_within, compact
 from prunefront.pruners.cut.prune import prune
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.plan import PruningPlan, removed_blocks
 from prunefront.pruners.plan import cost
 from prunefront.pruners.plan.decide import plan
-from prunefront.pruners.plan.layer_counts import possible
-from prunefront.pruners.saved import PLAN, WEIGHTS, described, load_network, rebuild, save_network, trained
+from prunefront.pruners.plan.layer_counts import possible_granularities
+from prunefront.pruners.saved import (
+    PLAN,
+    WEIGHTS,
+    count_trained,
+    load_network,
+    pack_network,
+    plan_document,
+    rebuild,
+)
 from prunefront.pruners.storage.sizes import file_size
 from prunefront.pruners.trace.tracer import trace
 from tests.nets import NETS, Block, conv_bn, randomise
+from tests.pruners.oracles import mask_blocks, mask_layers
 from tests.pruners.plans import scored, traced
 
 QUICK = settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -67,25 +75,25 @@ def setup(name: str) -> tuple[nn.Module, tuple[Any, ...], ChannelGraph]:
 
 @st.composite
 def whole_plans(draw: Any, graph: ChannelGraph, bits: tuple[int, ...] = (32, 4, 8)) -> PruningPlan:
-    """Channels, blocks, layers and word lengths, each of them sometimes."""
+    """Channels, blocks, layers and bit widths, each of them sometimes."""
     choices: dict[str, GroupChoice] = {}
     for group in (*graph.groups, *graph.stacks):
         units = group.units if hasattr(group, "units") else len(group.blocks)
         if units > 1 and draw(st.booleans()):
             keep = draw(st.integers(1, units - 1))
             choices[group.name] = GroupChoice("random", 1.0 - keep / units)
-    words = Words(per_channel=draw(st.booleans()))
+    quantisation = Quantisation(per_channel=draw(st.booleans()))
     for layer in graph.layers:
-        word = draw(st.sampled_from(bits))
-        able = [n for n in possible(layer) if n in PLAIN]
+        width = draw(st.sampled_from(bits))
+        able = [n for n in possible_granularities(layer) if n in PLAIN]
         if able and draw(st.booleans()):
             ratio = draw(st.sampled_from([0.25, 0.5, 0.75]))
-            choices[layer.name] = GroupChoice("l2", ratio, draw(st.sampled_from(able)), word)
-        elif word < 32:
-            choices[layer.name] = GroupChoice("l2", bits=word)
+            choices[layer.name] = GroupChoice("l2", ratio, draw(st.sampled_from(able)), width)
+        elif width < 32:
+            choices[layer.name] = GroupChoice("l2", bits=width)
     while True:
         try:
-            return plan(graph, choices, scored(graph), words=words)
+            return plan(graph, choices, scored(graph), quantisation=quantisation)
         except PrunefrontError as error:
             # channels have left the layer too few for it: it stays whole
             name = next(n for n in choices if f"layer {n!r}" in str(error))
@@ -106,7 +114,7 @@ def test_compact_equals_masked(name: str, data: Any) -> None:
     aim = data.draw(whole_plans(graph, bits=(32,)))
     cut = surgery.apply(model, graph, aim).eval()
     gone = removed_blocks(graph, aim.stacks)
-    masked = mask_layers(mask_blocks(cut, graph, gone) if gone else cut, aim)
+    masked = mask_layers(mask_blocks(cut, gone), aim)
     made = compact(cut, graph, aim)
     for expected, got in zip(outputs(masked, example), outputs(made, example), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
@@ -122,33 +130,33 @@ def test_the_file_is_as_large_as_said_and_holds_the_network_bit_for_bit(name: st
     read = PruningPlan.from_json(json.loads(json.dumps(aim.to_json())))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / WEIGHTS
-        counts = save_network(made, graph, aim, path, entropy=data.draw(st.booleans()))
+        counts = pack_network(made, graph, aim, path, entropy=data.draw(st.booleans()))
         assert file_size(cost.layout(graph, aim), counts) == path.stat().st_size
         again = rebuild(model, read, _removed(graph, aim), path)
-    assert cost.params(graph, aim) == trained(made, aim)
+    assert cost.params(graph, aim) == count_trained(made, aim)
     assert again.state_dict().keys() == made.state_dict().keys()
     for expected, got in zip(outputs(made, example), outputs(again, example), strict=True):
         assert torch.equal(got, expected)
 
 
 def _removed(graph: ChannelGraph, aim: PruningPlan) -> tuple[str, ...]:
-    return tuple(described(graph, aim)["removed"])
+    return tuple(plan_document(graph, aim)["removed"])
 
 
 def test_the_predicted_size_is_within_one_percent(tmp_path: Path) -> None:
-    """Of every granularity and word length, without looking at the weights."""
+    """Plans of every granularity and bit width, without a look at the weights."""
     model, _, graph = tower()
     for name in PLAIN:
         for bits in (32, 4):
             choices = {
                 layer.name: GroupChoice("l2", 0.5, name, bits)
                 for layer in graph.layers
-                if name in possible(layer) and layer.inputs == 16
+                if name in possible_granularities(layer) and layer.inputs == 16
             }
             assert choices, name
             aim = plan(graph, choices, {})
             path = tmp_path / WEIGHTS
-            save_network(prune(model, graph, aim), graph, aim, path)
+            pack_network(prune(model, graph, aim), graph, aim, path)
             real = path.stat().st_size
             assert abs(cost.size_bytes(graph, aim) - real) <= 0.01 * real, (name, bits)
 
@@ -191,7 +199,7 @@ def test_what_cannot_be_had_is_one_clear_error() -> None:
 
 
 def test_criteria_within_layers_look_at_weights_alone() -> None:
-    able = {n for n in criteria if within_layers(n)}
+    able = {n for n in criteria if can_rank_within(n)}
     assert {"l1", "l2", "random"} <= able
     assert not {"taylor", "geometric_median", "chip"} & able
 
@@ -204,12 +212,12 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module
     choices = {graph.stacks[0].name: GroupChoice("random", 0.5)}
     for number, layer in enumerate(graph.layers):
         name = kinds[number % len(kinds)]
-        if name in possible(layer):
+        if name in possible_granularities(layer):
             choices[layer.name] = GroupChoice("l2", 0.5, name, (4, 32)[number % 2])
     aim = plan(graph, choices, scored(graph))
     folder = tmp_path_factory.mktemp("published")
-    save_network(prune(model, graph, aim), graph, aim, folder / WEIGHTS)
-    (folder / PLAN).write_text(json.dumps(described(graph, aim)))
+    pack_network(prune(model, graph, aim), graph, aim, folder / WEIGHTS)
+    (folder / PLAN).write_text(json.dumps(plan_document(graph, aim)))
     sign(folder)
     return folder, model
 
@@ -235,7 +243,7 @@ def test_a_flipped_bit_anywhere_is_refused(
     flipped[int(place * len(whole))] ^= 1 << bit
     (folder / name).write_bytes(flipped)
     try:
-        with pytest.raises(PrunefrontError, match=r"not what manifest.json says"):
+        with pytest.raises(PrunefrontError, match=r"does not match manifest.json"):
             load_network(dense, folder)
     finally:
         (folder / name).write_bytes(whole)
@@ -313,12 +321,14 @@ def test_hostile_tensors_are_refused_or_give_a_network(published: tuple[Path, nn
 
 def test_inputs_are_quantised_and_come_back(tmp_path: Path) -> None:
     model, example, graph = tower()
-    words = Words(activations="fixed_point", activation_bits=8)
-    aim = plan(graph, {x.name: GroupChoice("l2", bits=8) for x in graph.layers}, {}, words=words)
+    quantisation = Quantisation(activations="fixed_point", activation_bits=8)
+    aim = plan(
+        graph, {x.name: GroupChoice("l2", bits=8) for x in graph.layers}, {}, quantisation=quantisation
+    )
     batches = [(example[0], torch.zeros(len(example[0]), dtype=torch.long))]
     made = prune(model, graph, aim, batches)
     path = tmp_path / WEIGHTS
-    save_network(made, graph, aim, path)
+    pack_network(made, graph, aim, path)
     again = rebuild(model, aim, (), path)
     assert torch.equal(outputs(again, example)[0], outputs(made, example)[0])
-    assert not torch.equal(outputs(unwrapped(made), example)[0], outputs(made, example)[0])
+    assert not torch.equal(outputs(with_float_inputs(made), example)[0], outputs(made, example)[0])

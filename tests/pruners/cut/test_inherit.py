@@ -13,8 +13,8 @@ from torch.utils import _pytree
 from prunefront.choice import GroupChoice
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.models import models
-from prunefront.pruners.cut.inherit import hands_on, inherited, unfitted
-from prunefront.pruners.cut.prune import prune, repairs
+from prunefront.pruners.cut.inherit import can_hand_on, inherit, without_repair
+from prunefront.pruners.cut.prune import prune, repair_kinds
 from prunefront.pruners.cut.surgery import apply, mask
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.plan import PruningPlan, inside, removed_blocks
@@ -67,7 +67,7 @@ def test_parents_values_where_it_kept_and_the_dense_ones_elsewhere(name: str, da
     parent = data.draw(plans(graph))
     network = trained(apply(model, graph, parent))
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    state = inherited(model, graph, parent, network.state_dict())
+    state = inherit(model, graph, parent, network.state_dict())
     assert equal(dict(model.state_dict()), before)
     child = holding(model, state)
 
@@ -95,7 +95,7 @@ def test_of_a_dense_parent_its_weights(name: str) -> None:
     model, _, graph = setup(name)
     nothing = keeping(graph, [range(g.units) for g in graph.groups])
     network = trained(apply(model, graph, nothing))
-    assert equal(inherited(model, graph, nothing, network.state_dict()), dict(network.state_dict()))
+    assert equal(inherit(model, graph, nothing, network.state_dict()), dict(network.state_dict()))
 
 
 def test_blocks_that_went_come_back_as_they_were() -> None:
@@ -107,7 +107,7 @@ def test_blocks_that_went_come_back_as_they_were() -> None:
     parent = plan(graph, choices, scored(graph))
     assert parent.stacks
     network = trained(prune(model, graph, parent))
-    state = inherited(model, graph, parent, network.state_dict())
+    state = inherit(model, graph, parent, network.state_dict())
     again = prune(holding(model, state), graph, parent)
     for ours, theirs in zip(leaves(again, example), leaves(network, example), strict=True):
         assert torch.equal(ours, theirs)
@@ -120,9 +120,9 @@ def test_what_changes_within_layers_is_not_handed_on() -> None:
     model, _, graph = setup("Plain")
     layer = next(layer.name for layer in graph.layers)
     short = plan(graph, {layer: GroupChoice("l1", bits=8)}, {})
-    assert not hands_on(short)
+    assert not can_hand_on(short)
     with pytest.raises(PrunefrontError, match=f"layer '{layer}' was changed within"):
-        inherited(model, graph, short, prune(model, graph, short).state_dict())
+        inherit(model, graph, short, prune(model, graph, short).state_dict())
 
 
 def test_weights_of_another_network_are_refused() -> None:
@@ -132,22 +132,22 @@ def test_weights_of_another_network_are_refused() -> None:
     cut = dict(apply(model, graph, half).state_dict())
     name = next(n for n, t in whole.items() if t.shape != cut[n].shape)
     with pytest.raises(PrunefrontError, match=f"'{name}' is .* where the plan leaves"):
-        inherited(model, graph, half, whole)
+        inherit(model, graph, half, whole)
     with pytest.raises(PrunefrontError, match="'other' is among the weights"):
-        inherited(model, graph, half, cut | {"other": torch.ones(1)})
+        inherit(model, graph, half, cut | {"other": torch.ones(1)})
     with pytest.raises(PrunefrontError, match=f"'{name}' is not among the weights"):
-        inherited(model, graph, half, {n: t for n, t in cut.items() if n != name})
+        inherit(model, graph, half, {n: t for n, t in cut.items() if n != name})
     with pytest.raises(PrunefrontError, match=f"'{name}' holds NaN"):
-        inherited(model, graph, half, cut | {name: torch.full_like(cut[name], torch.nan)})
+        inherit(model, graph, half, cut | {name: torch.full_like(cut[name], torch.nan)})
     with pytest.raises(PrunefrontError, match=f"'{name}' is torch.float64"):
-        inherited(model, graph, half, cut | {name: cut[name].double()})
+        inherit(model, graph, half, cut | {name: cut[name].double()})
 
 
 def test_a_cut_without_fitting_is_the_same_cut() -> None:
     _, _, graph = setup("VggBn")
     choices = {g.name: GroupChoice("thinet", ratio=0.5) for g in graph.groups}
     thin: PruningPlan = plan(graph, choices, {"thinet": scored(graph)["random"]})
-    assert repairs(thin)
-    assert not repairs(unfitted(thin))
-    assert unfitted(thin).key() == thin.key()
-    assert unfitted(thin).kept() == thin.kept()
+    assert repair_kinds(thin)
+    assert not repair_kinds(without_repair(thin))
+    assert without_repair(thin).key() == thin.key()
+    assert without_repair(thin).kept_units() == thin.kept_units()

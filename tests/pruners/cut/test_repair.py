@@ -14,7 +14,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.cut.repair import repair
 from prunefront.pruners.statistics import contributions
-from prunefront.pruners.statistics.contributions import POSITIONS, chosen_sites
+from prunefront.pruners.statistics.contributions import POSITIONS, choose_positions
 from tests.nets import NETS
 from tests.pruners.fixtures import Functional, Grouped, Plain, Residual, batches, made
 from tests.pruners.plans import keeping, traced
@@ -38,7 +38,7 @@ def cut(model, graph, kept, kinds, data) -> tuple[nn.Module, nn.Module]:
 
 
 def see(model, name, data) -> tuple[torch.Tensor, torch.Tensor]:
-    """What goes into and comes out of a layer, over all batches."""
+    """Returns inputs and outputs of a layer, over all batches."""
     seen = []
     handle = model.get_submodule(name).register_forward_hook(lambda _m, x, y: seen.append((x[0], y)))
     with torch.no_grad():
@@ -170,13 +170,13 @@ def test_scales_are_the_least_squares_ones():
 
 
 def test_positions_are_all_where_few_and_otherwise_differ_and_depend_on_the_image_only():
-    assert chosen_sites([1, 2], 4, (0, "w", 0)).tolist() == [[0, 1, 2, 3]] * 2
-    found = chosen_sites([1, 2, 1], 100, (0, "w", 0))
+    assert choose_positions([1, 2], 4, (0, "w", 0)).tolist() == [[0, 1, 2, 3]] * 2
+    found = choose_positions([1, 2, 1], 100, (0, "w", 0))
     assert found.shape == (3, POSITIONS)
     assert all(len(set(row.tolist())) == POSITIONS for row in found)
     assert torch.equal(found[0], found[2])
     assert not torch.equal(found[0], found[1])
-    assert torch.equal(chosen_sites([2], 100, (0, "w", 0))[0], found[1])
+    assert torch.equal(choose_positions([2], 100, (0, "w", 0))[0], found[1])
 
 
 def test_units_of_several_channels_are_scaled_as_one():

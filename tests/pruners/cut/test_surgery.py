@@ -54,7 +54,7 @@ def test_pruned_equals_masked(name: str, data: st.DataObject) -> None:
 
 
 def surgery_counts(graph: ChannelGraph, plan: PruningPlan) -> dict[tuple[str, int], int]:
-    """How many positions must go from each tensor axis, counted from the graph's own text."""
+    """Returns the number of positions to drop from each tensor axis, counted from the graph itself."""
     counts: dict[tuple[str, int], int] = {}
     for group, chosen in zip(graph.groups, plan.groups, strict=True):
         for m in group.members:
@@ -108,7 +108,7 @@ def test_cutting_in_two_steps_is_cutting_once(name: str, data: st.DataObject) ->
     """The graph of what is left is right: a second cut by it leaves what one cut of both would leave."""
     model, _, graph = setup(name)
     first = data.draw(plans(graph))
-    half, rest = surgery.apply(model, graph, first), surgery.reduced(graph, first)
+    half, rest = surgery.apply(model, graph, first), surgery.reduced_graph(graph, first)
     assert rest.shapes == {n: tuple(t.shape) for n, t in half.state_dict().items() if n in graph.shapes}
     assert cost(rest) == cost(graph, first)
     second = data.draw(plans(rest))
@@ -119,7 +119,8 @@ def test_cutting_in_two_steps_is_cutting_once(name: str, data: st.DataObject) ->
     for tensor in graph.shapes:  # what an optimiser remembers of a tensor is cut as the tensor is
         dense = model.state_dict()[tensor]
         assert torch.equal(
-            surgery.taken(surgery.removed(graph, first), tensor, dense), half.state_dict()[tensor]
+            surgery.cut_tensor(surgery.removed_positions(graph, first), tensor, dense),
+            half.state_dict()[tensor],
         )
 
 

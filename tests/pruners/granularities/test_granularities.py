@@ -58,8 +58,8 @@ def test_a_row_is_the_filter_that_produces_the_unit_without_bias_and_consumers()
     assert torch.equal(view(model, "one").norm_scale, model.bn1.weight.detach().abs())
     assert view(model, "two").norm_scale is None
     read = {"weight", "outgoing", "norm_scale", "norm_shift", "norm_variance"}
-    assert view(model, "one").held() == read
-    assert view(model, "two").held() == {"weight", "outgoing"}
+    assert view(model, "one").known_fields() == read
+    assert view(model, "two").known_fields() == {"weight", "outgoing"}
 
 
 def test_outgoing_is_every_weight_that_reads_the_unit():

@@ -19,12 +19,12 @@ from prunefront.pruners.granularities import intra_kernel, layer_granularities
 from prunefront.pruners.granularities.intra_kernel import StridedConv2d
 from prunefront.pruners.granularities.strided_patterns import (
     boxes_of,
-    choose,
-    few_boxed,
+    choose_patterns,
+    chosen_sizes,
     knapsack,
-    palette,
-    reachable,
-    size_of,
+    patterns_by_size,
+    reachable_counts,
+    tap_count,
 )
 from prunefront.pruners.graph.layers import Layer
 
@@ -42,7 +42,7 @@ def built(conv: nn.Conv2d, patterns: list[tuple[int, int]]) -> tuple[StridedConv
         "stride": torch.tensor([t for t, _ in patterns]),
         "offset": torch.tensor([o for _, o in patterns]),
     }
-    layer, count = layer_of(conv), sum(size_of(p, conv.kernel_size) for p in patterns)
+    layer, count = layer_of(conv), sum(tap_count(p, conv.kernel_size) for p in patterns)
     compact = GRANULARITY.compact(layer, count, pattern, conv)
     assert isinstance(compact, StridedConv2d)
     return compact, GRANULARITY.masked(layer, count, pattern, conv)
@@ -71,7 +71,7 @@ def test_the_worked_example_has_12_patch_rows_of_27(
     assert (masked.weight != 0).sum() == 4 * 12
     layer = layer_of(conv, positions=20)
     assert GRANULARITY.macs(layer, 12) == 12 * 4 * 20
-    assert GRANULARITY.kept(layer, 12) == 12 / 27
+    assert GRANULARITY.kept_share(layer, 12) == 12 / 27
 
 
 @st.composite
@@ -163,12 +163,12 @@ def test_boxes_are_the_pattern_and_few(kernel: tuple[int, int], data: Any) -> No
     o = data.draw(st.integers(0, t - 1))
     kept = sorted(r * kernel[1] + c for b in boxes_of((t, o), kernel) for r in b.rows for c in b.columns)
     assert kept == [p for p in range(taps) if p >= o and (p - o) % t == 0]
-    assert len(kept) == size_of((t, o), kernel) == ceil((taps - o) / t)
+    assert len(kept) == tap_count((t, o), kernel) == ceil((taps - o) / t)
     assert len(boxes_of((t, o), kernel)) <= kernel[0]
 
 
 def test_what_3x3_patterns_are_chosen_from() -> None:
-    chosen = dict(few_boxed((3, 3)))
+    chosen = dict(patterns_by_size((3, 3)))
     assert {tuple(range(o, 9, t)) for t, o in chosen.pop(1)} == {(p,) for p in range(9)}
     assert chosen == {
         2: ((6, 0), (6, 1), (6, 2)),
@@ -183,10 +183,10 @@ def test_what_3x3_patterns_are_chosen_from() -> None:
     ("kernel", "maps"), [((3, 3), 1), ((3, 3), 4), ((5, 5), 2), ((1, 3), 5), ((2, 2), 3)]
 )
 def test_counts_are_every_sum_below_the_whole(kernel: tuple[int, int], maps: int) -> None:
-    sums = {sum(sizes) for sizes in product(few_boxed(kernel), repeat=maps)}
-    assert set(reachable(kernel, maps)) == sums - {maps * kernel[0] * kernel[1]}
-    for count in reachable(kernel, maps):
-        sizes = palette(kernel, maps, count)
+    sums = {sum(sizes) for sizes in product(patterns_by_size(kernel), repeat=maps)}
+    assert set(reachable_counts(kernel, maps)) == sums - {maps * kernel[0] * kernel[1]}
+    for count in reachable_counts(kernel, maps):
+        sizes = chosen_sizes(kernel, maps, count)
         assert count in {sum(s) for s in product(sizes, repeat=maps)}
         assert sizes[0] * maps <= count <= sizes[-1] * maps
 
@@ -217,17 +217,17 @@ def test_no_choice_of_the_same_patterns_keeps_more(
 ) -> None:
     taps = kernel[0] * kernel[1]
     scores = np.random.default_rng(seed).random((maps, taps))
-    count = data.draw(st.sampled_from(reachable(kernel, maps)))
-    chosen = choose(scores, kernel, count)
-    assert sum(size_of(p, kernel) for p in chosen) == count
-    offers = [few_boxed(kernel)[size] for size in palette(kernel, maps, count)]
+    count = data.draw(st.sampled_from(reachable_counts(kernel, maps)))
+    chosen = choose_patterns(scores, kernel, count)
+    assert sum(tap_count(p, kernel) for p in chosen) == count
+    offers = [patterns_by_size(kernel)[size] for size in chosen_sizes(kernel, maps, count)]
     few = {p for same in offers for p in same if len(same) <= 3 or p in chosen}
     best = {0: 0.0}  # sum of sizes -> the most that can be kept
     for row in scores:
         longer: dict[int, float] = {}
         for total, kept in best.items():
             for t, o in few:
-                size = total + size_of((t, o), kernel)
+                size = total + tap_count((t, o), kernel)
                 longer[size] = max(longer.get(size, 0.0), kept + row[o::t].sum())
         best = longer
     assert sum(row[o::t].sum() for row, (t, o) in zip(scores, chosen, strict=True)) == pytest.approx(
@@ -244,7 +244,7 @@ def test_planted_patterns_are_found(planted: list[tuple[int, int]]) -> None:
     patterns = [planted[c % len(planted)] for c in range(24)]
     conv = nn.Conv2d(24, 8, 3, bias=False)
     _, masked = built(conv, patterns)
-    layer, count = layer_of(conv), sum(size_of(p, (3, 3)) for p in patterns)
+    layer, count = layer_of(conv), sum(tap_count(p, (3, 3)) for p in patterns)
     scores = GRANULARITY.units(layer, masked.weight.detach().double()).abs().sum(1)
     found = GRANULARITY.pattern(layer, count, scores)
     assert list(zip(found["stride"].tolist(), found["offset"].tolist(), strict=True)) == patterns
@@ -253,7 +253,7 @@ def test_planted_patterns_are_found(planted: list[tuple[int, int]]) -> None:
 def test_a_layer_has_few_distinct_patterns() -> None:
     scores = np.random.default_rng(0).random((512, 9))
     for share, most in ((0.5, 2), (0.75, 3), (0.25, 6)):
-        assert len(set(choose(scores, (3, 3), round(512 * 9 * share)))) <= most
+        assert len(set(choose_patterns(scores, (3, 3), round(512 * 9 * share)))) <= most
 
 
 def test_restoring_refuses_patterns_that_do_not_fit() -> None:

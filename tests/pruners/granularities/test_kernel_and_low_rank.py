@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.formats.onnx_export import check, export
 from prunefront.pruners.granularities import LayerGranularity, layer_granularities
-from prunefront.pruners.granularities.kernel import clusters, select_channels
+from prunefront.pruners.granularities.kernel import cluster_count, select_channels
 from prunefront.pruners.graph.layers import Layer
 
 KERNEL, LOW_RANK = layer_granularities["kernel"], layer_granularities["low_rank"]
@@ -75,7 +75,9 @@ def test_kernels_exist_where_a_convolution_has_several_on_both_sides(
 
 
 def test_the_number_of_clusters_follows_the_outputs() -> None:
-    found = {n: clusters(Layer("l.weight", "l", (n, 9, 3, 3), 1)) for n in (2, 5, 255, 256, 511, 512, 2048)}
+    found = {
+        n: cluster_count(Layer("l.weight", "l", (n, 9, 3, 3), 1)) for n in (2, 5, 255, 256, 511, 512, 2048)
+    }
     assert found == {2: 2, 5: 2, 255: 2, 256: 4, 511: 4, 512: 8, 2048: 8}
 
 
@@ -84,7 +86,7 @@ def test_padding_rows_are_counted_and_stored() -> None:
     module = conv(4, 5)
     layer = described(module, positions=7)
     assert KERNEL.macs(layer, 2) == 6 * 2 * 9 * 7
-    assert KERNEL.kept(layer, 2) == 2 / 4
+    assert KERNEL.kept_share(layer, 2) == 2 / 4
     shapes = {name: part.shape for name, part in KERNEL.parts(layer, 2).items()}
     assert shapes == {"layer.weight": (6, 2, 3, 3), "layer.bias": (6,), "index": (4,), "order": (5,)}
     state = compacted(KERNEL, module, 2).state_dict()
@@ -112,7 +114,7 @@ def planted(outputs: int, inputs: int, d: int, noise: float) -> tuple[Layer, Ten
     """A layer, scores [outputs, inputs] and which are high: d random columns for each of P equal sets of rows."""
     generator = torch.Generator().manual_seed(outputs)
     layer = Layer("l.weight", "l", (outputs, inputs, 3, 3), 1)
-    p = clusters(layer)
+    p = cluster_count(layer)
     supports = torch.rand(p, inputs, generator=generator).argsort(dim=1)[:, :d]
     high = torch.zeros(p, inputs, dtype=torch.bool).scatter_(1, supports, True)
     high = high[torch.randperm(outputs, generator=generator) % p]
@@ -124,7 +126,7 @@ def kept_kernels(layer: Layer, pattern: Any) -> Tensor:
     """[outputs, inputs], by a dense layer of ones."""
     module = nn.Conv2d(layer.inputs, layer.outputs, 3, bias=False)
     nn.init.ones_(module.weight)
-    d = len(pattern["index"]) // clusters(layer)
+    d = len(pattern["index"]) // cluster_count(layer)
     masked = KERNEL.masked(layer, d, pattern, module)
     assert isinstance(masked.weight, Tensor)
     return masked.weight.detach()[:, :, 0, 0].bool()
@@ -139,10 +141,10 @@ def test_planted_clusters_are_found(outputs: int, inputs: int, d: int, noise: fl
     layer, table, high = planted(outputs, inputs, d, noise)
     kept = kept_kernels(layer, KERNEL.pattern(layer, d, table.flatten()))
     assert (kept.sum(1) == d).all()
-    assert len(kept.unique(dim=0)) <= clusters(layer)
+    assert len(kept.unique(dim=0)) <= cluster_count(layer)
     if noise < 1:
         assert torch.equal(kept, high)
-    random = torch.randperm(outputs, generator=torch.Generator().manual_seed(1)) % clusters(layer)
+    random = torch.randperm(outputs, generator=torch.Generator().manual_seed(1)) % cluster_count(layer)
     assert float((table * kept).sum()) > 1.1 * _kept_score(table, random, d)
 
 
@@ -160,7 +162,7 @@ def test_the_kept_score_is_never_below_that_of_consecutive_rows(
     d = 1 + seed % (inputs - 1)
     pattern = KERNEL.pattern(layer, d, table.flatten())
     kept = kept_kernels(layer, pattern)
-    rows = torch.arange(outputs) // -(-outputs // clusters(layer))
+    rows = torch.arange(outputs) // -(-outputs // cluster_count(layer))
     assert float((table * kept).sum()) >= _kept_score(table, rows, d) - 1e-9
     assert (kept.sum(1) == d).all()
     again = KERNEL.pattern(layer, d, table.flatten())
@@ -168,7 +170,7 @@ def test_the_kept_score_is_never_below_that_of_consecutive_rows(
 
 
 def _kept_score(table: Tensor, members: Tensor, d: int) -> float:
-    """Of given clusters, each with the d inputs that are best for it."""
+    """Returns the score of given clusters, each with the d inputs that are best for it."""
     sums = [table[members == m].sum(0).topk(d).values.sum() for m in members.unique()]
     return float(torch.stack(sums).sum())
 
@@ -274,7 +276,7 @@ def test_counts_end_where_the_factors_are_no_smaller() -> None:
     layer = described(conv(16, 16))
     counts = list(LOW_RANK.counts(layer))
     assert counts == list(range(1, 15))  # 14 · 160 = 2,240 of 2,304 weights; 15 directions have 2,400
-    assert LOW_RANK.kept(layer, 14) == 2_240 / 2_304
+    assert LOW_RANK.kept_share(layer, 14) == 2_240 / 2_304
     assert all(b - a == 160 * layer.positions for a, b in pairwise(LOW_RANK.macs(layer, c) for c in counts))
     assert list(LOW_RANK.counts(described(conv(64, 64)))) == [16, 32, 48]  # up to 57 would be smaller
     exact = described(nn.Linear(4, 4))

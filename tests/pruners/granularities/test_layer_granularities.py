@@ -112,7 +112,7 @@ def test_counts_ascend_and_cost_less(name: str, data: Any) -> None:
     layer, *_ = drawn(data, granularity)
     counts = list(granularity.counts(layer))
     assert counts == sorted(set(counts))
-    kept = [0.0, *(granularity.kept(layer, c) for c in counts), 1.0]
+    kept = [0.0, *(granularity.kept_share(layer, c) for c in counts), 1.0]
     assert all(a < b for a, b in pairwise(kept))
     macs = [granularity.macs(layer, c) for c in counts]
     assert macs == sorted(macs)

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.formats.onnx_export import check, export
 from prunefront.pruners.granularities import dynamic, layer_granularities
-from prunefront.pruners.granularities.dynamic import Gated, gathered_pair
+from prunefront.pruners.granularities.dynamic import GatedLayer
 from prunefront.pruners.granularities.element import DENSITY, Element
 from prunefront.pruners.granularities.n_of_m import NofM
-from prunefront.pruners.granularities.scatter import Scattered
+from prunefront.pruners.granularities.scatter import ScatteredLayer
 from prunefront.pruners.graph.layers import Layer
 from prunefront.pruners.units.masks import n_of_m
 
@@ -58,7 +58,7 @@ def test_scatter_leaves_the_kept_outputs_and_writes_zeros_for_the_others() -> No
     expected = dense(x)
     expected[:, [0, 2, 3]] = 0.0
     torch.testing.assert_close(compact(x), expected)
-    assert isinstance(compact, Scattered)
+    assert isinstance(compact, ScatteredLayer)
     assert compact.layer.weight.shape == (2, 3, 3, 3)
     assert compact.norm.weight.shape == (2,)
 
@@ -182,7 +182,7 @@ def test_a_momentum_of_before_the_cut_does_not_revive_weights() -> None:
 def test_a_kept_weight_that_is_zero_for_a_while_still_learns() -> None:
     module = compacted("element", nn.Linear(6, 4), 5).train()
     with torch.no_grad():
-        module.weight.zero_()  # as words of few bits may have it
+        module.weight.zero_()  # as a quantised weight may be
     module(torch.ones(1, 6)).sum().backward()
     assert module.weight.grad.count_nonzero() == 5
 
@@ -228,13 +228,13 @@ def test_the_sparse_product_is_the_dense_one(
 # dynamic
 
 
-def gated(count: int, inputs: int = 4, outputs: int = 6) -> Gated:
+def gated(count: int, inputs: int = 4, outputs: int = 6) -> GatedLayer:
     """With a gate that says something else for every input."""
     torch.manual_seed(0)
     conv, norm = with_norm(nn.Conv2d(inputs, outputs, 3, padding=1))
     gate = nn.Linear(inputs, outputs)
     nn.init.normal_(gate.weight, 0.0, 3.0)
-    return Gated(conv, norm, gate, count).eval()
+    return GatedLayer(conv, norm, gate, count).eval()
 
 
 def test_with_all_channels_it_is_the_layer_times_the_gate() -> None:
@@ -257,7 +257,9 @@ def test_gathered_equals_masked() -> None:
 def test_the_next_layer_reads_the_chosen_channels_alone() -> None:
     first, second = gated(3), nn.Conv2d(6, 5, 3, 2)
     for x in torch.randn(5, 1, 4, 7, 7):
-        torch.testing.assert_close(gathered_pair(first, torch.relu, second, x), second(torch.relu(first(x))))
+        made, index = first.chosen_outputs(x)
+        found = second._conv_forward(torch.relu(made), second.weight[:, index], second.bias)
+        torch.testing.assert_close(found, second(torch.relu(first(x))))
 
 
 def test_a_batch_of_one_does_not_leave_the_norm_out_of_its_recalibration() -> None:

@@ -12,7 +12,7 @@ from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError, RatioError
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen, MacOp, TensorSlice
 from prunefront.pruners.graph.plan import PruningPlan
-from prunefront.pruners.plan.decide import keep_counts, nearest_keep, plan
+from prunefront.pruners.plan.decide import keep_counts, nearest_keep_count, plan
 
 
 def group_of(units: int, channels: int = 1, name: str = "g") -> ChannelGroup:
@@ -52,7 +52,7 @@ def test_said_equals_done_within_one_unit_or_it_raises(units, ratio, seed):
 def test_every_count_of_kept_units_can_be_asked_for_exactly(units, keep):
     assume(keep <= units)
     ratio = GroupChoice("l1", 1.0 - keep / units).to_json()["ratio"]  # even after its way through JSON
-    assert nearest_keep(group_of(units), ratio) == keep
+    assert nearest_keep_count(group_of(units), ratio) == keep
 
 
 @given(units=units, thousandths=st.integers(0, 999))
@@ -61,16 +61,16 @@ def test_a_ratio_half_way_keeps_more(units, thousandths):
     target = units * (1 - Fraction(thousandths, 1000))
     expected = math.floor(target + Fraction(1, 2))
     assume(expected)
-    assert nearest_keep(group_of(units), thousandths / 1000) == expected
+    assert nearest_keep_count(group_of(units), thousandths / 1000) == expected
     even = [*range(2, units, 2), units]
     expected = min(even, key=lambda k: (abs(k - target), -k))
-    assert nearest_keep(group_of(units), thousandths / 1000, round_to=2) == expected
+    assert nearest_keep_count(group_of(units), thousandths / 1000, round_to=2) == expected
 
 
 @given(units=units, channels=st.integers(1, 4), ratio=ratios, multiple=st.integers(2, 32))
 def test_rounding_takes_the_nearest_multiple_and_never_zero(units, channels, ratio, multiple):
     group = group_of(units, channels)
-    kept = nearest_keep(group, ratio, multiple)
+    kept = nearest_keep_count(group, ratio, multiple)
     possible = [k for k in range(1, units + 1) if k * channels % multiple == 0]
     assert kept in {*possible, units}
     assert kept >= 1
@@ -163,8 +163,8 @@ def test_equal_networks_have_equal_keys():
 
 def test_groups_left_out_stay_dense():
     done = plan(two(), {"b": GroupChoice("l1", 0.5)}, SCORES)
-    assert done.kept() == {"a": (0, 1, 2, 3), "b": (4, 5, 6, 7)}
-    assert done.achieved() == {"a": 0.0, "b": 0.5}
+    assert done.kept_units() == {"a": (0, 1, 2, 3), "b": (4, 5, 6, 7)}
+    assert done.achieved_ratios() == {"a": 0.0, "b": 0.5}
     assert [g.dense for g in done.groups] == [True, False]
 
 

@@ -1,4 +1,4 @@
-"""What every training procedure owes the loop, whatever it does in between."""
+"""Contract of every training procedure with the loop."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_a_run_ends_at_the_goal_and_spends_exactly_the_steps(name, steps):
     assert run.step == steps
     assert [r.epoch for r in reports] == list(range(1, -(-steps // 5) + 1))
     assert sum(r.images for r in reports) == steps * 6
-    assert run.counts() == run.wanted() == {"stream": 4, "inner": 3}
+    assert run.counts() == run.goal_counts() == {"stream": 4, "inner": 3}
     held = {n: tuple(t.shape) for n, t in run.model.state_dict().items()}
     assert held == shapes(graph, run.plan())
     assert held == dict(run.graph.shapes)
@@ -38,7 +38,7 @@ def test_networks_with_few_or_no_norms_arrive_as_well(name, kind):
     list(trained(run, procedures[name](run)))
     assert (
         run.counts()
-        == run.wanted()
+        == run.goal_counts()
         == {"one": run.goal.groups[0].units // 2, "two": run.goal.groups[1].units // 2}
     )
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_a_procedure_is_filed_with_its_options(monkeypatch):
 
         And more.
         """
-        yield Phase(run.left)
+        yield Phase(run.steps_left)
 
     assert dict(mine.options) == {"often": 2, "gently": False}
     assert mine.summary == "Trains."
@@ -154,7 +154,7 @@ def test_a_procedure_is_filed_with_its_options(monkeypatch):
 
         @procedure("mute")
         def mute(run):
-            yield Phase(run.left)
+            yield Phase(run.steps_left)
 
 
 def test_an_unknown_procedure_is_met_with_the_known_ones():

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError
-from prunefront.pruners.cut.surgery import apply, removed, taken
+from prunefront.pruners.cut.surgery import apply, cut_tensor, removed_positions
 from prunefront.pruners.procedures import Phase
 from prunefront.pruners.procedures.hook import Hook
 from prunefront.pruners.procedures.loop import Diverged
-from prunefront.pruners.procedures.run import Run, carry
+from prunefront.pruners.procedures.run import Run, carry_state
 from tests.nets import NETS
 from tests.pruners.fixtures import Grouped, Plain, Residual, made
 from tests.pruners.plans import keeping, traced
@@ -32,13 +32,13 @@ def all_scores(run, seed=0):
 def test_cuts_add_up_to_one_plan_for_the_dense_network(kind):
     run = start(kind)
     dense, graph = run.model, run.graph
-    halfway = {name: (run.counts()[name] + count) // 2 for name, count in run.wanted().items()}
+    halfway = {name: (run.counts()[name] + count) // 2 for name, count in run.goal_counts().items()}
     run.cut(halfway, all_scores(run, 0), statistics=False)
     assert run.counts() == halfway
-    assert not run.arrived
-    run.cut(run.wanted(), all_scores(run, 1), statistics=False)
-    assert run.counts() == run.wanted()
-    assert run.arrived
+    assert not run.at_goal
+    run.cut(run.goal_counts(), all_scores(run, 1), statistics=False)
+    assert run.counts() == run.goal_counts()
+    assert run.at_goal
     at_once = tensors(apply(dense, graph, run.plan()))
     now = tensors(run.model)
     assert at_once.keys() == now.keys()
@@ -74,7 +74,7 @@ def test_a_cut_without_counts_and_scores_carries_out_the_goal():
 
 def test_the_goal_does_not_say_who_stays_on_the_way_to_it():
     run = start()
-    with pytest.raises(ValueError, match="the goal does not say which 7 units of 'stream' stay"):
+    with pytest.raises(ValueError, match="the goal does not name 7 units of 'stream' to keep"):
         run.cut({"stream": 7})
 
 
@@ -95,7 +95,7 @@ def test_survivors_keep_their_momentum_and_the_next_step_is_sgd_by_hand():
         loss = F.cross_entropy(run.model.train()(x.double()), y)
         slopes = torch.autograd.grad(loss, list(run.model.parameters()))
         for (name, p), slope in zip(run.model.named_parameters(), slopes, strict=True):
-            momentum = taken(removed(graph, relative), name, before[name][1])
+            momentum = cut_tensor(removed_positions(graph, relative), name, before[name][1])
             assert torch.equal(
                 run.optimizer.state[p]["momentum_buffer"], momentum
             )  # nothing of removed units is left
@@ -124,7 +124,7 @@ def test_state_that_is_not_of_the_parameters_shape_is_carried_as_it_is():
         assert float(state["step"]) == 1.0
         assert state["exp_avg"].shape == p.shape
     fresh = torch.optim.Adam(run.model.parameters())
-    carry(old, fresh, before, run.model, before.graph(), run.plan())
+    carry_state(old, fresh, before, run.model, before.graph(), run.plan())
     assert fresh.state.keys() == run.optimizer.state.keys()
 
 
@@ -141,7 +141,7 @@ def test_the_weakest_of_the_whole_network_go_but_no_group_falls_below_its_goal(s
     left = dict(run.counts())
     gone = 0
     for _, name in order:  # brute force
-        if gone < number and left[name] > run.wanted()[name]:
+        if gone < number and left[name] > run.goal_counts()[name]:
             left[name] -= 1
             gone += 1
     assert counts == left
@@ -153,7 +153,7 @@ SHARED = start()
 
 def test_no_more_units_go_than_are_left_to():
     run = start()
-    assert run.fewer(1000, all_scores(run)) == run.wanted()
+    assert run.fewer(1000, all_scores(run)) == run.goal_counts()
 
 
 def test_an_explicit_pattern_outweighs_scores():
@@ -170,7 +170,7 @@ def test_an_explicit_pattern_outweighs_scores():
     assert {1, 2, 5, 7} < set(run.kept["stream"])
     assert {0, 4, 5} < set(run.kept["inner"])
     run.cut(run.fewer(3, run.scores()), run.scores())
-    run.cut(run.wanted(), {name: -values for name, values in run.scores().items()})
+    run.cut(run.goal_counts(), {name: -values for name, values in run.scores().items()})
     assert run.kept == {"stream": (1, 2, 5, 7), "inner": (0, 4, 5)}
 
 
@@ -191,8 +191,8 @@ def test_scores_are_of_the_network_of_now_and_leave_it_alone():
 
 def test_scores_take_one_criterion_or_one_for_each_group():
     run = start(Plain)
-    assert run.fitting("bn_scale") == {"one": "bn_scale"}
-    mixed = run.scores(run.fitting("bn_scale"))
+    assert run.applicable("bn_scale") == {"one": "bn_scale"}
+    mixed = run.scores(run.applicable("bn_scale"))
     np.testing.assert_allclose(mixed["one"], run.model.bn1.weight.detach().abs().numpy())
     np.testing.assert_array_equal(mixed["two"], run.scores("l1")["two"])
     with pytest.raises(PrunefrontError, match="'bn_scale' cannot rank group 'two'"):
@@ -212,11 +212,11 @@ class Noted(Hook):
     def restore(self, run):
         self.calls.append(f"{self.name} restore")
 
-    def gradients(self, run):
+    def use_gradients(self, run):
         self.calls.append(f"{self.name} gradients")
         return self.goes_on
 
-    def stepped(self, run):
+    def after_step(self, run):
         self.calls.append(f"{self.name} stepped")
 
 
@@ -308,5 +308,5 @@ def test_phases_must_spend_exactly_the_steps():
 
 def test_without_steps_there_is_no_report():
     run = start(steps=0)
-    assert run.done == 1.0
+    assert run.share_done == 1.0
     assert list(trained(run, itertools.chain([Phase(0)]))) == []

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from prunefront.choice import GroupChoice, Words
+from prunefront.choice import GroupChoice, Quantisation
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.procedures import procedures
 from prunefront.pruners.procedures.loop import fit
 from prunefront.pruners.procedures.run import Run, SnapshotError
-from prunefront.pruners.procedures.snapshot import HEADER, Snapshot, Sums, take
+from prunefront.pruners.procedures.snapshot import HEADER, Snapshot, Sums, take_snapshot
 from tests.pruners.cut.test_compact import tower
 from tests.pruners.cut.test_compact_training import batches as images
 from tests.pruners.cut.test_compact_training import everything
@@ -38,7 +38,7 @@ def one_thread() -> Iterator[None]:
 
 @dataclass
 class Trained:
-    """What a run came to: reports without their seconds, networks between epochs, and its snapshots as bytes."""
+    """Result of a run: reports without their seconds, networks between epochs, and its snapshots as bytes."""
 
     run: Run
     reports: list[tuple[int, float, int]]
@@ -47,14 +47,14 @@ class Trained:
 
 
 def train(name: str, run: Run, snapshot: Snapshot | None = None) -> Trained:
-    """As long as a training would, with the batches that come after the snapshot."""
+    """Trains to the end, with the batches that come after the snapshot."""
     batches = images() if run.goal.layers else data()
     done = 0 if snapshot is None else snapshot.step
     stream = itertools.islice(itertools.cycle(batches), done % len(batches), None)
     found = Trained(run, [], [], [])
 
     def keep(sums: Sums) -> None:
-        found.kept.append(take(run, sums, ["any", "JSON"]).to_bytes())
+        found.kept.append(take_snapshot(run, sums, ["any", "JSON"]).to_bytes())
 
     phases = procedures[name](run)
     reports = fit(
@@ -82,9 +82,9 @@ def momenta(run: Run) -> dict[str, Tensor]:
 
 
 def everything_asked() -> Run:
-    """Channels, a block, layers of every granularity, words of 4 bits of weights and 8 of inputs."""
+    """Channels, a block, layers of every granularity, quantisation of 4 bits of weights and 8 of inputs."""
     model, _, graph = tower()
-    goal = everything(graph, model, words=Words("fixed_point", True, "fixed_point", 8))
+    goal = everything(graph, model, quantisation=Quantisation("fixed_point", True, "fixed_point", 8))
     assert goal.stacks
     assert goal.layers
     return Run(model, graph, goal, steps=8, per_epoch=3, optimizer=sgd, calibration=images()[:2])
@@ -128,7 +128,7 @@ def without_seconds(content: bytes) -> bytes:
 def test_no_snapshot_is_taken_of_what_would_not_be_made_again() -> None:
     whole = train("cubic_ramp", everything_asked())
     with pytest.raises(ValueError, match="made compact on trained weights"):
-        take(whole.run, Sums(), None)
+        take_snapshot(whole.run, Sums(), None)
 
 
 def test_the_simplest_procedures_resume_and_an_entry_says_so() -> None:

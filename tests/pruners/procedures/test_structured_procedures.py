@@ -22,7 +22,7 @@ from prunefront.pruners.procedures.channels.soft_filter import FAINT, SoftFilter
 from prunefront.pruners.procedures.channels.tick_tock import GateScores
 from prunefront.pruners.procedures.loop import fit
 from prunefront.pruners.procedures.run import Run
-from prunefront.pruners.procedures.schedules import cubic, falling, geometric, split, triangular
+from prunefront.pruners.procedures.schedules import cubic, falling_counts, geometric_count, split, triangular
 from prunefront.pruners.procedures.slices import WHISPER, Slice
 from tests.nets import NETS
 from tests.pruners.fixtures import Grouped, Plain, Residual, made, part
@@ -73,21 +73,21 @@ def test_steps_are_split_exactly_and_evenly(steps, parts):
 @given(st.integers(1, 5000), st.data(), st.integers(1, 200))
 def test_geometric_counts_end_exactly_at_the_goal(start, data, rounds):
     end = data.draw(st.integers(1, start))
-    counts = [geometric(start, end, t / rounds) for t in range(rounds + 1)]
+    counts = [geometric_count(start, end, t / rounds) for t in range(rounds + 1)]
     assert counts[0] == start
     assert counts[-1] == end
     assert all(a >= b for a, b in pairwise(counts))
 
 
 def test_geometric_counts_take_the_same_fraction_in_each_round():
-    assert [geometric(64, 8, t / 3) for t in range(4)] == [64, 32, 16, 8]
+    assert [geometric_count(64, 8, t / 3) for t in range(4)] == [64, 32, 16, 8]
 
 
 @given(st.integers(1, 3000), st.data())
 def test_falling_counts_lose_at_least_one_each_time(end, data):
     start = end + data.draw(st.integers(1, 3000))
     rounds = data.draw(st.integers(1, start - end))
-    counts = [start, *falling(start, end, rounds)]
+    counts = [start, *falling_counts(start, end, rounds)]
     assert len(counts) == rounds + 1
     assert counts[-1] == end
     assert all(a > b for a, b in pairwise(counts))
@@ -98,7 +98,7 @@ def test_falling_counts_are_the_published_fraction_of_what_is_left():
     left = [4000]
     for _ in range(150):
         left.append(left[-1] * 0.995)
-    counts = falling(4000, round(left[-1]), 150)
+    counts = falling_counts(4000, round(left[-1]), 150)
     assert max(abs(a - b) for a, b in zip(counts, left[1:], strict=True)) < 1.0
 
 
@@ -178,7 +178,7 @@ def test_every_coupling_pattern_goes_through_every_procedure(net):
             loss=square,
         )
         if name == "spectral_radius":
-            run.fitting = lambda criterion: {}  # its own tests are elsewhere, and it is slow
+            run.applicable = lambda criterion: {}  # its own tests are elsewhere, and it is slow
 
         def step(model, batch, number):
             loss = square(model(*batch[0]), None)
@@ -187,7 +187,7 @@ def test_every_coupling_pattern_goes_through_every_procedure(net):
 
         stream = iter([(inputs, None)] * 4)
         list(fit(run, procedures[name](run), stream, step, learning_rate=1e-3, schedule=lambda done: 1.0))
-        assert run.counts() == run.wanted()
+        assert run.counts() == run.goal_counts()
         assert all(t.isfinite().all() for t in run.model.state_dict().values())
 
 
@@ -247,13 +247,13 @@ def test_the_ramp_cuts_at_even_intervals_and_then_only_trains():
 def test_spectral_radius_asks_its_criterion_in_every_round_and_others_where_it_does_not_fit():
     run = start(steps=20)
     asked = []
-    run.fitting = lambda criterion: {"inner": criterion}
+    run.applicable = lambda criterion: {"inner": criterion}
     own = run.scores
     run.scores = lambda names: asked.append(dict(names)) or own("l1")
     log = logged("spectral_radius", run, rounds=4, end=0.8)
     assert asked == [{"inner": "spectral_radius"}] * 4
     assert [p.steps for p in log.phases] == [4, 4, 4, 4, 4]
-    assert sizes(log) == [{n: geometric(u, HALF[n], t / 4) for n, u in FULL.items()} for t in range(5)]
+    assert sizes(log) == [{n: geometric_count(u, HALF[n], t / 4) for n, u in FULL.items()} for t in range(5)]
 
 
 # Tick-Tock
@@ -285,7 +285,7 @@ def test_ticks_and_tocks_follow_each_other_and_units_only_go():
     assert [p.steps for p in log.phases] == [10, 2, 2, 10, 2, 2, 10, 2, 8, 2]
     total = [sum(s.values()) for s in sizes(log)]
     assert total[:-2:] == sorted(total[:-2], reverse=True)
-    assert [total[i] for i in (0, 2, 3, 5, 6, 8)] == [14, *falling(14, 7, 5)]
+    assert [total[i] for i in (0, 2, 3, 5, 6, 8)] == [14, *falling_counts(14, 7, 5)]
     for before, after in pairwise(log.kept):
         assert all(set(after[name]) <= set(before[name]) for name in before)
 
@@ -326,7 +326,7 @@ def test_gate_scores_are_summed_over_batches_and_members_of_absolute_values():
         with torch.no_grad():
             for norm, total in ((run.model.bn0, stream), (run.model.bn2, stream), (run.model.bn1, inner)):
                 total += (norm.weight * norm.weight.grad + norm.bias * norm.bias.grad).abs()
-        assert hook.gradients(run)
+        assert hook.use_gradients(run)
         assert run.model.conv1.weight.grad is None
         assert run.model.bn1.weight.grad is not None
     np.testing.assert_allclose(hook.scores()["stream"], stream.numpy(), rtol=1e-12)
@@ -340,7 +340,7 @@ def test_without_norms_a_tick_reads_the_weights_and_does_not_follow_them():
     weight, bias = run.model.conv1.weight, run.model.conv1.bias
     work = ((weight * weight.grad).flatten(1).sum(1) + bias * bias.grad).detach()
     expected = work.view(2, 4).sum(0).abs()
-    hook.gradients(run)
+    hook.use_gradients(run)
     np.testing.assert_allclose(hook.scores()["one"], expected.numpy(), rtol=1e-10)
     assert hook.trains("conv1.weight", run.model.conv1.weight)
     assert not hook.trains("fc.weight", run.model.fc.weight)
@@ -369,7 +369,7 @@ def test_the_penalty_drives_a_scale_without_loss_gradient_linearly_to_zero():
 def test_slimming_cuts_groups_without_a_norm_by_their_own_criterion():
     run = start(Plain, steps=0)
     list(trained(run, procedures["network_slimming"](run)))
-    assert run.kept["two"] == run.goal.kept()["two"]
+    assert run.kept["two"] == run.goal.kept_units()["two"]
 
 
 # group lasso
@@ -443,7 +443,7 @@ def test_soft_filters_are_zero_after_each_epoch_and_the_report_is_that_of_the_cu
 def test_a_zeroed_unit_receives_gradient_without_momentum(kind):
     run = start(kind, steps=4, per_epoch=1, optimizer=plain_sgd)
     hook = SoftFilters(run, "l2")
-    hook.stepped(run)
+    hook.after_step(run)
     weight = (run.model.conv1 if kind is Residual else run.model.conv2).weight
     zero = (weight.flatten(1) == 0.0).all(1)
     assert zero.any()
@@ -456,7 +456,7 @@ def test_a_zeroed_units_scale_is_faint_and_the_others_are_not_touched():
     """With its scale, a batch norm would bring the smallest filter back at full strength."""
     run = start(steps=4, per_epoch=1)
     before = tensors(run.model)["bn1.weight"]
-    SoftFilters(run, "l2").stepped(run)
+    SoftFilters(run, "l2").after_step(run)
     gone, after = sorted(silent(run.model, "inner")), run.model.bn1.weight.detach()
     torch.testing.assert_close(after[gone], FAINT * before[gone].sign())
     assert set((after == before).nonzero().flatten().tolist()) == set(range(6)) - set(gone)
@@ -479,8 +479,16 @@ def test_soft_filters_take_the_groups_criterion_where_it_needs_no_data():
     model = made(Residual).float()
     goal = goal_of(model, stream=GroupChoice("taylor", 0.0), inner=GroupChoice("bn_scale", 0.5))
     run = start(goal=goal, steps=1)
-    assert SoftFilters(run, "").criterions == {"stream": "l2", "inner": "bn_scale"}
-    assert SoftFilters(run, "l1").criterions == {"stream": "l1", "inner": "l1"}
+    assert SoftFilters(run, "").criteria == {"stream": "l2", "inner": "bn_scale"}
+    assert SoftFilters(run, "l1").criteria == {"stream": "l1", "inner": "l1"}
+
+
+def test_soft_filters_refuse_a_criterion_that_does_not_fit_a_group():
+    run = start(Plain)
+    with pytest.raises(
+        PrunefrontError, match=r"'bn_scale' .* does not apply to group 'two', which has no norm"
+    ):
+        SoftFilters(run, "bn_scale")
 
 
 # GDP
@@ -496,7 +504,7 @@ def test_masks_are_removal_in_the_forward_pass_and_leave_the_weights_alone():
     run = start(dtype=torch.float64)
     hook, held, x = DynamicMasks(run, 4), tensors(run.model), data()[0][0].double()
     hook.install(run)
-    assert masked(run, "inner") == set(range(6)) - set(run.goal.kept()["inner"])
+    assert masked(run, "inner") == set(range(6)) - set(run.goal.kept_units()["inner"])
     torch.testing.assert_close(run.model(x), apply(run.model, run.graph, run.goal)(x), rtol=1e-12, atol=1e-12)
     hook.restore(run)
     assert all(torch.equal(held[n], t) for n, t in run.model.state_dict().items())
@@ -510,14 +518,14 @@ def test_a_masked_units_score_is_the_loss_slope_when_it_starts_to_return():
     hook.install(run)
     backward(run.model, (x, y), 0)
     hook.restore(run)
-    hook.gradients(run)
+    hook.use_gradients(run)
     hook.rank(run)
     assert hook.scores is not None
-    unit = min(set(range(6)) - set(run.goal.kept()["inner"]))
+    unit = min(set(range(6)) - set(run.goal.kept_units()["inner"]))
 
     def loss(share: float) -> float:
         cut = DynamicMasks(run, 1)
-        cut.stay = run.goal.kept()
+        cut.stay = run.goal.kept_units()
         cut._factors = cut._masks(run)
         cut._factors["inner"][unit] = share
         cut.install(run)
@@ -542,8 +550,8 @@ def test_a_masked_unit_whose_gradient_grows_returns_and_the_count_stays():
         parameter.grad = torch.zeros_like(parameter)
     run.model.bn1.bias.grad[:] = 1e-3 / run.model.bn1.bias.detach()
     run.model.bn1.bias.grad[back] *= 1e6
-    hook.gradients(run)
-    hook.stepped(run)
+    hook.use_gradients(run)
+    hook.after_step(run)
     hook.install(run)
     assert back not in masked(run, "inner")
     assert len(masked(run, "inner")) == 3
@@ -564,7 +572,7 @@ def test_masks_are_drawn_again_every_few_steps_and_the_cut_follows_the_last():
     log = logged("gdp", run, note, dynamic=0.5, every=5)
     assert seen[:5] == [seen[0]] * 5
     assert seen[5:] == [seen[5]] * 5
-    assert seen[0]["inner"] == set(range(6)) - set(run.goal.kept()["inner"])
+    assert seen[0]["inner"] == set(range(6)) - set(run.goal.kept_units()["inner"])
     assert seen[5] != seen[0]
     assert [p.steps for p in log.phases] == [10, 10]
     assert run.counts() == HALF
@@ -572,7 +580,7 @@ def test_masks_are_drawn_again_every_few_steps_and_the_cut_follows_the_last():
 
 def test_masked_weights_are_trained():
     run = start(steps=6, optimizer=plain_sgd)
-    gone = sorted(set(range(8)) - set(run.goal.kept()["stream"]))
+    gone = sorted(set(range(8)) - set(run.goal.kept_units()["stream"]))
     before = tensors(run.model)
     list(trained(run, iter([Phase(6, hooks=(DynamicMasks(run, 100),))])))
     for name in ("bn0.weight", "bn0.bias", "bn2.weight", "bn2.bias"):

@@ -15,15 +15,16 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.procedures import loop, procedures
 from prunefront.pruners.procedures.hook import Hook, Progress
-from prunefront.pruners.procedures.masking import Masked, StraightThrough
+from prunefront.pruners.procedures.masking import MaskedWeights, StraightThrough
 from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.procedures.weights import dns as dns_module
 from prunefront.pruners.procedures.weights import lrpet, rigl, scl, sr_ste
-from prunefront.pruners.scoring import score_all
-from prunefront.pruners.units.masks import density, erk_counts, n_of_m, weights
+from prunefront.pruners.scoring import score
+from prunefront.pruners.units.masks import erk_counts, n_of_m, weights
 from tests.nets import NETS
 from tests.pruners.fixtures import MODELS, Functional, Grouped, Plain, Residual, batches, made
 from tests.pruners.plans import traced
+from tests.pruners.training import density
 
 MASKING = ("magnitude", "dns", "rigl", "scl", "snip")
 
@@ -42,7 +43,7 @@ def a_run(
 ) -> Run:
     """A run of SGD with momentum and weight decay towards a plan that drops `ratio` of every group."""
     choices = {g.name: GroupChoice("l1", ratio=ratio) for g in graph.groups if ratio}
-    goal = plan(graph, choices, score_all(model, graph, ["l1"]))
+    goal = plan(graph, choices, score(model, graph, ["l1"]))
     return Run(
         copy.deepcopy(model),
         graph,
@@ -101,7 +102,7 @@ def test_exactly_the_wanted_share_of_the_weights_stays(kind, name, steps):
     else:
         assert every - none == math.ceil(round(0.3 * every, 9))
     assert run.step == steps
-    assert run.counts() == run.wanted()
+    assert run.counts() == run.goal_counts()
 
 
 @pytest.mark.parametrize("name", ["magnitude", "dns", "rigl", "snip", "sr_ste", "lrpet"])
@@ -146,15 +147,15 @@ def test_neither_momentum_nor_weight_decay_revives_zeros():
         backward(model, batch, 0)
         optimizer.step()
     masks = {name: w.detach().abs() > w.detach().abs().median() for name, w in held.items()}
-    hook = Masked(held, masks)
+    hook = MaskedWeights(held, masks)
     run = a_run(model, graph, 3)
     for batch in batches(3, seed=5):
         optimizer.zero_grad()
         backward(model, batch, 0)
-        assert hook.gradients(run)
+        assert hook.use_gradients(run)
         assert all(not held[n].grad[~m].any() for n, m in masks.items())
         optimizer.step()
-        hook.stepped(run)
+        hook.after_step(run)
         assert all(torch.equal(held[n] != 0, m) for n, m in masks.items())
 
 
@@ -180,7 +181,7 @@ class Densities(Hook):
         self.seen: list[float] = []
         self.zero: list[dict[str, Tensor]] = []
 
-    def stepped(self, run: Progress) -> None:
+    def after_step(self, run: Progress) -> None:
         held = weights(run.model, run.graph)
         self.seen.append(density(held.values()))
         self.zero.append({name: (w == 0) for name, w in held.items()})
@@ -226,7 +227,7 @@ def test_surgery_changes_masks_outside_of_its_band_only():
     weight = torch.cat([size, -size])
     limit = torch.tensor(1.0, dtype=torch.float64)
     for before in (True, False):
-        after = dns_module.surgery(weight, torch.full((10,), before), limit)
+        after = dns_module.next_mask(weight, torch.full((10,), before), limit)
         assert after.tolist() == [False, before, before, before, True] * 2
 
 
@@ -243,7 +244,7 @@ def test_thresholds_leave_each_layer_its_part_of_the_density(seed, share):
 
 
 class Spliced(Hook):
-    """Whether a weight that was masked comes back; and that a masked weight is trained."""
+    """Records that a masked weight is trained, and that one comes back."""
 
     def __init__(self) -> None:
         self.before: dict[str, Tensor] = {}
@@ -283,7 +284,7 @@ def test_surgery_gets_more_seldom():
     hook = dns_module.Surgery(held, masks, {"first": torch.tensor(0.1)}, gamma=0.01, power=1.0)
     expected = 0.0
     for run.step in range(2000):
-        hook.stepped(run)
+        hook.after_step(run)
         expected += 1 / (1 + 0.01 * run.step)
     assert abs(masks.changes - expected) < 5 * math.sqrt(expected)
 
@@ -299,7 +300,7 @@ def test_rewiring_keeps_the_number_and_grows_where_the_gradient_is_large(seed, s
     weight = weight * mask
     there = int(mask.sum())
     number = int(move * there)
-    after = rigl.moved(weight, gradient, mask, number)
+    after = rigl.next_mask(weight, gradient, mask, number)
     assert int(after.sum()) == there
     ranked = sorted((abs(float(weight[i])), i) for i in map(tuple, mask.nonzero().tolist()))
     survivors = {i for _, i in ranked[number:]}
@@ -326,9 +327,9 @@ def test_growth_leaves_the_output_and_a_returning_weight_its_value():
     values = {n: w.detach().clone() for n, w in held.items()}
     run.model.eval()
     backward(run.model, batches()[0], 2)
-    assert hook.gradients(run) is False
+    assert hook.use_gradients(run) is False
     before_drop = run.model(inputs)
-    hook.stepped(run)
+    hook.after_step(run)
     # the drop alone: what is new stands at zero, so that growth changes nothing
     dropped = copy.deepcopy(run.model)
     for n, w in weights(dropped, run.graph).items():
@@ -353,7 +354,7 @@ class Layers(Hook):
         self.counts: list[dict[str, int]] = []
         self.weights: list[dict[str, Tensor]] = []
 
-    def stepped(self, run: Progress) -> None:
+    def after_step(self, run: Progress) -> None:
         held = weights(run.model, run.graph)
         self.counts.append({n: int((w != 0).sum()) for n, w in held.items()})
         self.weights.append({n: p.detach().clone() for n, p in run.model.named_parameters()})
@@ -374,9 +375,9 @@ def test_rigl_takes_no_step_when_it_moves_weights_and_stops_at_three_quarters():
 
 def test_rigl_share_is_half_a_cosine():
     hook = rigl.Rewire({}, {}, 1, 100, alpha=0.3)
-    assert hook.share(0) == pytest.approx(0.3)
-    assert hook.share(50) == pytest.approx(0.15)
-    assert hook.share(100) == pytest.approx(0.0)
+    assert hook.moving_share(0) == pytest.approx(0.3)
+    assert hook.moving_share(50) == pytest.approx(0.15)
+    assert hook.moving_share(100) == pytest.approx(0.0)
 
 
 # SCL
@@ -423,12 +424,12 @@ def test_a_weight_that_the_loss_ignores_is_masked_at_the_predicted_step():
     run = a_run(made(Functional), made(Functional).graph(), 1)
     for step in range(1, 20):
         weight.grad = torch.zeros_like(weight)
-        hook.gradients(run)
+        hook.use_gradients(run)
         torch.testing.assert_close(m["weight"], torch.full_like(m["weight"], 0.01 - step * rate * penalty))
         assert bool((m["weight"] >= 0).all()) == (step < 17)
     weight.grad = torch.ones_like(weight)
     m["weight"][0] = 1.0
-    hook.gradients(run)
+    hook.use_gradients(run)
     assert weight.grad.tolist() == [[1.0] * 3, [0.0] * 3]  # (∂L/∂ŵ) ⊙ mask
 
 
@@ -471,7 +472,7 @@ def test_snip_weighs_batches_by_their_images_and_needs_some():
         done = trained(a_run(model, model.graph(), 0, data=data), "snip", density=0.3)
         kept.append([w != 0 for w in weights(done, model.graph()).values()])
     assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))
-    with pytest.raises(PrunefrontError, match="no calibration batches"):
+    with pytest.raises(PrunefrontError, match="needs calibration batches"):
         trained(a_run(model, model.graph(), 0, data=[]), "snip")
 
 
@@ -512,7 +513,7 @@ def test_sr_ste_gradient_by_hand(decay):
     loss = run.model(x).square().sum() / 2
     loss.backward()
     hook.restore(run)
-    sr_ste.Refine(held, {"weight": 1}, 2, 4, decay).gradients(run)
+    sr_ste.Refine(held, {"weight": 1}, 2, 4, decay).use_gradients(run)
     out = 4.0 * 1 - 3.0 * 1000  # the masked network's
     by_hand = torch.tensor([[1.0, 10.0, 100.0, 1000.0]], dtype=torch.float64) * out
     by_hand += decay * torch.tensor([[0.0, -1.0, 2.0, 0.0]], dtype=torch.float64)
@@ -548,7 +549,7 @@ def test_sr_ste_without_groups_says_so(caplog):
 def test_transfer_keeps_the_energy_at_the_rank(seed, rows, columns, data):
     rank = data.draw(st.integers(1, min(rows, columns)))
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).double()
-    low = lrpet.transferred(matrix, rank)
+    low = lrpet.transfer_energy(matrix, rank)
     assert int(torch.linalg.matrix_rank(low)) == rank
     assert low.norm().item() == pytest.approx(matrix.norm().item())
     # the leading directions are those of the matrix
@@ -557,25 +558,27 @@ def test_transfer_keeps_the_energy_at_the_rank(seed, rows, columns, data):
 
 
 def test_a_zero_matrix_stays_zero():
-    assert not lrpet.transferred(torch.zeros(3, 4), 2).any()
+    assert not lrpet.transfer_energy(torch.zeros(3, 4), 2).any()
 
 
 def test_projection_through_a_norm_keeps_the_rank_even_for_silent_rows():
     weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(0)).double()
     scale = torch.tensor([1.0, -2.0, 0.5, 0.0, 1e-7, 3.0], dtype=torch.float64)
-    low = lrpet.projected(weight, 3, scale)
+    low = lrpet.project_weight(weight, 3, scale)
     assert int(torch.linalg.matrix_rank(low.flatten(1))) <= 3
     assert low.isfinite().all()
     a = scale[:, None]
-    expected = a / (a.square() + 1e-5) * lrpet.transferred(a * weight.flatten(1), 3)
+    expected = a / (a.square() + 1e-5) * lrpet.transfer_energy(a * weight.flatten(1), 3)
     torch.testing.assert_close(low.flatten(1), expected)
     assert not low[3].any()
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_two_factors_do_what_the_low_rank_convolution_does(stride):
-    weight = lrpet.projected(torch.randn(8, 5, 3, 3, generator=torch.Generator().manual_seed(0)).double(), 3)
-    first, second = lrpet.factorised(weight, 3)
+    weight = lrpet.project_weight(
+        torch.randn(8, 5, 3, 3, generator=torch.Generator().manual_seed(0)).double(), 3
+    )
+    first, second = lrpet.factorise(weight, 3)
     assert first.shape == (3, 5, 3, 3)
     assert second.shape == (8, 3, 1, 1)
     x = torch.randn(2, 5, 7, 7, dtype=torch.float64)
@@ -591,7 +594,7 @@ def test_two_factors_do_what_the_low_rank_convolution_does(stride):
 def test_lrpet_ends_at_its_ranks(kind, steps):
     run = a_run(made(kind), made(kind).graph(), steps, ratio=0.3)
     done = trained(run, "lrpet", ratio=0.5)
-    found = lrpet.parts(done, run.graph, 0.5)
+    found = lrpet.find_parts(done, run.graph, 0.5)
     assert found
     for part in found:
         matrix = done.get_parameter(part.weight).detach().flatten(1)
@@ -604,7 +607,7 @@ def test_lrpet_projects_at_the_end_of_every_epoch():
         def __init__(self) -> None:
             self.seen: list[int] = []
 
-        def stepped(self, run: Progress) -> None:
+        def after_step(self, run: Progress) -> None:
             matrix = run.model.conv2.weight.detach().flatten(1)
             self.seen.append(int(torch.linalg.matrix_rank(matrix, rtol=1e-9)))
 
@@ -620,18 +623,20 @@ def test_every_convolution_gets_its_own_norm():
     graph = residual.graph()
     assert lrpet.own_norm(residual, graph, "conv1.weight") == "bn1"
     assert lrpet.own_norm(residual, graph, "stem.weight") is None  # two norms on the stream
-    seen = lrpet.followers(residual, batches()[0][0])
+    seen = lrpet.following_norms(residual, batches()[0][0])
     assert seen == {"stem.weight": "bn0", "conv1.weight": "bn1", "conv2.weight": "bn2"}
     assert lrpet.own_norm(residual, graph, "stem.weight", seen) == "bn0"
     assert lrpet.own_norm(residual, graph, "conv2.weight", seen) == "bn2"
     assert lrpet.own_norm(residual, graph, "conv2.weight", {"conv2.weight": "bn1"}) is None  # another group's
     grouped = made(Grouped)
-    assert [p.weight for p in lrpet.parts(grouped, grouped.graph(), 0.7)] == []  # 1 × 1 of 3, and conv groups
+    assert [
+        p.weight for p in lrpet.find_parts(grouped, grouped.graph(), 0.7)
+    ] == []  # 1 × 1 of 3, and conv groups
 
 
 def test_norms_of_a_traced_network_are_paired_by_the_graph_and_what_is_seen():
     model, inputs = NETS["ResNetProjection"]()
-    graph, seen = traced("ResNetProjection"), lrpet.followers(model, inputs)
+    graph, seen = traced("ResNetProjection"), lrpet.following_norms(model, inputs)
     convs = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)]
     for name in convs:
         sibling = name.replace("conv", "bn") if "conv" in name else name[: -len("0")] + "1"

@@ -11,9 +11,9 @@ from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.allocators import Terms, allocators
 from prunefront.pruners.cut.surgery import mask
-from prunefront.pruners.graph.single_cuts import RATIOS, cuts
+from prunefront.pruners.graph.single_cuts import RATIOS, dropped_counts
 from prunefront.pruners.plan.decide import keep_counts, plan
-from prunefront.pruners.scoring import score_all
+from prunefront.pruners.scoring import score
 from prunefront.pruners.statistics import collect, merge, run, tasks
 from prunefront.pruners.trace.tracer import trace
 from tests.nets import NETS
@@ -23,14 +23,14 @@ from tests.pruners.fixtures import MODELS, Plain, batches, made
 def brute(model, graph, data) -> dict[str, list[float]]:
     """Rise of the loss over all images in one batch, group by group and ratio by ratio."""
     x, y = torch.cat([x for x, _ in data]), torch.cat([y for _, y in data])
-    norms = score_all(model, graph, ("l2",))["l2"]
+    norms = score(model, graph, ("l2",))["l2"]
     rises = {}
     with torch.no_grad():
         dense = float(F.cross_entropy(model(x), y))
         for g in graph.groups:
             ranked = np.argsort(norms[g.name], kind="stable")
             rises[g.name] = []
-            for gone in cuts(g.units):
+            for gone in dropped_counts(g.units):
                 kept = pattern(sorted(ranked[gone:].tolist()))
                 planned = plan(graph, {g.name: GroupChoice("none", ratio=gone / g.units, keep=kept)}, {})
                 rises[g.name].append(float(F.cross_entropy(mask(model, graph, planned)(x), y)) - dense)

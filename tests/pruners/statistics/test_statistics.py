@@ -127,7 +127,7 @@ def test_gates_of_bare_parameters_are_told_apart_or_the_field_does_not_apply():
         parameters=(*graph.parameters, "second_first"),
     )
     assert separate_gates(graph.groups[0], graph) is None
-    assert "which of its module's weights" in first_order.fields["member_gradient"](graph.groups[0], graph)
+    assert "several weights of its module" in first_order.fields["member_gradient"](graph.groups[0], graph)
     only = dataclasses.replace(graph.groups[0], members=graph.groups[0].members[:2])
     assert separate_gates(only, graph) == ((only.members[0],), (only.members[1],))
 
@@ -350,7 +350,7 @@ def test_a_map_that_is_changed_in_place_after_it_was_read_is_named():
 
 
 def outcome(model: nn.Module, graph, data, needs):
-    """What is found, or why nothing is."""
+    """Returns the values, or the reason why there are none."""
     try:
         return dict(collect(model, graph, data, needs).values)
     except PrunefrontError as error:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.layers import Part
-from prunefront.pruners.storage import codebook, places, positions, sizes
+from prunefront.pruners.storage import places, positions, sizes
 from prunefront.pruners.storage.bits import pack_bits, unpack_bits
 from prunefront.pruners.storage.file import load, pack, save, unpack
 from prunefront.pruners.storage.huffman import canonical, code_lengths, read_huffman, write_huffman
@@ -189,7 +189,9 @@ def test_the_formula_without_counts_is_within_a_hundredth(width: int, bits: int,
 
 
 def payload_bits(*stored: Part) -> int:
-    return 8 * sum(e.bytes for part in stored for e in sizes.entries("w", part, sizes.expected(part)))
+    return 8 * sum(
+        e.bytes for part in stored for e in sizes.file_entries("w", part, sizes.expected_counts(part))
+    )
 
 
 def test_sizes_in_bits_are_those_of_the_table() -> None:
@@ -234,11 +236,11 @@ def test_a_code_that_does_not_fit_is_not_cut_short() -> None:
 
 def test_gaps_and_fillers_worked_by_hand() -> None:
     found = np.array([0, 9])  # zeros before: 0 and 8 = 3 + 3 + 2
-    assert positions.count(found).fillers[:3] == (2, 1, 0)
+    assert positions.count_gaps(found).fillers[:3] == (2, 1, 0)
     body = positions.write_body(found, 10, 2)
     assert body.tolist() == [0b10_11_11_00]
     assert positions.write_body(found, 10, 3).tolist() == [0b01_111_000, 0b1111111_0]  # filled up with ones
-    assert positions.write_positions(found, 10, positions.count(found)).tolist() == [2, *body]
+    assert positions.write_positions(found, 10, positions.count_gaps(found)).tolist() == [2, *body]
 
 
 @given(
@@ -251,20 +253,20 @@ def test_positions_come_back_by_every_way_and_take_the_shortest(stored: set[int]
         bodies.append(positions.write_body(found, 800, way))
         assert (positions.read_positions(np.append(np.uint8(way), bodies[-1]), 800) == found).all()
     shortest = min(len(body) for body in bodies)
-    assert len(positions.write_positions(found, 800, positions.count(found))) == 1 + shortest
+    assert len(positions.write_positions(found, 800, positions.count_gaps(found))) == 1 + shortest
     for lines, length in ((rows, 800 // rows), (800 // rows, rows)):  # compressed rows, and columns
-        index = lines * sizes.width(length + 1) + len(stored) * sizes.width(length)
+        index = lines * sizes.bits_below(length + 1) + len(stored) * sizes.bits_below(length)
         assert 8 * (shortest - 1) < index
 
 
 def test_places_of_a_team() -> None:
     part = Part((1, 8), form="n_of_m", kept=4, team=4)
     nonzero = np.array([[0, 1, 0, 1, 0, 0, 0, 1]], bool)
-    chosen = places.choose(nonzero, part)
+    chosen = places.choose_places(nonzero, part)
     assert chosen.tolist() == [[1, 3], [0, 3]]  # a team of one takes its first zero too
     assert places.write_places(chosen, part).tolist() == [0b11_00_11_01]
     with pytest.raises(PrunefrontError, match="3 of 4 positions"):
-        places.choose(np.array([[1, 1, 0, 1, 0, 0, 0, 0]], bool), part)
+        places.choose_places(np.array([[1, 1, 0, 1, 0, 0, 0, 0]], bool), part)
     with pytest.raises(PrunefrontError, match="ascend"):
         places.read_places(np.array([0b11_00_01_11], np.uint8), part)
 
@@ -296,9 +298,11 @@ def test_huffman_codes_are_prefix_free_and_within_a_bit_of_entropy(counts: np.nd
     mean, entropy = float(counts @ lengths / total), float(-(present / total) @ np.log2(present / total))
     assert entropy - 1e-9 <= mean < entropy + 1
     assert counts @ lengths == heap_total(present.tolist())
-    symbols, words = canonical(lengths)
+    symbols, codewords = canonical(lengths)
     longest = int(lengths.max())
-    texts = [f"{word:0{longest}b}"[: lengths[symbol]] for symbol, word in zip(symbols, words, strict=True)]
+    texts = [
+        f"{word:0{longest}b}"[: lengths[symbol]] for symbol, word in zip(symbols, codewords, strict=True)
+    ]
     assert not any(b.startswith(a) for a in texts for b in texts if a is not b)
 
 
@@ -352,54 +356,6 @@ def test_a_table_of_no_complete_code_is_refused(lengths: list[int]) -> None:
     )
     with pytest.raises(PrunefrontError, match="Huffman"):
         read_huffman(stream, 2, 8)
-
-
-# --- codebooks
-
-
-def test_well_separated_weights_get_their_own_centroids() -> None:
-    means = torch.tensor([-3.0, -1.0, 1.0, 2.5])
-    weight = (means[:, None] + torch.tensor([-0.1, 0.0, 0.1])).flatten()
-    found = codebook.fit(weight, 2)
-    torch.testing.assert_close(found, means)
-    assert codebook.codes(weight, found).tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
-
-
-@settings(max_examples=40)
-@given(seed=st.integers(0, 99), bits=st.integers(1, 5), pruned=st.booleans())
-def test_lloyd_never_loses_and_what_is_pruned_stays_pruned(seed: int, bits: int, pruned: bool) -> None:
-    weight = torch.randn(40, 5, generator=torch.Generator().manual_seed(seed))
-    if pruned:
-        weight = weight * (weight.abs() > 0.5)
-    errors = []
-    for iterations in range(6):
-        book = codebook.fit(weight, bits, iterations=iterations)
-        codes = codebook.codes(weight, book)
-        decoded = codebook.decode(codes, book)
-        assert torch.equal(decoded, codebook.decode(codebook.codes(decoded, book), book))
-        assert torch.equal(decoded[weight == 0], weight[weight == 0])
-        distance = (weight.flatten()[:, None].double() - book.double()).abs()
-        assert torch.equal(
-            (decoded - weight).double().abs().flatten(), distance.min(1).values.float().double()
-        )
-        errors.append(float((decoded - weight).square().sum()))
-    assert len(book) == 1 << bits
-    assert all(later <= earlier + 1e-4 for earlier, later in pairwise(errors))
-
-
-def test_codebooks_of_nothing_and_of_one_value() -> None:
-    assert codebook.fit(torch.zeros(3), 2).tolist() == [0.0] * 4
-    assert codebook.fit(torch.full((3,), 0.7), 2).tolist() == [torch.tensor(0.7).item()] * 4
-
-
-def test_the_gradient_of_a_centroid_is_that_of_its_members() -> None:
-    book = torch.randn(8, dtype=torch.float64, requires_grad=True)
-    codes, factor = torch.randint(0, 8, (6, 5)), torch.randn(6, 5, dtype=torch.float64)
-    weight = codebook.decode(codes, book)
-    weight.retain_grad()
-    (weight * factor).square().sum().backward()
-    assert weight.grad is not None
-    torch.testing.assert_close(codebook.centroid_gradient(weight.grad, codes, 8), book.grad)
 
 
 # --- what is refused
@@ -465,10 +421,10 @@ W2 = Part((4, 8), bits=2)
 @pytest.mark.parametrize(
     ("state", "part", "message"),
     [
-        (torch.full((4, 8), 0.3), W2, "'w': its values are not those of 2-bit codes"),
+        (torch.full((4, 8), 0.3), W2, "'w': no 2-bit codes stand for its values"),
         (torch.full((4, 8), 0.5), W2, "integers from 4 to 4, where 0 to 3"),
         (torch.full((4, 8), torch.nan), W2, "integers from"),
-        (torch.zeros(4, 8).double(), W2, "not those of 2-bit codes"),
+        (torch.zeros(4, 8).double(), W2, "no 2-bit codes"),
         (torch.ones(4, 8), W32, "32 of its values are not zero, where 4 may be"),
         (torch.zeros(8, 4), W32, r"shape \(8, 4\), where the layout has value of shape \(4, 8\)"),
         (torch.zeros(4, 8, dtype=torch.int64), W32, "torch.int64"),
@@ -493,7 +449,7 @@ def test_a_state_that_is_not_as_its_layout_says_is_not_stored(
         ("w#codes", Part((2,)), "name holds '#'"),
         ("w", Part((1 << 40,), "float"), "1099511627776 stored elements"),
         ("w", Part((-1, -1), kept=1), "whole numbers"),
-        ("w", Part((2,), bits=17), "17 bits"),
+        ("w", Part((2,), bits=17), "bit width of 17"),
         ("w", Part((2,), bits=True), "whole numbers"),
         ("w", Part((2,), "index", 0), "below 0"),
         ("w", Part((2,), "float", width=3), "3 bytes"),

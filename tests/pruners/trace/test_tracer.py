@@ -1,4 +1,4 @@
-"""What the channel graph says: complete, consistent, plain data; and what is refused, by name."""
+"""Tests of the channel graph: complete, consistent, plain data; networks that are refused, by name."""
 
 import json
 import pickle
@@ -15,7 +15,7 @@ from prunefront.errors import NotTraceable, UnknownName, UnsupportedOp
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.trace.rules import RULES, rule
 from prunefront.pruners.trace.tracer import trace
-from prunefront.pruners.units.applies import residual
+from prunefront.pruners.units.applies import several_writers
 from tests.nets import NETS, conv_bn
 from tests.pruners.plans import traced
 
@@ -155,8 +155,8 @@ def test_a_depthwise_convolution_passes_on_what_another_layer_wrote() -> None:
     assert all(graph.shapes[name][1] == 1 for name in graph.depthwise)
     passed = [g for g in graph.groups if any(m.tensor in graph.depthwise for m in g.members)]
     assert passed
-    assert any(residual(g, graph) is None for g in passed)
-    assert residual(traced("ResNetOptionA").groups[0], traced("ResNetOptionA")) is not None
+    assert any(several_writers(g, graph) is None for g in passed)
+    assert several_writers(traced("ResNetOptionA").groups[0], traced("ResNetOptionA")) is not None
 
 
 class Mixing(nn.Module):
@@ -441,7 +441,7 @@ def test_a_wrong_channel_does_not_hide_behind_weights_that_start_at_zero() -> No
 
 
 class Careful(nn.Module):
-    """What a forward may do beside computing: work in place, insist on a number type, mark places as infinite."""
+    """Side effects that a forward may have: it works in place, insists on a number type, marks places as infinite."""
 
     def __init__(self, how: str) -> None:
         super().__init__()

@@ -8,10 +8,11 @@ from torch import nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.units import masks
-from prunefront.pruners.units.masks import counts, erdos_renyi_kernel, keep_largest, n_of_m
+from prunefront.pruners.units.masks import erdos_renyi_kernel, keep_largest, n_of_m, whole_counts
 from tests.nets import NETS
 from tests.pruners.fixtures import MODELS, Functional, made
 from tests.pruners.plans import traced
+from tests.pruners.training import density
 
 SHAPES = st.one_of(
     st.tuples(st.integers(1, 40), st.integers(1, 40)),
@@ -70,8 +71,8 @@ def test_density_has_a_range(density):
 
 
 def test_a_count_is_not_off_by_a_rounding_error():
-    assert masks.count(0.07, 100) == 7  # 0.07 · 100 is a little above 7
-    assert masks.count(0.1, 1000) == 100
+    assert masks.kept_count(0.07, 100) == 7  # 0.07 · 100 is a little above 7
+    assert masks.kept_count(0.1, 1000) == 100
 
 
 @given(
@@ -89,7 +90,7 @@ def test_erdos_renyi_kernel_makes_the_density_and_follows_its_law(shapes, densit
     if epsilons:  # one ε for all; what is full would be more than full
         assert epsilons == pytest.approx([epsilons[0]] * len(epsilons))
         assert all(epsilons[0] * raw[n] >= 1 - 1e-9 for n in named if found[n] >= 1)
-    whole = counts(named, found)
+    whole = whole_counts(named, found)
     assert 0 <= sum(whole.values()) - density * sum(size.values()) < 1 + 1e-6
     assert all(abs(whole[n] - found[n] * size[n]) < 1 and whole[n] <= size[n] for n in named)
 
@@ -134,7 +135,7 @@ def test_the_weights_of_a_graph_by_hand(kind):
     model = made(kind)
     found = masks.weights(model, model.graph())
     assert set(found) == {n for n, p in model.named_parameters() if p.ndim > 1}
-    assert masks.density(found.values()) == 1.0
+    assert density(found.values()) == 1.0
 
 
 def test_weights_are_those_of_products_alone():

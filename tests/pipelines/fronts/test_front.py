@@ -1,7 +1,8 @@
-"""The front as table, page and picture, and the choice of a point against an exhaustive search."""
+"""The front as JSON, table, page and picture, and the choice of a network against an exhaustive search."""
 
 import json
 import math
+from dataclasses import FrozenInstanceError, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -10,24 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
+from pydantic import ValidationError
 from rich.console import Console
 
-from prunefront.pipelines.fronts.page import (
-    FrontRow,
-    ReportError,
-    controls_table,
-    figure,
-    read,
-    select,
-    table,
-    to_json,
-    write_html,
-    write_png,
-)
+from prunefront.pipelines.fronts.choice import find_row, select
+from prunefront.pipelines.fronts.figure import figure
+from prunefront.pipelines.fronts.front import Front
+from prunefront.pipelines.fronts.page import write_html
+from prunefront.pipelines.fronts.picture import write_png
+from prunefront.pipelines.fronts.row import FrontError, FrontRow, read_rows
+from prunefront.pipelines.fronts.table import controls_table, table
 from prunefront.search.outcomes.measurement import OBJECTIVES
 
 
-def row(key: str, kept: float, accuracy: float, **other: Any) -> dict[str, Any]:
+def data(key: str, kept: float, accuracy: float, **other: Any) -> dict[str, Any]:
     return {
         "key": key,
         "accuracy": accuracy,
@@ -48,16 +45,17 @@ def row(key: str, kept: float, accuracy: float, **other: Any) -> dict[str, Any]:
     }
 
 
-ROWS = [
-    row("dense", 1.0, 0.917),
-    row("0123456789abcdef", 0.25, 0.871),
-    row("fedcba9876543210", 0.5, 0.912),
-    row("00112233445566ff", 0.6, 0.905, on_test_front=False),
+DATA = [
+    data("dense", 1.0, 0.917),
+    data("0123456789abcdef", 0.25, 0.871),
+    data("fedcba9876543210", 0.5, 0.912),
+    data("00112233445566ff", 0.6, 0.905, on_test_front=False),
 ]
+ROWS = read_rows(DATA)
 
 kept = st.floats(0.01, 1.0)
 fronts = st.lists(st.tuples(kept, st.floats(0, 1)), min_size=1, max_size=12).map(
-    lambda points: [row(f"k{i}", *point) for i, point in enumerate(points)]
+    lambda points: read_rows([data(f"k{i}", *point) for i, point in enumerate(points)])
 )
 
 
@@ -75,57 +73,86 @@ def test_the_table_fits_the_terminal(width: int) -> None:
 
 
 def test_json_round_trip() -> None:
-    rows = read(json.loads(to_json(ROWS)))
-    assert rows == read(ROWS)
-    assert [r.latency_ms for r in rows] == sorted(r["latency_ms"] for r in ROWS)
-    assert set(ROWS[0]) <= set(rows[0].to_json())
+    front = Front.from_json(DATA)
+    assert list(front) == ROWS
+    assert len(front) == 4
+    assert Front.from_json(json.loads(json.dumps(front.to_json()))) == front
+    assert [r.latency_ms for r in front] == sorted(r["latency_ms"] for r in DATA)
+    assert all(was.items() <= row.to_json().items() for row in front for was in DATA if was["key"] == row.key)
+
+
+def test_a_front_is_in_order_and_whole_however_it_is_made() -> None:
+    assert Front(tuple(reversed(ROWS))).rows == tuple(ROWS)
+    with pytest.raises(FrontError, match="at least one row"):
+        Front(())
+    with pytest.raises(FrontError, match="holds dense more than once"):
+        Front((ROWS[-1], ROWS[-1]))
+
+
+def test_a_row_that_cannot_be_is_not_made() -> None:
+    with pytest.raises(ValidationError, match="less than or equal to 1"):
+        replace(ROWS[0], accuracy=91.7)
+    with pytest.raises(FrozenInstanceError):
+        ROWS[0].accuracy = 0.5  # type: ignore[misc]  # that it cannot be set is what is tested
 
 
 @pytest.mark.parametrize(
-    ("data", "says"),
+    ("content", "says"),
     [
         (None, "list of at least one row"),
         ([], "list of at least one row"),
         ("front", "list of at least one row"),
-        ([3], "row None .*dictionary"),
+        ([3], "row None .*object"),
         ([{"key": "a1"}], "row 'a1' .*accuracy: Field required"),
-        ([{**ROWS[0], "accuracy": 91.7}], "row 'dense' .*accuracy: .*less than or equal to 1"),
-        ([{**ROWS[0], "accuracy": "0.9"}], "accuracy: .*number"),
-        ([{**ROWS[0], "latency_ms": math.nan}], "latency_ms: .*finite"),
-        ([{**ROWS[0], "macs": -1}], "macs: .*greater than or equal to 0"),
-        ([{**ROWS[0], "achieved": {"conv": "half"}}], "achieved.conv: .*number"),
-        ([ROWS[0], ROWS[0]], "holds dense more than once"),
+        ([{**DATA[0], "accuracy": 91.7}], "row 'dense' .*accuracy: .*less than or equal to 1"),
+        ([{**DATA[0], "accuracy": "0.9"}], "accuracy: .*number"),
+        ([{**DATA[0], "latency_ms": math.nan}], "latency_ms: .*finite"),
+        ([{**DATA[0], "macs": -1}], "macs: .*greater than or equal to 0"),
+        ([{**DATA[0], "achieved": {"conv": "half"}}], "achieved.conv: .*number"),
+        ([DATA[0], DATA[0]], "holds dense more than once"),
     ],
 )
-def test_what_is_no_front_is_refused(data: object, says: str) -> None:
-    with pytest.raises(ReportError, match=says) as caught:
-        read(data)
+def test_what_is_no_front_is_refused(content: object, says: str) -> None:
+    with pytest.raises(FrontError, match=says) as caught:
+        read_rows(content)
     assert "\n" not in str(caught.value)
 
 
 @given(fronts, st.floats(0.01, 5), st.floats(0, 1), st.sampled_from(sorted(OBJECTIVES)))
 def test_select_agrees_with_exhaustive_search(
-    rows: list[dict[str, Any]], latency: float, accuracy: float, best: str
+    rows: list[FrontRow], latency: float, accuracy: float, best: str
 ) -> None:
     under = {"latency_ms": latency, "accuracy": accuracy}
-    fit = [r for r in rows if r["latency_ms"] <= latency and r["accuracy"] <= accuracy]
+    fit = [r for r in rows if r.latency_ms <= latency and r.accuracy <= accuracy]
     if not fit:
-        with pytest.raises(ReportError, match="smallest"):
+        with pytest.raises(FrontError, match="smallest"):
             select(rows, under, best)
         return
     chosen = select(rows, under, best)
     assert chosen in fit
     extreme = max if OBJECTIVES[best].direction == "max" else min
-    assert chosen[best] == extreme(r[best] for r in fit)
+    assert getattr(chosen, best) == extreme(getattr(r, best) for r in fit)
 
 
 def test_select_says_what_is_possible() -> None:
-    with pytest.raises(ReportError, match=r"smallest latency_ms possible is 1 \(asked: 0.5\)"):
+    with pytest.raises(FrontError, match=r"smallest latency_ms possible is 1 \(asked: 0.5\)"):
         select(ROWS, {"latency_ms": 0.5}, "accuracy")
-    with pytest.raises(ReportError, match="did you mean 'latency_ms'"):
+    with pytest.raises(FrontError, match="did you mean 'latency_ms'"):
         select(ROWS, {"latncy_ms": 2}, "accuracy")
-    with pytest.raises(ReportError, match=r"did you mean 'accuracy'.*known: accuracy, latency_ms"):
+    with pytest.raises(FrontError, match=r"did you mean 'accuracy'.*known: accuracy, latency_ms"):
         select(ROWS, {}, "acuracy")
+    with pytest.raises(FrontError, match=r"the nearest is 0123456789abcdef: latency_ms 1, accuracy 0\.871$"):
+        Front(tuple(ROWS)).best({"latency_ms": 0.9, "accuracy": 0.88})
+    assert Front(tuple(ROWS)).best().key == "dense"
+    assert Front(tuple(ROWS)).best({"latency_ms": 2.5}).key == "fedcba9876543210"
+    assert Front(tuple(ROWS)).best(by="size_bytes").key == "0123456789abcdef"
+
+
+def test_a_key_may_be_cut_short() -> None:
+    assert find_row(ROWS, "fed").key == "fedcba9876543210"
+    assert find_row([*ROWS, replace(ROWS[-1], key="dense-finetuned")], "dense") == ROWS[-1]
+    with pytest.raises(FrontError, match="2 rows of the front have a key that begins with '0'"):
+        find_row(ROWS, "0")
 
 
 def test_the_page_needs_no_network(tmp_path: Path) -> None:
@@ -135,7 +162,7 @@ def test_the_page_needs_no_network(tmp_path: Path) -> None:
     assert "cdn.plot.ly/plotly" not in text
     assert "no network meets macs &lt;= 1%" in text
     assert "<title>a &lt;b&gt; &amp; study</title>" in text
-    assert all(r["key"] in text for r in ROWS)
+    assert all(r.key in text for r in ROWS)
     assert "<b> group" not in text
 
 
@@ -149,14 +176,14 @@ def test_the_figure_shows_every_row_with_its_interval() -> None:
             trace.x, trace.y, trace.error_y.array, trace.error_y.arrayminus, strict=True
         )
     }
-    assert set(points) == {(round(r["latency_ms"], 6), round(100 * r["accuracy"], 6)) for r in ROWS}
+    assert set(points) == {(round(r.latency_ms, 6), round(100 * r.accuracy, 6)) for r in ROWS}
     assert all(value == pytest.approx((1.0, 1.0)) for value in points.values())
     stairs = next(trace for trace in drawn.data if trace.mode == "lines")
     assert list(stairs.y) == pytest.approx([87.1, 91.2, 91.7])
 
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:1], ROWS[1:2]])
-def test_the_picture_is_drawn(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_the_picture_is_drawn(rows: list[FrontRow], tmp_path: Path) -> None:
     write_png(rows, tmp_path / "front.png")
     pixels = imread(tmp_path / "front.png")
     assert pixels.shape == (720, 1650, 4)
@@ -165,16 +192,16 @@ def test_the_picture_is_drawn(rows: list[dict[str, Any]], tmp_path: Path) -> Non
 
 
 def test_rows_from_measurements_may_hold_whole_floats() -> None:
-    assert FrontRow.from_json({**ROWS[0], "macs": 41e6}).macs == 41_000_000
-    with pytest.raises(ReportError, match="macs"):
-        FrontRow.from_json({**ROWS[0], "macs": 1.5})
+    assert FrontRow.from_json({**DATA[0], "macs": 41e6}).macs == 41_000_000
+    with pytest.raises(FrontError, match="macs"):
+        FrontRow.from_json({**DATA[0], "macs": 1.5})
 
 
 def test_controls_stand_beside_the_network_that_they_are_compared_with() -> None:
-    rival = row(
+    rival = data(
         "scratch_e-fedcba9876543210", 0.5, 0.902, control="scratch_e", of="fedcba9876543210", epochs=30
     )
-    rows = [*ROWS, rival]
+    rows = read_rows([*DATA, rival])
     assert controls_table(ROWS) is None
     drawn = controls_table(rows)
     assert drawn is not None
@@ -189,4 +216,4 @@ def test_controls_stand_beside_the_network_that_they_are_compared_with() -> None
     console = Console(file=StringIO(), width=80)
     console.print(table(rows))
     assert "scratch_e" not in console.file.getvalue()  # type: ignore[attr-defined]
-    assert read(rows)[0].control == ""
+    assert rows[0].control == ""

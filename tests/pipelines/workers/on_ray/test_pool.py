@@ -15,7 +15,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.patience import NoWorkers, Patience
 from prunefront.pipelines.config.sections import ClusterSection
 from prunefront.pipelines.workers.on_ray.pool import STILLBORN, ScoringPool
-from prunefront.pipelines.workers.on_ray.trials import WaitsForWorkers
+from prunefront.pipelines.workers.on_ray.trials import WaitForWorkers
 from prunefront.pipelines.workers.scoring import Scored
 from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome
 
@@ -125,7 +125,7 @@ class Never(tune.Trainable):
 def test_trials_without_a_worker_are_not_waited_for_for_ever(tmp_path: Path) -> None:
     """Ray Tune alone would."""
     patience = Patience(ClusterSection(cpus_per_worker=3), seconds=0.5)
-    run = tune.RunConfig(storage_path=str(tmp_path), verbose=0, callbacks=[WaitsForWorkers(patience)])
+    run = tune.RunConfig(storage_path=str(tmp_path), verbose=0, callbacks=[WaitForWorkers(patience)])
     with pytest.raises(NoWorkers, match=r"one asks for 3 CPUs .* go on with --resume"):
         tune.Tuner(tune.with_resources(Never, {"cpu": 3}), run_config=run).fit()
 

@@ -11,14 +11,14 @@ from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import StudyConfig, TrackingSection
 from prunefront.pipelines.journal.journal import Journal, StudyRunning, lock
 from prunefront.pipelines.journal.layout import JOURNAL
-from prunefront.pipelines.recovery.owner import NotOurs, owner_of
-from prunefront.pipelines.recovery.place import Held, held, take
-from prunefront.pipelines.recovery.snapshot import TakenOver
+from prunefront.pipelines.recovery.claim import Ownership, claim_study, keep_ownership
+from prunefront.pipelines.recovery.owner import NotOurs, read_owner
+from prunefront.pipelines.recovery.state_store import TakenOver
 from prunefront.pipelines.stores.folder import DirectoryStore
 from prunefront.pipelines.stores.memory import MemoryStore
 from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.store import ArtifactStore
-from prunefront.pipelines.study.find import kept_config
+from prunefront.pipelines.study.find import load_config
 from prunefront.pipelines.study.folder import open_folder
 from prunefront.search.space.candidate import Candidate
 
@@ -40,19 +40,19 @@ def study(machine: Path, uri: Path | None, name: str = "digits", **artifacts: ob
 @contextmanager
 def running(
     config: StudyConfig, *, resume: bool = False, fresh: bool = False, said: list[str] | None = None
-) -> Iterator[tuple[Held, Journal]]:
+) -> Iterator[tuple[Ownership, Journal]]:
     """What `run.run` does before and after its stages."""
     lines = [] if said is None else said
     with lock(config.path):
         store = open_store(config.artifact_uri)
         store.probe()
-        custody = take(config, store, lines.append, resume=resume, fresh=fresh)
+        claim = claim_study(config, store, lines.append, resume=resume, fresh=fresh)
         open_folder(config, resume=resume, fresh=fresh)
         with (
-            held(custody, config, store, lines.append) as ours,
-            Journal(config.path / JOURNAL, guard=ours.check) as journal,
+            keep_ownership(claim, config, store, lines.append) as ownership,
+            Journal(config.path / JOURNAL, guard=ownership.check) as journal,
         ):
-            yield ours, journal
+            yield ownership, journal
 
 
 def prepare(config: StudyConfig) -> None:
@@ -99,7 +99,7 @@ def test_no_password_goes_to_the_store(tmp_path: Path) -> None:
         journal.append("asked", candidate=NOTHING)
     assert not any(b"never-stored" in p.read_bytes() for p in shared.rglob("*") if p.is_file())
     with running(second, resume=True):
-        assert kept_config(second.path).tracking_uri == kept_config(first.path).tracking_uri
+        assert load_config(second.path).tracking_uri == load_config(first.path).tracking_uri
     other = second.model_copy(update={"tracking": TrackingSection(uri="postgresql://me:x@elsewhere/mlflow")})
     with pytest.raises(PrunefrontError, match=r"another tracking\.uri"), running(other, resume=True):
         pass
@@ -115,14 +115,14 @@ def test_who_runs_is_left_alone_and_who_was_left_ends(tmp_path: Path) -> None:
             with pytest.raises(StudyRunning, match=r"is running elsewhere.*run 1 on"), running(second, **how):
                 pass
         store = open_store(first.artifact_uri)
-        owner = owner_of(store)
+        owner = read_owner(store)
         assert owner is not None
         store.delete(f"state/{owner.id}/heartbeat.json")  # as a minute without one
         with running(third, fresh=True):
             pass
         with pytest.raises(NotOurs, match="no front is written there"):
             ours.check_now()
-    assert owner_of(store) != owner
+    assert read_owner(store) != owner
     with pytest.raises(NotOurs, match="not the search that"), running(first, resume=True):
         pass
 
@@ -134,7 +134,7 @@ def test_a_run_that_was_taken_over_writes_no_more(tmp_path: Path) -> None:
         prepare(first)
         journal.append("asked", candidate=NOTHING, n=1)
         store = open_store(first.artifact_uri)
-        owner = owner_of(store)
+        owner = read_owner(store)
         assert owner is not None
         store.delete(f"state/{owner.id}/heartbeat.json")
         with running(second, resume=True):
@@ -158,17 +158,17 @@ def test_a_start_that_is_repeated_asks_for_nothing(tmp_path: Path) -> None:
 def test_a_study_of_its_own_folder_is_as_it_was(tmp_path: Path) -> None:
     config = study(tmp_path, None)
     with running(config) as (ours, journal):
-        assert ours.mirror is None
+        assert ours.uploader is None
         journal.append("asked", candidate=NOTHING, n=1)
         prepare(config)
         ours.check_now()
-    first = owner_of(open_store(config.artifact_uri))
+    first = read_owner(open_store(config.artifact_uri))
     assert not (config.path / "artifacts" / "state").exists()
     with running(config, resume=True) as (_, journal):
         assert [e["n"] for e in journal.events] == [1]
     with running(config, fresh=True) as (_, journal):
         assert journal.events == []
-    assert owner_of(open_store(config.artifact_uri)) != first
+    assert read_owner(open_store(config.artifact_uri)) != first
 
 
 def test_without_state_there_a_study_is_gone_on_with_where_it_is(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_store_that_keeps_no_conditions_is_said_once(tmp_path: Path) -> None:
     config.path.mkdir(parents=True)
     said: list[str] = []
     store: ArtifactStore = Careless(tmp_path / "store")
-    take(config, store, said.append, resume=False, fresh=False)
+    claim_study(config, store, said.append, resume=False, fresh=False)
     (line,) = said
     assert line.startswith(f"{store.uri} does not refuse to write over what is there (If-None-Match)")
 
@@ -207,4 +207,4 @@ def test_an_outage_is_not_taken_for_somebody_else(tmp_path: Path) -> None:
 
     config = study(tmp_path, None)
     with running(config) as (ours, _):
-        Held(Away(), ours.owner, None).check_now()
+        Ownership(Away(), ours.owner, None).check_now()

@@ -11,9 +11,9 @@ from ray import tune
 from ray.tune.search import Searcher as TuneSearcher
 from ray.tune.search.optuna import OptunaSearch
 
-from prunefront.pipelines.cluster.connect import connected
+from prunefront.pipelines.cluster.connect import connect
 from prunefront.pipelines.config.sections import ClusterSection
-from prunefront.pipelines.workers.judge import EPOCH, MEASURED, OUTCOME, Reached
+from prunefront.pipelines.workers.judge import EPOCH, MEASURED, OUTCOME, Judge, Reached
 from prunefront.pipelines.workers.on_ray.scheduler import HalvingScheduler
 from prunefront.pipelines.workers.on_ray.trials import Guard, SearcherAdapter
 from prunefront.search.outcomes.measurement import OBJECTIVES, Failure, Measurement, Outcome
@@ -44,7 +44,7 @@ def result(epoch: int, accuracy: float, macs: float) -> dict[str, Any]:
 
 def test_a_verdict_is_told_once_and_stands_when_tune_starts_a_trial_again() -> None:
     reached: list[Reached] = []
-    made = HalvingScheduler(Rungs(PAIR, levels=(1, 2), keep=0.5, probes=0), reached.append)
+    made = HalvingScheduler(Judge(Rungs(PAIR, levels=(1, 2), keep=0.5, probes=0), reached.append))
     good, poor = Trial("good"), Trial("poor", recovers=True)
     assert made.on_trial_result(None, good, result(1, 0.9, 10)) == "CONTINUE"
     assert made.on_trial_result(None, poor, result(2, 0.5, 20)) == "CONTINUE"
@@ -59,7 +59,7 @@ def test_a_verdict_is_told_once_and_stands_when_tune_starts_a_trial_again() -> N
 
 
 def test_what_is_no_rung_and_what_is_not_whole_yet_goes_on() -> None:
-    made = HalvingScheduler(Rungs(PAIR, levels=(1,), keep=0.5, probes=0))
+    made = HalvingScheduler(Judge(Rungs(PAIR, levels=(1,), keep=0.5, probes=0), lambda reached: None))
     made.on_trial_result(None, Trial("good"), result(1, 0.9, 10))
     assert made.on_trial_result(None, Trial("poor"), {EPOCH: 1, "accuracy": 0.1}) == "CONTINUE"
     assert made.on_trial_result(None, Trial("poor"), result(3, 0.1, 20)) == "CONTINUE"
@@ -68,7 +68,7 @@ def test_what_is_no_rung_and_what_is_not_whole_yet_goes_on() -> None:
 
 @pytest.mark.parametrize("how", ["error", "failure"])
 def test_a_trial_that_failed_for_good_stops_nobody(how: str) -> None:
-    made = HalvingScheduler(Rungs(PAIR, levels=(1,), keep=0.5, probes=0))
+    made = HalvingScheduler(Judge(Rungs(PAIR, levels=(1,), keep=0.5, probes=0), lambda reached: None))
     made.on_trial_result(None, Trial("good"), result(1, 0.9, 10))
     if how == "error":
         made.on_trial_error(None, Trial("good"))
@@ -79,7 +79,7 @@ def test_a_trial_that_failed_for_good_stops_nobody(how: str) -> None:
 
 
 def test_tune_snapshots_hold_nothing_of_ours(tmp_path: Path) -> None:
-    made = HalvingScheduler(Rungs(PAIR, levels=(1,), keep=0.5), lambda reached: None)
+    made = HalvingScheduler(Judge(Rungs(PAIR, levels=(1,), keep=0.5), lambda reached: None))
     made.save(str(tmp_path / "saved"))
     assert (tmp_path / "saved").read_text() == "{}"
     assert made.__getstate__() == {}
@@ -146,8 +146,8 @@ def test_it_stops_trials_on_several_objectives_beside_any_searcher(beside: str, 
             seed=1,
         )
     reached: list[Reached] = []
-    scheduler = HalvingScheduler(Rungs(PAIR, levels=(1, 2), keep=0.25, probes=0), reached.append)
-    with connected(None, ClusterSection(workers=2)):
+    scheduler = HalvingScheduler(Judge(Rungs(PAIR, levels=(1, 2), keep=0.25, probes=0), reached.append))
+    with connect(None, ClusterSection(workers=2)):
         results = tune.Tuner(
             trainable(tmp_path / "crashed"),
             tune_config=tune.TuneConfig(

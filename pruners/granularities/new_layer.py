@@ -1,4 +1,4 @@
-"""A convolution or linear layer like another one, with other weights."""
+"""New convolutions and linear layers with the settings of another one."""
 
 from typing import cast
 
@@ -7,17 +7,17 @@ from torch import Tensor, nn
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """The weight of a convolution or linear layer, detached but not copied."""
+    """Returns the weight of a convolution or linear layer, detached but not copied."""
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight.detach()
 
 
-def like(module: nn.Module, weight: Tensor, bias: Tensor | None = None, *, groups: int = 1) -> nn.Module:
-    """A new layer with a copy of the weight [C_out, C_in / groups, kH, kW] or [out, in], whose sizes it takes over.
+def new_layer(module: nn.Module, weight: Tensor, bias: Tensor | None = None, *, groups: int = 1) -> nn.Module:
+    """Returns a new layer with a copy of the weight [C_out, C_in / groups, kH, kW] or [out, in], and of its sizes.
 
-    Stride, padding, dilation, and the training flag are those of the module, and so is the bias unless one is given;
-    where the module has none, there is none.
+    Stride, padding, dilation, and the training flag are those of the module. So is the bias, unless one is given;
+    without one in the module, there is none.
     """
     bias = module.bias.detach() if bias is None and isinstance(module.bias, Tensor) else bias
     with torch.device("meta"):

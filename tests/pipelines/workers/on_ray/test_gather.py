@@ -4,7 +4,7 @@ import pytest
 import ray
 import torch
 
-from prunefront.pipelines.cluster.connect import connected
+from prunefront.pipelines.cluster.connect import connect
 from prunefront.pipelines.config.sections import ClusterSection, ModelSection
 from prunefront.pipelines.models import build
 from prunefront.pipelines.workers.bench import arrays
@@ -32,7 +32,7 @@ def test_workers_gather_what_one_process_gathers(monkeypatch: pytest.MonkeyPatch
     alone = collect(model, graph, batches, NEEDS).values
     torch.set_num_threads(threads)
     cluster = ClusterSection(workers=2)
-    with connected(None, cluster):
+    with connect(None, cluster):
         for workers in (1, 2):
             found = gather(
                 section, 10, shape, arrays(model), graph, batches, NEEDS, workers=workers, cluster=cluster

@@ -1,4 +1,4 @@
-"""A pruned architecture that has learned nothing: the start of the controls that train from scratch."""
+"""A pruned architecture with new weights: the start of the controls that train from scratch."""
 
 import math
 
@@ -11,14 +11,14 @@ from prunefront.pruners.graph.plan import PruningPlan
 from prunefront.pruners.units.masks import output_axis, owner, weights
 
 
-def fresh(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
-    """The network of the plan with new weights, of the scale that its narrower layers need.
+def scratch_network(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
+    """Returns the network of the plan with new weights, of the scale that its narrower layers need.
 
     model: newly initialised by its factory, at the dense size; it stays as it is. graph, plan: of the dense network.
-    Own: the initialiser scaled each weight by the inputs that one output has in the dense network; weights of
-    convolutions and linear layers are multiplied by √(fan_in_dense / fan_in_small), so that the variance of the outputs
-    is the one it meant, whatever its law. Biases and norms are as it made them. A depthwise convolution has one input
-    channel for an output before and after, so that its weights stay.
+    Own: the initialiser scaled each weight by the inputs that one output has in the dense network. So weights of
+    convolutions and linear layers are multiplied by √(fan_in_dense / fan_in_small): the outputs then have the variance
+    that it meant, whatever its law. Biases and norms stay as it made them. A depthwise convolution has one input
+    channel per output before and after the cut, so its weights stay.
     """
     small = apply(model, graph, plan)
     with torch.no_grad():
@@ -31,7 +31,7 @@ def fresh(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module
 
 
 def _fan_in(model: nn.Module, name: str, axis: int) -> float:
-    """How many input channels an output sees, up to the taps, which a cut leaves. axis: of the weight's inputs."""
+    """Returns the number of input channels per output, without the taps, which no cut changes. axis: of the inputs."""
     size = model.get_parameter(name).shape[axis]
     module = owner(model, name)
     # a transposed convolution holds the inputs of all conv groups on axis 0, and an output sees those of its own

@@ -1,0 +1,212 @@
+"""Commands on published networks: `fetch` one, `verify` it, `export` it."""
+
+import os
+import shlex
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.cli.app import (
+    AsJson,
+    EndpointUrl,
+    Replace,
+    Source,
+    TrustedStudy,
+    command,
+    console,
+    print_json,
+    say,
+)
+from prunefront.pipelines.cli.complete import FORMATS, bounds, formats, objectives
+
+Artifact = Annotated[
+    Path, typer.Argument(metavar="DIR", help="The folder of a fetched network.", show_default=False)
+]
+
+
+@command(
+    "fetch",
+    "fetch digits --under latency_ratio=0.5 -o best/",
+    "fetch study.toml --key dense -o dense/",
+    "fetch s3://bucket/prefix --best size_bytes --under macs=1e7",
+)
+def fetch(
+    source: Source,
+    under: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=NUMBER",
+            help="Upper bound, such as latency_ms=2 or macs=1e7; repeatable.",
+            autocompletion=bounds,
+        ),
+    ] = None,
+    best: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="What to be best at within the bounds.", autocompletion=objectives),
+    ] = "accuracy",
+    key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Key of one row of the front, instead of bounds.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder to write.")] = Path("best"),
+    replace: Replace = False,
+    endpoint_url: EndpointUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch the best network of a front within bounds.
+
+    STUDY|URI may also be the address of one artifact. The digest of every file is checked.
+
+    Names: accuracy (0 to 1), latency_ms, latency_ratio (to the dense network), size_bytes, macs and params.
+    """
+    from prunefront.pipelines.study.fetch import fetch_best
+
+    limits = parse_bounds(under or ())
+    if replace:
+        with in_place_of(out) as place:
+            row, _ = fetch_best(source, limits, best, key, place, endpoint_url)
+        folder = out.resolve()
+    else:
+        row, folder = fetch_best(source, limits, best, key, out, endpoint_url)
+    if as_json:
+        print_json({"row": row and row.to_json(), "folder": str(folder)})
+    if row is not None:
+        # timed against itself, the dense network's ratio is nothing but noise
+        ratio = "" if row.is_dense else f" ({row.latency_ratio:.2f} of dense)"
+        say(
+            f"{row.key}: accuracy {row.accuracy:.4f}, {row.latency_ms:.3f} ms{ratio}, {row.macs:,} MACs, "
+            f"{row.size_bytes:,} bytes"
+        )
+    say(f"written to {folder}; check it with: prunefront verify {shlex.quote(str(out))}")
+
+
+@command("verify", "verify best/", "verify best/ --study study.toml --json")
+def verify(folder: Artifact, study: TrustedStudy = None, as_json: AsJson = False) -> None:
+    """Check a fetched network by measuring it again.
+
+    Digests first, then the recorded accuracy and outputs. The exit code is 1 where something differs.
+    """
+    from prunefront.pipelines.artifacts.verify import verify as check
+    from prunefront.pipelines.cli.resolve import study_config
+
+    trusted = study_config(study) if study is not None else None
+    found = check(folder, factory=trusted.model if trusted else None, data=trusted.data if trusted else None)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table("check", "recorded", "measured", "", box=None, padding=(0, 2, 0, 0))
+        for item in found.checks:
+            mark = Text("ok", style="green") if item.ok else Text("differs", style="red")
+            # what an artifact says of itself is text, not markup
+            table.add_row(item.name, Text(item.recorded), Text(item.measured), mark)
+        console().print(table)
+        for reason in found.skipped:
+            say(f"not checked: {reason}")
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+@command("export", "export best/ --format onnx -o best.onnx", "export best/ --format int8 --float fc")
+def export(
+    folder: Artifact,
+    to: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="|".join(FORMATS),
+            help="Format to write; int8 is ONNX that computes in integers.",
+            show_default=False,
+            autocompletion=formats,
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="File to write. Default: model.onnx, .pt2 or .xml here, model.int8.onnx for int8.",
+        ),
+    ] = None,
+    replace: Replace = False,
+    study: TrustedStudy = None,
+    float_: Annotated[
+        list[str] | None,
+        typer.Option("--float", metavar="MODULE", help="For int8: a module that stays in float; repeatable."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a fetched network in another format.
+
+    The new file's outputs are compared with those of the network's own ONNX file before it is put in place.
+    """
+    from prunefront.pipelines.artifacts.convert import convert
+    from prunefront.pipelines.cli.resolve import study_config
+
+    trusted = study_config(study) if study is not None else None
+    done = convert(
+        folder,
+        to,
+        out,
+        factory=trusted.model if trusted else None,
+        data=trusted.data if trusted else None,
+        exclude=tuple(float_ or ()),
+        overwrite=replace,
+    )
+    if as_json:
+        print_json(
+            {
+                "path": str(done.path),
+                "format": to,
+                "size_bytes": done.size_bytes,
+                "difference": done.difference,
+            }
+        )
+    say(str(done))
+
+
+def parse_bounds(texts: Sequence[str]) -> dict[str, float]:
+    """`["latency_ms=2"]` -> `{"latency_ms": 2.0}`. Raises PrunefrontError for anything else."""
+    parsed = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            parsed[name.strip()] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise PrunefrontError(f"--under takes NAME=NUMBER, such as latency_ms=2; got {text!r}")
+    return parsed
+
+
+@contextmanager
+def in_place_of(out: Path) -> Iterator[Path]:
+    """A free place for an artifact, which takes that of the one at `out` once it is whole.
+
+    Raises PrunefrontError where `out` holds anything but an artifact, which nobody means to lose.
+    """
+    from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST
+
+    out = out.resolve()
+    if out.exists():
+        names = sorted(path.name for path in out.iterdir()) if out.is_dir() else [out.name]
+        foreign = [name for name in names if name not in (*LIMITS, MANIFEST)]
+        if foreign or (names and MANIFEST not in names):
+            raise PrunefrontError(
+                f"{out} holds {', '.join(foreign[:3]) or 'no whole artifact'}, and --replace takes the place of a "
+                "fetched network only; choose another folder"
+            )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as beside:
+        new, old = Path(beside) / "new", Path(beside) / "old"
+        yield new
+        if out.exists():
+            os.replace(out, old)
+        os.replace(new, out)

@@ -1,0 +1,115 @@
+"""One network of a front, as it is read from front.json and written there."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+from prunefront.errors import PrunefrontError
+from prunefront.pruners.graph.plan import DENSE, PruningPlan
+from prunefront.search.outcomes.measurement import OBJECTIVES
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it holds what cannot be printed")
+    return text
+
+
+Label = Annotated[str, Field(max_length=300), AfterValidator(_printable)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=0, le=1 << 62, strict=False)]  # 1e6 is a count too
+
+FRONT_OBJECTIVES = tuple(OBJECTIVES[name] for name in ("accuracy", "latency_ratio", "size_bytes"))
+"""Objectives that decide what is on a front. The ratio of latencies is steadier than milliseconds."""
+
+
+class FrontError(PrunefrontError):
+    """The front cannot be read, or no network of it is what was asked for."""
+
+
+@dataclass(frozen=True, slots=True, config=ConfigDict(strict=True, allow_inf_nan=False))
+class FrontRow:
+    """One network of a front: accuracies as fractions, 95 % intervals, latencies on the study's runtime.
+
+    achieved: channel group -> fraction dropped. control: the kind of control that this network is for the network whose
+    key is `of`; "" for a network that the search found. made: what the network has besides fewer channels, in a few
+    words (`describe_plan`).
+    """
+
+    key: Label
+    accuracy: Fraction
+    accuracy_low: Fraction
+    accuracy_high: Fraction
+    images: Count
+    latency_ms: Positive
+    latency_ratio: Positive
+    latency_ratio_low: Positive
+    latency_ratio_high: Positive
+    dense_latency_ms: Positive
+    size_bytes: Count
+    macs: Count
+    params: Count
+    achieved: dict[Label, float]
+    artifact: Annotated[str, Field(max_length=2000), AfterValidator(_printable)] | None = None
+    validation_accuracy: float | None = None
+    origin: Label = ""
+    epochs: Count = 0
+    on_test_front: bool = True
+    control: Label = ""
+    of: Label = ""
+    made: Label = ""
+
+    @property
+    def is_dense(self) -> bool:
+        """True for the network that the others are compared with."""
+        return self.key == DENSE
+
+    @classmethod
+    def from_json(cls, data: object) -> "FrontRow":
+        """Reads a row, which may come from elsewhere; unknown fields are left out. Raises FrontError, one line."""
+        if not isinstance(data, Mapping):
+            raise FrontError("row None of the front is not valid: it must be an object")
+        try:
+            return cls(**{field.name: data[field.name] for field in fields(cls) if field.name in data})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            message = f"{where}: {first['msg']}" if where else first["msg"]
+            raise FrontError(f"row {data.get('key')!r:.80} of the front is not valid: {message}") from None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_rows(data: object) -> list[FrontRow]:
+    """Reads the content of a front.json, fastest first. Raises FrontError when it is something else, or empty."""
+    if not isinstance(data, Sequence) or isinstance(data, str):
+        raise FrontError("the front must be a list of at least one row")
+    return arrange(FrontRow.from_json(row) for row in data)
+
+
+def arrange(rows: Iterable[FrontRow]) -> list[FrontRow]:
+    """Returns the rows fastest first. Raises FrontError for no row, and for two of one key."""
+    arranged = sorted(rows, key=lambda row: (row.latency_ms, row.key))
+    if not arranged:
+        raise FrontError("the front must be a list of at least one row")
+    if twice := [key for key, count in Counter(row.key for row in arranged).items() if count > 1]:
+        raise FrontError(f"the front holds {', '.join(sorted(twice))} more than once")
+    return arranged
+
+
+def describe_plan(plan: PruningPlan) -> str:
+    """Returns what a plan does besides taking channels, in a few words: blocks gone, compact layers, bit widths."""
+    parts = []
+    if gone := sum(s.units - len(s.kept) for s in plan.stacks):
+        parts.append(f"−{gone} block{'s' * (gone > 1)}")
+    kinds = Counter(p.choice.granularity for p in plan.layers if p.count is not None)
+    parts += [f"{kinds[name]} {name}" for name in sorted(kinds)]
+    if bits := sorted({*plan.bit_widths().values()}):
+        parts.append(f"{bits[0]} bit" if len(bits) == 1 else f"{bits[0]}–{bits[-1]} bit")
+    return ", ".join(parts)

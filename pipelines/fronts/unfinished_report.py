@@ -1,0 +1,102 @@
+"""The partial front for people: a table for a terminal, and the files that a search leaves which is cut short."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.fronts.page import page_text, row_class, write_html
+from prunefront.pipelines.fronts.table import format_accuracy, format_count, format_macs, format_size
+from prunefront.pipelines.fronts.table import table as front_table
+from prunefront.pipelines.fronts.unfinished import IMAGES, PartialFront, partial_front
+from prunefront.pipelines.journal.journal import read_events, write_json
+from prunefront.pipelines.journal.layout import FRONT, JOURNAL, PARTIAL_FRONT, PARTIAL_PAGE
+from prunefront.pruners.graph.plan import DENSE
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def partial_table(front: PartialFront) -> "Table":
+    """Returns a table for a terminal of 80 columns or more; the dense network is bold."""
+    if front.trained:
+        return front_table(front.trained_rows)
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    headers, rows = _scored_cells(front)
+    drawn = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for header in headers:
+        drawn.add_column(header, justify="left" if header == "key" else "right", no_wrap=True)
+    for key, *rest in rows:
+        drawn.add_row(key[:10], *rest, style="bold" if key == DENSE else "")
+    return drawn
+
+
+def write_partial_front(front: PartialFront, folder: Path) -> None:
+    """Writes a partial front into a study's folder, as JSON and as a page. Raises OSError."""
+    write_json(folder / PARTIAL_FRONT, front.to_json())
+    page, title = folder / PARTIAL_PAGE, f"{front.study}: partial front"
+    if front.trained:
+        caption = f"All figures are those of {IMAGES}: this search has not ended."
+        write_html(front.trained_rows, page, title, note=front.summary, images=IMAGES, caption=caption)
+        return
+    headers, rows = _scored_cells(front)
+    text = page_text(title, headers, [(row_class(row[0] == DENSE), row) for row in rows], note=front.summary)
+    page.write_text(text, encoding="utf-8")
+
+
+def remove_partial_front(folder: Path) -> None:
+    """Deletes the partial front of an earlier run, when there is a front proper."""
+    for name in (PARTIAL_FRONT, PARTIAL_PAGE):
+        (folder / name).unlink(missing_ok=True)
+
+
+@contextmanager
+def partial_front_on_failure(
+    config: StudyConfig, say: Callable[[str], None], tell: Callable[..., None] = lambda event, **data: None
+) -> Iterator[None]:
+    """Writes the partial front of a study whose search ends early within, whatever the reason.
+
+    say: takes a line for a person. tell: takes an event, see `events.events`.
+    """
+    try:
+        yield
+    except BaseException:
+        if not (config.path / FRONT).exists():
+            try:
+                front = partial_front(config, read_events(config.path / JOURNAL))
+                if front is not None:
+                    write_partial_front(front, config.path)
+            except (OSError, PrunefrontError) as error:  # the reason why the search ended is what is raised
+                say(f"no partial front was written: {error}")
+            else:
+                if front is not None:
+                    tell("partial_front", rows=len(front.rows), trained=front.trained)
+                    say(f"{front.summary}; {config.path / PARTIAL_PAGE}")
+        raise
+
+
+def _scored_cells(front: PartialFront) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Returns headers and rows of the table of scored candidates."""
+    rows = front.scored_rows
+    timed = any(row.predicted_latency_ratio is not None for row in rows)
+    dense = next((row.macs for row in rows if row.key == DENSE), None)
+    cells = []
+    for row in rows:
+        ratio = row.predicted_latency_ratio
+        predicted = "?" if ratio is None else f"{ratio:.3f}"
+        cells.append(
+            (
+                row.key,
+                format_accuracy(row.accuracy, row.accuracy_low, row.accuracy_high),
+                format_macs(row.macs, dense),
+                format_size(row.size_bytes),
+                format_count(row.params),
+                *([predicted] * timed),
+            )
+        )
+    headers = ("key", "accuracy %", "MACs", "size", "params", *(["predicted × dense"] * timed))
+    return headers, cells

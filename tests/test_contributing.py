@@ -1,0 +1,45 @@
+"""CONTRIBUTING and README name files that exist, and count what there is."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from prunefront.pipelines.cli.catalogue import catalogue
+from tests.test_architecture import FLOORS
+
+ROOT = Path(__file__).parents[1]
+PLACE = re.compile(
+    r"`((?:prunefront|search|pruners|pipelines|tests|docs|examples|scripts|benchmarks)/[\w./-]*)`"
+)
+LINK = re.compile(r"\]\((?!https?:)([\w./-]+)\)")
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "README.md", "SECURITY.md"])
+def test_every_path_that_is_named_exists(page: str) -> None:
+    text = (ROOT / page).read_text()
+    named = {*PLACE.findall(text), *LINK.findall(text)}
+    assert named
+    # `name.py` stands for a file that somebody adds
+    missing = [
+        place for place in sorted(named) if not place.endswith("/name.py") and not (ROOT / place).exists()
+    ]
+    assert missing == []
+
+
+def test_contributing_draws_the_floors_that_are_held() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    drawn = re.findall(r"^    (?:pipelines|pruners|search)   .*(?:\n                .*)*", text, re.MULTILINE)
+    assert len(drawn) == len(FLOORS)
+    for block in drawn:
+        package, *rooms = re.findall(r"\w+", block)
+        assert [room for room in FLOORS[package] if room != "job"] == rooms
+
+
+def test_readme_counts_the_methods_that_there_are() -> None:
+    text = (ROOT / "README.md").read_text()
+    for what in ("criteria", "training procedures", "allocators", "controls"):
+        said = re.search(rf"(\d+) {what}", text)
+        assert said is not None
+        assert int(said[1]) == len(catalogue(what.split()[-1]))
+    assert len(text.splitlines()) <= 120

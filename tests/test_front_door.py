@@ -1,0 +1,132 @@
+"""`import prunefront as pf`: what it offers, what it loads, its examples, and a whole study without Ray."""
+
+import doctest
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prunefront as pf
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = (
+    "load_study",
+    "trace",
+    "score",
+    "plan",
+    "prune",
+    "shrink",
+    "cost",
+    "save_network",
+)
+"""Names whose docstring shows how they are used."""
+
+STUDY: dict[str, Any] = {
+    "name": "door",
+    "model": {"factory": "digits_cnn", "options": {"width": 4}},
+    "data": {"train_limit": 400, "test_limit": 200, "validation": 100},
+    "dense": {"epochs": 2},
+    "search": {"candidates": 6, "searcher": "evolution"},
+    "training": {"candidates": 2, "epochs": 2, "early_stopping": True, "precision": "float32"},
+    "measure": {"pairs": 10},
+    "controls": {"methods": ["scratch_e"], "networks": 1},
+    "cluster": {"workers": 1},
+}
+
+
+def run(code: str, folder: Path, **study: Any) -> str:
+    """Runs Python in a process of its own, which finds a study in `study.json`, and returns what it prints."""
+    (folder / "study.json").write_text(json.dumps({**STUDY, **study}))
+    code = f"import json, sys\nimport prunefront as pf\nstudy = json.load(open('study.json'))\n{code}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_name_is_there_and_none_is_loaded_before_it_is_used() -> None:
+    code = (
+        "import sys, prunefront as pf; heavy = {'torch', 'ray', 'numpy', 'pydantic'} & set(sys.modules); "
+        "assert not heavy, heavy; assert {*pf.__all__} <= {*dir(pf)}; print(*pf.__all__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in done.stdout.split():
+        assert inspect.getdoc(getattr(pf, name)), f"{name} says nothing"
+    assert callable(pf.search)
+    with pytest.raises(AttributeError, match="no attribute 'prun'"):
+        _ = pf.prun
+
+
+@pytest.mark.parametrize("name", ["prunefront", *EXAMPLES])
+def test_its_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = pf if name == "prunefront" else getattr(pf, name)
+    source = inspect.getmodule(found)
+    assert source is not None
+    finder = doctest.DocTestFinder(recurse=False)
+    tests = [t for t in finder.find(found, name, module=False, globs={"pf": pf}) if t.examples]
+    assert tests, f"{name} shows no example"
+    for test in tests:
+        said: list[str] = []
+        failed = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=said.append).failed
+        assert not failed, "".join(said)
+
+
+def test_a_study_is_named_by_its_file_its_settings_or_itself(tmp_path: Path) -> None:
+    file = tmp_path / "door.toml"
+    file.write_text('name = "door"\n[model]\nfactory = "digits_cnn"\n')
+    study = pf.load_study(file)
+    assert study == pf.load_study({"name": "door", "model": {"factory": "digits_cnn"}})
+    assert pf.load_study(study) is study
+    with pytest.raises(pf.PrunefrontError, match=r"unknown key 'model\.factori'; did you mean 'factory'"):
+        pf.load_study({"name": "door", "model": {"factori": "digits_cnn"}})
+    with pytest.raises(pf.PrunefrontError, match="there is no study 'nowhere'"):
+        pf.load_front("nowhere")
+
+
+@pytest.mark.slow
+def test_a_search_without_ray_finds_what_one_worker_of_ray_finds(tmp_path: Path) -> None:
+    """Same seed, same order: the first stage scores the same candidates, to the last digit."""
+    asked = "front = pf.search(study, quiet=True, without_ray={}); print('ray' in sys.modules, len(front))"
+    told = {}
+    for name, without in (("local", True), ("ray", False)):
+        loaded, rows = run(asked.format(without), tmp_path, name=name).split()
+        assert loaded == str(not without), "Ray is loaded where it is used, and nowhere else"
+        assert int(rows) >= 4  # dense, dense fine-tuned, a candidate, a control
+        lines = (tmp_path / "studies" / name / "journal.jsonl").read_text().splitlines()
+        events = [json.loads(line) for line in lines]
+        told[name] = [(e["key"], e["outcome"]) for e in events if e["event"] == "told"]
+        assert {e["event"] for e in events} >= {"asked", "told", "promoted", "trained", "published"}
+    assert told["local"] == told["ray"]
+    assert len(told["local"]) == 6
+
+
+@pytest.mark.slow
+def test_a_search_without_ray_is_resumed_and_its_front_read(tmp_path: Path) -> None:
+    first = run("print(len(pf.search(study, quiet=True, without_ray=True)))", tmp_path)
+    more = run(
+        "front = pf.search(study, quiet=True, without_ray=True, resume=True)\n"
+        "again = pf.load_front('door')\n"
+        "assert again == front\n"
+        "best = front.best(under={'latency_ms': 1e6})\n"
+        "assert best.accuracy == max(row.accuracy for row in front)\n"
+        "print(len(front))",
+        tmp_path,
+    )
+    assert first == more
+
+
+def test_several_processes_are_not_had_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(pf.PrunefrontError, match=r"cluster\.workers = 3 asks for several processes"):
+        importlib.import_module("prunefront.door").search(
+            {**STUDY, "cluster": {"workers": 3}}, without_ray=True, quiet=True
+        )
+    with pytest.raises(pf.PrunefrontError, match="--address auto names a Ray cluster"):
+        importlib.import_module("prunefront.door").search(STUDY, without_ray=True, address="auto", quiet=True)
