@@ -229,7 +229,7 @@ def at_most(reference: Reference, method: str, bound: float) -> Candidate:
 
 
 def main() -> None:
-    parser = arguments(__doc__, quick="uniform width and dense, 1 epoch, 1,024 images of each kind")
+    parser = arguments(__doc__, quick="uniform width and dense, 1 epoch, 512 images of each kind")
     parser.add_argument("--only", help="semicolon-separated methods; default: some of each kind")
     parser.add_argument("--bounds", default="0.5,0.3", help="shares of the dense network's MACs")
     parser.add_argument("--epochs", type=int, default=32, help="for each method and bound, in all")
@@ -251,7 +251,7 @@ def main() -> None:
         parser.error(f"no networks are sought at {strange[0]:g} of the MACs; there are: {BOUNDS}")
     epochs, images = given.epochs, None
     if given.quick:
-        names, epochs, images, bounds = [DENSE, "uniform sweep"], 1, 1024, [0.5]
+        names, epochs, images, bounds = [DENSE, "uniform sweep"], 1, 512, [0.5]
     if epochs <= SHORT * given.rivals and any(n in OURS for n in names) and given.rivals > 1:
         parser.error(f"--epochs {epochs} leaves nothing after {given.rivals} rivals of {SHORT} epochs each")
     asked = ("learning_rate", "distill", "temperature", "batch_size", "precision")

@@ -83,7 +83,7 @@ def curve(cifar: Cifar, seed: int, evaluations: int, folder: Path) -> dict[str, 
 
 
 def main() -> None:
-    parser = arguments(__doc__, quick="6 evaluations, 200 images")
+    parser = arguments(__doc__, quick="6 evaluations, 200 images, 128 for calibration")
     parser.add_argument("--evaluations", type=int, default=96)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--images", type=int, default=1000)
@@ -97,7 +97,8 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {}
     for name in spaces:
         search = {"validation_limit": images, "objectives": [o.name for o in AXES], "candidates": evaluations}
-        cifar = Cifar({**SPACES[name], "search": search})
+        space = SPACES[name]["space"] | ({"calibration_images": 128} if given.quick else {})
+        cifar = Cifar({**SPACES[name], "space": space, "search": search})
         for seed in range(seeds):
             with tempfile.TemporaryDirectory() as folder:
                 found.setdefault(name, []).append(curve(cifar, seed, evaluations, Path(folder)))

@@ -69,7 +69,7 @@ def run(reference: Reference, name: str, seed: int, points: list[int]) -> dict[s
 
 
 def main() -> None:
-    parser = arguments(__doc__, quick="auto and random, one seed, 12 evaluations")
+    parser = arguments(__doc__, quick="auto and random, one seed, 8 evaluations")
     parser.add_argument("--only", help="comma-separated methods; default: all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--evaluations", type=int, default=200)
@@ -81,7 +81,7 @@ def main() -> None:
     points = [p for p in POINTS if p <= given.evaluations] or [given.evaluations]
     seeds = given.seeds
     if given.quick:
-        names, points, seeds = ["auto", "random"], [12], 1
+        names, points, seeds = ["auto", "random"], [8], 1
     reference = Reference(given.criteria.split(","), given.cache)
     found: dict[str, list[dict[str, Any]]] = {}
     for name in names:

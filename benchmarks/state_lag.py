@@ -28,7 +28,8 @@ from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.s3 import S3Store
 from tests.services import ceph
 
-OUTCOME = {"values": {"accuracy": 0.9123, "macs": 12345678.0, "params": 234567.0, "size_bytes": 938268.0}}
+VALUES = {"accuracy": 0.9123, "macs": 12345678.0, "params": 234567.0, "size_bytes": 938268.0}
+OUTCOME = {"values": VALUES, "noise": {"accuracy": 0.0174}}
 CHOICES = {f"layer{i}": {"criterion": "taylor", "ratio": i / 64} for i in range(32)}
 
 

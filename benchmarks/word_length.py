@@ -41,12 +41,12 @@ def measure(cifar: Cifar, quantiser: str, bits: int, epochs: int, test: int | No
 
 
 def main() -> None:
-    parser = arguments(__doc__, quick="4 bits, 1,000 training and 1,000 test images")
+    parser = arguments(__doc__, quick="4 bits, 512 training and 500 test images")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--images", type=int, default=45_000)
     parser.add_argument("--words", default=WORDS)
     given = parser.parse_args()
-    images, test, asked = (1000, 1000, "fixed_point:4") if given.quick else (given.images, None, given.words)
+    images, test, asked = (512, 500, "fixed_point:4") if given.quick else (given.images, None, given.words)
     torch.set_num_threads(2)
     sections = {
         "space": {"criteria": ["l2"]},
