@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from prunefront.pipelines.cli.look import status_rows
 from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.config.sections import ControlsSection
 from prunefront.pipelines.journal.journal import Journal, lock, write_json
 from prunefront.pipelines.study.find import NoStudy
 from prunefront.pipelines.study.status import RECENT_SECONDS, Status, status, summarise
@@ -80,7 +81,8 @@ def test_fine_tuning_counts_each_network_once_and_not_the_dense_ones() -> None:
 
 
 def test_controls_are_a_stage_of_their_own() -> None:
-    config = CONFIG.model_copy(update={"controls": ("scratch_e", "random_units")})
+    controls = ControlsSection(methods=("scratch_e", "random_units"))
+    config = CONFIG.model_copy(update={"controls": controls})
     events = [{"event": "promoted", "candidates": [{}], "time": 1.0}]
     events += [{"event": "trained", "name": "a", "outcome": FINE, "time": 2.0}]
     events += [{"event": "controlled", "names": ["a"], "time": 3.0}]
