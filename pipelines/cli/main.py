@@ -3,12 +3,14 @@
 import sys
 import tempfile
 import traceback
-from typing import NoReturn
+import warnings
+from typing import NoReturn, TextIO
 
 import typer
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cli.app import PROGRAM, app, say
+from prunefront.pipelines.config.moved import MovedKey
 from prunefront.text import one_line
 
 # each module registers its commands when it is imported
@@ -22,6 +24,7 @@ def main() -> None:
     line, or a refusal by the system. Any other error has exit code 1, and its traceback is kept in a file. `--debug`,
     anywhere on the line, shows the traceback instead.
     """
+    warnings.showwarning = _show_warning
     debug = "--debug" in sys.argv
     if debug:
         # accepted anywhere on the line, not only before the command's name
@@ -41,6 +44,21 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001  # it is shown, and its traceback is kept
         _fail(_traceback() if debug else f"{type(error).__name__}: {one_line(str(error))}; {_kept()}", 1)
     sys.exit(code or 0)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Shows a key of a study file that has another name now as a notice; every other warning as Python does."""
+    if issubclass(category, MovedKey):
+        say(f"notice: {message}", err=True)
+    else:
+        (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _fail(line: str, code: int) -> NoReturn:

@@ -16,7 +16,7 @@ from prunefront.pipelines.cli.artifact import parse_bounds
 from prunefront.pipelines.fronts.row import FrontRow
 from prunefront.pipelines.stages import latency_table
 from prunefront.pipelines.study import rehearsal
-from tests.pipelines.cli.conftest import Run, row
+from tests.pipelines.cli.conftest import TEXT, Run, row
 
 ROOT = Path(__file__).parents[3]
 
@@ -277,3 +277,16 @@ class TestReplace:
         assert Path("t.json").read_text() == "mine"
         assert run("rehearse", "digits4", "--table", "t.json", "--replace", "--json").document == {}
         assert "rows" in Path("t.json").read_text()
+
+
+@pytest.mark.filterwarnings("default::prunefront.pipelines.config.moved.MovedKey")
+def test_a_study_file_with_earlier_keys_works_with_a_line_for_each(run: Run, tmp_path: Path) -> None:
+    study = tmp_path / "earlier.toml"
+    study.write_text(f'controls = ["scratch_b"]\n{TEXT}[space]\nbits = [32, 8]\n')
+    ended = run("inspect", str(study), "--json")
+    assert ended.code == 0
+    assert ended.document["layers"][0]["bits"] == [32, 8]
+    assert [line for line in ended.err.splitlines() if line.startswith("notice: ")] == [
+        f"notice: {study}: 'space.bits' is 'quantisation.bits' now; it still works",
+        f"notice: {study}: 'controls' is 'controls.methods' now; it still works",
+    ]
