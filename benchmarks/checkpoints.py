@@ -28,7 +28,7 @@ from prunefront.pipelines.models import build
 from prunefront.pipelines.workers.checkpoints import Folder
 from prunefront.pipelines.workers.on_ray.checkpoints import Checkpoints, kept_in
 from prunefront.pipelines.workers.train import NO_GRAPH, Recipe, begin, carry_out
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.procedures import Phase
 from prunefront.pruners.procedures.snapshot import Sums, take_snapshot
 

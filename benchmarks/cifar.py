@@ -9,9 +9,9 @@ from torch import nn
 
 from benchmarks.local_study import LocalStudy
 from prunefront.pipelines.measure.accuracy import accuracy
-from prunefront.pipelines.workers.bench import Job
 from prunefront.pipelines.workers.evaluate import Evaluator
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pipelines.workers.workbench import Job
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.search.space.candidate import Candidate
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

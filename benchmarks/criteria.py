@@ -44,7 +44,7 @@ from prunefront.pipelines.workers.train import Recipe, begin, carry_out, train
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.cut.prune import prune
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.procedures import procedures
 from prunefront.pruners.scoring import available, rank

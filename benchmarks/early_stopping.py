@@ -27,17 +27,17 @@ from benchmarks.local_study import LocalStudy
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.measure.accuracy import accuracy
 from prunefront.pipelines.stages.rungs import told
-from prunefront.pipelines.stages.screening import Screening
-from prunefront.pipelines.workers.bench import Job
+from prunefront.pipelines.stages.scoring_loop import Screening
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.in_process import LocalPool
 from prunefront.pipelines.workers.scoring import ScoringWorker
-from prunefront.pruners.graph.plan import DENSE
+from prunefront.pipelines.workers.workbench import Job
+from prunefront.pruners.graph.pruning_plan import DENSE
 from prunefront.pruners.plan.cost import cost
 from prunefront.search.outcomes.front import ParetoFront
 from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement
+from prunefront.search.promotion.finetuned_candidates import promote
 from prunefront.search.promotion.halving import Rungs, levels
-from prunefront.search.promotion.promotion import promote
 from prunefront.search.searchers import searchers
 
 STUDY: dict[str, Any] = {

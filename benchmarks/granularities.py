@@ -19,7 +19,7 @@ import torch
 from benchmarks.cifar import Cifar
 from benchmarks.harness import arguments, choose, report, say, table
 from prunefront.pipelines.journal.journal import Journal
-from prunefront.pipelines.stages.screening import Screening
+from prunefront.pipelines.stages.scoring_loop import Screening
 from prunefront.pipelines.workers.in_process import LocalPool
 from prunefront.pipelines.workers.scoring import ScoringWorker
 from prunefront.search.outcomes.front import ParetoFront, reference_point

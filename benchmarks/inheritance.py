@@ -26,13 +26,13 @@ from prunefront.pipelines.formats.weights import pack_weights
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.measure.accuracy import accuracy
 from prunefront.pipelines.prepare.network import Network
-from prunefront.pipelines.stages.screening import Screening
+from prunefront.pipelines.stages.scoring_loop import Screening
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.in_process import LocalPool
 from prunefront.pipelines.workers.inheritance import Inheritance, Parent
 from prunefront.pipelines.workers.scoring import Scored
 from prunefront.pruners.cut.inherit import can_hand_on
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.plan.cost import cost
 from prunefront.search.outcomes.front import ParetoFront
 from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement, Outcome

@@ -23,7 +23,7 @@ from torch import nn
 from benchmarks.harness import arguments, report, table
 from prunefront.pipelines.formats.onnx_export import export
 from prunefront.pipelines.measure.latency import compare, runtimes
-from prunefront.pipelines.measure.turnstile import exclusive
+from prunefront.pipelines.measure.timing_lock import exclusive
 
 RUNTIME = "onnxruntime, 1 thread, batch 1"
 

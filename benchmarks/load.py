@@ -30,7 +30,7 @@ from benchmarks.harness import arguments, choose, report, say, table
 from benchmarks.simulated import Asked, Sleeper
 from prunefront.pipelines.config.sections import ClusterSection
 from prunefront.pipelines.journal.journal import Journal
-from prunefront.pipelines.stages.screening import Screening
+from prunefront.pipelines.stages.scoring_loop import Screening
 from prunefront.pipelines.tracking.tracker import MemoryTracker, MlflowTracker, Tracker, candidate_params
 from prunefront.pipelines.workers.on_ray.pool import ScoringPool
 from prunefront.search.outcomes.front import ParetoFront, reference_point

@@ -5,11 +5,11 @@ from typing import Any
 
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import StudyConfig
-from prunefront.pipelines.prepare.bench import make_bench
 from prunefront.pipelines.prepare.knowledge import know
 from prunefront.pipelines.prepare.network import dense_network, planned_by
 from prunefront.pipelines.prepare.problem import problem
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pipelines.prepare.workbench import make_bench
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.statistics import collect
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.problem import Problem

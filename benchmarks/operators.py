@@ -27,7 +27,7 @@ from prunefront.pipelines.formats.onnx_export import export
 from prunefront.pipelines.formats.onnx_runtime import open_session
 from prunefront.pipelines.measure.latency import compare
 from prunefront.pipelines.measure.runtimes import runtimes
-from prunefront.pipelines.measure.turnstile import exclusive
+from prunefront.pipelines.measure.timing_lock import exclusive
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.granularities.dynamic import GatedLayer
 from prunefront.pruners.granularities.new_layer import new_layer

@@ -25,9 +25,9 @@ from prunefront.pipelines.data import SearchData, Split, Transform
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.models import build
 from prunefront.pipelines.study.run import run
-from prunefront.pipelines.workers.bench import Workbench, arrays
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.train import Recipe
+from prunefront.pipelines.workers.workbench import Workbench, arrays
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.scoring import score as score_units
 from prunefront.pruners.trace.tracer import trace

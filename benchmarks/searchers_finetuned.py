@@ -38,12 +38,12 @@ from benchmarks.reference import CHANCE, Reference
 from prunefront.pipelines.measure.accuracy import accuracy
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.train import train
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.plan.cost import macs
 from prunefront.pruners.plan.decide import plan
 from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement
+from prunefront.search.promotion.finetuned_candidates import promote
 from prunefront.search.promotion.halving import Rungs
-from prunefront.search.promotion.promotion import promote
 from prunefront.search.searchers import searchers
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.heuristics import van_der_corput

@@ -25,7 +25,7 @@ from prunefront.pruners.cut.surgery import load as load_channels
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer, Part
-from prunefront.pruners.graph.plan import LayerPlan, PruningPlan, inside, removed_blocks
+from prunefront.pruners.graph.pruning_plan import LayerPlan, PruningPlan, inside, removed_blocks
 from prunefront.pruners.plan.cost import layout, trained_scalars
 from prunefront.pruners.plan.layer_parts import layer_parts
 from prunefront.pruners.quantisers import quantisers

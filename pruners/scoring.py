@@ -11,7 +11,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pruners.criteria import Criterion, criteria
 from prunefront.pruners.granularities import granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
-from prunefront.pruners.graph.plan import Scores
+from prunefront.pruners.graph.pruning_plan import Scores
 from prunefront.pruners.statistics import Batch, Loss, Statistics, WhyNot, collect, gathered_by
 from prunefront.pruners.units.applies import no_consumer, no_norm, no_producer
 from prunefront.pruners.units.view import MEASURED, UnitView

@@ -15,7 +15,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pruners.allocators import SCORES, Terms, allocators
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.plan.cost import macs
 from prunefront.pruners.plan.decide import keep_counts, plan
 from prunefront.pruners.procedures import procedures

@@ -7,8 +7,8 @@ import numpy as np
 
 from prunefront.search.outcomes.front import ParetoFront
 from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement
+from prunefront.search.promotion.finetuned_candidates import promote
 from prunefront.search.promotion.halving import Rungs
-from prunefront.search.promotion.promotion import promote
 
 OBJECTIVE_PAIR = (OBJECTIVES["accuracy"], OBJECTIVES["macs"])
 

@@ -304,7 +304,7 @@ def test_the_safety_rules_can_fail(source: str) -> None:
         ),
         (
             "pruners/cut/surgery.py",
-            "from torch import nn\nfrom prunefront.pruners.graph.plan import PruningPlan",
+            "from torch import nn\nfrom prunefront.pruners.graph.pruning_plan import PruningPlan",
         ),
         ("pipelines/x.py", "import ray\ntorch.load(path, weights_only=True)\nmodel.eval()"),
         ("pipelines/cli/main.py", "from prunefront.search.searchers import searchers"),

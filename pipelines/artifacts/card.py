@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from prunefront.errors import PrunefrontError
-from prunefront.pruners.graph.plan import DENSE, PruningPlan
+from prunefront.pruners.graph.pruning_plan import DENSE, PruningPlan
 
 NOT_STATED = "not stated: the licence of the dense network and of its data applies"
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from prunefront.pipelines.config.sections import DataSection, ModelSection
 from prunefront.pipelines.stores.store import ArtifactError, parse_json
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 
 S = TypeVar("S", bound=BaseModel)
 

@@ -20,7 +20,7 @@ from prunefront.pipelines.config.sections import MeasureSection
 from prunefront.pipelines.measure.environment import environment
 from prunefront.pipelines.measure.latency import LatencyRecord, compare, runtimes
 from prunefront.pipelines.measure.target import DeviceLost
-from prunefront.pipelines.measure.turnstile import exclusive
+from prunefront.pipelines.measure.timing_lock import exclusive
 from prunefront.text import first_line
 
 AWAY_SECONDS = 120.0

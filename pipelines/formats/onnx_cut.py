@@ -16,7 +16,7 @@ from torch import nn
 from prunefront.pipelines.formats.onnx_export import export
 from prunefront.pruners.cut.surgery import RemovedPositions, apply, removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 
 FOLDED_BIAS = "_bias"
 """Ending that the exporter appends to a weight's name for the bias that a batch norm becomes."""

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from prunefront.errors import PrunefrontError
-from prunefront.pruners.graph.plan import DENSE, PruningPlan
+from prunefront.pruners.graph.pruning_plan import DENSE, PruningPlan
 from prunefront.search.outcomes.measurement import OBJECTIVES
 
 

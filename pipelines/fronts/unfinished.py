@@ -12,7 +12,7 @@ from prunefront.pipelines.artifacts.manifest import artifact_uri
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.fronts.row import FRONT_OBJECTIVES, FrontRow, arrange
 from prunefront.pipelines.journal.layout import DENSE_NETWORKS
-from prunefront.pruners.graph.plan import DENSE
+from prunefront.pruners.graph.pruning_plan import DENSE
 from prunefront.search.outcomes.constraints import EXACT, resolve
 from prunefront.search.outcomes.front import ParetoFront
 from prunefront.search.outcomes.measurement import (

@@ -13,7 +13,7 @@ from prunefront.pipelines.fronts.table import table as front_table
 from prunefront.pipelines.fronts.unfinished import IMAGES, PartialFront, partial_front
 from prunefront.pipelines.journal.journal import read_events, write_json
 from prunefront.pipelines.journal.layout import FRONT, JOURNAL, PARTIAL_FRONT, PARTIAL_PAGE
-from prunefront.pruners.graph.plan import DENSE
+from prunefront.pruners.graph.pruning_plan import DENSE
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -10,7 +10,14 @@ from prunefront.pipelines.config.sections import QuantisationSection, SpaceSecti
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer, Part
-from prunefront.pruners.graph.plan import DENSE, GroupPlan, LayerPlan, PruningPlan, inside, removed_blocks
+from prunefront.pruners.graph.pruning_plan import (
+    DENSE,
+    GroupPlan,
+    LayerPlan,
+    PruningPlan,
+    inside,
+    removed_blocks,
+)
 from prunefront.pruners.graph.shapes import shapes_of
 from prunefront.pruners.plan.cost import Cost, cost, trained_scalars
 from prunefront.pruners.plan.decide import channels_per_unit

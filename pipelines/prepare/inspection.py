@@ -21,7 +21,7 @@ from prunefront.pipelines.prepare.problem import offered, widest_space
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
-from prunefront.pruners.graph.plan import inside
+from prunefront.pruners.graph.pruning_plan import inside
 from prunefront.pruners.plan.cost import cost
 from prunefront.pruners.plan.decide import keep_counts
 from prunefront.pruners.scoring import why_not

@@ -15,12 +15,12 @@ from prunefront.pipelines.data import SearchData, batches
 from prunefront.pipelines.journal.layout import PREPARED
 from prunefront.pipelines.prepare.network import Network, Say
 from prunefront.pipelines.prepare.problem import within
-from prunefront.pipelines.prepare.saved_knowledge import read_facts, read_graph, read_scores, save_nested
+from prunefront.pipelines.prepare.read_prepared import read_facts, read_graph, read_scores, save_nested
 from prunefront.pruners.allocators import SCORES, allocators
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.granularities.block import stack_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import Scores
+from prunefront.pruners.graph.pruning_plan import Scores
 from prunefront.pruners.scoring import needs_of, rank
 from prunefront.pruners.statistics import Batch, Statistics, gathered_by
 

@@ -20,14 +20,14 @@ from prunefront.pipelines.journal.journal import altered_file_error, write_json
 from prunefront.pipelines.journal.layout import PREPARED
 from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.checks import check_graph
-from prunefront.pipelines.prepare.saved_knowledge import (
+from prunefront.pipelines.prepare.read_prepared import (
     read_digests,
     read_graph,
 )
-from prunefront.pipelines.workers.bench import arrays
 from prunefront.pipelines.workers.train import Recipe, train
+from prunefront.pipelines.workers.workbench import arrays
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import PruningPlan, Scores
+from prunefront.pruners.graph.pruning_plan import PruningPlan, Scores
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.trace.tracer import trace
 from prunefront.search.space.candidate import Candidate

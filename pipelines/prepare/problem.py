@@ -18,7 +18,7 @@ from prunefront.pruners.cut.compact import can_rank_within
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer
-from prunefront.pruners.graph.plan import Scores, inside
+from prunefront.pruners.graph.pruning_plan import Scores, inside
 from prunefront.pruners.plan.cost import cost, unit_macs
 from prunefront.pruners.plan.decide import keep_counts, plan
 from prunefront.pruners.plan.layer_counts import nearest_count

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.stages.final import Trained
-from prunefront.pipelines.workers.bench import Job
+from prunefront.pipelines.workers.workbench import Job
 from prunefront.pruners.controls import Subject, controls
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import DENSE, Scores
+from prunefront.pruners.graph.pruning_plan import DENSE, Scores
 from prunefront.pruners.plan.cost import macs
 from prunefront.pruners.plan.layer_counts import recount_layers
 from prunefront.search.space.candidate import Candidate

@@ -20,11 +20,11 @@ from prunefront.pipelines.data import Split, Transform
 from prunefront.pipelines.fronts.row import FRONT_OBJECTIVES, FrontRow, describe_plan
 from prunefront.pipelines.measure.accuracy import Accuracy
 from prunefront.pipelines.stores.store import ArtifactStore, StoreAway, StoreRefused
-from prunefront.pipelines.workers.bench import Job
 from prunefront.pipelines.workers.failures import failure
+from prunefront.pipelines.workers.workbench import Job
 from prunefront.pipelines.workers.workers import Workers
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import DENSE
+from prunefront.pruners.graph.pruning_plan import DENSE
 from prunefront.pruners.plan.cost import cost
 from prunefront.search.outcomes.constraints import Bound, describe_violations
 from prunefront.search.outcomes.dominance import dominance

@@ -7,7 +7,7 @@ from prunefront.pipelines.journal.layout import WEIGHTS
 from prunefront.pipelines.prepare.feasibility import above_dense, check_costs
 from prunefront.pipelines.prepare.network import Network, planned_by
 from prunefront.pipelines.stages.forecast import Forecast, PredictingPool
-from prunefront.pipelines.stages.screening import Screening
+from prunefront.pipelines.stages.scoring_loop import Screening
 from prunefront.pipelines.stages.session import Session
 from prunefront.pipelines.stages.warm_start import (
     Earlier,
@@ -20,7 +20,7 @@ from prunefront.pipelines.stages.warm_start import (
 from prunefront.pipelines.tracking.tracker import candidate_params
 from prunefront.pipelines.workers.inheritance import Inheritance
 from prunefront.pipelines.workers.workers import Scoring, Workers
-from prunefront.pruners.graph.plan import DENSE, PruningPlan, Scores
+from prunefront.pruners.graph.pruning_plan import DENSE, PruningPlan, Scores
 from prunefront.search.outcomes.front import ParetoFront, reference_point
 from prunefront.search.outcomes.measurement import Measurement, Outcome
 from prunefront.search.outcomes.stall import recent_gain, stalled

@@ -33,9 +33,9 @@ from prunefront.pipelines.stages.latency_table import (
     read,
     widths,
 )
-from prunefront.pipelines.workers.bench import Workbench
+from prunefront.pipelines.workers.workbench import Workbench
 from prunefront.pipelines.workers.workers import Process, Scoring, Workers
-from prunefront.pruners.graph.plan import DENSE, PruningPlan
+from prunefront.pruners.graph.pruning_plan import DENSE, PruningPlan
 from prunefront.search.outcomes.constraints import Bound, resolve
 from prunefront.search.outcomes.measurement import Constraint, Measurement, Objective, Outcome
 from prunefront.search.prediction.latency import LatencyPredictor, Point, PredictionError

@@ -32,13 +32,13 @@ from prunefront.pipelines.journal.layout import LATENCY_TABLE
 from prunefront.pipelines.measure.environment import PLACE, environment
 from prunefront.pipelines.measure.latency import Latency, compare, runtimes
 from prunefront.pipelines.measure.target import Target
-from prunefront.pipelines.measure.turnstile import exclusive, shared
+from prunefront.pipelines.measure.timing_lock import exclusive, shared
 from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.checks import check_names
 from prunefront.pipelines.prepare.network import trace_model
 from prunefront.pruners.cut.surgery import apply
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.plan.decide import keep_counts, plan
 from prunefront.search.prediction.latency import (
     Axis,

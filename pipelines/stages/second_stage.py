@@ -13,20 +13,20 @@ from prunefront.pipelines.stages.controls import control_job, spread
 from prunefront.pipelines.stages.final import Trained, chosen, standing
 from prunefront.pipelines.stages.forecast import Forecast
 from prunefront.pipelines.stages.rungs import event_of, keeps, metrics, rungs_of, told
-from prunefront.pipelines.stages.screening import Screening
+from prunefront.pipelines.stages.scoring_loop import Screening
 from prunefront.pipelines.stages.session import Session
 from prunefront.pipelines.tracking.tracker import candidate_params
-from prunefront.pipelines.workers.bench import Job
 from prunefront.pipelines.workers.failures import PASSING, REFUSED
 from prunefront.pipelines.workers.judge import Reached
 from prunefront.pipelines.workers.trial import COSTS, MEASURED_ON, RESUMED, Checkpoints
+from prunefront.pipelines.workers.workbench import Job
 from prunefront.pipelines.workers.workers import Training, Workers
-from prunefront.pruners.graph.plan import DENSE, PruningPlan, Scores
+from prunefront.pruners.graph.pruning_plan import DENSE, PruningPlan, Scores
 from prunefront.search.outcomes.constraints import describe_violations, resolve
 from prunefront.search.outcomes.front import violation
 from prunefront.search.outcomes.measurement import Constraint, Failure, Outcome, outcome_from_json
+from prunefront.search.promotion.finetuned_candidates import promote
 from prunefront.search.promotion.halving import Rungs
-from prunefront.search.promotion.promotion import promote
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.problem import Problem
 

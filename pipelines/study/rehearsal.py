@@ -19,7 +19,7 @@ from prunefront.pipelines.journal.layout import JOURNAL, TIMING
 from prunefront.pipelines.prepare.knowledge import read_knowledge
 from prunefront.pipelines.prepare.problem import problem
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import DENSE, PruningPlan, Scores
+from prunefront.pruners.graph.pruning_plan import DENSE, PruningPlan, Scores
 from prunefront.pruners.plan.cost import cost
 from prunefront.pruners.plan.decide import plan
 from prunefront.search.outcomes.front import reference_point

@@ -17,12 +17,12 @@ from prunefront.pipelines.fronts.row import FrontRow
 from prunefront.pipelines.fronts.unfinished_report import partial_front_on_failure, remove_partial_front
 from prunefront.pipelines.journal.journal import write_json
 from prunefront.pipelines.journal.layout import BOUNDS, FRONT, FRONT_PAGE, FRONT_PICTURE, SPOOL, TIMING
-from prunefront.pipelines.prepare.bench import make_bench
 from prunefront.pipelines.prepare.checks import check_names
 from prunefront.pipelines.prepare.knowledge import know
 from prunefront.pipelines.prepare.misfits import misfits
 from prunefront.pipelines.prepare.network import Network, dense_network, fingerprint
 from prunefront.pipelines.prepare.problem import problem
+from prunefront.pipelines.prepare.workbench import make_bench
 from prunefront.pipelines.stages.final import Trained, report
 from prunefront.pipelines.stages.first_stage import FirstStage, warm_started
 from prunefront.pipelines.stages.forecast import forecast, steered

@@ -26,20 +26,20 @@ from prunefront.pipelines.formats.weights import unpack_weights
 from prunefront.pipelines.measure.accuracy import Accuracy, accuracy
 from prunefront.pipelines.measure.environment import environment
 from prunefront.pipelines.measure.latency import LatencyRecord, compare, runtimes
-from prunefront.pipelines.measure.turnstile import exclusive, shared
+from prunefront.pipelines.measure.timing_lock import exclusive, shared
 from prunefront.pipelines.models import build
 from prunefront.pipelines.stores.open import open_store
-from prunefront.pipelines.workers.bench import Job, Workbench
 from prunefront.pipelines.workers.inheritance import Parent
 from prunefront.pipelines.workers.publish import published
 from prunefront.pipelines.workers.train import Keep, Recipe, begin, carry_out, laid_out
+from prunefront.pipelines.workers.workbench import Job, Workbench
 from prunefront.pruners.bits.bit_width import with_float_inputs
 from prunefront.pruners.cut.inherit import inherit, without_repair
 from prunefront.pruners.cut.prune import calibrate, prune
 from prunefront.pruners.cut.recalibrate import recalibrate
 from prunefront.pruners.cut.scratch import scratch_network
 from prunefront.pruners.cut.surgery import apply
-from prunefront.pruners.graph.plan import DENSE, PruningPlan, inside, removed_blocks, without_channels
+from prunefront.pruners.graph.pruning_plan import DENSE, PruningPlan, inside, removed_blocks, without_channels
 from prunefront.pruners.plan.cost import cost
 from prunefront.pruners.procedures import Phase, procedures
 from prunefront.pruners.procedures.loop import EpochReport

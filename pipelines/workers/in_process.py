@@ -11,14 +11,14 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import ClusterSection, MeasureSection
 from prunefront.pipelines.journal.layout import CHECKPOINTS
 from prunefront.pipelines.stores.spool import Refuge
-from prunefront.pipelines.workers.bench import Workbench, on_device
 from prunefront.pipelines.workers.checkpoints import Folder
 from prunefront.pipelines.workers.inheritance import Inheritance, Parent
 from prunefront.pipelines.workers.judge import OUTCOME, Judge, OnRung
 from prunefront.pipelines.workers.scoring import Scored, ScoringWorker, hand_on
 from prunefront.pipelines.workers.trial import OnTrained, Trial, outcome_of
+from prunefront.pipelines.workers.workbench import Workbench, on_device
 from prunefront.pipelines.workers.workers import Say, Training
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.statistics import Batch, Statistics, collect
 from prunefront.search.outcomes.measurement import Failure, Outcome
 

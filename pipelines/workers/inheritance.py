@@ -7,7 +7,7 @@ from pathlib import Path
 from prunefront.atomic import write_whole
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.cut.inherit import can_hand_on
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.search.outcomes.measurement import Measurement, Outcome
 from prunefront.search.space.candidate import Candidate
 

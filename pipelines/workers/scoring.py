@@ -8,12 +8,12 @@ from torch import nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.formats.weights import pack_weights
-from prunefront.pipelines.workers.bench import Workbench
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.failures import failure
 from prunefront.pipelines.workers.inheritance import Inheritance, Parent
+from prunefront.pipelines.workers.workbench import Workbench
 from prunefront.pruners.cut.inherit import can_hand_on
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.search.outcomes.measurement import Failure, Outcome
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.data import SearchData, batches
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.procedures import Phase
 from prunefront.pruners.procedures.loop import EpochReport, fit
 from prunefront.pruners.procedures.run import Run, SnapshotError

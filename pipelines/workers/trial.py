@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from prunefront.pipelines.measure.target import machine_fields
-from prunefront.pipelines.workers.bench import Job, Workbench
 from prunefront.pipelines.workers.evaluate import Evaluator, Progress
 from prunefront.pipelines.workers.failures import failure
 from prunefront.pipelines.workers.judge import EPOCH, MEASURED, OUTCOME
 from prunefront.pipelines.workers.train import Keep
-from prunefront.pruners.graph.plan import DENSE, PruningPlan
+from prunefront.pipelines.workers.workbench import Job, Workbench
+from prunefront.pruners.graph.pruning_plan import DENSE, PruningPlan
 from prunefront.pruners.procedures.run import SnapshotError
 from prunefront.pruners.procedures.snapshot import Snapshot
 from prunefront.search.outcomes.measurement import Failure, Outcome, outcome_from_json

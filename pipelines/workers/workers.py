@@ -9,11 +9,11 @@ from typing import Any, Protocol, TypeVar
 from prunefront.pipelines.config.sections import MeasureSection
 from prunefront.pipelines.measure.target import Target
 from prunefront.pipelines.stores.spool import Refuge
-from prunefront.pipelines.workers.bench import Job, Workbench
 from prunefront.pipelines.workers.inheritance import Inheritance
 from prunefront.pipelines.workers.judge import OnRung
 from prunefront.pipelines.workers.trial import Checkpoints, OnTrained
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pipelines.workers.workbench import Job, Workbench
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.statistics import Batch, Statistics
 from prunefront.search.outcomes.measurement import Failure, Outcome
 from prunefront.search.promotion.halving import Rungs

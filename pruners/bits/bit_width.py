@@ -12,7 +12,7 @@ from prunefront.choice import Quantisation
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.bits.activations import Kind, QuantisedInput, check_inputs, input_parts
 from prunefront.pruners.graph.layers import Part
-from prunefront.pruners.graph.plan import FLOAT_BITS
+from prunefront.pruners.graph.pruning_plan import FLOAT_BITS
 from prunefront.pruners.quantisers import Quantiser, quantisers
 from prunefront.pruners.units.masks import owner
 

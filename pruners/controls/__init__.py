@@ -13,7 +13,7 @@ from typing import Literal
 from prunefront.choice import pattern
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import GroupPlan, PruningPlan, Scores
+from prunefront.pruners.graph.pruning_plan import GroupPlan, PruningPlan, Scores
 from prunefront.pruners.plan.cost import macs
 from prunefront.pruners.plan.decide import keep_counts
 from prunefront.registry import Registry, summary_of

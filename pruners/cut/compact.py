@@ -13,7 +13,7 @@ from prunefront.pruners.granularities import LayerGranularity, Pattern
 from prunefront.pruners.granularities.new_layer import weight_of
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer
-from prunefront.pruners.graph.plan import LayerPlan, PruningPlan, removed_blocks
+from prunefront.pruners.graph.pruning_plan import LayerPlan, PruningPlan, removed_blocks
 from prunefront.pruners.plan.layer_parts import granularity_of
 from prunefront.pruners.units.view import UnitView
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.cut.surgery import first_names, removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import PruningPlan, inside, removed_blocks
+from prunefront.pruners.graph.pruning_plan import PruningPlan, inside, removed_blocks
 
 
 def can_hand_on(plan: PruningPlan) -> bool:

@@ -12,7 +12,7 @@ from prunefront.pruners.cut.recalibrate import recalibrate
 from prunefront.pruners.cut.repair import repair
 from prunefront.pruners.cut.surgery import apply
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.plan.layer_parts import parameter_bit_widths
 from prunefront.pruners.statistics import Batch
 

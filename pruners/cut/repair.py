@@ -13,7 +13,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pruners.criteria import Repair
 from prunefront.pruners.cut.surgery import RemovedPositions, removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.statistics import Batch
 from prunefront.pruners.statistics.contributions import (
     choose_positions,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.graph.shapes import reduced_layer, shapes
 
 RemovedPositions = dict[str, dict[int, list[int]]]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 
 Shapes = dict[str, tuple[int, ...]]
 

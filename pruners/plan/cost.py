@@ -6,7 +6,7 @@ from math import prod
 
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Part
-from prunefront.pruners.graph.plan import PruningPlan, inside, removed_blocks
+from prunefront.pruners.graph.pruning_plan import PruningPlan, inside, removed_blocks
 from prunefront.pruners.graph.shapes import Shapes, shapes, shapes_of
 from prunefront.pruners.plan.layer_parts import granularity_of, layer_parts
 from prunefront.pruners.storage.sizes import file_size

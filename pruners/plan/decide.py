@@ -8,7 +8,7 @@ from prunefront.choice import GroupChoice, Quantisation
 from prunefront.errors import PrunefrontError, RatioError
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
 from prunefront.pruners.graph.layers import Stack
-from prunefront.pruners.graph.plan import (
+from prunefront.pruners.graph.pruning_plan import (
     DEFAULT_QUANTISATION,
     GroupPlan,
     LayerPlan,

@@ -8,7 +8,7 @@ from prunefront.errors import PrunefrontError, RatioError
 from prunefront.pruners.granularities import LayerGranularity, layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer
-from prunefront.pruners.graph.plan import GroupPlan, LayerPlan, PruningPlan
+from prunefront.pruners.graph.pruning_plan import GroupPlan, LayerPlan, PruningPlan
 from prunefront.pruners.graph.shapes import reduced_layer, shapes_of
 
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from prunefront.choice import Quantisation
 from prunefront.pruners.graph.layers import Part
-from prunefront.pruners.graph.plan import FLOAT_BITS, LayerPlan, PruningPlan
+from prunefront.pruners.graph.pruning_plan import FLOAT_BITS, LayerPlan, PruningPlan
 
 if TYPE_CHECKING:
     from prunefront.pruners.granularities import LayerGranularity

@@ -15,7 +15,7 @@ from prunefront.pruners.cut.compact import compact
 from prunefront.pruners.cut.prune import calibrate, prune
 from prunefront.pruners.cut.surgery import cut_tensor, reduced_graph, removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import GroupPlan, PruningPlan, Scores
+from prunefront.pruners.graph.pruning_plan import GroupPlan, PruningPlan, Scores
 from prunefront.pruners.plan.layer_parts import parameter_bit_widths
 from prunefront.pruners.procedures.bit_widths import QuantisedWeights
 from prunefront.pruners.procedures.hook import Hook, UnitScores

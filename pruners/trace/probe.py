@@ -15,7 +15,7 @@ from torch.utils import _pytree
 from prunefront.choice import GroupChoice
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen
-from prunefront.pruners.graph.plan import GroupPlan, PruningPlan
+from prunefront.pruners.graph.pruning_plan import GroupPlan, PruningPlan
 from prunefront.text import first_line
 
 NORMS = frozenset(

@@ -18,7 +18,7 @@ from prunefront.pipelines.artifacts.card import card
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.cut.prune import prune
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.saved import PLAN, WEIGHTS, pack_network, plan_document, read_plan, rebuild
 from prunefront.pruners.trace.tracer import trace

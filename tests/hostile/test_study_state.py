@@ -17,11 +17,11 @@ from prunefront.pipelines.journal.journal import Journal, read_events, write_jso
 from prunefront.pipelines.journal.layout import EVALUATIONS
 from prunefront.pipelines.prepare.knowledge import read_knowledge
 from prunefront.pipelines.prepare.problem import problem
-from prunefront.pipelines.prepare.saved_knowledge import read_precision
+from prunefront.pipelines.prepare.read_prepared import read_precision
 from prunefront.pipelines.stages.forecast import kept_forecast
 from prunefront.pipelines.stages.latency_table import measure, read
 from prunefront.pipelines.stages.rungs import rungs_of
-from prunefront.pipelines.stages.screening import Screening
+from prunefront.pipelines.stages.scoring_loop import Screening
 from prunefront.pipelines.stages.second_stage import latest_artifacts
 from prunefront.pipelines.stages.warm_start import WarmStart, from_event, to_event
 from prunefront.pipelines.stages.warm_start import publish as publish_evaluations

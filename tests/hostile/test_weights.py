@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import nn
 
 from prunefront.pipelines.formats.weights import load_weights, unpack_weights
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.saved import rebuild
 from tests.hostile.strategies import answered, changed, damaged, fuzzed, text_of
 from tests.hostile.test_plans import genuine, network

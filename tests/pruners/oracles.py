@@ -7,7 +7,7 @@ from torch import nn
 
 from prunefront.pruners.cut.blocks import zero_block
 from prunefront.pruners.cut.compact import choose_pattern, dense_module, replace_layer
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.plan.layer_parts import granularity_of
 
 

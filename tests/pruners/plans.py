@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from prunefront.choice import GroupChoice, pattern
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import PruningPlan, Scores
+from prunefront.pruners.graph.pruning_plan import PruningPlan, Scores
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.trace.tracer import trace
 from tests.nets import NETS

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from prunefront.choice import GroupChoice
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.procedures import Phase
 from prunefront.pruners.procedures.loop import EpochReport, fit

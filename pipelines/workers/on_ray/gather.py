@@ -12,7 +12,7 @@ from ray.exceptions import RayTaskError
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import ClusterSection, ModelSection
 from prunefront.pipelines.models import build
-from prunefront.pipelines.workers.bench import on_device
+from prunefront.pipelines.workers.workbench import on_device
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.statistics import Batch, Statistics, Task, Values, merge, run, tasks
 

@@ -12,7 +12,7 @@ from prunefront.pipelines.cluster.patience import Patience
 from prunefront.pipelines.config.sections import ClusterSection
 from prunefront.pipelines.workers.inheritance import Inheritance, Parent
 from prunefront.pipelines.workers.scoring import Scored, ScoringWorker, hand_on
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.search.outcomes.measurement import Failure, Outcome
 from prunefront.text import first_line
 

@@ -20,7 +20,6 @@ from prunefront.pipelines.events.metrics import export_metrics
 from prunefront.pipelines.journal.layout import TUNE
 from prunefront.pipelines.measure.target import Target
 from prunefront.pipelines.stores.spool import Refuge
-from prunefront.pipelines.workers.bench import Workbench
 from prunefront.pipelines.workers.inheritance import Inheritance
 from prunefront.pipelines.workers.judge import OnRung
 from prunefront.pipelines.workers.on_ray.checkpoints import kept_in
@@ -28,6 +27,7 @@ from prunefront.pipelines.workers.on_ray.gather import gather
 from prunefront.pipelines.workers.on_ray.pool import ScoringPool
 from prunefront.pipelines.workers.on_ray.trials import Trials, finetune_all
 from prunefront.pipelines.workers.trial import Checkpoints, OnTrained, Queue
+from prunefront.pipelines.workers.workbench import Workbench
 from prunefront.pipelines.workers.workers import Process, Say, Training
 from prunefront.pruners.statistics import Batch, Statistics
 from prunefront.search.outcomes.measurement import Failure

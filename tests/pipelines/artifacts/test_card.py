@@ -9,7 +9,7 @@ from prunefront.choice import GroupChoice, Quantisation
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.card import card
 from prunefront.pruners.graph.layers import Layer
-from prunefront.pruners.graph.plan import GroupPlan, LayerPlan, PruningPlan
+from prunefront.pruners.graph.pruning_plan import GroupPlan, LayerPlan, PruningPlan
 
 WITHIN = LayerPlan(
     Layer("layer1.0.conv1.weight", "layer1.0.conv1", (8, 6, 3, 3), 64),

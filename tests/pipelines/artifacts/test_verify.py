@@ -33,7 +33,7 @@ from prunefront.pipelines.measure.accuracy import accuracy
 from prunefront.pipelines.models import build
 from prunefront.pipelines.stores.memory import MemoryStore
 from prunefront.pruners.cut import surgery
-from prunefront.pruners.graph.plan import GroupPlan, PruningPlan
+from prunefront.pruners.graph.pruning_plan import GroupPlan, PruningPlan
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.trace.tracer import trace
 

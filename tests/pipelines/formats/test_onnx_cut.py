@@ -15,7 +15,7 @@ from prunefront.pipelines.models import models
 from prunefront.pipelines.stages.latency_table import planned
 from prunefront.pruners.cut.surgery import apply
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.trace.tracer import trace
 

@@ -8,7 +8,7 @@ from prunefront.pipelines.config.sections import QuantisationSection, SearchSect
 from prunefront.pipelines.prepare.problem import KEPT_MACS, lanes, problem, search_space
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import Scores
+from prunefront.pruners.graph.pruning_plan import Scores
 from prunefront.pruners.plan.cost import macs, macs_of
 from prunefront.pruners.plan.decide import plan
 from prunefront.search.outcomes.measurement import Measurement

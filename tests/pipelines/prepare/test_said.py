@@ -10,9 +10,9 @@ from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.data import load
 from prunefront.pipelines.journal.layout import PREPARED
 from prunefront.pipelines.models import build
-from prunefront.pipelines.prepare.bench import make_bench
 from prunefront.pipelines.prepare.knowledge import know
 from prunefront.pipelines.prepare.network import Network, trace_model
+from prunefront.pipelines.prepare.workbench import make_bench
 from prunefront.pruners.statistics import collect
 
 

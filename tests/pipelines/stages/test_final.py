@@ -4,8 +4,8 @@ import json
 
 from prunefront.choice import GroupChoice, pattern
 from prunefront.pipelines.stages.final import Trained, chosen, standing
-from prunefront.pipelines.workers.bench import Job
-from prunefront.pruners.graph.plan import DENSE
+from prunefront.pipelines.workers.workbench import Job
+from prunefront.pruners.graph.pruning_plan import DENSE
 from prunefront.pruners.plan.decide import plan
 from prunefront.search.outcomes.constraints import parse, resolve
 from prunefront.search.outcomes.measurement import Measurement

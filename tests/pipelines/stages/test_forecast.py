@@ -19,11 +19,11 @@ from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.prepare.feasibility import OverBudget
 from prunefront.pipelines.stages.forecast import Forecast, PredictedCosts, PredictingPool, limits, steered
 from prunefront.pipelines.stages.latency_table import LatencyTable, design
-from prunefront.pipelines.stages.screening import Screening
+from prunefront.pipelines.stages.scoring_loop import Screening
 from prunefront.pipelines.workers.in_process import LocalPool
 from prunefront.pipelines.workers.inheritance import Parent
 from prunefront.pipelines.workers.scoring import Scored
-from prunefront.pruners.graph.plan import GroupPlan, PruningPlan
+from prunefront.pruners.graph.pruning_plan import GroupPlan, PruningPlan
 from prunefront.search.outcomes.constraints import parse as parse_bound
 from prunefront.search.outcomes.measurement import (
     OBJECTIVES,

@@ -14,9 +14,9 @@ from prunefront.pipelines.config.sections import ModelSection
 from prunefront.pipelines.data import SearchData, Split, Transform
 from prunefront.pipelines.models import build
 from prunefront.pipelines.stages.rungs import metrics, rungs_of, told
-from prunefront.pipelines.workers.bench import Job, Workbench, arrays
 from prunefront.pipelines.workers.evaluate import Evaluator, Progress
 from prunefront.pipelines.workers.train import Recipe
+from prunefront.pipelines.workers.workbench import Job, Workbench, arrays
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.scoring import score
 from prunefront.pruners.trace.tracer import trace

@@ -26,7 +26,7 @@ from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.journal.evaluations import Evaluation, Evaluations
 from prunefront.pipelines.journal.journal import Journal, write_json
 from prunefront.pipelines.journal.layout import EVALUATIONS
-from prunefront.pipelines.stages.screening import Screening
+from prunefront.pipelines.stages.scoring_loop import Screening
 from prunefront.pipelines.stages.warm_start import (
     LONGEST_ORIGIN,
     MOST_SEEDS,
@@ -46,12 +46,12 @@ from prunefront.pipelines.stores.folder import DirectoryStore
 from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.store import put_json
 from prunefront.pipelines.study.run import run
-from prunefront.pipelines.workers.bench import arrays
+from prunefront.pipelines.workers.workbench import arrays
 from prunefront.pruners.trace.tracer import trace
 from prunefront.search.outcomes.measurement import Failure, Measurement
 from prunefront.search.searchers import searchers
 from prunefront.search.space.candidate import Candidate
-from tests.pipelines.stages.test_screening import Worker, outcome_of, planned
+from tests.pipelines.stages.test_scoring_loop import Worker, outcome_of, planned
 from tests.problems import Separable, separable
 
 HERE = Signature("network", "conditions")

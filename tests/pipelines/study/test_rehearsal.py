@@ -20,10 +20,10 @@ from prunefront.pipelines.journal.evaluations import Evaluations, evaluations
 from prunefront.pipelines.journal.journal import Journal, read_events, write_json
 from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.problem import problem
-from prunefront.pipelines.stages.screening import Screening
+from prunefront.pipelines.stages.scoring_loop import Screening
 from prunefront.pipelines.stages.warm_start import WarmStart, to_event
 from prunefront.pipelines.study.rehearsal import Replay, load_evaluations, rehearse
-from prunefront.pruners.graph.plan import DENSE, PruningPlan
+from prunefront.pruners.graph.pruning_plan import DENSE, PruningPlan
 from prunefront.pruners.plan.cost import cost
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.scoring import rank

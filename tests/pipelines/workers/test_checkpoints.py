@@ -20,13 +20,13 @@ from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.journal.layout import CHECKPOINTS
-from prunefront.pipelines.prepare.bench import make_bench
 from prunefront.pipelines.prepare.knowledge import read_knowledge
 from prunefront.pipelines.prepare.network import dense_network, planned_by
+from prunefront.pipelines.prepare.workbench import make_bench
 from prunefront.pipelines.study.run import run
-from prunefront.pipelines.workers.bench import Job
 from prunefront.pipelines.workers.checkpoints import SHARE, Folder, Pace
 from prunefront.pipelines.workers.evaluate import Evaluator
+from prunefront.pipelines.workers.workbench import Job
 from prunefront.pruners.controls import Start
 from prunefront.pruners.procedures.snapshot import Snapshot
 from prunefront.pruners.saved import WEIGHTS

@@ -14,16 +14,16 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.measure.runtimes import runtimes
-from prunefront.pipelines.prepare.bench import make_bench
 from prunefront.pipelines.prepare.knowledge import Knowledge, calibration, know
 from prunefront.pipelines.prepare.network import Network, dense_network, planned_by
 from prunefront.pipelines.prepare.problem import problem
-from prunefront.pipelines.workers.bench import Job, Workbench
+from prunefront.pipelines.prepare.workbench import make_bench
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.train import Recipe
+from prunefront.pipelines.workers.workbench import Job, Workbench
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.procedures import procedures
 from prunefront.pruners.scoring import available, needs_of, rank
 from prunefront.pruners.statistics import collect

@@ -12,10 +12,10 @@ from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.data import load
 from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.network import dense_recipe
-from prunefront.pipelines.workers.bench import Workbench, arrays
 from prunefront.pipelines.workers.failures import failure
 from prunefront.pipelines.workers.scoring import ScoringWorker
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pipelines.workers.workbench import Workbench, arrays
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.trace.tracer import trace
 from prunefront.search.outcomes.measurement import Failure, Measurement, NotFinite
 

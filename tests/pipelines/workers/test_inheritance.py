@@ -26,23 +26,23 @@ from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.formats.weights import pack_weights, unpack_weights
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.journal.layout import WEIGHTS
-from prunefront.pipelines.prepare.bench import make_bench
 from prunefront.pipelines.prepare.knowledge import know
 from prunefront.pipelines.prepare.network import dense_network
-from prunefront.pipelines.stages.screening import Screening
-from prunefront.pipelines.workers.bench import Workbench
+from prunefront.pipelines.prepare.workbench import make_bench
+from prunefront.pipelines.stages.scoring_loop import Screening
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.in_process import LocalPool
 from prunefront.pipelines.workers.inheritance import Inheritance, Parent
 from prunefront.pipelines.workers.scoring import Scored, ScoringWorker
+from prunefront.pipelines.workers.workbench import Workbench
 from prunefront.pruners.cut.prune import prune
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.plan.decide import plan
 from prunefront.search.outcomes.front import ParetoFront
 from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome, outcome_from_json
 from prunefront.search.searchers import searchers
 from prunefront.search.space.candidate import Candidate
-from tests.pipelines.stages.test_screening import KilledError, planned
+from tests.pipelines.stages.test_scoring_loop import KilledError, planned
 from tests.pipelines.workers.test_failures import bench as failures_bench
 from tests.problems import separable
 

@@ -12,7 +12,7 @@ from prunefront.pruners.bits.bit_width import quantise, quantised_parts, wrap
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Layer, Part
-from prunefront.pruners.graph.plan import LayerPlan, PruningPlan
+from prunefront.pruners.graph.pruning_plan import LayerPlan, PruningPlan
 from prunefront.pruners.plan.layer_parts import parameter_bit_widths
 from prunefront.pruners.procedures import Phase
 from prunefront.pruners.procedures.bit_widths import QuantisedWeights

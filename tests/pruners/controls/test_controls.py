@@ -19,7 +19,7 @@ from prunefront.pruners.controls.scratch_b import CAP
 from prunefront.pruners.cut.scratch import scratch_network
 from prunefront.pruners.cut.surgery import apply
 from prunefront.pruners.graph.channel_graph import ChannelGraph, MacOp
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.plan.cost import macs, macs_of
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.scoring import score

@@ -23,7 +23,7 @@ from prunefront.pruners.cut.compact import can_rank_within, compact
 from prunefront.pruners.cut.prune import prune
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import PruningPlan, removed_blocks
+from prunefront.pruners.graph.pruning_plan import PruningPlan, removed_blocks
 from prunefront.pruners.plan import cost
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.plan.layer_counts import possible_granularities

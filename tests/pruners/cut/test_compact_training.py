@@ -11,7 +11,7 @@ from torch import nn
 
 from prunefront.choice import GroupChoice, Quantisation
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import PruningPlan, without_channels
+from prunefront.pruners.graph.pruning_plan import PruningPlan, without_channels
 from prunefront.pruners.plan.cost import layout
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.plan.layer_parts import parameter_bit_widths

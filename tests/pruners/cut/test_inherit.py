@@ -17,7 +17,7 @@ from prunefront.pruners.cut.inherit import can_hand_on, inherit, without_repair
 from prunefront.pruners.cut.prune import prune, repair_kinds
 from prunefront.pruners.cut.surgery import apply, mask
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import PruningPlan, inside, removed_blocks
+from prunefront.pruners.graph.pruning_plan import PruningPlan, inside, removed_blocks
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.trace.tracer import trace
 from tests.nets import NETS, randomise

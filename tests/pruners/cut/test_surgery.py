@@ -13,7 +13,7 @@ from torch.utils import _pytree
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import GroupPlan, PruningPlan
+from prunefront.pruners.graph.pruning_plan import GroupPlan, PruningPlan
 from prunefront.pruners.plan.cost import cost
 from prunefront.pruners.trace.tracer import trace
 from tests.nets import NETS

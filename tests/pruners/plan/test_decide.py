@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError, RatioError
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen, MacOp, TensorSlice
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.plan.decide import keep_counts, nearest_keep_count, plan
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from prunefront.pipelines.config.sections import QuantisationSection, SpaceSection
 from prunefront.pipelines.prepare.problem import cost_model, search_space
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import Scores
+from prunefront.pruners.graph.pruning_plan import Scores
 from prunefront.pruners.plan.cost import cost, size_bytes
 from prunefront.pruners.plan.decide import plan
 from prunefront.search.space.encoding import Encoding

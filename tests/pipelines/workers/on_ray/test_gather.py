@@ -7,8 +7,8 @@ import torch
 from prunefront.pipelines.cluster.connect import connect
 from prunefront.pipelines.config.sections import ClusterSection, ModelSection
 from prunefront.pipelines.models import build
-from prunefront.pipelines.workers.bench import arrays
 from prunefront.pipelines.workers.on_ray.gather import gather
+from prunefront.pipelines.workers.workbench import arrays
 from prunefront.pruners.statistics import collect
 from prunefront.pruners.trace.tracer import trace
 

@@ -17,7 +17,7 @@ from prunefront.pipelines.stores.spool import Refuge
 from prunefront.pipelines.workers.train import Recipe
 from prunefront.pruners.controls import Start
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.statistics import Batch, Inputs
 from prunefront.search.space.candidate import Candidate
 

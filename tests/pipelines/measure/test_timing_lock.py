@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.measure import turnstile
+from prunefront.pipelines.measure import timing_lock
 
 ROOT = Path(__file__).parents[3]
 PATIENCE = 20.0  # seconds; only a failing test waits that long
@@ -23,7 +23,7 @@ PATIENCE = 20.0  # seconds; only a failing test waits that long
 LOOP = """
 import os, sys, time
 from pathlib import Path
-from prunefront.pipelines.measure.turnstile import exclusive, shared
+from prunefront.pipelines.measure.timing_lock import exclusive, shared
 enter, folder, log = {"shared": shared, "exclusive": exclusive}[sys.argv[1]], Path(sys.argv[2]), sys.argv[3]
 stay, times = float(sys.argv[4]), int(sys.argv[5])
 file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -37,7 +37,7 @@ for _ in range(times):
 HOLD = """
 import sys
 from pathlib import Path
-from prunefront.pipelines.measure.turnstile import exclusive, shared
+from prunefront.pipelines.measure.timing_lock import exclusive, shared
 with {"shared": shared, "exclusive": exclusive}[sys.argv[1]](Path(sys.argv[2])):
     print("inside", flush=True)
     sys.stdin.read()
@@ -111,7 +111,7 @@ def test_who_waits_long_says_for_whom(
 ) -> None:
     lines: queue.Queue[str] = queue.Queue()
     monkeypatch.setattr(turnstile, "SAY_AFTER_SECONDS", 0.01)
-    monkeypatch.setattr(turnstile.log, "warning", lambda text, *values: lines.put(text % values))
+    monkeypatch.setattr(timing_lock.log, "warning", lambda text, *values: lines.put(text % values))
     with holder(held, tmp_path) as child:
         wait_inside(child)
         assert not enters_within(0.0, getattr(turnstile, wanted), tmp_path)
@@ -119,7 +119,7 @@ def test_who_waits_long_says_for_whom(
         assert said.format(pid=child.pid) in line
         assert line.startswith("waited 0.01 s for a turn on this machine; ")
         child.kill()
-        assert enters_within(PATIENCE, turnstile.exclusive, tmp_path)
+        assert enters_within(PATIENCE, timing_lock.exclusive, tmp_path)
 
 
 def test_a_killed_waiter_frees_the_turnstile(tmp_path: Path) -> None:
@@ -127,10 +127,10 @@ def test_a_killed_waiter_frees_the_turnstile(tmp_path: Path) -> None:
         wait_inside(inside)
         with holder("exclusive", tmp_path) as waiting:
             # it has the turnstile once a newcomer is kept out although only a sharer is inside
-            while enters_within(0.5, turnstile.shared, tmp_path):
+            while enters_within(0.5, timing_lock.shared, tmp_path):
                 assert waiting.poll() is None
             waiting.kill()
-            assert enters_within(PATIENCE, turnstile.shared, tmp_path)
+            assert enters_within(PATIENCE, timing_lock.shared, tmp_path)
 
 
 def test_exclusive_does_not_starve_and_nobody_is_inside_with_it(tmp_path: Path) -> None:
@@ -164,14 +164,14 @@ def complete_lines(log: Path) -> list[str]:
 
 
 def test_leaves_when_the_body_raises(tmp_path: Path) -> None:
-    for enter in (turnstile.shared, turnstile.exclusive):
+    for enter in (timing_lock.shared, timing_lock.exclusive):
         with pytest.raises(KeyError), enter(tmp_path):
             raise KeyError
-    assert enters_within(PATIENCE, turnstile.exclusive, tmp_path)
+    assert enters_within(PATIENCE, timing_lock.exclusive, tmp_path)
 
 
-@pytest.mark.parametrize("inner", [turnstile.shared, turnstile.exclusive])
-@pytest.mark.parametrize("outer", [turnstile.shared, turnstile.exclusive])
+@pytest.mark.parametrize("inner", [timing_lock.shared, timing_lock.exclusive])
+@pytest.mark.parametrize("outer", [timing_lock.shared, timing_lock.exclusive])
 def test_nesting_raises_instead_of_deadlocking(outer: Callable, inner: Callable, tmp_path: Path) -> None:
     with outer(tmp_path), pytest.raises(RuntimeError, match="already inside"), inner(tmp_path):
         raise AssertionError("unreachable")
@@ -180,7 +180,7 @@ def test_nesting_raises_instead_of_deadlocking(outer: Callable, inner: Callable,
 
 
 def test_a_copy_of_the_descriptor_in_a_child_does_not_keep_the_lock(tmp_path: Path) -> None:
-    with turnstile.exclusive(tmp_path):
+    with timing_lock.exclusive(tmp_path):
         descriptors = [int(fd) for fd in os.listdir("/dev/fd")]
         locks = [
             fd
@@ -191,7 +191,7 @@ def test_a_copy_of_the_descriptor_in_a_child_does_not_keep_the_lock(tmp_path: Pa
     assert locks
     with child:
         try:
-            assert enters_within(PATIENCE, turnstile.exclusive, tmp_path)
+            assert enters_within(PATIENCE, timing_lock.exclusive, tmp_path)
         finally:
             child.kill()
 
@@ -199,13 +199,13 @@ def test_a_copy_of_the_descriptor_in_a_child_does_not_keep_the_lock(tmp_path: Pa
 def test_the_default_folder_is_private_and_a_foreign_one_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(turnstile.tempfile, "tempdir", str(tmp_path))
-    with turnstile.shared():
-        assert turnstile.default_folder().stat().st_mode & 0o777 == 0o700
-    monkeypatch.setattr(turnstile.tempfile, "tempdir", str(tmp_path / "other"))
+    monkeypatch.setattr(timing_lock.tempfile, "tempdir", str(tmp_path))
+    with timing_lock.shared():
+        assert timing_lock.default_folder().stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(timing_lock.tempfile, "tempdir", str(tmp_path / "other"))
     (tmp_path / "other").mkdir()
-    turnstile.default_folder().symlink_to(tmp_path)
-    with pytest.raises(PrunefrontError, match="TMPDIR"), turnstile.shared():
+    timing_lock.default_folder().symlink_to(tmp_path)
+    with pytest.raises(PrunefrontError, match="TMPDIR"), timing_lock.shared():
         raise AssertionError("unreachable")
-    with pytest.raises(PrunefrontError, match="TMPDIR"), turnstile.shared(Path("/dev/null/no/such")):
+    with pytest.raises(PrunefrontError, match="TMPDIR"), timing_lock.shared(Path("/dev/null/no/such")):
         raise AssertionError("unreachable")

@@ -9,7 +9,7 @@ from prunefront.pipelines.journal.journal import Journal, JournalError
 from prunefront.pipelines.prepare.feasibility import OverBudget
 from prunefront.pipelines.workers.inheritance import Inheritance
 from prunefront.pipelines.workers.workers import Scoring
-from prunefront.pruners.graph.plan import PruningPlan
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome, outcome_from_json
 from prunefront.search.searchers.searcher import Searcher
 from prunefront.search.simulator import MOST_DUPLICATES

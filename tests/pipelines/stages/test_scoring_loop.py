@@ -9,11 +9,11 @@ import pytest
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.journal.journal import Journal, JournalError
 from prunefront.pipelines.prepare.feasibility import OverBudget
-from prunefront.pipelines.stages.screening import HOPELESS, Screening
+from prunefront.pipelines.stages.scoring_loop import HOPELESS, Screening
 from prunefront.pipelines.workers.in_process import LocalPool
 from prunefront.pipelines.workers.inheritance import Parent
 from prunefront.pipelines.workers.scoring import Scored
-from prunefront.pruners.graph.plan import GroupPlan, PruningPlan
+from prunefront.pruners.graph.pruning_plan import GroupPlan, PruningPlan
 from prunefront.search.outcomes.measurement import Constraint, Failure, Outcome
 from prunefront.search.prediction.sensitivity import is_probe
 from prunefront.search.searchers import searchers

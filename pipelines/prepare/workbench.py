@@ -11,9 +11,9 @@ from prunefront.pipelines.formats.onnx_export import export
 from prunefront.pipelines.journal.journal import write_json
 from prunefront.pipelines.journal.layout import PREPARED
 from prunefront.pipelines.prepare.network import Network, Say, dense_recipe
-from prunefront.pipelines.prepare.saved_knowledge import read_precision
-from prunefront.pipelines.workers.bench import Workbench, arrays
+from prunefront.pipelines.prepare.read_prepared import read_precision
 from prunefront.pipelines.workers.train import Precision, Recipe, faster_precision
+from prunefront.pipelines.workers.workbench import Workbench, arrays
 
 
 def make_bench(config: StudyConfig, network: Network, say: Say = lambda line: None) -> Workbench:
