@@ -90,7 +90,7 @@ def test_sharers_are_inside_together(tmp_path: Path) -> None:
     ("held", "wanted"), [("shared", "exclusive"), ("exclusive", "shared"), ("exclusive",) * 2]
 )
 def test_exclusive_is_alone_and_a_killed_holder_frees_it(held: str, wanted: str, tmp_path: Path) -> None:
-    enter = getattr(turnstile, wanted)
+    enter = getattr(timing_lock, wanted)
     with holder(held, tmp_path) as child:
         wait_inside(child)
         assert not enters_within(0.1, enter, tmp_path)
@@ -110,11 +110,11 @@ def test_who_waits_long_says_for_whom(
     held: str, wanted: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: queue.Queue[str] = queue.Queue()
-    monkeypatch.setattr(turnstile, "SAY_AFTER_SECONDS", 0.01)
+    monkeypatch.setattr(timing_lock, "SAY_AFTER_SECONDS", 0.01)
     monkeypatch.setattr(timing_lock.log, "warning", lambda text, *values: lines.put(text % values))
     with holder(held, tmp_path) as child:
         wait_inside(child)
-        assert not enters_within(0.0, getattr(turnstile, wanted), tmp_path)
+        assert not enters_within(0.0, getattr(timing_lock, wanted), tmp_path)
         line = lines.get(timeout=PATIENCE)
         assert said.format(pid=child.pid) in line
         assert line.startswith("waited 0.01 s for a turn on this machine; ")
