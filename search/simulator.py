@@ -249,7 +249,7 @@ def simulate(
     until: float = math.inf,
     driver: float | None = 0.0,
 ) -> History:
-    """Runs a study's first stage as `stages.scoring_loop` does, on virtual workers, to `budget` different architectures.
+    """Runs a study's first stage as `stages.scoring_loop` does, on virtual workers, to `budget` architectures.
 
     evaluate: its errors pass through, but NotFinite becomes a Failure. realise: returns the key of a candidate's
     architecture, and equal ones are paid for once; its PrunefrontError is told as an `impossible` Failure. until:

@@ -88,7 +88,8 @@ class Job:
             return "failed: the cluster's head has no command `prunefront` on the path that `ray start` was run with"
         if self.exit_code is not None:
             return f"failed with exit code {self.exit_code}"
-        return f"failed before it began: {one_line(self.message, 300)}"
+        reason = one_line(self.message, 300) or "Ray gives no reason; `prunefront logs` may"
+        return f"failed before it began: {reason}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

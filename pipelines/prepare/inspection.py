@@ -101,7 +101,7 @@ class Inspection:
             space = widest_space(self.graph, section, self.config.quantisation)
         except PrunefrontError as error:  # there is no space at all
             return [str(error)]
-        return misfits(self.graph, space, section)
+        return misfits(self.graph, space, section, searcher=self.config.search.searcher)
 
     def _stacks(self) -> dict[str, Any]:
         if "block" not in self.config.space.granularities:

@@ -15,10 +15,12 @@ def misfits(
     space: SearchSpace,
     section: SpaceSection,
     facts: Mapping[str, PerGroup] = NO_FACTS,
+    searcher: str = "",
 ) -> list[str]:
     """Returns one line for each wish of the section that the search space does not hold; none where it holds all.
 
-    facts: as in `search_space`; before anything was measured the bound by redundancy is not looked at.
+    facts: as in `search_space`; before anything was measured the bound by redundancy is not looked at. searcher: name
+    of the one that is to search the space.
     """
     return [
         *_granularities(space, section),
@@ -26,7 +28,17 @@ def misfits(
         *_criteria_within(space, section),
         *_groups_without_criterion(graph, space, section),
         *_bound(space, section, facts),
+        *_searcher(space, searcher),
     ]
+
+
+def _searcher(space: SearchSpace, searcher: str) -> Iterator[str]:
+    several = any(len(group.bits) > 1 or len(group.granularities) > 1 for group in space.groups)
+    if several and searcher == "particle_filter":
+        yield (
+            "searcher 'particle_filter' varies ratios and criteria alone: beside the starting points, every layer keeps "
+            "its first bit width and granularity; searchers 'auto' and 'evolution' vary these too"
+        )
 
 
 def _used(space: SearchSpace) -> set[str]:

@@ -135,7 +135,7 @@ def _stages(session: Session, joined: Workers | None, join: Callable[[], Workers
             chance=1.0 / network.splits.classes,
         )
         _say_problem(session, network, task)
-        for line in misfits(network.graph, task.space, config.space, knowledge.facts):
+        for line in misfits(network.graph, task.space, config.space, knowledge.facts, config.search.searcher):
             say(line)
     bench = replace(
         bench,

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from prunefront.pipelines.config.read import parse
-from prunefront.pipelines.config.sections import SpaceSection
+from prunefront.pipelines.config.sections import QuantisationSection, SpaceSection
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.prepare.inspection import inspect, print_inspection
 from prunefront.pipelines.prepare.misfits import misfits
@@ -104,3 +104,15 @@ def test_a_search_says_it(tmp_path: Path) -> None:
     console = Console(record=True, width=80)
     run(parse(STUDY | short, source="s", base=tmp_path), display=Display(console), without_ray=True)
     assert SAID in console.export_text()
+
+
+def test_a_searcher_that_varies_less_than_the_space_holds_is_named() -> None:
+    section = SpaceSection(criteria=("l1",))
+    for bits, searcher, said in (
+        ((32, 8), "particle_filter", True),
+        ((32, 8), "auto", False),
+        ((32,), "particle_filter", False),
+    ):
+        space = widest_space(RESIDUAL, section, QuantisationSection(bits=bits))
+        found = misfits(RESIDUAL, space, section, searcher=searcher)
+        assert any("'particle_filter' varies ratios and criteria alone" in line for line in found) == said
