@@ -36,7 +36,7 @@ def _searcher(space: SearchSpace, searcher: str) -> Iterator[str]:
     several = any(len(group.bits) > 1 or len(group.granularities) > 1 for group in space.groups)
     if several and searcher == "particle_filter":
         yield (
-            "searcher 'particle_filter' varies ratios and criteria alone: beside the starting points, every layer keeps "
+            "searcher 'particle_filter' varies ratios and criteria alone: beside the starting points, every layer has "
             "its first bit width and granularity; searchers 'auto' and 'evolution' vary these too"
         )
 
