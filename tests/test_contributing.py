@@ -1,4 +1,4 @@
-"""CONTRIBUTING and README name files that exist, and count what there is."""
+"""Pages name files that exist; CONTRIBUTING draws the floors, README counts what there is."""
 
 import re
 from pathlib import Path
@@ -12,14 +12,19 @@ ROOT = Path(__file__).parents[1]
 PLACE = re.compile(
     r"`((?:prunefront|search|pruners|pipelines|tests|docs|examples|scripts|benchmarks)/[\w./-]*)`"
 )
-LINK = re.compile(r"\]\((?!https?:)([\w./-]+)\)")
+LINK = re.compile(r"(?<![\"'])\]\((?!https?:)([\w./-]+)\)")  # not what a subscript is called with
 
 
-@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "README.md", "SECURITY.md"])
-def test_every_path_that_is_named_exists(page: str) -> None:
-    text = (ROOT / page).read_text()
-    named = {*PLACE.findall(text), *LINK.findall(text)}
-    assert named
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_path_that_is_named_exists(page: Path) -> None:
+    text = page.read_text()
+    named = {
+        *PLACE.findall(text),
+        *(str((page.parent / link).relative_to(ROOT)) for link in LINK.findall(text)),
+    }
     # `name.py` stands for a file that somebody adds
     missing = [
         place for place in sorted(named) if not place.endswith("/name.py") and not (ROOT / place).exists()
