@@ -83,13 +83,13 @@ def curve(cifar: Cifar, seed: int, evaluations: int, folder: Path) -> dict[str, 
 
 
 def main() -> None:
-    parser = arguments(__doc__, quick="6 evaluations, 200 images, 128 for calibration")
+    parser = arguments(__doc__, quick="channel and all, 6 evaluations, 200 images, 128 for calibration")
     parser.add_argument("--evaluations", type=int, default=96)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--spaces", help=f"comma-separated: {', '.join(SPACES)}")
     given = parser.parse_args()
-    spaces = choose(parser, given.spaces, SPACES, SPACES)
+    spaces = choose(parser, given.spaces, SPACES, ("channel", "all") if given.quick else SPACES)
     evaluations, seeds, images = given.evaluations, given.seeds, given.images
     if given.quick:
         evaluations, seeds, images = 6, 1, 200
