@@ -98,7 +98,7 @@ def test_a_search_without_ray_finds_what_one_worker_of_ray_finds(tmp_path: Path)
     for name, without in (("local", True), ("ray", False)):
         loaded, rows = run(asked.format(without), tmp_path, name=name).split()
         assert loaded == str(not without), "Ray is loaded where it is used, and nowhere else"
-        assert int(rows) >= 4  # dense, dense fine-tuned, a candidate, a control
+        assert int(rows) >= 3  # dense, dense fine-tuned, and a candidate or its control
         lines = (tmp_path / "studies" / name / "journal.jsonl").read_text().splitlines()
         events = [json.loads(line) for line in lines]
         told[name] = [(e["key"], e["outcome"]) for e in events if e["event"] == "told"]

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from prunefront.pipelines.config.sections import DataSection, ModelSection
 from prunefront.pipelines.stores.store import ArtifactError, parse_json
 from prunefront.pruners.graph.pruning_plan import PruningPlan
+from prunefront.text import LONGEST
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -93,6 +94,10 @@ class Entries:
         value = self.data[key]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ArtifactError(f"{self.file}: {self.prefix}{key} = {value!r:.60} has the wrong type")
+        if isinstance(value, str) and not (value.isprintable() and len(value) <= LONGEST):
+            raise ArtifactError(
+                f"{self.file}: {self.prefix}{key} = {value!r:.60} is no text that can be shown"
+            )
         return value
 
     def section(self, key: str, kind: type[S]) -> S:

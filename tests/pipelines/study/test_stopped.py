@@ -9,6 +9,7 @@ from rich.console import Console
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
+from prunefront.pipelines.study import opening
 from prunefront.pipelines.study import run as study
 from prunefront.pipelines.tracking.tracker import MemoryTracker
 
@@ -18,7 +19,7 @@ def test_the_alarm_that_ray_sets_at_sigterm_does_not_cut_the_end_short(
 ) -> None:
     """Three seconds after SIGTERM it would end the process, whatever MLflow still waits for."""
     tracker = MemoryTracker()
-    monkeypatch.setattr(study, "MlflowTracker", lambda *_, **__: tracker)
+    monkeypatch.setattr(opening, "MlflowTracker", lambda *_, **__: tracker)
 
     def stages(*_: object) -> None:
         signal.alarm(60)  # as Ray's signal handler in C++ does, and then Ray's in Python
