@@ -30,7 +30,9 @@ def test_one_process_searches_without_ray_and_needs_one_import(tmp_path: Path) -
     assert len(points) > 3
     assert points["dense"][1] == 1.0
     best = last.split(": ")[1].split(",")[0]
-    assert points[best][0] == max(accuracy for accuracy, ratio in points.values() if ratio <= 1.0)
+    assert points[best][1] <= 1.0
+    # strictly below: the ratio is printed rounded, and one a little over the dense network's also reads 1.00
+    assert points[best][0] >= max(accuracy for accuracy, ratio in points.values() if ratio < 1.0)
     artifact = Path(last.rpartition(" in ")[2].removeprefix("file://"))
     assert (artifact / "model.onnx").exists()
 

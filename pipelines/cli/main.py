@@ -10,7 +10,6 @@ import typer
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cli.app import PROGRAM, app, say
-from prunefront.pipelines.config.moved import MovedKey
 from prunefront.text import one_line
 
 # each module registers its commands when it is imported
@@ -55,6 +54,8 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """Shows a key of a study file that has another name now as a notice; every other warning as Python does."""
+    from prunefront.pipelines.config.moved import MovedKey  # here: --help loads no settings
+
     if issubclass(category, MovedKey):
         say(f"notice: {message}", err=True)
     else:
