@@ -75,6 +75,9 @@ def load_front(study: "str | Path") -> "Front":
     """Returns the front of a study that was searched before.
 
     study: its file, its folder or its name. Raises NoStudy where there is none, or its search has not ended.
+
+    >>> pf.load_front("digits").best(by="size_bytes").key
+    'c41'
     """
     from prunefront.pipelines.fronts.front import Front
     from prunefront.pipelines.study.find import find, read_front

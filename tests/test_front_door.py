@@ -12,9 +12,13 @@ from typing import Any
 import pytest
 
 import prunefront as pf
+from prunefront.pipelines.journal.layout import FRONT
+from prunefront.pipelines.journal.layout import STUDY as STUDY_FILE
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = (
+    "Front",
+    "load_front",
     "load_study",
     "trace",
     "score",
@@ -37,6 +41,23 @@ STUDY: dict[str, Any] = {
     "controls": {"methods": ["scratch_e"], "networks": 1},
     "cluster": {"workers": 1},
 }
+
+
+def write_searched_study(folder: Path) -> None:
+    """Makes studies/digits below `folder` as a search leaves it: the dense network and a smaller one."""
+
+    def row(key: str, accuracy: float, share: float) -> dict[str, Any]:
+        interval = {"accuracy_low": accuracy - 0.01, "accuracy_high": accuracy + 0.01, "images": 400}
+        ratios = {"latency_ratio": share, "latency_ratio_low": share, "latency_ratio_high": share}
+        latency = {"latency_ms": 2.0 * share, "dense_latency_ms": 2.0}
+        sizes = {"size_bytes": int(400_000 * share), "macs": int(1e6 * share), "params": int(1e5 * share)}
+        return {"key": key, "accuracy": accuracy, "achieved": {}} | interval | ratios | latency | sizes
+
+    study = folder / "studies" / "digits"
+    study.mkdir(parents=True)
+    settings = {"name": "digits", "model": {"factory": "digits_cnn"}}
+    (study / STUDY_FILE).write_text(json.dumps(settings))
+    (study / FRONT).write_text(json.dumps([row("dense", 0.99, 1.0), row("c41", 0.98, 0.4)]))
 
 
 def run(code: str, folder: Path, **study: Any) -> str:
@@ -66,6 +87,7 @@ def test_every_name_is_there_and_none_is_loaded_before_it_is_used() -> None:
 @pytest.mark.parametrize("name", ["prunefront", *EXAMPLES])
 def test_its_example_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    write_searched_study(tmp_path)
     found = pf if name == "prunefront" else getattr(pf, name)
     source = inspect.getmodule(found)
     assert source is not None

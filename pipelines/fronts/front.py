@@ -17,9 +17,11 @@ class Front:
 
     Raises FrontError for no row, and for two of one key.
 
-        front = pf.load_front("study.toml")
-        front.best(under={"latency_ms": 2, "size_bytes": 250_000}).key
-        [row.accuracy for row in front]
+    >>> front = pf.load_front("digits")
+    >>> [(row.key, row.accuracy, row.latency_ms) for row in front]
+    [('c41', 0.98, 0.8), ('dense', 0.99, 2.0)]
+    >>> front.best(under={"latency_ms": 1, "size_bytes": 250_000}).key
+    'c41'
     """
 
     rows: tuple[FrontRow, ...]
