@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from prunefront.atomic import write_whole
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.bits.bit_width import WRAPPED_PREFIX, wrap
 from prunefront.pruners.cut.blocks import without_blocks
@@ -74,11 +75,13 @@ def save_network(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, folde
     """
     folder.mkdir(parents=True, exist_ok=True)
     pack_network(model, graph, plan, folder / WEIGHTS)
-    (folder / PLAN).write_text(json.dumps(plan_document(graph, plan)))
+    plan_text = json.dumps(plan_document(graph, plan)).encode()
+    write_whole(folder / PLAN, lambda file: file.write(plan_text))
     digests = {
         name: {"sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest()} for name in (WEIGHTS, PLAN)
     }
-    (folder / MANIFEST).write_text(json.dumps({"files": digests}))
+    manifest = json.dumps({"files": digests}).encode()
+    write_whole(folder / MANIFEST, lambda file: file.write(manifest))
 
 
 def plan_document(graph: ChannelGraph, plan: PruningPlan) -> dict[str, Any]:
