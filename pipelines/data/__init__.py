@@ -1,12 +1,16 @@
 """Data sets: `load` returns three disjoint parts, `batches` turns a part into network input."""
 
+import logging
+
 from prunefront.pipelines.config.imported import call, import_callable
 from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data import digits, folder, parquet
 from prunefront.pipelines.data.batches import batches
 from prunefront.pipelines.data.checks import check_splits, count_classes, transform_for
-from prunefront.pipelines.data.source import split_validation
+from prunefront.pipelines.data.source import Say, split_validation
 from prunefront.pipelines.data.splits import DataError, SearchData, Split, Splits, Transform
+
+log = logging.getLogger(__name__)
 
 __all__ = ["DataError", "SearchData", "Split", "Splits", "Transform", "batches", "load", "sources"]
 
@@ -14,8 +18,10 @@ sources = {"digits": digits.load, "parquet": parquet.load, "folder": folder.load
 """Name -> built-in source, which takes the section `data` and returns (train, validation, test)."""
 
 
-def load(section: DataSection) -> Splits:
+def load(section: DataSection, *, say: Say = log.warning) -> Splits:
     """Returns the data set that a study file asks for, checked. Raises DataError for data that cannot be used.
+
+    say: takes each line on how data were read that are not in their plain form.
 
     A `module:callable` source is called with `section.options`. It returns `Splits`, or a tuple of `Split`: (train,
     validation, test), or (train, test), whose last training images become validation.

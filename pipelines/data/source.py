@@ -1,10 +1,14 @@
 """Parts that a data source returns, its files, and the split of training images into train and validation."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data.cache import local_copy
 from prunefront.pipelines.data.splits import DataError, Split
+
+Say = Callable[[str], object]
+"""Takes a line for the person who runs the study."""
 
 Parts = tuple[Split, Split, Split]
 """Training, validation and test part."""

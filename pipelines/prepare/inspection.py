@@ -11,12 +11,11 @@ from rich.text import Text
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.data import load
-from prunefront.pipelines.formats.weights import load_weights
 from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.checks import check_names, check_per_group
 from prunefront.pipelines.prepare.feasibility import Infeasible, check_bounds, exact_values, least
 from prunefront.pipelines.prepare.misfits import misfits
-from prunefront.pipelines.prepare.network import trace_model
+from prunefront.pipelines.prepare.network import load_given, trace_model
 from prunefront.pipelines.prepare.problem import offered, widest_space
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.granularities import layer_granularities
@@ -36,12 +35,14 @@ class Inspection:
     graph: ChannelGraph
     infeasible: str | None = None
     """Why no network of the space meets the study's bounds on exact costs."""
+    notes: tuple[str, ...] = ()
+    """Lines on how data and weights were read, where they are not in their plain form."""
 
     def to_json(self) -> dict[str, Any]:
-        """misfits (lines on what the study asks for and its network cannot have), groups (name, units, members, keeps,
-        criteria, left_out), frozen (name, channels, reason), stacks (name, blocks), unstacked, layers (name, shape,
-        macs, keeps, bits, left_out), unlayered, macs, params, size_bytes, constraints (bound, limit, smallest),
-        infeasible.
+        """notes (lines on how data and weights were read), misfits (lines on what the study asks for and its network
+        cannot have), groups (name, units, members, keeps, criteria, left_out), frozen (name, channels, reason), stacks
+        (name, blocks), unstacked, layers (name, shape, macs, keeps, bits, left_out), unlayered, macs, params,
+        size_bytes, constraints (bound, limit, smallest), infeasible.
 
         left_out: criterion -> why it does not fit the group, or granularity -> why the layer cannot take it. unstacked,
         unlayered: path or name -> why it is left alone. limit: null where it is known after training alone. smallest:
@@ -51,6 +52,7 @@ class Inspection:
         price = cost(self.graph)
         space = self.config.space
         return {
+            "notes": list(self.notes),
             "misfits": self._misfits(),
             "groups": [
                 {
@@ -154,11 +156,12 @@ def inspect(config: StudyConfig) -> Inspection:
     met: `infeasible` has them.
     """
     check_names(config)
-    splits = load(config.data)
+    notes: list[str] = []
+    splits = load(config.data, say=notes.append)
     shape = splits.train.images.shape[1:]
     model = build(config.model, classes=splits.classes, input_shape=shape, seed=config.seed)
-    if config.model.weights is not None:
-        load_weights(model, config.model.weights)
+    if found := load_given(model, config.model):
+        notes.append(found)
     graph = trace_model(model, config, shape)
     check_per_group(config.space.per_group, graph)
     infeasible = None
@@ -168,7 +171,7 @@ def inspect(config: StudyConfig) -> Inspection:
             check_bounds(graph, space, config.space, config.quantisation, config.search.constraints)
         except (Infeasible, ConstraintError) as error:
             infeasible = str(error)
-    return Inspection(config, graph, infeasible)
+    return Inspection(config, graph, infeasible, tuple(notes))
 
 
 def print_inspection(found: Inspection, console: Console) -> None:
@@ -179,7 +182,7 @@ def print_inspection(found: Inspection, console: Console) -> None:
         f"{data['size_bytes']:,} bytes",
         highlight=False,
     )
-    for line in data["misfits"]:
+    for line in (*data["notes"], *data["misfits"]):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     if data["constraints"]:
         table = Table("bound", "that is", "networks go down to", box=None, padding=(0, 2, 0, 0))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.config.sections import ModelSection, StudyConfig
 from prunefront.pipelines.data import SearchData, Splits
 from prunefront.pipelines.data import load as load_data
 from prunefront.pipelines.formats.weights import load_weights, save_weights
@@ -65,7 +65,7 @@ def dense_network(config: StudyConfig, say: Say) -> Network:
     Raises PrunefrontError for data, weights or a network that cannot be used, and for data that changed since.
     """
     folder = config.path / PREPARED
-    splits = load_data(config.data)
+    splits = load_data(config.data, say=say)
     shape = splits.train.images.shape[1:]
     say(
         f"data: {len(splits.train):,} training, {len(splits.validation):,} validation and {len(splits.test):,} test "
@@ -86,9 +86,11 @@ def dense_network(config: StudyConfig, say: Say) -> Network:
     folder.mkdir(parents=True, exist_ok=True)
     if config.model.weights is not None:
         if config.model.initial is not None:
-            load_weights(model, config.model.initial)
+            if found := load_weights(model, config.model.initial):
+                say(found)
             save_weights(model, before)
-        load_weights(model, config.model.weights)
+        if found := load_given(model, config.model):
+            say(found)
         graph = trace_model(model.eval(), config, shape)
     else:
         save_weights(model, before)
@@ -102,6 +104,13 @@ def dense_network(config: StudyConfig, say: Say) -> Network:
     write_json(folder / "data.json", fingerprint(splits))
     write_json(folder / "graph.json", graph.to_json())  # last: its presence says that the rest is whole
     return Network(splits, model.eval(), graph, _initial(copy.deepcopy(model), before))
+
+
+def load_given(model: nn.Module, section: ModelSection) -> str:
+    """Loads the trained weights that a study file names; returns what was found in the file, "" for plain weights."""
+    if section.weights is None:
+        return ""
+    return load_weights(model, section.weights, key=section.weights_key, setting="model.weights_key")
 
 
 def _initial(model: nn.Module, path: Path) -> Mapping[str, NDArray[np.generic]] | None:
