@@ -54,7 +54,7 @@ class ModelSection(Section):
     """`.safetensors`, or a `.pt`, `.pth`, `.ckpt` or `.bin` checkpoint that holds a state dict, under whatever key and
     prefix. Without it, the study trains the network first, as [dense] says."""
     weights_key: str | None = None
-    """State dict of `weights` to take where several fit, e.g. "ema", or "state_dict/student" for one behind a prefix."""
+    """State dict of `weights` to take if several fit, e.g. "ema", or "state_dict/student" for one behind a prefix."""
     license: str | None = None
     """Licence of the network, for the cards of networks made from it, e.g. "apache-2.0"."""
     initial: Path | None = None
