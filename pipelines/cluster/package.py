@@ -87,8 +87,8 @@ def pack(study: Path, *, include: Iterable[Path] = (), here: Path | None = None)
                 f"{files[target]} and {source} would both be {target} in the job's folder; rename one of them"
             )
     _check_size(files)
-    data = {"data.train": config.data.train, "data.test": config.data.test}
-    there = {k: str(v) for k, v in (named | data).items() if v is not None and k not in own}
+    data = {f"data.{key}": ", ".join(map(str, config.data.places(key))) for key in ("train", "test")}
+    there = {k: str(v) for k, v in (named | data).items() if v and k not in own}
     return Package(config.name, place, _folder(config), files, there)
 
 
@@ -103,8 +103,9 @@ def _folder(config: StudyConfig) -> str:
 
 def _check_data(config: StudyConfig) -> None:
     for key in ("train", "test"):
-        path = getattr(config.data, key)
-        if path is not None and "://" not in str(path) and not Path(path).is_absolute():
+        for path in config.data.places(key):
+            if "://" in str(path) or Path(path).is_absolute():
+                continue
             raise PackageError(
                 f"data.{key} = {str(path)!r} lies beside the study, and data does not go along with a job: put it on "
                 f"storage that the cluster's head sees and give its absolute path, or give s3://bucket/{Path(path).name}"

@@ -40,6 +40,9 @@ LONGEST_ORIGIN = 200
 SCORED_BY = ("validation_limit", "train_images")
 """Keys of [search] that a score depends on."""
 
+LATER_KEYS = ("image", "label", "classes", "shuffle", "size", "resize")
+"""Keys of [data] that came later: unset, they are in no digest, so that what earlier versions scored still counts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Signature:
@@ -83,9 +86,10 @@ def conditions(config: StudyConfig, data: Mapping[str, str], precision: str) -> 
     """Digest of everything but the network that the score of an architecture depends on. data: digests of the images by
     part; the test images are in no score. precision: that networks are run in, as `auto` came out here."""
     space, section = config.space, config.data.model_dump(mode="json")
+    later = {name for name in LATER_KEYS if section[name] is None}
     said = {
         "images": {name: digest for name, digest in data.items() if name != "test"},
-        "data": {k: v for k, v in section.items() if k not in ("train", "test")},
+        "data": {k: v for k, v in section.items() if k not in ("train", "test") and k not in later},
         "search": {name: getattr(config.search, name) for name in SCORED_BY},
         "calibration_images": space.calibration_images,
         "words": config.quantisation.method.to_json(),

@@ -203,8 +203,8 @@ def test_files_that_are_absent_or_of_another_kind(tmp_path: Path) -> None:
     empty = write_parquet(tmp_path / "empty.parquet", split(0))
     cases = {
         tmp_path / "nowhere.parquet": "there is no file",
-        other: "has no column 'img' or 'image'; its columns: picture, label",
-        unlabelled: "has no column 'label'; its columns: img, class",
+        other: "has no column 'img' or 'image'; set data.image to one of its columns: picture, label",
+        unlabelled: "has no column 'label'; set data.label to one of its columns: img, class",
         text: "cannot be read as parquet",
         empty: "holds no row",
         tmp_path: "is not a file",
