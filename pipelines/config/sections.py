@@ -78,10 +78,11 @@ class DataSection(Section):
     """Images and labels in three disjoint parts: train, validation (seen by the search), test (never seen by it)."""
 
     source: str = "digits"
-    """`digits`, `parquet`, `folder`, or `module:callable` that returns `prunefront.pipelines.data.Splits`."""
+    """`digits`, `parquet`, `folder`, `webdataset` (tar shards), or `module:callable` that returns
+    `prunefront.pipelines.data.Splits`."""
     train: Places | None = None
-    """Training images: a folder with one folder for each class, or parquet files: here or s3://bucket/key, one, a list,
-    or a pattern such as "data/train-*.parquet"."""
+    """Training images: a folder with one folder for each class, or parquet or tar files: here or s3://bucket/key, one,
+    a list, or a pattern such as "data/train-*.parquet"."""
     test: Places | None = None
     """Test images in the same form; no step of the search sees them."""
     endpoint_url: str | None = None
@@ -119,6 +120,16 @@ class DataSection(Section):
     they all have."""
     resize: Annotated[int, Field(ge=1, le=8192)] | None = None
     """Length that the shorter side is resized to before `size` is cut out. Default: 8/7 of `size` (224: 256)."""
+
+    stream: bool | None = None
+    """Decode images while they are used, by processes of their own, in place of all at once. Default: where all of them
+    would take more than a quarter of the free memory (docs/data.md)."""
+    loaders: Annotated[int, Field(ge=0, le=256)] | None = None
+    """Number of processes that decode a stream for one worker; 0 = the worker itself. Default: 2,
+    or 1 where there is one core."""
+    cache_gb: Annotated[float, Field(ge=0)] | None = None
+    """Most disk space for decoded images of a stream, which all workers of a machine share, in GB; 0 = none. Default: a
+    tenth of what is free."""
 
     def places(self, key: str) -> tuple[Path | str, ...]:
         """Returns the places under `train` or `test`, as the study file names them."""

@@ -11,6 +11,7 @@ from prunefront.pipelines.data.checks import check_splits, count_classes, transf
 from prunefront.pipelines.data.samples import Batch, DataSet, Inputs, Part, Parts, Samples
 from prunefront.pipelines.data.source import FILE_KEYS, Loaded, Say, refuse_keys, split_validation
 from prunefront.pipelines.data.splits import DataError, Split, Transform
+from prunefront.pipelines.data.stream.opening import open_stream, wants_stream
 
 log = logging.getLogger(__name__)
 
@@ -29,11 +30,20 @@ __all__ = [
     "Transform",
     "batches",
     "load",
+    "open_data",
     "sources",
 ]
 
 sources = {"digits": digits.load, "parquet": parquet.load, "folder": folder.load}
 """Name -> built-in source, which takes the section `data` and where to say what it found, and returns `Loaded`."""
+
+
+def open_data(section: DataSection, *, say: Say = log.warning) -> DataSet:
+    """Returns the data set that a study file asks for: in memory as `load` does, or as a stream where it would not fit.
+
+    Raises DataError for data that cannot be used.
+    """
+    return open_stream(section, say) if wants_stream(section) else load(section, say=say)
 
 
 def load(section: DataSection, *, say: Say = log.warning) -> Splits:
@@ -44,6 +54,11 @@ def load(section: DataSection, *, say: Say = log.warning) -> Splits:
     A `module:callable` source is called with `section.options`. It returns `Splits`, or a tuple of `Split`: (train,
     validation, test), or (train, test), whose last training images become validation.
     """
+    if section.stream or section.source == "webdataset":
+        raise DataError(
+            f"data.source = {section.source!r} is read as a stream here, and this needs all images in memory; remove "
+            "data.stream, or give fewer images"
+        )
     if section.source in sources:
         if section.options:
             raise DataError(
@@ -54,7 +69,7 @@ def load(section: DataSection, *, say: Say = log.warning) -> Splits:
     if ":" not in section.source:
         raise DataError(
             f"data.source = {section.source!r} is unknown; "
-            f"possible: {', '.join(sources)}, or 'module:callable'"
+            f"possible: {', '.join(sources)}, webdataset, or 'module:callable'"
         )
     refuse_keys(section, *FILE_KEYS)
     function = import_callable(section.source, key="data.source")

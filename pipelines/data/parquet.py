@@ -53,7 +53,7 @@ class _Rows:
     def __init__(self, tables: Sequence[tuple[pa.Table, str]]) -> None:
         self.images = pa.chunked_array([c for t, _ in tables for c in t["image"].chunks])
         self.names = [f"row {i} of {name}" for table, name in tables for i in range(len(table))]
-        self.labels: Labels = _joined([_labels(table, name) for table, name in tables])
+        self.labels: Labels = _joined([labels_of(table["label"], name) for table, name in tables])
 
 
 def _part(section: DataSection, key: str) -> _Rows:
@@ -84,9 +84,7 @@ def _open(
     """
     try:
         with pq.ParquetFile(file) as opened:
-            names = opened.schema_arrow.names
-            column = _column(names, "image", image, IMAGE_COLUMNS, name)
-            labels = _column(names, "label", label, (LABEL_COLUMN,), name)
+            column, labels = columns_of(opened.schema_arrow.names, image, label, name)
             table = _read(opened, [column, labels], name, machine_memory() // 2 if most is None else most)
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise DataError(f"{name} cannot be read as parquet: {one_line(error)}") from error
@@ -94,7 +92,28 @@ def _open(
         raise DataError(f"{name} holds no row")
     if table[labels].null_count:
         raise DataError(f"{name}: {table[labels].null_count} rows have no label")
-    return pa.table({"image": _bytes(table[column], column, name), "label": table[labels]})
+    return pa.table({"image": image_bytes(table[column], column, name), "label": table[labels]})
+
+
+def columns_of(names: Sequence[str], image: str | None, label: str | None, file: str) -> tuple[str, str]:
+    """Returns the columns of images and labels, see `_open`. Raises DataError where one is absent."""
+    return (
+        _column(names, "image", image, IMAGE_COLUMNS, file),
+        _column(names, "label", label, (LABEL_COLUMN,), file),
+    )
+
+
+def glance(file: Path, name: str, section: DataSection) -> tuple[int, bytes]:
+    """Returns the number of rows of a file and its first image, encoded, without reading the rest."""
+    try:
+        with pq.ParquetFile(file) as opened:
+            column, _ = columns_of(opened.schema_arrow.names, section.image, section.label, name)
+            for batch in opened.iter_batches(1, columns=[column]):
+                (first,) = image_bytes(pa.Table.from_batches([batch])[column], column, name).to_pylist()
+                return opened.metadata.num_rows, first
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        raise DataError(f"{name} cannot be read as parquet: {one_line(error)}") from error
+    raise DataError(f"{name} holds no row")
 
 
 def _column(names: Sequence[str], key: str, asked: str | None, usual: Sequence[str], file: str) -> str:
@@ -108,9 +127,8 @@ def _column(names: Sequence[str], key: str, asked: str | None, usual: Sequence[s
     return found
 
 
-def _labels(table: pa.Table, name: str) -> Labels:
+def labels_of(column: pa.ChunkedArray, name: str) -> Labels:
     """Returns a column's labels as int64 or texts. Raises DataError for another type."""
-    column = table["label"]
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if pa.types.is_integer(column.type):
@@ -142,7 +160,7 @@ def _read(file: pq.ParquetFile, columns: list[str], name: str, most: int) -> pa.
     return pa.Table.from_batches(read, schema).select(columns)
 
 
-def _bytes(images: pa.ChunkedArray, column: str, name: str) -> pa.ChunkedArray:
+def image_bytes(images: pa.ChunkedArray, column: str, name: str) -> pa.ChunkedArray:
     """Returns the encoded images of a column. Raises DataError for another type, and for rows without an image."""
     if pa.types.is_struct(images.type) and images.type.get_field_index("bytes") >= 0:
         images = pa.chunked_array(

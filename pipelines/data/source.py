@@ -17,7 +17,7 @@ WILDCARDS = "*?["
 """Characters that make a place a pattern, unless a file has that very name."""
 
 
-FILE_KEYS = ("image", "label", "classes", "shuffle", "size", "resize")
+FILE_KEYS = ("image", "label", "classes", "shuffle", "size", "resize", "stream", "loaders", "cache_gb")
 """Keys that say how files are read: only `folder` and `parquet` know them."""
 
 

@@ -40,7 +40,7 @@ LONGEST_ORIGIN = 200
 SCORED_BY = ("validation_limit", "train_images")
 """Keys of [search] that a score depends on."""
 
-LATER_KEYS = ("image", "label", "classes", "shuffle", "size", "resize")
+LATER_KEYS = ("image", "label", "classes", "shuffle", "size", "resize", "stream", "loaders", "cache_gb")
 """Keys of [data] that came later: unset, they are in no digest, so that what earlier versions scored still counts."""
 
 

@@ -173,7 +173,7 @@ def test_own_callable_returns_two_or_three_parts_or_splits(own_module: str) -> N
         ("{m}_bad:x", "importing {m}_bad failed: OSError: no licence"),
         ("nowhere_at_all:x", "there is no module 'nowhere_at_all'"),
         ("two words:x", "is not of the form 'package.module:callable'"),
-        ("digts", "is unknown; possible: digits, parquet, folder, or 'module:callable'"),
+        ("digts", "is unknown; possible: digits, parquet, folder, webdataset, or 'module:callable'"),
     ],
 )
 def test_a_source_that_cannot_be_had_says_what_was_tried(own_module: str, source: str, says: str) -> None:
