@@ -135,7 +135,7 @@ def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, 
     """
     for _ in range(TRIES):
         area = width * height * rng.uniform(*SHARES)
-        ratio = math.exp(rng.uniform(*map(math.log, RATIOS)))
+        ratio = math.exp(rng.uniform(math.log(RATIOS[0]), math.log(RATIOS[1])))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
