@@ -44,8 +44,10 @@ class LocalStudy:
             self.graph,
             self.scores,
             config.space,
-            config.search,
+            config.goal,
+            config.start,
             self.knowledge.facts,
+            candidates=config.search.candidates,
             quantisation=config.quantisation,
             **more,
         )

@@ -125,10 +125,10 @@ def _check_results(config: StudyConfig) -> None:
             f"tracking.uri = {config.tracking.uri!r} would lie in the job's folder, which Ray deletes; give a server's "
             "address or sqlite:////absolute/path.db, or leave it out: it is then kept beside the study's results"
         )
-    for earlier in config.search.warm_start:
+    for earlier in config.start.warm_start:
         if not is_absolute(earlier):
             raise PackageError(
-                f"search.warm_start = {earlier!r} is a folder beside the study and does not go along; give "
+                f"start.warm_start = {earlier!r} is a folder beside the study and does not go along; give "
                 "s3://bucket/prefix, or its absolute path on the cluster's head"
             )
 

@@ -118,7 +118,7 @@ def _trained_front(config: StudyConfig, events: Events) -> PartialFront | None:
     compared = measured.keys() - controls.keys() - {*DENSE_NETWORKS}
     if DENSE not in measured or not compared:
         return None
-    front = ParetoFront(FRONT_OBJECTIVES, resolve(config.search.constraints, measured[DENSE].values))
+    front = ParetoFront(FRONT_OBJECTIVES, resolve(config.goal.constraints, measured[DENSE].values))
     for name in measured.keys() - controls.keys():
         front.add(name, measured[name])
     shown = {DENSE, *front.members}
@@ -163,7 +163,7 @@ def _scored_front(config: StudyConfig, events: Events) -> PartialFront | None:
     if not measured.keys() - {DENSE}:
         return None
     dense = measured.get(DENSE)
-    bounds = () if dense is None else resolve(config.search.constraints, dense.values, EXACT)
+    bounds = () if dense is None else resolve(config.goal.constraints, dense.values, EXACT)
     front = ParetoFront(_objectives(config, measured.values()), bounds)
     for key, measurement in measured.items():
         front.add(key, measurement)
@@ -199,6 +199,6 @@ def _interval(measured: Measurement) -> tuple[float, float]:
 def _objectives(config: StudyConfig, found: Iterable[Measurement]) -> tuple[Objective, ...]:
     """Returns the study's objectives that all these measurements have; predicted latency stands in for latency."""
     common = set.intersection(*(set(m.values) for m in found))
-    asked = [OBJECTIVES[name] for name in config.search.objectives]
+    asked = [OBJECTIVES[name] for name in config.goal.objectives]
     asked = [o if o.name in common else Objective(f"predicted_{o.name}", o.direction, o.unit) for o in asked]
     return tuple(o for o in asked if o.name in common)

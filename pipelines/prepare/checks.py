@@ -30,7 +30,7 @@ def check_names(config: StudyConfig) -> None:
     anything is spent."""
     for name in (*config.space.criteria, *chain.from_iterable(config.space.per_group.values())):
         criteria[name]
-    for name in config.search.allocators:
+    for name in config.start.allocators:
         allocators[name]
     for name in config.controls.methods:
         controls[name]
@@ -90,7 +90,7 @@ def check_graph(config: StudyConfig, graph: ChannelGraph) -> None:
     check_per_group(config.space.per_group, graph)
     check_space(graph, config.space, config.quantisation)
     space = widest_space(graph, config.space, config.quantisation)
-    check_bounds(graph, space, config.space, config.quantisation, config.search.constraints)
+    check_bounds(graph, space, config.space, config.quantisation, config.goal.constraints)
 
 
 def check_per_group(per_group: Mapping[str, Sequence[str]], graph: ChannelGraph) -> None:

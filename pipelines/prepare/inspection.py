@@ -79,7 +79,7 @@ class Inspection:
 
     def _constraints(self) -> list[dict[str, Any]]:
         section, dense = self.config.space, exact_values(cost(self.graph))
-        bounds = [b for b in self.config.search.constraints if b.name in EXACT]
+        bounds = [b for b in self.config.goal.constraints if b.name in EXACT]
         space = widest_space(self.graph, section, self.config.quantisation) if bounds else None
         found: dict[str, float] = {}
         for name in dict.fromkeys(b.name for b in bounds):
@@ -92,7 +92,7 @@ class Inspection:
                 "limit": bound.limit(dense) if bound in bounds else None,
                 "smallest": found.get(bound.name),
             }
-            for bound in self.config.search.constraints
+            for bound in self.config.goal.constraints
         ]
 
     def _misfits(self) -> list[str]:
@@ -162,10 +162,10 @@ def inspect(config: StudyConfig) -> Inspection:
     graph = trace_model(model, config, shape)
     check_per_group(config.space.per_group, graph)
     infeasible = None
-    if config.search.constraints:
+    if config.goal.constraints:
         space = widest_space(graph, config.space, config.quantisation)
         try:
-            check_bounds(graph, space, config.space, config.quantisation, config.search.constraints)
+            check_bounds(graph, space, config.space, config.quantisation, config.goal.constraints)
         except (Infeasible, ConstraintError) as error:
             infeasible = str(error)
     return Inspection(config, graph, infeasible)

@@ -44,7 +44,7 @@ def know(config: StudyConfig, network: Network, gather: Gather, say: Say) -> Kno
     if kept.exists():
         return Knowledge(read_scores(folder, network.graph), read_facts(folder, network.graph))
     names = dict.fromkeys((*config.space.criteria, *chain.from_iterable(config.space.per_group.values())))
-    wanted = frozenset(chain.from_iterable(allocators[a].needs for a in config.search.allocators)) - {SCORES}
+    wanted = frozenset(chain.from_iterable(allocators[a].needs for a in config.start.allocators)) - {SCORES}
     if config.space.bound == "redundancy":
         wanted |= {"gradient_gram"}
     needs = needs_of(names) | wanted

@@ -33,7 +33,7 @@ def make_bench(config: StudyConfig, network: Network, say: Say = lambda line: No
         graph=network.graph,
         data=data,
         calibration_images=config.space.calibration_images,
-        validation_limit=config.search.validation_limit,
+        validation_limit=config.scoring.validation_limit,
         recipe=_recipe(config, network, data, device, say),
         scratch=dense_recipe(config),
         initial=network.initial,
@@ -54,7 +54,7 @@ def make_bench(config: StudyConfig, network: Network, say: Say = lambda line: No
             }
         ),
         device=device,
-        train_images=config.search.train_images,
+        train_images=config.scoring.train_images,
     )
 
 

@@ -40,7 +40,7 @@ def warm_started(
 ) -> WarmStart:
     """Returns what earlier studies bring, from the journal where this one has begun already."""
     config, journal = session.config, session.journal
-    if not config.search.warm_start:
+    if not config.start.warm_start:
         return WarmStart()
     if not journal.of("warm_start"):
 
@@ -76,7 +76,7 @@ class FirstStage:
         self._volumes: list[float] = []
         self._done, self._before = 0, len(session.journal.of("told"))
         self._inheritance = None
-        if config.search.train_images:
+        if config.scoring.train_images:
             self._inheritance = Inheritance(config.path / WEIGHTS, self._front, session.display.say)
         self._searcher = searchers[config.search.searcher](
             self._task, seed=config.seed, **config.search.options
@@ -141,7 +141,7 @@ class FirstStage:
     def _know_dense(self, dense: Measurement) -> None:
         config = self._session.config
         self._reference = dict(reference_point(self._task.objectives, dense))
-        if line := above_dense(config.search.constraints, dense, config.training.epochs):
+        if line := above_dense(config.goal.constraints, dense, config.training.epochs):
             self._session.display.say(line)
 
     def _report_progress(self, recalled: bool) -> None:

@@ -280,7 +280,7 @@ def forecast(
     but is an objective or has a table.
     """
     given = config.measure.latency_table
-    bounds = limits(config.search.constraints)
+    bounds = limits(config.goal.constraints)
     wanted = given is not None or any(o.name in PREDICTED for o in task.objectives)
     if not wanted and not bounds:
         return None
@@ -293,7 +293,7 @@ def forecast(
     if not channels_only:
         raise PrunefrontError(
             "latency is predicted from what channel groups keep, and the space has layers or blocks to choose as well; "
-            "take latency off search.objectives and measure.latency_table, or set space.granularities = "
+            "take latency off goal.objectives and measure.latency_table, or set space.granularities = "
             "['channel'] and "
             "quantisation.bits = [32]"
         )

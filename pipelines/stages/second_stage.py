@@ -251,7 +251,7 @@ def _say_rungs(session: Session, rungs: Rungs) -> None:
     """Says what the rungs knew of the end, for whoever decides how many candidates and epochs to pay for."""
     summaries = rungs.summary()
     for rung in summaries:
-        session.display.say(told(rung, rungs.keep, session.config.search.train_images))
+        session.display.say(told(rung, rungs.keep, session.config.scoring.train_images))
     if rungs.keep < 1.0 and not any(rung.level for rung in summaries):
         session.display.say(
             f"no candidate was stopped: none had lost all its channels after {rungs.levels[-1]} epochs, by procedure "
@@ -330,7 +330,7 @@ def compare_with_forecast(session: Session, predicting: Forecast, trained: Seque
 def choose(session: Session, trained: Sequence[Trained]) -> list[Trained]:
     """The front within the study's bounds, which are relative to the dense network as it was measured beside the
     others; how they are met is kept in a file."""
-    bounds = session.config.search.constraints
+    bounds = session.config.goal.constraints
     dense = next(t for t in trained if t.name == DENSE)
     limits = resolve(bounds, dense.measurement.values)
     if bounds:

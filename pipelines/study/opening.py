@@ -54,7 +54,7 @@ def opened(config: StudyConfig, display: Display, *, resume: bool, fresh: bool) 
 
 def read_earlier(config: StudyConfig) -> Sequence[Earlier]:
     """Returns the evaluations of the studies that this one starts from."""
-    return [read(uri, config.artifacts.endpoint_url) for uri in config.search.warm_start]
+    return [read(uri, config.artifacts.endpoint_url) for uri in config.start.warm_start]
 
 
 def _tracker(config: StudyConfig, journal: Journal, events: Events) -> MlflowTracker:

@@ -259,7 +259,8 @@ def test_only_the_device_measures_and_its_loss_is_a_failure_that_passes(
     shared = {"workers": 2, "gpus_per_worker": 0.5}
     config = study(
         tmp_path,
-        search={"searcher": "random", "candidates": 3, "objectives": ["accuracy", "latency_ratio"]},
+        search={"searcher": "random", "candidates": 3},
+        goal={"objectives": ["accuracy", "latency_ratio"]},
         measure={"device": "pi", "pairs": 10, "latency_table": str(tmp_path / "t.json")},
         cluster=shared,
     )

@@ -130,7 +130,7 @@ def test_included_files_go_along_where_they_are(tmp_path: Path) -> None:
         ('[data]\nsource = "folder"\ntrain = "~/a"\n', "data.train = '~/a' lies beside"),
         ('[artifacts]\nuri = "made"\n', "artifacts.uri = 'made' would lie in the job's folder"),
         ('[tracking]\nuri = "sqlite:///m.db"\n', "sqlite:////absolute/path.db"),
-        ('[search]\nwarm_start = ["studies/a/artifacts"]\n', "search.warm_start = 'studies/a/artifacts'"),
+        ('[start]\nwarm_start = ["studies/a/artifacts"]\n', "start.warm_start = 'studies/a/artifacts'"),
         ('[measure]\nlatency_table = "t.json"\n', "measure.latency_table: there is no file"),
     ],
 )

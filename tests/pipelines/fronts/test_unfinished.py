@@ -112,7 +112,8 @@ def test_trained_networks_once_there_is_the_dense_one_to_compare_with() -> None:
 
 def test_bounds_hold_and_controls_stay_beside_their_networks() -> None:
     study = config(
-        search={"candidates": 10, "constraints": ["latency_ms <= 55%"]},
+        search={"candidates": 10},
+        goal={"constraints": ["latency_ms <= 55%"]},
         controls={"methods": ["scratch_e", "uniform_width"]},
     )
     events = [

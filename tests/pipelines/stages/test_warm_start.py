@@ -190,8 +190,8 @@ def configured(**sections: Any) -> StudyConfig:
         ({}, {}, "bfloat16", False),
         ({"seed": 1}, {}, "float32", False),
         ({"data": {"augment": "none"}}, {}, "float32", False),
-        ({"search": {"validation_limit": 100}}, {}, "float32", False),
-        ({"search": {"train_images": 256}}, {}, "float32", False),
+        ({"scoring": {"validation_limit": 100}}, {}, "float32", False),
+        ({"scoring": {"train_images": 256}}, {}, "float32", False),
         ({"space": {"calibration_images": 512}}, {}, "float32", False),
         ({"space": {"quantiser": "dorefa"}}, {}, "float32", False),
     ],
@@ -204,9 +204,16 @@ def test_scores_are_alike_where_nothing_that_they_depend_on_differs(
     assert (conditions(configured(**sections), IMAGES | images, precision) == here) == alike
 
 
+def test_scores_of_earlier_versions_count_as_before() -> None:
+    """The digests are those that were published before [search] was split."""
+    earlier = {"search": {"validation_limit": 100, "train_images": 256}}
+    assert conditions(configured(), IMAGES, "float32") == "5eca5cfab0fe49865213ab621569e83b"
+    assert conditions(configured(**earlier), IMAGES, "float32") == "b870b7adaedc276b9165018b3c96dffb"
+
+
 def test_what_cannot_be_read_is_said_before_fresh_deletes_anything(tmp_path: Path) -> None:
     config = configured(
-        folder=tmp_path, search={"warm_start": [str(tmp_path / "gone"), str(tmp_path / "s" / "artifacts")]}
+        folder=tmp_path, start={"warm_start": [str(tmp_path / "gone"), str(tmp_path / "s" / "artifacts")]}
     )
     write_json(config.path / "study.json", config.to_json())
     with Journal(config.path / "journal.jsonl") as journal:
@@ -474,7 +481,7 @@ def test_a_second_study_begins_where_the_first_one_ended(tmp_path: Path, bucket:
         return {e["key"] for e in map(json.loads, lines) if e["event"] == "told"}
 
     search("first")
-    warm = f'warm_start = "{bucket}/first"'
+    warm = f'[start]\nwarm_start = "{bucket}/first"'
     out = search("other", more=warm, weights="dense")
     assert "14 of its 14 scores count here" in out
     assert len(told("other")) == 14

@@ -12,7 +12,7 @@ import torch
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.read import parse
-from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.config.sections import SpaceSection, StudyConfig
 from prunefront.pipelines.measure.runtimes import runtimes
 from prunefront.pipelines.prepare.knowledge import Knowledge, calibration, know
 from prunefront.pipelines.prepare.network import Network, dense_network, planned_by
@@ -28,6 +28,7 @@ from prunefront.pruners.procedures import procedures
 from prunefront.pruners.scoring import available, needs_of, rank
 from prunefront.pruners.statistics import collect
 from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.problem import Problem
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA GPU on this machine", allow_module_level=True)
@@ -67,7 +68,7 @@ class Study:
     def plans(self, count: int) -> list[PruningPlan]:
         """Of anything that the study may propose."""
         scores = self.knowledge.scores
-        space = problem(self.network.graph, scores, self.config.space, self.config.search, chance=0.1).space
+        space = task_of(self, self.config.space).space
         rng = np.random.default_rng(0)
         found: list[PruningPlan] = []
         while len(found) < count:
@@ -158,7 +159,13 @@ def channels_alone(study: Study) -> PruningPlan:
     return planned_by(study.config, study.network, study.knowledge.scores, Candidate(choices))
 
 
+def task_of(study: Study, space: SpaceSection) -> Problem:
+    """Returns what a searcher would know of the study, had it this space."""
+    config, count = study.config, study.config.search.candidates
+    graph, scores = study.network.graph, study.knowledge.scores
+    return problem(graph, scores, space, config.goal, config.start, candidates=count, chance=0.1)
+
+
 def channel_groups(study: Study) -> list[Any]:
     space = study.config.space.model_copy(update={"granularities": ("channel",), "bits": (32,)})
-    scores = study.knowledge.scores
-    return list(problem(study.network.graph, scores, space, study.config.search, chance=0.1).space.groups)
+    return list(task_of(study, space).space.groups)

@@ -317,9 +317,11 @@ criteria = ["l1"]
 [search]
 searcher = "evolution"
 candidates = 20
-seeds = 4
-train_images = 256
 options = { probes = 2, startup = 6, population = 8 }
+[start]
+seeds = 4
+[scoring]
+train_images = 256
 [training]
 candidates = 0
 epochs = 0
