@@ -1,8 +1,9 @@
 """Sections of a study file, as `read.load` returns them. `list settings` prints the docstrings of their keys."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -20,6 +21,10 @@ from prunefront.pipelines.config.bounds import Bounds
 from prunefront.pipelines.journal.layout import ARTIFACTS
 from prunefront.search.outcomes.measurement import OBJECTIVES
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -345,7 +350,7 @@ class ClusterSection(Section):
 
 
 class StudyConfig(Section):
-    """A whole study. Stages read it; what they call gets the section that concerns it."""
+    """A whole study. Only the entry points hold it (tests/test_architecture.py): everything below gets its sections."""
 
     name: Name
     """Name of the study, of its folder and of its MLflow run."""
@@ -387,10 +392,19 @@ class StudyConfig(Section):
         return uri if "://" in uri else str(Path(uri).expanduser().absolute())
 
     @property
+    def local_artifacts(self) -> str | None:
+        """The folder of the artifact store; None where all machines see the store."""
+        return None if "://" in self.artifact_uri or self.artifacts.shared else self.artifact_uri
+
+    @property
     def keeps_state(self) -> bool:
         """True where the study's state goes to its artifact store, with the default filled in."""
         kept = self.artifacts.state
         return self.artifact_uri.startswith("s3://") if kept is None else kept
+
+    def part(self, kind: type[T]) -> T:
+        """Returns those sections and values of the study that are the fields of a frozen dataclass."""
+        return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")

@@ -15,7 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.config.sections import (
+    DataSection,
+    QuantisationSection,
+    ScoringSection,
+    SpaceSection,
+    TrainingSection,
+)
 from prunefront.pipelines.journal.evaluations import Evaluation, Evaluations
 from prunefront.pipelines.journal.layout import EVALUATIONS
 from prunefront.pipelines.stores.open import open_store
@@ -79,21 +85,33 @@ def network_digest(weights: Mapping[str, NDArray[np.generic]], graph: ChannelGra
     return digest.hexdigest()
 
 
-def conditions(config: StudyConfig, data: Mapping[str, str], precision: str) -> str:
+@dataclass(frozen=True, slots=True)
+class ScoreSections:
+    """The settings that the score of an architecture depends on."""
+
+    seed: int
+    data: DataSection
+    space: SpaceSection
+    quantisation: QuantisationSection
+    scoring: ScoringSection
+    training: TrainingSection
+
+
+def conditions(study: ScoreSections, data: Mapping[str, str], precision: str) -> str:
     """Digest of everything but the network that the score of an architecture depends on. data: digests of the images by
     part; the test images are in no score. precision: that networks are run in, as `auto` came out here."""
-    space, section = config.space, config.data.model_dump(mode="json")
+    space, section = study.space, study.data.model_dump(mode="json")
     said = {
         "images": {name: digest for name, digest in data.items() if name != "test"},
         "data": {k: v for k, v in section.items() if k not in ("train", "test")},
         "search": {
-            name: getattr(config.scoring, name) for name in SCORED_BY
+            name: getattr(study.scoring, name) for name in SCORED_BY
         },  # as digests of earlier versions have it
         "calibration_images": space.calibration_images,
-        "words": config.quantisation.method.to_json(),
-        "seed": config.seed,
+        "words": study.quantisation.method.to_json(),
+        "seed": study.seed,
         "precision": precision,
-        "training": config.training.model_dump(mode="json") if config.scoring.train_images else None,
+        "training": study.training.model_dump(mode="json") if study.scoring.train_images else None,
     }
     text = json.dumps(said, sort_keys=True, default=str)
     return blake2b(text.encode(), digest_size=16).hexdigest()

@@ -127,7 +127,7 @@ def resumed(config: StudyConfig) -> None:
         stage.replay()
     names = {e["name"] for e in events if e["event"] == "trained"} | set(stage.measured)
     latest_artifacts(events)
-    answered(lambda: rungs_of(config, task, stage.measured, events, names).summary())
+    answered(lambda: rungs_of(config.training, task, stage.measured, events, names, seed=0).summary())
 
 
 @st.composite

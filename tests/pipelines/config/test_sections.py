@@ -1,6 +1,10 @@
 """Study files: what is right comes through unchanged, what is wrong is told in one line."""
 
+import ast
+import importlib
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -8,6 +12,7 @@ from prunefront.pipelines.config.read import ConfigError, load, parse, settings
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.search.outcomes.constraints import parse as parse_bound
 
+ROOT = Path(__file__).parents[3]
 BASE = {"name": "s", "model": {"factory": "digits_cnn"}}
 
 
@@ -68,6 +73,29 @@ def test_bounds_are_given_as_texts_or_as_a_table_and_kept_as_texts(
     assert texts is None or kept == texts
     assert [parse_bound(text) for text in kept] == list(config.goal.constraints)
     assert parse(config.to_json(), source="again", base=Path()) == config
+
+
+def test_every_part_of_a_study_has_names_and_types_of_the_whole() -> None:
+    """`StudyConfig.part` goes by field names alone, which no type checker follows."""
+    whole = get_type_hints(StudyConfig)
+    properties = {n: p for n, p in vars(StudyConfig).items() if isinstance(p, property)}
+    whole |= {name: get_type_hints(p.fget)["return"] for name, p in properties.items()}
+    asked = set()
+    for room in ("study", "cli"):
+        for path in sorted((ROOT / "pipelines" / room).glob("*.py")):
+            tree = ast.parse(path.read_text())
+            origin = {
+                a.name: n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names
+            }
+            for call in ast.walk(tree):
+                if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(".part"):
+                    name = ast.unparse(call.args[0])
+                    asked.add(getattr(importlib.import_module(origin[name] or ""), name))
+    assert len(asked) >= 10
+    for part in asked:
+        wanted = {field.name: get_type_hints(part)[field.name] for field in fields(part)}
+        assert wanted == {name: whole.get(name) for name in wanted}, part
+        assert len(wanted) < len(StudyConfig.model_fields), f"{part} is the whole again"
 
 
 @pytest.mark.parametrize(

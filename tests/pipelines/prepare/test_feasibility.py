@@ -23,7 +23,7 @@ from prunefront.pipelines.prepare.feasibility import (
     exact_values,
     least,
 )
-from prunefront.pipelines.prepare.inspection import inspect
+from prunefront.pipelines.prepare.inspection import InspectedSections, inspect
 from prunefront.pipelines.prepare.problem import problem, widest_space
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
@@ -256,7 +256,9 @@ def test_inspect_shows_each_bound_in_numbers_beside_what_can_be_had() -> None:
     asked = ["macs <= 50%", "size_bytes <= 20kB", "accuracy >= -1pt"]
     study = {"name": "s", "model": {"factory": "digits_cnn", "options": {"width": 4}}}
     found = inspect(
-        parse_config({**study, "goal": {"constraints": asked}}, source="s", base=Path())
+        parse_config({**study, "goal": {"constraints": asked}}, source="s", base=Path()).part(
+            InspectedSections
+        )
     ).to_json()
     macs, size, accuracy = found["constraints"]
     assert macs["limit"] == pytest.approx(found["macs"] / 2)

@@ -31,6 +31,7 @@ from prunefront.pipelines.stages.warm_start import (
     LONGEST_ORIGIN,
     MOST_SEEDS,
     Earlier,
+    ScoreSections,
     Signature,
     WarmStart,
     check_network,
@@ -177,6 +178,10 @@ def configured(**sections: Any) -> StudyConfig:
     return parse(given, source="test", base=Path())
 
 
+def scored_by(**sections: Any) -> ScoreSections:
+    return configured(**sections).part(ScoreSections)
+
+
 @pytest.mark.parametrize(
     ("sections", "images", "precision", "alike"),
     [
@@ -200,15 +205,15 @@ def configured(**sections: Any) -> StudyConfig:
 def test_scores_are_alike_where_nothing_that_they_depend_on_differs(
     sections: dict[str, Any], images: dict[str, str], precision: str, alike: bool
 ) -> None:
-    here = conditions(configured(), IMAGES, "float32")
-    assert (conditions(configured(**sections), IMAGES | images, precision) == here) == alike
+    here = conditions(scored_by(), IMAGES, "float32")
+    assert (conditions(scored_by(**sections), IMAGES | images, precision) == here) == alike
 
 
 def test_scores_of_earlier_versions_count_as_before() -> None:
     """The digests are those that were published before [search] was split."""
     earlier = {"search": {"validation_limit": 100, "train_images": 256}}
-    assert conditions(configured(), IMAGES, "float32") == "5eca5cfab0fe49865213ab621569e83b"
-    assert conditions(configured(**earlier), IMAGES, "float32") == "b870b7adaedc276b9165018b3c96dffb"
+    assert conditions(scored_by(), IMAGES, "float32") == "5eca5cfab0fe49865213ab621569e83b"
+    assert conditions(scored_by(**earlier), IMAGES, "float32") == "b870b7adaedc276b9165018b3c96dffb"
 
 
 def test_what_cannot_be_read_is_said_before_fresh_deletes_anything(tmp_path: Path) -> None:

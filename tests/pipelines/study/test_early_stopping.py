@@ -109,7 +109,7 @@ def test_a_study_that_is_killed_between_rungs_goes_on_with_what_they_knew(tmp_pa
     names = (trained | stopped) - {"dense", "dense-finetuned"}
     for i, event in enumerate(events):
         if event["event"] in ("rung", "stopped"):
-            made: Rungs = rungs_of(config, TASK, {}, events[:i], names)
+            made: Rungs = rungs_of(config.training, TASK, {}, events[:i], names, seed=config.seed)
             outcome = outcome_from_json(event["outcome"])
             assert isinstance(outcome, Measurement)
             verdict = made.report(event["epoch"], event["name"], outcome)
