@@ -166,7 +166,7 @@ class ControlsSection(Section):
 
 
 class GoalSection(Section):
-    """What is wanted: the objectives that the search trades off, and the bounds that every network keeps."""
+    """Goal of a study: the objectives that its search trades off, and the bounds that every network keeps."""
 
     objectives: tuple[str, ...] = ("accuracy", "macs", "size_bytes")
     """Values that the searcher is told. All are exact for a seed, so that a search can be repeated. `latency_ratio` and

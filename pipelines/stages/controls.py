@@ -34,7 +34,8 @@ def control_job(
 ) -> Job:
     """Returns the job that makes the control `name` of a network; the dense one was trained for `dense_epochs`.
 
-    Raises PrunefrontError where there is none."""
+    Raises PrunefrontError where there is none.
+    """
     rival = controls[name](
         Subject(
             plan=subject.job.plan,
