@@ -14,7 +14,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from prunefront.pipelines.config.read import load
-from prunefront.pipelines.config.sections import SearchSection
+from prunefront.pipelines.config.sections import GoalSection
 from prunefront.pipelines.stages.rungs import rungs_of
 from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement, outcome_from_json
 from prunefront.search.promotion.halving import Rungs
@@ -22,7 +22,7 @@ from prunefront.search.space.problem import Problem
 from prunefront.search.space.search_space import SearchSpace
 
 ROOT = Path(__file__).parents[3]
-TASK = Problem(SearchSpace(()), tuple(OBJECTIVES[name] for name in SearchSection().objectives))
+TASK = Problem(SearchSpace(()), tuple(OBJECTIVES[name] for name in GoalSection().objectives))
 PROGRAM = [sys.executable, "-m", "prunefront.pipelines.cli.main"]
 
 STUDY = """
