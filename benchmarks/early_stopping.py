@@ -184,7 +184,7 @@ def compare(sections: dict[str, Any], seed: int, count: int) -> dict[str, Any]:
                 "candidates": r.came,
                 "stopped": r.stopped,
                 "share": round(r.share, 3),
-                "correlation": r.overall.value,
+                "correlation": r.overall,
                 "correlation_like": r.like.value,
                 "pairs_like": r.like.pairs,
             }

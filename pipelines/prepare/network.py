@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 
@@ -125,7 +125,7 @@ def dense_network(study: NetworkSections, say: Say) -> Network:
     check_graph(graph, space, quantisation, study.goal)
     save_weights(model, kept)
     write_json(folder / "data.json", fingerprint(splits))
-    write_json(folder / "graph.json", graph.to_json())  # last: its presence says that the rest is whole
+    write_json(folder / "graph.json", asdict(graph))  # last: its presence says that the rest is whole
     return Network(splits, model.eval(), graph, _initial(copy.deepcopy(model), before))
 
 

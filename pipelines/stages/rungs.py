@@ -71,8 +71,8 @@ def told(rung: RungSummary, keep: float, images: int = 0) -> str:
     first = f"after {images} images" if images else "untrained"
     when = f"after {rung.level} epoch{'s' * (rung.level > 1)}" if rung.level else first
     parts = [f"{rung.came} candidates, {rung.stopped} stopped" if rung.level else f"{rung.came} candidates"]
-    if rung.overall.value is not None:
-        parts.append(f"rank correlation with the end {rung.overall.value:.2f} (n = {rung.finished})")
+    if rung.overall is not None:
+        parts.append(f"rank correlation with the end {rung.overall:.2f} (n = {rung.finished})")
     like = rung.like
     if like.value is not None:
         error = f" ± {like.error:.2f}" if like.pairs >= FEWEST_PAIRS else ""
@@ -96,8 +96,8 @@ def told(rung: RungSummary, keep: float, images: int = 0) -> str:
 def metrics(rung: RungSummary) -> dict[str, float]:
     """For the tracking store; what is not known is left out."""
     found = {"candidates": float(rung.came), "stopped": float(rung.stopped), "share": rung.share}
-    if rung.overall.value is not None:
-        found["correlation"] = rung.overall.value
+    if rung.overall is not None:
+        found["correlation"] = rung.overall
     if rung.like.value is not None:
         found |= {"correlation_like": rung.like.value, "pairs_like": float(rung.like.pairs)}
     return found

@@ -12,12 +12,11 @@ from prunefront.pipelines.cluster.connect import check_address, check_metrics_po
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.fronts.page import write_html
-from prunefront.pipelines.fronts.picture import write_png
 from prunefront.pipelines.fronts.row import FrontRow
 from prunefront.pipelines.fronts.unfinished import FrontSections
 from prunefront.pipelines.fronts.unfinished_report import partial_front_on_failure, remove_partial_front
 from prunefront.pipelines.journal.journal import write_json
-from prunefront.pipelines.journal.layout import BOUNDS, FRONT, FRONT_PAGE, FRONT_PICTURE, SPOOL, TIMING
+from prunefront.pipelines.journal.layout import BOUNDS, FRONT, FRONT_PAGE, SPOOL, TIMING
 from prunefront.pipelines.prepare.checks import NamingSections, check_names
 from prunefront.pipelines.prepare.knowledge import know
 from prunefront.pipelines.prepare.misfits import misfits
@@ -245,8 +244,7 @@ def _report(
     session.ownership.check_now()
     put_json(session.store, FRONT, data)
     write_html(rows, folder / FRONT_PAGE, session.name, note=read_bounds(folder))
-    write_png(rows, folder / FRONT_PICTURE, session.name)
-    pages = [folder / name for name in (FRONT_PAGE, FRONT_PICTURE, FRONT, BOUNDS)]
+    pages = [folder / name for name in (FRONT_PAGE, FRONT, BOUNDS)]
     session.tracker.log_front(data, [page for page in pages if page.exists()])
     return rows
 
@@ -262,6 +260,6 @@ def next_steps(config: StudyConfig, study: Path, rows: list[FrontRow]) -> str:
             f"  prunefront ui {file}",
             f"  prunefront fetch {file} --under latency_ratio={bound:g} --best accuracy -o best/",
             "  prunefront verify best/",
-            f"pages: {config.path / 'front.html'}  {config.path / 'front.png'}",
+            f"page: {config.path / FRONT_PAGE}",
         )
     )

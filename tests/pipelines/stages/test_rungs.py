@@ -80,7 +80,7 @@ def test_a_rung_that_foretells_the_end_says_so() -> None:
         "candidates": 6.0,
         "stopped": 1.0,
         "share": 0.5,
-        "correlation": 1.0,
+        "correlation": pytest.approx(1.0),
         "correlation_like": 1.0,
         "pairs_like": 10.0,
     }
