@@ -134,7 +134,7 @@ def without(study: Study, count: int) -> Spent:
 def stopping(study: Study, count: int, eta: int = 2, workers: int = 2) -> tuple[Spent, Rungs]:
     """Trains with early stopping; the workers' epochs take equally long and end in turn."""
     rungs = Rungs(
-        [OBJECTIVES[name] for name in study.config.search.objectives],
+        [OBJECTIVES[name] for name in study.config.goal.objectives],
         levels=levels(study.epochs, eta),
         keep=1.0 / eta,
         seed=study.config.seed,

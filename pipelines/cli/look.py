@@ -65,10 +65,10 @@ def inspect(study: Study, as_json: AsJson = False) -> None:
     error.
     """
     from prunefront.pipelines.cli.resolve import study_config
+    from prunefront.pipelines.prepare.inspection import InspectedSections, print_inspection
     from prunefront.pipelines.prepare.inspection import inspect as look
-    from prunefront.pipelines.prepare.inspection import print_inspection
 
-    found = look(study_config(study))
+    found = look(study_config(study).part(InspectedSections))
     if as_json:
         print_json(found.to_json())
     else:

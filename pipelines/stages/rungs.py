@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
-from prunefront.pipelines.config.sections import StudyConfig, TrainingSection
+from prunefront.pipelines.config.sections import TrainingSection
 from prunefront.pipelines.workers.judge import Reached
 from prunefront.search.outcomes.measurement import Failure, Measurement, outcome_from_json
 from prunefront.search.promotion.halving import FEWEST_PAIRS, TRUSTED, Rungs, RungSummary, Verdict, levels
@@ -16,24 +16,25 @@ def keeps(section: TrainingSection) -> float:
 
 
 def rungs_of(
-    config: StudyConfig,
+    section: TrainingSection,
     task: Problem,
     scored: Mapping[str, Measurement],
     events: Iterable[Mapping[str, Any]],
     names: Set[str],
+    *,
+    seed: int,
 ) -> Rungs:
     """Returns the rungs as the journal's events left them.
 
     task: as the first stage searched it. scored: measurements without training, which are rung 0. names: networks that
     are compared.
     """
-    section = config.training
     rungs = Rungs(
         task.objectives,
         levels=levels(section.epochs, section.eta),
         keep=keeps(section),
         constraints=task.constraints,
-        seed=config.seed,
+        seed=seed,
     )
     for name in sorted(names & scored.keys()):
         rungs.observe(0, name, scored[name])

@@ -31,6 +31,7 @@ bits = [32, 8, 4]
 searcher = "evolution"
 candidates = 20
 options = { startup = 20 }
+[start]
 seeds = 14
 [training]
 candidates = 5

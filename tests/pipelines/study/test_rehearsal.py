@@ -92,7 +92,8 @@ def searched(config: StudyConfig) -> StudyConfig:
         }
         return Measurement({n: float(v) for n, v in values.items()}, {"accuracy": half})
 
-    task = problem(graph, scores, config.space, config.search, seed=config.seed)
+    count = config.search.candidates
+    task = problem(graph, scores, config.space, config.goal, config.start, candidates=count, seed=config.seed)
     searcher = searchers["evolution"](task, seed=0, population=20, probes=0)
     with Journal(config.path / "journal.jsonl") as journal:
         stage = Screening(searcher, lambda c: plan(graph, c.choices, scores), journal, lambda *_: None)
