@@ -9,6 +9,7 @@ from prunefront.pruners.bits.bit_width import quantise, wrap
 from prunefront.pruners.criteria import Repair, criteria
 from prunefront.pruners.cut.compact import compact
 from prunefront.pruners.cut.recalibrate import recalibrate
+from prunefront.pruners.cut.refit import Refit
 from prunefront.pruners.cut.repair import repair
 from prunefront.pruners.cut.surgery import apply
 from prunefront.pruners.graph.channel_graph import ChannelGraph
@@ -24,13 +25,17 @@ def prune(
     batches: Sequence[Batch] = (),
     *,
     statistics: bool = True,
+    refit: Refit | None = None,
 ) -> nn.Module:
     """Returns a new, smaller module in eval mode; the input stays as it is.
 
     First channels are dropped, then blocks, then units within layers; last, weights are quantised. So fractions
     multiply. batches: calibration data through the training augmentation; without any, weights and batch norms are only
-    cut. The repair of a group's criterion is applied to the weights that read the group (ThiNet's scale, channel
-    pruning's least squares). statistics: whether batch norms are estimated again.
+    cut. statistics: whether batch norms are estimated again.
+
+    refit: fits what is left of the weights that read cut groups, and within layers, by the moments of this very model.
+    Without one, the repair of a group's criterion is applied to the weights that read the group (ThiNet's scale,
+    channel pruning's least squares).
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
@@ -42,10 +47,13 @@ def prune(
     """
     small = apply(model, graph, plan).eval()
     kinds = repair_kinds(plan)
-    if batches and kinds:
+    if refit is not None:
+        refit.channels(model, small, graph, plan)
+    elif batches and kinds:
         repair(model, small, graph, plan, batches, kinds)
     if plan.stacks or plan.layers:
-        small = compact(small, graph, plan)
+        rest = refit.after(model, graph, plan) if refit is not None and plan.layers else None
+        small = compact(small, graph, plan, rest)
     if quantised := plan.bit_widths():
         wrap(small, quantised, plan.quantisation)
         quantise(small, parameter_bit_widths(plan), plan.quantisation)
