@@ -51,10 +51,12 @@ def make_bench(config: StudyConfig, network: Network, say: Say = lambda line: No
                     "license": config.model.license,
                 },
                 "data": config.data.model_dump(mode="json"),
+                "repair": config.space.repair,
             }
         ),
         device=device,
         train_images=config.search.train_images,
+        repair=config.space.repair,
     )
 
 

@@ -92,6 +92,7 @@ def conditions(config: StudyConfig, data: Mapping[str, str], precision: str) -> 
         "seed": config.seed,
         "precision": precision,
         "training": config.training.model_dump(mode="json") if config.search.train_images else None,
+        **({} if space.repair == "criterion" else {"repair": space.repair}),
     }
     text = json.dumps(said, sort_keys=True, default=str)
     return blake2b(text.encode(), digest_size=16).hexdigest()

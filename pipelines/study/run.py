@@ -139,6 +139,7 @@ def _stages(session: Session, joined: Workers | None, join: Callable[[], Workers
             say(line)
     bench = replace(
         bench,
+        moments=knowledge.moments,
         target=workers.device(config.measure, bench.dense_onnx),
         refuge=workers.refuge(config.path / SPOOL),
     )

@@ -1,6 +1,7 @@
 """From a plan to a network that can be scored or trained: cut, repair, compact layers, quantisation, statistics."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import nn
 
@@ -25,7 +26,7 @@ def prune(
     batches: Sequence[Batch] = (),
     *,
     statistics: bool = True,
-    refit: Refit | None = None,
+    repaired: Refit | Literal["criterion", "none"] = "criterion",
 ) -> nn.Module:
     """Returns a new, smaller module in eval mode; the input stays as it is.
 
@@ -33,9 +34,9 @@ def prune(
     multiply. batches: calibration data through the training augmentation; without any, weights and batch norms are only
     cut. statistics: whether batch norms are estimated again.
 
-    refit: fits what is left of the weights that read cut groups, and within layers, by the moments of this very model.
-    Without one, the repair of a group's criterion is applied to the weights that read the group (ThiNet's scale,
-    channel pruning's least squares).
+    repaired: what the weights that read cut groups are fitted by. A `Refit` of this very model fits them, and what is
+    left within layers, from moments. `criterion` applies the repair of a group's criterion (ThiNet's scale, channel
+    pruning's least squares). `none` only cuts.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
@@ -46,13 +47,13 @@ def prune(
     4
     """
     small = apply(model, graph, plan).eval()
-    kinds = repair_kinds(plan)
-    if refit is not None:
-        refit.channels(model, small, graph, plan)
-    elif batches and kinds:
+    rest = None
+    if isinstance(repaired, Refit):
+        repaired.channels(model, small, graph, plan)
+        rest = repaired.after(model, graph, plan) if plan.layers else None
+    elif repaired == "criterion" and batches and (kinds := repair_kinds(plan)):
         repair(model, small, graph, plan, batches, kinds)
     if plan.stacks or plan.layers:
-        rest = refit.after(model, graph, plan) if refit is not None and plan.layers else None
         small = compact(small, graph, plan, rest)
     if quantised := plan.bit_widths():
         wrap(small, quantised, plan.quantisation)

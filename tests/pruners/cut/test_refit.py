@@ -145,7 +145,7 @@ def test_nets_of_all_kinds_come_out_whole(name: str, choice: st.DataObject) -> N
     model, inputs = NETS[name]()
     graph = traced(name)
     aim = choice.draw(plans(graph))
-    small = prune(model, graph, aim, refit=Refit.of(model, graph, [(inputs, None)]))
+    small = prune(model, graph, aim, repaired=Refit.of(model, graph, [(inputs, None)]))
     plain = prune(model, graph, aim)
     assert {n: t.shape for n, t in small.state_dict().items()} == {
         n: t.shape for n, t in plain.state_dict().items()
@@ -167,12 +167,14 @@ def test_without_a_cut_nothing_changes_and_a_twin_is_taken_over() -> None:
         for made_by in (model.first, model.shift):
             made_by[6] = 2 * made_by[1]  # type: ignore[index]
     refit = Refit.of(model, graph, data)
-    whole = prune(model, graph, keeping(graph, [range(7)]), refit=refit)
+    whole = prune(model, graph, keeping(graph, [range(7)]), repaired=refit)
     assert all(torch.equal(t, model.state_dict()[n]) for n, t in whole.state_dict().items())
     aim = keeping(graph, [range(6)])
     for x, _ in data:
         assert (prune(model, graph, aim)(x) - model(x)).abs().max() > 0.1
-        torch.testing.assert_close(prune(model, graph, aim, refit=refit)(x), model(x), rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(
+            prune(model, graph, aim, repaired=refit)(x), model(x), rtol=1e-2, atol=1e-2
+        )
 
 
 def test_wide_layers_are_fitted_from_moments_of_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +191,7 @@ def test_wide_layers_are_fitted_from_moments_of_inputs(monkeypatch: pytest.Monke
     refit = Refit.of(model, graph, data)
     assert refit.moments["conv2.weight"].shape == (1, 6, 6)
     assert refit.unfitted(graph) == ["fc.weight"]
-    small = prune(model, graph, keeping(graph, [[0, 1, 2, 4, 5], range(4)]), refit=refit)
+    small = prune(model, graph, keeping(graph, [[0, 1, 2, 4, 5], range(4)]), repaired=refit)
     expected = model.conv2.weight[:, 0] + 2 * model.conv2.weight[:, 3]  # type: ignore[union-attr, index]
     torch.testing.assert_close(small.conv2.weight[:, 0], expected, rtol=1e-2, atol=1e-2)  # type: ignore[union-attr, index]
 
@@ -201,7 +203,7 @@ def test_a_layer_that_never_fires_stays_as_it_is_cut() -> None:
         model.bn1.weight.zero_()  # type: ignore[union-attr, operator]
         model.bn1.bias.fill_(-1.0)  # type: ignore[union-attr, operator]
     aim = keeping(graph, [[0, 2, 5], range(4)])
-    small, plain = prune(model, graph, aim, refit=Refit.of(model, graph, data)), prune(model, graph, aim)
+    small, plain = prune(model, graph, aim, repaired=Refit.of(model, graph, data)), prune(model, graph, aim)
     assert all(torch.equal(t, plain.state_dict()[n]) for n, t in small.state_dict().items())
 
 
@@ -211,7 +213,7 @@ def test_some_channels_that_never_fire_do_no_harm() -> None:
     with torch.no_grad():
         model.bn1.weight[[0, 3]] = 0.0  # type: ignore[union-attr, index, operator]
         model.bn1.bias[[0, 3]] = -1.0  # type: ignore[union-attr, index, operator]
-    small = prune(model, graph, keeping(graph, [[0, 2, 5], [1]]), refit=Refit.of(model, graph, data))
+    small = prune(model, graph, keeping(graph, [[0, 2, 5], [1]]), repaired=Refit.of(model, graph, data))
     assert all(t.isfinite().all() for t in small.state_dict().values())
 
 
@@ -224,7 +226,7 @@ def test_weights_that_are_not_finite_are_named() -> None:
     with pytest.raises(
         PrunefrontError, match=r"'conv2\.weight' cannot be fitted.*set space\.repair = 'none'"
     ):
-        prune(model, graph, keeping(graph, [[1, 2], [1]]), refit=refit)
+        prune(model, graph, keeping(graph, [[1, 2], [1]]), repaired=refit)
 
 
 def test_no_data_is_an_error() -> None:
@@ -245,16 +247,16 @@ def test_the_same_kept_set_is_solved_once_and_the_memory_is_bounded(monkeypatch:
     monkeypatch.setattr(refit_module, "fitted_rows", count)
     refit = Refit.of(model, graph, data)
     first, second = keeping(graph, [[0, 2, 5], [1, 3]]), keeping(graph, [[0, 2, 5], [0, 3]])
-    whole = prune(model, graph, first, refit=refit)
+    whole = prune(model, graph, first, repaired=refit)
     assert len(solved) == 2
-    prune(model, graph, second, refit=refit)
+    prune(model, graph, second, repaired=refit)
     assert len(solved) == 3  # conv2 keeps the same inputs, though other outputs
-    again = prune(model, graph, first, refit=refit)
+    again = prune(model, graph, first, repaired=refit)
     assert len(solved) == 3
     assert all(torch.equal(t, again.state_dict()[n]) for n, t in whole.state_dict().items())
     small = Refit(refit.moments, cache_bytes=0)
     for _ in range(2):
-        prune(model, graph, first, refit=small)
+        prune(model, graph, first, repaired=small)
     assert len(solved) == 7
 
 
@@ -264,12 +266,12 @@ def test_two_cuts_one_after_the_other_are_fitted_as_one(kind: type[nn.Module]) -
     graph: Any = model.graph()  # type: ignore[operator]
     some = keeping(graph, [range(g.units - 1) for g in graph.groups])
     first = Refit.of(model, graph, data)
-    between = prune(model, graph, some, refit=first)
+    between = prune(model, graph, some, repaired=first)
     left = surgery.reduced_graph(graph, some)
     rest = keeping(left, [range(1, g.units) if g.units > 1 else range(1) for g in left.groups])
-    small = prune(between, left, rest, refit=first.after(model, graph, some))
+    small = prune(between, left, rest, repaired=first.after(model, graph, some))
     both = keeping(graph, [range(1, g.units - 1) if g.units > 2 else range(1) for g in graph.groups])
-    expected = prune(model, graph, both, refit=first)
+    expected = prune(model, graph, both, repaired=first)
     for name, tensor in small.state_dict().items():
         torch.testing.assert_close(tensor, expected.state_dict()[name], rtol=1e-2, atol=1e-2)
 
@@ -299,7 +301,7 @@ def test_within_layers_what_is_kept_takes_over_for_what_goes(name: str, granular
     refit = Refit.of(model, graph, data, layers=True)
     first = aim.layers[0]
     plain = prune(model, graph, PruningPlan((), (), (first,)))
-    fitted = prune(model, graph, PruningPlan((), (), (first,)), refit=refit)
+    fitted = prune(model, graph, PruningPlan((), (), (first,)), repaired=refit)
     target = see(model, first.layer.module, data)[1]
     before, after = (
         float((see(m, first.layer.module, data)[1] - target).square().sum()) for m in (plain, fitted)
@@ -308,7 +310,7 @@ def test_within_layers_what_is_kept_takes_over_for_what_goes(name: str, granular
     if granularity == "n_of_m":  # teams need their multiples of four
         return
     both = within_plan(name, granularity, channels=0.3)
-    small = prune(model, graph, both, refit=refit)
+    small = prune(model, graph, both, repaired=refit)
     assert all(leaf.isfinite().all() for leaf in tree_leaves(small(*inputs)))
 
 
@@ -319,5 +321,5 @@ def test_a_pattern_that_is_no_choice_of_columns_stays_as_it_is(granularity: str)
     graph, aim = traced(name), within_plan(name, granularity)
     assert aim.layers
     refit = Refit.of(model, graph, [(inputs, None)], layers=True)
-    plain, fitted = prune(model, graph, aim), prune(model, graph, aim, refit=refit)
+    plain, fitted = prune(model, graph, aim), prune(model, graph, aim, repaired=refit)
     assert all(torch.equal(t, plain.state_dict()[n]) for n, t in fitted.state_dict().items())
