@@ -21,7 +21,7 @@ from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.inspection import Inspection
 from prunefront.pipelines.prepare.knowledge import Knowledge, know
 from prunefront.pipelines.prepare.network import Network, trace_model
-from prunefront.pipelines.prepare.workbench import make_bench
+from prunefront.pipelines.prepare.workbench import BenchSections, make_bench
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.workbench import Workbench
 from prunefront.pruners.cut.surgery import apply
@@ -48,7 +48,8 @@ class Prepared:
         splits = load(self.config.data)
         shape = splits.train.images.shape[1:]
         model = build(self.config.model, classes=splits.classes, input_shape=shape)
-        self.network = Network(splits, model, trace_model(model, self.config, shape), None)
+        graph = trace_model(model, "digits_cnn", self.config.space, self.config.quantisation, shape)
+        self.network = Network(splits, model, graph, None)
         self.asked: list[Set[str]] = []
         self.said: list[str] = []
 
@@ -57,10 +58,19 @@ class Prepared:
         return collect(self.network.model, graph, batches, needs)
 
     def know(self) -> Knowledge:
-        return know(self.config, self.network, self.gather, self.said.append)
+        asked, seed = self.config.start.allocators, self.config.seed
+        return know(
+            self.config.path,
+            self.config.space,
+            self.network,
+            self.gather,
+            self.said.append,
+            asked=asked,
+            seed=seed,
+        )
 
     def bench(self) -> Workbench:
-        return replace(make_bench(self.config, self.network), moments=self.know().moments)
+        return replace(make_bench(self.config.part(BenchSections), self.network), moments=self.know().moments)
 
     @property
     def file(self) -> Path:
@@ -124,7 +134,7 @@ def test_each_repair_gives_other_weights_and_moments_beside_every_criterion(tmp_
 def test_a_worker_without_moments_says_so(tmp_path: Path) -> None:
     study = Prepared(tmp_path)
     with pytest.raises(PrunefrontError, match=r"space\.repair = 'moments' .* none were gathered"):
-        Evaluator(make_bench(study.config, study.network))
+        Evaluator(make_bench(study.config.part(BenchSections), study.network))
 
 
 @pytest.mark.parametrize("damage", ["name", "shape", "nan", "type", "bytes"])
@@ -168,7 +178,7 @@ def test_weights_that_are_not_fitted_or_only_roughly_are_said(
 
 def test_the_repair_is_recorded_with_every_network(tmp_path: Path) -> None:
     study = Prepared(tmp_path)
-    assert make_bench(study.config, study.network).description["repair"] == "moments"
+    assert make_bench(study.config.part(BenchSections), study.network).description["repair"] == "moments"
 
 
 # studies of before
