@@ -178,7 +178,14 @@ def gathered(
 
         with torch.no_grad(), Watch({name: tensors[name] for name in names}, on_output=see):
             inquiry.model(*arguments)
-    for name, total in sums.items():
+    for name, total in list(sums.items()):
+        reader = Reader(tuple(tensors[name].shape), axes(inquiry.graph)[name], len(total))
+        if len(total[0]) not in (
+            reader.columns,
+            reader.inputs,
+        ):  # a call of another kind than the graph knows
+            del sums[name]
+            continue
         if not total.isfinite().all():
             raise PrunefrontError(
                 f"weight {name!r} reads inputs that are not finite; check the network and the calibration images"
@@ -190,13 +197,18 @@ def gathered(
 def _sampled(
     product: Product, y: Tensor, digests: Sequence[int], key: tuple[int, str, int], form: Form, images: int
 ) -> Float[Tensor, "blocks rows columns"]:
-    """Returns the patches at the sampled output positions of one call. images: number in all batches."""
+    """Returns the patches at the sampled output positions of one call. images: number in all batches.
+
+    Where the rows do not fall into images, as with sequences first, they are drawn from the whole batch.
+    """
     columns = product.weight.shape[1] * math.prod(product.weight.shape[2:])
     if product.func in PRODUCTS:
         columns = product.x.shape[-1]
     elif product.func not in CONVOLUTIONS:  # transposed: inputs lie on the first axis
         columns = product.weight.shape[0] * math.prod(product.weight.shape[2:])
     most = max(POSITIONS, -(-ROWS * columns // images))
+    if y.ndim == 0 or len(y) % len(digests):
+        most, digests = most * len(digests), [hash(tuple(digests)) % 2**63]
     site = choose_positions(digests, output_positions(product, y, len(digests)), key, most).to(y.device)
     image = torch.arange(len(digests), device=y.device)[:, None].expand_as(site)
     x = patches(product, y, len(digests), image.flatten(), site.flatten()).double()

@@ -121,7 +121,7 @@ def test_each_repair_gives_other_weights_and_moments_beside_every_criterion(tmp_
             scores = study.know().scores
             choices = {name: GroupChoice(criterion, 0.5) for name in scores[criterion]}
             aim = plan(graph, choices, scores)
-            weights = {n: t for n, t in worker.prune(aim).state_dict().items() if "running" not in n}
+            weights = {n: t.detach() for n, t in worker.prune(aim).named_parameters()}
             states[repair, criterion] = {name: tensor.numpy() for name, tensor in weights.items()}
             cut = apply(study.network.model, graph, aim).state_dict()
             plain = {name: cut[name].numpy() for name in weights}

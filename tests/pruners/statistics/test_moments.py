@@ -166,6 +166,22 @@ def test_a_reader_that_no_call_takes_has_no_moments_and_obs_says_so() -> None:
         collect(model, model.graph(), batches(), {"removal_error"})
 
 
+@pytest.mark.usefixtures("everywhere")
+def test_rows_that_do_not_fall_into_images_are_rows_all_the_same() -> None:
+    class SequenceFirst(Functional):
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = x.flatten(2).unflatten(2, (-1, 2)).transpose(1, 2).flatten(2)[:, :7].transpose(0, 1)
+            return F.linear(F.linear(tokens, self.first, self.shift), self.second).mean(0)
+
+    model, data = made(SequenceFirst), batches(count=2, images=4)  # 7 tokens of 4 images
+    found = collect(model, model.graph(), data, {"moments"}).values["moments"]["second"]
+    tokens = torch.cat(
+        [x.flatten(2).unflatten(2, (-1, 2)).transpose(1, 2).flatten(2)[:, :7] for x, _ in data]
+    )
+    hidden = F.linear(tokens, model.first, model.shift).flatten(0, 1)
+    torch.testing.assert_close(found[0], hidden.T @ hidden / len(hidden))
+
+
 def test_inputs_that_are_not_finite_are_named() -> None:
     model, data = made(Plain), [(x / 0.0, y) for x, y in batches()]
     with pytest.raises(PrunefrontError, match=r"'conv2\.weight' reads inputs that are not finite"):
