@@ -33,7 +33,7 @@ REPAIRS = {
     "criterion": "weights that read what is cut are fitted again where the criterion says so",
     "none": "weights stay as they are",
 }
-"""What is done after a cut, by space.repair."""
+"""Lines on what follows a cut, by space.repair."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,7 @@ def test_other_repairs_gather_none(tmp_path: Path, repair: str) -> None:
 def test_each_repair_gives_other_weights_and_moments_beside_every_criterion(tmp_path: Path) -> None:
     states = {}
     for repair in ("moments", "criterion", "none"):
-        study = Prepared(tmp_path / repair, repair=repair)
+        study = Prepared(tmp_path, repair=repair)
         worker, graph = Evaluator(study.bench()), study.network.graph
         for criterion in ("l1", "thinet"):
             scores = study.know().scores
