@@ -128,6 +128,9 @@ class SpaceSection(Section):
     """Modules that stay as they are."""
     calibration_images: Annotated[int, Field(ge=1)] = 1024
     """Number of training images for criteria that need data, and for batch-norm statistics after a cut."""
+    repair: Literal["moments", "criterion", "none"] = "moments"
+    """Fit of the weights that read what is cut. `moments`: least squares from moments of the calibration images, which
+    are gathered once per study. `criterion`: what the criterion's paper does, nothing for most of them."""
     granularities: Annotated[tuple[str, ...], Field(min_length=1)] = ("channel",)
     """Units that may go: `channel`, `block`, and those within single layers (`prunefront list granularities`)."""
     densities: Annotated[tuple[Ratio, ...], Field(min_length=1)] = (0.25, 0.5, 0.75)

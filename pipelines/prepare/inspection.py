@@ -18,6 +18,7 @@ from prunefront.pipelines.prepare.feasibility import Infeasible, check_bounds, e
 from prunefront.pipelines.prepare.misfits import misfits
 from prunefront.pipelines.prepare.network import trace_model
 from prunefront.pipelines.prepare.problem import offered, widest_space
+from prunefront.pipelines.prepare.repairs import rough
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
@@ -26,6 +27,13 @@ from prunefront.pruners.plan.cost import cost
 from prunefront.pruners.plan.decide import keep_counts
 from prunefront.pruners.scoring import why_not
 from prunefront.search.outcomes.constraints import EXACT, ConstraintError
+
+REPAIRS = {
+    "moments": "weights that read what is cut are fitted again, from moments of the calibration images",
+    "criterion": "weights that read what is cut are fitted again where the criterion says so",
+    "none": "weights stay as they are",
+}
+"""Lines on what follows a cut, by space.repair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +58,7 @@ class Inspection:
         """misfits (lines on what the study asks for and its network cannot have), groups (name, units, members, keeps,
         criteria, left_out), frozen (name, channels, reason), stacks (name, blocks), unstacked, layers (name, shape,
         macs, keeps, bits, left_out), unlayered, macs, params, size_bytes, constraints (bound, limit, smallest),
-        infeasible.
+        infeasible, repair (what weights are fitted by after a cut), roughly_repaired (lines on too wide ones).
 
         left_out: criterion -> why it does not fit the group, or granularity -> why the layer cannot take it. unstacked,
         unlayered: path or name -> why it is left alone. limit: null where it is known after training alone. smallest:
@@ -84,6 +92,8 @@ class Inspection:
             "size_bytes": price.size_bytes,
             "constraints": self._constraints(),
             "infeasible": self.infeasible,
+            "repair": space.repair,
+            "roughly_repaired": list(rough(self.graph)) if space.repair == "moments" else [],
         }
 
     def _constraints(self) -> list[dict[str, Any]]:
@@ -189,6 +199,9 @@ def print_inspection(found: Inspection, console: Console) -> None:
         highlight=False,
     )
     for line in data["misfits"]:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    console.print(f"after a cut: {REPAIRS[data['repair']]}", highlight=False, soft_wrap=True)
+    for line in data["roughly_repaired"]:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     if data["constraints"]:
         table = Table("bound", "that is", "networks go down to", box=None, padding=(0, 2, 0, 0))

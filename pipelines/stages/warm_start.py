@@ -112,6 +112,7 @@ def conditions(study: ScoreSections, data: Mapping[str, str], precision: str) ->
         "seed": study.seed,
         "precision": precision,
         "training": study.training.model_dump(mode="json") if study.scoring.train_images else None,
+        **({} if space.repair == "criterion" else {"repair": space.repair}),
     }
     text = json.dumps(said, sort_keys=True, default=str)
     return blake2b(text.encode(), digest_size=16).hexdigest()
