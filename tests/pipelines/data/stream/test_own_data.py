@@ -1,4 +1,4 @@
-"""A person's own torch data sets and loaders as parts of a study: alike for any number of loaders, clear when they fail."""
+"""A person's own torch data sets and loaders as parts of a study: alike for any number of loaders, clear in failure."""
 
 import itertools
 import random
