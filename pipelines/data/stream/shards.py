@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,15 @@ Shard = Iterator[tuple[Sequence[bytes], Labels]]
 
 LABEL_SUFFIX = "cls"
 """Suffix of the labels in tar shards, unless `data.label` names another one."""
+
+LONGEST_LABEL = 200
+"""Most characters of a label in a tar shard."""
+
+MOST_BYTES = 1 << 28
+"""Most bytes of a file in a tar shard: some bytes can claim any size."""
+
+NUMBER = re.compile("-?[0-9]{1,18}")
+"""A label that is a number, of at most 64 bits."""
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +174,11 @@ def _tar(path: Path, name: str, section: DataSection) -> Shard:
             )
             raise DataError(f"sample {sample!r} of {name} has not {absent}")
         text = label.decode(errors="replace").strip()
-        return [image], np.array([int(text)]) if text.lstrip("-").isdigit() else [text]
+        if len(text) > LONGEST_LABEL:
+            raise DataError(
+                f"the label of sample {sample!r} of {name} has more than {LONGEST_LABEL} characters"
+            )
+        return [image], np.array([int(text)]) if NUMBER.fullmatch(text) else [text]
 
     try:
         with tarfile.open(path, "r|*") as tar:
@@ -178,6 +192,10 @@ def _tar(path: Path, name: str, section: DataSection) -> Shard:
                     if sample:
                         yield ended()
                     sample, image, label = key, None, None
+                if member.size > MOST_BYTES:
+                    raise DataError(
+                        f"{member.name!r} of {name} claims {member.size:,} bytes; at most {MOST_BYTES:,} are read"
+                    )
                 opened = tar.extractfile(member)
                 if opened is None:
                     continue
