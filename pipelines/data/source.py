@@ -1,4 +1,4 @@
-"""What a data source returns, the files that it reads, and the split of training images into train and validation."""
+"""Parts that a source returns, the files that it reads, and the split of training images into train and validation."""
 
 import fnmatch
 import glob
