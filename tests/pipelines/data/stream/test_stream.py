@@ -168,8 +168,8 @@ def test_small_images_shift_over_black_and_mirror(tmp_path: Path) -> None:
     padded = torch.nn.functional.pad(plain, (2, 2, 2, 2))
     views = [padded[:, i : i + 8, j : j + 8] for i in range(5) for j in range(5)]
     views += [view.flip(2) for view in views]
-    seen = {next(i for i, v in enumerate(views) if torch.equal(v, stream(part, s)[0][0])) for s in range(120)}
-    assert len(seen) > 35
+    seen = {next(i for i, v in enumerate(views) if torch.equal(v, stream(part, s)[0][0])) for s in range(60)}
+    assert len(seen) > 25
 
 
 def test_the_cache_is_bounded_shared_and_checked(tmp_path: Path) -> None:
