@@ -116,7 +116,8 @@ def places_of(section: DataSection, key: str) -> list[Path | str]:
     for place in found:
         if isinstance(place, Path) and not place.is_file():
             raise DataError(
-                f"data.{key}: {place} is not a file, which data.source = {section.source!r} needs"
+                f"data.{key}: {place} is not a file, which data.source = {section.source!r} needs; for files in a "
+                f"folder give a pattern, such as {place}/*.parquet"
             )
     return found
 
