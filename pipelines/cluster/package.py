@@ -22,7 +22,7 @@ NEVER = frozenset({"__pycache__", "venv", "studies", "node_modules"})
 """Names of folders that never go along, beside those that begin with a dot."""
 
 RESULTS = "~/prunefront/studies"
-"""Folder for studies whose `folder` is relative, on the head: the job's own folder is deleted when Ray likes."""
+"""Folder for studies whose `folder` is relative, on the head: Ray may delete the job's own folder."""
 
 
 class PackageError(PrunefrontError):
@@ -78,7 +78,9 @@ def pack(study: Path, *, include: Iterable[Path] = (), here: Path | None = None)
     own = {key: study.parent / path for key, path in named.items() if not path.is_absolute()}
     for key, file in own.items():
         if not file.is_file():
-            raise PackageError(f"{key}: there is no file {file}; it would go along, as its path is relative")
+            raise PackageError(
+                f"{key}: there is no file {file}; a relative path names a file to send with the job"
+            )
     files = dict(_beside(study, own.values()))
     place = next(iter(files))
     for target, source in (*_modules(config, here), *_included(include, here)):
@@ -106,7 +108,7 @@ def _check_data(config: StudyConfig) -> None:
         path = getattr(config.data, key)
         if path is not None and "://" not in str(path) and not Path(path).is_absolute():
             raise PackageError(
-                f"data.{key} = {str(path)!r} lies beside the study, and data does not go along with a job: put it on "
+                f"data.{key} = {str(path)!r} lies beside the study, and data is never sent with a job: put it on "
                 f"storage that the cluster's head sees and give its absolute path, or give s3://bucket/{Path(path).name}"
             )
 
@@ -128,7 +130,7 @@ def _check_results(config: StudyConfig) -> None:
     for earlier in config.search.warm_start:
         if not is_absolute(earlier):
             raise PackageError(
-                f"search.warm_start = {earlier!r} is a folder beside the study and does not go along; give "
+                f"search.warm_start = {earlier!r} is a folder beside the study and is not sent with the job; give "
                 "s3://bucket/prefix, or its absolute path on the cluster's head"
             )
 
@@ -204,7 +206,7 @@ def _included(paths: Iterable[Path], here: Path) -> Iterator[tuple[str, Path]]:
         inner = whole.relative_to(here)
         if not all(map(_goes_along, inner.parts)):
             raise PackageError(
-                f"--include {path}: hidden files, virtual environments and studies never go along"
+                f"--include {path}: hidden files, virtual environments and studies are never sent"
             )
         if inner.parts[0] in OURS:
             raise PackageError(
@@ -240,7 +242,7 @@ def results_folder(asked: str | None, package: Package) -> str:
         return package.folder
     if not is_absolute(asked):
         raise ConfigError(
-            f"--folder {asked} is relative, and the job's own folder is deleted when Ray likes; give an absolute path "
+            f"--folder {asked} is relative, and Ray may delete the job's own folder; give an absolute path "
             f"on the cluster's head, such as {RESULTS}"
         )
     return asked

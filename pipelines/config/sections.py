@@ -196,7 +196,7 @@ class SearchSection(Section):
     def _known_objectives(self) -> Self:
         for name in self.objectives:
             if name not in OBJECTIVES:
-                raise ValueError(f"{name!r} cannot steer the search; possible: {', '.join(OBJECTIVES)}")
+                raise ValueError(f"{name!r} cannot be an objective; possible: {', '.join(OBJECTIVES)}")
         if self.train_images == 1:
             raise ValueError("train_images = 1 cannot train batch norms; set 0 for no training, or 2 or more")
         if len(set(self.objectives)) != len(self.objectives) or "accuracy" not in self.objectives:
@@ -319,8 +319,8 @@ class ClusterSection(Section):
     def _shares_are_of_one_gpu(self) -> Self:
         if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
             raise ValueError(
-                f"gpus_per_worker = {self.gpus_per_worker:g}: a share is of one GPU; give a whole number, or less "
-                "than 1"
+                f"gpus_per_worker = {self.gpus_per_worker:g} is neither a whole number of GPUs nor a share of one; "
+                "give a whole number, or less than 1"
             )
         return self
 

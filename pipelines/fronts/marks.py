@@ -20,7 +20,7 @@ class Mark:
 
 
 ON_FRONT = Mark("on the front", BLUE, "o", "circle", True)
-BEHIND = Mark("behind it on the test images", GREY, "o", "circle-open", False)
+BEHIND = Mark("dominated on the test images", GREY, "o", "circle-open", False)
 DENSE_NETWORK = Mark("dense network", ORANGE, "D", "diamond", True)
 CONTROL = Mark("control", PURPLE, "^", "triangle-up-open", False)
 

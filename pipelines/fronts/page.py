@@ -50,7 +50,7 @@ FIGURES = (
     "Latency is measured in turn with the dense network on the same runtime; the marker grows with the number of "
     "parameters. "
 )
-TESTED = "The points were chosen on validation images, the figures are those of the test images."
+TESTED = "Networks were chosen on validation images; the figures are from test images."
 
 
 def write_html(

@@ -39,8 +39,8 @@ def check_names(config: StudyConfig) -> None:
     searchers[config.search.searcher]
     if "lottery_ticket" in config.controls.methods and config.model.weights and not config.model.initial:
         raise PrunefrontError(
-            "the control 'lottery_ticket' starts from the weights before training, which are not known, as the network "
-            "comes trained: give them as model.initial, or leave model.weights out so that the study trains it"
+            "the control 'lottery_ticket' needs the weights before training, and the network is given trained: give "
+            "them as model.initial, or leave model.weights out so that the study trains it"
         )
     check_runtime(config.measure)
 
@@ -80,7 +80,7 @@ def check_space_names(section: SpaceSection, quantisation: QuantisationSection, 
         able = [name for name in procedures if procedures[name].over == "channels"]
         raise PrunefrontError(
             f"training.procedure = {procedure!r} masks single weights of whole layers, which granularity {inner[0]!r} "
-            f"takes apart; these procedures go with it: {', '.join(able)}"
+            f"takes apart; these procedures can be combined with it: {', '.join(able)}"
         )
 
 

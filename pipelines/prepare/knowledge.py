@@ -54,7 +54,7 @@ def know(config: StudyConfig, network: Network, gather: Gather, say: Say) -> Kno
         images = calibration(config, network.splits.for_search())
         statistics = gather(network.graph, images, needs)
         say(
-            f"{len(names)} criteria: what they look at was gathered on "
+            f"{len(names)} criteria: their statistics were gathered on "
             f"{sum(len(labels) for _, labels in images):,} images in {time.perf_counter() - started:.1f} s"
         )
     scores = {n: dict(g) for n, g in rank(network.model, network.graph, names, statistics).items()}
@@ -78,7 +78,7 @@ def read_knowledge(study: Path) -> tuple[ChannelGraph, Knowledge]:
     if not (folder / "graph.json").exists() or not (folder / "scores.safetensors").exists():
         raise PrunefrontError(
             f"study {study.name!r} has not scored the units of its network yet ({folder}); let `prunefront search` "
-            "go on until it scores candidates"
+            "run until it scores candidates"
         )
     graph = read_graph(folder)
     return graph, Knowledge(read_scores(folder, graph), read_facts(folder, graph))

@@ -287,13 +287,13 @@ def forecast(
     channels_only = all(g.kind == "channels" for g in task.space.groups)
     if not wanted and not channels_only:
         display.say(
-            "bounds on latency hold for networks that were measured: it is predicted where only channels are cut"
+            "bounds on latency are checked on measured networks only: only cuts of channels are predicted"
         )
         return None
     if not channels_only:
         raise PrunefrontError(
-            "latency is predicted from what channel groups keep, and the space has layers or blocks to choose as well; "
-            "take latency off search.objectives and measure.latency_table, or set space.granularities = "
+            "latency is predicted from the widths of channel groups, but the space also varies layers or blocks; take "
+            "latency off search.objectives and measure.latency_table, or set space.granularities = "
             "['channel'] and "
             "quantisation.bits = [32]"
         )
@@ -306,14 +306,14 @@ def forecast(
         write_json(path, found.to_json())
     if math.isinf(found.predictor.half_width) and bounds:
         display.say(
-            f"the latency table has too few well measured networks ({len(found.table.points)}) to say how far "
-            "predictions "
-            "are off, so nothing is refused for them"
+            f"the latency table has too few well measured networks ({len(found.table.points)}) to estimate the error "
+            "of "
+            "predictions, so no candidate is refused because of them"
         )
     error = found.predictor.joint
     display.say(
-        "latency is predicted in the first stage; left out of the fit one by one, networks of the table had "
-        f"{error if error is not None else 'no error that could be told'}"
+        "latency is predicted in the first stage; leave-one-out on the table: "
+        f"{error if error is not None else 'too few networks to estimate it'}"
     )
     found.check_reach(task.space)
     return found

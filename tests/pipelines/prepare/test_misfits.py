@@ -46,8 +46,8 @@ def test_nothing_is_said_where_all_is_had(asked: dict[str, Any]) -> None:
 
 def test_criteria_that_cannot_rank_within_layers_are_named_with_what_ranks_there() -> None:
     assert lines(criteria=("taylor",), granularities=("kernel",)) == [
-        "units of granularity 'kernel' are ranked by 'l2' (the default) and not by 'taylor': a criterion sees weights "
-        "alone there"
+        "units of granularity 'kernel' are ranked by 'l2' (the default) and not by 'taylor': a criterion can only "
+        "use weights there"
     ]
     (line,) = lines(criteria=("taylor", "l1"), granularities=("channel", "kernel", "gather"))
     assert "granularity 'kernel', 'gather' are ranked by 'l1' and not by 'taylor'" in line
@@ -63,7 +63,7 @@ def test_granularities_and_densities_that_fit_nothing_are_named() -> None:
 def test_groups_that_no_criterion_fits_are_named() -> None:
     gate = traced("SqueezeExcite").groups[1].name
     (line,) = lines(traced("SqueezeExcite"), criteria=("bn_scale",))
-    assert line == f"channel group {gate!r} stays whole, as no criterion of the study fits it"
+    assert line == f"channel group {gate!r} is not pruned, because no criterion of the study fits it"
     assert lines(traced("SqueezeExcite"), criteria=("bn_scale",), per_group={gate: ("l1",)}) == []
 
 

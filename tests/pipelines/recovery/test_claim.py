@@ -66,7 +66,7 @@ def test_a_study_moves_from_machine_to_machine_and_back(tmp_path: Path) -> None:
     with running(first) as (_, journal):
         prepare(first)
         journal.append("asked", candidate=NOTHING, n=1)
-    with pytest.raises(NotOurs, match="--resume goes on with it"), running(second):
+    with pytest.raises(NotOurs, match="--resume continues it"), running(second):
         pass
     said: list[str] = []
     with running(second, resume=True, said=said) as (_, journal):
@@ -76,9 +76,7 @@ def test_a_study_moves_from_machine_to_machine_and_back(tmp_path: Path) -> None:
     assert "the study was brought to where it stands in" in said[0]
     assert "run 1 on" in said[0]
     with (
-        pytest.raises(
-            PrunefrontError, match=r"searched elsewhere \(run 2 on .*--resume goes on with it here"
-        ),
+        pytest.raises(PrunefrontError, match=r"searched elsewhere \(run 2 on .*--resume continues it here"),
         running(first),
     ):
         pass

@@ -68,7 +68,7 @@ def test_the_same_study_elsewhere_must_say_what_it_wants(
 ) -> None:
     first = claim_root(store, folder("a"), "digits", begun=False)
     there = folder("b")
-    with pytest.raises(NotOurs, match="--resume goes on with it, --fresh starts it anew"):
+    with pytest.raises(NotOurs, match="--resume continues it, --fresh starts again"):
         claim_root(store, there, "digits", begun=False, restorable=True)
     with pytest.raises(NotOurs, match="its state is not kept there"):
         claim_root(store, there, "digits", begun=False, resume=True)

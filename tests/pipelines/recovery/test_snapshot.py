@@ -309,7 +309,7 @@ def test_what_does_not_get_there_in_the_end_is_said(tmp_path: Path, monkeypatch:
     store.away = True
     here.uploader.start()
     here.uploader.close(patience=0.1)
-    assert [line for line in here.said if "go on with --resume there" in line] == here.said[-1:]
+    assert [line for line in here.said if "continue with --resume there" in line] == here.said[-1:]
 
 
 def test_damage_is_found_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

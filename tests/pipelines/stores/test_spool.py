@@ -124,8 +124,8 @@ def test_a_line_says_that_a_store_is_away_and_one_that_it_is_back(tmp_path: Path
         behind.up = True
         until(lambda: len(said) == 2)
     assert said == [
-        f"no answer; the search goes on, results wait in {tmp_path / 'spool'} and are sent when it is back",
-        "s3://shaky answers again; objects that waited and were sent: 3",
+        f"no answer; the search continues, results wait in {tmp_path / 'spool'} and are sent when it is back",
+        "s3://shaky answers again; waiting objects that were sent: 3",
     ]
     assert behind.order == ["a", "b", "c"]
 

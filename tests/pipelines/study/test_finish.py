@@ -388,7 +388,7 @@ def stop_while_fine_tuning(folder: Path, *arguments: str) -> None:
     os.killpg(first.pid, signal.SIGINT)  # as a terminal does: to every process in the foreground
     _, error = first.communicate(timeout=100)
     assert first.returncode == 130
-    assert error == "stopped; go on with: prunefront search s.toml --resume\n"
+    assert error == "stopped; continue with: prunefront search s.toml --resume\n"
     assert not (folder / "studies" / "small" / "front.json").exists()
     kept = json.loads((folder / "studies" / "small" / "partial-front.json").read_text())
     assert kept == json.loads(prunefront(folder, "front", "s.toml", "--json"))
