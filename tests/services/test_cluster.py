@@ -204,7 +204,7 @@ def test_prunefront_submit_searches_on_the_cluster(jobs: Cluster) -> None:
     (jobs.project / "mine.py").write_text(MINE)
     (jobs.project / "layers.py").write_text(LAYERS)
     log = jobs.run("prunefront", "submit", "job.toml")
-    assert "go along: job.toml, mine.py, layers.py\n" in log
+    assert "are sent: job.toml, mine.py, layers.py\n" in log
     assert "measuring" in log, "the log is followed"
     assert log.splitlines()[-1].endswith(": succeeded")
     assert_front(jobs.front(Path("prunefront/studies/job")))

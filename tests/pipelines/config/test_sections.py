@@ -78,11 +78,11 @@ def test_bounds_are_given_as_texts_or_as_a_table_and_kept_as_texts(
         ("space", {"round_to": "eight"}, "integer"),
         ("training", {"precision": "fp8"}, "'auto', 'float32' or 'bfloat16'"),
         ("data", {"validation": 1}, "greater than or equal to 2"),
-        ("search", {"objectives": ["accuracy", "predicted_latency_ms"]}, "cannot steer the search"),
+        ("search", {"objectives": ["accuracy", "predicted_latency_ms"]}, "cannot be an objective"),
         ("search", {"objectives": ["macs"]}, "include 'accuracy'"),
         ("search", {"constraints": {"speed": {"low": 1}}}, "'speed'"),
         ("search", {"constraints": {"accuracy": {"high": 0.9}}}, "write accuracy >="),
-        ("search", {"constraints": {"macs": {"high": "50%"}}}, "'60%' and the like go into a list"),
+        ("search", {"constraints": {"macs": {"high": "50%"}}}, "texts such as '60%' go into a list"),
         ("search", {"constraints": {"macs": {"high": float("inf")}}}, "finite"),
         (
             "search",

@@ -57,7 +57,7 @@ def test_granularities_and_densities_that_fit_nothing_are_named() -> None:
     (line,) = lines(PLAIN, criteria=("l1",), granularities=("channel", "block"))
     assert line == "granularity 'block' fits nothing in this network; `prunefront inspect` says why"
     (line,) = lines(criteria=("l1",), granularities=("channel", "n_of_m"), densities=(0.5, 0.9))
-    assert line == "density 0.9 cannot be had in any layer by granularity 'n_of_m'"
+    assert line == "no layer can have density 0.9 with granularity 'n_of_m'"
 
 
 def test_groups_that_no_criterion_fits_are_named() -> None:
@@ -115,4 +115,4 @@ def test_a_searcher_that_varies_less_than_the_space_holds_is_named() -> None:
     ):
         space = widest_space(RESIDUAL, section, QuantisationSection(bits=bits))
         found = misfits(RESIDUAL, space, section, searcher=searcher)
-        assert any("'particle_filter' varies ratios and criteria alone" in line for line in found) == said
+        assert any("'particle_filter' varies only ratios and criteria" in line for line in found) == said
