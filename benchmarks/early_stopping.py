@@ -185,8 +185,8 @@ def compare(sections: dict[str, Any], seed: int, count: int) -> dict[str, Any]:
                 "stopped": r.stopped,
                 "share": round(r.share, 3),
                 "correlation": r.overall.value,
-                "correlation_like": r.like.value,
-                "pairs_like": r.like.pairs,
+                "correlation_like": r.similar_cost.value,
+                "pairs_like": r.similar_cost.pairs,
             }
             for r in rungs.summary()
         ],

@@ -154,7 +154,7 @@ def options(
 ) -> None:
     """Search for the Pareto front of smaller, faster versions of a trained PyTorch network.
 
-    Begin with a study file such as examples/digits.toml; `prunefront list settings` says what it may hold.
+    Begin with a study file such as examples/digits.toml; `prunefront list settings` lists its keys.
     """
     # `--debug` is read in `main`, where errors end up
     if ctx.invoked_subcommand is None:

@@ -90,7 +90,7 @@ def fetch(
 def verify(folder: Artifact, study: TrustedStudy = None, as_json: AsJson = False) -> None:
     """Check a fetched network by measuring it again.
 
-    Digests first, then the recorded accuracy and outputs. The exit code is 1 where something differs.
+    Digests first, then the recorded accuracy and outputs. The exit code is 1 if something differs.
     """
     from prunefront.pipelines.artifacts.verify import verify as check
     from prunefront.pipelines.cli.resolve import study_config

@@ -44,8 +44,8 @@ def latency_table(
 ) -> None:
     """Time variants of a network, to predict latency in searches.
 
-    On this machine, or on the study's [measure] device in a Ray cluster. Ctrl-C stops it, and the same command goes on;
-    with --replace it begins anew.
+    Runs on this machine, or on the study's [measure] device in a Ray cluster. After Ctrl-C the same command continues;
+    with --replace it starts again.
     """
     from rich.console import Console
 
@@ -157,7 +157,7 @@ def gc(
 ) -> None:
     """List what a study's store no longer needs, or delete it.
 
-    Networks on the front stay, and whatever the study needs to go on.
+    Networks on the front stay, and so does everything that the study needs to continue.
     """
     from prunefront.pipelines.study.garbage import delete_garbage, find_garbage, open_study_store, parse_age
 

@@ -56,10 +56,10 @@ def submit(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Search on a Ray cluster, as a job that goes on without you.
+    """Search on a Ray cluster, as a job that continues without you.
 
-    The study file, the weights and latency table that it names by relative paths, and its own modules go along; data
-    never does. The log is followed, and the exit code is the job's; Ctrl-C ends the following alone.
+    The study file, the weights and latency table that it names by relative paths, and its own modules are sent; data
+    is never sent. The log is shown until the job ends, and the exit code is the job's. Ctrl-C ends only the display.
     """
     from prunefront.pipelines.cli.resolve import study_file
     from prunefront.pipelines.cluster.jobs import JobsServer
@@ -121,7 +121,7 @@ def logs(
 def stop(study: Submitted, jobs_server: JobsServer, as_json: AsJson = False) -> None:
     """Stop a submitted study; finished work is kept.
 
-    It ends as after Ctrl-C, and `prunefront submit STUDY --resume` goes on.
+    The search ends as after Ctrl-C. `prunefront submit STUDY --resume` continues it.
     """
     from prunefront.pipelines.cli.resolve import study_name
     from prunefront.pipelines.cluster.jobs import JobsServer

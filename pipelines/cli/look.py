@@ -95,8 +95,8 @@ def status(
 ) -> None:
     """Show how far a study is.
 
-    Candidates done, failures by reason, rate, workers' time and expected end, from the study's journal: it may be
-    running or not.
+    Shows candidates done, failures by reason, rate, workers' time and expected end. It reads the study's journal only,
+    so it works during and after a search.
     """
     if jobs_server is not None:
         from prunefront.pipelines.cli.jobs import submitted_status
@@ -119,7 +119,7 @@ def front(study: Study, as_json: AsJson = False) -> None:
     """Show the Pareto front of a study.
 
     Also writes front.html and front.png into the study's folder. Before the end of a search this is a partial front of
-    what is finished, by validation figures, and says so; its JSON is an object then, and a list of rows afterwards.
+    the finished networks, with validation figures. Its JSON is then an object; afterwards it is a list of rows.
     """
     from prunefront.pipelines.fronts.page import write_html
     from prunefront.pipelines.fronts.picture import write_png

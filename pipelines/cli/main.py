@@ -41,7 +41,10 @@ def main() -> None:
         line = f"{what}; check path, permissions and free space (continue a stopped search with --resume)"
         _fail(_traceback() if debug else line, 2)
     except Exception as error:  # noqa: BLE001  # it is shown, and its traceback is kept
-        _fail(_traceback() if debug else f"{type(error).__name__}: {one_line(str(error))}; {_kept()}", 1)
+        _fail(
+            _traceback() if debug else f"{type(error).__name__}: {one_line(str(error))}; {_where_reported()}",
+            1,
+        )
     sys.exit(code or 0)
 
 
@@ -74,8 +77,8 @@ def _traceback() -> str:
     return f"\n{traceback.format_exc().rstrip()}"
 
 
-def _kept() -> str:
-    """Keeps the traceback of an error that nobody foresaw, and says where."""
+def _where_reported() -> str:
+    """Writes the traceback of an unexpected error to a file, and returns a line that says where."""
     from prunefront.pipelines.events.redaction import without_secrets
 
     try:

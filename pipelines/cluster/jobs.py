@@ -189,7 +189,9 @@ class JobsServer:
                     lost = time.monotonic()
                     say(f"no answer from {self.address}, asking again; the job continues")
                 if time.monotonic() - lost > LOST_SECONDS:
-                    raise NoAnswer(f"{error}; the job may go on: {self.command('logs', job)}") from None
+                    raise NoAnswer(
+                        f"{error}; the job may still be running: {self.command('logs', job)}"
+                    ) from None
                 time.sleep(POLL_SECONDS)
                 continue
             lost = None

@@ -68,10 +68,10 @@ def check_space_names(section: SpaceSection, quantisation: QuantisationSection, 
                     f"these have one: {levelled}"
                 )
     inner = [name for name in section.granularities if name in layer_granularities]
-    words = quantisation.method
-    if words.activations != "none":
-        check_inputs(words.activations, words.activation_bits)
-    if words.activations == "xnor" and inner:
+    method = quantisation.method
+    if method.activations != "none":
+        check_inputs(method.activations, method.activation_bits)
+    if method.activations == "xnor" and inner:
         raise PrunefrontError(
             f"quantisation.activations = 'xnor' takes whole layers, which granularity {inner[0]!r} takes apart; leave "
             "that out, or choose 'fixed_point'"

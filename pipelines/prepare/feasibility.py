@@ -152,7 +152,7 @@ class _Descent:
                 (self.descended(start, widths, kept) for start in (counts, even)),
                 key=lambda found: self.value(found, kept),
             )
-        made = self.made(counts, kept)
+        made = self.plan_keeping(counts, kept)
         choices = {p.name: p.choice for p in made.layers}
         candidate = Candidate(
             {
@@ -193,10 +193,10 @@ class _Descent:
         return sorted({group.keeps[0], *found, *(k for k in group.keeps if k * each <= NARROW)})
 
     def value(self, counts: Mapping[str, int], kept: Mapping[str, tuple[int, ...]]) -> float:
-        price = exact_values(cost(self.graph, self.made(counts, kept)))
+        price = exact_values(cost(self.graph, self.plan_keeping(counts, kept)))
         return sum(weight * price[name] for name, weight in self.weights.items())
 
-    def made(self, counts: Mapping[str, int], kept: Mapping[str, tuple[int, ...]]) -> PruningPlan:
+    def plan_keeping(self, counts: Mapping[str, int], kept: Mapping[str, tuple[int, ...]]) -> PruningPlan:
         groups = tuple(
             _keeping(g.name, g.units, range(counts.get(g.name, g.units))) for g in self.graph.groups
         )

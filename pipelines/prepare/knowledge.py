@@ -14,7 +14,7 @@ from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.data import SearchData, batches
 from prunefront.pipelines.journal.layout import PREPARED
 from prunefront.pipelines.prepare.network import Network, Say
-from prunefront.pipelines.prepare.problem import within
+from prunefront.pipelines.prepare.problem import criteria_within_layers
 from prunefront.pipelines.prepare.read_prepared import read_facts, read_graph, read_scores, save_nested
 from prunefront.pruners.allocators import SCORES, allocators
 from prunefront.pruners.criteria import criteria
@@ -59,7 +59,7 @@ def know(config: StudyConfig, network: Network, gather: Gather, say: Say) -> Kno
         )
     scores = {n: dict(g) for n, g in rank(network.model, network.graph, names, statistics).items()}
     if "block" in config.space.granularities:
-        _rank_blocks(network, within(config.space.criteria), scores)
+        _rank_blocks(network, criteria_within_layers(config.space.criteria), scores)
     for name, groups in scores.items():
         if not groups:
             say(f"criterion {name!r} fits no channel group; `prunefront inspect` says why")

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 
 from prunefront.pipelines.config.sections import SpaceSection
-from prunefront.pipelines.prepare.problem import NO_FACTS, within
+from prunefront.pipelines.prepare.problem import NO_FACTS, criteria_within_layers
 from prunefront.pruners.allocators import PerGroup
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.plan.decide import keep_counts
@@ -65,7 +65,7 @@ def _densities(space: SearchSpace, section: SpaceSection) -> Iterator[str]:
 
 def _criteria_within(space: SearchSpace, section: SpaceSection) -> Iterator[str]:
     inner = [name for name in section.granularities if name != "channel" and name in _used(space)]
-    able = within(section.criteria)
+    able = criteria_within_layers(section.criteria)
     unfit = [name for name in section.criteria if name not in able]
     if inner and unfit:
         default = "" if set(able) <= set(section.criteria) else " (the default)"

@@ -178,7 +178,7 @@ def check_owner(store: ObjectStore, owner: Owner) -> None:
         found = read_owner(store)
     if found != owner:
         raise NotOurs(
-            f"{store.uri} belongs to {found or 'nobody'} by now, so no front is written there; the results of this "
+            f"{store.uri} now belongs to {found or 'nobody'}, so no front is written there; the results of this "
             "search are in its folder"
         )
 

@@ -131,7 +131,7 @@ class StateStore:
             return StoredState(run, snapshot, self._alive(ended))
         except ArtifactError as error:
             raise ArtifactError(
-                f"{error}; go on in the folder of the study with [artifacts] state = false, or delete {self.uri} if "
+                f"{error}; continue in the folder of the study with [artifacts] state = false, or delete {self.uri} if "
                 "there is none and start with --fresh"
             ) from None
 

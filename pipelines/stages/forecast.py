@@ -65,7 +65,7 @@ class Forecast:
 
     def ratio(self, plan: PruningPlan) -> float:
         """Predicted latency of a plan of channels, relative to the dense network's."""
-        return self.predictor.ratio(kept(plan))
+        return self.predictor.ratio(kept_units(plan))
 
     def check(self, plan: PruningPlan) -> None:
         """Raises OverBudget where not even the favourable end of the prediction's interval is within the bounds.
@@ -137,7 +137,9 @@ class Forecast:
             if plan.key() == DENSE or not of_channels(plan):
                 continue
             ratio, noise = measurement["latency_ratio"], measurement.noise.get("latency_ratio", 0.0)
-            found.append(Point(kept(plan), ratio, max(ratio - noise, 0.01 * ratio), ratio + noise, origin))
+            found.append(
+                Point(kept_units(plan), ratio, max(ratio - noise, 0.01 * ratio), ratio + noise, origin)
+            )
         return found
 
     def corrected(self, points: Sequence[Point]) -> tuple["Forecast", PredictionError]:
@@ -232,14 +234,14 @@ class TimingWorker:
     def time(self, kept: Mapping[str, int]) -> tuple[Point, float]:
         """Times a network; see `PointTimer.time`."""
         if self._timer is None:
-            bench = self._bench.here()
+            bench = self._bench.on_this_machine()
             network = Subject(bench.dense_model().cpu(), bench.graph, bench.dense_onnx, bench.input_shape)
             self._timer = PointTimer(network, bench.measure, bench.target)
             self._timer.time({})
         return self._timer.time(kept)
 
 
-def kept(plan: PruningPlan) -> dict[str, int]:
+def kept_units(plan: PruningPlan) -> dict[str, int]:
     """Group -> units that stay, of the groups that lose some."""
     return {g.name: len(g.kept) for g in plan.groups if len(g.kept) < g.units}
 

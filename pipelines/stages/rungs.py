@@ -72,7 +72,7 @@ def rung_line(rung: RungSummary, keep: float, images: int = 0) -> str:
     first = f"after {images} images" if images else "before training"
     when = f"after {rung.level} epoch{'s' * (rung.level > 1)}" if rung.level else first
     parts = [f"{rung.came} candidates, {rung.stopped} stopped" if rung.level else f"{rung.came} candidates"]
-    overall, like, correlations = rung.overall, rung.like, []
+    overall, like, correlations = rung.overall, rung.similar_cost, []
     if overall.value is not None:
         correlations.append(f"{overall.value:.2f} over {rung.finished} networks")
     if like.value is not None:
@@ -100,6 +100,6 @@ def metrics(rung: RungSummary) -> dict[str, float]:
     found = {"candidates": float(rung.came), "stopped": float(rung.stopped), "share": rung.share}
     if rung.overall.value is not None:
         found["correlation"] = rung.overall.value
-    if rung.like.value is not None:
-        found |= {"correlation_like": rung.like.value, "pairs_like": float(rung.like.pairs)}
+    if rung.similar_cost.value is not None:
+        found |= {"correlation_like": rung.similar_cost.value, "pairs_like": float(rung.similar_cost.pairs)}
     return found

@@ -99,7 +99,7 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
             )
         if begun and not (prepared and study.exists()):
             raise PrunefrontError(
-                f"study {config.name!r} cannot go on: {folder / PREPARED if study.exists() else study} is missing; "
+                f"study {config.name!r} cannot continue: {folder / PREPARED if study.exists() else study} is missing; "
                 "restore it, or start again with --fresh"
             )
         if begun or (resume and prepared and not different):

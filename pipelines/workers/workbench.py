@@ -81,7 +81,7 @@ class Workbench:
     refuge: Refuge | None = None
     target: Target | None = None
 
-    def here(self) -> "Workbench":
+    def on_this_machine(self) -> "Workbench":
         """Returns the bench as this process can use it: on the CPU where GPUs were asked for and torch sees none."""
         return self if torch.cuda.is_available() else replace(self, device="cpu")
 
