@@ -124,7 +124,7 @@ class SpaceSection(Section):
     calibration_images: Annotated[int, Field(ge=1)] = 1024
     """Number of training images for criteria that need data, and for batch-norm statistics after a cut."""
     granularities: Annotated[tuple[str, ...], Field(min_length=1)] = ("channel",)
-    """Units that may be removed: `channel`, `block`, and those within single layers (`prunefront list granularities`)."""
+    """Units that may be removed: channels, blocks, and those within layers (`prunefront list granularities`)."""
     densities: Annotated[tuple[Ratio, ...], Field(min_length=1)] = (0.25, 0.5, 0.75)
     """Shares of its weights that a layer may keep, for granularities within layers."""
     whole: tuple[str, ...] = ()
