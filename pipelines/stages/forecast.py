@@ -209,7 +209,7 @@ class PredictedCosts:
         shares = dict(
             zip(
                 (g.name for g in encoding.space.groups),
-                encoding.look_up(encoding.kept, rows).T,
+                encoding.look_up(encoding.kept_fraction, rows).T,
                 strict=True,
             )
         )
