@@ -26,7 +26,7 @@ from benchmarks.harness import arguments, plus_minus, report, say, table
 from benchmarks.local_study import LocalStudy
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.measure.accuracy import accuracy
-from prunefront.pipelines.stages.rungs import told
+from prunefront.pipelines.stages.rungs import rung_line
 from prunefront.pipelines.stages.scoring_loop import Screening
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.in_process import LocalPool
@@ -134,7 +134,7 @@ def without(study: Study, count: int) -> Spent:
 def stopping(study: Study, count: int, eta: int = 2, workers: int = 2) -> tuple[Spent, Rungs]:
     """Trains with early stopping; the workers' epochs take equally long and end in turn."""
     rungs = Rungs(
-        [OBJECTIVES[name] for name in study.config.search.objectives],
+        [OBJECTIVES[name] for name in study.config.goal.objectives],
         levels=levels(study.epochs, eta),
         keep=1.0 / eta,
         seed=study.config.seed,
@@ -184,13 +184,13 @@ def compare(sections: dict[str, Any], seed: int, count: int) -> dict[str, Any]:
                 "candidates": r.came,
                 "stopped": r.stopped,
                 "share": round(r.share, 3),
-                "correlation": r.overall.value,
+                "correlation": r.overall,
                 "correlation_like": r.similar_cost.value,
                 "pairs_like": r.similar_cost.pairs,
             }
             for r in rungs.summary()
         ],
-        "lines": [told(r, rungs.keep) for r in rungs.summary()],
+        "lines": [rung_line(r, rungs.keep) for r in rungs.summary()],
     }
 
 
