@@ -83,7 +83,8 @@ def test_a_mapping_from_python_is_read_alike_and_each_key_is_named() -> None:
         found = pf.load_study(tomllib.loads(EARLIER))
     assert found == pf.load_study(tomllib.loads(TODAY))
     assert {str(w.message) for w in caught} == {
-        f"the study: {before!r} is now called {now!r}; the old name still works" for before, now in MOVED.items()
+        f"the study: {before!r} is now called {now!r}; the old name still works"
+        for before, now in MOVED.items()
     }
     assert {Path(w.filename).name for w in caught} == {"test_moved.py"}, "who gave the keys is named"
 
