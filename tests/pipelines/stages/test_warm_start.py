@@ -211,7 +211,7 @@ def test_scores_are_alike_where_nothing_that_they_depend_on_differs(
 
 
 def test_scores_of_earlier_versions_count_as_before() -> None:
-    """The digests are those that were published before [search] was split, and before weights were fitted by moments."""
+    """The digests are those that were published before [search] was split and weights were fitted by moments."""
     before = {"space": {"repair": "criterion"}}
     earlier = before | {"search": {"validation_limit": 100, "train_images": 256}}
     assert conditions(scored_by(**before), IMAGES, "float32") == "5eca5cfab0fe49865213ab621569e83b"
