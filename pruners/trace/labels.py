@@ -5,7 +5,8 @@ of one stored tensor. Label 0 means "no channel, or one that can never go". A la
 every axis on which its labels do not change.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -164,9 +165,12 @@ class Ledger:
         self.uses: dict[str, list[Use]] = {}
         self._parent: IntArray = np.zeros(1, np.int64)
         self._starts: list[int] = []
+        self._stored: dict[str, Stored] = {}
 
     def store(self, name: str, shape: Shape) -> Stored:
-        """Makes a node for every position on every axis of a stored tensor."""
+        """Returns a stored tensor with a node for every position on every axis, the same ones each time."""
+        if name in self._stored:
+            return self._stored[name]
         at = []
         for dim, size in enumerate(shape):
             first = len(self._parent)
@@ -174,7 +178,8 @@ class Ledger:
             self.axes.append((name, dim, first, size))
             self._starts.append(first)
             at.append(along(np.arange(first, first + size), dim, shape))
-        return Stored(name, tuple(at), shape)
+        self._stored[name] = Stored(name, tuple(at), shape)
+        return self._stored[name]
 
     def axis_of(self, node: int) -> tuple[str, int]:
         """Returns the tensor and axis on which a node lies."""
@@ -200,6 +205,20 @@ class Ledger:
             root = above
         self._parent[labels] = root
         return root
+
+    @contextmanager
+    def only_ties(self, where: str) -> Iterator[None]:
+        """Lets a further walk tie and freeze channels, and record nothing else. where: ends the reasons that it gives."""
+        recorded = (list(self.ops), {k: list(v) for k, v in self.uses.items()}, dict(self.producers))
+        rectified, frozen = list(self.rectified), len(self.frozen)
+        yield
+        self.ops, self.uses, self.producers = recorded
+        self.rectified = rectified
+        self.frozen[frozen:] = [(nodes, f"{reason} {where}") for nodes, reason in self.frozen[frozen:]]
+
+    def roots(self) -> IntArray:
+        """Returns the representative of every node's class, by number of the node."""
+        return self.find(np.arange(len(self._parent)))
 
     def unite(self, left: IntArray, right: IntArray) -> None:
         """Puts labels that meet at the same place into one class; both non-zero, shapes broadcast."""
