@@ -18,7 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 from prunefront.errors import NotTraceable, UnknownName, UnsupportedOp
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.trace import probe, sites, stacks
-from prunefront.pruners.trace.fake import rehearse
+from prunefront.pruners.trace.fake import rehearse, watch_calls
 from prunefront.pruners.trace.groups import collect_groups, groups_with
 from prunefront.pruners.trace.labels import Labels, Ledger, Stored, Use, blank
 from prunefront.pruners.trace.rules import RULES, Call, Value, is_tensor
@@ -47,7 +47,8 @@ def trace(
     """
     _check_frozen(model, frozen)
     inputs = example if isinstance(example, tuple) else (example,)
-    program = _export(model, inputs)
+    with watch_calls(model) as calls:
+        program = _export(model, inputs)
     tensors = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     first_names: dict[int, str] = {}
     for name, tensor in tensors.items():
@@ -56,7 +57,7 @@ def trace(
     names = {name: first_names[id(t)] for name, t in tensors.items()}
     ledger = Ledger(_batch(inputs))
     _walk(program, names, ledger, frozen)
-    rehearsal = rehearse(model, inputs)
+    rehearsal = rehearse(model, inputs, calls, len(_output_tensors(program)))
     if rehearsal is not None and rehearsal.training is not None and not rehearsal.trains_alike:
         with ledger.only_ties("in training mode"):
             _walk(_export(model, inputs, training=True), names, ledger, frozen)
@@ -75,7 +76,7 @@ def trace(
         layers=layers,
         unlayered=unlayered,
     )
-    part = inputs if rehearsal is None or rehearsal.small is None else rehearsal.small
+    part = inputs if rehearsal is None else rehearsal.example
     found, unstacked = stacks.find_stacks(model, graph, part, frozen)
     graph = replace(graph, stacks=found, unstacked=unstacked)
     return probe.verify(model, graph, inputs, rehearsal) if verify else graph
@@ -142,6 +143,11 @@ def _user_frame(error: BaseException) -> str:
             found = f" ({Path(name).name}:{frame.tb_lineno})"
         frame = frame.tb_next
     return found
+
+
+def _output_tensors(program: torch.export.ExportedProgram) -> list[str]:
+    """Returns the names of the tensors that the network gives, a tensor that it gives twice with both places."""
+    return [name for name in program.graph_signature.user_outputs if isinstance(name, str)]
 
 
 def _batch(inputs: tuple[Any, ...]) -> int:
