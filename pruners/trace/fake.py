@@ -122,7 +122,11 @@ class Rehearsal:
         one, other = self.evaluating, self.training
         if other is None:
             return False
-        return (one.calls, one.outputs, one.record.called) == (other.calls, other.outputs, other.record.called)
+        return (one.calls, one.outputs, one.record.called) == (
+            other.calls,
+            other.outputs,
+            other.record.called,
+        )
 
 
 def rehearse(model: nn.Module, example: tuple[Any, ...], calls: Calls, outputs: int) -> Rehearsal | None:

@@ -65,7 +65,9 @@ def verify(
         try:
             trained = Trial(model, graph, part, drops, training=True, seed=seed)
             if rehearsal is not None and rehearsal.training is not None:
-                settle(_Sizes(rehearsal.network, graph, part, drops, rehearsal.training).failure, _IN_TRAINING)
+                settle(
+                    _Sizes(rehearsal.network, graph, part, drops, rehearsal.training).failure, _IN_TRAINING
+                )
             settle(trained.failure, _IN_TRAINING)
         except Exception as error:  # the user's forward may raise anything in training mode  # noqa: BLE001
             notes.append(_NO_TRAINING.format(first_line(error)))
@@ -146,7 +148,12 @@ class _Sizes:
     """Trials on tensors without values. dense: run of the dense network, in the mode that the trials have too."""
 
     def __init__(
-        self, network: FakeNetwork, graph: ChannelGraph, example: tuple[Any, ...], drops: Drops, dense: FakeRun
+        self,
+        network: FakeNetwork,
+        graph: ChannelGraph,
+        example: tuple[Any, ...],
+        drops: Drops,
+        dense: FakeRun,
     ) -> None:
         self.network, self.graph, self.example, self.drops, self.dense = network, graph, example, drops, dense
 
@@ -164,7 +171,11 @@ class _Sizes:
         going = removed_positions(self.graph, plan)
         try:
             run = self.network.run(
-                self.example, shapes(self.graph, plan), going, earlier=self.dense.record, training=self.dense.training
+                self.example,
+                shapes(self.graph, plan),
+                going,
+                earlier=self.dense.record,
+                training=self.dense.training,
             )
         except WidthError as error:
             return f"forward computes with its size: {error}"

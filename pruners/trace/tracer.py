@@ -5,7 +5,7 @@ import operator
 import re
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -21,6 +21,7 @@ from prunefront.pruners.trace import probe, sites, stacks
 from prunefront.pruners.trace.fake import rehearse, watch_calls
 from prunefront.pruners.trace.groups import collect_groups, groups_with
 from prunefront.pruners.trace.labels import Labels, Ledger, Stored, Use, blank
+from prunefront.pruners.trace.refusals import refuse
 from prunefront.pruners.trace.rules import RULES, Call, Value, is_tensor
 from prunefront.pruners.units.eval_mode import eval_mode, training_mode
 from prunefront.text import did_you_mean, first_line
@@ -46,6 +47,7 @@ def trace(
     [('0', 16)]
     """
     _check_frozen(model, frozen)
+    refuse(model)
     inputs = example if isinstance(example, tuple) else (example,)
     with watch_calls(model) as calls:
         program = _export(model, inputs)
@@ -59,7 +61,8 @@ def trace(
     _walk(program, names, ledger, frozen)
     rehearsal = rehearse(model, inputs, calls, len(_output_tensors(program)))
     if rehearsal is not None and rehearsal.training is not None and not rehearsal.trains_alike:
-        with ledger.only_ties("in training mode"):
+        # a branch that cannot be walked is left to the trial, which freezes what it reads
+        with ledger.only_ties("in training mode"), suppress(NotTraceable, UnsupportedOp):
             _walk(_export(model, inputs, training=True), names, ledger, frozen)
     groups, held = collect_groups(ledger)
     layers, unlayered = sites.find_layers(model, ledger, names, frozen)

@@ -201,7 +201,9 @@ class Trial:
     def _run(
         self, network: nn.Module, precision: torch.dtype | None, earlier: Record | None = None
     ) -> tuple[list[Tensor], Record, tuple[str, ...]]:
-        inputs = _pytree.tree_map(lambda value: _as(value, precision), self.example)  # a forward may work in place
+        inputs = _pytree.tree_map(
+            lambda value: _as(value, precision), self.example
+        )  # a forward may work in place
         held = Held(earlier)
         with torch.no_grad(), own_chance(), held:
             outputs = network(*inputs)

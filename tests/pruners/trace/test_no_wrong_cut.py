@@ -143,7 +143,9 @@ def train_step(model: nn.Module, x: Tensor) -> None:
         ("average", {"b"}, "in training mode"),
     ],
 )
-def test_a_branch_of_training_mode_is_cut_along_or_holds_what_it_reads(how: str, left: set[str], why: str) -> None:
+def test_a_branch_of_training_mode_is_cut_along_or_holds_what_it_reads(
+    how: str, left: set[str], why: str
+) -> None:
     model, x = Auxiliary(how).eval(), torch.randn(2, 3, 8, 8)
     graph = trace(model, x)
     assert free(graph) == left
