@@ -1,4 +1,4 @@
-"""Element by element comparison of what a cut and a masked network give, blind neither to small values nor to huge ones."""
+"""Element by element comparison of the outputs of a cut and a masked network, which huge constants do not blind."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

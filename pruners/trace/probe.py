@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from prunefront.errors import NotTraceable
 from prunefront.pruners.cut.surgery import removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen
 from prunefront.pruners.graph.shapes import shapes
-from prunefront.pruners.trace.fake import FakeNetwork, FakeRun, Rehearsal
+from prunefront.pruners.trace.fake import FakeNetwork, Rehearsal, Run
 from prunefront.pruners.trace.groups import module_of
 from prunefront.pruners.trace.held import WidthError
 from prunefront.pruners.trace.trial import FEW, HALF, Drops, Trial, plan_of
@@ -35,7 +37,7 @@ def verify(
     mode, if `forward` does more there. Random numbers are constants meanwhile, and where a norm's statistics, a mean
     over channels or attention's scale depend on the width, the cut network gets those of the masked one. All groups are
     first cut together; only if that fails, smaller sets are, on tensors without values first. `notes` of the graph say
-    what could not be tried. rehearsal: runs of the network without values; None if it has none.
+    what could not be tried. rehearsal: result of the first runs; None where there were none.
     """
     if not graph.groups:
         return graph
@@ -47,35 +49,34 @@ def verify(
         found = _culprits([g for g in graph.groups if g.name not in reasons], failure)
         reasons.update({name: where + why for name, why in found.items()})
 
-    part = example if rehearsal is None else rehearsal.example
+    part, small = (example, False) if rehearsal is None else (rehearsal.example, rehearsal.small)
+    sizes = _Sizes(model, graph, part, drops)
     trial = Trial(model, graph, part, drops, seed=seed)
     failed = trial.failure(graph.groups) is not None
-    if rehearsal is not None and (failed or 0 < len(graph.inexact) < len(graph.groups)):
-        settle(_Sizes(rehearsal.network, graph, part, drops, rehearsal.evaluating).failure)
+    if failed or 0 < len(graph.inexact) < len(graph.groups):
+        settle(sizes.failure)
     if failed:
         settle(trial.failure)
     if trial.drawn():
         notes.append(_RANDOM.format(", ".join(trial.drawn())))
-    del trial
-    if rehearsal is not None and rehearsal.small:
-        whole = Trial(model, graph, example, drops, seed=seed)
+    if small:
+        whole = Trial(model, graph, example, drops, seed=seed, other=trial.release())
         settle(lambda groups: whole.failure(groups, (HALF,)))
-        del whole
+        whole.release()
+    trial.release()
     if rehearsal is None or not rehearsal.trains_alike:
         try:
             trained = Trial(model, graph, part, drops, training=True, seed=seed)
-            if rehearsal is not None and rehearsal.training is not None:
-                settle(
-                    _Sizes(rehearsal.network, graph, part, drops, rehearsal.training).failure, _IN_TRAINING
-                )
-            settle(trained.failure, _IN_TRAINING)
-        except Exception as error:  # the user's forward may raise anything in training mode  # noqa: BLE001
-            notes.append(_NO_TRAINING.format(first_line(error)))
+            if trained.failure([g for g in graph.groups if g.name not in reasons]) is not None:
+                settle(_Sizes(model, graph, part, drops, training=True).failure, _IN_TRAINING)
+                settle(trained.failure, _IN_TRAINING)
+        except NotTraceable as error:
+            notes.append(_NO_TRAINING.format(error))
     return _frozen(graph, reasons, notes)
 
 
 _RANDOM = "forward draws random numbers in eval mode ({}): they were constants while the cuts were tried"
-_NO_TRAINING = "the cuts were not tried in training mode, where forward fails on the example: {}"
+_NO_TRAINING = "the cuts were not tried in training mode: {}"
 _IN_TRAINING = "in training mode, "
 
 
@@ -145,17 +146,27 @@ def _first_clash(groups: Sequence[ChannelGroup], failure: Failure) -> dict[str, 
 
 
 class _Sizes:
-    """Trials on tensors without values. dense: run of the dense network, in the mode that the trials have too."""
+    """Trials on tensors without values. A network that does not run without values passes them all."""
 
     def __init__(
         self,
-        network: FakeNetwork,
+        model: nn.Module,
         graph: ChannelGraph,
         example: tuple[Any, ...],
         drops: Drops,
-        dense: FakeRun,
+        *,
+        training: bool = False,
     ) -> None:
-        self.network, self.graph, self.example, self.drops, self.dense = network, graph, example, drops, dense
+        self.network, self.graph, self.example, self.drops = FakeNetwork(model), graph, example, drops
+        self.training = training
+
+    @cached_property
+    def dense(self) -> Run | None:
+        """The run of the dense network; None if it needs values."""
+        try:
+            return self.network.run(self.example, training=self.training)
+        except Exception:  # forward may look at values, or raise anything: numbers decide then  # noqa: BLE001
+            return None
 
     def failure(self, groups: Sequence[ChannelGroup]) -> str | None:
         """Returns why these groups cannot be cut together, by sizes alone."""
@@ -167,6 +178,8 @@ class _Sizes:
         return self._try(exact, HALF, exact=True) if 0 < len(exact) < len(groups) else None
 
     def _try(self, groups: Sequence[ChannelGroup], size: int, *, exact: bool) -> str | None:
+        if self.dense is None:
+            return None
         plan = plan_of(self.graph, groups, self.drops, size)
         going = removed_positions(self.graph, plan)
         try:
@@ -175,7 +188,7 @@ class _Sizes:
                 shapes(self.graph, plan),
                 going,
                 earlier=self.dense.record,
-                training=self.dense.training,
+                training=self.training,
             )
         except WidthError as error:
             return f"forward computes with its size: {error}"

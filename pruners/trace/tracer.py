@@ -4,6 +4,7 @@ import logging
 import operator
 import re
 import sysconfig
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
@@ -60,7 +61,7 @@ def trace(
     ledger = Ledger(_batch(inputs))
     _walk(program, names, ledger, frozen)
     rehearsal = rehearse(model, inputs, calls, len(_output_tensors(program)))
-    if rehearsal is not None and rehearsal.training is not None and not rehearsal.trains_alike:
+    if rehearsal.trains and not rehearsal.trains_alike:
         # a branch that cannot be walked is left to the trial, which freezes what it reads
         with ledger.only_ties("in training mode"), suppress(NotTraceable, UnsupportedOp):
             _walk(_export(model, inputs, training=True), names, ledger, frozen)
@@ -79,8 +80,7 @@ def trace(
         layers=layers,
         unlayered=unlayered,
     )
-    part = inputs if rehearsal is None else rehearsal.example
-    found, unstacked = stacks.find_stacks(model, graph, part, frozen)
+    found, unstacked = stacks.find_stacks(model, graph, rehearsal.example, frozen)
     graph = replace(graph, stacks=found, unstacked=unstacked)
     return probe.verify(model, graph, inputs, rehearsal) if verify else graph
 
@@ -128,7 +128,9 @@ def _quiet() -> Iterator[None]:
     level = shapes.level
     shapes.setLevel(logging.CRITICAL)
     try:
-        with redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+        with redirect_stderr(StringIO()), redirect_stdout(StringIO()), warnings.catch_warnings():
+            # a forward that keeps an activation on the module: export puts everything back
+            warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
             yield
     finally:
         shapes.setLevel(level)

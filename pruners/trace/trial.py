@@ -37,6 +37,9 @@ def plan_of(graph: ChannelGraph, groups: Sequence[ChannelGroup], drops: Drops, s
     return PruningPlan(tuple(plans))
 
 
+Others = dict[torch.dtype | None, tuple[list[Tensor], Record]]
+"""Precision -> outputs of the dense network with other weights, and the record of that run."""
+
 Look = tuple[torch.dtype | None, Bounds]
 """Precision of a look, None for the network's own number types, and what counts as rounding in it."""
 
@@ -46,6 +49,7 @@ class Trial:
 
     It is looked at in float32 first; float64 decides where the outputs differ by more than rounding there. A network
     that insists on its own number types is looked at in these alone. Raises NotTraceable if it does not run at all.
+    other: outputs with other weights, of another trial, which serve where their shapes are the same.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Trial:
         *,
         training: bool = False,
         seed: int = 0,
+        other: "Others | None" = None,
     ) -> None:
         self.model, self.graph, self.example, self.drops = model, graph, example, drops
         self.training, self.seed = training, seed
@@ -64,7 +69,7 @@ class Trial:
         reading = [replace(g, members=tuple(m for m in g.members if m.role == "in")) for g in graph.groups]
         self._unread = replace(graph, groups=tuple(reading))
         self._base: tuple[torch.dtype | None, dict[str, set[int]], nn.Module] | None = None
-        self._other: dict[torch.dtype | None, tuple[list[Tensor], Record]] = {}
+        self._other: Others = dict(other or {})
         self._errors: dict[torch.dtype | None, str] = {}
 
     def failure(self, groups: Sequence[ChannelGroup], sizes: Sequence[int] = (FEW, HALF)) -> str | None:
@@ -76,6 +81,11 @@ class Trial:
             if why is not None:
                 return why
         return None
+
+    def release(self) -> "Others":
+        """Gives up the copy of the network; returns the outputs with other weights."""
+        self._base = None
+        return self._other
 
     def drawn(self) -> tuple[str, ...]:
         """Returns the names of the operators that draw random numbers in the dense network."""
@@ -114,14 +124,16 @@ class Trial:
 
         It runs with other weights, so that the places of its outputs that are no constants are known.
         """
-        self._base = None
+        if precision in self._other:
+            return True
         try:
-            self._other[precision] = self._run(_rescale(self._fresh(precision, {}), self.seed), precision)[:2]
+            network = self._fresh(precision, {})
+            self._other[precision] = self._run(network, precision)[:2]
+            _rescale(network, self.seed)
         except Exception as error:  # a forward with hard-coded number types may raise anything  # noqa: BLE001
             self._errors[precision] = first_line(error)
-            return False
-        finally:
             self._base = None
+            return False
         return True
 
     def _fresh(self, precision: torch.dtype | None, gone: dict[str, set[int]]) -> nn.Module:
@@ -153,6 +165,7 @@ class Trial:
             # a channel of zeros may be divided by, or its log taken
             self._base = None
             masked = self._fresh(precision, gone)
+            cut = surgery.apply(masked, self.graph, plan)
             surgery.mask_in_place(masked, surgery.removed_positions(self._unread, plan))
             true, record, _ = self._run(masked, precision)
             self._base = None
@@ -162,6 +175,11 @@ class Trial:
             return f"forward computes with its size: {error}"
         except Exception as error:  # the user's forward may raise anything on the cut network  # noqa: BLE001
             return f"forward fixes its size: {first_line(error)}"
+        if [t.shape for t in self._other[precision][0]] != [t.shape for t in true]:
+            del self._other[precision]  # another trial's, on another example
+            self._base = None
+            if not self._runs(precision):
+                raise NotTraceable(f"{type(self.model).__name__} cannot run on the example")
         return self._judge((made, observed), (true, record), self._other[precision], bounds)
 
     def _judge(
