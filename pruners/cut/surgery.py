@@ -207,7 +207,8 @@ def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     except RuntimeError as error:  # torch refuses tensors with a history
         raise PrunefrontError(
             f"{type(model).__name__} cannot be copied, as it holds a tensor that was computed with gradients: take it "
-            "off the module first (torch.nn.utils.remove_weight_norm, for one), or make it a parameter or buffer"
+            "off the module first (torch.nn.utils.remove_weight_norm, for one), make it a parameter or buffer, or, "
+            "where forward keeps it, run the network once under torch.no_grad()"
         ) from error
     _rebind_hooks(copied, {id(module): memo.get(id(module), module) for module in model.modules()})
     return copied

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,8 +72,7 @@ def _set_mode(network: nn.Module, *, training: bool) -> None:
 def _observe(network: nn.Module, inputs: tuple[Any, ...], earlier: Record | None = None) -> Run:
     """Runs a network, with the statistics of an earlier run if there is one, and returns what shows."""
     held = Held(earlier)
-    watched = watch_calls(network) if earlier is None else nullcontext([])
-    with watched as calls, own_chance(), torch.no_grad(), held:
+    with watch_calls(network) as calls, own_chance(), torch.no_grad(), held:
         outputs = tensors_of(network(*inputs))
     shapes = tuple(tuple(map(int, t.shape)) for t in outputs)
     return Run(shapes, tuple(calls), held.record, tuple(held.replayed))

@@ -144,7 +144,7 @@ class Held(TorchFunctionMode):
         x, weight, bias = given["input"], given.get("weight"), given.get("bias")
         eps = given.get("eps", 1e-5)
         if func in GROUP_NORMS:
-            groups = int(given.get("num_groups", given.get("how")))
+            groups = int(given["how"] if "how" in given else given["num_groups"])
             if groups == x.shape[1]:  # each channel by itself
                 self._site(kind, torch.Size(), ())
                 return result
@@ -158,7 +158,8 @@ class Held(TorchFunctionMode):
             tail = (1,) * (x.dim() - 2)
             weight, bias = (None if w is None else w.view(-1, *tail) for w in (weight, bias))
         else:
-            dims = tuple(range(x.dim() - len(given.get("normalized_shape", given.get("how"))), x.dim()))
+            over = given["how"] if "how" in given else given["normalized_shape"]
+            dims = tuple(range(x.dim() - len(over), x.dim()))
             if func in RMS_NORMS:
                 eps = torch.finfo(x.dtype).eps if given.get("eps") is None else eps
                 held = (torch.zeros((), dtype=x.dtype, device=x.device), x.square().mean(dims, keepdim=True))
@@ -170,8 +171,8 @@ class Held(TorchFunctionMode):
             mean, variance = earlier.held  # type: ignore[misc]
             flat = (x - mean) * (variance + eps).rsqrt()
         self.replayed[kind] = None
-        flat = flat if weight is None else flat * weight
-        return flat if bias is None else flat + bias
+        normed: Tensor = flat if weight is None else flat * weight
+        return normed if bias is None else normed + bias
 
     def _mean(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)

@@ -15,7 +15,7 @@ from prunefront.pruners.graph.shapes import shapes
 from prunefront.pruners.trace.fake import FakeNetwork, Rehearsal, Run
 from prunefront.pruners.trace.groups import module_of
 from prunefront.pruners.trace.held import WidthError
-from prunefront.pruners.trace.trial import FEW, HALF, Drops, Trial, plan_of
+from prunefront.pruners.trace.trial import FEW, HALF, Drops, Trial, over_channels, plan_of
 from prunefront.text import first_line
 
 Failure = Callable[[Sequence[ChannelGroup]], str | None]
@@ -53,10 +53,17 @@ def verify(
     sizes = _Sizes(model, graph, part, drops)
     trial = Trial(model, graph, part, drops, seed=seed)
     failed = trial.failure(graph.groups) is not None
-    if failed or 0 < len(graph.inexact) < len(graph.groups):
-        settle(sizes.failure)
     if failed:
+        settle(sizes.failure)
         settle(trial.failure)
+    if graph.inexact:
+        alone = trial.failure if sizes.dense is None else sizes.failure
+
+        def exact_failure(groups: Sequence[ChannelGroup]) -> str | None:
+            exact = [g for g in groups if g.name not in graph.inexact]
+            return alone(exact, (HALF,)) if exact else None
+
+        settle(exact_failure)
     if trial.drawn():
         notes.append(_RANDOM.format(", ".join(trial.drawn())))
     if small:
@@ -168,16 +175,11 @@ class _Sizes:
         except Exception:  # forward may look at values, or raise anything: numbers decide then  # noqa: BLE001
             return None
 
-    def failure(self, groups: Sequence[ChannelGroup]) -> str | None:
+    def failure(self, groups: Sequence[ChannelGroup], sizes: Sequence[int] = (FEW, HALF)) -> str | None:
         """Returns why these groups cannot be cut together, by sizes alone."""
-        exact = [g for g in groups if g.name not in self.graph.inexact]
-        for size in (FEW, HALF):
-            why = self._try(groups, size, exact=len(exact) == len(groups))
-            if why is not None:
-                return why
-        return self._try(exact, HALF, exact=True) if 0 < len(exact) < len(groups) else None
+        return next((why for size in sizes if (why := self._try(groups, size)) is not None), None)
 
-    def _try(self, groups: Sequence[ChannelGroup], size: int, *, exact: bool) -> str | None:
+    def _try(self, groups: Sequence[ChannelGroup], size: int) -> str | None:
         if self.dense is None:
             return None
         plan = plan_of(self.graph, groups, self.drops, size)
@@ -199,6 +201,4 @@ class _Sizes:
                 return f"forward fixes its size: an output becomes {mine} instead of {true}"
         if len(run.outputs) != len(self.dense.outputs):
             return f"forward fixes its size: it gives {len(run.outputs)} tensors instead of {len(self.dense.outputs)}"
-        if exact and run.replayed:
-            return f"forward computes with its size: {run.replayed[0]} runs over its channels"
-        return None
+        return over_channels(self.graph, groups, run.replayed)

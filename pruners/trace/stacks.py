@@ -155,8 +155,15 @@ class _Trial:
         return None
 
     def check(self, blocks: Sequence[str]) -> dict[str, str]:
-        """Returns path -> reason for blocks, all zero by now, that the network cannot go without."""
-        if not blocks or self._goes_without(blocks, expected := self._run()):
+        """Returns path -> reason for blocks, all zero by now, that the network cannot go without.
+
+        A call of such a block gives its input; what else the network does with it shows when the block is gone.
+        """
+        if not blocks:
+            return {}
+        for path in blocks:
+            vars(self.model.get_submodule(path))["forward"] = _pass_on
+        if self._goes_without(blocks, expected := self._run()):
             return {}
         held = [block for block in blocks if not self._goes_without([block], expected)]
         return dict.fromkeys(held, "is used by the rest of the network in other ways than being called")
@@ -208,6 +215,10 @@ class _Trial:
         inputs = _pytree.tree_map_only(Tensor, torch.clone, self.example)  # a forward may work in place
         with torch.no_grad(), own_chance(), Held():
             return tensors_of(self.model(*inputs))
+
+
+def _pass_on(x: Tensor) -> Tensor:
+    return x
 
 
 def _runs(example: tuple[Any, ...], model: nn.Module) -> bool:

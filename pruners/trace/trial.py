@@ -37,6 +37,13 @@ def plan_of(graph: ChannelGraph, groups: Sequence[ChannelGroup], drops: Drops, s
     return PruningPlan(tuple(plans))
 
 
+def over_channels(graph: ChannelGraph, groups: Sequence[ChannelGroup], replayed: Sequence[str]) -> str | None:
+    """Returns the objection to a norm, or to attention, whose width changed though all of the groups are exact."""
+    if not replayed or any(g.name in graph.inexact for g in groups):
+        return None
+    return f"forward computes with its size: {replayed[0]} runs over its channels"
+
+
 Others = dict[torch.dtype | None, tuple[list[Tensor], Record]]
 """Precision -> outputs of the dense network with other weights, and the record of that run."""
 
@@ -170,7 +177,7 @@ class Trial:
             true, record, _ = self._run(masked, precision)
             self._base = None
         try:
-            made, observed, _ = self._run(cut, precision, record)
+            made, observed, replayed = self._run(cut, precision, record)
         except WidthError as error:
             return f"forward computes with its size: {error}"
         except Exception as error:  # the user's forward may raise anything on the cut network  # noqa: BLE001
@@ -180,6 +187,8 @@ class Trial:
             self._base = None
             if not self._runs(precision):
                 raise NotTraceable(f"{type(self.model).__name__} cannot run on the example")
+        if (why := over_channels(self.graph, groups, replayed)) is not None:
+            return why
         return self._judge((made, observed), (true, record), self._other[precision], bounds)
 
     def _judge(
@@ -191,13 +200,14 @@ class Trial:
     ) -> str | None:
         if len(made[0]) != len(true[0]):
             return f"forward fixes its size: it gives {len(made[0])} tensors instead of {len(true[0])}"
-        for mine, right in zip(made[0], true[0], strict=True):
-            if mine.shape != right.shape:
-                return f"forward fixes its size: an output becomes {tuple(mine.shape)} instead of {tuple(right.shape)}"
-            if right.numel() and bool(right.isnan().all()):
+        for one, two in zip(made[0], true[0], strict=True):
+            if one.shape != two.shape:
+                return f"forward fixes its size: an output becomes {tuple(one.shape)} instead of {tuple(two.shape)}"
+            if two.numel() and bool(two.isnan().all()):
                 return "cannot be checked: an output on the example is not a number; give another example"
         real = [i for i, t in enumerate(true[0]) if t.is_floating_point() or t.is_complex()]
-        verdict = compare(*([side[0][i] for i in real] for side in (made, true, other)), bounds)
+        mine, right, rest = ([side[0][i] for i in real] for side in (made, true, other))
+        verdict = compare(mine, right, rest, bounds)
         if verdict != "different" and (verdict == "unseen" or len(real) < len(true[0])):
             # the last numbers before they were rounded to indices or truth values
             before = [
@@ -205,7 +215,9 @@ class Trial:
                 for m, t, o in zip(*(reversed(side[1].rounded) for side in (made, true, other)), strict=False)
                 if m.shape == t.shape == o.shape
             ]
-            inner = compare(*([row[i] for row in before] for i in range(3)), bounds)
+            inner = compare(
+                [m for m, _, _ in before], [t for _, t, _ in before], [o for *_, o in before], bounds
+            )
             verdict = inner if inner != "unseen" else verdict
             whole = [i for i in range(len(true[0])) if i not in real]
             if any(not torch.equal(made[0][i], true[0][i]) for i in whole):
