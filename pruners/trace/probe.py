@@ -67,14 +67,14 @@ def verify(
     if trial.drawn():
         notes.append(_RANDOM.format(", ".join(trial.drawn())))
     if small:
-        whole = Trial(model, graph, example, drops, seed=seed, other=trial.release())
-        settle(lambda groups: whole.failure(groups, (HALF,)))
-        whole.release()
-    trial.release()
-    if rehearsal is None or not rehearsal.trains_alike:
+        trial.go_on(example)
+        settle(lambda groups: trial.failure(groups, (HALF,)))
+    trial.close()
+    left = [g for g in graph.groups if g.name not in reasons]
+    if left and (rehearsal is None or not rehearsal.trains_alike):
         try:
             trained = Trial(model, graph, part, drops, training=True, seed=seed)
-            if trained.failure([g for g in graph.groups if g.name not in reasons]) is not None:
+            if trained.failure(left) is not None:
                 settle(_Sizes(model, graph, part, drops, training=True).failure, _IN_TRAINING)
                 settle(trained.failure, _IN_TRAINING)
         except NotTraceable as error:

@@ -44,9 +44,6 @@ def over_channels(graph: ChannelGraph, groups: Sequence[ChannelGroup], replayed:
     return f"forward computes with its size: {replayed[0]} runs over its channels"
 
 
-Others = dict[torch.dtype | None, tuple[list[Tensor], Record]]
-"""Precision -> outputs of the dense network with other weights, and the record of that run."""
-
 Look = tuple[torch.dtype | None, Bounds]
 """Precision of a look, None for the network's own number types, and what counts as rounding in it."""
 
@@ -56,7 +53,6 @@ class Trial:
 
     It is looked at in float32 first; float64 decides where the outputs differ by more than rounding there. A network
     that insists on its own number types is looked at in these alone. Raises NotTraceable if it does not run at all.
-    other: outputs with other weights, of another trial, which serve where their shapes are the same.
     """
 
     def __init__(
@@ -68,7 +64,6 @@ class Trial:
         *,
         training: bool = False,
         seed: int = 0,
-        other: "Others | None" = None,
     ) -> None:
         self.model, self.graph, self.example, self.drops = model, graph, example, drops
         self.training, self.seed = training, seed
@@ -76,7 +71,8 @@ class Trial:
         reading = [replace(g, members=tuple(m for m in g.members if m.role == "in")) for g in graph.groups]
         self._unread = replace(graph, groups=tuple(reading))
         self._base: tuple[torch.dtype | None, dict[str, set[int]], nn.Module] | None = None
-        self._other: Others = dict(other or {})
+        self._other: dict[torch.dtype | None, tuple[list[Tensor], Record]] = {}
+        self._cut: tuple[PruningPlan, nn.Module] | None = None
         self._errors: dict[torch.dtype | None, str] = {}
 
     def failure(self, groups: Sequence[ChannelGroup], sizes: Sequence[int] = (FEW, HALF)) -> str | None:
@@ -89,10 +85,13 @@ class Trial:
                 return why
         return None
 
-    def release(self) -> "Others":
-        """Gives up the copy of the network; returns the outputs with other weights."""
-        self._base = None
-        return self._other
+    def go_on(self, example: tuple[Any, ...]) -> None:
+        """Takes another example from now on, with the networks as they are."""
+        self.example = example
+
+    def close(self) -> None:
+        """Gives up the copies of the network."""
+        self._base = self._cut = None
 
     def drawn(self) -> tuple[str, ...]:
         """Returns the names of the operators that draw random numbers in the dense network."""
@@ -150,7 +149,7 @@ class Trial:
             if kind == precision and all(u <= gone.get(g, set()) for g, u in masked.items()):
                 self._base = (precision, gone, network)
                 return network
-        self._base = None  # the old copy goes before the new one comes
+        self._base = self._cut = None  # the old copy goes before the new one comes
         network = surgery.rebuilt(self.model, {}, lambda _, tensor: _as(tensor, precision))
         network.eval()
         if self.training:
@@ -165,17 +164,17 @@ class Trial:
         plan = plan_of(self.graph, groups, self.drops, size)
         gone = {g.name: set(self.drops[g.name][size]) for g in groups}
         masked = self._fresh(precision, gone)
-        cut = surgery.apply(masked, self.graph, plan)
+        cut = self._apply(masked, plan)
         surgery.mask_in_place(masked, surgery.removed_positions(self.graph, plan))
         true, record, _ = self._run(masked, precision)
         if not all(bool(t.isfinite().all()) for t in true):
             # a channel of zeros may be divided by, or its log taken
             self._base = None
             masked = self._fresh(precision, gone)
-            cut = surgery.apply(masked, self.graph, plan)
+            cut = self._apply(masked, plan)
             surgery.mask_in_place(masked, surgery.removed_positions(self._unread, plan))
             true, record, _ = self._run(masked, precision)
-            self._base = None
+            self._base = None  # what is masked in it is not what `gone` says
         try:
             made, observed, replayed = self._run(cut, precision, record)
         except WidthError as error:
@@ -183,13 +182,20 @@ class Trial:
         except Exception as error:  # the user's forward may raise anything on the cut network  # noqa: BLE001
             return f"forward fixes its size: {first_line(error)}"
         if [t.shape for t in self._other[precision][0]] != [t.shape for t in true]:
-            del self._other[precision]  # another trial's, on another example
+            del self._other[precision]  # those on the first example
             self._base = None
             if not self._runs(precision):
                 raise NotTraceable(f"{type(self.model).__name__} cannot run on the example")
         if (why := over_channels(self.graph, groups, replayed)) is not None:
             return why
         return self._judge((made, observed), (true, record), self._other[precision], bounds)
+
+    def _apply(self, network: nn.Module, plan: PruningPlan) -> nn.Module:
+        """Returns the cut network, the one of the last look if that had the same plan and the same weights."""
+        if self._cut is None or self._cut[0] != plan:
+            self._cut = None  # the old one goes before the new one comes
+            self._cut = plan, surgery.apply(network, self.graph, plan)
+        return self._cut[1]
 
     def _judge(
         self,
