@@ -72,10 +72,38 @@ def cut_tensor(going: RemovedPositions, name: str, tensor: Tensor) -> Tensor:
 
 
 def _smaller(tensor: Tensor, going: Mapping[int, list[int]]) -> Tensor:
-    for dim, positions in going.items():
-        keep = torch.from_numpy(np.flatnonzero(_stays(tensor.shape[dim], positions)))
-        tensor = tensor.index_select(dim, keep.to(tensor.device))
-    return tensor
+    if len(going) < 2:
+        for dim, positions in going.items():
+            tensor = tensor.index_select(dim, _kept(tensor, dim, positions))
+        return tensor
+    shape = [n - len(set(going.get(dim, ()))) for dim, n in enumerate(tensor.shape)]
+    made = tensor.new_empty(shape)
+    copy_cut(made, tensor, going)
+    return made
+
+
+_AT_ONCE = 1 << 22
+"""Elements that are cut at once: along the second axis no copy of the whole tensor is made."""
+
+
+def copy_cut(made: Tensor, tensor: Tensor, going: Mapping[int, list[int]]) -> None:
+    """Writes what is left of a tensor into `made`, *in place*, a few rows at a time. going: axis -> positions."""
+    if not tensor.dim():
+        made.copy_(tensor)
+        return
+    rows = _kept(tensor, 0, going.get(0, []))
+    step = max(1, _AT_ONCE // max(1, tensor[:1].numel()))
+    for start in range(0, len(rows), step):
+        part = tensor.index_select(0, rows[start : start + step])
+        for dim, positions in going.items():
+            if dim:
+                part = part.index_select(dim, _kept(tensor, dim, positions))
+        made[start : start + step].copy_(part)
+
+
+def _kept(tensor: Tensor, dim: int, positions: list[int]) -> Tensor:
+    """Returns the positions along an axis that stay."""
+    return torch.from_numpy(np.flatnonzero(_stays(tensor.shape[dim], positions))).to(tensor.device)
 
 
 def _stays(size: int, positions: list[int]) -> NDArray[np.bool_]:
