@@ -1,8 +1,9 @@
 """Sections of a study file, as `read.load` returns them. `list settings` prints the docstrings of their keys."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -20,6 +21,10 @@ from prunefront.pipelines.config.bounds import Bounds
 from prunefront.pipelines.journal.layout import ARTIFACTS
 from prunefront.search.outcomes.measurement import OBJECTIVES
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -33,8 +38,21 @@ def _located(asked: object) -> Path | str:
     return asked
 
 
-Located = Annotated[Path | str, PlainValidator(_located), PlainSerializer(str, return_type=str)]
-"""A path, or s3://bucket/key as a str."""
+def _places(asked: object) -> Path | str | tuple[Path | str, ...]:
+    """Returns one place, or a tuple of them for a list."""
+    if not isinstance(asked, list | tuple):
+        return _located(asked)
+    if not asked:
+        raise ValueError("should be a path or s3://bucket/key, or a list of them")
+    return tuple(_located(one) for one in asked)
+
+
+def _plain(places: Path | str | tuple[Path | str, ...]) -> str | list[str]:
+    return [str(one) for one in places] if isinstance(places, tuple) else str(places)
+
+
+Places = Annotated[Path | str | tuple[Path | str, ...], PlainValidator(_places), PlainSerializer(_plain)]
+"""A path or s3://bucket/key as a str, either perhaps with wildcards; or a tuple of them."""
 
 
 class Section(BaseModel):
@@ -51,7 +69,10 @@ class ModelSection(Section):
     options: dict[str, Any] = {}
     """Keyword arguments of the factory."""
     weights: Path | None = None
-    """`.safetensors`, or a `.pt`/`.pth` state dict. Without it, the study trains the network first, as [dense] says."""
+    """`.safetensors`, or a `.pt`, `.pth`, `.ckpt` or `.bin` checkpoint that holds a state dict, under whatever key and
+    prefix. Without it, the study trains the network first, as [dense] says."""
+    weights_key: str | None = None
+    """State dict of `weights` to take if several fit, e.g. "ema", or "state_dict/student" for one behind a prefix."""
     license: str | None = None
     """Licence of the network, for the cards of networks made from it, e.g. "apache-2.0"."""
     initial: Path | None = None
@@ -62,10 +83,12 @@ class DataSection(Section):
     """Images and labels in three disjoint parts: train, validation (seen by the search), test (never seen by it)."""
 
     source: str = "digits"
-    """`digits`, `parquet`, `folder`, or `module:callable` that returns `prunefront.pipelines.data.Splits`."""
-    train: Located | None = None
-    """Training images: a parquet file, here or s3://bucket/key, or a folder with one folder for each class."""
-    test: Located | None = None
+    """`digits`, `parquet`, `folder`, `webdataset` (tar shards), or `module:callable` that returns
+    `prunefront.pipelines.data.Splits`."""
+    train: Places | None = None
+    """Training images: a folder with one folder for each class, or parquet or tar files: here or s3://bucket/key, one,
+    a list, or a pattern such as "data/train-*.parquet"."""
+    test: Places | None = None
     """Test images in the same form; no step of the search sees them."""
     endpoint_url: str | None = None
     """Address of an S3 server that is not AWS. Credentials come from the environment, as boto3 reads them."""
@@ -88,10 +111,50 @@ class DataSection(Section):
     padding: Annotated[int, Field(ge=0, le=64)] = 1
     """Width of the black border within which crops shift, in pixels."""
 
+    image: str | None = None
+    """Column of the images in parquet files. Default: `img` or `image`."""
+    label: str | None = None
+    """Column of the labels in parquet files, e.g. "fine_label". Default: `label`."""
+    classes: Annotated[tuple[int | str, ...], Field(min_length=2)] | None = None
+    """Labels, or names of class folders, in the order of the network's outputs, e.g. [1, 2, 3] where labels begin at 1.
+    Default: integers as they are, texts and folders by name."""
+    shuffle: bool | None = None
+    """Put parquet rows into a fixed random order before validation is set aside, as rows sorted by class need it."""
+    size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Height and width that images are brought to, in pixels: resized, then the centre cut out. Default: the size that
+    they all have."""
+    resize: Annotated[int, Field(ge=1, le=8192)] | None = None
+    """Length that the shorter side is resized to before `size` is cut out. Default: 8/7 of `size` (224: 256)."""
+
+    stream: bool | None = None
+    """Decode images while they are used, by processes of their own, in place of all at once. Default: where all of them
+    would take more than a quarter of the free memory (docs/data.md)."""
+    loaders: Annotated[int, Field(ge=0, le=256)] | None = None
+    """Number of processes that decode a stream for one worker; 0 = the worker itself. Default: 2,
+    or 1 where there is one core."""
+    cache_gb: Annotated[float, Field(ge=0)] | None = None
+    """Most disk space for decoded images of a stream, which all workers of a machine share, in GB; 0 = none. Default: a
+    tenth of what is free."""
+
+    def places(self, key: str) -> tuple[Path | str, ...]:
+        """Returns the places under `train` or `test`, as the study file names them."""
+        asked: Path | str | tuple[Path | str, ...] | None = getattr(self, key)
+        return () if asked is None else asked if isinstance(asked, tuple) else (asked,)
+
     @property
     def stored(self) -> bool:
         """True where images come from S3."""
-        return isinstance(self.train, str) or isinstance(self.test, str)
+        return any(isinstance(place, str) for key in ("train", "test") for place in self.places(key))
+
+    @model_validator(mode="after")
+    def _sides_that_go_together(self) -> Self:
+        if self.resize is not None and (self.size is None or self.resize < self.size):
+            raise ValueError(
+                f"resize = {self.resize} needs a `size` of at most as many pixels, got {self.size}"
+            )
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes must be different from each other")
+        return self
 
 
 class DenseSection(Section):
@@ -123,6 +186,9 @@ class SpaceSection(Section):
     """Modules that stay as they are."""
     calibration_images: Annotated[int, Field(ge=1)] = 1024
     """Number of training images for criteria that need data, and for batch-norm statistics after a cut."""
+    repair: Literal["moments", "criterion", "none"] = "moments"
+    """Fit of the weights that read what is cut. `moments`: least squares from moments of the calibration images, which
+    are gathered once per study. `criterion`: what the criterion's paper does, nothing for most of them."""
     granularities: Annotated[tuple[str, ...], Field(min_length=1)] = ("channel",)
     """Units that may go: `channel`, `block`, and those within single layers (`prunefront list granularities`)."""
     densities: Annotated[tuple[Ratio, ...], Field(min_length=1)] = (0.25, 0.5, 0.75)
@@ -160,20 +226,9 @@ class ControlsSection(Section):
     """Number of networks of the front that get each control, spread over their MACs."""
 
 
-class SearchSection(Section):
-    """First stage: which candidates are scored, by what objectives and within which bounds."""
+class GoalSection(Section):
+    """Goal of a study: the objectives that its search trades off, and the bounds that every network keeps."""
 
-    searcher: str = "auto"
-    """Method that proposes candidates: `prunefront list searchers`."""
-    candidates: Annotated[int, Field(ge=1)] = 64
-    """Most architectures that are scored. They are not trained for it, except on `train_images`."""
-    patience: Annotated[int, Field(ge=0)] = 0
-    """Candidates that may together gain less than `min_gain` of hypervolume before scoring stops; 0 = never stop."""
-    min_gain: Annotated[float, Field(gt=0, lt=1)] = 0.001
-    """Smallest gain that counts, as a share of the hypervolume."""
-    train_images: Annotated[int, Field(ge=0)] = 0
-    """Number of images that each candidate is trained on before it is scored; 0 = none. It starts from its parent's
-    weights where there are such, and takes whole steps of training.batch_size, otherwise as [training] says."""
     objectives: tuple[str, ...] = ("accuracy", "macs", "size_bytes")
     """Values that the searcher is told. All are exact for a seed, so that a search can be repeated. `latency_ratio` and
     `latency_ms` are predictions from the study's latency table."""
@@ -181,26 +236,56 @@ class SearchSection(Section):
     """Bounds that every network of the front keeps, e.g. ["accuracy >= -1pt", "latency_ms <= 60%",
     "size_bytes <= 250kB"]. -1pt and 60% are relative to the dense network; in { macs = { high = 1e7 } } a number is the
     value itself."""
-    options: dict[str, Any] = {}
-    """Options of the searcher, e.g. { population = 24 }."""
-    warm_start: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = ()
-    """Artifact URIs of earlier studies of this network, e.g. "s3://bucket/prefix". Their scores are reused."""
-    allocators: Annotated[tuple[str, ...], Field(min_length=1)] = ("uniform", "global_threshold")
-    """Methods that share MACs out among groups for the starting points: `prunefront list allocators`."""
-    seeds: Annotated[int, Field(ge=1)] | None = None
-    """Number of starting points that allocators give. Default: a third of the candidates."""
-    validation_limit: Annotated[int, Field(ge=2)] | None = None
-    """Number of validation images that candidates are scored on. Default: all."""
 
     @model_validator(mode="after")
     def _known_objectives(self) -> Self:
         for name in self.objectives:
             if name not in OBJECTIVES:
                 raise ValueError(f"{name!r} cannot steer the search; possible: {', '.join(OBJECTIVES)}")
-        if self.train_images == 1:
-            raise ValueError("train_images = 1 cannot train batch norms; set 0 for no training, or 2 or more")
         if len(set(self.objectives)) != len(self.objectives) or "accuracy" not in self.objectives:
             raise ValueError("objectives must be different from each other and include 'accuracy'")
+        return self
+
+
+class SearchSection(Section):
+    """First stage: how candidates are proposed, and when that ends."""
+
+    searcher: str = "auto"
+    """Method that proposes candidates: `prunefront list searchers`."""
+    options: dict[str, Any] = {}
+    """Options of the searcher, e.g. { population = 24 }."""
+    candidates: Annotated[int, Field(ge=1)] = 64
+    """Most architectures that are scored. They are not trained for it, except on `scoring.train_images`."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Candidates that may together gain less than `min_gain` of hypervolume before scoring stops; 0 = never stop."""
+    min_gain: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    """Smallest gain that counts, as a share of the hypervolume."""
+
+
+class StartSection(Section):
+    """Starting points of the search: those of allocators, and what earlier studies found."""
+
+    allocators: Annotated[tuple[str, ...], Field(min_length=1)] = ("uniform", "global_threshold")
+    """Methods that share MACs out among groups for the starting points: `prunefront list allocators`."""
+    seeds: Annotated[int, Field(ge=1)] | None = None
+    """Number of starting points that allocators give. Default: a third of the candidates."""
+    warm_start: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = ()
+    """Artifact URIs of earlier studies of this network, e.g. "s3://bucket/prefix". Their scores are reused."""
+
+
+class ScoringSection(Section):
+    """First stage: how a candidate is scored."""
+
+    train_images: Annotated[int, Field(ge=0)] = 0
+    """Number of images that each candidate is trained on before it is scored; 0 = none. It starts from its parent's
+    weights where there are such, and takes whole steps of training.batch_size, otherwise as [training] says."""
+    validation_limit: Annotated[int, Field(ge=2)] | None = None
+    """Number of validation images that candidates are scored on. Default: all."""
+
+    @model_validator(mode="after")
+    def _enough_for_batch_norms(self) -> Self:
+        if self.train_images == 1:
+            raise ValueError("train_images = 1 cannot train batch norms; set 0 for no training, or 2 or more")
         return self
 
 
@@ -326,7 +411,7 @@ class ClusterSection(Section):
 
 
 class StudyConfig(Section):
-    """A whole study. Stages read it; what they call gets the section that concerns it."""
+    """A whole study. Only the entry points hold it (tests/test_architecture.py): everything below gets its sections."""
 
     name: Name
     """Name of the study, of its folder and of its MLflow run."""
@@ -339,7 +424,10 @@ class StudyConfig(Section):
     dense: DenseSection = DenseSection()
     space: SpaceSection = SpaceSection()
     quantisation: QuantisationSection = QuantisationSection()
+    goal: GoalSection = GoalSection()
     search: SearchSection = SearchSection()
+    start: StartSection = StartSection()
+    scoring: ScoringSection = ScoringSection()
     training: TrainingSection = TrainingSection()
     controls: ControlsSection = ControlsSection()
     measure: MeasureSection = MeasureSection()
@@ -365,10 +453,19 @@ class StudyConfig(Section):
         return uri if "://" in uri else str(Path(uri).expanduser().absolute())
 
     @property
+    def local_artifacts(self) -> str | None:
+        """The folder of the artifact store; None where all machines see the store."""
+        return None if "://" in self.artifact_uri or self.artifacts.shared else self.artifact_uri
+
+    @property
     def keeps_state(self) -> bool:
         """True where the study's state goes to its artifact store, with the default filled in."""
         kept = self.artifacts.state
         return self.artifact_uri.startswith("s3://") if kept is None else kept
+
+    def part(self, kind: type[T]) -> T:
+        """Returns those sections and values of the study that are the fields of a frozen dataclass."""
+        return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")

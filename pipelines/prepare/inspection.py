@@ -9,15 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.config.sections import DataSection, GoalSection
 from prunefront.pipelines.data import load
-from prunefront.pipelines.formats.weights import load_weights
 from prunefront.pipelines.models import build
-from prunefront.pipelines.prepare.checks import check_names, check_per_group
+from prunefront.pipelines.prepare.checks import NamingSections, check_names, check_per_group
 from prunefront.pipelines.prepare.feasibility import Infeasible, check_bounds, exact_values, least
 from prunefront.pipelines.prepare.misfits import misfits
-from prunefront.pipelines.prepare.network import trace_model
+from prunefront.pipelines.prepare.network import load_given, trace_model
 from prunefront.pipelines.prepare.problem import offered, widest_space
+from prunefront.pipelines.prepare.repairs import rough
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
@@ -27,21 +27,40 @@ from prunefront.pruners.plan.decide import keep_counts
 from prunefront.pruners.scoring import why_not
 from prunefront.search.outcomes.constraints import EXACT, ConstraintError
 
+REPAIRS = {
+    "moments": "weights that read what is cut are fitted again, from moments of the calibration images",
+    "criterion": "weights that read what is cut are fitted again where the criterion says so",
+    "none": "weights stay as they are",
+}
+"""Lines on what follows a cut, by space.repair."""
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedSections(NamingSections):
+    """The settings that decide what of a network can be pruned."""
+
+    seed: int
+    data: DataSection
+    goal: GoalSection
+
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
     """The dense network's channel graph, with what the study file allows in each group, stack and layer."""
 
-    config: StudyConfig
+    study: InspectedSections
     graph: ChannelGraph
     infeasible: str | None = None
     """Why no network of the space meets the study's bounds on exact costs."""
+    notes: tuple[str, ...] = ()
+    """Lines on how data and weights were read, where they are not in their plain form."""
 
     def to_json(self) -> dict[str, Any]:
-        """misfits (lines on what the study asks for and its network cannot have), groups (name, units, members, keeps,
-        criteria, left_out), frozen (name, channels, reason), notes (lines on what the trial of the cuts could not
-        see), stacks (name, blocks), unstacked, layers (name, shape, macs, keeps, bits, left_out), unlayered, macs,
-        params, size_bytes, constraints (bound, limit, smallest), infeasible.
+        """notes (lines on how data and weights were read, and on what the trial of the cuts could not see), misfits
+        (lines on what the study asks for and its network cannot have), groups (name, units, members, keeps, criteria, left_out), frozen (name, channels, reason), stacks
+        (name, blocks), unstacked, layers (name, shape, macs, keeps, bits, left_out), unlayered, macs, params,
+        size_bytes, constraints (bound, limit, smallest), infeasible, repair (what weights are fitted by after a cut),
+        roughly_repaired (lines on too wide ones).
 
         left_out: criterion -> why it does not fit the group, or granularity -> why the layer cannot take it. unstacked,
         unlayered: path or name -> why it is left alone. limit: null where it is known after training alone. smallest:
@@ -49,8 +68,9 @@ class Inspection:
         asks for them.
         """
         price = cost(self.graph)
-        space = self.config.space
+        space = self.study.space
         return {
+            "notes": [*self.notes, *self.graph.notes],
             "misfits": self._misfits(),
             "groups": [
                 {
@@ -68,7 +88,6 @@ class Inspection:
             "frozen": [
                 {"name": f.name, "channels": f.channels, "reason": f.reason} for f in self.graph.frozen
             ],
-            "notes": list(self.graph.notes),
             **self._stacks(),
             **self._layers(),
             "macs": price.macs,
@@ -76,16 +95,18 @@ class Inspection:
             "size_bytes": price.size_bytes,
             "constraints": self._constraints(),
             "infeasible": self.infeasible,
+            "repair": space.repair,
+            "roughly_repaired": list(rough(self.graph)) if space.repair == "moments" else [],
         }
 
     def _constraints(self) -> list[dict[str, Any]]:
-        section, dense = self.config.space, exact_values(cost(self.graph))
-        bounds = [b for b in self.config.search.constraints if b.name in EXACT]
-        space = widest_space(self.graph, section, self.config.quantisation) if bounds else None
+        section, dense = self.study.space, exact_values(cost(self.graph))
+        bounds = [b for b in self.study.goal.constraints if b.name in EXACT]
+        space = widest_space(self.graph, section, self.study.quantisation) if bounds else None
         found: dict[str, float] = {}
         for name in dict.fromkeys(b.name for b in bounds):
             assert space is not None
-            one = least(self.graph, space, self.config.quantisation.method, {name: 1.0}, widen=False)
+            one = least(self.graph, space, self.study.quantisation.method, {name: 1.0}, widen=False)
             found[name] = one.values[name]
         return [
             {
@@ -93,19 +114,19 @@ class Inspection:
                 "limit": bound.limit(dense) if bound in bounds else None,
                 "smallest": found.get(bound.name),
             }
-            for bound in self.config.search.constraints
+            for bound in self.study.goal.constraints
         ]
 
     def _misfits(self) -> list[str]:
-        section = self.config.space
+        section = self.study.space
         try:
-            space = widest_space(self.graph, section, self.config.quantisation)
+            space = widest_space(self.graph, section, self.study.quantisation)
         except PrunefrontError as error:  # there is no space at all
             return [str(error)]
-        return misfits(self.graph, space, section, searcher=self.config.search.searcher)
+        return misfits(self.graph, space, section, searcher=self.study.search.searcher)
 
     def _stacks(self) -> dict[str, Any]:
-        if "block" not in self.config.space.granularities:
+        if "block" not in self.study.space.granularities:
             return {"stacks": [], "unstacked": {}}
         return {
             "stacks": [{"name": s.name, "blocks": list(s.blocks)} for s in self.graph.stacks],
@@ -113,9 +134,9 @@ class Inspection:
         }
 
     def _layers(self) -> dict[str, Any]:
-        space = self.config.space
+        space = self.study.space
         asked = [name for name in space.granularities if name in layer_granularities]
-        if not asked and set(self.config.quantisation.bits) == {32}:
+        if not asked and set(self.study.quantisation.bits) == {32}:
             return {"layers": [], "unlayered": {}}
         layers = []
         for layer in self.graph.layers:
@@ -134,7 +155,7 @@ class Inspection:
                     "shape": list(layer.shape),
                     "macs": layer.macs,
                     "keeps": {name: list(percent) for name, percent in keeps.items()},
-                    "bits": sorted(set(self.config.quantisation.bits), reverse=True),
+                    "bits": sorted(set(self.study.quantisation.bits), reverse=True),
                     "left_out": left_out,
                 }
             )
@@ -148,39 +169,43 @@ def _left_out(asked: Sequence[str], group: ChannelGroup, graph: ChannelGraph) ->
     return {name: reason for name, reason in found.items() if reason is not None}
 
 
-def inspect(config: StudyConfig) -> Inspection:
+def inspect(study: InspectedSections) -> Inspection:
     """Builds and traces the study's network; trains, searches and writes nothing.
 
     Raises PrunefrontError for all that would stop a search before its first candidate, but for bounds that cannot be
     met: `infeasible` has them.
     """
-    check_names(config)
-    splits = load(config.data)
+    check_names(study)
+    notes: list[str] = []
+    splits = load(study.data, say=notes.append)
     shape = splits.train.images.shape[1:]
-    model = build(config.model, classes=splits.classes, input_shape=shape, seed=config.seed)
-    if config.model.weights is not None:
-        load_weights(model, config.model.weights)
-    graph = trace_model(model, config, shape)
-    check_per_group(config.space.per_group, graph)
+    model = build(study.model, classes=splits.classes, input_shape=shape, seed=study.seed)
+    if found := load_given(model, study.model):
+        notes.append(found)
+    graph = trace_model(model, study.model.factory, study.space, study.quantisation, shape)
+    check_per_group(study.space.per_group, graph)
     infeasible = None
-    if config.search.constraints:
-        space = widest_space(graph, config.space, config.quantisation)
+    if study.goal.constraints:
+        space = widest_space(graph, study.space, study.quantisation)
         try:
-            check_bounds(graph, space, config.space, config.quantisation, config.search.constraints)
+            check_bounds(graph, space, study.space, study.quantisation, study.goal.constraints)
         except (Infeasible, ConstraintError) as error:
             infeasible = str(error)
-    return Inspection(config, graph, infeasible)
+    return Inspection(study, graph, infeasible, tuple(notes))
 
 
 def print_inspection(found: Inspection, console: Console) -> None:
     """The same for people."""
     data = found.to_json()
     console.print(
-        f"{found.config.model.factory}: {data['macs']:,} MACs, {data['params']:,} parameters, "
+        f"{found.study.model.factory}: {data['macs']:,} MACs, {data['params']:,} parameters, "
         f"{data['size_bytes']:,} bytes",
         highlight=False,
     )
-    for line in (*data["misfits"], *data["notes"]):
+    for line in (*data["notes"], *data["misfits"]):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    console.print(f"after a cut: {REPAIRS[data['repair']]}", highlight=False, soft_wrap=True)
+    for line in data["roughly_repaired"]:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     if data["constraints"]:
         table = Table("bound", "that is", "networks go down to", box=None, padding=(0, 2, 0, 0))
