@@ -138,6 +138,7 @@ def trace_model(model: nn.Module, config: StudyConfig, input_shape: Sequence[int
         model,
         torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)),
         frozen=config.space.frozen,
+        strict=config.space.strict,
     )
     section = config.space
     paths = [path for path, _ in model.named_modules() if path]

@@ -6,7 +6,8 @@ import re
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -31,20 +32,22 @@ def trace(
     *,
     frozen: Sequence[str] = (),
     verify: bool = True,
+    strict: bool = False,
 ) -> ChannelGraph:
     """Returns the channel graph of a model in eval mode; the model is left as it was.
 
     example: one input, or a tuple of positional inputs; axis 0 is the batch. frozen: paths of modules that shall stay
-    as they are; operators without a rule are allowed inside. verify: cut every group once on the example and freeze
-    those whose forward pass does not take it (sizes written into `forward`). Raises NotTraceable where `torch.export`
-    fails, UnsupportedOp for an operator without a channel rule, UnknownName for a frozen path that the model lacks.
+    as they are, or patterns like `layer4.*`. verify: cut every group once on the example and freeze those whose forward
+    pass does not take it (sizes written into `forward`). An operator without a channel rule freezes the channels that
+    reach it; with `strict` it is an error. Raises NotTraceable where `torch.export` fails, UnknownName for a frozen
+    path that the model lacks, and UnsupportedOp under `strict`.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
     >>> [(group.name, group.units) for group in pf.trace(net, torch.randn(2, 8)).groups]
     [('0', 16)]
     """
-    _check_frozen(model, frozen)
+    frozen = frozen_modules(model, frozen)
     inputs = example if isinstance(example, tuple) else (example,)
     program = _export(model, inputs)
     tensors = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
@@ -54,7 +57,7 @@ def trace(
     own = {name: t for name, t in tensors.items() if first_names[id(t)] == name}
     names = {name: first_names[id(t)] for name, t in tensors.items()}
     ledger = Ledger(_batch(inputs))
-    _walk(program, names, ledger, frozen)
+    _walk(program, names, ledger, _Policy(tuple(frozen), strict))
     groups, held = _collect_groups(ledger)
     layers, unlayered = sites.find_layers(model, ledger, names, frozen)
     graph = ChannelGraph(
@@ -75,14 +78,22 @@ def trace(
     return probe.verify(model, graph, inputs) if verify else graph
 
 
-def _check_frozen(model: nn.Module, frozen: Sequence[str]) -> None:
+def frozen_modules(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Returns the paths of the modules that names or patterns like `layer4.*` mean.
+
+    Raises UnknownName for one that means no module.
+    """
     known = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
-    for name in frozen:
-        if name not in known:
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        meant = [pattern] if pattern in known else [name for name in known if fnmatchcase(name, pattern)]
+        if not meant:
             raise UnknownName(
-                f"frozen names module {name!r}, which the model does not have; {did_you_mean(name, known)}"
+                f"frozen names module {pattern!r}, which the model does not have; {did_you_mean(pattern, known)}"
                 f"there are: {', '.join(known[:8])} …"
             )
+        found.update(dict.fromkeys(meant))
+    return tuple(found)
 
 
 @contextmanager
@@ -144,8 +155,16 @@ def _batch(inputs: tuple[Any, ...]) -> int:
 # ---- the walk ----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Policy:
+    """The walk's treatment of modules and operators. frozen: paths that stay. strict: refuse unknown operators."""
+
+    frozen: tuple[str, ...]
+    strict: bool
+
+
 def _walk(
-    program: torch.export.ExportedProgram, names: Mapping[str, str], ledger: Ledger, frozen: Sequence[str]
+    program: torch.export.ExportedProgram, names: Mapping[str, str], ledger: Ledger, policy: _Policy
 ) -> None:
     """Runs the exported operators on labels."""
     signature = program.graph_signature
@@ -161,7 +180,7 @@ def _walk(
             inputs.append(stored[name])
         else:  # an input, a constant, or a buffer that is not saved: nothing here can be cut
             inputs.append(blank(meta.shape) if isinstance(meta, Tensor) else meta)
-    for value in _leaves(_run(program.graph, inputs, ledger, frozen)):
+    for value in _leaves(_run(program.graph, inputs, ledger, policy)):
         if is_tensor(value):
             if isinstance(value, Stored):
                 ledger.uses.setdefault(value.name, []).append(Use(""))
@@ -173,7 +192,7 @@ def _leaves(value: Value) -> list[Value]:
     return [leaf for v in value for leaf in _leaves(v)] if isinstance(value, list | tuple) else [value]
 
 
-def _run(graph: Graph, inputs: Sequence[Value], ledger: Ledger, frozen: Sequence[str]) -> Value:
+def _run(graph: Graph, inputs: Sequence[Value], ledger: Ledger, policy: _Policy) -> Value:
     """Returns the labels of a graph's outputs."""
     values: dict[Node, Value] = dict(zip(graph.find_nodes(op="placeholder"), inputs, strict=True))
 
@@ -193,9 +212,9 @@ def _run(graph: Graph, inputs: Sequence[Value], ledger: Ledger, frozen: Sequence
         ):
             given = [value_of(a) for a in node.args]
             at = next(i for i, v in enumerate(given) if isinstance(v, GraphModule))
-            values[node] = _run(given[at].graph, given[at + 1 :], ledger, frozen)
+            values[node] = _run(given[at].graph, given[at + 1 :], ledger, policy)
         elif node.op == "call_function":
-            values[node] = _apply_rule(node, value_of, ledger, frozen)
+            values[node] = _apply_rule(node, value_of, ledger, policy)
             if _name(node).endswith("_") and isinstance(node.args[0], Node) and is_tensor(values[node]):
                 values[node.args[0]] = values[node]
         elif node.op == "output":
@@ -210,8 +229,12 @@ def _name(node: Node) -> str:
     return getattr(target, "__name__", str(target))
 
 
-def _apply_rule(node: Node, value_of: Any, ledger: Ledger, frozen: Sequence[str]) -> Value:
-    """Returns the labels of one operator's result."""
+def _apply_rule(node: Node, value_of: Any, ledger: Ledger, policy: _Policy) -> Value:
+    """Returns the labels of one operator's result.
+
+    An operator without a rule, or whose rule does not cover the call, gets all that reaches it frozen: then its result
+    is the same in the cut network, and counts as a constant.
+    """
     op = _name(node)
     op = op if op.startswith("_") and op.endswith("__") else op.rstrip("_")
     shapes = [
@@ -219,32 +242,43 @@ def _apply_rule(node: Node, value_of: Any, ledger: Ledger, frozen: Sequence[str]
     ]
     call = Call(op, _bind(node, value_of), shapes[0] if shapes else ())
     _note_uses(node, call, ledger)
-    tensors = call.tensors()
-    held = next((name for name in frozen if _inside(node, name)), None)
+    tensors = [leaf for leaf in _leaves(list(call.given.values())) if is_tensor(leaf)]
+    held = next((name for name in policy.frozen if _inside(node, name)), None)
     unlabelled = all(isinstance(t, Labels) and not t.labelled() for t in tensors)
-    if held is None and unlabelled and op not in RULES:
-        return _blanks(node)  # it works on inputs and constants only
     if held is not None:
         for tensor in tensors:
             if isinstance(tensor, Labels):
                 ledger.freeze(tensor.data, f"is inside {held}, which is frozen")
+    elif unlabelled and op not in RULES:
+        return _blanks(node)  # it works on inputs and constants only
     try:
-        if op not in RULES:
-            raise UnsupportedOp("")
-        result = RULES[op](ledger, call)
-        _check_shapes(result, node)
+        result = _by_rule(ledger, call, node)
     except UnsupportedOp as error:
-        if held is None and unlabelled:
-            return _blanks(node)
-        if held is None:
+        if held is None and not unlabelled and policy.strict:
             raise UnsupportedOp(_refusal(node, str(error))) from None
+        why = _unknown(node, str(error)) if held is None else f"is inside {held}, which is frozen"
         for tensor in tensors:
-            ledger.freeze(ledger.as_data(tensor).data, f"is inside {held}, which is frozen")
+            for labels in (tensor,) if isinstance(tensor, Labels) else tensor.at:
+                ledger.freeze(labels.data, why)
         return _blanks(node)
     if held is not None:
         for value in result if isinstance(result, list) else [result]:
             if isinstance(value, Labels):
                 ledger.freeze(value.data, f"is inside {held}, which is frozen")
+    return result
+
+
+def _by_rule(ledger: Ledger, call: Call, node: Node) -> Value:
+    """Returns what the operator's rule makes of its arguments. Raises UnsupportedOp where there is none that fits."""
+    if call.op not in RULES:
+        raise UnsupportedOp("")
+    try:
+        result = RULES[call.op](ledger, call)
+    except UnsupportedOp:
+        raise
+    except Exception as error:  # arguments that the rule's author did not think of: reported as such, by name
+        raise UnsupportedOp(f"its rule fails with {type(error).__name__}: {first_line(error)}") from error
+    _check_shapes(result, node)
     return result
 
 
@@ -305,17 +339,33 @@ def _inside(node: Node, name: str) -> bool:
     return any(path == name or path.startswith(f"{name}.") for path in _modules(node))
 
 
-def _refusal(node: Node, detail: str) -> str:
-    full = (
-        str(node.target._schema.name).replace("::", ".") if hasattr(node.target, "_schema") else _name(node)
-    )
+def _operator(node: Node) -> str:
+    """Returns the operator's full name."""
+    if hasattr(node.target, "_schema"):
+        return str(node.target._schema.name).replace("::", ".")
+    return _name(node)
+
+
+def _line(node: Node) -> str:
+    """Returns ` (file.py:12)` for the line of the network's own source that calls an operator; "" if unknown."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     own = [(f, n) for f, n in frames if "torch/nn/" not in f.replace("\\", "/")] or frames
-    where = f" ({Path(own[-1][0]).name}:{own[-1][1]})" if own else ""
-    what = f"{full} at node {node.name!r}{where} has no channel rule" + (f" here: {detail}" if detail else "")
+    return f" ({Path(own[-1][0]).name}:{own[-1][1]})" if own else ""
+
+
+def _unknown(node: Node, detail: str) -> str:
+    """Returns the reason of channels that reach an operator which has no rule, or none for this call."""
+    rule = f"has no channel rule here: {detail}" if detail else "has no channel rule"
+    return f"reaches {_operator(node)}{_line(node)}, which {rule}"
+
+
+def _refusal(node: Node, detail: str) -> str:
+    full = _operator(node)
+    what = f"{full} at node {node.name!r}{_line(node)} has no channel rule"
+    what += f" here: {detail}" if detail else ""
     around = _modules(node)
     instead = "Write it with matmul" if "einsum" in full else "Write it with other operators"
-    freeze = f'freeze it: frozen = ["{around[-1]}"]' if around else "put it into a submodule and freeze that"
+    freeze = f'freeze it: frozen = ["{around[-1]}"]' if around else "trace it without strict"
     return f"{what}. {instead}, add a rule in pruners/trace/rules/, or {freeze}."
 
 
