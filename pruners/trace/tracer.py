@@ -19,7 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from prunefront.errors import NotTraceable, UnknownName, UnsupportedOp
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen, TensorSlice
-from prunefront.pruners.trace import probe, sites, stacks
+from prunefront.pruners.trace import handwritten, probe, sites, stacks
 from prunefront.pruners.trace.labels import IntArray, Labels, Ledger, Stored, Use, blank
 from prunefront.pruners.trace.rules import RULES, Call, Value, is_tensor
 from prunefront.pruners.units.eval_mode import eval_mode
@@ -195,6 +195,7 @@ def _leaves(value: Value) -> list[Value]:
 def _run(graph: Graph, inputs: Sequence[Value], ledger: Ledger, policy: _Policy) -> Value:
     """Returns the labels of a graph's outputs."""
     values: dict[Node, Value] = dict(zip(graph.find_nodes(op="placeholder"), inputs, strict=True))
+    norms = handwritten.statistics(graph)
 
     def value_of(argument: Any) -> Any:
         if isinstance(argument, Node):
@@ -214,7 +215,7 @@ def _run(graph: Graph, inputs: Sequence[Value], ledger: Ledger, policy: _Policy)
             at = next(i for i, v in enumerate(given) if isinstance(v, GraphModule))
             values[node] = _run(given[at].graph, given[at + 1 :], ledger, policy)
         elif node.op == "call_function":
-            values[node] = _apply_rule(node, value_of, ledger, policy)
+            values[node] = _apply_rule(node, value_of, ledger, policy, norms.get(node, ""))
             if _name(node).endswith("_") and isinstance(node.args[0], Node) and is_tensor(values[node]):
                 values[node.args[0]] = values[node]
         elif node.op == "output":
@@ -229,7 +230,7 @@ def _name(node: Node) -> str:
     return getattr(target, "__name__", str(target))
 
 
-def _apply_rule(node: Node, value_of: Any, ledger: Ledger, policy: _Policy) -> Value:
+def _apply_rule(node: Node, value_of: Any, ledger: Ledger, policy: _Policy, statistic: str) -> Value:
     """Returns the labels of one operator's result.
 
     An operator without a rule, or whose rule does not cover the call, gets all that reaches it frozen: then its result
@@ -240,7 +241,7 @@ def _apply_rule(node: Node, value_of: Any, ledger: Ledger, policy: _Policy) -> V
     shapes = [
         tuple(v.shape) for v in torch.utils._pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)
     ]
-    call = Call(op, _bind(node, value_of), shapes[0] if shapes else ())
+    call = Call(op, _bind(node, value_of), shapes[0] if shapes else (), statistic)
     _note_uses(node, call, ledger)
     tensors = [leaf for leaf in _leaves(list(call.given.values())) if is_tensor(leaf)]
     held = next((name for name in policy.frozen if _inside(node, name)), None)
