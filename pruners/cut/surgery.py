@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
@@ -181,26 +183,67 @@ def _map_tensors(model: nn.Module, function: Any) -> nn.Module:
     return deep_copy(model, memo)
 
 
+def _computed_weights(model: nn.Module) -> list[tuple[Any, str, nn.Module]]:
+    """Returns hook, attribute and module of the weights that torch's older weight and spectral norm compute."""
+    return [
+        (hook, hook.name, module)
+        for module in model.modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, WeightNorm | SpectralNorm)
+    ]
+
+
+def _compute_weight(hook: Any, name: str, module: nn.Module) -> None:
+    """Computes such a weight anew, of the size of what it is computed from."""
+    with torch.no_grad():
+        if isinstance(hook, WeightNorm):
+            setattr(module, name, hook.compute_weight(module))
+        else:
+            setattr(module, name, hook.compute_weight(module, do_power_iteration=False))
+
+
 def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Returns a deep copy. memo: id of a part -> its replacement. Raises PrunefrontError if torch cannot copy it."""
+    for _, name, module in _computed_weights(model):
+        memo.setdefault(id(getattr(module, name)), getattr(module, name).detach())
     try:
-        return copy.deepcopy(model, memo)
+        made = copy.deepcopy(model, memo)
     except RuntimeError as error:  # torch refuses tensors with a history
         raise PrunefrontError(
             f"{type(model).__name__} cannot be copied, as it holds a tensor that was computed with gradients: take it "
-            "off the module first (torch.nn.utils.remove_weight_norm, for one), or make it a parameter or buffer"
+            "off the module first, or make it a parameter or buffer"
         ) from error
+    for hook, name, module in _computed_weights(made):
+        _compute_weight(hook, name, module)
+    return made
 
 
 def _sync(model: nn.Module, going: RemovedPositions) -> None:
     """Sets the sizes that modules keep as attributes to those of their weights. going: the dropped positions."""
     names = first_names(model)
     for path, module in model.named_modules():
-        weight = names.get(f"{path}.weight".lstrip("."), "")
-        _sync_one(module, going.get(weight, {}).get(0, []))
+        _sync_one(
+            module, next((going[name].get(0, []) for name in _weights(path, names) if name in going), [])
+        )
+
+
+def _weights(path: str, names: Mapping[str, str]) -> list[str]:
+    """Returns the names under which a module may store its weight: as it is, or what it is computed from."""
+    ends = (
+        "weight",
+        "parametrizations.weight.original",
+        "parametrizations.weight.original1",
+        "weight_v",
+        "weight_orig",
+    )
+    return [names[name] for end in ends if (name := f"{path}.{end}".lstrip(".")) in names]
 
 
 def _sync_one(module: nn.Module, rows: list[int]) -> None:
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        suffix = "_l0" if isinstance(module, nn.RNNBase) else ""
+        inner, recurrent = (getattr(module, f"weight_{kind}{suffix}") for kind in ("ih", "hh"))
+        module.input_size, module.hidden_size = inner.shape[1], recurrent.shape[1]
     weight = getattr(module, "weight", None)
     if weight is None:  # a batch norm without scale still knows its width
         weight = getattr(module, "running_mean", None)

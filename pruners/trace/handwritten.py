@@ -10,12 +10,39 @@ Kind = Literal["", "sum", "mean"]
 cut network equals the masked one; "mean" = a statistic of a norm, which changes with the number of channels."""
 
 _SCALING = frozenset(
-    {"add", "sqrt", "rsqrt", "pow", "reciprocal", "clamp", "clamp_min", "maximum", "to", "_to_copy", "mul", "type_as"}
-    | {"div", "expand", "expand_as", "view", "reshape", "unsqueeze", "contiguous", "clone", "float", "getitem", "neg"}
+    {
+        "add",
+        "sqrt",
+        "rsqrt",
+        "pow",
+        "reciprocal",
+        "clamp",
+        "clamp_min",
+        "maximum",
+        "to",
+        "_to_copy",
+        "mul",
+        "type_as",
+    }
+    | {
+        "div",
+        "expand",
+        "expand_as",
+        "view",
+        "reshape",
+        "unsqueeze",
+        "contiguous",
+        "clone",
+        "float",
+        "getitem",
+        "neg",
+    }
 )
 """Operators between a statistic and the place where it is used."""
 
-_CASTS = frozenset({"to", "_to_copy", "float", "clone", "contiguous", "type_as", "detach", "alias", "dropout"})
+_CASTS = frozenset(
+    {"to", "_to_copy", "float", "clone", "contiguous", "type_as", "detach", "alias", "dropout"}
+)
 
 
 def statistics(graph: Graph) -> dict[Node, Kind]:
@@ -55,7 +82,7 @@ def _kind(node: Node, source: Node) -> Kind:
 def _is_square(node: Node) -> bool:
     node = _origin(node)
     if name(node) == "pow":
-        return node.args[1] == 2
+        return bool(node.args[1] == 2)
     return name(node) == "square" or (name(node) == "mul" and _origin(node.args[0]) is _origin(node.args[1]))
 
 

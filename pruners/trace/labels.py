@@ -342,7 +342,9 @@ class Ledger:
 
     def _meet_stored(self, left: Stored, right: Stored) -> Stored:
         rank = max(len(left.shape), len(right.shape))
-        small, large = sorted((left, right), key=lambda s: (len(s.shape), int(np.prod(s.shape)), self._own(s)))
+        small, large = sorted(
+            (left, right), key=lambda s: (len(s.shape), int(np.prod(s.shape)), self._own(s))
+        )
         met: set[int] = set()
         for own, a in enumerate(small.at):
             x = lift(a, rank)
@@ -363,10 +365,12 @@ class Ledger:
             large.name, tuple(Labels(lift(a, len(shape)).data, shape) for a in large.at), tuple(shape)
         )
 
-    def _own(self, stored: Stored) -> bool:
-        """Says whether a tensor has the size that it is stored in."""
+    def _standing(self, stored: Stored) -> tuple[int, int, int, bool]:
+        """Returns what decides which of two tensors a product of both is named after: the weight, not its scale."""
         sizes = [size for name, _, _, size in self.axes if name == stored.name]
-        return int(np.prod(sizes)) == int(np.prod(stored.shape))
+        elements = int(np.prod(stored.shape))
+        axes = sum(bool(at.varying()) for at in stored.at)
+        return len(stored.shape), elements, axes, int(np.prod(sizes)) == elements
 
     def reduce_stored(self, stored: Stored, over: Iterable[int], keepdim: bool) -> Stored:
         """Returns a stored tensor reduced over axes: it forgets the nodes of these axes, and keeps the others."""

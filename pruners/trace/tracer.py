@@ -4,6 +4,7 @@ import logging
 import operator
 import re
 import sysconfig
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, F
 from prunefront.pruners.trace import handwritten, probe, sites, stacks
 from prunefront.pruners.trace.labels import IntArray, Labels, Ledger, Stored, Use, blank
 from prunefront.pruners.trace.rules import RULES, Call, Value, is_tensor
+from prunefront.pruners.trace.rules.joining import write_part
 from prunefront.pruners.units.eval_mode import eval_mode
 from prunefront.text import did_you_mean, first_line
 
@@ -127,7 +129,8 @@ def _quiet() -> Iterator[None]:
     level = shapes.level
     shapes.setLevel(logging.CRITICAL)
     try:
-        with redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+        with warnings.catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")  # what a module assigns in its forward is its own affair
             yield
     finally:
         shapes.setLevel(level)
@@ -217,10 +220,61 @@ def _run(graph: Graph, inputs: Sequence[Value], ledger: Ledger, policy: _Policy)
         elif node.op == "call_function":
             values[node] = _apply_rule(node, value_of, ledger, policy, norms.get(node, ""))
             if _name(node).endswith("_") and isinstance(node.args[0], Node) and is_tensor(values[node]):
-                values[node.args[0]] = values[node]
+                _write_through(node, values, ledger)
         elif node.op == "output":
             return value_of(node.args[0])
     return None
+
+
+_VIEWS = frozenset(
+    {
+        "view",
+        "reshape",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "permute",
+        "transpose",
+        "t",
+        "expand",
+        "detach",
+    }
+    | {
+        "expand_as",
+        "view_as",
+        "movedim",
+        "narrow",
+        "slice",
+        "select",
+        "getitem",
+        "alias",
+        "unfold",
+        "diagonal",
+    }
+)
+"""Operators whose result shares memory with their first argument."""
+
+
+def _write_through(node: Node, values: dict[Node, Value], ledger: Ledger) -> None:
+    """Gives the result of an operator that works in place to its argument, and to what that is a view of."""
+    part, result = node.args[0], values[node]
+    assert isinstance(part, Node)
+    values[part] = result
+    order = {n: i for i, n in enumerate(node.graph.nodes)}
+    while _name(part) in _VIEWS and isinstance(part.args[0], Node) and is_tensor(values[part.args[0]]):
+        base = part.args[0]
+        if all(order[user] <= order[node] for user in base.users):
+            return  # nobody looks at it again
+        held = ledger.as_data(values[base])
+        if _name(part) in ("slice", "narrow", "select") and isinstance(result, Labels):
+            result = write_part(ledger, held, result, _bind(part, lambda a: values.get(a, a)), _name(part))
+        else:
+            for labels in (held, *((result,) if isinstance(result, Labels) else result.at)):
+                ledger.freeze(labels.data, "is written in place through a view")
+            result = blank(held.shape)
+        values[base] = result
+        part = base
 
 
 def _name(node: Node) -> str:
@@ -280,7 +334,43 @@ def _by_rule(ledger: Ledger, call: Call, node: Node) -> Value:
     except Exception as error:  # arguments that the rule's author did not think of: reported as such, by name
         raise UnsupportedOp(f"its rule fails with {type(error).__name__}: {first_line(error)}") from error
     _check_shapes(result, node)
+    given = call.tensors()
+    if call.op in _KEEPS_NUMBERS and given and all(isinstance(t, Labels) and t.uniform for t in given):
+        assert isinstance(result, Labels)
+        return replace(result, uniform=True)
     return result
+
+
+_KEEPS_NUMBERS = frozenset(
+    {
+        "view",
+        "reshape",
+        "expand",
+        "expand_as",
+        "permute",
+        "transpose",
+        "unsqueeze",
+        "squeeze",
+        "slice",
+        "select",
+        "flatten",
+    }
+    | {
+        "contiguous",
+        "clone",
+        "to",
+        "_to_copy",
+        "detach",
+        "repeat",
+        "zero",
+        "fill",
+        "mul",
+        "add",
+        "neg",
+        "type_as",
+    }
+)
+"""Operators whose result is one number everywhere if their arguments are."""
 
 
 def _note_uses(node: Node, call: Call, ledger: Ledger) -> None:

@@ -30,7 +30,18 @@ def reshape(ledger: Ledger, labels: Labels, shape: Shape, free: int | None) -> L
     return result
 
 
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel", "view_as", "reshape_as")
+@rule(
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "flatten",
+    "unflatten",
+    "squeeze",
+    "unsqueeze",
+    "ravel",
+    "view_as",
+    "reshape_as",
+)
 def reshaping(ledger: Ledger, call: Call) -> Value:
     """Covers every operator that keeps the elements in order."""
     sizes, offset = call.get("size", call.get("shape", call.get("sizes"))), 0

@@ -1,5 +1,7 @@
 """Rules of reductions, scans, pooling and resizing."""
 
+from dataclasses import replace
+
 from prunefront.pruners.trace.labels import Labels, Ledger, Stored, blank
 from prunefront.pruners.trace.rules.call import Call, Value, rule
 from prunefront.pruners.trace.rules.pointwise import pointwise
@@ -41,6 +43,13 @@ def reduction(ledger: Ledger, call: Call) -> Value:
         result = _reduced(ledger, call, ledger.as_data(tensors[0]), over, keepdim)
     two = call.op in ("var_mean", "std_mean") or (call.op in ("max", "min", "median") and dim is not None)
     return [result, result] if two else result
+
+
+@rule("cosine_similarity")
+def cosine_similarity(ledger: Ledger, call: Call) -> Value:
+    """Sums products of two tensors over an axis, and scales; channels that are zero add nothing."""
+    met = ledger.as_data(ledger.meet(call["x1"], call["x2"]))
+    return _reduced(ledger, replace(call, statistic="sum"), met, {int(call["dim"]) % len(met.shape)}, False)
 
 
 _OF_WEIGHTS = frozenset({"mean", "sum", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm"})
