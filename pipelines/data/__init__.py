@@ -3,12 +3,30 @@
 from prunefront.pipelines.config.imported import call, import_callable
 from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data import digits, folder, parquet
+from prunefront.pipelines.data.arrays import Arrays, SearchData, Splits
 from prunefront.pipelines.data.batches import batches
 from prunefront.pipelines.data.checks import check_splits, count_classes, transform_for
+from prunefront.pipelines.data.samples import Batch, DataSet, Inputs, Part, Parts, Samples
 from prunefront.pipelines.data.source import split_validation
-from prunefront.pipelines.data.splits import DataError, SearchData, Split, Splits, Transform
+from prunefront.pipelines.data.splits import DataError, Split, Transform
 
-__all__ = ["DataError", "SearchData", "Split", "Splits", "Transform", "batches", "load", "sources"]
+__all__ = [
+    "Arrays",
+    "Batch",
+    "DataError",
+    "DataSet",
+    "Inputs",
+    "Part",
+    "Parts",
+    "Samples",
+    "SearchData",
+    "Split",
+    "Splits",
+    "Transform",
+    "batches",
+    "load",
+    "sources",
+]
 
 sources = {"digits": digits.load, "parquet": parquet.load, "folder": folder.load}
 """Name -> built-in source, which takes the section `data` and returns (train, validation, test)."""

@@ -6,7 +6,8 @@ from hashlib import blake2b
 
 import numpy as np
 
-from prunefront.pipelines.data.splits import Augment, DataError, Split, Splits, Transform
+from prunefront.pipelines.data.arrays import Splits
+from prunefront.pipelines.data.splits import Augment, DataError, Split, Transform
 
 LEAK_LIMIT = 0.01
 """Largest share of held-out images that may also be training images. Well-known data sets hold a few exact duplicates

@@ -1,4 +1,4 @@
-"""Images and labels in three disjoint parts, as plain arrays, which Ray's object store shares without a copy."""
+"""Images and labels of one part, as plain arrays, which Ray's object store shares without a copy."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -67,43 +67,3 @@ class Transform:
             )
         if not all(np.isfinite(self.mean)) or not all(0.0 < s < np.inf for s in self.std):
             raise DataError(f"mean must be finite and std above zero, got mean {self.mean}, std {self.std}")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SearchData:
-    """Data for search workers, without test images."""
-
-    train: Split
-    validation: Split
-    transform: Transform
-    classes: int
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(c, h, w) of one image."""
-        return _shape(self.train)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Splits:
-    """A data set: train for the weights, validation for the search, test for the final report alone."""
-
-    train: Split
-    validation: Split
-    test: Split
-    transform: Transform
-    classes: int
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(c, h, w) of one image."""
-        return _shape(self.train)
-
-    def for_search(self) -> SearchData:
-        """Returns all but the test images."""
-        return SearchData(self.train, self.validation, self.transform, self.classes)
-
-
-def _shape(split: Split) -> tuple[int, int, int]:
-    _, c, h, w = split.images.shape
-    return c, h, w
