@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -50,9 +50,19 @@ def apply(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module
     graph: graph of this model. plan: made for this graph. Weights outside all groups are copied as they are.
     """
     going = removed_positions(graph, plan)
-    cut = _map_tensors(
-        model, lambda name, tensor: _smaller(tensor, going[name]) if name in going else tensor.clone()
+    return rebuilt(
+        model, going, lambda name, tensor: _smaller(tensor, going[name]) if name in going else tensor.clone()
     )
+
+
+def rebuilt(
+    model: nn.Module, going: RemovedPositions, function: Callable[[str, Tensor], Tensor]
+) -> nn.Module:
+    """Returns a deep copy whose stored tensors are `function(name, tensor)`, with sizes kept as attributes set to them.
+
+    going: the positions that the tensors lack.
+    """
+    cut = _map_tensors(model, function)
     _sync(cut, going)
     return cut
 
@@ -107,13 +117,21 @@ def mask(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
     """Returns a new module of the dense size with every dropped slice set to zero (the oracle of `apply`)."""
     going = removed_positions(graph, plan)
 
-    def zeroed(name: str, tensor: Tensor) -> Tensor:
-        tensor = tensor.clone()
-        for dim, positions in going.get(name, {}).items():
-            tensor.index_fill_(dim, torch.tensor(positions, device=tensor.device), 0)
-        return tensor
+    return _map_tensors(model, lambda name, tensor: _zeroed(tensor.clone(), going.get(name, {})))
 
-    return _map_tensors(model, zeroed)
+
+def mask_in_place(model: nn.Module, going: RemovedPositions) -> None:
+    """Sets the dropped slices of a module to zero, *in place*."""
+    with torch.no_grad():
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if name in going:
+                _zeroed(tensor, going[name])
+
+
+def _zeroed(tensor: Tensor, going: Mapping[int, list[int]]) -> Tensor:
+    for dim, positions in going.items():
+        tensor.index_fill_(dim, torch.tensor(positions, device=tensor.device), 0)
+    return tensor
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -162,7 +180,7 @@ def first_names(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(t), name) for name, t in model.state_dict(keep_vars=True).items()}
 
 
-def _map_tensors(model: nn.Module, function: Any) -> nn.Module:
+def _map_tensors(model: nn.Module, function: Callable[[str, Tensor], Tensor]) -> nn.Module:
     """Returns a deep copy of the module with `function(name, tensor)` for each stored tensor; shared ones stay shared.
 
     Raises PrunefrontError for a module that torch cannot copy.

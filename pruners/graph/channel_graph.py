@@ -65,7 +65,8 @@ class ChannelGraph:
     channels go through a ReLU. depthwise: names of convolution weights that read each of their channels by itself.
     element_bytes: bytes per element of those tensors that do not have 4. layers: the layers that can be pruned within.
     unlayered: name of any other weight -> the reason, as a phrase that follows the name. stacks: blocks that can be
-    dropped whole. unstacked: module path of any other -> the reason. All are in the order of the forward pass.
+    dropped whole. unstacked: module path of any other -> the reason. All are in the order of the forward pass. notes:
+    sentences on what the trial of the cuts could not see.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -81,6 +82,7 @@ class ChannelGraph:
     unlayered: Mapping[str, str] = field(default_factory=dict)
     stacks: tuple[Stack, ...] = ()
     unstacked: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def group(self, name: str) -> ChannelGroup:
         """Returns the group called `name`. Raises KeyError."""
@@ -119,6 +121,7 @@ class ChannelGraph:
             "unlayered": dict(self.unlayered),
             "stacks": [{"name": s.name, "blocks": list(s.blocks)} for s in self.stacks],
             "unstacked": dict(self.unstacked),
+            "notes": list(self.notes),
         }
 
     @classmethod
@@ -147,6 +150,7 @@ class ChannelGraph:
             unlayered=dict(data.get("unlayered", {})),
             stacks=tuple(Stack(s["name"], tuple(s["blocks"])) for s in data.get("stacks", ())),
             unstacked=dict(data.get("unstacked", {})),
+            notes=tuple(data.get("notes", ())),
         )
 
 

@@ -5,7 +5,8 @@ of one stored tensor. Label 0 means "no channel, or one that can never go". A la
 every axis on which its labels do not change.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,12 +22,14 @@ Shape = tuple[int, ...]
 class Labels:
     """Labels of a tensor of shape `shape`. data: same rank; each axis has size 1 (uniform) or the true size.
 
-    uniform: the tensor is one number everywhere, whatever its size, like the zeros that a state starts with.
+    uniform: the tensor is one number everywhere, whatever its size, like the zeros that a state starts with. stretched:
+    axes, counted from the end, along which one entry was repeated to some width (`expand_as`).
     """
 
     data: IntArray
     shape: Shape
     uniform: bool = False
+    stretched: frozenset[int] = frozenset()
 
     def varies(self, axis: int) -> bool:
         """Says whether labels change along the axis."""
@@ -177,9 +180,12 @@ class Ledger:
         self.uses: dict[str, list[Use]] = {}
         self._parent: IntArray = np.zeros(1, np.int64)
         self._starts: list[int] = []
+        self._stored: dict[str, Stored] = {}
 
     def store(self, name: str, shape: Shape) -> Stored:
-        """Makes a node for every position on every axis of a stored tensor."""
+        """Returns a stored tensor with a node for every position on every axis, the same ones each time."""
+        if name in self._stored:
+            return self._stored[name]
         at = []
         for dim, size in enumerate(shape):
             first = len(self._parent)
@@ -187,7 +193,8 @@ class Ledger:
             self.axes.append((name, dim, first, size))
             self._starts.append(first)
             at.append(along(np.arange(first, first + size), dim, shape))
-        return Stored(name, tuple(at), shape)
+        self._stored[name] = Stored(name, tuple(at), shape)
+        return self._stored[name]
 
     def axis_of(self, node: int) -> tuple[str, int]:
         """Returns the tensor and axis on which a node lies."""
@@ -213,6 +220,20 @@ class Ledger:
             root = above
         self._parent[labels] = root
         return root
+
+    @contextmanager
+    def only_ties(self, where: str) -> Iterator[None]:
+        """Lets a further walk tie and freeze channels, and record nothing else. where: ends the reasons that it gives."""
+        recorded = (list(self.ops), {k: list(v) for k, v in self.uses.items()}, dict(self.producers))
+        rectified, frozen = list(self.rectified), len(self.frozen)
+        yield
+        self.ops, self.uses, self.producers = recorded
+        self.rectified = rectified
+        self.frozen[frozen:] = [(nodes, f"{reason} {where}") for nodes, reason in self.frozen[frozen:]]
+
+    def roots(self) -> IntArray:
+        """Returns the representative of every node's class, by number of the node."""
+        return self.find(np.arange(len(self._parent)))
 
     def unite(self, left: IntArray, right: IntArray) -> None:
         """Puts labels that meet at the same place into one class; both non-zero, shapes broadcast."""
@@ -308,8 +329,11 @@ class Ledger:
         x, y = np.broadcast_arrays(a.data, b.data)
         both = (x != 0) & (y != 0)
         self.unite(x[both], y[both])
-        for one, other, mine, theirs in ((a, b, x, y), (b, a, y, x)):
-            if any(other.shape[i] != 1 for i in one.varying()):
+        fixed = [{i for i, n in enumerate(v.shape) if n != 1} for v in (a, b)]
+        for axes, given in zip(fixed, (left, right), strict=True):
+            axes -= {len(shape) - back for back in given.stretched}
+        for one, axes, mine, theirs in ((a, fixed[1], x, y), (b, fixed[0], y, x)):
+            if axes & set(one.varying()):
                 self.freeze(
                     mine[theirs == 0], "meets channels of fixed width (model input, padding or a constant)"
                 )
@@ -342,9 +366,7 @@ class Ledger:
 
     def _meet_stored(self, left: Stored, right: Stored) -> Stored:
         rank = max(len(left.shape), len(right.shape))
-        small, large = sorted(
-            (left, right), key=lambda s: (len(s.shape), int(np.prod(s.shape)), self._own(s))
-        )
+        small, large = sorted((left, right), key=self._standing)
         met: set[int] = set()
         for own, a in enumerate(small.at):
             x = lift(a, rank)

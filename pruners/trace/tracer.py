@@ -13,18 +13,19 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from prunefront.errors import NotTraceable, UnknownName, UnsupportedOp
-from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen, TensorSlice
+from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.trace import handwritten, probe, sites, stacks
-from prunefront.pruners.trace.labels import IntArray, Labels, Ledger, Stored, Use, blank
+from prunefront.pruners.trace.fake import rehearse
+from prunefront.pruners.trace.groups import collect_groups, groups_with
+from prunefront.pruners.trace.labels import Labels, Ledger, Stored, Use, blank
 from prunefront.pruners.trace.rules import RULES, Call, Value, is_tensor
 from prunefront.pruners.trace.rules.joining import write_part
-from prunefront.pruners.units.eval_mode import eval_mode
+from prunefront.pruners.units.eval_mode import eval_mode, training_mode
 from prunefront.text import did_you_mean, first_line
 
 
@@ -59,8 +60,13 @@ def trace(
     own = {name: t for name, t in tensors.items() if first_names[id(t)] == name}
     names = {name: first_names[id(t)] for name, t in tensors.items()}
     ledger = Ledger(_batch(inputs))
-    _walk(program, names, ledger, _Policy(tuple(frozen), strict))
-    groups, held = _collect_groups(ledger)
+    policy = _Policy(frozen, strict)
+    _walk(program, names, ledger, policy)
+    rehearsal = rehearse(model, inputs)
+    if rehearsal is not None and rehearsal.training is not None and not rehearsal.trains_alike:
+        with ledger.only_ties("in training mode"):
+            _walk(_export(model, inputs, training=True), names, ledger, policy)
+    groups, held = collect_groups(ledger)
     layers, unlayered = sites.find_layers(model, ledger, names, frozen)
     graph = ChannelGraph(
         groups=groups,
@@ -68,16 +74,17 @@ def trace(
         ops=tuple(ledger.ops),
         shapes={name: tuple(t.shape) for name, t in own.items()},
         parameters=tuple(name for name, t in own.items() if isinstance(t, nn.Parameter)),
-        inexact=_groups_with(ledger, groups, ledger.inexact),
-        rectified=_groups_with(ledger, groups, ledger.rectified),
+        inexact=groups_with(ledger, groups, ledger.inexact),
+        rectified=groups_with(ledger, groups, ledger.rectified),
         depthwise=tuple(ledger.depthwise),
         element_bytes={name: t.element_size() for name, t in own.items() if t.element_size() != 4},
         layers=layers,
         unlayered=unlayered,
     )
-    found, unstacked = stacks.find_stacks(model, graph, inputs, frozen)
+    part = inputs if rehearsal is None or rehearsal.small is None else rehearsal.small
+    found, unstacked = stacks.find_stacks(model, graph, part, frozen)
     graph = replace(graph, stacks=found, unstacked=unstacked)
-    return probe.verify(model, graph, inputs) if verify else graph
+    return probe.verify(model, graph, inputs, rehearsal) if verify else graph
 
 
 def frozen_modules(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
@@ -109,8 +116,10 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _export(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
-    with eval_mode(model), _plain_attention(), _quiet():
+def _export(
+    model: nn.Module, inputs: tuple[Any, ...], *, training: bool = False
+) -> torch.export.ExportedProgram:
+    with training_mode(model) if training else eval_mode(model), _plain_attention(), _quiet():
         try:
             return torch.export.export(model, inputs)
         except Exception as error:  # a model may fail in any way: the error is reported
@@ -458,79 +467,3 @@ def _refusal(node: Node, detail: str) -> str:
     instead = "Write it with matmul" if "einsum" in full else "Write it with other operators"
     freeze = f'freeze it: frozen = ["{around[-1]}"]' if around else "trace it without strict"
     return f"{what}. {instead}, add a rule in pruners/trace/rules/, or {freeze}."
-
-
-# ---- from the ledger to groups -----------------------------------------------------------------------------------
-
-
-def _collect_groups(ledger: Ledger) -> tuple[tuple[ChannelGroup, ...], tuple[Frozen, ...]]:
-    """Returns a group for each set of classes with the same axes, and every other produced channel with its reason."""
-    reasons: dict[int, str] = {}
-    for nodes, reason in ledger.frozen:
-        for root in np.unique(ledger.find(nodes)).tolist():
-            reasons.setdefault(root, reason)
-    produced: dict[tuple[str, int], IntArray] = {}
-    order: dict[int, None] = {}
-    sizes = {(name, dim): (first, size) for name, dim, first, size in ledger.axes}
-    for key in ledger.producers:
-        first, size = sizes[key]
-        produced[key] = ledger.find(np.arange(first, first + size))
-        order.update(dict.fromkeys(produced[key].tolist()))
-    classes: dict[int, dict[tuple[str, int], list[int]]] = {root: {} for root in order if root not in reasons}
-    for name, dim, first, size in ledger.axes:
-        for position, root in enumerate(ledger.find(np.arange(first, first + size)).tolist()):
-            if root in classes:
-                classes[root].setdefault((name, dim), []).append(position)
-    alike: dict[tuple[tuple[tuple[str, int], int], ...], list[int]] = {}
-    for root, places in classes.items():
-        alike.setdefault(tuple((key, len(at)) for key, at in places.items()), []).append(root)
-    groups: list[ChannelGroup] = []
-    taken: dict[str, int] = {}
-    for signature, roots in alike.items():
-        if len(roots) == 1:
-            reasons[roots[0]] = "goes as a whole or not at all"
-            continue
-        axes = [key for key, _ in signature]
-        first_producer = next(key for key in ledger.producers if key in axes)
-        axes.sort(key=lambda key: (key != first_producer, ledger.roles.get(key, "other") != "out"))
-        name = probe.module_of(first_producer[0])
-        taken[name] = taken.get(name, 0) + 1
-        groups.append(
-            ChannelGroup(
-                name if taken[name] == 1 else f"{name}:{taken[name]}",
-                len(roots),
-                tuple(
-                    TensorSlice(
-                        tensor,
-                        dim,
-                        ledger.roles.get((tensor, dim), "other"),
-                        tuple(tuple(classes[root][tensor, dim]) for root in roots),
-                    )
-                    for tensor, dim in axes
-                ),
-            )
-        )
-    held: dict[tuple[str, str], int] = {}
-    for (tensor, _), roots_of in produced.items():
-        for root in roots_of.tolist():
-            if root in reasons:
-                line = (probe.module_of(tensor), reasons[root])
-                held[line] = held.get(line, 0) + 1
-    return tuple(groups), tuple(Frozen(name, n, reason) for (name, reason), n in held.items())
-
-
-def _groups_with(ledger: Ledger, groups: tuple[ChannelGroup, ...], noted: list[IntArray]) -> tuple[str, ...]:
-    """Returns the names of the groups that hold one of the noted labels."""
-    if not noted:
-        return ()
-    touched = set(np.unique(ledger.find(np.concatenate(noted))).tolist())
-    first_node = {(name, dim): first for name, dim, first, _ in ledger.axes}
-    return tuple(
-        g.name
-        for g in groups
-        if any(
-            int(ledger.find(np.array([first_node[m.tensor, m.dim] + index[0]]))[0]) in touched
-            for m in g.members[:1]
-            for index in m.index
-        )
-    )

@@ -1,6 +1,7 @@
 """Rules of operators on small networks: how many units are free, and that any of them can really go."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.trace.tracer import trace
 from tests.nets import randomise
 from tests.pruners.plans import keeping
@@ -242,6 +244,15 @@ def outputs(model: nn.Module, x: Tensor) -> list[Tensor]:
     return tree_leaves(model(x))
 
 
+def oracle(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, x: Tensor) -> list[Tensor]:
+    """Outputs of the masked network; of one whose readers alone are masked where a row of zeros has no direction."""
+    made = outputs(surgery.mask(model, graph, plan), x)
+    if all(t.isfinite().all() for t in made):
+        return made
+    read = [replace(g, members=tuple(m for m in g.members if m.role == "in")) for g in graph.groups]
+    return outputs(surgery.mask(model, replace(graph, groups=tuple(read)), plan), x)
+
+
 @pytest.mark.parametrize(("name", "modules", "forward", "size", "free"), NETS, ids=[n[0] for n in NETS])
 def test_units_are_free_and_can_go(
     name: str, modules: dict[str, nn.Module], forward: Forward, size: tuple[int, ...], free: dict[str, int]
@@ -251,9 +262,9 @@ def test_units_are_free_and_can_go(
     graph = trace(model, x, strict=True)
     assert units(graph) == free
     plan = keeping(graph, [range(1, g.units, 2) for g in graph.groups])
-    cut, masked = surgery.apply(model, graph, plan), surgery.mask(model, graph, plan)
+    cut = surgery.apply(model, graph, plan)
     if not graph.inexact:
-        torch.testing.assert_close(outputs(cut, x), outputs(masked, x), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(outputs(cut, x), oracle(model, graph, plan, x), rtol=1e-9, atol=1e-9)
     sum(t.sum() for t in outputs(cut.train(), x)).backward()  # type: ignore[union-attr]
     loaded = surgery.load(model, cut.state_dict()).eval()
     torch.testing.assert_close(outputs(loaded, x), outputs(cut.eval(), x))
@@ -262,14 +273,14 @@ def test_units_are_free_and_can_go(
 @pytest.mark.parametrize("method", [torch.nn.utils.weight_norm, torch.nn.utils.spectral_norm])
 @pytest.mark.filterwarnings("ignore:.*is deprecated in favor of:FutureWarning")
 def test_weights_that_older_hooks_compute(method: Any) -> None:
-    model = nn.Sequential(method(nn.Conv2d(3, 8, 3)), nn.ReLU(), method(nn.Conv2d(8, 2, 3))).eval()
-    x = torch.randn(2, 3, 8, 8)
+    model = nn.Sequential(method(nn.Conv2d(3, 8, 3)), nn.ReLU(), method(nn.Conv2d(8, 2, 3)))
+    model, x = model.double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
     model(x)
     graph = trace(model, x)
     assert units(graph) == {"0": 8}
     plan = keeping(graph, [[0, 3, 7]])
     cut = surgery.apply(model, graph, plan)
-    torch.testing.assert_close(cut(x), surgery.mask(model, graph, plan)(x))
+    torch.testing.assert_close(outputs(cut, x), oracle(model, graph, plan, x))
     assert cut[0].out_channels == 3
     assert cut[0].weight.shape == (3, 3, 3, 3)
     cut.train()(x).sum().backward()
