@@ -75,7 +75,15 @@ class Inverted(nn.Module):
 
 @network("MobileNetV2")
 def mobilenet_v2() -> nn.Module:
-    rows = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+    rows = (
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    )
     blocks: list[nn.Module] = []
     cin = 32
     for expand, cout, count, stride in rows:

@@ -39,9 +39,9 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         """misfits (lines on what the study asks for and its network cannot have), groups (name, units, members, keeps,
-        criteria, left_out), frozen (name, channels, macs, reason), stacks (name, blocks), unstacked, layers (name,
-        shape, macs, keeps, bits, left_out), unlayered, macs, params, size_bytes, constraints (bound, limit, smallest),
-        infeasible.
+        criteria, left_out), frozen (name, channels, macs, reason), notes (lines on what the trial of the cuts could not
+        see), stacks (name, blocks), unstacked, layers (name, shape, macs, keeps, bits, left_out), unlayered, macs,
+        params, size_bytes, constraints (bound, limit, smallest), infeasible.
 
         macs of frozen channels: those that no cut reaches because of them. left_out: criterion -> why it does not fit
         the group, or granularity -> why the layer cannot take it. unstacked, unlayered: path or name -> why it is left
@@ -69,6 +69,7 @@ class Inspection:
                 {"name": f.name, "channels": f.channels, "macs": round(macs), "reason": f.reason}
                 for f, macs in zip(self.graph.frozen, locked_macs(self.graph), strict=True)
             ],
+            "notes": list(self.graph.notes),
             **self._stacks(),
             **self._layers(),
             "macs": price.macs,
@@ -180,7 +181,7 @@ def print_inspection(found: Inspection, console: Console) -> None:
         f"{data['size_bytes']:,} bytes",
         highlight=False,
     )
-    for line in data["misfits"]:
+    for line in (*data["misfits"], *data["notes"]):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     if data["constraints"]:
         table = Table("bound", "that is", "networks go down to", box=None, padding=(0, 2, 0, 0))

@@ -4,6 +4,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import CellType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -225,15 +226,50 @@ def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     for _, name, module in _computed_weights(model):
         memo.setdefault(id(getattr(module, name)), getattr(module, name).detach())
     try:
-        made = copy.deepcopy(model, memo)
+        copied = copy.deepcopy(model, memo)
     except RuntimeError as error:  # torch refuses tensors with a history
         raise PrunefrontError(
             f"{type(model).__name__} cannot be copied, as it holds a tensor that was computed with gradients: take it "
             "off the module first, or make it a parameter or buffer"
         ) from error
-    for hook, name, module in _computed_weights(made):
+    for hook, name, module in _computed_weights(copied):
         _compute_weight(hook, name, module)
+    _rebind_hooks(copied, {id(module): memo.get(id(module), module) for module in model.modules()})
+    return copied
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _rebind_hooks(model: nn.Module, copies: Mapping[int, nn.Module]) -> None:
+    """Lets hooks that are functions hold the copies of the modules that they hold: deepcopy shares functions.
+
+    copies: id of a module of the original -> its copy.
+    """
+    for module in model.modules():
+        for kind in _HOOKS:
+            hooks = getattr(module, kind)
+            hooks.update({key: _rebound(hook, copies) for key, hook in hooks.items()})
+
+
+def _rebound(hook: Any, copies: Mapping[int, nn.Module]) -> Any:
+    """Returns a hook whose closure holds the copies; anything but a function as it is."""
+    if not isinstance(hook, FunctionType) or not hook.__closure__:
+        return hook
+    held = [_content(cell) for cell in hook.__closure__]
+    if not any(id(value) in copies for value in held):
+        return hook
+    cells = tuple(CellType(copies.get(id(value), value)) for value in held)
+    made = FunctionType(hook.__code__, hook.__globals__, hook.__name__, hook.__defaults__, cells)
+    made.__kwdefaults__ = hook.__kwdefaults__
     return made
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a variable that is assigned later
+        return None
 
 
 def _sync(model: nn.Module, going: RemovedPositions) -> None:

@@ -26,7 +26,7 @@ class Bounds:
 FIRST_LOOK = Bounds(3e-5, 0.0, 1e-5)
 """Bounds of float32 where float64 has the last word: what is above them is only in doubt."""
 FLOAT32 = Bounds(1e-3, 1e-4, 1e-5)
-FLOAT64 = Bounds(1e-6, 1e-9, 1e-12)
+FLOAT64 = Bounds(1e-6, 1e-9, 1e-13)
 NARROW = Bounds(0.2, 0.1, 0.02)
 """Bounds of float16 and bfloat16, for a network that runs in nothing else."""
 

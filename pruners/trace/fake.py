@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,20 +14,18 @@ from torch.utils import _pytree
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.trace.held import Held, Record, own_chance, tensors_of
 from prunefront.pruners.units.eval_mode import train_but_norms
-from prunefront.text import first_line
 
 Shape = tuple[int, ...]
+Calls = Sequence[tuple[str, bool]]
+"""Path of every called module, and whether its output has the shape of its first input."""
 
 
 @dataclass(frozen=True, slots=True)
 class FakeRun:
-    """What a run shows. outputs: shapes of the tensors.
-
-    calls: path of every called module, and whether its output has the shape of its first input.
-    """
+    """Observations of one run. outputs: shapes of the tensors."""
 
     outputs: tuple[Shape, ...]
-    calls: tuple[tuple[str, bool], ...]
+    calls: Calls
     record: Record
     replayed: tuple[str, ...]
     training: bool
@@ -59,12 +57,10 @@ class FakeNetwork:
         network.eval()
         if training:
             train_but_norms(network)
-        calls: list[tuple[str, bool]] = []
-        if earlier is None:
-            _watch_calls(network, calls)
         inputs = _pytree.tree_map_only(Tensor, lambda t: self._fake(t, t.shape), example)
         held = Held(earlier)
-        with _quiet(), self.mode, own_chance(), torch.no_grad(), held:
+        watched = watch_calls(network) if earlier is None else nullcontext([])
+        with watched as calls, _quiet(), self.mode, own_chance(), torch.no_grad(), held:
             outputs = tensors_of(network(*inputs))
         shapes = tuple(tuple(map(int, t.shape)) for t in outputs)
         return FakeRun(shapes, tuple(calls), held.record, tuple(held.replayed), training)
@@ -86,83 +82,99 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _watch_calls(network: nn.Module, calls: list[tuple[str, bool]]) -> None:
+@contextmanager
+def watch_calls(network: nn.Module) -> Iterator[list[tuple[str, bool]]]:
+    """Notes the modules that are called meanwhile, and whether each gives the shape of its first input."""
+    calls: list[tuple[str, bool]] = []
+
     def note(path: str, args: tuple[Any, ...], output: Any) -> None:
         same = bool(args) and isinstance(args[0], Tensor) and isinstance(output, Tensor)
         calls.append((path, same and args[0].shape == output.shape))
 
-    for path, module in network.named_modules():
+    hooks = [
         module.register_forward_hook(lambda _, args, output, path=path: note(path, args, output))
+        for path, module in network.named_modules()
+    ]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
     """Runs of the dense network without values.
 
-    evaluating, training: its runs in the two modes; None for training if forward fails there, `error` says how. small: a
-    part of the example on which numbers can be tried instead; None where there is none.
+    example: what they ran on, and what numbers can be tried on too: a small part of the whole where `small`. evaluating,
+    training: the runs in the two modes; None for training if forward fails there.
     """
 
     network: FakeNetwork
+    example: tuple[Any, ...]
+    small: bool
     evaluating: FakeRun
     training: FakeRun | None
-    error: str
-    small: tuple[Any, ...] | None
 
     @property
     def trains_alike(self) -> bool:
-        """Whether training mode calls the same modules and operators as eval mode, dropout left out."""
+        """Says whether training mode calls the same modules and operators as eval mode, dropout left out."""
         one, other = self.evaluating, self.training
         if other is None:
             return False
-        return (one.calls, one.outputs, one.record.called) == (other.calls, other.outputs, other.record.called)
+        return (one.calls, one.outputs, one.record.called) == (
+            other.calls,
+            other.outputs,
+            other.record.called,
+        )
 
 
-def rehearse(model: nn.Module, example: tuple[Any, ...]) -> Rehearsal | None:
-    """Returns the runs of a network without values; None for one whose forward needs values."""
-    network = FakeNetwork(model)
+def rehearse(model: nn.Module, example: tuple[Any, ...], calls: Calls, outputs: int) -> Rehearsal | None:
+    """Returns runs of a network without values; None for one whose forward needs values.
+
+    calls, outputs: calls and number of output tensors on the whole example. A small part of it serves if both are the
+    same there.
+    """
+    network, small = FakeNetwork(model), _small_part(example)
+    evaluating = None if small is None else _run_or_none(network, small, training=False)
+    if evaluating is not None and (evaluating.calls, len(evaluating.outputs)) != (tuple(calls), outputs):
+        evaluating = None
+    part = example if small is None or evaluating is None else small
+    evaluating = evaluating or _run_or_none(network, example, training=False)
+    if evaluating is None:
+        return None
+    training = _run_or_none(network, part, training=True)
+    return Rehearsal(network, part, part is small, evaluating, training)
+
+
+def _run_or_none(network: FakeNetwork, example: tuple[Any, ...], *, training: bool) -> FakeRun | None:
     try:
-        evaluating = network.run(example)
+        return network.run(example, training=training)
     except Exception:  # the user's forward may raise anything on tensors without values  # noqa: BLE001
         return None
-    try:
-        training, error = network.run(example, training=True), ""
-    except Exception as failure:  # likewise in training mode  # noqa: BLE001
-        training, error = None, first_line(failure)
-    return Rehearsal(network, evaluating, training, error, _small_example(network, example, evaluating))
 
 
 SMALL = 64
 """Side of the images on which a network is tried instead of larger ones."""
 
 
-def _small_example(network: FakeNetwork, example: tuple[Any, ...], full: FakeRun) -> tuple[Any, ...] | None:
-    """Returns a part of the example that the network treats in the same way; None where there is none.
+def _small_part(example: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Returns a smaller part of the example; None if it is small itself.
 
     Images and volumes are cropped to `SMALL` along every axis whose size is a larger multiple of 32, and no more than
-    two samples stay. The network must call the same modules, and each must keep or change the shape of its input as
-    before. full: its run on the whole example.
+    two samples stay.
     """
-    leaves = [t for t in _pytree.tree_leaves(example) if isinstance(t, Tensor)]
+    leaves = tensors_of(example)
     batch = leaves[0].shape[0] if leaves and leaves[0].dim() else 0
 
-    def part(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
+    def part(value: Tensor) -> Tensor:
         if value.dim() and value.shape[0] == batch > 2:
             value = value[:2]
-        if value.dim() >= 4:
-            for axis in range(2, value.dim()):
-                if value.shape[axis] > SMALL and value.shape[axis] % 32 == 0:
-                    value = value.narrow(axis, 0, SMALL)
+        for axis in range(2, value.dim() if value.dim() >= 4 else 0):
+            if value.shape[axis] > SMALL and value.shape[axis] % 32 == 0:
+                value = value.narrow(axis, 0, SMALL)
         return value.clone()
 
-    small: tuple[Any, ...] = _pytree.tree_map(part, example)
-    if all(a.shape == b.shape for a, b in zip(leaves, tensors_of(small), strict=True)):
-        return None
-    try:
-        run = network.run(small)
-    except Exception:  # a forward that wants its own size may raise anything  # noqa: BLE001
-        return None
-    alike = run.calls == full.calls and list(map(len, run.outputs)) == list(map(len, full.outputs))
-    return small if alike else None
+    small: tuple[Any, ...] = _pytree.tree_map_only(Tensor, part, example)
+    alike = all(a.shape == b.shape for a, b in zip(leaves, tensors_of(small), strict=True))
+    return None if alike else small

@@ -55,7 +55,9 @@ def groups_with(ledger: Ledger, groups: tuple[ChannelGroup, ...], noted: list[In
         g.name
         for g in groups
         if touched[
-            roots[[first_node[g.members[0].tensor, g.members[0].dim] + index[0] for index in g.members[0].index]]
+            roots[
+                [first_node[g.members[0].tensor, g.members[0].dim] + index[0] for index in g.members[0].index]
+            ]
         ].any()
     )
 
@@ -89,7 +91,9 @@ def _alike(
     classes = np.fromiter(first_seen, np.int64, len(first_seen))
     rank[classes] = np.arange(len(classes))
     axes: list[tuple[IntArray, IntArray]] = []  # rank of each position's class, sorted, and the position
-    counts: list[tuple[IntArray, IntArray, IntArray]] = []  # rank of a class, number of the axis, number of positions
+    counts: list[
+        tuple[IntArray, IntArray, IntArray]
+    ] = []  # rank of a class, number of the axis, number of positions
     for number, (_, _, first, size) in enumerate(ledger.axes):
         held = roots[first : first + size]
         positions = np.flatnonzero(free[held])

@@ -44,9 +44,9 @@ class WidthError(Exception):
 class Record:
     """Observations of one run.
 
-    called: names of the operators, dropout left out. sites: statistic of every norm and mean, in the order of the calls.
-    rounded: floating-point inputs of the last
-    operators whose results are whole numbers or truth values. drawn: names of operators that drew random numbers.
+    called: names of the operators, dropout left out. sites: statistic of every norm and mean, in the order of the
+    calls. rounded: floating-point inputs of the last operators whose results are whole numbers or truth values. drawn:
+    names of operators that drew random numbers.
     """
 
     called: list[str] = field(default_factory=list)

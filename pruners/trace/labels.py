@@ -223,13 +223,15 @@ class Ledger:
 
     @contextmanager
     def only_ties(self, where: str) -> Iterator[None]:
-        """Lets a further walk tie and freeze channels, and record nothing else. where: ends the reasons that it gives."""
+        """Lets a further walk tie and freeze channels, and record nothing else. where: the end of its reasons."""
         recorded = (list(self.ops), {k: list(v) for k, v in self.uses.items()}, dict(self.producers))
         rectified, frozen = list(self.rectified), len(self.frozen)
-        yield
-        self.ops, self.uses, self.producers = recorded
-        self.rectified = rectified
-        self.frozen[frozen:] = [(nodes, f"{reason} {where}") for nodes, reason in self.frozen[frozen:]]
+        try:
+            yield
+        finally:
+            self.ops, self.uses, self.producers = recorded
+            self.rectified = rectified
+            self.frozen[frozen:] = [(nodes, f"{reason} {where}") for nodes, reason in self.frozen[frozen:]]
 
     def roots(self) -> IntArray:
         """Returns the representative of every node's class, by number of the node."""

@@ -31,42 +31,44 @@ def verify(
     """Returns the graph with every group frozen that cannot really be cut, and the reason.
 
     The cut network is compared with the masked one, with one unit and with about half of the units of every group gone:
-    first sizes alone, then numbers, on a small part of the example where the network treats it alike, and once on the
-    whole; in the end in training mode, if `forward` does more there. Random numbers are constants meanwhile, and where a
-    norm's statistics, a mean over channels or attention's scale depend on the width, the cut network gets those of the
-    masked one. All groups are first cut together; only if that fails, smaller sets are. `notes` of the graph say what
-    could not be tried. rehearsal: runs of the network without values; None if it has none.
+    on a small part of the example where the network treats it alike, and once on the whole; in the end in training
+    mode, if `forward` does more there. Random numbers are constants meanwhile, and where a norm's statistics, a mean
+    over channels or attention's scale depend on the width, the cut network gets those of the masked one. All groups are
+    first cut together; only if that fails, smaller sets are, on tensors without values first. `notes` of the graph say
+    what could not be tried. rehearsal: runs of the network without values; None if it has none.
     """
+    if not graph.groups:
+        return graph
     drops = _choose_drops(graph, np.random.default_rng(seed))
     reasons: dict[str, str] = {}
+    notes: list[str] = []
 
     def settle(failure: Failure, where: str = "") -> None:
         found = _culprits([g for g in graph.groups if g.name not in reasons], failure)
         reasons.update({name: where + why for name, why in found.items()})
 
-    notes: list[str] = []
-    if not graph.groups:
-        return graph
-    if rehearsal is not None:
-        sizes = _Sizes(rehearsal.network, graph, example, drops, rehearsal.evaluating)
-        settle(sizes.failure)
-    small = None if rehearsal is None else rehearsal.small
-    part = example if small is None else small
+    part = example if rehearsal is None else rehearsal.example
     trial = Trial(model, graph, part, drops, seed=seed)
-    settle(trial.failure)
+    failed = trial.failure(graph.groups) is not None
+    if rehearsal is not None and (failed or 0 < len(graph.inexact) < len(graph.groups)):
+        settle(_Sizes(rehearsal.network, graph, part, drops, rehearsal.evaluating).failure)
+    if failed:
+        settle(trial.failure)
     if trial.drawn():
         notes.append(_RANDOM.format(", ".join(trial.drawn())))
     del trial
-    if small is not None:
+    if rehearsal is not None and rehearsal.small:
         whole = Trial(model, graph, example, drops, seed=seed)
         settle(lambda groups: whole.failure(groups, (HALF,)))
         del whole
     if rehearsal is None or not rehearsal.trains_alike:
         try:
-            if rehearsal is not None:
-                run = rehearsal.network.run(example, training=True)
-                settle(_Sizes(rehearsal.network, graph, example, drops, run).failure, _IN_TRAINING)
-            settle(Trial(model, graph, part, drops, training=True).failure, _IN_TRAINING)
+            trained = Trial(model, graph, part, drops, training=True, seed=seed)
+            if rehearsal is not None and rehearsal.training is not None:
+                settle(
+                    _Sizes(rehearsal.network, graph, part, drops, rehearsal.training).failure, _IN_TRAINING
+                )
+            settle(trained.failure, _IN_TRAINING)
         except Exception as error:  # the user's forward may raise anything in training mode  # noqa: BLE001
             notes.append(_NO_TRAINING.format(first_line(error)))
     return _frozen(graph, reasons, notes)
@@ -146,7 +148,12 @@ class _Sizes:
     """Trials on tensors without values. dense: run of the dense network, in the mode that the trials have too."""
 
     def __init__(
-        self, network: FakeNetwork, graph: ChannelGraph, example: tuple[Any, ...], drops: Drops, dense: FakeRun
+        self,
+        network: FakeNetwork,
+        graph: ChannelGraph,
+        example: tuple[Any, ...],
+        drops: Drops,
+        dense: FakeRun,
     ) -> None:
         self.network, self.graph, self.example, self.drops, self.dense = network, graph, example, drops, dense
 
@@ -164,7 +171,11 @@ class _Sizes:
         going = removed_positions(self.graph, plan)
         try:
             run = self.network.run(
-                self.example, shapes(self.graph, plan), going, earlier=self.dense.record, training=self.dense.training
+                self.example,
+                shapes(self.graph, plan),
+                going,
+                earlier=self.dense.record,
+                training=self.dense.training,
             )
         except WidthError as error:
             return f"forward computes with its size: {error}"

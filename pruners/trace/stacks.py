@@ -22,6 +22,13 @@ Another memory layout may choose another kernel; a lost block makes a far larger
 """
 
 
+_NARROW = (torch.float16, torch.bfloat16)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in _NARROW else tensor
+
+
 def find_stacks(
     model: nn.Module,
     graph: ChannelGraph,
@@ -119,7 +126,12 @@ class _Trial:
     """A copy of the model on which blocks are tried one after the other."""
 
     def __init__(self, model: nn.Module, example: tuple[Any, ...], paths: Collection[str], seed: int) -> None:
-        self.example, self.model = example, _perturb(deep_copy(model, {}), seed)
+        copied = deep_copy(model, {})
+        if any(
+            p.dtype in _NARROW for p in model.parameters()
+        ):  # zero weights would show, rounding hides the rest
+            copied, example = copied.float(), _pytree.tree_map_only(Tensor, _widened, example)
+        self.example, self.model = example, _perturb(copied, seed)
         self.passages = self._record(paths)
 
     def why_not(self, path: str) -> str | None:
@@ -207,11 +219,11 @@ def _gives_constant(block: nn.Module) -> bool:
 
 def _perturb(model: nn.Module, seed: int) -> nn.Module:
     """Puts random signs and noise on scales, shifts and zero weights; returns the module itself, in eval mode."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     for parameter in model.parameters():
         value = parameter.detach()
         if value.dim() < 2 or not value.any():
-            noise = torch.randn(value.shape, generator=generator).to(value)
+            noise = torch.randn(value.shape, generator=generator, device="cpu", dtype=torch.float32).to(value)
             value.mul_(noise.sign()).add_(noise, alpha=0.1)
     return model.eval()
 

@@ -6,7 +6,7 @@ import re
 import sysconfig
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from io import StringIO
@@ -20,9 +20,10 @@ from torch.fx import Graph, GraphModule, Node
 from prunefront.errors import NotTraceable, UnknownName, UnsupportedOp
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.trace import handwritten, probe, sites, stacks
-from prunefront.pruners.trace.fake import rehearse
+from prunefront.pruners.trace.fake import rehearse, watch_calls
 from prunefront.pruners.trace.groups import collect_groups, groups_with
 from prunefront.pruners.trace.labels import Labels, Ledger, Stored, Use, blank
+from prunefront.pruners.trace.refusals import refuse
 from prunefront.pruners.trace.rules import RULES, Call, Value, is_tensor
 from prunefront.pruners.trace.rules.joining import write_part
 from prunefront.pruners.units.eval_mode import eval_mode, training_mode
@@ -51,8 +52,10 @@ def trace(
     [('0', 16)]
     """
     frozen = frozen_modules(model, frozen)
+    refuse(model)
     inputs = example if isinstance(example, tuple) else (example,)
-    program = _export(model, inputs)
+    with watch_calls(model) as calls:
+        program = _export(model, inputs)
     tensors = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     first_names: dict[int, str] = {}
     for name, tensor in tensors.items():
@@ -62,9 +65,10 @@ def trace(
     ledger = Ledger(_batch(inputs))
     policy = _Policy(frozen, strict)
     _walk(program, names, ledger, policy)
-    rehearsal = rehearse(model, inputs)
+    rehearsal = rehearse(model, inputs, calls, len(_output_tensors(program)))
     if rehearsal is not None and rehearsal.training is not None and not rehearsal.trains_alike:
-        with ledger.only_ties("in training mode"):
+        # a branch that cannot be walked is left to the trial, which freezes what it reads
+        with ledger.only_ties("in training mode"), suppress(NotTraceable, UnsupportedOp):
             _walk(_export(model, inputs, training=True), names, ledger, policy)
     groups, held = collect_groups(ledger)
     layers, unlayered = sites.find_layers(model, ledger, names, frozen)
@@ -81,7 +85,7 @@ def trace(
         layers=layers,
         unlayered=unlayered,
     )
-    part = inputs if rehearsal is None or rehearsal.small is None else rehearsal.small
+    part = inputs if rehearsal is None else rehearsal.example
     found, unstacked = stacks.find_stacks(model, graph, part, frozen)
     graph = replace(graph, stacks=found, unstacked=unstacked)
     return probe.verify(model, graph, inputs, rehearsal) if verify else graph
@@ -157,6 +161,11 @@ def _user_frame(error: BaseException) -> str:
             found = f" ({Path(name).name}:{frame.tb_lineno})"
         frame = frame.tb_next
     return found
+
+
+def _output_tensors(program: torch.export.ExportedProgram) -> list[str]:
+    """Returns the names of the tensors that the network gives, a tensor that it gives twice with both places."""
+    return [name for name in program.graph_signature.user_outputs if isinstance(name, str)]
 
 
 def _batch(inputs: tuple[Any, ...]) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,11 +37,15 @@ def plan_of(graph: ChannelGraph, groups: Sequence[ChannelGroup], drops: Drops, s
     return PruningPlan(tuple(plans))
 
 
+Look = tuple[torch.dtype | None, Bounds]
+"""Precision of a look, None for the network's own number types, and what counts as rounding in it."""
+
+
 class Trial:
     """A network on which cuts are tried, in eval or in training mode.
 
-    It is looked at in float32 first; float64 decides where the outputs differ by more than rounding there. A network that
-    insists on its own number types is looked at in these alone.
+    It is looked at in float32 first; float64 decides where the outputs differ by more than rounding there. A network
+    that insists on its own number types is looked at in these alone. Raises NotTraceable if it does not run at all.
     """
 
     def __init__(
@@ -61,24 +66,24 @@ class Trial:
         self._base: tuple[torch.dtype | None, dict[str, set[int]], nn.Module] | None = None
         self._other: dict[torch.dtype | None, tuple[list[Tensor], Record]] = {}
         self._errors: dict[torch.dtype | None, str] = {}
-        self.looks = self._choose_looks()
 
-    def failure(self, groups: Sequence[ChannelGroup], sizes: Sequence[int] = (0, 1)) -> str | None:
+    def failure(self, groups: Sequence[ChannelGroup], sizes: Sequence[int] = (FEW, HALF)) -> str | None:
         """Returns why these groups cannot be cut together; None if they can."""
         for size in sizes:
-            for precision, bounds in self.looks:
-                why = self._look(groups, size, precision, bounds)
-                if why is None:
-                    break
+            why = self._look(groups, size, *self.first)
+            if why is not None and self.last is not None:
+                why = self._look(groups, size, *self.last)
             if why is not None:
                 return why
         return None
 
     def drawn(self) -> tuple[str, ...]:
         """Returns the names of the operators that draw random numbers in the dense network."""
-        return tuple(next(iter(self._other.values()))[1].drawn)
+        return tuple(self._other[self.first[0]][1].drawn)
 
-    def _choose_looks(self) -> list[tuple[torch.dtype | None, Bounds]]:
+    @cached_property
+    def first(self) -> "Look":
+        """The first look: float32 where the network takes it."""
         kinds = {
             t.dtype
             for t in (*self.model.state_dict().values(), *_pytree.tree_leaves(self.example))
@@ -86,17 +91,23 @@ class Trial:
         }
         double = torch.float64 in kinds
         if not double and self._runs(torch.float32):
-            if self._runs(torch.float64):
-                return [(torch.float32, FIRST_LOOK), (torch.float64, FLOAT64)]
-            return [(torch.float32, FLOAT32)]
+            return torch.float32, FIRST_LOOK
         if self._runs(torch.float64):
-            return [(torch.float64, FLOAT64)]
+            return torch.float64, FLOAT64
         if not self._runs(None):
+            mode = "training" if self.training else "eval"
             raise NotTraceable(
-                f"{type(self.model).__name__} cannot run on the example: {self._errors[None]}. "
+                f"{type(self.model).__name__} cannot run on the example in {mode} mode: {self._errors[None]}. "
                 "Give an example input that fits"
             )
-        return [(None, NARROW if kinds & {torch.float16, torch.bfloat16} else FLOAT32)]
+        return None, NARROW if kinds & {torch.float16, torch.bfloat16} else FLOAT32
+
+    @cached_property
+    def last(self) -> "Look | None":
+        """The look that decides where the first one leaves a doubt; None where that decides by itself."""
+        if self.first != (torch.float32, FIRST_LOOK):
+            return None
+        return (torch.float64, FLOAT64) if self._runs(torch.float64) else (torch.float32, FLOAT32)
 
     def _runs(self, precision: torch.dtype | None) -> bool:
         """Says whether the dense network runs in a precision. None: the network's own.
@@ -190,7 +201,9 @@ class Trial:
     def _run(
         self, network: nn.Module, precision: torch.dtype | None, earlier: Record | None = None
     ) -> tuple[list[Tensor], Record, tuple[str, ...]]:
-        inputs = _pytree.tree_map(lambda value: _as(value, precision), self.example)  # a forward may work in place
+        inputs = _pytree.tree_map(
+            lambda value: _as(value, precision), self.example
+        )  # a forward may work in place
         held = Held(earlier)
         with torch.no_grad(), own_chance(), held:
             outputs = network(*inputs)

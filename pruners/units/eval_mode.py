@@ -25,7 +25,7 @@ def training_mode(model: nn.Module) -> Iterator[None]:
 def train_but_norms(model: nn.Module) -> None:
     """Puts the model into training mode *in place*, but batch norms with running statistics into eval mode.
 
-    So they neither change nor ask for more than one value per channel, and everything else does what it does in training.
+    So they neither change nor ask for more than one value per channel; all else does what it does in training.
     """
     model.train()
     for module in model.modules():

@@ -53,7 +53,7 @@ TAILS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "indices": lambda y, x: y.argmax(1),
     "truth values": lambda y, x: y > 0,
     "rounded": lambda y, x: (y * 10).round().long(),
-    "best places": lambda y, x: y.flatten(1).topk(3).indices,
+    "order": lambda y, x: y.flatten(1).sort().indices[:, :3],
 }
 
 
@@ -65,7 +65,7 @@ def test_nothing_in_an_output_hides_a_wrong_cut(behind: Callable[[Tensor, Tensor
     assert free(trace(Tail(same, behind).eval(), x)) == {"make"}
 
 
-@pytest.mark.parametrize("behind", [lambda y, x: y * torch.nan, lambda y, x: (y * 1e30).sigmoid()])
+@pytest.mark.parametrize("behind", [lambda y, x: y * torch.nan, lambda y, x: y * 0.0 + 1.0])
 def test_an_output_that_shows_nothing_lets_nothing_be_cut(behind: Callable[[Tensor, Tensor], Any]) -> None:
     graph = trace(Tail(same, behind).eval(), torch.randn(2, 3, 8, 8))
     assert free(graph) == set()
@@ -76,10 +76,10 @@ NORMS: dict[str, tuple[Change, bool]] = {
     "groups of four": (lambda y: F.group_norm(y, y.shape[1] // 4), False),
     "four groups": (lambda y: F.group_norm(y, 4), True),
     "a group per channel": (lambda y: F.group_norm(y, y.shape[1]), True),
-    "one group": (lambda y: torch.group_norm(y, 1, torch.ones(16)[: y.shape[1]]), True),
+    "one group": (lambda y: torch.group_norm(y, 1), True),
     "layer norm": (lambda y: F.layer_norm(y.movedim(1, -1), y.shape[1:2]).movedim(-1, 1), True),
     "rms norm": (lambda y: F.rms_norm(y.movedim(1, -1), y.shape[1:2]).movedim(-1, 1), True),
-    "pairs behind": (lambda y: F.group_norm(y, 4).view(len(y), -1, 2, 6, 6).flip(1).flatten(1, 2), False),
+    "pairs behind": (lambda y: F.group_norm(y, 4).view(len(y), -1, 2, 6, 6).flip(1).flatten(1, 2), True),
 }
 
 
@@ -143,7 +143,9 @@ def train_step(model: nn.Module, x: Tensor) -> None:
         ("average", {"b"}, "in training mode"),
     ],
 )
-def test_a_branch_of_training_mode_is_cut_along_or_holds_what_it_reads(how: str, left: set[str], why: str) -> None:
+def test_a_branch_of_training_mode_is_cut_along_or_holds_what_it_reads(
+    how: str, left: set[str], why: str
+) -> None:
     model, x = Auxiliary(how).eval(), torch.randn(2, 3, 8, 8)
     graph = trace(model, x)
     assert free(graph) == left
@@ -172,16 +174,16 @@ def test_a_network_that_cannot_train_on_the_example_says_so() -> None:
 CHANCES: dict[str, Change] = {
     "dropout": lambda y: F.dropout(y, 0.5),
     "noise": lambda y: y + torch.randn(y.shape[0], 1, 1, 1),
-    "drop path": lambda y: y * y.new_empty(y.shape[0], 1, 1, 1).bernoulli_(0.5),
+    "drop path": lambda y: y * torch.empty(y.shape[0], 1, 1, 1).bernoulli_(0.5),
 }
 
 
 @pytest.mark.parametrize("chance", CHANCES.values(), ids=CHANCES)
 def test_chance_in_eval_mode_is_held_and_said(chance: Change) -> None:
     torch.manual_seed(0)
-    x = torch.randn(2, 3, 8, 8)
+    model, x = Tail(chance, lambda y, _: y).eval(), torch.randn(2, 3, 8, 8)
     before = torch.get_rng_state()
-    graph = trace(Tail(chance, lambda y, _: y).eval(), x)
+    graph = trace(model, x)
     assert torch.equal(torch.get_rng_state(), before)
     assert free(graph) == {"make"}
     assert "random numbers in eval mode" in graph.notes[0]
@@ -194,7 +196,7 @@ class Counting(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()
         self.how, self.make, self.read = how, nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
-        self.register_buffer("calls", torch.zeros(()))
+        self.calls = 0
         self.register_buffer("running", torch.zeros(8))
 
     def forward(self, x: Tensor) -> Tensor:
