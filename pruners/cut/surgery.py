@@ -18,6 +18,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
 from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.graph.shapes import reduced_layer, shapes
+from prunefront.pruners.units.eval_mode import eval_mode
 
 RemovedPositions = dict[str, dict[int, list[int]]]
 """tensor -> axis -> positions that are dropped."""
@@ -298,7 +299,8 @@ def _sync_one(module: nn.Module, rows: list[int]) -> None:
         suffix = "_l0" if isinstance(module, nn.RNNBase) else ""
         inner, recurrent = (getattr(module, f"weight_{kind}{suffix}") for kind in ("ih", "hh"))
         module.input_size, module.hidden_size = inner.shape[1], recurrent.shape[1]
-    weight = getattr(module, "weight", None)
+    with eval_mode(module):  # a computed weight may change what it is computed from, in training mode
+        weight = getattr(module, "weight", None)
     if weight is None:  # a batch norm without scale still knows its width
         weight = getattr(module, "running_mean", None)
     if not isinstance(weight, Tensor):
