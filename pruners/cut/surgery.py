@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import CellType, FunctionType
 from typing import Any
@@ -15,9 +15,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from prunefront.errors import PrunefrontError
-from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
+from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, SizeAttribute, TensorSlice
 from prunefront.pruners.graph.pruning_plan import PruningPlan
-from prunefront.pruners.graph.shapes import reduced_layer, shapes
+from prunefront.pruners.graph.shapes import changed_attributes, reduced_layer, shapes
 from prunefront.pruners.units.eval_mode import eval_mode
 
 RemovedPositions = dict[str, dict[int, list[int]]]
@@ -52,9 +52,36 @@ def apply(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module
     graph: graph of this model. plan: made for this graph. Weights outside all groups are copied as they are.
     """
     going = removed_positions(graph, plan)
-    return rebuilt(
+    made = rebuilt(
         model, going, lambda name, tensor: _smaller(tensor, going[name]) if name in going else tensor.clone()
     )
+    set_attributes(made, changed_attributes(graph, shapes(graph, plan)))
+    return made
+
+
+def set_attributes(model: nn.Module, attributes: Iterable[SizeAttribute]) -> None:
+    """Sets numbers that modules keep to their values, *in place*.
+
+    Raises PrunefrontError for a module or attribute that is not there, or that does not hold a larger whole number.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for a in attributes:
+        module = modules.get(a.module)
+        held = vars(module).get(a.name) if module is not None and not a.name.startswith("_") else None
+        number = held
+        if isinstance(held, tuple) and a.place in range(len(held)):
+            number = held[a.place]
+        elif a.place != -1:
+            number = None
+        if type(number) is not int or not 0 < a.value <= number or type(module).__module__.startswith("torch."):
+            raise PrunefrontError(
+                f"{a.name!r:.60} of module {a.module!r:.60} cannot be set to {a.value!r:.20}: it is no larger whole number "
+                "of the network; load the weights into the network they were cut from"
+            )
+        if isinstance(held, tuple):
+            setattr(module, a.name, (*held[: a.place], a.value, *held[a.place + 1 :]))
+        else:
+            setattr(module, a.name, a.value)
 
 
 def rebuilt(
@@ -91,6 +118,7 @@ def _stays(size: int, positions: list[int]) -> NDArray[np.bool_]:
 def reduced_graph(graph: ChannelGraph, plan: PruningPlan) -> ChannelGraph:
     """Returns the channel graph of `apply(model, graph, plan)`: fewer units, new positions."""
     going, sizes, kept = removed_positions(graph, plan), shapes(graph, plan), plan.kept_units()
+    changed = changed_attributes(graph, sizes)
     places = {
         (name, dim): np.cumsum(_stays(graph.shapes[name][dim], positions)) - 1
         for name, axes in going.items()
@@ -111,8 +139,13 @@ def reduced_graph(graph: ChannelGraph, plan: PruningPlan) -> ChannelGraph:
             for g in graph.groups
         ),
         shapes=sizes,
+        attributes=tuple({**{_key(a): a for a in graph.attributes}, **{_key(a): a for a in changed}}.values()),
         layers=tuple(reduced_layer(graph, layer, sizes[layer.name]) for layer in graph.layers),
     )
+
+
+def _key(attribute: SizeAttribute) -> tuple[str, str, int]:
+    return attribute.module, attribute.name, attribute.place
 
 
 def mask(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:

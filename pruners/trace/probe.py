@@ -1,6 +1,6 @@
 """Trial of the cuts on the example input: groups that `forward` does not take are frozen instead of failing later."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +9,8 @@ from torch import nn
 
 from prunefront.pruners.cut.surgery import removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen
-from prunefront.pruners.graph.shapes import shapes
+from prunefront.pruners.graph.shapes import changed_attributes, shapes
+from prunefront.pruners.trace.attributes import Attributes, find_attributes
 from prunefront.pruners.trace.fake import FakeNetwork, FakeRun, Rehearsal
 from prunefront.pruners.trace.groups import module_of
 from prunefront.pruners.trace.held import WidthError
@@ -52,6 +53,11 @@ def verify(
     failed = trial.failure(graph.groups) is not None
     if rehearsal is not None and (failed or 0 < len(graph.inexact) < len(graph.groups)):
         settle(_Sizes(rehearsal.network, graph, part, drops, rehearsal.evaluating).failure)
+        if reasons and (attributes := _helpful(model, graph, rehearsal, drops, reasons)):
+            graph = replace(graph, attributes=attributes)
+            trial, failed = Trial(model, graph, part, drops, seed=seed), True
+            reasons.clear()
+            settle(_Sizes(rehearsal.network, graph, part, drops, rehearsal.evaluating).failure)
     if failed:
         settle(trial.failure)
     if trial.drawn():
@@ -74,6 +80,18 @@ def verify(
     return _frozen(graph, reasons, notes)
 
 
+def _helpful(
+    model: nn.Module, graph: ChannelGraph, rehearsal: Rehearsal, drops: Drops, reasons: Mapping[str, str]
+) -> Attributes:
+    """Returns attributes of modules that let groups pass which fail without: `forward` takes its sizes from them."""
+
+    def failure(attributes: Attributes, group: ChannelGroup) -> str | None:
+        tried = replace(graph, attributes=attributes)
+        return _Sizes(rehearsal.network, tried, rehearsal.example, drops, rehearsal.evaluating).failure([group])
+
+    return find_attributes(model, graph, [g for g in graph.groups if g.name in reasons], failure)
+
+
 _RANDOM = "forward draws random numbers in eval mode ({}): they were constants while the cuts were tried"
 _NO_TRAINING = "the cuts were not tried in training mode, where forward fails on the example: {}"
 _IN_TRAINING = "in training mode, "
@@ -92,9 +110,12 @@ def _frozen(graph: ChannelGraph, reasons: dict[str, str], notes: Sequence[str]) 
         for m in g.members
         if m.role == "out" and len(graph.shapes[m.tensor]) > 1
     ]
+    groups = tuple(g for g in graph.groups if g.name not in reasons)
+    cut = {(m.tensor, m.dim) for g in groups for m in g.members}
     return replace(
         graph,
-        groups=tuple(g for g in graph.groups if g.name not in reasons),
+        groups=groups,
+        attributes=tuple(a for a in graph.attributes if (a.tensor, a.dim) in cut),
         frozen=(*graph.frozen, *held),
         inexact=tuple(name for name in graph.inexact if name not in reasons),
         rectified=tuple(name for name in graph.rectified if name not in reasons),
@@ -168,14 +189,15 @@ class _Sizes:
 
     def _try(self, groups: Sequence[ChannelGroup], size: int, *, exact: bool) -> str | None:
         plan = plan_of(self.graph, groups, self.drops, size)
-        going = removed_positions(self.graph, plan)
+        going, sizes = removed_positions(self.graph, plan), shapes(self.graph, plan)
         try:
             run = self.network.run(
                 self.example,
-                shapes(self.graph, plan),
+                sizes,
                 going,
                 earlier=self.dense.record,
                 training=self.dense.training,
+                attributes=changed_attributes(self.graph, sizes),
             )
         except WidthError as error:
             return f"forward computes with its size: {error}"
