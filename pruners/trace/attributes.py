@@ -33,8 +33,8 @@ def find_attributes(
     """Returns attributes that make groups pass which fail without them; none where that does not help.
 
     Candidates hold the old size of an axis that a failing group cuts, its number of units, or a small multiple. All
-    modules of a class are treated alike. Where an attribute could follow several axes, or some other number is the same
-    by chance, each choice is tried. failing: groups that fail without any.
+    modules of a class are treated alike. Where an attribute could follow several axes, each is tried; a number that is
+    the same by chance does not help, and stays. failing: groups that fail without any.
     """
     kinds = _kinds(model, graph, failing)[:_MOST_KINDS]
     samples = _samples(failing)
@@ -54,6 +54,10 @@ def find_attributes(
                 best = count
             else:
                 chosen[at] = before
+    for at in reversed(range(len(kinds))):  # the likeliest came first; what does not help is left alone
+        before, chosen[at] = chosen[at], None
+        if before is not None and passing() < best:
+            chosen[at] = before
     return _resolved(kinds, chosen) if best else ()
 
 
