@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import CellType, FunctionType
 from typing import Any
@@ -11,11 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from prunefront.errors import PrunefrontError
-from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
+from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, SizeAttribute, TensorSlice
 from prunefront.pruners.graph.pruning_plan import PruningPlan
-from prunefront.pruners.graph.shapes import reduced_layer, shapes
+from prunefront.pruners.graph.shapes import changed_attributes, reduced_layer, shapes
+from prunefront.pruners.units.eval_mode import eval_mode
 
 RemovedPositions = dict[str, dict[int, list[int]]]
 """tensor -> axis -> positions that are dropped."""
@@ -55,9 +58,40 @@ def apply(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module
     graph: graph of this model. plan: made for this graph. Weights outside all groups are copied as they are.
     """
     going = removed_positions(graph, plan)
-    return rebuilt(
+    made = rebuilt(
         model, going, lambda name, tensor: _smaller(tensor, going[name]) if name in going else tensor.clone()
     )
+    set_attributes(made, changed_attributes(graph, shapes(graph, plan)))
+    return made
+
+
+def set_attributes(model: nn.Module, attributes: Iterable[SizeAttribute]) -> None:
+    """Sets numbers that modules keep to their values, *in place*.
+
+    Raises PrunefrontError for a module or attribute that is not there, or that does not hold a larger whole number.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for a in attributes:
+        module = modules.get(a.module)
+        held = vars(module).get(a.name) if module is not None and not a.name.startswith("_") else None
+        number = held
+        if isinstance(held, tuple) and a.place in range(len(held)):
+            number = held[a.place]
+        elif a.place != -1:
+            number = None
+        if (
+            type(number) is not int
+            or not 0 < a.value <= number
+            or type(module).__module__.startswith("torch.")
+        ):
+            raise PrunefrontError(
+                f"{a.name!r:.60} of module {a.module!r:.60} cannot be set to {a.value!r:.20}: it is no larger whole "
+                "number of the network; load the weights into the network they were cut from"
+            )
+        if isinstance(held, tuple):
+            setattr(module, a.name, (*held[: a.place], a.value, *held[a.place + 1 :]))
+        else:
+            setattr(module, a.name, a.value)
 
 
 def rebuilt(
@@ -122,6 +156,7 @@ def _stays(size: int, positions: list[int]) -> NDArray[np.bool_]:
 def reduced_graph(graph: ChannelGraph, plan: PruningPlan) -> ChannelGraph:
     """Returns the channel graph of `apply(model, graph, plan)`: fewer units, new positions."""
     going, sizes, kept = removed_positions(graph, plan), shapes(graph, plan), plan.kept_units()
+    changed = changed_attributes(graph, sizes)
     places = {
         (name, dim): np.cumsum(_stays(graph.shapes[name][dim], positions)) - 1
         for name, axes in going.items()
@@ -142,8 +177,15 @@ def reduced_graph(graph: ChannelGraph, plan: PruningPlan) -> ChannelGraph:
             for g in graph.groups
         ),
         shapes=sizes,
+        attributes=tuple(
+            {**{_key(a): a for a in graph.attributes}, **{_key(a): a for a in changed}}.values()
+        ),
         layers=tuple(reduced_layer(graph, layer, sizes[layer.name]) for layer in graph.layers),
     )
+
+
+def _key(attribute: SizeAttribute) -> tuple[str, str, int]:
+    return attribute.module, attribute.name, attribute.place
 
 
 def mask(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
@@ -234,16 +276,39 @@ def _map_tensors(model: nn.Module, function: Callable[[str, Tensor], Tensor]) ->
     return deep_copy(model, memo)
 
 
+def _computed_weights(model: nn.Module) -> list[tuple[Any, str, nn.Module]]:
+    """Returns hook, attribute and module of the weights that torch's older weight and spectral norm compute."""
+    return [
+        (hook, hook.name, module)
+        for module in model.modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, WeightNorm | SpectralNorm)
+    ]
+
+
+def _compute_weight(hook: Any, name: str, module: nn.Module) -> None:
+    """Computes such a weight anew, of the size of what it is computed from."""
+    with torch.no_grad():
+        if isinstance(hook, WeightNorm):
+            setattr(module, name, hook.compute_weight(module))
+        else:
+            setattr(module, name, hook.compute_weight(module, do_power_iteration=False))
+
+
 def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Returns a deep copy. memo: id of a part -> its replacement. Raises PrunefrontError if torch cannot copy it."""
+    for _, name, module in _computed_weights(model):
+        memo.setdefault(id(getattr(module, name)), getattr(module, name).detach())
     try:
         copied = copy.deepcopy(model, memo)
     except RuntimeError as error:  # torch refuses tensors with a history
         raise PrunefrontError(
             f"{type(model).__name__} cannot be copied, as it holds a tensor that was computed with gradients: take it "
-            "off the module first (torch.nn.utils.remove_weight_norm, for one), make it a parameter or buffer, or, "
-            "where forward keeps it, run the network once under torch.no_grad()"
+            "off the module first, make it a parameter or buffer, or, where forward keeps it, run the network once "
+            "under torch.no_grad()"
         ) from error
+    for hook, name, module in _computed_weights(copied):
+        _compute_weight(hook, name, module)
     _rebind_hooks(copied, {id(module): memo.get(id(module), module) for module in model.modules()})
     return copied
 
@@ -286,12 +351,30 @@ def _sync(model: nn.Module, going: RemovedPositions) -> None:
     """Sets the sizes that modules keep as attributes to those of their weights. going: the dropped positions."""
     names = first_names(model)
     for path, module in model.named_modules():
-        weight = names.get(f"{path}.weight".lstrip("."), "")
-        _sync_one(module, going.get(weight, {}).get(0, []))
+        _sync_one(
+            module, next((going[name].get(0, []) for name in _weights(path, names) if name in going), [])
+        )
+
+
+def _weights(path: str, names: Mapping[str, str]) -> list[str]:
+    """Returns the names under which a module may store its weight: as it is, or what it is computed from."""
+    ends = (
+        "weight",
+        "parametrizations.weight.original",
+        "parametrizations.weight.original1",
+        "weight_v",
+        "weight_orig",
+    )
+    return [names[name] for end in ends if (name := f"{path}.{end}".lstrip(".")) in names]
 
 
 def _sync_one(module: nn.Module, rows: list[int]) -> None:
-    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        suffix = "_l0" if isinstance(module, nn.RNNBase) else ""
+        inner, recurrent = (getattr(module, f"weight_{kind}{suffix}") for kind in ("ih", "hh"))
+        module.input_size, module.hidden_size = inner.shape[1], recurrent.shape[1]
+    with eval_mode(module):  # a computed weight may change what it is computed from, in training mode
+        weight = getattr(module, "weight", None)
     if weight is None:  # a batch norm without scale still knows its width
         weight = getattr(module, "running_mean", None)
     if not isinstance(weight, Tensor):

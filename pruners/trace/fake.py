@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree
 
 from prunefront.pruners.cut import surgery
+from prunefront.pruners.graph.channel_graph import SizeAttribute
 from prunefront.pruners.trace.held import Held, Record, own_chance, tensors_of
 from prunefront.pruners.units.eval_mode import train_but_norms
 
@@ -44,15 +45,18 @@ class FakeNetwork:
         *,
         earlier: Record | None = None,
         training: bool = False,
+        attributes: Sequence[SizeAttribute] = (),
     ) -> Run:
         """Runs the network, cut to `sizes` where `going` says which positions are gone.
 
-        earlier: record of a run whose statistics are replayed. Raises whatever the network's forward raises.
+        attributes: numbers in modules that are set. earlier: record of a run whose statistics are replayed. Raises
+        whatever the network's forward raises.
         """
         sizes = sizes or {}
         network = surgery.rebuilt(
             self.model, going or {}, lambda name, tensor: self._fake(tensor, sizes.get(name, tensor.shape))
         )
+        surgery.set_attributes(network, attributes)
         _set_mode(network, training=training)
         inputs = _pytree.tree_map_only(Tensor, lambda t: self._fake(t, t.shape), example)
         with _quiet(), self.mode:

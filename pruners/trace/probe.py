@@ -1,6 +1,7 @@
 """Trial of the cuts on the example input: groups that `forward` does not take are frozen instead of failing later."""
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -11,7 +12,8 @@ from torch import nn
 from prunefront.errors import NotTraceable
 from prunefront.pruners.cut.surgery import removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen
-from prunefront.pruners.graph.shapes import shapes
+from prunefront.pruners.graph.shapes import changed_attributes, shapes
+from prunefront.pruners.trace.attributes import Attributes, find_attributes
 from prunefront.pruners.trace.fake import FakeNetwork, Rehearsal, Run
 from prunefront.pruners.trace.groups import module_of
 from prunefront.pruners.trace.held import WidthError
@@ -55,6 +57,12 @@ def verify(
     failed = trial.failure(graph.groups) is not None
     if failed:
         settle(sizes.failure)
+        if reasons and (attributes := _helpful(model, sizes, reasons)):
+            graph = replace(graph, attributes=attributes)
+            sizes = sizes.with_graph(graph)
+            trial = Trial(model, graph, part, drops, seed=seed)
+            reasons.clear()
+            settle(sizes.failure)
         settle(trial.failure)
     if graph.inexact:
         alone = trial.failure if sizes.dense is None else sizes.failure
@@ -82,6 +90,15 @@ def verify(
     return _frozen(graph, reasons, notes)
 
 
+def _helpful(model: nn.Module, sizes: "_Sizes", reasons: Mapping[str, str]) -> Attributes:
+    """Returns attributes of modules that let groups pass which fail without: `forward` takes its sizes from them."""
+
+    def failure(attributes: Attributes, group: ChannelGroup) -> str | None:
+        return sizes.with_graph(replace(sizes.graph, attributes=attributes)).failure([group])
+
+    return find_attributes(model, sizes.graph, [g for g in sizes.graph.groups if g.name in reasons], failure)
+
+
 _RANDOM = "forward draws random numbers in eval mode ({}): they were constants while the cuts were tried"
 _NO_TRAINING = "the cuts were not tried in training mode: {}"
 _IN_TRAINING = "in training mode, "
@@ -100,9 +117,12 @@ def _frozen(graph: ChannelGraph, reasons: dict[str, str], notes: Sequence[str]) 
         for m in g.members
         if m.role == "out" and len(graph.shapes[m.tensor]) > 1
     ]
+    groups = tuple(g for g in graph.groups if g.name not in reasons)
+    cut = {(m.tensor, m.dim) for g in groups for m in g.members}
     return replace(
         graph,
-        groups=tuple(g for g in graph.groups if g.name not in reasons),
+        groups=groups,
+        attributes=tuple(a for a in graph.attributes if (a.tensor, a.dim) in cut),
         frozen=(*graph.frozen, *held),
         inexact=tuple(name for name in graph.inexact if name not in reasons),
         rectified=tuple(name for name in graph.rectified if name not in reasons),
@@ -175,6 +195,12 @@ class _Sizes:
         except Exception:  # forward may look at values, or raise anything: numbers decide then  # noqa: BLE001
             return None
 
+    def with_graph(self, graph: ChannelGraph) -> "_Sizes":
+        """Returns the same trials on another graph of the same network."""
+        other = copy.copy(self)  # the dense run goes along
+        other.graph = graph
+        return other
+
     def failure(self, groups: Sequence[ChannelGroup], sizes: Sequence[int] = (FEW, HALF)) -> str | None:
         """Returns why these groups cannot be cut together, by sizes alone."""
         return next((why for size in sizes if (why := self._try(groups, size)) is not None), None)
@@ -183,14 +209,15 @@ class _Sizes:
         if self.dense is None:
             return None
         plan = plan_of(self.graph, groups, self.drops, size)
-        going = removed_positions(self.graph, plan)
+        going, sizes = removed_positions(self.graph, plan), shapes(self.graph, plan)
         try:
             run = self.network.run(
                 self.example,
-                shapes(self.graph, plan),
+                sizes,
                 going,
                 earlier=self.dense.record,
                 training=self.training,
+                attributes=changed_attributes(self.graph, sizes),
             )
         except WidthError as error:
             return f"forward computes with its size: {error}"

@@ -14,7 +14,7 @@ from prunefront.errors import NotTraceable
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
 from prunefront.pruners.graph.pruning_plan import GroupPlan, PruningPlan
-from prunefront.pruners.graph.shapes import shapes
+from prunefront.pruners.graph.shapes import changed_attributes, shapes
 from prunefront.pruners.trace.compare import FIRST_LOOK, FLOAT32, FLOAT64, NARROW, Bounds, compare
 from prunefront.pruners.trace.held import Held, Record, WidthError, own_chance, tensors_of
 from prunefront.pruners.units.eval_mode import train_but_norms
@@ -267,7 +267,9 @@ def _hollow(
             return tensor.new_empty(sizes[name])
         return surgery.cut_tensor(going, name, tensor)
 
-    return surgery.rebuilt(network, going, made)
+    cut = surgery.rebuilt(network, going, made)
+    surgery.set_attributes(cut, changed_attributes(graph, sizes))
+    return cut
 
 
 def _fill(cut: nn.Module, network: nn.Module, going: surgery.RemovedPositions) -> None:
