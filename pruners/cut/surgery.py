@@ -59,7 +59,7 @@ def apply(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module
     """
     going = removed_positions(graph, plan)
     made = rebuilt(
-        model, going, lambda name, tensor: _smaller(tensor, going[name]) if name in going else tensor.clone()
+        model, going, lambda name, tensor: smaller(tensor, going[name]) if name in going else tensor.clone()
     )
     set_attributes(made, changed_attributes(graph, shapes(graph, plan)))
     return made
@@ -108,17 +108,18 @@ def rebuilt(
 
 def cut_tensor(going: RemovedPositions, name: str, tensor: Tensor) -> Tensor:
     """Returns the part of a tensor that is left, as a copy. tensor: of the dense shape of the state dict's `name`."""
-    return _smaller(tensor, going.get(name, {})).clone()
+    return smaller(tensor, going.get(name, {})).clone()
 
 
-def _smaller(tensor: Tensor, going: Mapping[int, list[int]]) -> Tensor:
+def smaller(tensor: Tensor, going: Mapping[int, list[int]]) -> Tensor:
+    """Returns the part of a tensor that is left; the tensor itself if nothing goes. going: axis -> positions."""
     if len(going) < 2:
         for dim, positions in going.items():
             tensor = tensor.index_select(dim, _kept(tensor, dim, positions))
         return tensor
     shape = [n - len(set(going.get(dim, ()))) for dim, n in enumerate(tensor.shape)]
     made = tensor.new_empty(shape)
-    copy_cut(made, tensor, going)
+    _copy_cut(made, tensor, going)
     return made
 
 
@@ -126,7 +127,7 @@ _AT_ONCE = 1 << 22
 """Elements that are cut at once: along the second axis no copy of the whole tensor is made."""
 
 
-def copy_cut(made: Tensor, tensor: Tensor, going: Mapping[int, list[int]]) -> None:
+def _copy_cut(made: Tensor, tensor: Tensor, going: Mapping[int, list[int]]) -> None:
     """Writes what is left of a tensor into `made`, *in place*, a few rows at a time. going: axis -> positions."""
     if not tensor.dim():
         made.copy_(tensor)

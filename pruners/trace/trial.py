@@ -257,14 +257,14 @@ class Trial:
 def _hollow(
     network: nn.Module, graph: ChannelGraph, plan: PruningPlan, going: surgery.RemovedPositions
 ) -> nn.Module:
-    """Returns the cut network with parameters that take no memory until they are filled."""
+    """Returns the cut network with parameters of the right shapes that take no memory."""
     sizes = shapes(graph, plan)
     parameters = {id(p) for p in network.parameters()}
     stored = network.state_dict(keep_vars=True)
 
     def made(name: str, tensor: Tensor) -> Tensor:
         if id(stored[name]) in parameters:
-            return tensor.new_empty(sizes[name])
+            return tensor.new_empty(()).expand(sizes[name])
         return surgery.cut_tensor(going, name, tensor)
 
     cut = surgery.rebuilt(network, going, made)
@@ -278,7 +278,7 @@ def _fill(cut: nn.Module, network: nn.Module, going: surgery.RemovedPositions) -
     with torch.no_grad():
         for name, tensor in network.state_dict(keep_vars=True).items():
             if isinstance(tensor, nn.Parameter) and names[name] == name:
-                surgery.copy_cut(filled[name], tensor, going.get(name, {}))
+                filled[name].data = surgery.smaller(tensor.data, going.get(name, {}))
                 tensor.data = tensor.data.new_empty(0)
 
 
