@@ -1,4 +1,4 @@
-"""Networks of ImageNet's time in plain torch, with random weights, for images of 224 × 224: what tracing is timed on."""
+"""Networks for ImageNet in plain torch, with random weights, for images of 224 × 224: tracing is timed on them."""
 
 from collections.abc import Callable
 

@@ -264,7 +264,8 @@ def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     except RuntimeError as error:  # torch refuses tensors with a history
         raise PrunefrontError(
             f"{type(model).__name__} cannot be copied, as it holds a tensor that was computed with gradients: take it "
-            "off the module first, or make it a parameter or buffer"
+            "off the module first, make it a parameter or buffer, or, where forward keeps it, run the network once under "
+            "torch.no_grad()"
         ) from error
     for hook, name, module in _computed_weights(copied):
         _compute_weight(hook, name, module)

@@ -1,4 +1,4 @@
-"""Element by element comparison of what a cut and a masked network give, blind neither to small values nor to huge ones."""
+"""Element by element comparison of the outputs of a cut and a masked network, which huge constants do not blind."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ class Bounds:
     """Largest difference that is still rounding.
 
     change: as a share of what other weights change nearby. floor: as a share of what they change in most places of the
-    tensor. value: as a share of the value itself.
+    tensor. value: as a share of the value itself. seen: a place would show
+    an error where the last is below this share of what other weights change there.
     """
 
     change: float
     floor: float
     value: float
+    seen: float = 1e-2
 
 
 FIRST_LOOK = Bounds(3e-5, 0.0, 1e-5)
 """Bounds of float32 where float64 has the last word: what is above them is only in doubt."""
 FLOAT32 = Bounds(1e-3, 1e-4, 1e-5)
 FLOAT64 = Bounds(1e-6, 1e-9, 1e-13)
-NARROW = Bounds(0.2, 0.1, 0.02)
+NARROW = Bounds(0.2, 0.1, 0.02, 0.5)
 """Bounds of float16 and bfloat16, for a network that runs in nothing else."""
 
-_SEEN = 1e-2
-"""A place would show an error where rounding is below this share of what other weights change there."""
 _NEIGHBOURS = 8
 """Least number of values in a row along an axis, or across it, for a scale of its own."""
 
@@ -69,7 +69,7 @@ def _compare_one(mine: Tensor, true: Tensor, other: Tensor, bounds: Bounds) -> V
     rounding = bounds.value * size
     if bool((error > bounds.change * scale + bounds.floor * whole + rounding).any()):
         return "different"
-    visible = (change > 0) & (rounding <= _SEEN * scale)
+    visible = (change > 0) & (rounding <= bounds.seen * scale)
     return "same" if bool(visible.any()) else "unseen"
 
 

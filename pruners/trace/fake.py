@@ -1,8 +1,8 @@
-"""Runs of a network on tensors without values: sizes and calls show in milliseconds, whatever the input."""
+"""First runs of a network, on a small input or on tensors without values: they show sizes and calls."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +22,13 @@ Calls = Sequence[tuple[str, bool]]
 
 
 @dataclass(frozen=True, slots=True)
-class FakeRun:
+class Run:
     """Observations of one run. outputs: shapes of the tensors."""
 
     outputs: tuple[Shape, ...]
     calls: Calls
     record: Record
     replayed: tuple[str, ...]
-    training: bool
 
 
 class FakeNetwork:
@@ -47,7 +46,7 @@ class FakeNetwork:
         earlier: Record | None = None,
         training: bool = False,
         attributes: Sequence[SizeAttribute] = (),
-    ) -> FakeRun:
+    ) -> Run:
         """Runs the network, cut to `sizes` where `going` says which positions are gone.
 
         attributes: numbers in modules that are set. earlier: record of a run whose statistics are replayed. Raises whatever the network's forward raises.
@@ -57,20 +56,29 @@ class FakeNetwork:
             self.model, going or {}, lambda name, tensor: self._fake(tensor, sizes.get(name, tensor.shape))
         )
         surgery.set_attributes(network, attributes)
-        network.eval()
-        if training:
-            train_but_norms(network)
+        _set_mode(network, training=training)
         inputs = _pytree.tree_map_only(Tensor, lambda t: self._fake(t, t.shape), example)
-        held = Held(earlier)
-        watched = watch_calls(network) if earlier is None else nullcontext([])
-        with watched as calls, _quiet(), self.mode, own_chance(), torch.no_grad(), held:
-            outputs = tensors_of(network(*inputs))
-        shapes = tuple(tuple(map(int, t.shape)) for t in outputs)
-        return FakeRun(shapes, tuple(calls), held.record, tuple(held.replayed), training)
+        with _quiet(), self.mode:
+            return _observe(network, inputs, earlier)
 
     def _fake(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
         with self.mode:
             return torch.empty(tuple(shape), dtype=tensor.dtype, device=tensor.device)
+
+
+def _set_mode(network: nn.Module, *, training: bool) -> None:
+    network.eval()
+    if training:
+        train_but_norms(network)
+
+
+def _observe(network: nn.Module, inputs: tuple[Any, ...], earlier: Record | None = None) -> Run:
+    """Runs a network, with the statistics of an earlier run if there is one, and returns what shows."""
+    held = Held(earlier)
+    with watch_calls(network) as calls, own_chance(), torch.no_grad(), held:
+        outputs = tensors_of(network(*inputs))
+    shapes = tuple(tuple(map(int, t.shape)) for t in outputs)
+    return Run(shapes, tuple(calls), held.record, tuple(held.replayed))
 
 
 @contextmanager
@@ -107,53 +115,63 @@ def watch_calls(network: nn.Module) -> Iterator[list[tuple[str, bool]]]:
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """Runs of the dense network without values.
+    """Result of the first runs of the dense network.
 
-    example: what they ran on, and what numbers can be tried on too: a small part of the whole where `small`. evaluating,
-    training: the runs in the two modes; None for training if forward fails there.
+    example: a part of the whole one where `small`, on which cuts can be tried. trains_alike: whether training mode
+    calls the same modules and operators as eval mode, dropout left out. trains: whether forward runs in training mode.
     """
 
-    network: FakeNetwork
     example: tuple[Any, ...]
     small: bool
-    evaluating: FakeRun
-    training: FakeRun | None
-
-    @property
-    def trains_alike(self) -> bool:
-        """Says whether training mode calls the same modules and operators as eval mode, dropout left out."""
-        one, other = self.evaluating, self.training
-        if other is None:
-            return False
-        return (one.calls, one.outputs, one.record.called) == (
-            other.calls,
-            other.outputs,
-            other.record.called,
-        )
+    trains_alike: bool
+    trains: bool
 
 
-def rehearse(model: nn.Module, example: tuple[Any, ...], calls: Calls, outputs: int) -> Rehearsal | None:
-    """Returns runs of a network without values; None for one whose forward needs values.
+def rehearse(model: nn.Module, example: tuple[Any, ...], calls: Calls, outputs: int) -> Rehearsal:
+    """Runs a copy of a network in both modes: on a small part of the example, else on the whole without values.
 
-    calls, outputs: calls and number of output tensors on the whole example. A small part of it serves if both are the
-    same there.
+    calls, outputs: calls and number of output tensors on the whole example. A small part serves if both are the same
+    there.
     """
-    network, small = FakeNetwork(model), _small_part(example)
-    evaluating = None if small is None else _run_or_none(network, small, training=False)
-    if evaluating is not None and (evaluating.calls, len(evaluating.outputs)) != (tuple(calls), outputs):
-        evaluating = None
-    part = example if small is None or evaluating is None else small
-    evaluating = evaluating or _run_or_none(network, example, training=False)
-    if evaluating is None:
-        return None
-    training = _run_or_none(network, part, training=True)
-    return Rehearsal(network, part, part is small, evaluating, training)
+    small = _small_part(example)
+    if small is not None:
+        copied = surgery.rebuilt(model, {}, lambda _, tensor: tensor.clone())
+
+        def run(*, training: bool) -> Run:
+            _set_mode(copied, training=training)
+            return _observe(copied, _pytree.tree_map_only(Tensor, torch.clone, small))
+
+        there = _weighty(model, calls), outputs
+        evaluating = _or_none(lambda: run(training=False))
+        if evaluating is not None and (_weighty(model, evaluating.calls), len(evaluating.outputs)) == there:
+            return _rehearsal(small, True, evaluating, _or_none(lambda: run(training=True)))
+        del copied
+    network = FakeNetwork(model)
+    evaluating = _or_none(lambda: network.run(example))
+    return _rehearsal(example, False, evaluating, _or_none(lambda: network.run(example, training=True)))
 
 
-def _run_or_none(network: FakeNetwork, example: tuple[Any, ...], *, training: bool) -> FakeRun | None:
+def _rehearsal(
+    example: tuple[Any, ...], small: bool, evaluating: Run | None, training: Run | None
+) -> Rehearsal:
+    alike = (
+        evaluating is not None
+        and training is not None
+        and (evaluating.calls, evaluating.outputs, evaluating.record.called)
+        == (training.calls, training.outputs, training.record.called)
+    )
+    return Rehearsal(example, small, alike, training is not None)
+
+
+def _weighty(model: nn.Module, calls: Calls) -> list[tuple[str, bool]]:
+    """Returns the calls of modules that hold a parameter."""
+    return [call for call in calls if next(model.get_submodule(call[0]).parameters(), None) is not None]
+
+
+def _or_none(run: Callable[[], Run]) -> Run | None:
     try:
-        return network.run(example, training=training)
-    except Exception:  # the user's forward may raise anything on tensors without values  # noqa: BLE001
+        return run()
+    except Exception:  # forward may raise anything without values, on a part of them, or in training  # noqa: BLE001
         return None
 
 

@@ -1,20 +1,23 @@
 """Trial of the cuts on the example input: groups that `forward` does not take are frozen instead of failing later."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from prunefront.errors import NotTraceable
 from prunefront.pruners.cut.surgery import removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen
 from prunefront.pruners.graph.shapes import changed_attributes, shapes
 from prunefront.pruners.trace.attributes import Attributes, find_attributes
-from prunefront.pruners.trace.fake import FakeNetwork, FakeRun, Rehearsal
+from prunefront.pruners.trace.fake import FakeNetwork, Rehearsal, Run
 from prunefront.pruners.trace.groups import module_of
 from prunefront.pruners.trace.held import WidthError
-from prunefront.pruners.trace.trial import FEW, HALF, Drops, Trial, plan_of
+from prunefront.pruners.trace.trial import FEW, HALF, Drops, Trial, over_channels, plan_of
 from prunefront.text import first_line
 
 Failure = Callable[[Sequence[ChannelGroup]], str | None]
@@ -36,7 +39,7 @@ def verify(
     mode, if `forward` does more there. Random numbers are constants meanwhile, and where a norm's statistics, a mean
     over channels or attention's scale depend on the width, the cut network gets those of the masked one. All groups are
     first cut together; only if that fails, smaller sets are, on tensors without values first. `notes` of the graph say
-    what could not be tried. rehearsal: runs of the network without values; None if it has none.
+    what could not be tried. rehearsal: result of the first runs; None where there were none.
     """
     if not graph.groups:
         return graph
@@ -48,52 +51,55 @@ def verify(
         found = _culprits([g for g in graph.groups if g.name not in reasons], failure)
         reasons.update({name: where + why for name, why in found.items()})
 
-    part = example if rehearsal is None else rehearsal.example
+    part, small = (example, False) if rehearsal is None else (rehearsal.example, rehearsal.small)
+    sizes = _Sizes(model, graph, part, drops)
     trial = Trial(model, graph, part, drops, seed=seed)
     failed = trial.failure(graph.groups) is not None
-    if rehearsal is not None and (failed or 0 < len(graph.inexact) < len(graph.groups)):
-        settle(_Sizes(rehearsal.network, graph, part, drops, rehearsal.evaluating).failure)
-        if reasons and (attributes := _helpful(model, graph, rehearsal, drops, reasons)):
-            graph = replace(graph, attributes=attributes)
-            trial, failed = Trial(model, graph, part, drops, seed=seed), True
-            reasons.clear()
-            settle(_Sizes(rehearsal.network, graph, part, drops, rehearsal.evaluating).failure)
     if failed:
+        settle(sizes.failure)
+        if reasons and (attributes := _helpful(model, graph, sizes, reasons)):
+            trial.close()
+            graph = replace(graph, attributes=attributes)
+            sizes, trial = sizes.setting(attributes), Trial(model, graph, part, drops, seed=seed)
+            reasons.clear()
+            settle(sizes.failure)
         settle(trial.failure)
+    if graph.inexact:
+        alone = trial.failure if sizes.dense is None else sizes.failure
+
+        def exact_failure(groups: Sequence[ChannelGroup]) -> str | None:
+            exact = [g for g in groups if g.name not in graph.inexact]
+            return alone(exact, (HALF,)) if exact else None
+
+        settle(exact_failure)
     if trial.drawn():
         notes.append(_RANDOM.format(", ".join(trial.drawn())))
-    del trial
-    if rehearsal is not None and rehearsal.small:
-        whole = Trial(model, graph, example, drops, seed=seed)
-        settle(lambda groups: whole.failure(groups, (HALF,)))
-        del whole
-    if rehearsal is None or not rehearsal.trains_alike:
+    if small:
+        trial.go_on(example)
+        settle(lambda groups: trial.failure(groups, (HALF,)))
+    trial.close()
+    left = [g for g in graph.groups if g.name not in reasons]
+    if left and (rehearsal is None or not rehearsal.trains_alike):
         try:
             trained = Trial(model, graph, part, drops, training=True, seed=seed)
-            if rehearsal is not None and rehearsal.training is not None:
-                settle(
-                    _Sizes(rehearsal.network, graph, part, drops, rehearsal.training).failure, _IN_TRAINING
-                )
-            settle(trained.failure, _IN_TRAINING)
-        except Exception as error:  # the user's forward may raise anything in training mode  # noqa: BLE001
-            notes.append(_NO_TRAINING.format(first_line(error)))
+            if trained.failure(left) is not None:
+                settle(_Sizes(model, graph, part, drops, training=True).failure, _IN_TRAINING)
+                settle(trained.failure, _IN_TRAINING)
+        except NotTraceable as error:
+            notes.append(_NO_TRAINING.format(error))
     return _frozen(graph, reasons, notes)
 
 
 def _helpful(
-    model: nn.Module, graph: ChannelGraph, rehearsal: Rehearsal, drops: Drops, reasons: Mapping[str, str]
+    model: nn.Module, graph: ChannelGraph, sizes: "_Sizes", reasons: Mapping[str, str]
 ) -> Attributes:
     """Returns attributes of modules that let groups pass which fail without: `forward` takes its sizes from them."""
-
-    def failure(attributes: Attributes, group: ChannelGroup) -> str | None:
-        tried = replace(graph, attributes=attributes)
-        return _Sizes(rehearsal.network, tried, rehearsal.example, drops, rehearsal.evaluating).failure([group])
-
-    return find_attributes(model, graph, [g for g in graph.groups if g.name in reasons], failure)
+    failing = [g for g in graph.groups if g.name in reasons]
+    return find_attributes(model, graph, failing, lambda found, group: sizes.setting(found).failure([group]))
 
 
 _RANDOM = "forward draws random numbers in eval mode ({}): they were constants while the cuts were tried"
-_NO_TRAINING = "the cuts were not tried in training mode, where forward fails on the example: {}"
+_NO_TRAINING = "the cuts were not tried in training mode: {}"
 _IN_TRAINING = "in training mode, "
 
 
@@ -166,28 +172,41 @@ def _first_clash(groups: Sequence[ChannelGroup], failure: Failure) -> dict[str, 
 
 
 class _Sizes:
-    """Trials on tensors without values. dense: run of the dense network, in the mode that the trials have too."""
+    """Trials on tensors without values. A network that does not run without values passes them all."""
 
     def __init__(
         self,
-        network: FakeNetwork,
+        model: nn.Module,
         graph: ChannelGraph,
         example: tuple[Any, ...],
         drops: Drops,
-        dense: FakeRun,
+        *,
+        training: bool = False,
     ) -> None:
-        self.network, self.graph, self.example, self.drops, self.dense = network, graph, example, drops, dense
+        self.network, self.graph, self.example, self.drops = FakeNetwork(model), graph, example, drops
+        self.training = training
 
-    def failure(self, groups: Sequence[ChannelGroup]) -> str | None:
+    def setting(self, attributes: Attributes) -> "_Sizes":
+        """Returns the same trials with numbers in modules set after the cuts."""
+        made = copy.copy(self)
+        made.graph = replace(self.graph, attributes=attributes)
+        return made
+
+    @cached_property
+    def dense(self) -> Run | None:
+        """The run of the dense network; None if it needs values."""
+        try:
+            return self.network.run(self.example, training=self.training)
+        except Exception:  # forward may look at values, or raise anything: numbers decide then  # noqa: BLE001
+            return None
+
+    def failure(self, groups: Sequence[ChannelGroup], sizes: Sequence[int] = (FEW, HALF)) -> str | None:
         """Returns why these groups cannot be cut together, by sizes alone."""
-        exact = [g for g in groups if g.name not in self.graph.inexact]
-        for size in (FEW, HALF):
-            why = self._try(groups, size, exact=len(exact) == len(groups))
-            if why is not None:
-                return why
-        return self._try(exact, HALF, exact=True) if 0 < len(exact) < len(groups) else None
+        return next((why for size in sizes if (why := self._try(groups, size)) is not None), None)
 
-    def _try(self, groups: Sequence[ChannelGroup], size: int, *, exact: bool) -> str | None:
+    def _try(self, groups: Sequence[ChannelGroup], size: int) -> str | None:
+        if self.dense is None:
+            return None
         plan = plan_of(self.graph, groups, self.drops, size)
         going, sizes = removed_positions(self.graph, plan), shapes(self.graph, plan)
         try:
@@ -196,7 +215,7 @@ class _Sizes:
                 sizes,
                 going,
                 earlier=self.dense.record,
-                training=self.dense.training,
+                training=self.training,
                 attributes=changed_attributes(self.graph, sizes),
             )
         except WidthError as error:
@@ -208,6 +227,4 @@ class _Sizes:
                 return f"forward fixes its size: an output becomes {mine} instead of {true}"
         if len(run.outputs) != len(self.dense.outputs):
             return f"forward fixes its size: it gives {len(run.outputs)} tensors instead of {len(self.dense.outputs)}"
-        if exact and run.replayed:
-            return f"forward computes with its size: {run.replayed[0]} runs over its channels"
-        return None
+        return over_channels(self.graph, groups, run.replayed)

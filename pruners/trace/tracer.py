@@ -66,7 +66,7 @@ def trace(
     policy = _Policy(frozen, strict)
     _walk(program, names, ledger, policy)
     rehearsal = rehearse(model, inputs, calls, len(_output_tensors(program)))
-    if rehearsal is not None and rehearsal.training is not None and not rehearsal.trains_alike:
+    if rehearsal.trains and not rehearsal.trains_alike:
         # a branch that cannot be walked is left to the trial, which freezes what it reads
         with ledger.only_ties("in training mode"), suppress(NotTraceable, UnsupportedOp):
             _walk(_export(model, inputs, training=True), names, ledger, policy)
@@ -85,8 +85,7 @@ def trace(
         layers=layers,
         unlayered=unlayered,
     )
-    part = inputs if rehearsal is None else rehearsal.example
-    found, unstacked = stacks.find_stacks(model, graph, part, frozen)
+    found, unstacked = stacks.find_stacks(model, graph, rehearsal.example, frozen)
     graph = replace(graph, stacks=found, unstacked=unstacked)
     return probe.verify(model, graph, inputs, rehearsal) if verify else graph
 

@@ -37,6 +37,13 @@ def plan_of(graph: ChannelGraph, groups: Sequence[ChannelGroup], drops: Drops, s
     return PruningPlan(tuple(plans))
 
 
+def over_channels(graph: ChannelGraph, groups: Sequence[ChannelGroup], replayed: Sequence[str]) -> str | None:
+    """Returns the objection to a norm, or to attention, whose width changed though all of the groups are exact."""
+    if not replayed or any(g.name in graph.inexact for g in groups):
+        return None
+    return f"forward computes with its size: {replayed[0]} runs over its channels"
+
+
 Look = tuple[torch.dtype | None, Bounds]
 """Precision of a look, None for the network's own number types, and what counts as rounding in it."""
 
@@ -65,6 +72,7 @@ class Trial:
         self._unread = replace(graph, groups=tuple(reading))
         self._base: tuple[torch.dtype | None, dict[str, set[int]], nn.Module] | None = None
         self._other: dict[torch.dtype | None, tuple[list[Tensor], Record]] = {}
+        self._cut: tuple[PruningPlan, nn.Module] | None = None
         self._errors: dict[torch.dtype | None, str] = {}
 
     def failure(self, groups: Sequence[ChannelGroup], sizes: Sequence[int] = (FEW, HALF)) -> str | None:
@@ -76,6 +84,14 @@ class Trial:
             if why is not None:
                 return why
         return None
+
+    def go_on(self, example: tuple[Any, ...]) -> None:
+        """Takes another example from now on, with the networks as they are."""
+        self.example = example
+
+    def close(self) -> None:
+        """Gives up the copies of the network."""
+        self._base = self._cut = None
 
     def drawn(self) -> tuple[str, ...]:
         """Returns the names of the operators that draw random numbers in the dense network."""
@@ -114,14 +130,16 @@ class Trial:
 
         It runs with other weights, so that the places of its outputs that are no constants are known.
         """
-        self._base = None
+        if precision in self._other:
+            return True
         try:
-            self._other[precision] = self._run(_rescale(self._fresh(precision, {}), self.seed), precision)[:2]
+            network = self._fresh(precision, {})
+            self._other[precision] = self._run(network, precision)[:2]
+            _rescale(network, self.seed)
         except Exception as error:  # a forward with hard-coded number types may raise anything  # noqa: BLE001
             self._errors[precision] = first_line(error)
-            return False
-        finally:
             self._base = None
+            return False
         return True
 
     def _fresh(self, precision: torch.dtype | None, gone: dict[str, set[int]]) -> nn.Module:
@@ -131,7 +149,7 @@ class Trial:
             if kind == precision and all(u <= gone.get(g, set()) for g, u in masked.items()):
                 self._base = (precision, gone, network)
                 return network
-        self._base = None  # the old copy goes before the new one comes
+        self._base = self._cut = None  # the old copy goes before the new one comes
         network = surgery.rebuilt(self.model, {}, lambda _, tensor: _as(tensor, precision))
         network.eval()
         if self.training:
@@ -146,23 +164,38 @@ class Trial:
         plan = plan_of(self.graph, groups, self.drops, size)
         gone = {g.name: set(self.drops[g.name][size]) for g in groups}
         masked = self._fresh(precision, gone)
-        cut = surgery.apply(masked, self.graph, plan)
+        cut = self._apply(masked, plan)
         surgery.mask_in_place(masked, surgery.removed_positions(self.graph, plan))
         true, record, _ = self._run(masked, precision)
         if not all(bool(t.isfinite().all()) for t in true):
             # a channel of zeros may be divided by, or its log taken
             self._base = None
             masked = self._fresh(precision, gone)
+            cut = self._apply(masked, plan)
             surgery.mask_in_place(masked, surgery.removed_positions(self._unread, plan))
             true, record, _ = self._run(masked, precision)
-            self._base = None
+            self._base = None  # what is masked in it is not what `gone` says
         try:
-            made, observed, _ = self._run(cut, precision, record)
+            made, observed, replayed = self._run(cut, precision, record)
         except WidthError as error:
             return f"forward computes with its size: {error}"
         except Exception as error:  # the user's forward may raise anything on the cut network  # noqa: BLE001
             return f"forward fixes its size: {first_line(error)}"
+        if [t.shape for t in self._other[precision][0]] != [t.shape for t in true]:
+            del self._other[precision]  # those on the first example
+            self._base = None
+            if not self._runs(precision):
+                raise NotTraceable(f"{type(self.model).__name__} cannot run on the example")
+        if (why := over_channels(self.graph, groups, replayed)) is not None:
+            return why
         return self._judge((made, observed), (true, record), self._other[precision], bounds)
+
+    def _apply(self, network: nn.Module, plan: PruningPlan) -> nn.Module:
+        """Returns the cut network, the one of the last look if that had the same plan and the same weights."""
+        if self._cut is None or self._cut[0] != plan:
+            self._cut = None  # the old one goes before the new one comes
+            self._cut = plan, surgery.apply(network, self.graph, plan)
+        return self._cut[1]
 
     def _judge(
         self,
@@ -173,13 +206,14 @@ class Trial:
     ) -> str | None:
         if len(made[0]) != len(true[0]):
             return f"forward fixes its size: it gives {len(made[0])} tensors instead of {len(true[0])}"
-        for mine, right in zip(made[0], true[0], strict=True):
-            if mine.shape != right.shape:
-                return f"forward fixes its size: an output becomes {tuple(mine.shape)} instead of {tuple(right.shape)}"
-            if right.numel() and bool(right.isnan().all()):
+        for one, two in zip(made[0], true[0], strict=True):
+            if one.shape != two.shape:
+                return f"forward fixes its size: an output becomes {tuple(one.shape)} instead of {tuple(two.shape)}"
+            if two.numel() and bool(two.isnan().all()):
                 return "cannot be checked: an output on the example is not a number; give another example"
         real = [i for i, t in enumerate(true[0]) if t.is_floating_point() or t.is_complex()]
-        verdict = compare(*([side[0][i] for i in real] for side in (made, true, other)), bounds)
+        mine, right, rest = ([side[0][i] for i in real] for side in (made, true, other))
+        verdict = compare(mine, right, rest, bounds)
         if verdict != "different" and (verdict == "unseen" or len(real) < len(true[0])):
             # the last numbers before they were rounded to indices or truth values
             before = [
@@ -187,7 +221,9 @@ class Trial:
                 for m, t, o in zip(*(reversed(side[1].rounded) for side in (made, true, other)), strict=False)
                 if m.shape == t.shape == o.shape
             ]
-            inner = compare(*([row[i] for row in before] for i in range(3)), bounds)
+            inner = compare(
+                [m for m, _, _ in before], [t for _, t, _ in before], [o for *_, o in before], bounds
+            )
             verdict = inner if inner != "unseen" else verdict
             whole = [i for i in range(len(true[0])) if i not in real]
             if any(not torch.equal(made[0][i], true[0][i]) for i in whole):

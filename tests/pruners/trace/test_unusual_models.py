@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunefront.errors import NotTraceable
+from prunefront.errors import NotTraceable, PrunefrontError
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.trace.tracer import trace
@@ -94,12 +94,20 @@ class Hooked(Two):
 
 def test_a_hook_goes_with_the_copy_that_it_belongs_to() -> None:
     model, x = Hooked().eval(), torch.randn(2, 3, 8, 8)
-    model(x)
+    with torch.no_grad():
+        model(x)
     kept = model.seen["x"]
     graph = trace(model, x)
     assert {g.name for g in graph.groups} == {"one.0"}
+    assert model.seen["x"] is kept
     small: Any = halved(model, graph)
     assert small(x).shape == (2, 2)
     assert small.seen["x"].shape[1] == 4
-    assert model(x).shape == (2, 2)
-    assert model.seen["x"].shape == kept.shape
+    assert model.seen["x"] is kept
+
+
+def test_a_network_that_keeps_a_tensor_with_gradients_says_what_to_do() -> None:
+    model, x = Hooked().eval(), torch.randn(2, 3, 8, 8)
+    model(x)
+    with pytest.raises(PrunefrontError, match=r"torch\.no_grad\(\)"):
+        trace(model, x)
