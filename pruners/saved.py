@@ -104,7 +104,7 @@ def plan_document(graph: ChannelGraph, plan: PruningPlan) -> dict[str, Any]:
 
 
 def attributes_of(document: Mapping[str, Any]) -> tuple[SizeAttribute, ...]:
-    """Returns the numbers in modules that a plan.json sets. Raises TypeError, ValueError or KeyError for other content."""
+    """Returns the numbers in modules that a plan.json sets. Raises TypeError, ValueError or KeyError for others."""
     found = []
     for a in document.get("attributes", ()):
         made = SizeAttribute(a["module"], a["name"], a["place"], a["value"], "", 0)

@@ -73,10 +73,14 @@ def set_attributes(model: nn.Module, attributes: Iterable[SizeAttribute]) -> Non
             number = held[a.place]
         elif a.place != -1:
             number = None
-        if type(number) is not int or not 0 < a.value <= number or type(module).__module__.startswith("torch."):
+        if (
+            type(number) is not int
+            or not 0 < a.value <= number
+            or type(module).__module__.startswith("torch.")
+        ):
             raise PrunefrontError(
-                f"{a.name!r:.60} of module {a.module!r:.60} cannot be set to {a.value!r:.20}: it is no larger whole number "
-                "of the network; load the weights into the network they were cut from"
+                f"{a.name!r:.60} of module {a.module!r:.60} cannot be set to {a.value!r:.20}: it is no larger whole "
+                "number of the network; load the weights into the network they were cut from"
             )
         if isinstance(held, tuple):
             setattr(module, a.name, (*held[: a.place], a.value, *held[a.place + 1 :]))
@@ -139,7 +143,9 @@ def reduced_graph(graph: ChannelGraph, plan: PruningPlan) -> ChannelGraph:
             for g in graph.groups
         ),
         shapes=sizes,
-        attributes=tuple({**{_key(a): a for a in graph.attributes}, **{_key(a): a for a in changed}}.values()),
+        attributes=tuple(
+            {**{_key(a): a for a in graph.attributes}, **{_key(a): a for a in changed}}.values()
+        ),
         layers=tuple(reduced_layer(graph, layer, sizes[layer.name]) for layer in graph.layers),
     )
 
@@ -264,8 +270,8 @@ def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     except RuntimeError as error:  # torch refuses tensors with a history
         raise PrunefrontError(
             f"{type(model).__name__} cannot be copied, as it holds a tensor that was computed with gradients: take it "
-            "off the module first, make it a parameter or buffer, or, where forward keeps it, run the network once under "
-            "torch.no_grad()"
+            "off the module first, make it a parameter or buffer, or, where forward keeps it, run the network once "
+            "under torch.no_grad()"
         ) from error
     for hook, name, module in _computed_weights(copied):
         _compute_weight(hook, name, module)

@@ -49,7 +49,8 @@ class FakeNetwork:
     ) -> Run:
         """Runs the network, cut to `sizes` where `going` says which positions are gone.
 
-        attributes: numbers in modules that are set. earlier: record of a run whose statistics are replayed. Raises whatever the network's forward raises.
+        attributes: numbers in modules that are set. earlier: record of a run whose statistics are replayed. Raises
+        whatever the network's forward raises.
         """
         sizes = sizes or {}
         network = surgery.rebuilt(

@@ -188,7 +188,10 @@ class Held(TorchFunctionMode):
             return result
         if [t.shape for t in made] != [t.shape for t in earlier.held]:
             # other channels are still there, each with a statistic of its own
-            before, now = math.prod(earlier.shape) // max(1, earlier.held[0].numel()), x.numel() // max(1, made[0].numel())
+            before, now = (
+                math.prod(earlier.shape) // max(1, earlier.held[0].numel()),
+                x.numel() // max(1, made[0].numel()),
+            )
             return result if before == now else _over(name, before, x, args[1:], kwargs)
         return type(result)(earlier.held) if isinstance(result, tuple) else earlier.held[0].clone()
 

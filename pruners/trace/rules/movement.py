@@ -3,7 +3,17 @@
 import numpy as np
 
 from prunefront.errors import UnsupportedOp
-from prunefront.pruners.trace.labels import Labels, Ledger, Shape, blank, lift, move, reshape_runs, spread, squash
+from prunefront.pruners.trace.labels import (
+    Labels,
+    Ledger,
+    Shape,
+    blank,
+    lift,
+    move,
+    reshape_runs,
+    spread,
+    squash,
+)
 from prunefront.pruners.trace.rules.call import Call, Value, rule
 
 

@@ -101,7 +101,9 @@ def test_attributes_are_saved_with_the_plan(tmp_path: Path) -> None:
     cut = surgery.apply(model, graph, plan).eval()
     save_network(cut, graph, plan, tmp_path)
     assert torch.equal(load_network(Net(), tmp_path)(x), cut(x))
-    assert {"module": "", "name": "flat", "place": -1, "value": 12} in plan_document(graph, plan)["attributes"]
+    assert {"module": "", "name": "flat", "place": -1, "value": 12} in plan_document(graph, plan)[
+        "attributes"
+    ]
 
 
 @pytest.mark.parametrize(
