@@ -17,6 +17,7 @@ from torch.utils import _pytree
 LAYER_NORMS = frozenset({F.layer_norm, torch.layer_norm})
 GROUP_NORMS = frozenset({F.group_norm, torch.group_norm})
 RMS_NORMS = frozenset({F.rms_norm, torch.rms_norm})
+BATCH_NORMS = frozenset({F.batch_norm, torch.batch_norm})
 MEANS = frozenset({"mean", "var", "std", "var_mean", "std_mean"})
 DROPOUTS = frozenset(
     {
@@ -96,6 +97,8 @@ class Held(TorchFunctionMode):
             return self._norm(func, args, kwargs)
         if name in MEANS:
             return self._mean(name, func, args, kwargs)
+        if func in BATCH_NORMS and _by_itself(args, kwargs):
+            return self._batch_norm(func, args, kwargs)
         if func is F.scaled_dot_product_attention:
             args, kwargs = self._attention(args, kwargs)
         elif func is F.multi_head_attention_forward:
@@ -184,8 +187,29 @@ class Held(TorchFunctionMode):
         if earlier is None or not isinstance(earlier.held, tuple):
             return result
         if [t.shape for t in made] != [t.shape for t in earlier.held]:
-            return result  # the channels are still there
+            # other channels are still there, each with a statistic of its own
+            before, now = (
+                math.prod(earlier.shape) // max(1, earlier.held[0].numel()),
+                x.numel() // max(1, made[0].numel()),
+            )
+            return result if before == now else _over(name, before, x, args[1:], kwargs)
         return type(result)(earlier.held) if isinstance(result, tuple) else earlier.held[0].clone()
+
+    def _batch_norm(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Normalises a weight by its own statistics, which count the channels that are cut as zeros."""
+        result: Tensor = func(*args, **kwargs)
+        given = dict(zip(_BATCH_NORM_ARGUMENTS, args, strict=False)) | kwargs
+        x, dims = given["input"], (0, *range(2, given["input"].dim()))
+        earlier = self._site(func.__name__, x.shape, ())
+        if earlier is None:
+            return result
+        before = math.prod(earlier.shape) // earlier.shape[1]
+        mean = x.sum(dims, keepdim=True) / before
+        variance = x.square().sum(dims, keepdim=True) / before - mean.square()
+        flat = (x - mean) * (variance + given.get("eps", 1e-5)).rsqrt()
+        shape = (1, -1, *(1,) * (x.dim() - 2))
+        flat = flat if given.get("weight") is None else flat * given["weight"].view(shape)
+        return flat if given.get("bias") is None else flat + given["bias"].view(shape)
 
     def _attention(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -199,6 +223,34 @@ class Held(TorchFunctionMode):
                 self.replayed["attention"] = None
                 kwargs = {**kwargs, "scale": earlier.held}
         return args, kwargs
+
+
+_BATCH_NORM_ARGUMENTS = (
+    "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"
+)  # fmt: skip
+
+
+def _by_itself(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Says whether a batch norm has no running statistics."""
+    given = dict(zip(_BATCH_NORM_ARGUMENTS, args, strict=False)) | dict(kwargs)
+    return given.get("running_mean") is None
+
+
+def _over(name: str, count: int, x: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Returns a statistic of x and as many zeros as make `count` entries for each result."""
+    given = dict(zip(("dim", "keepdim"), args, strict=False)) | dict(kwargs)
+    dims = given.get("dim")
+    if isinstance(args[0] if args else None, bool):  # var(unbiased)
+        dims, given = None, {"correction": int(args[0])}
+    where = tuple(range(x.dim())) if dims is None else dims
+    keepdim = bool(given.get("keepdim", False))
+    mean = x.sum(where, keepdim=keepdim) / count
+    if name == "mean":
+        return mean
+    correction = given.get("correction", int(given.get("unbiased", True)))
+    variance = (x.square().sum(where, keepdim=keepdim) - count * mean.square()) / (count - correction)
+    spread = variance.clamp_min(0).sqrt() if name.startswith("std") else variance
+    return (spread, mean) if name.endswith("_mean") else spread
 
 
 _NORM_ARGUMENTS = ("input", "how", "weight", "bias", "eps")

@@ -324,6 +324,11 @@ class Ledger:
         a, b = (self.canon(lift(x, len(shape))) for x in (left, right))
         spread_a = any(b.varies(i) and not a.varies(i) for i in range(len(shape)))
         spread_b = any(a.varies(i) and not b.varies(i) for i in range(len(shape)))
+        if (
+            spread_a and spread_b and a.labelled() and b.labelled()
+        ):  # an outer product: the wider one stays free
+            narrow_a = len(np.unique(a.data)) < len(np.unique(b.data))
+            spread_a, spread_b = narrow_a, not narrow_a
         if spread_a and a.labelled():
             a = self.drop(a, "is broadcast over other channels")
         if spread_b and b.labelled():

@@ -57,10 +57,10 @@ def verify(
     failed = trial.failure(graph.groups) is not None
     if failed:
         settle(sizes.failure)
-        if reasons and (attributes := _helpful(model, sizes, reasons)):
+        if reasons and (attributes := _helpful(model, graph, sizes, reasons)):
+            trial.close()
             graph = replace(graph, attributes=attributes)
-            sizes = sizes.with_graph(graph)
-            trial = Trial(model, graph, part, drops, seed=seed)
+            sizes, trial = sizes.setting(attributes), Trial(model, graph, part, drops, seed=seed)
             reasons.clear()
             settle(sizes.failure)
         settle(trial.failure)
@@ -90,13 +90,12 @@ def verify(
     return _frozen(graph, reasons, notes)
 
 
-def _helpful(model: nn.Module, sizes: "_Sizes", reasons: Mapping[str, str]) -> Attributes:
+def _helpful(
+    model: nn.Module, graph: ChannelGraph, sizes: "_Sizes", reasons: Mapping[str, str]
+) -> Attributes:
     """Returns attributes of modules that let groups pass which fail without: `forward` takes its sizes from them."""
-
-    def failure(attributes: Attributes, group: ChannelGroup) -> str | None:
-        return sizes.with_graph(replace(sizes.graph, attributes=attributes)).failure([group])
-
-    return find_attributes(model, sizes.graph, [g for g in sizes.graph.groups if g.name in reasons], failure)
+    failing = [g for g in graph.groups if g.name in reasons]
+    return find_attributes(model, graph, failing, lambda found, group: sizes.setting(found).failure([group]))
 
 
 _RANDOM = "forward draws random numbers in eval mode ({}): they were constants while the cuts were tried"
@@ -187,6 +186,12 @@ class _Sizes:
         self.network, self.graph, self.example, self.drops = FakeNetwork(model), graph, example, drops
         self.training = training
 
+    def setting(self, attributes: Attributes) -> "_Sizes":
+        """Returns the same trials with numbers in modules set after the cuts."""
+        made = copy.copy(self)
+        made.graph = replace(self.graph, attributes=attributes)
+        return made
+
     @cached_property
     def dense(self) -> Run | None:
         """The run of the dense network; None if it needs values."""
@@ -194,12 +199,6 @@ class _Sizes:
             return self.network.run(self.example, training=self.training)
         except Exception:  # forward may look at values, or raise anything: numbers decide then  # noqa: BLE001
             return None
-
-    def with_graph(self, graph: ChannelGraph) -> "_Sizes":
-        """Returns the same trials on another graph of the same network."""
-        other = copy.copy(self)  # the dense run goes along
-        other.graph = graph
-        return other
 
     def failure(self, groups: Sequence[ChannelGroup], sizes: Sequence[int] = (FEW, HALF)) -> str | None:
         """Returns why these groups cannot be cut together, by sizes alone."""

@@ -21,7 +21,7 @@ from torch.fx import Graph, GraphModule, Node
 from prunefront.errors import NotTraceable, UnknownName, UnsupportedOp
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.trace import handwritten, probe, sites, stacks
-from prunefront.pruners.trace.fake import Rehearsal, rehearse, watch_calls
+from prunefront.pruners.trace.fake import Rehearsal, quiet_about_sizes, rehearse, watch_calls
 from prunefront.pruners.trace.groups import collect_groups, groups_with
 from prunefront.pruners.trace.labels import Labels, Ledger, Stored, Use, blank
 from prunefront.pruners.trace.refusals import refuse
@@ -160,7 +160,8 @@ def _quiet() -> Iterator[None]:
     level = shapes.level
     shapes.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+        silent = redirect_stderr(StringIO()), redirect_stdout(StringIO())
+        with warnings.catch_warnings(), quiet_about_sizes(), silent[0], silent[1]:
             warnings.simplefilter("ignore")  # what a module assigns in its forward is its own affair
             yield
     finally:
