@@ -64,7 +64,7 @@ class Evaluator:
     """Holds the dense network and the calibration batches; every candidate starts from copies of them."""
 
     def __init__(self, bench: Workbench) -> None:
-        self.bench = bench = bench.here()
+        self.bench = bench = bench.on_this_machine()
         self.dense = bench.dense_model()
         recipe = bench.recipe
         rng = np.random.default_rng([bench.seed, 1])
