@@ -10,7 +10,7 @@ COLUMNS = (*OBJECTIVES, "accuracy_low", "accuracy_high", "latency_ratio_high", "
 """Fields of a row that can be bounded."""
 
 
-def select(rows: Sequence[FrontRow], under: Mapping[str, float], by: str) -> FrontRow:
+def best_row(rows: Sequence[FrontRow], under: Mapping[str, float], by: str) -> FrontRow:
     """Returns the row that is best in the objective `by` among those with `row[name] <= bound` for every bound.
 
     Raises FrontError for a column or an objective that there is not, and where no row is within the bounds; it then

@@ -11,13 +11,13 @@ from rich.text import Text
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import DataSection, GoalSection
 from prunefront.pipelines.data import load
-from prunefront.pipelines.formats.weights import load_weights
 from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.checks import NamingSections, check_names, check_per_group
 from prunefront.pipelines.prepare.feasibility import Infeasible, check_bounds, exact_values, least
 from prunefront.pipelines.prepare.misfits import misfits
-from prunefront.pipelines.prepare.network import trace_model
+from prunefront.pipelines.prepare.network import load_given, trace_model
 from prunefront.pipelines.prepare.problem import offered, widest_space
+from prunefront.pipelines.prepare.repairs import rough
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
@@ -26,6 +26,13 @@ from prunefront.pruners.plan.cost import cost, locked_macs
 from prunefront.pruners.plan.decide import keep_counts
 from prunefront.pruners.scoring import why_not
 from prunefront.search.outcomes.constraints import EXACT, ConstraintError
+
+REPAIRS = {
+    "moments": "weights that read what is cut are fitted again, from moments of the calibration images",
+    "criterion": "weights that read what is cut are fitted again where the criterion says so",
+    "none": "weights stay as they are",
+}
+"""Lines on what follows a cut, by space.repair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +52,15 @@ class Inspection:
     graph: ChannelGraph
     infeasible: str | None = None
     """Why no network of the space meets the study's bounds on exact costs."""
+    notes: tuple[str, ...] = ()
+    """Lines on how data and weights were read, where they are not in their plain form."""
 
     def to_json(self) -> dict[str, Any]:
-        """misfits (lines on what the study asks for and its network cannot have), groups (name, units, members, keeps,
-        criteria, left_out), frozen (name, channels, macs, reason), notes (lines on what the trial of the cuts could not
-        see), stacks (name, blocks), unstacked, layers (name, shape, macs, keeps, bits, left_out), unlayered, macs,
-        params, size_bytes, constraints (bound, limit, smallest), infeasible.
+        """notes (lines on how data and weights were read, and on what the trial of the cuts could not see), misfits
+        (lines on what the study asks for and its network cannot have), groups (name, units, members, keeps, criteria,
+        left_out), frozen (name, channels, macs, reason), stacks (name, blocks), unstacked, layers (name, shape, macs,
+        keeps, bits, left_out), unlayered, macs, params, size_bytes, constraints (bound, limit, smallest), infeasible,
+        repair (what weights are fitted by after a cut), roughly_repaired (lines on too wide ones).
 
         macs of frozen channels: those that no cut reaches because of them. left_out: criterion -> why it does not fit
         the group, or granularity -> why the layer cannot take it. unstacked, unlayered: path or name -> why it is left
@@ -60,6 +70,7 @@ class Inspection:
         price = cost(self.graph)
         space = self.study.space
         return {
+            "notes": [*self.notes, *self.graph.notes],
             "misfits": self._misfits(),
             "groups": [
                 {
@@ -78,7 +89,6 @@ class Inspection:
                 {"name": f.name, "channels": f.channels, "macs": round(macs), "reason": f.reason}
                 for f, macs in zip(self.graph.frozen, locked_macs(self.graph), strict=True)
             ],
-            "notes": list(self.graph.notes),
             **self._stacks(),
             **self._layers(),
             "macs": price.macs,
@@ -86,6 +96,8 @@ class Inspection:
             "size_bytes": price.size_bytes,
             "constraints": self._constraints(),
             "infeasible": self.infeasible,
+            "repair": space.repair,
+            "roughly_repaired": list(rough(self.graph)) if space.repair == "moments" else [],
         }
 
     def _constraints(self) -> list[dict[str, Any]]:
@@ -134,7 +146,7 @@ class Inspection:
             keeps = offered(layer, space)
             reasons = {name: layer_granularities[name].why_not(layer) for name in asked}
             left_out = {
-                name: reasons[name] or f"comes near none of the densities {list(space.densities)}"
+                name: reasons[name] or f"reaches none of the densities {list(space.densities)}"
                 for name in asked
                 if name not in keeps
             }
@@ -165,11 +177,12 @@ def inspect(study: InspectedSections) -> Inspection:
     met: `infeasible` has them.
     """
     check_names(study)
-    splits = load(study.data)
+    notes: list[str] = []
+    splits = load(study.data, say=notes.append)
     shape = splits.train.images.shape[1:]
     model = build(study.model, classes=splits.classes, input_shape=shape, seed=study.seed)
-    if study.model.weights is not None:
-        load_weights(model, study.model.weights)
+    if found := load_given(model, study.model):
+        notes.append(found)
     graph = trace_model(model, study.model.factory, study.space, study.quantisation, shape)
     check_per_group(study.space.per_group, graph)
     infeasible = None
@@ -179,7 +192,7 @@ def inspect(study: InspectedSections) -> Inspection:
             check_bounds(graph, space, study.space, study.quantisation, study.goal.constraints)
         except (Infeasible, ConstraintError) as error:
             infeasible = str(error)
-    return Inspection(study, graph, infeasible)
+    return Inspection(study, graph, infeasible, tuple(notes))
 
 
 def print_inspection(found: Inspection, console: Console) -> None:
@@ -190,10 +203,13 @@ def print_inspection(found: Inspection, console: Console) -> None:
         f"{data['size_bytes']:,} bytes",
         highlight=False,
     )
-    for line in (*data["misfits"], *data["notes"]):
+    for line in (*data["notes"], *data["misfits"]):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    console.print(f"after a cut: {REPAIRS[data['repair']]}", highlight=False, soft_wrap=True)
+    for line in data["roughly_repaired"]:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     if data["constraints"]:
-        table = Table("bound", "that is", "networks go down to", box=None, padding=(0, 2, 0, 0))
+        table = Table("bound", "that is", "smallest network of the space", box=None, padding=(0, 2, 0, 0))
         for row in data["constraints"]:
             limit = "known after training" if row["limit"] is None else f"{row['limit']:,.0f}"
             smallest = "" if row["smallest"] is None else f"{row['smallest']:,.0f}"
@@ -208,12 +224,12 @@ def print_inspection(found: Inspection, console: Console) -> None:
         table.add_row(*map(Text, cells))
     console.print(table)
     if data["stacks"]:
-        table = Table("stack", "blocks, of which one stays", box=None, padding=(0, 2, 0, 0))
+        table = Table("stack", "blocks, one of which stays", box=None, padding=(0, 2, 0, 0))
         for stack in data["stacks"]:
             table.add_row(*map(Text, (stack["name"], ", ".join(stack["blocks"]))))
         console.print(table)
     if data["layers"]:
-        table = Table("layer", "shape", "may be made of (% kept)", "bits", box=None, padding=(0, 2, 0, 0))
+        table = Table("layer", "shape", "granularities (% kept)", "bits", box=None, padding=(0, 2, 0, 0))
         for layer in data["layers"]:
             keeps = ", ".join(f"{n} {'/'.join(map(str, k))}" for n, k in layer["keeps"].items())
             shape, bits = "×".join(map(str, layer["shape"])), "/".join(map(str, layer["bits"]))
@@ -224,13 +240,13 @@ def print_inspection(found: Inspection, console: Console) -> None:
         for name, reason in group["left_out"].items():
             absent.setdefault((name, reason), []).append(group["name"])
     if absent:
-        table = Table("left out", "of", "which", box=None, padding=(0, 2, 0, 0))
+        table = Table("does not fit", "where", "why: it", box=None, padding=(0, 2, 0, 0))
         for (name, reason), groups in absent.items():
             table.add_row(*map(Text, (name, ", ".join(groups), reason)))
         console.print(table)
     for kind in ("unstacked", "unlayered"):
         if data[kind]:
-            table = Table("left alone", "why", box=None, padding=(0, 2, 0, 0))
+            table = Table("not pruned", "why: it", box=None, padding=(0, 2, 0, 0))
             for name, reason in data[kind].items():
                 table.add_row(Text(name), Text(reason))
             console.print(table)

@@ -90,7 +90,7 @@ def dense_network(study: NetworkSections, say: Say) -> Network:
     """
     folder = study.path / PREPARED
     factory, space, quantisation = study.model.factory, study.space, study.quantisation
-    splits = load_data(study.data)
+    splits = load_data(study.data, say=say)
     shape = splits.train.images.shape[1:]
     say(
         f"data: {len(splits.train):,} training, {len(splits.validation):,} validation and {len(splits.test):,} test "
@@ -111,9 +111,11 @@ def dense_network(study: NetworkSections, say: Say) -> Network:
     folder.mkdir(parents=True, exist_ok=True)
     if study.model.weights is not None:
         if study.model.initial is not None:
-            load_weights(model, study.model.initial)
+            if found := load_weights(model, study.model.initial):
+                say(found)
             save_weights(model, before)
-        load_weights(model, study.model.weights)
+        if found := load_given(model, study.model):
+            say(found)
         graph = trace_model(model.eval(), factory, space, quantisation, shape)
     else:
         save_weights(model, before)
@@ -127,6 +129,13 @@ def dense_network(study: NetworkSections, say: Say) -> Network:
     write_json(folder / "data.json", fingerprint(splits))
     write_json(folder / "graph.json", asdict(graph))  # last: its presence says that the rest is whole
     return Network(splits, model.eval(), graph, _initial(copy.deepcopy(model), before))
+
+
+def load_given(model: nn.Module, section: ModelSection) -> str:
+    """Loads the trained weights that a study file names; returns what was found in the file, "" for plain weights."""
+    if section.weights is None:
+        return ""
+    return load_weights(model, section.weights, key=section.weights_key, setting="model.weights_key")
 
 
 def _initial(model: nn.Module, path: Path) -> Mapping[str, NDArray[np.generic]] | None:
@@ -153,7 +162,7 @@ def _check_same_data(splits: Splits, then: Mapping[str, str], study: str) -> Non
     if changed := [name for name, digest in fingerprint(splits).items() if then[name] != digest]:
         raise PrunefrontError(
             f"the {' and '.join(changed)} images are no longer those that study {study!r} was started with; put them "
-            "back, or start afresh with --fresh or another `name`"
+            "back, or start again with --fresh or another `name`"
         )
 
 

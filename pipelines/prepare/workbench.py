@@ -81,10 +81,12 @@ def make_bench(study: BenchSections, network: Network, say: Say = lambda line: N
                     "license": study.model.license,
                 },
                 "data": study.data.model_dump(mode="json"),
+                "repair": study.space.repair,
             }
         ),
         device=device,
         train_images=study.scoring.train_images,
+        repair=study.space.repair,
     )
 
 

@@ -46,6 +46,9 @@ LONGEST_ORIGIN = 200
 SCORED_BY = ("validation_limit", "train_images")
 """Keys of [scoring] that a score depends on."""
 
+LATER_KEYS = ("image", "label", "classes", "shuffle", "size", "resize", "stream", "loaders", "cache_gb")
+"""Keys of [data] that came later: unset, they are in no digest, so that what earlier versions scored still counts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Signature:
@@ -101,9 +104,10 @@ def conditions(study: ScoreSections, data: Mapping[str, str], precision: str) ->
     """Digest of everything but the network that the score of an architecture depends on. data: digests of the images by
     part; the test images are in no score. precision: that networks are run in, as `auto` came out here."""
     space, section = study.space, study.data.model_dump(mode="json")
+    later = {name for name in LATER_KEYS if section[name] is None}
     said = {
         "images": {name: digest for name, digest in data.items() if name != "test"},
-        "data": {k: v for k, v in section.items() if k not in ("train", "test")},
+        "data": {k: v for k, v in section.items() if k not in ("train", "test") and k not in later},
         "search": {
             name: getattr(study.scoring, name) for name in SCORED_BY
         },  # as digests of earlier versions have it
@@ -112,6 +116,7 @@ def conditions(study: ScoreSections, data: Mapping[str, str], precision: str) ->
         "seed": study.seed,
         "precision": precision,
         "training": study.training.model_dump(mode="json") if study.scoring.train_images else None,
+        **({} if space.repair == "criterion" else {"repair": space.repair}),
     }
     text = json.dumps(said, sort_keys=True, default=str)
     return blake2b(text.encode(), digest_size=16).hexdigest()
@@ -200,15 +205,15 @@ def warm_start(
             for row in fitting:
                 known.setdefault(row.key, replace(row, seconds=None, trained=None))
             say(
-                f"warm start from {study.uri}: {counted} count here, too; the others are of another space or failed"
+                f"warm start from {study.uri}: {counted} are used; the others belong to another space or failed"
             )
         else:
             front = _front(fitting, objectives)
             for row in front:
                 seeds.setdefault(row.key, row.candidate)
             say(
-                f"warm start from {study.uri}: it was scored on other images or in another way, so {len(front)} "
-                f"networks of its front are scored first, anew ({counted} are of this space)"
+                f"warm start from {study.uri}: its scores come from other images or settings, so {len(front)} "
+                f"networks of its front are scored again first ({counted} are of this space)"
             )
     return WarmStart(tuple(known.values()), tuple(c for key, c in seeds.items() if key not in known))
 

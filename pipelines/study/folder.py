@@ -88,19 +88,20 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
         prepared = (folder / PREPARED / "graph.json").exists()
         if begun and not resume:
             raise PrunefrontError(
-                f"study {config.name!r} has been searched before ({folder}); --resume goes on with it, --fresh "
+                f"study {config.name!r} has been searched before ({folder}); --resume continues it, --fresh "
                 "deletes it, another `name` keeps both"
             )
-        different = differences(config, _object(study)) if study.exists() else []
+        kept = kept_config(folder)
+        different = [] if kept is None else differences(config, kept)
         if begun and different:
             raise PrunefrontError(
                 f"study {config.name!r} was started with another {', '.join(different)}; set that back, or start "
-                "afresh with --fresh or another `name`"
+                "again with --fresh or another `name`"
             )
         if begun and not (prepared and study.exists()):
             raise PrunefrontError(
-                f"study {config.name!r} cannot go on: {folder / PREPARED if study.exists() else study} is gone; put "
-                "it back, or start afresh with --fresh"
+                f"study {config.name!r} cannot continue: {folder / PREPARED if study.exists() else study} is missing; "
+                "restore it, or start again with --fresh"
             )
         if begun or (resume and prepared and not different):
             return
@@ -121,7 +122,14 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
     write_json(study, redact(config.to_json()))
 
 
-def _object(path: Path) -> Mapping[str, Any]:
+def kept_config(folder: Path) -> Mapping[str, Any] | None:
+    """Returns the configuration that an earlier run kept in a study's folder, None without one.
+
+    Raises PrunefrontError for a file that is not what a run wrote.
+    """
+    path = folder / STUDY
+    if not path.exists():
+        return None
     data = read_json(path)
     if not isinstance(data, dict):
         raise altered_file_error(path, "it holds no object")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,9 +34,10 @@ from prunefront.pipelines.workers.publish import published
 from prunefront.pipelines.workers.train import Keep, Recipe, begin, carry_out, laid_out
 from prunefront.pipelines.workers.workbench import Job, Workbench
 from prunefront.pruners.bits.bit_width import with_float_inputs
-from prunefront.pruners.cut.inherit import inherit, without_repair
+from prunefront.pruners.cut.inherit import inherit
 from prunefront.pruners.cut.prune import calibrate, prune
 from prunefront.pruners.cut.recalibrate import recalibrate
+from prunefront.pruners.cut.refit import Refit
 from prunefront.pruners.cut.scratch import scratch_network
 from prunefront.pruners.cut.surgery import apply
 from prunefront.pruners.graph.pruning_plan import DENSE, PruningPlan, inside, removed_blocks, without_channels
@@ -63,7 +64,7 @@ class Evaluator:
     """Holds the dense network and the calibration batches; every candidate starts from copies of them."""
 
     def __init__(self, bench: Workbench) -> None:
-        self.bench = bench = bench.here()
+        self.bench = bench = bench.on_this_machine()
         self.dense = bench.dense_model()
         recipe = bench.recipe
         rng = np.random.default_rng([bench.seed, 1])
@@ -79,6 +80,7 @@ class Evaluator:
         # drawn and augmented once: every candidate's statistics come from the same images
         self._calibration = list(itertools.islice(stream, -(-bench.calibration_images // CALIBRATION_BATCH)))
         self._validation = _first(bench.data.validation, bench.validation_limit)
+        self._repaired = _repaired(bench)
         self.timing_seconds = 0.0
         """Seconds that the last latency measurement took, without the wait for its slot."""
 
@@ -109,11 +111,13 @@ class Evaluator:
             run = begin(
                 bench.dense_model() if start is None else start,
                 bench.graph,
-                plan if start is None else without_repair(plan),
+                plan,
                 bench.data,
                 recipe,
                 self._calibration,
                 steps=-(-bench.train_images // recipe.batch_size),
+                # inherited weights belong to no single network, so there are no outputs to fit to
+                repaired=self._repaired if start is None else "none",
             )
             run.cut(statistics=False)
         teacher = self.dense if recipe.distill > 0 else None
@@ -153,7 +157,15 @@ class Evaluator:
         bench = self.bench
         recipe = replace(bench.recipe, epochs=job.epochs)
         with shared():
-            run = begin(bench.dense_model(), bench.graph, job.plan, bench.data, recipe, self._calibration)
+            run = begin(
+                bench.dense_model(),
+                bench.graph,
+                job.plan,
+                bench.data,
+                recipe,
+                self._calibration,
+                repaired=self._repaired,
+            )
         # a network from which nothing goes is the control of further training, and nothing else
         procedure, options = ("one_shot", {}) if job.plan.key() == DENSE else (bench.procedure, bench.options)
         phases = procedures[procedure](run, **options)
@@ -276,7 +288,9 @@ class Evaluator:
 
     def _prune(self, plan: PruningPlan) -> nn.Module:
         recipe = self.bench.recipe
-        model = prune(self.dense, self.bench.graph, plan, self._calibration, statistics=False)
+        model = prune(
+            self.dense, self.bench.graph, plan, self._calibration, statistics=False, repaired=self._repaired
+        )
         if recipe.channels_last:
             model = laid_out(model, torch.channels_last)
         with torch.autocast(self.bench.device, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
@@ -323,6 +337,17 @@ class Evaluator:
             },
             {"accuracy": (got.high - got.low) / 2},
         )
+
+
+def _repaired(bench: Workbench) -> Refit | Literal["criterion", "none"]:
+    """Returns what fits the weights after a cut. Raises PrunefrontError where it takes moments and there are none."""
+    if bench.repair != "moments":
+        return bench.repair
+    if bench.moments is None:
+        raise PrunefrontError(
+            "space.repair = 'moments' fits weights from moments of the calibration images, and none were gathered"
+        )
+    return Refit(bench.moments)
 
 
 def _seed(study: int, plan: PruningPlan) -> int:

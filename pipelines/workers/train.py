@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.data import SearchData, batches
+from prunefront.pruners.cut.refit import Refit
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.procedures import Phase
@@ -89,10 +90,11 @@ def begin(
     calibration: Sequence[Batch] = (),
     *,
     steps: int | None = None,
+    repaired: Refit | Literal["criterion", "none"] = "criterion",
 ) -> Run:
     """Returns what a training procedure starts from. model: dense, changed in place until the first cut.
 
-    steps: mini-batches to spend; None = those of the recipe's epochs.
+    steps: mini-batches to spend; None = those of the recipe's epochs. repaired: as in `Run`.
     """
     per_epoch = _steps(len(data.train), recipe.batch_size)
 
@@ -109,6 +111,7 @@ def begin(
         optimizer=optimizer,
         calibration=calibration,
         seed=recipe.seed,
+        repaired=repaired,
     )
 
 

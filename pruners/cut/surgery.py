@@ -46,6 +46,12 @@ def removed_positions(graph: ChannelGraph, plan: PruningPlan) -> RemovedPosition
     return going
 
 
+def left_positions(graph: ChannelGraph, going: RemovedPositions, name: str, axis: int) -> list[int]:
+    """Returns the positions of a tensor's axis that are left, ascending. going: of a plan for this graph."""
+    gone = set(going.get(name, {}).get(axis, ()))
+    return [i for i in range(graph.shapes[name][axis]) if i not in gone]
+
+
 def apply(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
     """Returns a new module without the dropped units; the input is untouched, gradients are not carried over.
 
@@ -53,7 +59,7 @@ def apply(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module
     """
     going = removed_positions(graph, plan)
     made = rebuilt(
-        model, going, lambda name, tensor: _smaller(tensor, going[name]) if name in going else tensor.clone()
+        model, going, lambda name, tensor: smaller(tensor, going[name]) if name in going else tensor.clone()
     )
     set_attributes(made, changed_attributes(graph, shapes(graph, plan)))
     return made
@@ -102,14 +108,43 @@ def rebuilt(
 
 def cut_tensor(going: RemovedPositions, name: str, tensor: Tensor) -> Tensor:
     """Returns the part of a tensor that is left, as a copy. tensor: of the dense shape of the state dict's `name`."""
-    return _smaller(tensor, going.get(name, {})).clone()
+    return smaller(tensor, going.get(name, {})).clone()
 
 
-def _smaller(tensor: Tensor, going: Mapping[int, list[int]]) -> Tensor:
-    for dim, positions in going.items():
-        keep = torch.from_numpy(np.flatnonzero(_stays(tensor.shape[dim], positions)))
-        tensor = tensor.index_select(dim, keep.to(tensor.device))
-    return tensor
+def smaller(tensor: Tensor, going: Mapping[int, list[int]]) -> Tensor:
+    """Returns the part of a tensor that is left; the tensor itself if nothing goes. going: axis -> positions."""
+    if len(going) < 2:
+        for dim, positions in going.items():
+            tensor = tensor.index_select(dim, _kept(tensor, dim, positions))
+        return tensor
+    shape = [n - len(set(going.get(dim, ()))) for dim, n in enumerate(tensor.shape)]
+    made = tensor.new_empty(shape)
+    _copy_cut(made, tensor, going)
+    return made
+
+
+_AT_ONCE = 1 << 22
+"""Elements that are cut at once: along the second axis no copy of the whole tensor is made."""
+
+
+def _copy_cut(made: Tensor, tensor: Tensor, going: Mapping[int, list[int]]) -> None:
+    """Writes what is left of a tensor into `made`, *in place*, a few rows at a time. going: axis -> positions."""
+    if not tensor.dim():
+        made.copy_(tensor)
+        return
+    rows = _kept(tensor, 0, going.get(0, []))
+    step = max(1, _AT_ONCE // max(1, tensor[:1].numel()))
+    for start in range(0, len(rows), step):
+        part = tensor.index_select(0, rows[start : start + step])
+        for dim, positions in going.items():
+            if dim:
+                part = part.index_select(dim, _kept(tensor, dim, positions))
+        made[start : start + step].copy_(part)
+
+
+def _kept(tensor: Tensor, dim: int, positions: list[int]) -> Tensor:
+    """Returns the positions along an axis that stay."""
+    return torch.from_numpy(np.flatnonzero(_stays(tensor.shape[dim], positions))).to(tensor.device)
 
 
 def _stays(size: int, positions: list[int]) -> NDArray[np.bool_]:

@@ -59,7 +59,7 @@ class FakeNetwork:
         surgery.set_attributes(network, attributes)
         _set_mode(network, training=training)
         inputs = _pytree.tree_map_only(Tensor, lambda t: self._fake(t, t.shape), example)
-        with _quiet(), self.mode:
+        with quiet_about_sizes(), self.mode:
             return _observe(network, inputs, earlier)
 
     def _fake(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
@@ -83,7 +83,7 @@ def _observe(network: nn.Module, inputs: tuple[Any, ...], earlier: Record | None
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_about_sizes() -> Iterator[None]:
     """Suppresses what torch logs about sizes that do not fit: they are an answer here."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     level = log.level

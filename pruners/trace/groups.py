@@ -25,7 +25,7 @@ def collect_groups(ledger: Ledger) -> tuple[tuple[ChannelGroup, ...], tuple[Froz
     taken: dict[str, int] = {}
     for classes, axes in _alike(ledger, roots, free, produced):
         if len(classes) == 1:
-            reasons[int(classes[0])] = "goes as a whole or not at all"
+            reasons[int(classes[0])] = "can only be removed as a whole"
             continue
         first = next(key for key in ledger.producers if key in axes)
         order = sorted(axes, key=lambda key: (key != first, ledger.roles.get(key, "other") != "out"))

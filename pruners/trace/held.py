@@ -120,7 +120,7 @@ class Held(TorchFunctionMode):
     ) -> Any:
         self.record.drawn[name] = None
         if name in SEEDED:
-            torch.manual_seed(len(self.record.drawn))
+            torch.default_generator.manual_seed(len(self.record.drawn))
         result = func(*args, **kwargs)
         if name in DRAWS and isinstance(result, Tensor):
             with torch.no_grad():
@@ -276,9 +276,9 @@ def _draws(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def own_chance() -> Iterator[None]:
-    """Leaves torch's generator as it was."""
+    """Starts torch's generator on the CPU from a fixed seed, and leaves it as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         yield
 
 

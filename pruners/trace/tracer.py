@@ -1,5 +1,6 @@
 """Tracing of a module with an example input: `torch.export`, then a walk over the operators on labels."""
 
+import gc
 import logging
 import operator
 import re
@@ -20,7 +21,7 @@ from torch.fx import Graph, GraphModule, Node
 from prunefront.errors import NotTraceable, UnknownName, UnsupportedOp
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.trace import handwritten, probe, sites, stacks
-from prunefront.pruners.trace.fake import rehearse, watch_calls
+from prunefront.pruners.trace.fake import Rehearsal, quiet_about_sizes, rehearse, watch_calls
 from prunefront.pruners.trace.groups import collect_groups, groups_with
 from prunefront.pruners.trace.labels import Labels, Ledger, Stored, Use, blank
 from prunefront.pruners.trace.refusals import refuse
@@ -54,6 +55,27 @@ def trace(
     frozen = frozen_modules(model, frozen)
     refuse(model)
     inputs = example if isinstance(example, tuple) else (example,)
+    with _collector_paused():
+        graph, rehearsal = _read(model, inputs, _Policy(frozen, strict))
+    found, unstacked = stacks.find_stacks(model, graph, rehearsal.example, frozen)
+    graph = replace(graph, stacks=found, unstacked=unstacked)
+    return probe.verify(model, graph, inputs, rehearsal) if verify else graph
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keeps Python from looking for cycles meanwhile: the many small objects of a graph would call for it often."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _read(model: nn.Module, inputs: tuple[Any, ...], policy: "_Policy") -> tuple[ChannelGraph, Rehearsal]:
+    """Returns the channel graph without stacks, before any cut is tried, and the first runs of the network."""
     with watch_calls(model) as calls:
         program = _export(model, inputs)
     tensors = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
@@ -63,7 +85,6 @@ def trace(
     own = {name: t for name, t in tensors.items() if first_names[id(t)] == name}
     names = {name: first_names[id(t)] for name, t in tensors.items()}
     ledger = Ledger(_batch(inputs))
-    policy = _Policy(frozen, strict)
     _walk(program, names, ledger, policy)
     rehearsal = rehearse(model, inputs, calls, len(_output_tensors(program)))
     if rehearsal.trains and not rehearsal.trains_alike:
@@ -71,7 +92,7 @@ def trace(
         with ledger.only_ties("in training mode"), suppress(NotTraceable, UnsupportedOp):
             _walk(_export(model, inputs, training=True), names, ledger, policy)
     groups, held = collect_groups(ledger)
-    layers, unlayered = sites.find_layers(model, ledger, names, frozen)
+    layers, unlayered = sites.find_layers(model, ledger, names, policy.frozen)
     graph = ChannelGraph(
         groups=groups,
         frozen=held,
@@ -85,9 +106,7 @@ def trace(
         layers=layers,
         unlayered=unlayered,
     )
-    found, unstacked = stacks.find_stacks(model, graph, rehearsal.example, frozen)
-    graph = replace(graph, stacks=found, unstacked=unstacked)
-    return probe.verify(model, graph, inputs, rehearsal) if verify else graph
+    return graph, rehearsal
 
 
 def frozen_modules(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
@@ -141,7 +160,8 @@ def _quiet() -> Iterator[None]:
     level = shapes.level
     shapes.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+        silent = redirect_stderr(StringIO()), redirect_stdout(StringIO())
+        with warnings.catch_warnings(), quiet_about_sizes(), silent[0], silent[1]:
             warnings.simplefilter("ignore")  # what a module assigns in its forward is its own affair
             yield
     finally:

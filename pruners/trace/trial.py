@@ -14,6 +14,7 @@ from prunefront.errors import NotTraceable
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
 from prunefront.pruners.graph.pruning_plan import GroupPlan, PruningPlan
+from prunefront.pruners.graph.shapes import changed_attributes, shapes
 from prunefront.pruners.trace.compare import FIRST_LOOK, FLOAT32, FLOAT64, NARROW, Bounds, compare
 from prunefront.pruners.trace.held import Held, Record, WidthError, own_chance, tensors_of
 from prunefront.pruners.units.eval_mode import train_but_norms
@@ -164,8 +165,12 @@ class Trial:
         plan = plan_of(self.graph, groups, self.drops, size)
         gone = {g.name: set(self.drops[g.name][size]) for g in groups}
         masked = self._fresh(precision, gone)
-        cut = self._apply(masked, plan)
-        surgery.mask_in_place(masked, surgery.removed_positions(self.graph, plan))
+        going = surgery.removed_positions(self.graph, plan)
+        hollow = (
+            size == FEW
+        )  # the cut network is as large as the masked one, so each tensor goes from one to the other
+        cut = _hollow(masked, self.graph, plan, going) if hollow else self._apply(masked, plan)
+        surgery.mask_in_place(masked, going)
         true, record, _ = self._run(masked, precision)
         if not all(bool(t.isfinite().all()) for t in true):
             # a channel of zeros may be divided by, or its log taken
@@ -175,6 +180,9 @@ class Trial:
             surgery.mask_in_place(masked, surgery.removed_positions(self._unread, plan))
             true, record, _ = self._run(masked, precision)
             self._base = None  # what is masked in it is not what `gone` says
+        elif hollow:
+            _fill(cut, masked, going)
+            self._base = None
         try:
             made, observed, replayed = self._run(cut, precision, record)
         except WidthError as error:
@@ -244,6 +252,34 @@ class Trial:
         with torch.no_grad(), own_chance(), held:
             outputs = network(*inputs)
         return tensors_of(outputs), held.record, tuple(held.replayed)
+
+
+def _hollow(
+    network: nn.Module, graph: ChannelGraph, plan: PruningPlan, going: surgery.RemovedPositions
+) -> nn.Module:
+    """Returns the cut network with parameters of the right shapes that take no memory."""
+    sizes = shapes(graph, plan)
+    parameters = {id(p) for p in network.parameters()}
+    stored = network.state_dict(keep_vars=True)
+
+    def made(name: str, tensor: Tensor) -> Tensor:
+        if id(stored[name]) in parameters:
+            return tensor.new_empty(()).expand(sizes[name])
+        return surgery.cut_tensor(going, name, tensor)
+
+    cut = surgery.rebuilt(network, going, made)
+    surgery.set_attributes(cut, changed_attributes(graph, sizes))
+    return cut
+
+
+def _fill(cut: nn.Module, network: nn.Module, going: surgery.RemovedPositions) -> None:
+    """Moves the parameters of a network into a hollow one, *in place*: the network has none afterwards."""
+    names, filled = surgery.first_names(network), cut.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, tensor in network.state_dict(keep_vars=True).items():
+            if isinstance(tensor, nn.Parameter) and names[name] == name:
+                filled[name].data = surgery.smaller(tensor.data, going.get(name, {}))
+                tensor.data = tensor.data.new_empty(0)
 
 
 def _as(value: Any, precision: torch.dtype | None) -> Any:

@@ -230,7 +230,7 @@ def test_weights_that_cannot_be_written_end_the_study_in_one_line(stage: Open, t
     one = stage(tmp_path, "random")
     one.folder.write_text("a file where a folder should be")
     with pytest.raises(
-        PrunefrontError, match=r"cannot be kept in .*; make room there and go on with --resume"
+        PrunefrontError, match=r"cannot be kept in .*; make room there and continue with --resume"
     ):
         one.screening.run(TrainingPool(one.inheritance, 1, order=0), BUDGET)
 
@@ -377,8 +377,7 @@ def recomputed(config: StudyConfig, folder: Path, events: list[dict[str, Any]]) 
     """Every candidate trained again in this process, by what the journal says that it was trained from."""
     config = config.model_copy(update={"folder": folder})
     network = dense_network(config.part(NetworkSections), lambda line: None)
-    evaluator = Evaluator(make_bench(config.part(BenchSections), network))
-    scores = know(
+    knowledge = know(
         config.path,
         config.space,
         network,
@@ -386,7 +385,9 @@ def recomputed(config: StudyConfig, folder: Path, events: list[dict[str, Any]]) 
         lambda line: None,
         asked=config.start.allocators,
         seed=config.seed,
-    ).scores
+    )
+    bench = replace(make_bench(config.part(BenchSections), network), moments=knowledge.moments)
+    evaluator, scores = Evaluator(bench), knowledge.scores
     plans: dict[str, PruningPlan] = {}
     starts: dict[str, str] = {}
     for event in events:
