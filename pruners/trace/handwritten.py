@@ -6,8 +6,11 @@ from typing import Any, Literal
 from torch.fx import Graph, Node
 
 Kind = Literal["", "sum", "mean"]
-"""What a reduction over channels is: "" = not known to be part of a norm; "sum" = a sum that zeros add nothing to, so a
-cut network equals the masked one; "mean" = a statistic of a norm, which changes with the number of channels."""
+"""Part that a reduction over channels plays.
+
+"": not known to be part of a norm. "sum": zeros add nothing to it, so a cut network equals the masked one. "mean": a
+statistic of a norm, which changes with the number of channels.
+"""
 
 _SCALING = frozenset(
     {

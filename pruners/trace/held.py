@@ -206,10 +206,12 @@ class Held(TorchFunctionMode):
         before = math.prod(earlier.shape) // earlier.shape[1]
         mean = x.sum(dims, keepdim=True) / before
         variance = x.square().sum(dims, keepdim=True) / before - mean.square()
-        flat = (x - mean) * (variance + given.get("eps", 1e-5)).rsqrt()
+        flat: Tensor = (x - mean) * (variance + given.get("eps", 1e-5)).rsqrt()
         shape = (1, -1, *(1,) * (x.dim() - 2))
-        flat = flat if given.get("weight") is None else flat * given["weight"].view(shape)
-        return flat if given.get("bias") is None else flat + given["bias"].view(shape)
+        for name, combine in (("weight", torch.mul), ("bias", torch.add)):
+            if given.get(name) is not None:
+                flat = combine(flat, given[name].view(shape))
+        return flat
 
     def _attention(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]

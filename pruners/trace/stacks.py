@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functional_call
 from torch.utils import _pytree
 
+from prunefront.errors import NotTraceable
 from prunefront.pruners.cut.blocks import block_tensors, zero_block
 from prunefront.pruners.cut.surgery import deep_copy
 from prunefront.pruners.graph.channel_graph import ChannelGraph
@@ -214,7 +216,14 @@ class _Trial:
     def _run(self) -> list[Tensor]:
         inputs = _pytree.tree_map_only(Tensor, torch.clone, self.example)  # a forward may work in place
         with torch.no_grad(), own_chance(), Held():
-            return tensors_of(self.model(*inputs))
+            outputs = tensors_of(self.model(*inputs))
+        if any(isinstance(t, FakeTensor) for t in outputs):
+            raise NotTraceable(
+                f"forward of {type(self.model).__name__} keeps a tensor outside of its modules, as functools.lru_cache "
+                "does, and the export has put one without values there: run the network once on the example in a new "
+                "process before it is traced"
+            )
+        return outputs
 
 
 def _pass_on(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ PLAIN: dict[str, Callable[[], Made]] = {}
 
 LOCKED = {
     "alexnet": 0.6,  # local response norm pools over neighbouring channels
+    "mlp_mixer": 0.3,  # mixing of tokens lies across the channels
     "selective_state_space": 0.3,  # the state's own width crosses the channels
 }
 """Share of the MACs that no cut reaches, at most, where it is not near zero, and why."""
@@ -88,7 +89,8 @@ def classifier(width: int) -> nn.Sequential:
 def alexnet() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 16, 5, 2, 2), nn.ReLU(), nn.LocalResponseNorm(3), nn.MaxPool2d(2), nn.Conv2d(16, 24, 3, padding=1),
-        nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Dropout(), nn.Linear(24 * 9, 32), nn.ReLU(), nn.Linear(32, 5),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Dropout(), nn.Linear(24 * 9, 32), nn.ReLU(),
+        nn.Linear(32, 5),
     )  # fmt: skip
 
 
@@ -248,7 +250,8 @@ def nfnet() -> nn.Module:
             return F.conv2d(x, weight, self.bias, self.stride, self.padding)
 
     return nn.Sequential(
-        Scaled(3, 8), nn.GELU(), Residual(nn.Sequential(Scaled(8, 12), nn.GELU(), Scaled(12, 8))), nn.GELU(), classifier(8)
+        Scaled(3, 8), nn.GELU(), Residual(nn.Sequential(Scaled(8, 12), nn.GELU(), Scaled(12, 8))),
+        nn.GELU(), classifier(8),
     )  # fmt: skip
 
 
@@ -322,8 +325,8 @@ def deeplab() -> nn.Module:
 def generator() -> nn.Module:
     return nn.Sequential(
         nn.Linear(7, 16 * 16), nn.Unflatten(1, (-1, 4, 4)), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.ConvTranspose2d(16, 8, 4, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1), nn.PixelShuffle(2),
-        nn.Tanh(),
+        nn.ConvTranspose2d(16, 8, 4, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1),
+        nn.PixelShuffle(2), nn.Tanh(),
     )  # fmt: skip
 
 
@@ -540,7 +543,8 @@ def conformer_block() -> nn.Module:
         return net.head(x)
 
     return Graph(
-        forward, embed=nn.Linear(10, 12), feed=nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 24), nn.SiLU(), nn.Linear(24, 12)),
+        forward, embed=nn.Linear(10, 12),
+        feed=nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 24), nn.SiLU(), nn.Linear(24, 12)),
         norm=nn.LayerNorm(12), expand=nn.Conv1d(12, 16, 1), depthwise=nn.Conv1d(8, 8, 3, padding=1, groups=8),
         batch=nn.BatchNorm1d(8), reduce=nn.Conv1d(8, 12, 1), head=nn.Linear(12, 4),
     )  # fmt: skip

@@ -11,9 +11,9 @@ from tests.corpus.plain import PLAIN
 
 HEAD = """# What can be pruned of which networks
 
-One small network per family (`tests/corpus/`), traced, cut at random, compared with the masked one, trained a step, saved and
-loaded by the tests. `make docs` writes this table anew. *Reached* is the share of the multiply-accumulates of convolutions
-and products that some cut takes part in. What reaches the output always stays, and is left out here.
+One small network per family (`tests/corpus/`), traced, cut at random, compared with the masked one, trained a step,
+saved and loaded by the tests. `make docs` writes this table anew. *Reached* is the share of the multiply-accumulates of
+convolutions and products that some cut takes part in. What reaches the output always stays, and is left out here.
 
 | family | groups | reached | attributes set | what else stays, and why |
 |---|---|---|---|---|

@@ -4,6 +4,7 @@ import pickle
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -529,3 +530,34 @@ def test_what_a_forward_may_do_freezes_nothing(how: str, dtype: torch.dtype) -> 
     before = example.clone()
     assert units(trace(Careful(how).to(dtype).eval(), example)) == {"make": 8}
     assert torch.equal(example, before)
+
+
+@cache
+def index_of(size: int) -> Tensor:
+    return torch.arange(size).flip(0)
+
+
+class Cached(nn.Module):
+    """Keeps an index outside of its modules, as BEiT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.body, self.two = (
+            nn.Linear(4, 6),
+            nn.Sequential(nn.Linear(6, 6), nn.ReLU()),
+            nn.Linear(6, 2),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        return self.two((y + self.body(y))[:, index_of(x.shape[1])])
+
+
+def test_a_cache_that_the_export_fills_is_named_and_one_that_is_full_does_no_harm() -> None:
+    index_of.cache_clear()
+    with pytest.raises(NotTraceable, match=r"lru_cache.*run the network once"):
+        trace(Cached(), torch.randn(2, 5, 4))
+    index_of.cache_clear()
+    model, x = Cached().eval(), torch.randn(2, 5, 4)
+    model(x)
+    assert units(trace(model, x)) == {"one": 6}
