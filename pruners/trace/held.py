@@ -2,12 +2,14 @@
 
 import inspect
 import math
+import random
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -276,10 +278,17 @@ def _draws(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
 
 @contextmanager
 def own_chance() -> Iterator[None]:
-    """Starts torch's generator on the CPU from a fixed seed, and leaves it as it was."""
+    """Starts the generators of torch on the CPU, numpy and Python from a fixed seed, and leaves them as they were."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that layers skip by
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        yield
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002
 
 
 def tensors_of(outputs: Any) -> list[Tensor]:

@@ -1,8 +1,11 @@
 """Networks that cut wrongly without an error: each is frozen, and its twin that cuts rightly stays free."""
 
+import itertools
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -169,6 +172,44 @@ def test_a_network_that_cannot_train_on_the_example_says_so() -> None:
     (note,) = graph.notes
     assert "no labels" in note
     assert "training" in note
+
+
+DRAWS: dict[str, Callable[[], float]] = {
+    "python": random.random,
+    "numpy": lambda: float(np.random.rand()),  # noqa: NPY002 - as networks draw
+    "torch": lambda: float(torch.rand(())),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_layers_that_training_skips_by_chance_hold_nothing(draw: Callable[[], float]) -> None:
+    class Skipping(Auxiliary):
+        def forward(self, x: Tensor) -> Any:
+            x = self.norm(self.a(x)).relu()
+            for _ in range(8):
+                x = x if self.training and draw() < 0.5 else 1.1 * x
+            return self.head(self.b(x).relu().mean((2, 3)))
+
+    graph = trace(Skipping("nothing").eval(), torch.randn(2, 3, 8, 8))
+    assert free(graph) == {"a", "b"}
+    assert not graph.notes
+
+
+def test_a_training_mode_that_never_repeats_itself_is_said_and_holds_nothing() -> None:
+    calls = itertools.count(1)
+
+    class Restless(Auxiliary):
+        def forward(self, x: Tensor) -> Any:
+            x = self.norm(self.a(x)).relu()
+            if self.training:
+                x = x.pow(2) * next(calls)
+            return self.head(self.b(x).relu().mean((2, 3)))
+
+    graph = trace(Restless("nothing").eval(), torch.randn(2, 3, 8, 8))
+    assert free(graph) == {"a", "b"}
+    (note,) = graph.notes
+    assert "training mode" in note
+    assert "other values at each call" in note
 
 
 CHANCES: dict[str, Change] = {
