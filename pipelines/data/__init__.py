@@ -11,6 +11,7 @@ from prunefront.pipelines.data.checks import check_splits, count_classes, transf
 from prunefront.pipelines.data.samples import Batch, DataSet, Inputs, Part, Parts, Samples
 from prunefront.pipelines.data.source import FILE_KEYS, Loaded, Say, refuse_keys, split_validation
 from prunefront.pipelines.data.splits import DataError, Split, Transform
+from prunefront.pipelines.data.stream.datasets import OwnData, own_part
 from prunefront.pipelines.data.stream.opening import open_stream, wants_stream
 
 log = logging.getLogger(__name__)
@@ -21,6 +22,7 @@ __all__ = [
     "DataError",
     "DataSet",
     "Inputs",
+    "OwnData",
     "Part",
     "Parts",
     "Samples",
@@ -41,9 +43,49 @@ sources = {"digits": digits.load, "parquet": parquet.load, "folder": folder.load
 def open_data(section: DataSection, *, say: Say = log.warning) -> DataSet:
     """Returns the data set that a study file asks for: in memory as `load` does, or as a stream where it would not fit.
 
-    Raises DataError for data that cannot be used.
+    A `module:callable` source may return what `load` takes, `Parts`, or a tuple of torch data sets or loaders: (train,
+    validation, test). Raises DataError for data that cannot be used.
     """
-    return open_stream(section, say) if wants_stream(section) else load(section, say=say)
+    if wants_stream(section):
+        return open_stream(section, say)
+    if ":" in section.source:
+        returned = _returned(section)
+        if isinstance(returned, Parts):
+            return returned
+        if isinstance(returned, tuple) and returned and not isinstance(returned[0], Split):
+            return _own_parts(returned, section)
+        return _accept(returned, section)
+    return load(section, say=say)
+
+
+def _own_parts(returned: tuple[object, ...], section: DataSection) -> Parts:
+    """Returns the parts of a tuple of torch data sets or loaders. Raises DataError for another number of them."""
+    if len(returned) != 3:
+        raise DataError(
+            f"{section.source!r} returned {len(returned)} data sets; it must return three: (train, validation, test)"
+        )
+    names = ("train", "validation", "test")
+    parts = [
+        own_part(one, f"the {name} part of {section.source!r}")
+        for one, name in zip(returned, names, strict=True)
+    ]
+    if ignored := sorted(section.model_fields_set & {"mean", "std", "augment", "padding", "validation"}):
+        raise DataError(
+            f"data.{ignored[0]} is for images; data sets of {section.source!r} settle it themselves"
+        )
+    train, validation, test = parts
+    return Parts(
+        train if section.train_limit is None else train.first(section.train_limit),
+        validation,
+        test if section.test_limit is None else test.first(section.test_limit),
+    )
+
+
+def _returned(section: DataSection) -> object:
+    """Returns what a `module:callable` source returns."""
+    refuse_keys(section, *FILE_KEYS)
+    function = import_callable(section.source, key="data.source")
+    return call(function, section.options, key="data.source", spec=section.source)
 
 
 def load(section: DataSection, *, say: Say = log.warning) -> Splits:
@@ -71,9 +113,7 @@ def load(section: DataSection, *, say: Say = log.warning) -> Splits:
             f"data.source = {section.source!r} is unknown; "
             f"possible: {', '.join(sources)}, webdataset, or 'module:callable'"
         )
-    refuse_keys(section, *FILE_KEYS)
-    function = import_callable(section.source, key="data.source")
-    return _accept(call(function, section.options, key="data.source", spec=section.source), section)
+    return _accept(_returned(section), section)
 
 
 def _accept(returned: object, section: DataSection) -> Splits:

@@ -181,6 +181,7 @@ def trace_model(
         model,
         torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)),
         frozen=section.frozen,
+        strict=section.strict,
     )
     paths = [path for path, _ in model.named_modules() if path]
     for name in section.whole:
