@@ -58,6 +58,15 @@ class ModelSection(Section):
     """Weights before training, for the control `lottery_ticket`. A study that trains the network knows them."""
 
 
+class TaskSection(Section):
+    """Task: what the loss is and how networks are judged; its first metric is the quality that the search sees."""
+
+    name: str = "classification"
+    """Name of a task (`prunefront list tasks`), or `module:callable` that returns one."""
+    options: dict[str, Any] = {}
+    """Options of the task, e.g. { metrics = ["macro_f1"] }."""
+
+
 class DataSection(Section):
     """Images and labels in three disjoint parts: train, validation (seen by the search), test (never seen by it)."""
 
@@ -335,6 +344,7 @@ class StudyConfig(Section):
     folder: Path = Path("studies")
     """Folder of studies; this one keeps its state in `<folder>/<name>/`."""
     model: ModelSection
+    task: TaskSection = TaskSection()
     data: DataSection = DataSection()
     dense: DenseSection = DenseSection()
     space: SpaceSection = SpaceSection()
