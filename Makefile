@@ -31,7 +31,7 @@ demo: setup  ## search real images for small, fast networks (a few minutes) and 
 test: services  ## everything that CI runs: lint, types, and all tests but those of `make long`
 	@$(MAKE) --no-print-directory lint
 	@PRUNEFRONT_REQUIRE_SERVICES=$${PRUNEFRONT_REQUIRE_SERVICES:-$${CI:+1}} OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest -n 2 --dist loadfile --durations 15  # half of the time is waiting for processes
+		$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15  # half of the time is waiting for processes
 
 quick: setup  ## the fast tests only
 	@$(BIN)/python -m pytest -q -m "not slow and not services and not faults and not long"

@@ -134,7 +134,7 @@ def without(study: Study, count: int) -> Spent:
 def stopping(study: Study, count: int, eta: int = 2, workers: int = 2) -> tuple[Spent, Rungs]:
     """Trains with early stopping; the workers' epochs take equally long and end in turn."""
     rungs = Rungs(
-        [OBJECTIVES[name] for name in study.config.search.objectives],
+        [OBJECTIVES[name] for name in study.config.goal.objectives],
         levels=levels(study.epochs, eta),
         keep=1.0 / eta,
         seed=study.config.seed,
@@ -184,7 +184,7 @@ def compare(sections: dict[str, Any], seed: int, count: int) -> dict[str, Any]:
                 "candidates": r.came,
                 "stopped": r.stopped,
                 "share": round(r.share, 3),
-                "correlation": r.overall.value,
+                "correlation": r.overall,
                 "correlation_like": r.like.value,
                 "pairs_like": r.like.pairs,
             }

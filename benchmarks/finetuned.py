@@ -182,8 +182,15 @@ def bounded(reference: Reference, bound: float) -> Problem:
     """Returns the reference problem between the bound and a little below it."""
     config = reference.cifar.config
     limits = (f"macs <= {100 * bound:g}%", f"macs >= {100 * (bound - SLACK):g}%")
-    search = config.search.model_copy(update={"constraints": tuple(map(parse_bound, limits))})
-    found = problem(reference.graph, reference.cifar.scores, config.space, search, chance=CHANCE)
+    found = problem(
+        reference.graph,
+        reference.cifar.scores,
+        config.space,
+        config.goal.model_copy(update={"constraints": tuple(map(parse_bound, limits))}),
+        config.start,
+        candidates=config.search.candidates,
+        chance=CHANCE,
+    )
     return replace(found, seeds=found.seeds[:2], evaluations=0)
 
 

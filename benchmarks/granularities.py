@@ -96,9 +96,13 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     found: dict[str, list[dict[str, Any]]] = {}
     for name in spaces:
-        search = {"validation_limit": images, "objectives": [o.name for o in AXES], "candidates": evaluations}
+        sections = {
+            "goal": {"objectives": [o.name for o in AXES]},
+            "search": {"candidates": evaluations},
+            "scoring": {"validation_limit": images},
+        }
         space = SPACES[name]["space"] | ({"calibration_images": 128} if given.quick else {})
-        cifar = Cifar({**SPACES[name], "space": space, "search": search})
+        cifar = Cifar({**SPACES[name], "space": space, **sections})
         for seed in range(seeds):
             with tempfile.TemporaryDirectory() as folder:
                 found.setdefault(name, []).append(curve(cifar, seed, evaluations, Path(folder)))

@@ -4,7 +4,7 @@ Every candidate is trained on equally many images before it is scored, in this p
 
 inherited: from the weights of its parent, if the searcher names one that is still kept; else from the dense network.
 dense:     always from the dense network. The same number of images, for each candidate and together.
-untrained: scored as it was cut, as in studies without `search.train_images`.
+untrained: scored as it was cut, as in studies without `scoring.train_images`.
 
 hypervolume: of test accuracy above chance and MACs below 1.1 x dense, as a share of the ideal, of the networks that are
              on the front of *validation* accuracy and MACs, as they were when they were scored.
@@ -88,9 +88,8 @@ class Result:
 def search_once(sections: dict[str, Any], searcher: str, way: str, seed: int, folder: Path) -> Result:
     """Runs one search to its end."""
     search = sections["search"] | {"searcher": searcher, "options": SEARCHERS[searcher]}
-    if way == "untrained":
-        search["train_images"] = 0
-    study = LocalStudy(STUDY | sections | {"search": search, "seed": seed}, folder)
+    scoring = {"train_images": 0} if way == "untrained" else sections["scoring"]
+    study = LocalStudy(STUDY | sections | {"search": search, "scoring": scoring, "seed": seed}, folder)
     task = study.problem(seed=seed)
     front = ParetoFront(task.objectives, task.constraints)
     inheritance = Inheritance(folder / f"{searcher}-{seed}", front, say) if way == "inherited" else None
@@ -124,8 +123,12 @@ def main() -> None:
     torch.set_num_threads(1)
     seeds = given.seeds or (1 if given.quick else 3)
     candidates = given.candidates or (30 if given.quick else 80)
-    search = {"candidates": candidates, "seeds": 6, "train_images": given.images}
-    sections: dict[str, Any] = {"search": search} | (QUICK if given.quick else {})
+    sections: dict[str, Any] = {
+        "search": {"candidates": candidates},
+        "start": {"seeds": 6},
+        "scoring": {"train_images": given.images},
+        **(QUICK if given.quick else {}),
+    }
     results: dict[str, dict[str, list[Result]]] = {s: {w: [] for w in WAYS} for s in SEARCHERS}
     with tempfile.TemporaryDirectory(prefix="prunefront-") as name:
         for seed in range(seeds):

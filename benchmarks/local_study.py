@@ -6,9 +6,9 @@ from typing import Any
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.prepare.knowledge import know
-from prunefront.pipelines.prepare.network import dense_network, planned_by
+from prunefront.pipelines.prepare.network import NetworkSections, dense_network, planned_by
 from prunefront.pipelines.prepare.problem import problem
-from prunefront.pipelines.prepare.workbench import make_bench
+from prunefront.pipelines.prepare.workbench import BenchSections, make_bench
 from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.statistics import collect
 from prunefront.search.space.candidate import Candidate
@@ -25,15 +25,18 @@ class LocalStudy:
     def __init__(self, sections: dict[str, Any], folder: Path) -> None:
         settings = sections | {"folder": str(folder)}
         self.config: StudyConfig = parse(settings, source="benchmark", base=Path())
-        self.network = dense_network(self.config, silent)
+        self.network = dense_network(self.config.part(NetworkSections), silent)
         self.graph = self.network.graph
-        self.bench = make_bench(self.config, self.network)
+        self.bench = make_bench(self.config.part(BenchSections), self.network)
         model = self.network.model
         self.knowledge = know(
-            self.config,
+            self.config.path,
+            self.config.space,
             self.network,
             lambda graph, batches, needs: collect(model, graph, batches, needs),
             silent,
+            asked=self.config.start.allocators,
+            seed=self.config.seed,
         )
         self.scores = self.knowledge.scores
 
@@ -44,12 +47,15 @@ class LocalStudy:
             self.graph,
             self.scores,
             config.space,
-            config.search,
+            config.goal,
+            config.start,
             self.knowledge.facts,
+            candidates=config.search.candidates,
             quantisation=config.quantisation,
             **more,
         )
 
     def plan(self, candidate: Candidate) -> PruningPlan:
         """Returns the plan of a candidate. Raises PrunefrontError for an impossible one."""
-        return planned_by(self.config, self.network, self.scores, candidate)
+        space, quantisation = self.config.space, self.config.quantisation
+        return planned_by(space, quantisation, self.network, self.scores, candidate)

@@ -243,7 +243,8 @@ def _gradients(reference: Reference, model: nn.Module) -> None:
     """Computes gradients of the loss on the training images that our criteria read."""
     from prunefront.pipelines.prepare.knowledge import calibration
 
-    for inputs, labels in calibration(reference.cifar.config, reference.cifar.network.splits.for_search()):
+    study, data = reference.cifar.config, reference.cifar.network.splits.for_search()
+    for inputs, labels in calibration(study.space.calibration_images, data, study.seed):
         nn.functional.cross_entropy(model(inputs), labels, reduction="sum").backward()
 
 

@@ -19,7 +19,9 @@ CHANCE = 0.1
 SECTIONS: dict[str, Any] = {
     "space": {"criteria": ["l1"], "max_ratio": 0.93, "frozen": ["conv1"], "calibration_images": 1024},
     # rows 45,000 to 46,999 of the training file
-    "search": {"validation_limit": 2000, "objectives": ["accuracy", "macs"], "seeds": 1},
+    "scoring": {"validation_limit": 2000},
+    "goal": {"objectives": ["accuracy", "macs"]},
+    "start": {"seeds": 1},
 }
 
 

@@ -17,20 +17,23 @@ def load_study(study: "str | Path | Mapping[str, Any] | StudyConfig") -> "StudyC
     """Returns a study's settings, checked, with every default filled in.
 
     study: a study file, a study's folder or name, or what a study file holds as nested dicts, whose relative paths
-    start in the current folder. Raises ConfigError for what a study cannot ask, NoStudy where there is none.
+    start in the current folder. Warns of a key that has another name now. Raises ConfigError for what a study cannot
+    ask, NoStudy where there is none.
 
     >>> study = pf.load_study({"name": "mine", "model": {"factory": "resnet20"}})
     >>> study.search.candidates
     64
     """
-    from prunefront.pipelines.config.read import parse
+    from prunefront.pipelines.config.read import parse, warn_of_moved_keys
     from prunefront.pipelines.config.sections import StudyConfig
     from prunefront.pipelines.study.find import find
 
     if isinstance(study, StudyConfig):
         return study
     if isinstance(study, Mapping):
-        return parse(study, source="the study", base=Path())
+        config = parse(study, source="the study", base=Path())
+        warn_of_moved_keys(study, "the study", stacklevel=3)
+        return config
     return find(str(study)).config
 
 

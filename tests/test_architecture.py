@@ -126,6 +126,53 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
     assert circles(graph) == []
 
 
+WHOLE_STUDY = ("pipelines/config/", "pipelines/study/", "pipelines/cli/", "prunefront/door.py")
+"""Places that may hold a whole study; every other module is given the sections that concern it."""
+
+HANDS_OUT_A_STUDY = {
+    "prunefront.pipelines.config.sections.StudyConfig",
+    "prunefront.pipelines.config.read.load",
+    "prunefront.pipelines.config.read.parse",
+    "prunefront.pipelines.study.find.load_config",
+}
+
+
+def whole_study(path: str, source: str) -> list[str]:
+    """Returns what a source imports or names that gives it a whole study, where it may hold none."""
+    if path.startswith(WHOLE_STUDY):
+        return []
+    tree = ast.parse(source)
+    found = [name for _, name in imported(tree) if name in HANDS_OUT_A_STUDY]
+    names = [
+        n.id if isinstance(n, ast.Name) else n.attr
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Name | ast.Attribute)
+    ]
+    return found + [name for name in names if name == "StudyConfig"]
+
+
+def test_only_entry_points_hold_a_whole_study() -> None:
+    sources = {path.relative_to(ROOT).as_posix(): path.read_text() for path in SOURCES}
+    assert {name: found for name, text in sources.items() if (found := whole_study(name, text))} == {}
+    in_commands = [
+        name for name, text in sources.items() if name.startswith("pipelines/cli/") and "StudyConfig" in text
+    ]
+    assert in_commands == ["pipelines/cli/resolve.py"], "commands ask it for the study that they hand on"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from prunefront.pipelines.config.sections import StudyConfig",
+        "from prunefront.pipelines.config import sections\ndef f(study: sections.StudyConfig): ...",
+        "def f():\n    from prunefront.pipelines.config.read import load",
+    ],
+)
+def test_a_module_that_takes_a_whole_study_is_seen(source: str) -> None:
+    assert whole_study("pipelines/stages/x.py", source)
+    assert not whole_study("pipelines/study/x.py", source)
+
+
 def test_a_circle_is_seen() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}}) != []
 

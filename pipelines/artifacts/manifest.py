@@ -8,13 +8,16 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
-from prunefront.pipelines.stores.store import ArtifactError, ArtifactNotFound, check_limit, parse_json
+from pydantic import AfterValidator, Field
 
-FORMAT = "prunefront-artifact"
-VERSION = 2
+from prunefront.pipelines.stores.store import ArtifactError, ArtifactNotFound, check_limit, parse_versioned
+
+FORMAT: Literal["prunefront-artifact"] = "prunefront-artifact"
+VERSION: Literal[2] = 2
 MANIFEST = "manifest.json"
 LIMITS: Mapping[str, int] = {
     "weights.safetensors": 16 << 30,
@@ -30,23 +33,33 @@ MANIFEST_LIMIT = 64 << 10
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}-[0-9a-f]{12}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
     """Digest and size of one file."""
 
-    sha256: str
-    size_bytes: int
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    size_bytes: Annotated[int, Field(ge=0)]
+
+
+def _complete(files: Mapping[str, FileRecord]) -> Mapping[str, FileRecord]:
+    if set(files) != set(LIMITS):
+        listed = ", ".join(f"{name!r:.60}" for name in list(files)[:8]) or "no files"
+        raise ValueError(f"it lists {listed}; an artifact is exactly {', '.join(LIMITS)}")
+    for name, record in files.items():
+        check_size(record, LIMITS[name], name)
+    return {name: files[name] for name in LIMITS}
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """The files of an artifact, by name."""
 
-    name: str
-    files: Mapping[str, FileRecord]
+    name: Annotated[str, Field(pattern=f"^{_NAME.pattern}$")]
+    files: Annotated[Mapping[str, FileRecord], AfterValidator(_complete)]
+    format: Literal["prunefront-artifact"] = FORMAT
+    version: Literal[2] = VERSION
 
     @property
     def sha256(self) -> str:
@@ -64,32 +77,13 @@ class Manifest:
 
     def text(self) -> str:
         """Returns canonical JSON: equal manifests have equal text."""
-        files = {n: {"sha256": r.sha256, "size_bytes": r.size_bytes} for n, r in sorted(self.files.items())}
-        data = {"files": files, "format": FORMAT, "name": self.name, "version": VERSION}
-        return json.dumps(data, indent=2, sort_keys=True) + "\n"
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def parse(cls, text: str, *, source: str) -> "Manifest":
         """Reads a manifest from text, which is not trusted. source: names it in errors. Raises ArtifactError."""
-        data = parse_json(text, source=source)
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ArtifactError(f"{source} is not the manifest of a prunefront artifact")
-        if type(data.get("version")) is not int or data["version"] != VERSION:
-            raise ArtifactError(
-                f"{source} has version {data.get('version')!r:.40}; this prunefront reads version {VERSION}, "
-                "use the one that published it"
-            )
-        name, files = data.get("name"), data.get("files")
-        if set(data) != {"format", "version", "name", "files"}:
-            raise ArtifactError(f"{source} must hold exactly: files, format, name, version")
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ArtifactError(f"{source} has no usable name: {name!r:.80}")
-        if not isinstance(files, dict) or set(files) != set(LIMITS):
-            listed = (
-                ", ".join(f"{n!r:.60}" for n in list(files)[:8]) if isinstance(files, dict) else "no files"
-            )
-            raise ArtifactError(f"{source} lists {listed}; an artifact is exactly {', '.join(LIMITS)}")
-        return cls(name, {n: parse_record(files[n], LIMITS[n], f"{source}: {n}") for n in LIMITS})
+        what = "the manifest of a prunefront artifact"
+        return parse_versioned(cls, text, source=source, what=what, format=FORMAT, version=VERSION)
 
 
 def check_digests(folder: Path) -> Manifest:
@@ -141,6 +135,12 @@ def check_file(file: Path, record: FileRecord) -> None:
         )
 
 
+def check_size(record: FileRecord, limit: int, name: str) -> None:
+    """Raises ValueError for a file that is larger than a file of its kind may be, in bytes."""
+    if record.size_bytes > limit:
+        raise ValueError(f"{name} has {record.size_bytes} bytes where at most {limit} are allowed")
+
+
 def is_artifact_name(text: str) -> bool:
     """Tells whether an artifact can be called so: `dense`."""
     return _NAME.fullmatch(text) is not None
@@ -161,15 +161,3 @@ def artifact_uri(root: str, artifact: object) -> str:
     if not _ID.fullmatch(name):
         raise ArtifactError(f"the front at {root} names an artifact that is not under it: {artifact!r:.120}")
     return f"{root}/{name}"
-
-
-def parse_record(data: object, limit: int, what: str) -> FileRecord:
-    """Reads digest and size of a file from JSON that is not trusted. limit: most bytes. Raises ArtifactError."""
-    if not isinstance(data, dict) or set(data) != {"sha256", "size_bytes"}:
-        raise ArtifactError(f"{what} must have exactly sha256 and size_bytes")
-    sha256, size = data["sha256"], data["size_bytes"]
-    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
-        raise ArtifactError(f"{what}: sha256 must be 64 hexadecimal digits, got {sha256!r:.80}")
-    if type(size) is not int or not 0 <= size <= limit:
-        raise ArtifactError(f"{what}: size_bytes must be an integer in [0, {limit}], got {size!r:.80}")
-    return FileRecord(sha256, size)

@@ -18,7 +18,7 @@ from prunefront.pipelines.config.sections import DataSection, ModelSection
 from prunefront.pipelines.data import Split, Splits, Transform, batches
 from prunefront.pipelines.data import load as load_splits
 from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
-from prunefront.pipelines.measure.accuracy import Accuracy, accuracy, wilson
+from prunefront.pipelines.measure.accuracy import Accuracy, accuracy
 from prunefront.pipelines.stores.store import ArtifactError
 
 CHECKED_INPUTS = 4
@@ -137,7 +137,7 @@ def onnx_accuracy(onnx: bytes, split: Split, transform: Transform, *, threads: i
         int((logits.argmax(1) == labels).sum())
         for logits, labels in _run(onnx, split, transform, threads=threads)
     )
-    return Accuracy(right / len(split), *wilson(right, len(split)), len(split))
+    return Accuracy.count(right, len(split))
 
 
 def _check_files(folder: Path) -> Iterator[Check]:

@@ -52,11 +52,13 @@ def latency_table(
     from prunefront.pipelines.cli.resolve import study_config
     from prunefront.pipelines.events.display import Display
     from prunefront.pipelines.journal.layout import LATENCY_TABLE
-    from prunefront.pipelines.stages.latency_table import measure_for
+    from prunefront.pipelines.stages.latency_table import TableSections, measure_for
 
     config, display = study_config(study), Display(Console(stderr=as_json))
     try:
-        found = measure_for(config, out, fresh=replace, joint=joint, address=address, display=display)
+        found = measure_for(
+            config.part(TableSections), out, fresh=replace, joint=joint, address=address, display=display
+        )
     except KeyboardInterrupt:
         file = out or config.path / LATENCY_TABLE
         say(f"stopped; the same command goes on; what was timed is in {file}", err=True)

@@ -63,10 +63,12 @@ def submit(
     """
     from prunefront.pipelines.cli.resolve import study_file
     from prunefront.pipelines.cluster.jobs import JobsServer
-    from prunefront.pipelines.cluster.package import megabytes, pack, results_folder
+    from prunefront.pipelines.cluster.package import PackedSections, megabytes, pack, results_folder
+    from prunefront.pipelines.config.read import load
 
     with study_file(study) as file:
-        package = pack(file, include=include or ())
+        paths_as_written = load(file, base=Path()).part(PackedSections)
+        package = pack(file, paths_as_written, include=include or ())
         results = results_folder(folder, package)
         server = JobsServer(jobs_server)
         server.check_free(package.name)

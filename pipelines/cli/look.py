@@ -65,10 +65,10 @@ def inspect(study: Study, as_json: AsJson = False) -> None:
     error.
     """
     from prunefront.pipelines.cli.resolve import study_config
+    from prunefront.pipelines.prepare.inspection import InspectedSections, print_inspection
     from prunefront.pipelines.prepare.inspection import inspect as look
-    from prunefront.pipelines.prepare.inspection import print_inspection
 
-    found = look(study_config(study))
+    found = look(study_config(study).part(InspectedSections))
     if as_json:
         print_json(found.to_json())
     else:
@@ -118,12 +118,11 @@ def status(
 def front(study: Study, as_json: AsJson = False) -> None:
     """Show the Pareto front of a study.
 
-    Also writes front.html and front.png into the study's folder. Before the end of a search this is a partial front of
-    what is finished, by validation figures, and says so; its JSON is an object then, and a list of rows afterwards.
+    Also writes front.html into the study's folder. Before the end of a search this is a partial front of what is
+    finished, by validation figures, and says so; its JSON is an object then, and a list of rows afterwards.
     """
     from prunefront.pipelines.fronts.page import write_html
-    from prunefront.pipelines.fronts.picture import write_png
-    from prunefront.pipelines.journal.layout import FRONT_PAGE, FRONT_PICTURE
+    from prunefront.pipelines.journal.layout import FRONT_PAGE
     from prunefront.pipelines.study.find import find, read_bounds, read_front, read_partial_front
 
     folder = find(study).searched_folder()
@@ -131,19 +130,18 @@ def front(study: Study, as_json: AsJson = False) -> None:
         print_partial(partial, folder, as_json=as_json)
         return
     rows = read_front(folder)
-    pages = f"pages: {folder / FRONT_PAGE}  {folder / FRONT_PICTURE}"
+    page = f"page: {folder / FRONT_PAGE}"
     try:
         write_html(rows, folder / FRONT_PAGE, folder.name, note=read_bounds(folder))
-        write_png(rows, folder / FRONT_PICTURE, folder.name)
     except OSError as error:  # somebody else's study can be read all the same
-        pages = f"no pages were written: {error.filename}: {error.strerror}"
+        page = f"no page was written: {error.filename}: {error.strerror}"
     people = console()
     if as_json:
         print_json([row.to_json() for row in rows])
     else:
         print_front(rows, people)
     print_bounds(folder, people)
-    say(pages)
+    say(page)
 
 
 def print_front(rows: "Sequence[FrontRow]", people: "Console") -> None:

@@ -9,8 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.read import ConfigError, load
-from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.config.read import ConfigError
+from prunefront.pipelines.config.sections import (
+    ArtifactSection,
+    DataSection,
+    MeasureSection,
+    ModelSection,
+    StartSection,
+    TrackingSection,
+)
 
 LIMIT_BYTES = 100 << 20
 """Most bytes of all files together. Ray takes five times as much, and every node that works on the job fetches them."""
@@ -54,7 +61,23 @@ class Package:
             shutil.copyfile(file, to / place)
 
 
-def pack(study: Path, *, include: Iterable[Path] = (), here: Path | None = None) -> Package:
+@dataclass(frozen=True, slots=True)
+class PackedSections:
+    """The settings that name files, modules and addresses. Paths are as they are written in the study file."""
+
+    name: str
+    folder: Path
+    model: ModelSection
+    data: DataSection
+    start: StartSection
+    measure: MeasureSection
+    tracking: TrackingSection
+    artifacts: ArtifactSection
+
+
+def pack(
+    file: Path, study: PackedSections, *, include: Iterable[Path] = (), here: Path | None = None
+) -> Package:
     """Returns the package of a study file. Nothing is copied yet.
 
     Relative paths in the study mean the same in the job; absolute ones and URIs are the cluster's own. include: more
@@ -63,33 +86,37 @@ def pack(study: Path, *, include: Iterable[Path] = (), here: Path | None = None)
     bytes.
     """
     here = (here or Path.cwd()).resolve()
-    config = load(study, base=Path())  # paths as they are written
-    _check_data(config)
-    _check_results(config)
+    _check_data(study.data)
+    _check_results(study)
     named = {
         key: path
         for key, path in {
-            "model.weights": config.model.weights,
-            "model.initial": config.model.initial,
-            "measure.latency_table": config.measure.latency_table,
+            "model.weights": study.model.weights,
+            "model.initial": study.model.initial,
+            "measure.latency_table": study.measure.latency_table,
         }.items()
         if path is not None
     }
-    own = {key: study.parent / path for key, path in named.items() if not path.is_absolute()}
-    for key, file in own.items():
-        if not file.is_file():
-            raise PackageError(f"{key}: there is no file {file}; it would go along, as its path is relative")
-    files = dict(_beside(study, own.values()))
+    own = {key: file.parent / path for key, path in named.items() if not path.is_absolute()}
+    for key, source in own.items():
+        if not source.is_file():
+            raise PackageError(
+                f"{key}: there is no file {source}; it would go along, as its path is relative"
+            )
+    files = dict(_beside(file, own.values()))
     place = next(iter(files))
-    for target, source in (*_modules(config, here), *_included(include, here)):
+    for target, source in (
+        *_modules((study.model.factory, study.data.source), here),
+        *_included(include, here),
+    ):
         if not files.setdefault(target, source).samefile(source):
             raise PackageError(
                 f"{files[target]} and {source} would both be {target} in the job's folder; rename one of them"
             )
     _check_size(files)
-    data = {"data.train": config.data.train, "data.test": config.data.test}
+    data = {"data.train": study.data.train, "data.test": study.data.test}
     there = {k: str(v) for k, v in (named | data).items() if v is not None and k not in own}
-    return Package(config.name, place, _folder(config), files, there)
+    return Package(study.name, place, _folder(study.folder), files, there)
 
 
 def is_absolute(path: Path | str) -> bool:
@@ -97,13 +124,13 @@ def is_absolute(path: Path | str) -> bool:
     return "://" in str(path) or str(path).startswith(("/", "~"))
 
 
-def _folder(config: StudyConfig) -> str:
-    return str(config.folder) if is_absolute(config.folder) else RESULTS
+def _folder(asked: Path) -> str:
+    return str(asked) if is_absolute(asked) else RESULTS
 
 
-def _check_data(config: StudyConfig) -> None:
+def _check_data(section: DataSection) -> None:
     for key in ("train", "test"):
-        path = getattr(config.data, key)
+        path = getattr(section, key)
         if path is not None and "://" not in str(path) and not Path(path).is_absolute():
             raise PackageError(
                 f"data.{key} = {str(path)!r} lies beside the study, and data does not go along with a job: put it on "
@@ -111,24 +138,24 @@ def _check_data(config: StudyConfig) -> None:
             )
 
 
-def _check_results(config: StudyConfig) -> None:
+def _check_results(study: PackedSections) -> None:
     """Raises PackageError for results that would go to the job's folder, and for earlier studies sought there."""
-    uri = config.artifacts.uri
+    uri = study.artifacts.uri
     if uri is not None and not is_absolute(uri):
         raise PackageError(
             f"artifacts.uri = {uri!r} would lie in the job's folder, which Ray deletes; give s3://bucket/prefix or an "
             "absolute path, or leave it out: artifacts are then kept beside the study's results"
         )
-    kind, _, database = (config.tracking.uri or "").partition(":///")
+    kind, _, database = (study.tracking.uri or "").partition(":///")
     if kind.startswith("sqlite") and database and not database.startswith("/"):
         raise PackageError(
-            f"tracking.uri = {config.tracking.uri!r} would lie in the job's folder, which Ray deletes; give a server's "
+            f"tracking.uri = {study.tracking.uri!r} would lie in the job's folder, which Ray deletes; give a server's "
             "address or sqlite:////absolute/path.db, or leave it out: it is then kept beside the study's results"
         )
-    for earlier in config.search.warm_start:
+    for earlier in study.start.warm_start:
         if not is_absolute(earlier):
             raise PackageError(
-                f"search.warm_start = {earlier!r} is a folder beside the study and does not go along; give "
+                f"start.warm_start = {earlier!r} is a folder beside the study and does not go along; give "
                 "s3://bucket/prefix, or its absolute path on the cluster's head"
             )
 
@@ -141,9 +168,8 @@ def _beside(study: Path, files: Iterable[Path]) -> Iterator[tuple[str, Path]]:
         yield path.relative_to(root).as_posix(), path
 
 
-def _modules(config: StudyConfig, here: Path) -> Iterator[tuple[str, Path]]:
-    """Yields the modules in `here` that the study's `module:callable`s name, and those in `here` that these import."""
-    specs = (config.model.factory, config.data.source)
+def _modules(specs: Iterable[str], here: Path) -> Iterator[tuple[str, Path]]:
+    """Yields the modules in `here` that `module:callable`s name, and those in `here` that these import."""
     todo = [spec.partition(":")[0].partition(".")[0] for spec in specs if ":" in spec]
     seen = {*OURS, *sys.stdlib_module_names}
     while todo:

@@ -11,6 +11,13 @@ MOVED = {
     "space.activation_bits": "quantisation.activation_bits",
     "controls": "controls.methods",
     "controlled": "controls.networks",
+    "search.objectives": "goal.objectives",
+    "search.constraints": "goal.constraints",
+    "search.allocators": "start.allocators",
+    "search.seeds": "start.seeds",
+    "search.warm_start": "start.warm_start",
+    "search.train_images": "scoring.train_images",
+    "search.validation_limit": "scoring.validation_limit",
 }
 """Earlier key -> today's."""
 

@@ -70,9 +70,14 @@ def load(path: Path, *, base: Path | None = None) -> StudyConfig:
     except ValueError as error:  # TOMLDecodeError, and what dates and numbers raise that cannot be
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     config = parse(data, source=str(path), base=path.parent if base is None else base)
-    for line in under_new_keys(data)[1]:
-        warnings.warn(f"{path}: {line}", MovedKey, stacklevel=2)
+    warn_of_moved_keys(data, str(path), stacklevel=3)
     return config
+
+
+def warn_of_moved_keys(data: Mapping[str, Any], source: str, *, stacklevel: int = 2) -> None:
+    """Warns (`MovedKey`) once for each key of a study that has another name now, and names that."""
+    for line in under_new_keys(data)[1]:
+        warnings.warn(f"{source}: {line}", MovedKey, stacklevel=stacklevel)
 
 
 def parse(data: Mapping[str, Any], *, source: str, base: Path) -> StudyConfig:

@@ -1,8 +1,9 @@
 """Sections of a study file, as `read.load` returns them. `list settings` prints the docstrings of their keys."""
 
 import re
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -20,6 +21,10 @@ from prunefront.pipelines.config.bounds import Bounds
 from prunefront.pipelines.journal.layout import ARTIFACTS
 from prunefront.search.outcomes.measurement import OBJECTIVES
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Ratio = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -169,20 +174,9 @@ class ControlsSection(Section):
     """Number of networks of the front that get each control, spread over their MACs."""
 
 
-class SearchSection(Section):
-    """First stage: which candidates are scored, by what objectives and within which bounds."""
+class GoalSection(Section):
+    """Goal of a study: the objectives that its search trades off, and the bounds that every network keeps."""
 
-    searcher: str = "auto"
-    """Method that proposes candidates: `prunefront list searchers`."""
-    candidates: Annotated[int, Field(ge=1)] = 64
-    """Most architectures that are scored. They are not trained for it, except on `train_images`."""
-    patience: Annotated[int, Field(ge=0)] = 0
-    """Candidates that may together gain less than `min_gain` of hypervolume before scoring stops; 0 = never stop."""
-    min_gain: Annotated[float, Field(gt=0, lt=1)] = 0.001
-    """Smallest gain that counts, as a share of the hypervolume."""
-    train_images: Annotated[int, Field(ge=0)] = 0
-    """Number of images that each candidate is trained on before it is scored; 0 = none. It starts from its parent's
-    weights where there are such, and takes whole steps of training.batch_size, otherwise as [training] says."""
     objectives: tuple[str, ...] = ("accuracy", "macs", "size_bytes")
     """Values that the searcher is told. All are exact for a seed, so that a search can be repeated. `latency_ratio` and
     `latency_ms` are predictions from the study's latency table."""
@@ -190,26 +184,56 @@ class SearchSection(Section):
     """Bounds that every network of the front keeps, e.g. ["accuracy >= -1pt", "latency_ms <= 60%",
     "size_bytes <= 250kB"]. -1pt and 60% are relative to the dense network; in { macs = { high = 1e7 } } a number is the
     value itself."""
-    options: dict[str, Any] = {}
-    """Options of the searcher, e.g. { population = 24 }."""
-    warm_start: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = ()
-    """Artifact URIs of earlier studies of this network, e.g. "s3://bucket/prefix". Their scores are reused."""
-    allocators: Annotated[tuple[str, ...], Field(min_length=1)] = ("uniform", "global_threshold")
-    """Methods that share MACs out among groups for the starting points: `prunefront list allocators`."""
-    seeds: Annotated[int, Field(ge=1)] | None = None
-    """Number of starting points that allocators give. Default: a third of the candidates."""
-    validation_limit: Annotated[int, Field(ge=2)] | None = None
-    """Number of validation images that candidates are scored on. Default: all."""
 
     @model_validator(mode="after")
     def _known_objectives(self) -> Self:
         for name in self.objectives:
             if name not in OBJECTIVES:
                 raise ValueError(f"{name!r} cannot steer the search; possible: {', '.join(OBJECTIVES)}")
-        if self.train_images == 1:
-            raise ValueError("train_images = 1 cannot train batch norms; set 0 for no training, or 2 or more")
         if len(set(self.objectives)) != len(self.objectives) or "accuracy" not in self.objectives:
             raise ValueError("objectives must be different from each other and include 'accuracy'")
+        return self
+
+
+class SearchSection(Section):
+    """First stage: how candidates are proposed, and when that ends."""
+
+    searcher: str = "auto"
+    """Method that proposes candidates: `prunefront list searchers`."""
+    options: dict[str, Any] = {}
+    """Options of the searcher, e.g. { population = 24 }."""
+    candidates: Annotated[int, Field(ge=1)] = 64
+    """Most architectures that are scored. They are not trained for it, except on `scoring.train_images`."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Candidates that may together gain less than `min_gain` of hypervolume before scoring stops; 0 = never stop."""
+    min_gain: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    """Smallest gain that counts, as a share of the hypervolume."""
+
+
+class StartSection(Section):
+    """Starting points of the search: those of allocators, and what earlier studies found."""
+
+    allocators: Annotated[tuple[str, ...], Field(min_length=1)] = ("uniform", "global_threshold")
+    """Methods that share MACs out among groups for the starting points: `prunefront list allocators`."""
+    seeds: Annotated[int, Field(ge=1)] | None = None
+    """Number of starting points that allocators give. Default: a third of the candidates."""
+    warm_start: Annotated[tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = ()
+    """Artifact URIs of earlier studies of this network, e.g. "s3://bucket/prefix". Their scores are reused."""
+
+
+class ScoringSection(Section):
+    """First stage: how a candidate is scored."""
+
+    train_images: Annotated[int, Field(ge=0)] = 0
+    """Number of images that each candidate is trained on before it is scored; 0 = none. It starts from its parent's
+    weights where there are such, and takes whole steps of training.batch_size, otherwise as [training] says."""
+    validation_limit: Annotated[int, Field(ge=2)] | None = None
+    """Number of validation images that candidates are scored on. Default: all."""
+
+    @model_validator(mode="after")
+    def _enough_for_batch_norms(self) -> Self:
+        if self.train_images == 1:
+            raise ValueError("train_images = 1 cannot train batch norms; set 0 for no training, or 2 or more")
         return self
 
 
@@ -335,7 +359,7 @@ class ClusterSection(Section):
 
 
 class StudyConfig(Section):
-    """A whole study. Stages read it; what they call gets the section that concerns it."""
+    """A whole study. Only the entry points hold it (tests/test_architecture.py): everything below gets its sections."""
 
     name: Name
     """Name of the study, of its folder and of its MLflow run."""
@@ -349,7 +373,10 @@ class StudyConfig(Section):
     dense: DenseSection = DenseSection()
     space: SpaceSection = SpaceSection()
     quantisation: QuantisationSection = QuantisationSection()
+    goal: GoalSection = GoalSection()
     search: SearchSection = SearchSection()
+    start: StartSection = StartSection()
+    scoring: ScoringSection = ScoringSection()
     training: TrainingSection = TrainingSection()
     controls: ControlsSection = ControlsSection()
     measure: MeasureSection = MeasureSection()
@@ -375,10 +402,19 @@ class StudyConfig(Section):
         return uri if "://" in uri else str(Path(uri).expanduser().absolute())
 
     @property
+    def local_artifacts(self) -> str | None:
+        """The folder of the artifact store; None where all machines see the store."""
+        return None if "://" in self.artifact_uri or self.artifacts.shared else self.artifact_uri
+
+    @property
     def keeps_state(self) -> bool:
         """True where the study's state goes to its artifact store, with the default filled in."""
         kept = self.artifacts.state
         return self.artifact_uri.startswith("s3://") if kept is None else kept
+
+    def part(self, kind: type[T]) -> T:
+        """Returns those sections and values of the study that are the fields of a frozen dataclass."""
+        return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")

@@ -50,6 +50,14 @@ FIGURES = (
     "Latency is measured in turn with the dense network on the same runtime; the marker grows with the number of "
     "parameters. "
 )
+CONFIG = {
+    "displaylogo": False,
+    "responsive": True,
+    "showSendToCloud": False,  # a button that uploads the figure to plotly's server
+    "toImageButtonOptions": {"filename": "front", "scale": 2},
+}
+"""Settings of plotly's toolbar, whose camera saves the figure as a picture."""
+
 TESTED = "The points were chosen on validation images, the figures are those of the test images."
 
 
@@ -68,9 +76,7 @@ def write_html(
     = test images. caption: the last words of the page.
     """
     dense, columns = find_dense(rows), headers(rows)
-    drawn = figure(rows, images).to_html(
-        full_html=False, include_plotlyjs=True, config={"displaylogo": False, "responsive": True}
-    )
+    drawn = figure(rows, images).to_html(full_html=False, include_plotlyjs=True, config=CONFIG)
     text = page_text(
         title,
         ["latency ms" if name == "ms" else name for name in columns],

@@ -5,21 +5,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from prunefront.errors import PrunefrontError
+from prunefront.pipelines.journal.typed_json import Printable, first_fault
 from prunefront.pruners.graph.pruning_plan import DENSE, PruningPlan
 from prunefront.search.outcomes.measurement import OBJECTIVES
 
-
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("it holds what cannot be printed")
-    return text
-
-
-Label = Annotated[str, Field(max_length=300), AfterValidator(_printable)]
+Label = Annotated[Printable, Field(max_length=300)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0, le=1 << 62, strict=False)]  # 1e6 is a count too
@@ -55,7 +49,7 @@ class FrontRow:
     macs: Count
     params: Count
     achieved: dict[Label, float]
-    artifact: Annotated[str, Field(max_length=2000), AfterValidator(_printable)] | None = None
+    artifact: Annotated[Printable, Field(max_length=2000)] | None = None
     validation_accuracy: float | None = None
     origin: Label = ""
     epochs: Count = 0
@@ -77,10 +71,9 @@ class FrontRow:
         try:
             return cls(**{field.name: data[field.name] for field in fields(cls) if field.name in data})
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            message = f"{where}: {first['msg']}" if where else first["msg"]
-            raise FrontError(f"row {data.get('key')!r:.80} of the front is not valid: {message}") from None
+            raise FrontError(
+                f"row {data.get('key')!r:.80} of the front is not valid: {first_fault(error)}"
+            ) from None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

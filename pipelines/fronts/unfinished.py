@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prunefront.pipelines.artifacts.manifest import artifact_uri
-from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.config.sections import ControlsSection, GoalSection, SearchSection
 from prunefront.pipelines.fronts.row import FRONT_OBJECTIVES, FrontRow, arrange
 from prunefront.pipelines.journal.layout import DENSE_NETWORKS
 from prunefront.pruners.graph.pruning_plan import DENSE
@@ -29,6 +29,17 @@ UNKNOWN = ("images", "achieved", "made", "on_test_front", "validation_accuracy",
 """Fields of a row that no journal holds; they are left out of the JSON."""
 
 Events = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class FrontSections:
+    """The settings that a front follows from. artifact_uri: with the default filled in."""
+
+    name: str
+    artifact_uri: str
+    goal: GoalSection
+    search: SearchSection
+    controls: ControlsSection
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,35 +113,35 @@ class PartialFront:
         }
 
 
-def partial_front(config: StudyConfig, events: Events) -> PartialFront | None:
+def partial_front(study: FrontSections, events: Events) -> PartialFront | None:
     """Returns the front of the trained networks, or, before the dense one and a candidate are trained, of the scored.
 
     None before any candidate is scored. Bounds hold as far as they are known.
     """
-    return _trained_front(config, events) or _scored_front(config, events)
+    return _trained_front(study, events) or _scored_front(study, events)
 
 
-def _trained_front(config: StudyConfig, events: Events) -> PartialFront | None:
+def _trained_front(study: FrontSections, events: Events) -> PartialFront | None:
     trained = {e["name"]: e for e in events if e["event"] == "trained"}
     measured = {name: m for name, event in trained.items() if (m := _measurement(event)) is not None}
     controlled = [name for e in events if e["event"] == "controlled" for name in e["names"]]
-    controls = {f"{control}-{of}": (control, of) for control in config.controls.methods for of in controlled}
+    controls = {f"{control}-{of}": (control, of) for control in study.controls.methods for of in controlled}
     compared = measured.keys() - controls.keys() - {*DENSE_NETWORKS}
     if DENSE not in measured or not compared:
         return None
-    front = ParetoFront(FRONT_OBJECTIVES, resolve(config.search.constraints, measured[DENSE].values))
+    front = ParetoFront(FRONT_OBJECTIVES, resolve(study.goal.constraints, measured[DENSE].values))
     for name in measured.keys() - controls.keys():
         front.add(name, measured[name])
     shown = {DENSE, *front.members}
     shown |= {name for name, (_, of) in controls.items() if name in measured and of in shown}
-    rows = [_row(config, trained[name], measured[name], *controls.get(name, ("", ""))) for name in shown]
+    rows = [_row(study, trained[name], measured[name], *controls.get(name, ("", ""))) for name in shown]
     promoted = [e for e in events if e["event"] == "promoted"]
     total = len(promoted[-1]["candidates"]) if promoted else len(compared)
-    return PartialFront(config.name, len(compared), total, trained_rows=tuple(arrange(rows)))
+    return PartialFront(study.name, len(compared), total, trained_rows=tuple(arrange(rows)))
 
 
 def _row(
-    config: StudyConfig, event: Mapping[str, Any], measured: Measurement, control: str, of: str
+    study: FrontSections, event: Mapping[str, Any], measured: Measurement, control: str, of: str
 ) -> FrontRow:
     ratio, half = measured["latency_ratio"], measured.noise.get("latency_ratio", 0.0)
     low, high = _interval(measured)
@@ -150,26 +161,26 @@ def _row(
         macs=int(measured["macs"]),
         params=int(measured["params"]),
         achieved={},
-        artifact=artifact_uri(config.artifact_uri, artifact) if artifact else None,
+        artifact=artifact_uri(study.artifact_uri, artifact) if artifact else None,
         epochs=int(event.get("epochs", 0)),
         control=control,
         of=of,
     )
 
 
-def _scored_front(config: StudyConfig, events: Events) -> PartialFront | None:
+def _scored_front(study: FrontSections, events: Events) -> PartialFront | None:
     scored = [e for e in events if e["event"] == "told"]
     measured = {e["key"]: m for e in scored if (m := _measurement(e)) is not None}
     if not measured.keys() - {DENSE}:
         return None
     dense = measured.get(DENSE)
-    bounds = () if dense is None else resolve(config.search.constraints, dense.values, EXACT)
-    front = ParetoFront(_objectives(config, measured.values()), bounds)
+    bounds = () if dense is None else resolve(study.goal.constraints, dense.values, EXACT)
+    front = ParetoFront(_objectives(study, measured.values()), bounds)
     for key, measurement in measured.items():
         front.add(key, measurement)
     shown = ({DENSE} & measured.keys()) | front.members.keys()
     rows = sorted((_scored_row(key, measured[key]) for key in shown), key=lambda r: (r.macs, r.key))
-    return PartialFront(config.name, len(scored), config.search.candidates, scored_rows=tuple(rows))
+    return PartialFront(study.name, len(scored), study.search.candidates, scored_rows=tuple(rows))
 
 
 def _scored_row(key: str, measurement: Measurement) -> ScoredRow:
@@ -196,9 +207,9 @@ def _interval(measured: Measurement) -> tuple[float, float]:
     return max(measured["accuracy"] - half, 0.0), min(measured["accuracy"] + half, 1.0)
 
 
-def _objectives(config: StudyConfig, found: Iterable[Measurement]) -> tuple[Objective, ...]:
+def _objectives(study: FrontSections, found: Iterable[Measurement]) -> tuple[Objective, ...]:
     """Returns the study's objectives that all these measurements have; predicted latency stands in for latency."""
     common = set.intersection(*(set(m.values) for m in found))
-    asked = [OBJECTIVES[name] for name in config.search.objectives]
+    asked = [OBJECTIVES[name] for name in study.goal.objectives]
     asked = [o if o.name in common else Objective(f"predicted_{o.name}", o.direction, o.unit) for o in asked]
     return tuple(o for o in asked if o.name in common)

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.fronts.page import page_text, row_class, write_html
 from prunefront.pipelines.fronts.table import format_accuracy, format_count, format_macs, format_size
 from prunefront.pipelines.fronts.table import table as front_table
-from prunefront.pipelines.fronts.unfinished import IMAGES, PartialFront, partial_front
+from prunefront.pipelines.fronts.unfinished import IMAGES, FrontSections, PartialFront, partial_front
 from prunefront.pipelines.journal.journal import read_events, write_json
 from prunefront.pipelines.journal.layout import FRONT, JOURNAL, PARTIAL_FRONT, PARTIAL_PAGE
 from prunefront.pruners.graph.pruning_plan import DENSE
@@ -56,26 +55,29 @@ def remove_partial_front(folder: Path) -> None:
 
 @contextmanager
 def partial_front_on_failure(
-    config: StudyConfig, say: Callable[[str], None], tell: Callable[..., None] = lambda event, **data: None
+    study: FrontSections,
+    folder: Path,
+    say: Callable[[str], None],
+    tell: Callable[..., None] = lambda event, **data: None,
 ) -> Iterator[None]:
     """Writes the partial front of a study whose search ends early within, whatever the reason.
 
-    say: takes a line for a person. tell: takes an event, see `events.events`.
+    folder: the study's. say: takes a line for a person. tell: takes an event, see `events.events`.
     """
     try:
         yield
     except BaseException:
-        if not (config.path / FRONT).exists():
+        if not (folder / FRONT).exists():
             try:
-                front = partial_front(config, read_events(config.path / JOURNAL))
+                front = partial_front(study, read_events(folder / JOURNAL))
                 if front is not None:
-                    write_partial_front(front, config.path)
+                    write_partial_front(front, folder)
             except (OSError, PrunefrontError) as error:  # the reason why the search ended is what is raised
                 say(f"no partial front was written: {error}")
             else:
                 if front is not None:
                     tell("partial_front", rows=len(front.rows), trained=front.trained)
-                    say(f"{front.summary}; {config.path / PARTIAL_PAGE}")
+                    say(f"{front.summary}; {folder / PARTIAL_PAGE}")
         raise
 
 

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.journal.evaluations import Evaluations
+from prunefront.pipelines.journal.typed_json import Printable, first_fault
 from prunefront.search.outcomes.measurement import outcome_from_json
 from prunefront.search.space.candidate import Candidate
 
@@ -26,13 +27,7 @@ def _table(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def _shown(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("it holds characters that cannot be printed")
-    return text
-
-
-Text = Annotated[str, Field(max_length=200), AfterValidator(_shown)]
+Text = Annotated[Printable, Field(max_length=200)]
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
 Number = Annotated[float, Field(ge=0, le=1e15)]
 CandidateData = Annotated[dict[str, Any], AfterValidator(_candidate)]
@@ -159,8 +154,7 @@ def event_fault(event: Mapping[str, Any]) -> str | None:
     try:
         EVENTS.get(kind, Event).model_validate(event)
     except ValidationError as error:
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))} of {kind!r:.40}: {first['msg']}"
+        return f"{kind!r:.40}, {first_fault(error)}"
     except (PrunefrontError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         # a choice that cannot be, and what plain code makes of JSON of another form
         return f"{kind!r:.40} does not have its form: {type(error).__name__}: {error}"

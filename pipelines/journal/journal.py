@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Self, TextIO, TypeVar
 
 from prunefront.atomic import write_whole
 from prunefront.errors import PrunefrontError
+from prunefront.pipelines.journal import typed_json
 from prunefront.pipelines.journal.event_fields import event_fault
 from prunefront.pipelines.journal.layout import LOCK
 from prunefront.strict_json import loads
+
+T = TypeVar("T")
 
 JSON_LIMIT = 256 << 20
 """Largest JSON file of a study that is read, in bytes."""
@@ -178,10 +181,22 @@ def is_begun(events: Iterable[Mapping[str, Any]]) -> bool:
 
 def read_json(path: Path) -> Any:
     """Returns the data of a file that `write_json` wrote. Raises StudyFolderError, which names it, for another file."""
+    return _read(path, loads)
+
+
+def read_record(path: Path, kind: type[T]) -> T:
+    """Returns a `kind` from a file of a study, see `typed_json.parse`; other entries are left out.
+
+    Raises StudyFolderError, which names the file and the wrong entry.
+    """
+    return _read(path, lambda text: typed_json.parse(kind, text, extra="ignore"))
+
+
+def _read(path: Path, parse: Callable[[bytes], T]) -> T:
     try:
         if path.stat().st_size > JSON_LIMIT:
             raise StudyFolderError(f"{path} has more than the {JSON_LIMIT >> 20} MiB that it may have")
-        return loads(path.read_bytes())
+        return parse(path.read_bytes())
     except OSError as error:
         raise StudyFolderError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:

@@ -44,8 +44,11 @@ ARTIFACTS = "artifacts"
 FRONT = "front.json"
 """The front, one object a network; also at the root of the store."""
 
-FRONT_PAGE, FRONT_PICTURE = "front.html", "front.png"
+FRONT_PAGE = "front.html"
 """The front for people."""
+
+FRONT_PICTURE = "front.png"
+"""A picture that earlier versions drew."""
 
 PARTIAL_FRONT, PARTIAL_PAGE = "partial-front.json", "partial-front.html"
 """Front of a search that was cut short."""

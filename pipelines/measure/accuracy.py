@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from math import sqrt
 
 import torch
 from torch import nn
@@ -11,9 +10,6 @@ from torch import nn
 from prunefront.pipelines.data import Split, Transform, batches
 from prunefront.pruners.units.eval_mode import eval_mode
 from prunefront.search.outcomes.measurement import NotFinite
-
-Z95 = 1.959963984540054
-"""Two-sided 95 % quantile of the normal distribution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +20,14 @@ class Accuracy:
     low: float
     high: float
     images: int
+
+    @classmethod
+    def count(cls, right: int, images: int) -> "Accuracy":
+        """Returns the accuracy of `right` answers on `images` images, in Wilson's interval (1927, eq. 4)."""
+        from scipy.stats import binomtest  # slow to import
+
+        low, high = binomtest(right, images).proportion_ci(0.95, method="wilson")
+        return cls(right / images, float(low), float(high), images)
 
 
 def accuracy(
@@ -59,17 +63,4 @@ def accuracy(
                 broken |= outputs.isnan().any()
     if broken:
         raise NotFinite("the network's outputs are not finite: NaN on some of the images")
-    count = int(right)
-    return Accuracy(count / len(split), *wilson(count, len(split)), len(split))
-
-
-def wilson(right: int, images: int) -> tuple[float, float]:
-    """Returns (low, high), the 95 % interval of a share whose sample is `right` of `images` (Wilson 1927, eq. 4)."""
-    share = right / images
-    centre = share + Z95**2 / (2 * images)
-    half = Z95 * sqrt(share * (1 - share) / images + Z95**2 / (4 * images**2))
-    scale = 1 + Z95**2 / images
-    # at the ends the formula gives exactly 0 and 1, floating point only nearly
-    low = 0.0 if right == 0 else (centre - half) / scale
-    high = 1.0 if right == images else (centre + half) / scale
-    return low, high
+    return Accuracy.count(int(right), len(split))

@@ -1,10 +1,21 @@
 """Checks that a study asks for what there is: names, spaces, bounds; before anything is spent."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import QuantisationSection, SpaceSection, StudyConfig
+from prunefront.pipelines.config.sections import (
+    ControlsSection,
+    GoalSection,
+    MeasureSection,
+    ModelSection,
+    QuantisationSection,
+    SearchSection,
+    SpaceSection,
+    StartSection,
+    TrainingSection,
+)
 from prunefront.pipelines.measure.target import check_runtime
 from prunefront.pipelines.prepare.feasibility import check_bounds
 from prunefront.pipelines.prepare.problem import check_space, widest_space
@@ -25,24 +36,38 @@ SPARSE = frozenset({"element", "n_of_m"})
 """Granularities that leave single weights zero in a tensor of the whole size."""
 
 
-def check_names(config: StudyConfig) -> None:
+@dataclass(frozen=True, slots=True)
+class NamingSections:
+    """The sections of a study that name methods of a registry."""
+
+    model: ModelSection
+    space: SpaceSection
+    quantisation: QuantisationSection
+    search: SearchSection
+    start: StartSection
+    training: TrainingSection
+    controls: ControlsSection
+    measure: MeasureSection
+
+
+def check_names(study: NamingSections) -> None:
     """Raises PrunefrontError for a name that no registry holds, and for a runtime that this machine lacks, before
     anything is spent."""
-    for name in (*config.space.criteria, *chain.from_iterable(config.space.per_group.values())):
+    for name in (*study.space.criteria, *chain.from_iterable(study.space.per_group.values())):
         criteria[name]
-    for name in config.search.allocators:
+    for name in study.start.allocators:
         allocators[name]
-    for name in config.controls.methods:
+    for name in study.controls.methods:
         controls[name]
-    check_space_names(config.space, config.quantisation, config.training.procedure)
-    procedures[config.training.procedure].check(config.training.options)
-    searchers[config.search.searcher]
-    if "lottery_ticket" in config.controls.methods and config.model.weights and not config.model.initial:
+    check_space_names(study.space, study.quantisation, study.training.procedure)
+    procedures[study.training.procedure].check(study.training.options)
+    searchers[study.search.searcher]
+    if "lottery_ticket" in study.controls.methods and study.model.weights and not study.model.initial:
         raise PrunefrontError(
             "the control 'lottery_ticket' starts from the weights before training, which are not known, as the network "
             "comes trained: give them as model.initial, or leave model.weights out so that the study trains it"
         )
-    check_runtime(config.measure)
+    check_runtime(study.measure)
 
 
 def check_space_names(section: SpaceSection, quantisation: QuantisationSection, procedure: str) -> None:
@@ -84,13 +109,15 @@ def check_space_names(section: SpaceSection, quantisation: QuantisationSection, 
         )
 
 
-def check_graph(config: StudyConfig, graph: ChannelGraph) -> None:
+def check_graph(
+    graph: ChannelGraph, section: SpaceSection, quantisation: QuantisationSection, goal: GoalSection
+) -> None:
     """Raises PrunefrontError for what of a study does not go with its network, as far as is known before any score:
     groups that there are not, a space without a choice, bounds on exact costs that no network of the space meets."""
-    check_per_group(config.space.per_group, graph)
-    check_space(graph, config.space, config.quantisation)
-    space = widest_space(graph, config.space, config.quantisation)
-    check_bounds(graph, space, config.space, config.quantisation, config.search.constraints)
+    check_per_group(section.per_group, graph)
+    check_space(graph, section, quantisation)
+    space = widest_space(graph, section, quantisation)
+    check_bounds(graph, space, section, quantisation, goal.constraints)
 
 
 def check_per_group(per_group: Mapping[str, Sequence[str]], graph: ChannelGraph) -> None:

@@ -9,11 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.config.sections import DataSection, GoalSection
 from prunefront.pipelines.data import load
 from prunefront.pipelines.formats.weights import load_weights
 from prunefront.pipelines.models import build
-from prunefront.pipelines.prepare.checks import check_names, check_per_group
+from prunefront.pipelines.prepare.checks import NamingSections, check_names, check_per_group
 from prunefront.pipelines.prepare.feasibility import Infeasible, check_bounds, exact_values, least
 from prunefront.pipelines.prepare.misfits import misfits
 from prunefront.pipelines.prepare.network import trace_model
@@ -29,10 +29,19 @@ from prunefront.search.outcomes.constraints import EXACT, ConstraintError
 
 
 @dataclass(frozen=True, slots=True)
+class InspectedSections(NamingSections):
+    """The settings that decide what of a network can be pruned."""
+
+    seed: int
+    data: DataSection
+    goal: GoalSection
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """The dense network's channel graph, with what the study file allows in each group, stack and layer."""
 
-    config: StudyConfig
+    study: InspectedSections
     graph: ChannelGraph
     infeasible: str | None = None
     """Why no network of the space meets the study's bounds on exact costs."""
@@ -49,7 +58,7 @@ class Inspection:
         asks for them.
         """
         price = cost(self.graph)
-        space = self.config.space
+        space = self.study.space
         return {
             "misfits": self._misfits(),
             "groups": [
@@ -78,13 +87,13 @@ class Inspection:
         }
 
     def _constraints(self) -> list[dict[str, Any]]:
-        section, dense = self.config.space, exact_values(cost(self.graph))
-        bounds = [b for b in self.config.search.constraints if b.name in EXACT]
-        space = widest_space(self.graph, section, self.config.quantisation) if bounds else None
+        section, dense = self.study.space, exact_values(cost(self.graph))
+        bounds = [b for b in self.study.goal.constraints if b.name in EXACT]
+        space = widest_space(self.graph, section, self.study.quantisation) if bounds else None
         found: dict[str, float] = {}
         for name in dict.fromkeys(b.name for b in bounds):
             assert space is not None
-            one = least(self.graph, space, self.config.quantisation.method, {name: 1.0}, widen=False)
+            one = least(self.graph, space, self.study.quantisation.method, {name: 1.0}, widen=False)
             found[name] = one.values[name]
         return [
             {
@@ -92,19 +101,19 @@ class Inspection:
                 "limit": bound.limit(dense) if bound in bounds else None,
                 "smallest": found.get(bound.name),
             }
-            for bound in self.config.search.constraints
+            for bound in self.study.goal.constraints
         ]
 
     def _misfits(self) -> list[str]:
-        section = self.config.space
+        section = self.study.space
         try:
-            space = widest_space(self.graph, section, self.config.quantisation)
+            space = widest_space(self.graph, section, self.study.quantisation)
         except PrunefrontError as error:  # there is no space at all
             return [str(error)]
-        return misfits(self.graph, space, section, searcher=self.config.search.searcher)
+        return misfits(self.graph, space, section, searcher=self.study.search.searcher)
 
     def _stacks(self) -> dict[str, Any]:
-        if "block" not in self.config.space.granularities:
+        if "block" not in self.study.space.granularities:
             return {"stacks": [], "unstacked": {}}
         return {
             "stacks": [{"name": s.name, "blocks": list(s.blocks)} for s in self.graph.stacks],
@@ -112,9 +121,9 @@ class Inspection:
         }
 
     def _layers(self) -> dict[str, Any]:
-        space = self.config.space
+        space = self.study.space
         asked = [name for name in space.granularities if name in layer_granularities]
-        if not asked and set(self.config.quantisation.bits) == {32}:
+        if not asked and set(self.study.quantisation.bits) == {32}:
             return {"layers": [], "unlayered": {}}
         layers = []
         for layer in self.graph.layers:
@@ -133,7 +142,7 @@ class Inspection:
                     "shape": list(layer.shape),
                     "macs": layer.macs,
                     "keeps": {name: list(percent) for name, percent in keeps.items()},
-                    "bits": sorted(set(self.config.quantisation.bits), reverse=True),
+                    "bits": sorted(set(self.study.quantisation.bits), reverse=True),
                     "left_out": left_out,
                 }
             )
@@ -147,35 +156,35 @@ def _left_out(asked: Sequence[str], group: ChannelGroup, graph: ChannelGraph) ->
     return {name: reason for name, reason in found.items() if reason is not None}
 
 
-def inspect(config: StudyConfig) -> Inspection:
+def inspect(study: InspectedSections) -> Inspection:
     """Builds and traces the study's network; trains, searches and writes nothing.
 
     Raises PrunefrontError for all that would stop a search before its first candidate, but for bounds that cannot be
     met: `infeasible` has them.
     """
-    check_names(config)
-    splits = load(config.data)
+    check_names(study)
+    splits = load(study.data)
     shape = splits.train.images.shape[1:]
-    model = build(config.model, classes=splits.classes, input_shape=shape, seed=config.seed)
-    if config.model.weights is not None:
-        load_weights(model, config.model.weights)
-    graph = trace_model(model, config, shape)
-    check_per_group(config.space.per_group, graph)
+    model = build(study.model, classes=splits.classes, input_shape=shape, seed=study.seed)
+    if study.model.weights is not None:
+        load_weights(model, study.model.weights)
+    graph = trace_model(model, study.model.factory, study.space, study.quantisation, shape)
+    check_per_group(study.space.per_group, graph)
     infeasible = None
-    if config.search.constraints:
-        space = widest_space(graph, config.space, config.quantisation)
+    if study.goal.constraints:
+        space = widest_space(graph, study.space, study.quantisation)
         try:
-            check_bounds(graph, space, config.space, config.quantisation, config.search.constraints)
+            check_bounds(graph, space, study.space, study.quantisation, study.goal.constraints)
         except (Infeasible, ConstraintError) as error:
             infeasible = str(error)
-    return Inspection(config, graph, infeasible)
+    return Inspection(study, graph, infeasible)
 
 
 def print_inspection(found: Inspection, console: Console) -> None:
     """The same for people."""
     data = found.to_json()
     console.print(
-        f"{found.config.model.factory}: {data['macs']:,} MACs, {data['params']:,} parameters, "
+        f"{found.study.model.factory}: {data['macs']:,} MACs, {data['params']:,} parameters, "
         f"{data['size_bytes']:,} bytes",
         highlight=False,
     )

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.config.sections import SpaceSection
 from prunefront.pipelines.data import SearchData, batches
 from prunefront.pipelines.journal.layout import PREPARED
 from prunefront.pipelines.prepare.network import Network, Say
@@ -37,29 +37,41 @@ Gather = Callable[[ChannelGraph, Sequence[Batch], Set[str]], Statistics]
 """Graph, calibration batches, needs -> statistics, wherever they are gathered."""
 
 
-def know(config: StudyConfig, network: Network, gather: Gather, say: Say) -> Knowledge:
-    """Returns scores and facts from one pass over calibration images, or those of an earlier run."""
-    folder = config.path / PREPARED
+def know(
+    study: Path,
+    section: SpaceSection,
+    network: Network,
+    gather: Gather,
+    say: Say,
+    *,
+    asked: Sequence[str],
+    seed: int,
+) -> Knowledge:
+    """Returns scores and facts from one pass over calibration images, or those of an earlier run.
+
+    study: its folder. asked: allocators that facts are for. seed: the study's, which draws the images.
+    """
+    folder = study / PREPARED
     kept, facts = folder / "scores.safetensors", folder / "facts.safetensors"
     if kept.exists():
         return Knowledge(read_scores(folder, network.graph), read_facts(folder, network.graph))
-    names = dict.fromkeys((*config.space.criteria, *chain.from_iterable(config.space.per_group.values())))
-    wanted = frozenset(chain.from_iterable(allocators[a].needs for a in config.search.allocators)) - {SCORES}
-    if config.space.bound == "redundancy":
+    names = dict.fromkeys((*section.criteria, *chain.from_iterable(section.per_group.values())))
+    wanted = frozenset(chain.from_iterable(allocators[a].needs for a in asked)) - {SCORES}
+    if section.bound == "redundancy":
         wanted |= {"gradient_gram"}
     needs = needs_of(names) | wanted
     statistics = Statistics()
     if any(gathered_by(need) for need in needs):
         started = time.perf_counter()
-        images = calibration(config, network.splits.for_search())
+        images = calibration(section.calibration_images, network.splits.for_search(), seed)
         statistics = gather(network.graph, images, needs)
         say(
             f"{len(names)} criteria: what they look at was gathered on "
             f"{sum(len(labels) for _, labels in images):,} images in {time.perf_counter() - started:.1f} s"
         )
     scores = {n: dict(g) for n, g in rank(network.model, network.graph, names, statistics).items()}
-    if "block" in config.space.granularities:
-        _rank_blocks(network, within(config.space.criteria), scores)
+    if "block" in section.granularities:
+        _rank_blocks(network, within(section.criteria), scores)
     for name, groups in scores.items():
         if not groups:
             say(f"criterion {name!r} fits no channel group; `prunefront inspect` says why")
@@ -95,8 +107,8 @@ def _rank_blocks(
             scores.setdefault(name, {})[stack.name] = criteria[name](view).numpy()
 
 
-def calibration(config: StudyConfig, data: SearchData) -> list[Batch]:
-    """Returns augmented training images in batches of 64, the same ones for every criterion."""
-    rng = np.random.default_rng([config.seed, 2])
+def calibration(images: int, data: SearchData, seed: int) -> list[Batch]:
+    """Returns so many augmented training images in batches of 64, the same ones for every criterion."""
+    rng = np.random.default_rng([seed, 2])
     stream = batches(data.train, data.transform, 64, augment=rng, shuffle=rng, smallest=2)
-    return list(islice(stream, -(-config.space.calibration_images // 64)))
+    return list(islice(stream, -(-images // 64)))

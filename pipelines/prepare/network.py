@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 
@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.config.sections import (
+    DataSection,
+    DenseSection,
+    GoalSection,
+    ModelSection,
+    QuantisationSection,
+    SpaceSection,
+    TrainingSection,
+)
 from prunefront.pipelines.data import SearchData, Splits
 from prunefront.pipelines.data import load as load_data
 from prunefront.pipelines.formats.weights import load_weights, save_weights
@@ -59,48 +67,65 @@ class Network:
         return channels, height, width
 
 
-def dense_network(config: StudyConfig, say: Say) -> Network:
+@dataclass(frozen=True, slots=True)
+class NetworkSections:
+    """The settings that decide a study's dense network and its channel graph. path: the study's folder."""
+
+    name: str
+    seed: int
+    path: Path
+    model: ModelSection
+    data: DataSection
+    dense: DenseSection
+    training: TrainingSection
+    space: SpaceSection
+    quantisation: QuantisationSection
+    goal: GoalSection
+
+
+def dense_network(study: NetworkSections, say: Say) -> Network:
     """Returns the dense network: loaded, or trained where there are no weights, and traced; or that of an earlier run.
 
     Raises PrunefrontError for data, weights or a network that cannot be used, and for data that changed since.
     """
-    folder = config.path / PREPARED
-    splits = load_data(config.data)
+    folder = study.path / PREPARED
+    factory, space, quantisation = study.model.factory, study.space, study.quantisation
+    splits = load_data(study.data)
     shape = splits.train.images.shape[1:]
     say(
         f"data: {len(splits.train):,} training, {len(splits.validation):,} validation and {len(splits.test):,} test "
         f"images of {' × '.join(map(str, shape))}, {splits.classes} classes"
     )
-    model = build(config.model, classes=splits.classes, input_shape=shape, seed=config.seed)
+    model = build(study.model, classes=splits.classes, input_shape=shape, seed=study.seed)
     kept, before = folder / "dense.safetensors", folder / "initial.safetensors"
     if (folder / "graph.json").exists():
-        _check_same_data(splits, read_digests(folder), config.name)
+        _check_same_data(splits, read_digests(folder), study.name)
         initial = _initial(model, before)
         load_weights(model, kept)
         graph = read_graph(folder)
         # a second or two, and whatever else the file says cannot mislead what is computed from it
-        if graph != trace_model(model.eval(), config, shape):
+        if graph != trace_model(model.eval(), factory, space, quantisation, shape):
             raise altered_file_error(folder / "graph.json", "it is not the graph of this network")
-        check_graph(config, graph)
+        check_graph(graph, space, quantisation, study.goal)
         return Network(splits, model.eval(), graph, initial)
     folder.mkdir(parents=True, exist_ok=True)
-    if config.model.weights is not None:
-        if config.model.initial is not None:
-            load_weights(model, config.model.initial)
+    if study.model.weights is not None:
+        if study.model.initial is not None:
+            load_weights(model, study.model.initial)
             save_weights(model, before)
-        load_weights(model, config.model.weights)
-        graph = trace_model(model.eval(), config, shape)
+        load_weights(model, study.model.weights)
+        graph = trace_model(model.eval(), factory, space, quantisation, shape)
     else:
         save_weights(model, before)
-        check_graph(
-            config, trace_model(model, config, shape)
-        )  # what cannot be is said before hours of training
-        train_dense(model, splits.for_search(), config, say)
-        graph = trace_model(model.eval(), config, shape)
-    check_graph(config, graph)
+        graph = trace_model(model, factory, space, quantisation, shape)
+        check_graph(graph, space, quantisation, study.goal)  # what cannot be is said before hours of training
+        recipe = dense_recipe(study.dense, weight_decay=study.training.weight_decay, seed=study.seed)
+        train_dense(model, factory, splits.for_search(), recipe, say)
+        graph = trace_model(model.eval(), factory, space, quantisation, shape)
+    check_graph(graph, space, quantisation, study.goal)
     save_weights(model, kept)
     write_json(folder / "data.json", fingerprint(splits))
-    write_json(folder / "graph.json", graph.to_json())  # last: its presence says that the rest is whole
+    write_json(folder / "graph.json", asdict(graph))  # last: its presence says that the rest is whole
     return Network(splits, model.eval(), graph, _initial(copy.deepcopy(model), before))
 
 
@@ -132,14 +157,22 @@ def _check_same_data(splits: Splits, then: Mapping[str, str], study: str) -> Non
         )
 
 
-def trace_model(model: nn.Module, config: StudyConfig, input_shape: Sequence[int]) -> ChannelGraph:
-    """Returns the channel graph of the study's network. Raises PrunefrontError when nothing of it can be pruned."""
+def trace_model(
+    model: nn.Module,
+    factory: str,
+    section: SpaceSection,
+    quantisation: QuantisationSection,
+    input_shape: Sequence[int],
+) -> ChannelGraph:
+    """Returns the channel graph of the study's network, which `factory` made.
+
+    Raises PrunefrontError when nothing of it can be pruned.
+    """
     graph = trace(
         model,
         torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)),
-        frozen=config.space.frozen,
+        frozen=section.frozen,
     )
-    section = config.space
     paths = [path for path, _ in model.named_modules() if path]
     for name in section.whole:
         if name not in paths:
@@ -147,48 +180,51 @@ def trace_model(model: nn.Module, config: StudyConfig, input_shape: Sequence[int
                 f"space.whole names module {name!r}, which the network does not have; "
                 f"{did_you_mean(name, paths)}there are: {', '.join(paths[:8])} …"
             )
-    inner = bool(set(section.granularities) - {"channel"}) or set(config.quantisation.bits) != {32}
+    inner = bool(set(section.granularities) - {"channel"}) or set(quantisation.bits) != {32}
     if not graph.groups and not (inner and (graph.layers or graph.stacks)):
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in graph.frozen[:3])
         raise PrunefrontError(
-            f"nothing in {config.model.factory!r} can be pruned: {reasons or 'it has no convolution or linear layer'}"
+            f"nothing in {factory!r} can be pruned: {reasons or 'it has no convolution or linear layer'}"
         )
     return graph
 
 
-def train_dense(model: nn.Module, data: SearchData, config: StudyConfig, say: Say) -> None:
+def train_dense(model: nn.Module, name: str, data: SearchData, recipe: Recipe, say: Say) -> None:
     """Trains a network that came without weights, in place."""
-    section = config.dense
-    say(f"no weights given: training {config.model.factory} for {section.epochs} epochs")
-    recipe = dense_recipe(config)
+    say(f"no weights given: training {name} for {recipe.epochs} epochs")
     seconds = told = 0.0
     for report in train(model, data, recipe):
         seconds += report.seconds
-        if seconds - told > SAY_SECONDS and report.epoch < section.epochs:
+        if seconds - told > SAY_SECONDS and report.epoch < recipe.epochs:
             told = seconds
-            say(f"epoch {report.epoch} of {section.epochs}: loss {report.loss:.3f}, {seconds:.0f} s")
+            say(f"epoch {report.epoch} of {recipe.epochs}: loss {report.loss:.3f}, {seconds:.0f} s")
     say(f"trained in {seconds:.0f} s, last loss {report.loss:.3f}")
 
 
-def planned_by(config: StudyConfig, network: Network, scores: Scores, candidate: Candidate) -> PruningPlan:
+def planned_by(
+    section: SpaceSection,
+    quantisation: QuantisationSection,
+    network: Network,
+    scores: Scores,
+    candidate: Candidate,
+) -> PruningPlan:
     """Returns the plan of a candidate. Raises PrunefrontError for a candidate that cannot be had."""
     return plan(
         network.graph,
         candidate.choices,
         scores,
-        round_to=config.space.round_to,
-        quantisation=config.quantisation.method,
+        round_to=section.round_to,
+        quantisation=quantisation.method,
     )
 
 
-def dense_recipe(config: StudyConfig) -> Recipe:
+def dense_recipe(section: DenseSection, *, weight_decay: float, seed: int) -> Recipe:
     """Returns how a network is trained that starts from random weights."""
-    section = config.dense
     return Recipe(
         epochs=section.epochs,
         learning_rate=section.learning_rate,
         batch_size=section.batch_size,
-        weight_decay=config.training.weight_decay,
-        seed=config.seed,
+        weight_decay=weight_decay,
+        seed=seed,
         warmup=0.2,
     )

@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 
 from prunefront.errors import PrunefrontError, RatioError
-from prunefront.pipelines.config.sections import QuantisationSection, SearchSection, SpaceSection
+from prunefront.pipelines.config.sections import GoalSection, QuantisationSection, SpaceSection, StartSection
 from prunefront.pipelines.prepare.feasibility import check_bounds, exact_values
 from prunefront.pruners.allocators import OutOfReach, PerGroup, Terms
 from prunefront.pruners.allocators import allocators as registry
@@ -257,9 +257,11 @@ def problem(
     graph: ChannelGraph,
     scores: Scores,
     section: SpaceSection,
-    search: SearchSection,
+    goal: GoalSection,
+    start: StartSection,
     facts: Mapping[str, PerGroup] = NO_FACTS,
     *,
+    candidates: int,
     quantisation: QuantisationSection = FLOAT,
     seed: int = 0,
     chance: float = 0.0,
@@ -267,32 +269,33 @@ def problem(
 ) -> Problem:
     """Returns everything that a searcher may know.
 
-    facts, seed: as in `lanes`. chance: accuracy of guessing. known: as in `constraints`.
+    candidates: budget of the first stage. facts, seed: as in `lanes`. chance: accuracy of guessing. known: as in
+    `constraints`.
 
     Starting points keep the bounds, but for the dense network; the smallest network that does is one of them. Raises
     Infeasible where none can be kept.
     """
     space = search_space(graph, scores, section, facts, quantisation)
-    proposals = lanes(graph, scores, space, allocators=search.allocators, facts=facts, seed=seed)
+    proposals = lanes(graph, scores, space, allocators=start.allocators, facts=facts, seed=seed)
     proposals = [*with_words(proposals, space), *layer_lanes(space), *block_lanes(space)]
-    limit = search.seeds or max(2, search.candidates // 3)
-    bounds = [c for c in constraints(search.constraints, graph, known) if c.name in EXACT]
+    limit = start.seeds or max(2, candidates // 3)
+    bounds = [c for c in constraints(goal.constraints, graph, known) if c.name in EXACT]
     seeds = seed_candidates(space, proposals, limit=sum(map(len, proposals)) + 1 if bounds else limit)
     if bounds:
-        smallest = check_bounds(graph, space, section, quantisation, search.constraints)
+        smallest = check_bounds(graph, space, section, quantisation, goal.constraints)
         first = [space.dense()] if smallest is None else [space.dense(), smallest]
         able = (c for c in seeds if _keeps(c, bounds, graph, scores, section, quantisation))
         found = {c.key(): c for c in chain(first, able)}
         seeds = tuple(islice(found.values(), limit))
     return Problem(
         space=space,
-        objectives=tuple(OBJECTIVES[name] for name in search.objectives),
-        constraints=constraints(search.constraints, graph, known),
+        objectives=tuple(OBJECTIVES[name] for name in goal.objectives),
+        constraints=constraints(goal.constraints, graph, known),
         seeds=seeds,
         scores=scores,
         costs=cost_model(graph, space),
         chance=chance,
-        evaluations=search.candidates,
+        evaluations=candidates,
     )
 
 

@@ -1,17 +1,17 @@
 """Reads back the files of `prepared/`, which may have come from a store or another machine."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from prunefront.atomic import write_whole
-from prunefront.pipelines.journal.journal import altered_file_error, read_json
+from prunefront.pipelines.journal.journal import altered_file_error, read_record
 from prunefront.pruners.graph.channel_graph import ChannelGraph, check_consistent
 from prunefront.pruners.graph.single_cuts import RATIOS
 
@@ -26,25 +26,29 @@ FACTS: Mapping[str, Callable[[int], tuple[int, ...]]] = {
 """The shape of what allocators read of a group."""
 
 
-class Precision(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Precision:
     """Number format and memory format in which training was fastest."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
     precision: Literal["float32", "bfloat16"]
     channels_last: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """Digest of the images of each part."""
+
+    training: str
+    validation: str
+    test: str
+
+
 def read_graph(folder: Path) -> ChannelGraph:
     """Reads the channel graph that was traced. Raises PrunefrontError for one that no network has."""
     path = folder / "graph.json"
-    data = read_json(path)
+    graph = read_record(path, ChannelGraph)
     try:
-        graph = _GRAPH.validate_python(data)
         check_consistent(graph)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise altered_file_error(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except (TypeError, ValueError, KeyError) as error:
         raise altered_file_error(path, str(error)) from None
     return graph
@@ -62,20 +66,12 @@ def read_facts(folder: Path, graph: ChannelGraph) -> Nested:
 
 def read_digests(folder: Path) -> Mapping[str, str]:
     """Reads part -> the digest of its images. Raises PrunefrontError."""
-    path = folder / "data.json"
-    data = read_json(path)
-    if not isinstance(data, dict) or data.keys() != {"training", "validation", "test"}:
-        raise altered_file_error(path, "it does not hold the digests of three parts")
-    return data
+    return asdict(read_record(folder / "data.json", Digests))
 
 
 def read_precision(folder: Path) -> Precision:
-    """Raises PrunefrontError."""
-    path = folder / "precision.json"
-    try:
-        return Precision.model_validate(read_json(path))
-    except ValidationError as error:
-        raise altered_file_error(path, error.errors()[0]["msg"]) from None
+    """Reads what `Precision` holds. Raises PrunefrontError."""
+    return read_record(folder / "precision.json", Precision)
 
 
 def save_nested(arrays: Mapping[str, Mapping[str, NDArray[np.float64]]], path: Path) -> None:
@@ -104,6 +100,3 @@ def _fitting(
             )
         nested.setdefault(name, {})[group] = values
     return nested
-
-
-_GRAPH = TypeAdapter(ChannelGraph)

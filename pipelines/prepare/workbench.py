@@ -1,10 +1,21 @@
 """The workbench that every worker gets: dense network, data, recipes."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
-from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.config.sections import (
+    ArtifactSection,
+    ClusterSection,
+    DataSection,
+    DenseSection,
+    MeasureSection,
+    ModelSection,
+    ScoringSection,
+    SpaceSection,
+    TrainingSection,
+)
 from prunefront.pipelines.data import SearchData
 from prunefront.pipelines.events.redaction import redact
 from prunefront.pipelines.formats.onnx_export import export
@@ -16,51 +27,70 @@ from prunefront.pipelines.workers.train import Precision, Recipe, faster_precisi
 from prunefront.pipelines.workers.workbench import Workbench, arrays
 
 
-def make_bench(config: StudyConfig, network: Network, say: Say = lambda line: None) -> Workbench:
+@dataclass(frozen=True, slots=True)
+class BenchSections:
+    """The settings that workers go by. path: the study's folder. artifact_uri: with the default filled in."""
+
+    name: str
+    seed: int
+    path: Path
+    artifact_uri: str
+    model: ModelSection
+    data: DataSection
+    dense: DenseSection
+    space: SpaceSection
+    scoring: ScoringSection
+    training: TrainingSection
+    measure: MeasureSection
+    cluster: ClusterSection
+    artifacts: ArtifactSection
+
+
+def make_bench(study: BenchSections, network: Network, say: Say = lambda line: None) -> Workbench:
     """Returns what every worker gets. Takes seconds: exports the dense network, finds the faster precision."""
     data = network.splits.for_search()
-    device = "cuda" if config.cluster.gpus_per_worker > 0 else "cpu"
-    path = config.path / PREPARED / "dense.onnx"
+    device = "cuda" if study.cluster.gpus_per_worker > 0 else "cpu"
+    path = study.path / PREPARED / "dense.onnx"
     if not path.exists():
         export(network.model, torch.zeros(2, *network.input_shape), path)
     return Workbench(
-        study=config.name,
-        seed=config.seed,
-        model=config.model,
+        study=study.name,
+        seed=study.seed,
+        model=study.model,
         classes=network.splits.classes,
         input_shape=network.input_shape,
         weights=arrays(network.model),
         graph=network.graph,
         data=data,
-        calibration_images=config.space.calibration_images,
-        validation_limit=config.search.validation_limit,
-        recipe=_recipe(config, network, data, device, say),
-        scratch=dense_recipe(config),
+        calibration_images=study.space.calibration_images,
+        validation_limit=study.scoring.validation_limit,
+        recipe=_recipe(study, network, data, device, say),
+        scratch=dense_recipe(study.dense, weight_decay=study.training.weight_decay, seed=study.seed),
         initial=network.initial,
-        procedure=config.training.procedure,
-        options=config.training.options,
-        measure=config.measure,
+        procedure=study.training.procedure,
+        options=study.training.options,
+        measure=study.measure,
         dense_onnx=path.read_bytes(),
-        artifact_uri=config.artifact_uri,
-        artifacts=config.artifacts,
+        artifact_uri=study.artifact_uri,
+        artifacts=study.artifacts,
         description=redact(
             {
                 "model": {
-                    "factory": config.model.factory,
-                    "options": config.model.options,
-                    "license": config.model.license,
+                    "factory": study.model.factory,
+                    "options": study.model.options,
+                    "license": study.model.license,
                 },
-                "data": config.data.model_dump(mode="json"),
+                "data": study.data.model_dump(mode="json"),
             }
         ),
         device=device,
-        train_images=config.search.train_images,
+        train_images=study.scoring.train_images,
     )
 
 
-def _recipe(config: StudyConfig, network: Network, data: SearchData, device: str, say: Say) -> Recipe:
-    section = config.training
-    path = config.path / PREPARED / "precision.json"
+def _recipe(study: BenchSections, network: Network, data: SearchData, device: str, say: Say) -> Recipe:
+    section = study.training
+    path = study.path / PREPARED / "precision.json"
     precision: Precision
     if section.precision != "auto":
         precision, channels_last = section.precision, section.precision == "bfloat16"
@@ -91,5 +121,5 @@ def _recipe(config: StudyConfig, network: Network, data: SearchData, device: str
         temperature=section.temperature,
         precision=precision,
         channels_last=channels_last,
-        seed=config.seed,
+        seed=study.seed,
     )

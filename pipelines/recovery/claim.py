@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.config.sections import ArtifactSection
 from prunefront.pipelines.journal.journal import is_begun, read_events
 from prunefront.pipelines.journal.layout import JOURNAL
 from prunefront.pipelines.recovery.owner import NotOurs, Owner, check_owner, claim_root, read_owner
@@ -25,6 +26,20 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
+class StudyPlace:
+    """The places where a study is kept.
+
+    path: its folder. artifact_uri: of its store, with the default filled in. keeps_state: in the store, too.
+    """
+
+    name: str
+    path: Path
+    artifact_uri: str
+    keeps_state: bool
+    artifacts: ArtifactSection
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """A study that this process may run.
 
@@ -36,14 +51,14 @@ class Claim:
     before: StoredState | None = None
 
 
-def claim_study(config: StudyConfig, store: ObjectStore, say: Say, *, resume: bool, fresh: bool) -> Claim:
+def claim_study(place: StudyPlace, store: ObjectStore, say: Say, *, resume: bool, fresh: bool) -> Claim:
     """Claims the study's root in the store, and restores its folder if another machine went on with the study.
 
     The caller holds the folder's lock. Raises PrunefrontError, with nothing changed, where the root is another study's,
     where the study is running elsewhere, and where it was searched elsewhere and neither `resume` nor `fresh` says what
     to do.
     """
-    folder, study = config.path, config.name
+    folder, study = place.path, place.name
     begun = not fresh and is_begun(read_events(folder / JOURNAL))
     if not store.conditional:
         say(
@@ -52,7 +67,7 @@ def claim_study(config: StudyConfig, store: ObjectStore, say: Say, *, resume: bo
         )
 
     def take_over(theirs: Owner) -> None:
-        refuse_running(_latest(store, theirs, config), store, study)
+        refuse_running(_latest(store, theirs, folder), store, study)
 
     owner = claim_root(
         store,
@@ -60,13 +75,13 @@ def claim_study(config: StudyConfig, store: ObjectStore, say: Say, *, resume: bo
         study,
         begun=begun,
         resume=resume,
-        restorable=config.keeps_state and _has_state(store, study),
+        restorable=place.keeps_state and _has_state(store, study),
         fresh=fresh,
         take_over=take_over,
     )
-    if not config.keeps_state:
+    if not place.keeps_state:
         return Claim(owner)
-    before = _latest(store, owner, config)
+    before = _latest(store, owner, folder)
     refuse_running(before, store, study)
     state = StateStore(store, owner.id)
     if before.snapshot is not None and not is_ahead(folder, before.snapshot):
@@ -83,21 +98,21 @@ def claim_study(config: StudyConfig, store: ObjectStore, say: Say, *, resume: bo
 
 
 @contextmanager
-def keep_ownership(claim: Claim, config: StudyConfig, store: ObjectStore, say: Say) -> Iterator["Ownership"]:
+def keep_ownership(claim: Claim, place: StudyPlace, store: ObjectStore, say: Say) -> Iterator["Ownership"]:
     """Begins the run of a claimed study whose folder is ready, and keeps the state in the store up to date within.
 
     Raises StudyRunning where another driver was faster.
     """
     # once more: --fresh may have deleted the store with the folder that it lies in
-    owner = claim_root(store, config.path, config.name, begun=True)
+    owner = claim_root(store, place.path, place.name, begun=True)
     uploader = None
     if claim.state is not None and claim.before is not None:
         last = claim.before.run
-        run = claim.state.begin(last.number + 1 if last else 1, config.path)
+        run = claim.state.begin(last.number + 1 if last else 1, place.path)
         # a client of its own: an S3 store reads one object at a time
-        apart = open_store(config.artifact_uri, config.artifacts.endpoint_url)
+        apart = open_store(place.artifact_uri, place.artifacts.endpoint_url)
         state = StateStore(apart, owner.id)
-        uploader = StateUploader(state, run, config.path, claim.before.snapshot, say)
+        uploader = StateUploader(state, run, place.path, claim.before.snapshot, say)
         uploader.start()
     try:
         yield Ownership(store, owner, uploader)
@@ -134,8 +149,8 @@ class Ownership:
             self.check()  # whoever writes next finds out about a store that does not answer
 
 
-def _latest(store: ObjectStore, owner: Owner, config: StudyConfig) -> StoredState:
-    return StateStore(store, owner.id).latest(load_ended_run(config.path))
+def _latest(store: ObjectStore, owner: Owner, folder: Path) -> StoredState:
+    return StateStore(store, owner.id).latest(load_ended_run(folder))
 
 
 def _has_state(store: ObjectStore, study: str) -> bool:

@@ -6,22 +6,25 @@ is none. It is read as a stranger's word, and checked.
 """
 
 import json
-import re
 import socket
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.journal.journal import write_json
 from prunefront.pipelines.journal.layout import FRONT, OWNER
+from prunefront.pipelines.journal.typed_json import Printable
 from prunefront.pipelines.stores.store import (
     ArtifactError,
     ArtifactNotFound,
     ObjectStore,
-    parse_json,
+    parse_record,
     put_new_text,
     put_text,
     read_text,
@@ -30,8 +33,13 @@ from prunefront.pipelines.stores.store import (
 LIMIT = 64 << 10
 """Largest owner.json, in bytes."""
 _SHOWN = 200
-_STUDY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_ID = re.compile(r"[0-9a-f]{32}")
+
+Host = Annotated[Printable, Field(max_length=_SHOWN)]
+"""Name of a machine, for messages."""
+Moment = Annotated[float, Field(ge=0, lt=1 << 36)]
+"""A time in seconds since the epoch."""
+Token = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+"""Random name that nothing else has."""
 
 
 class NotOurs(PrunefrontError):
@@ -46,10 +54,10 @@ class Owner:
     beginning, in seconds since the epoch, for messages.
     """
 
-    study: str
-    id: str
-    host: str
-    begun: float
+    study: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    id: Token
+    host: Host
+    begun: Moment
 
     @classmethod
     def new(cls, study: str) -> "Owner":
@@ -58,31 +66,10 @@ class Owner:
     @classmethod
     def parse(cls, text: str, *, source: str) -> "Owner":
         """Reads an owner from text, which is not trusted. Raises ArtifactError."""
-        data = parse_json(text, source=source)
-        kinds = {"study": str, "id": str, "host": str, "begun": float}
-        if not isinstance(data, dict) or set(data) != set(kinds):
-            raise ArtifactError(f"{source} must hold exactly: {', '.join(kinds)}")
-        study, search, host, begun = (data[key] for key in kinds)
-        if not isinstance(study, str) or not _STUDY.fullmatch(study):
-            raise ArtifactError(f"{source} names no study: {study!r:.80}")
-        if not isinstance(search, str) or not _ID.fullmatch(search):
-            raise ArtifactError(f"{source}: id must be 32 hexadecimal digits, got {search!r:.80}")
-        if not is_host(host) or not is_time(begun):
-            raise ArtifactError(f"{source} does not say where and when the study began")
-        return cls(study, search, host, float(begun))
+        return parse_record(cls, text, source=source, what="the owner of a store's root")
 
     def __str__(self) -> str:
         return f"study {self.study!r}, which was started on {self.host} at {clock_time(self.begun)}"
-
-
-def is_host(value: object) -> bool:
-    """Tells whether a value from a file can be shown as the name of a host."""
-    return isinstance(value, str) and len(value) <= _SHOWN and value.isprintable()
-
-
-def is_time(value: object) -> bool:
-    """Tells whether a value from a file can be a time, in seconds since the epoch."""
-    return type(value) in (int, float) and 0 <= value < 1 << 36  # type: ignore[operator]
 
 
 def clock_time(seconds: float) -> str:

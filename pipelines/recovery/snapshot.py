@@ -5,13 +5,16 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Annotated, Literal
 
-from prunefront.pipelines.artifacts.manifest import FileRecord, parse_record
+from pydantic import AfterValidator, Field
+
+from prunefront.pipelines.artifacts.manifest import FileRecord, check_size
 from prunefront.pipelines.journal.layout import BOUNDS, FRONT, STUDY, WEIGHTS
-from prunefront.pipelines.stores.store import ArtifactError, parse_json
+from prunefront.pipelines.stores.store import parse_versioned
 
-FORMAT = "prunefront-state"
-VERSION = 1
+FORMAT: Literal["prunefront-state"] = "prunefront-state"
+VERSION: Literal[1] = 1
 
 FILES: Mapping[str, int] = {
     STUDY: 1 << 20,
@@ -55,6 +58,19 @@ def digest_of(data: bytes) -> FileRecord:
     return FileRecord(hashlib.sha256(data).hexdigest(), len(data))
 
 
+def _known(files: Mapping[str, FileRecord]) -> Mapping[str, FileRecord]:
+    for name, record in files.items():
+        if (limit := limit_of(name)) is None:
+            raise ValueError(f"{name!r:.80} is no part of a study's state")
+        check_size(record, limit, name)
+    return files
+
+
+def _segment(record: FileRecord) -> FileRecord:
+    check_size(record, SEGMENT_LIMIT, "a segment")
+    return record
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A study's state at one moment. files: name in its folder -> digest and size.
@@ -62,9 +78,15 @@ class Snapshot:
     segments: closed parts of the journal, in order. tail: the rest of the journal, in whole lines.
     """
 
-    files: Mapping[str, FileRecord]
-    segments: tuple[FileRecord, ...]
-    tail: str
+    files: Annotated[
+        Mapping[str, FileRecord], Field(max_length=len(FILES) + MOST_WEIGHTS), AfterValidator(_known)
+    ]
+    segments: Annotated[
+        tuple[Annotated[FileRecord, AfterValidator(_segment)], ...], Field(max_length=MOST_SEGMENTS)
+    ]
+    tail: Annotated[str, Field(pattern=r"(?s)^(.*\n)?$")]
+    format: Literal["prunefront-state"] = FORMAT
+    version: Literal[1] = VERSION
 
     @property
     def digests(self) -> frozenset[str]:
@@ -76,46 +98,10 @@ class Snapshot:
         return sum(r.size_bytes for r in (*self.files.values(), *self.segments)) + len(self.tail.encode())
 
     def text(self) -> str:
-        data = {
-            "format": FORMAT,
-            "version": VERSION,
-            "files": {name: asdict(record) for name, record in sorted(self.files.items())},
-            "segments": [asdict(record) for record in self.segments],
-            "tail": self.tail,
-        }
-        return json.dumps(data, indent=1, sort_keys=True) + "\n"
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def parse(cls, text: str, *, source: str) -> "Snapshot":
         """Reads a snapshot from text, which is not trusted. Raises ArtifactError."""
-        data = parse_json(text, source=source)
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ArtifactError(f"{source} is not the state of a study")
-        if type(data.get("version")) is not int or data["version"] != VERSION:
-            raise ArtifactError(
-                f"{source} has version {data.get('version')!r:.40}; this prunefront reads version {VERSION}, use the "
-                "one that wrote it"
-            )
-        if set(data) != {"format", "version", "files", "segments", "tail"}:
-            raise ArtifactError(f"{source} must hold exactly: files, format, segments, tail, version")
-        files, segments, tail = data["files"], data["segments"], data["tail"]
-        if not isinstance(files, dict) or len(files) > len(FILES) + MOST_WEIGHTS:
-            raise ArtifactError(f"{source}: files must be an object of at most {len(FILES) + MOST_WEIGHTS}")
-        if not isinstance(segments, list) or len(segments) > MOST_SEGMENTS:
-            raise ArtifactError(f"{source}: segments must be a list of at most {MOST_SEGMENTS}")
-        if not isinstance(tail, str) or (tail and not tail.endswith("\n")):
-            raise ArtifactError(f"{source}: tail must be whole lines")
-        try:
-            tail.encode()
-        except UnicodeEncodeError:
-            raise ArtifactError(f"{source}: tail is not text") from None
-        records = {}
-        for name, record in files.items():
-            limit = limit_of(name)
-            if limit is None:
-                raise ArtifactError(f"{source} lists {name!r:.80}, which is no part of a study's state")
-            records[name] = parse_record(record, limit, f"{source}: {name}")
-        closed = tuple(
-            parse_record(r, SEGMENT_LIMIT, f"{source}: segment {i}") for i, r in enumerate(segments)
-        )
-        return cls(records, closed, tail)
+        what = "the state of a study"
+        return parse_versioned(cls, text, source=source, what=what, format=FORMAT, version=VERSION)

@@ -19,17 +19,20 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.journal.journal import StudyRunning, write_json
 from prunefront.pipelines.journal.layout import RUN, STATE
-from prunefront.pipelines.recovery.owner import clock_time, is_host, is_time
+from prunefront.pipelines.recovery.owner import Host, Moment, Token, clock_time
 from prunefront.pipelines.recovery.snapshot import Snapshot
 from prunefront.pipelines.stores.store import (
     ArtifactError,
     ArtifactNotFound,
     ObjectStore,
-    parse_json,
+    parse_record,
     put_new_text,
     put_text,
     read_text,
@@ -46,7 +49,6 @@ RECORD_LIMIT = 64 << 10
 """Largest record of a run, and largest heartbeat, in bytes."""
 
 _RUN_KEY = re.compile(r"run-([0-9]{6})(\.json|/snapshot\.json)")
-_TOKEN = re.compile(r"[0-9a-f]{32}")
 
 
 class TakenOver(PrunefrontError):
@@ -57,30 +59,26 @@ class TakenOver(PrunefrontError):
 class Run:
     """One run of a study's driver. number: from 1. token: of this run alone. begun: seconds since the epoch."""
 
-    number: int
-    token: str
-    host: str
+    number: Annotated[int, Field(gt=0, lt=10**6)]
+    token: Token
+    host: Host
     process: int
-    begun: float
+    begun: Moment
 
     @classmethod
-    def parse(cls, text: str, *, source: str) -> "Run":
+    def parse(cls, text: str, *, source: str) -> Self:
         """Reads a run from text, which is not trusted. Raises ArtifactError."""
-        data = parse_json(text, source=source)
-        if not isinstance(data, dict) or not data.keys() >= {"number", "token", "host", "process", "begun"}:
-            raise ArtifactError(f"{source} is no record of a run")
-        number, process = data["number"], data["process"]
-        token = data["token"]
-        if not (type(number) is int and 0 < number < 10**6 and type(process) is int):
-            raise ArtifactError(f"{source} has no usable number: {number!r:.40}")
-        if not (isinstance(token, str) and _TOKEN.fullmatch(token)):
-            raise ArtifactError(f"{source} has no usable token")
-        if not is_host(data["host"]) or not is_time(data["begun"]):
-            raise ArtifactError(f"{source} does not say where and when it began")
-        return cls(number, token, data["host"], process, float(data["begun"]))
+        return parse_record(cls, text, source=source, what="the record of a run", extra="ignore")
 
     def __str__(self) -> str:
         return f"run {self.number} on {self.host} (process {self.process}, since {clock_time(self.begun)})"
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat(Run):
+    """A run, as its driver lately said. ended: it was the driver's last word."""
+
+    ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +173,8 @@ class StateStore:
         except ArtifactNotFound:
             return ""
         source = f"{self.store.uri}/{self.heartbeat_key}"
-        run = Run.parse(text, source=source)
-        if (ended is not None and run.token == ended.token) or json.loads(text).get("ended") is True:
+        run = Heartbeat.parse(text, source=source)
+        if run.ended or (ended is not None and run.token == ended.token):
             return ""
         # the store's clock times both, as those of two machines may differ
         clock = f"{self.root}/clock"

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.stages.final import Trained
 from prunefront.pipelines.workers.workbench import Job
 from prunefront.pruners.controls import Subject, controls
@@ -23,17 +22,29 @@ def spread(front: Sequence[Trained], count: int, graph: ChannelGraph) -> list[Tr
     return [pruned[(2 * i + 1) * len(pruned) // (2 * count)] for i in range(count)]
 
 
-def control_job(name: str, subject: Trained, graph: ChannelGraph, scores: Scores, config: StudyConfig) -> Job:
-    """Returns the job that makes the control `name` of a network. Raises PrunefrontError where there is none."""
+def control_job(
+    name: str,
+    subject: Trained,
+    graph: ChannelGraph,
+    scores: Scores,
+    *,
+    dense_epochs: int,
+    round_to: int,
+    seed: int,
+) -> Job:
+    """Returns the job that makes the control `name` of a network; the dense one was trained for `dense_epochs`.
+
+    Raises PrunefrontError where there is none.
+    """
     rival = controls[name](
         Subject(
             plan=subject.job.plan,
             graph=graph,
             scores=scores,
             epochs=subject.job.epochs,
-            dense_epochs=config.dense.epochs,
-            round_to=config.space.round_to,
-            seed=config.seed,
+            dense_epochs=dense_epochs,
+            round_to=round_to,
+            seed=seed,
         )
     )
     key = f"{name}-{subject.name}"

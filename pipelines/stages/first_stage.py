@@ -1,8 +1,16 @@
 """First stage: many candidates, scored without training, or after a short one from their parents' weights."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from prunefront.pipelines.config.sections import (
+    GoalSection,
+    QuantisationSection,
+    ScoringSection,
+    SearchSection,
+    SpaceSection,
+    TrainingSection,
+)
 from prunefront.pipelines.journal.layout import WEIGHTS
 from prunefront.pipelines.prepare.feasibility import above_dense, check_costs
 from prunefront.pipelines.prepare.network import Network, planned_by
@@ -30,8 +38,22 @@ from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.problem import Problem
 
 
+@dataclass(frozen=True, slots=True)
+class FirstStageSections:
+    """The settings of the first stage."""
+
+    seed: int
+    goal: GoalSection
+    search: SearchSection
+    scoring: ScoringSection
+    space: SpaceSection
+    quantisation: QuantisationSection
+    training: TrainingSection
+
+
 def warm_started(
     session: Session,
+    study: FirstStageSections,
     network: Network,
     scores: Scores,
     task: Problem,
@@ -39,13 +61,11 @@ def warm_started(
     signature: Signature,
 ) -> WarmStart:
     """Returns what earlier studies bring, from the journal where this one has begun already."""
-    config, journal = session.config, session.journal
-    if not config.search.warm_start:
-        return WarmStart()
+    journal = session.journal
     if not journal.of("warm_start"):
 
         def realised(candidate: Candidate) -> str:
-            return planned_by(config, network, scores, candidate).key()
+            return planned_by(study.space, study.quantisation, network, scores, candidate).key()
 
         found = warm_start(earlier, task.space, realised, task.objectives, signature, session.display.say)
         journal.append("warm_start", **to_event(found))
@@ -58,6 +78,7 @@ class FirstStage:
     def __init__(
         self,
         session: Session,
+        study: FirstStageSections,
         network: Network,
         scores: Scores,
         task: Problem,
@@ -66,9 +87,9 @@ class FirstStage:
         begin: WarmStart,
     ) -> None:
         """predicting: forecasts latency, where that is asked for. begin: what earlier studies bring."""
-        self._session, self._network, self._scores = session, network, scores
+        self._session, self._study = session, study
+        self._network, self._scores = network, scores
         self._workers, self._predicting, self._begin = workers, predicting, begin
-        config = session.config
         seeds = {c.key(): c for c in (*task.seeds[:1], *begin.seeds, *task.seeds[1:])}  # dense first
         self._task = replace(task, seeds=tuple(seeds.values()))
         self._front = ParetoFront(task.objectives, task.constraints)
@@ -76,11 +97,9 @@ class FirstStage:
         self._volumes: list[float] = []
         self._done, self._before = 0, len(session.journal.of("told"))
         self._inheritance = None
-        if config.search.train_images:
-            self._inheritance = Inheritance(config.path / WEIGHTS, self._front, session.display.say)
-        self._searcher = searchers[config.search.searcher](
-            self._task, seed=config.seed, **config.search.options
-        )
+        if study.scoring.train_images:
+            self._inheritance = Inheritance(session.path / WEIGHTS, self._front, session.display.say)
+        self._searcher = searchers[study.search.searcher](self._task, seed=study.seed, **study.search.options)
         self._screening = Screening(
             self._searcher, self._planned, session.journal, self._on_scored, self._inheritance
         )
@@ -88,7 +107,7 @@ class FirstStage:
     def run(self) -> Screening:
         """Scores, and returns everything that is known then; says what came to nothing."""
         session, screening = self._session, self._screening
-        budget = session.config.search.candidates
+        budget = self._study.search.candidates
         with session.display.stage("scoring", budget, self._before):
             known, predicting = self._begin.known, self._predicting
             screening.recall(known if predicting is None else predicting.known(known, self._planned))
@@ -119,7 +138,8 @@ class FirstStage:
                 )
 
     def _planned(self, candidate: Candidate) -> PruningPlan:
-        aim = planned_by(self._session.config, self._network, self._scores, candidate)
+        study = self._study
+        aim = planned_by(study.space, study.quantisation, self._network, self._scores, candidate)
         if not is_probe(candidate):  # what one teaches is worth more than that it is within the bounds
             check_costs(aim, self._network.graph, self._task.constraints)
             if self._predicting is not None:
@@ -139,9 +159,9 @@ class FirstStage:
             self._report_progress(recalled)
 
     def _know_dense(self, dense: Measurement) -> None:
-        config = self._session.config
+        study = self._study
         self._reference = dict(reference_point(self._task.objectives, dense))
-        if line := above_dense(config.search.constraints, dense, config.training.epochs):
+        if line := above_dense(study.goal.constraints, dense, study.training.epochs):
             self._session.display.say(line)
 
     def _report_progress(self, recalled: bool) -> None:
@@ -158,7 +178,7 @@ class FirstStage:
         session.display.update(done, f"front {len(front)}  hypervolume {volume:.3f}")
 
     def _enough(self) -> bool:
-        section = self._session.config.search
+        section = self._study.search
         return section.patience > 0 and stalled(self._volumes, section.patience, section.min_gain)
 
     def _say_why_it_ended(self, budget: int) -> None:
@@ -166,7 +186,7 @@ class FirstStage:
         if scored >= budget:
             return
         if self._enough():
-            patience = self._session.config.search.patience
+            patience = self._study.search.patience
             gain = recent_gain(self._volumes, patience)
             say(
                 f"stopped after {scored} of {budget} candidates: the last {patience} raised the hypervolume by "

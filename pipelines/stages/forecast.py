@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.config.sections import GoalSection, MeasureSection, SpaceSection
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.journal.evaluations import Evaluation
 from prunefront.pipelines.journal.journal import altered_file_error, read_json, write_json
@@ -269,8 +269,19 @@ def steered(task: Problem, found: Forecast) -> Problem:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class ForecastSections:
+    """The settings that a forecast follows from. path: the study's folder."""
+
+    seed: int
+    path: Path
+    goal: GoalSection
+    space: SpaceSection
+    measure: MeasureSection
+
+
 def forecast(
-    config: StudyConfig, bench: Workbench, task: Problem, display: Display, workers: Workers
+    study: ForecastSections, bench: Workbench, task: Problem, display: Display, workers: Workers
 ) -> Forecast | None:
     """Returns the study's forecast: an earlier run's, one of its table, or one of a table that is measured now.
 
@@ -279,8 +290,8 @@ def forecast(
     PrunefrontError for a table of something else, and bounds that nothing meets; and where latency cannot be predicted
     but is an objective or has a table.
     """
-    given = config.measure.latency_table
-    bounds = limits(config.search.constraints)
+    given = study.measure.latency_table
+    bounds = limits(study.goal.constraints)
     wanted = given is not None or any(o.name in PREDICTED for o in task.objectives)
     if not wanted and not bounds:
         return None
@@ -293,15 +304,15 @@ def forecast(
     if not channels_only:
         raise PrunefrontError(
             "latency is predicted from what channel groups keep, and the space has layers or blocks to choose as well; "
-            "take latency off search.objectives and measure.latency_table, or set space.granularities = "
+            "take latency off goal.objectives and measure.latency_table, or set space.granularities = "
             "['channel'] and "
             "quantisation.bits = [32]"
         )
-    path = config.path / PREPARED / KEPT
+    path = study.path / PREPARED / KEPT
     if path.exists():
         found = kept_forecast(path, task.space, bounds)
     else:
-        table = _table(config, bench, task, given, display, workers)
+        table = _table(study, bench, task, given, display, workers)
         found = Forecast(table.predictor(), table, bounds)
         write_json(path, found.to_json())
     if math.isinf(found.predictor.half_width) and bounds:
@@ -334,7 +345,7 @@ def kept_forecast(path: Path, space: SearchSpace, bounds: tuple[Constraint, ...]
 
 
 def _table(
-    config: StudyConfig,
+    study: ForecastSections,
     bench: Workbench,
     task: Problem,
     given: Path | None,
@@ -343,9 +354,9 @@ def _table(
 ) -> LatencyTable:
     with workers.process(TimingWorker) as worker:
         where = worker.call("device")
-        path = given or config.path / LATENCY_TABLE
+        path = given or study.path / LATENCY_TABLE
         if given is None:
-            _measure(config, bench, path, where, worker, display)
+            _measure(study, bench, path, where, worker, display)
         table = read(path)
         network = digest(bench.graph, bench.dense_onnx)
         for line in check_fits(table, path, network, where, {g.name: g.keeps for g in task.space.groups}):
@@ -354,15 +365,15 @@ def _table(
 
 
 def _measure(
-    config: StudyConfig,
+    study: ForecastSections,
     bench: Workbench,
     path: Path,
     where: Mapping[str, Any],
     worker: Process,
     display: Display,
 ) -> None:
-    keeps = widths(bench.graph, config)
-    todo = design(keeps, seed=config.seed)
+    keeps = widths(bench.graph, study.space)
+    todo = design(keeps, seed=study.seed)
     empty = empty_table(bench.graph, bench.dense_onnx, where, keeps, todo)
 
     def time_point(kept: Mapping[str, int]) -> tuple[Point, float]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.connect import check_address, connect
-from prunefront.pipelines.config.sections import MeasureSection, StudyConfig
+from prunefront.pipelines.config.sections import ClusterSection, DataSection, MeasureSection, SpaceSection
 from prunefront.pipelines.data import load as load_data
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.formats.onnx_cut import cut, same_as_exported
@@ -34,7 +34,7 @@ from prunefront.pipelines.measure.latency import Latency, compare, runtimes
 from prunefront.pipelines.measure.target import Target
 from prunefront.pipelines.measure.timing_lock import exclusive, shared
 from prunefront.pipelines.models import build
-from prunefront.pipelines.prepare.checks import check_names
+from prunefront.pipelines.prepare.checks import NamingSections, check_names
 from prunefront.pipelines.prepare.network import trace_model
 from prunefront.pruners.cut.surgery import apply
 from prunefront.pruners.graph.channel_graph import ChannelGraph
@@ -289,19 +289,29 @@ class Subject:
     input_shape: tuple[int, int, int]
 
 
-def subject(config: StudyConfig) -> Subject:
+@dataclass(frozen=True, slots=True)
+class TableSections(NamingSections):
+    """The settings that a latency table follows from. path: the study's folder."""
+
+    seed: int
+    path: Path
+    data: DataSection
+    cluster: ClusterSection
+
+
+def subject(study: TableSections) -> Subject:
     """The study's network with weights drawn at random, as latency does not depend on them: no training, no weights
     file.
 
     Raises PrunefrontError for all that would stop a search before its first candidate.
     """
-    check_names(config)
-    splits = load_data(config.data)
+    check_names(study)
+    splits = load_data(study.data)
     _, channels, height, width = splits.train.images.shape
     shape = (channels, height, width)
-    model = build(config.model, classes=splits.classes, input_shape=shape, seed=config.seed)
-    graph = trace_model(model, config, shape)
-    generator = torch.Generator().manual_seed(config.seed)
+    model = build(study.model, classes=splits.classes, input_shape=shape, seed=study.seed)
+    graph = trace_model(model, study.model.factory, study.space, study.quantisation, shape)
+    generator = torch.Generator().manual_seed(study.seed)
     with torch.no_grad():
         for tensor in model.state_dict().values():
             # zeros and ones of an untrained network would fold away when it is exported
@@ -471,9 +481,8 @@ def empty_table(
     )
 
 
-def widths(graph: ChannelGraph, config: StudyConfig) -> dict[str, tuple[int, ...]]:
+def widths(graph: ChannelGraph, section: SpaceSection) -> dict[str, tuple[int, ...]]:
     """Group -> kept counts that the study may ask for. Raises PrunefrontError where there is none smaller."""
-    section = config.space
     keeps = {g.name: keep_counts(g, section.max_ratio, section.round_to) for g in graph.groups}
     if "channel" not in section.granularities or all(len(counts) < 2 for counts in keeps.values()):
         raise PrunefrontError(
@@ -530,7 +539,7 @@ def progress(display: Display) -> Callable[[int, Point], None]:
 
 
 def measure_for(
-    config: StudyConfig,
+    study: TableSections,
     path: Path | None = None,
     *,
     fresh: bool = False,
@@ -543,16 +552,16 @@ def measure_for(
     It is of this machine, or of the study's device in the Ray cluster at `address`. path: the file; default
     `latency.json` in the study's folder. fresh: replaces it. Raises PrunefrontError.
     """
-    check_address(config.measure, address)
+    check_address(study.measure, address)
     with ExitStack() as stack:
-        if config.measure.device is not None:
-            check_names(config)
+        if study.measure.device is not None:
+            check_names(study)
             from prunefront.pipelines.cluster.nodes import check_nodes  # needs Ray
 
-            stack.enter_context(connect(address, config.cluster))
-            for line in check_nodes(config.measure, config.cluster):
+            stack.enter_context(connect(address, study.cluster))
+            for line in check_nodes(study.measure, study.cluster):
                 display.say(line)
-        return _measured(config, path or config.path / LATENCY_TABLE, fresh, joint, display)
+        return _measured(study, path or study.path / LATENCY_TABLE, fresh, joint, display)
 
 
 def _device(section: MeasureSection, onnx: bytes) -> Target | None:
@@ -564,12 +573,12 @@ def _device(section: MeasureSection, onnx: bytes) -> Target | None:
     return find_device(section, onnx)
 
 
-def _measured(config: StudyConfig, path: Path, fresh: bool, joint: int, display: Display) -> Measured:
-    network = subject(config)
-    there = _device(config.measure, network.onnx_file)
-    where = device(config.measure) if there is None else there.run(device, config.measure)
-    keeps = widths(network.graph, config)
-    todo = design(keeps, joint=joint, seed=config.seed)
+def _measured(study: TableSections, path: Path, fresh: bool, joint: int, display: Display) -> Measured:
+    network = subject(study)
+    there = _device(study.measure, network.onnx_file)
+    where = device(study.measure) if there is None else there.run(device, study.measure)
+    keeps = widths(network.graph, study.space)
+    todo = design(keeps, joint=joint, seed=study.seed)
     empty = empty_table(network.graph, network.onnx_file, where, keeps, todo)
     if fresh:
         path.unlink(missing_ok=True)
@@ -577,7 +586,7 @@ def _measured(config: StudyConfig, path: Path, fresh: bool, joint: int, display:
 
     def time_point(kept: Mapping[str, int]) -> tuple[Point, float]:
         if not timers:
-            timers.append(PointTimer(network, config.measure, there))
+            timers.append(PointTimer(network, study.measure, there))
             if not timers[0].cuts:
                 display.say(
                     "the ONNX file of this network cannot be cut; every network is exported, which takes seconds"

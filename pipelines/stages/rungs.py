@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
-from prunefront.pipelines.config.sections import StudyConfig, TrainingSection
+from prunefront.pipelines.config.sections import TrainingSection
 from prunefront.pipelines.workers.judge import Reached
 from prunefront.search.outcomes.measurement import Failure, Measurement, outcome_from_json
 from prunefront.search.promotion.halving import FEWEST_PAIRS, TRUSTED, Rungs, RungSummary, Verdict, levels
@@ -16,24 +16,25 @@ def keeps(section: TrainingSection) -> float:
 
 
 def rungs_of(
-    config: StudyConfig,
+    section: TrainingSection,
     task: Problem,
     scored: Mapping[str, Measurement],
     events: Iterable[Mapping[str, Any]],
     names: Set[str],
+    *,
+    seed: int,
 ) -> Rungs:
     """Returns the rungs as the journal's events left them.
 
     task: as the first stage searched it. scored: measurements without training, which are rung 0. names: networks that
     are compared.
     """
-    section = config.training
     rungs = Rungs(
         task.objectives,
         levels=levels(section.epochs, section.eta),
         keep=keeps(section),
         constraints=task.constraints,
-        seed=config.seed,
+        seed=seed,
     )
     for name in sorted(names & scored.keys()):
         rungs.observe(0, name, scored[name])
@@ -70,8 +71,8 @@ def told(rung: RungSummary, keep: float, images: int = 0) -> str:
     first = f"after {images} images" if images else "untrained"
     when = f"after {rung.level} epoch{'s' * (rung.level > 1)}" if rung.level else first
     parts = [f"{rung.came} candidates, {rung.stopped} stopped" if rung.level else f"{rung.came} candidates"]
-    if rung.overall.value is not None:
-        parts.append(f"rank correlation with the end {rung.overall.value:.2f} (n = {rung.finished})")
+    if rung.overall is not None:
+        parts.append(f"rank correlation with the end {rung.overall:.2f} (n = {rung.finished})")
     like = rung.like
     if like.value is not None:
         error = f" ± {like.error:.2f}" if like.pairs >= FEWEST_PAIRS else ""
@@ -95,8 +96,8 @@ def told(rung: RungSummary, keep: float, images: int = 0) -> str:
 def metrics(rung: RungSummary) -> dict[str, float]:
     """For the tracking store; what is not known is left out."""
     found = {"candidates": float(rung.came), "stopped": float(rung.stopped), "share": rung.share}
-    if rung.overall.value is not None:
-        found["correlation"] = rung.overall.value
+    if rung.overall is not None:
+        found["correlation"] = rung.overall
     if rung.like.value is not None:
         found |= {"correlation_like": rung.like.value, "pairs_like": float(rung.like.pairs)}
     return found

@@ -2,10 +2,19 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.manifest import artifact_uri
+from prunefront.pipelines.config.sections import (
+    ControlsSection,
+    DenseSection,
+    QuantisationSection,
+    ScoringSection,
+    SpaceSection,
+    TrainingSection,
+)
 from prunefront.pipelines.journal.journal import JournalError, write_json
 from prunefront.pipelines.journal.layout import BOUNDS, CORRECTED_TABLE
 from prunefront.pipelines.prepare.network import Network, planned_by
@@ -22,7 +31,7 @@ from prunefront.pipelines.workers.trial import COSTS, MEASURED_ON, RESUMED, Chec
 from prunefront.pipelines.workers.workbench import Job
 from prunefront.pipelines.workers.workers import Training, Workers
 from prunefront.pruners.graph.pruning_plan import DENSE, PruningPlan, Scores
-from prunefront.search.outcomes.constraints import describe_violations, resolve
+from prunefront.search.outcomes.constraints import Bound, describe_violations, resolve
 from prunefront.search.outcomes.front import violation
 from prunefront.search.outcomes.measurement import Constraint, Failure, Outcome, outcome_from_json
 from prunefront.search.promotion.finetuned_candidates import promote
@@ -31,8 +40,22 @@ from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.problem import Problem
 
 
+@dataclass(frozen=True, slots=True)
+class SecondStageSections:
+    """The settings of the second stage."""
+
+    seed: int
+    training: TrainingSection
+    scoring: ScoringSection
+    space: SpaceSection
+    quantisation: QuantisationSection
+    controls: ControlsSection
+    dense: DenseSection
+
+
 def finetune(
     session: Session,
+    study: SecondStageSections,
     network: Network,
     scores: Scores,
     screening: Screening,
@@ -40,46 +63,46 @@ def finetune(
     workers: Workers,
 ) -> list[Trained]:
     """Second stage: fine-tunes, measures and publishes the promising candidates and the dense network."""
-    config, journal = session.config, session.journal
+    journal = session.journal
     if not journal.of("promoted"):
         bounds = task.constraints
         keys = promote(
             {k: m for k, m in screening.measured.items() if k != DENSE},
-            config.training.candidates,
-            cost="size_bytes" if min(config.quantisation.bits) < 32 else "macs",
+            study.training.candidates,
+            cost="size_bytes" if min(study.quantisation.bits) < 32 else "macs",
             chance=1.0 / network.splits.classes,
             constraints=bounds,
         )
-        if bounds and not keys:
+        if bounds and not keys and study.training.candidates:
             _say_none_within(session, screening, bounds)
         journal.append("promoted", candidates=[screening.candidates[key].to_json() for key in keys])
 
     def planned(candidate: Candidate) -> PruningPlan:
-        return planned_by(config, network, scores, candidate)
+        return planned_by(study.space, study.quantisation, network, scores, candidate)
 
     nothing = planned(Candidate({}))
     jobs = [Job(DENSE, Candidate({}, DENSE), nothing, epochs=0)]
-    if config.training.epochs > 0:
+    if study.training.epochs > 0:
         # what further training alone gives: pruned networks are compared with it, too
         jobs.append(
-            Job(f"{DENSE}-finetuned", Candidate({}, f"{DENSE}, fine-tuned"), nothing, config.training.epochs)
+            Job(f"{DENSE}-finetuned", Candidate({}, f"{DENSE}, fine-tuned"), nothing, study.training.epochs)
         )
     for data in journal.of("promoted")[-1]["candidates"]:
         candidate = Candidate.from_json(data)
         aim = planned(candidate)
-        jobs.append(Job(aim.key(), candidate, aim, config.training.epochs, compared=True))
+        jobs.append(Job(aim.key(), candidate, aim, study.training.epochs, compared=True))
     compared = {job.name for job in jobs if job.compared}
 
     def rungs() -> Rungs:
-        return rungs_of(config, task, screening.measured, journal.events, compared)
+        return rungs_of(study.training, task, screening.measured, journal.events, compared, seed=study.seed)
 
-    return Making(session, jobs, workers, stage="finetune", rungs=rungs).run()
+    return Making(session, study, jobs, workers, stage="finetune", rungs=rungs).run()
 
 
 def _say_none_within(session: Session, screening: Screening, bounds: Sequence[Constraint]) -> None:
     """Says that no scored candidate meets the bounds on exact costs, and which one is nearest."""
     scored = {key: m for key, m in screening.measured.items() if key != DENSE}
-    if not scored or not session.config.training.candidates:
+    if not scored:
         return
     nearest = min(scored, key=lambda key: (violation(scored[key], bounds), key))
     if missed := describe_violations(scored[nearest].values, bounds):
@@ -91,17 +114,18 @@ def _say_none_within(session: Session, screening: Screening, bounds: Sequence[Co
 
 def control(
     session: Session,
+    study: SecondStageSections,
     network: Network,
     scores: Scores,
     front: Sequence[Trained],
     workers: Workers,
 ) -> list[Trained]:
     """Makes the controls that the study file asks for, of some of the front's networks."""
-    config, journal = session.config, session.journal
-    if not config.controls.methods:
+    journal = session.journal
+    if not study.controls.methods:
         return []
     if not journal.of("controlled"):
-        names = [t.name for t in spread(front, config.controls.networks, network.graph)]
+        names = [t.name for t in spread(front, study.controls.networks, network.graph)]
         journal.append("controlled", names=names)
     found = {t.name: t for t in front}
     names = journal.of("controlled")[-1]["names"]
@@ -112,11 +136,19 @@ def control(
         )
     subjects = [found[name] for name in names]
     jobs = [
-        control_job(name, subject, network.graph, scores, config)
-        for name in config.controls.methods
+        control_job(
+            name,
+            subject,
+            network.graph,
+            scores,
+            dense_epochs=study.dense.epochs,
+            round_to=study.space.round_to,
+            seed=study.seed,
+        )
+        for name in study.controls.methods
         for subject in subjects
     ]
-    return Making(session, jobs, workers, stage="control").run()
+    return Making(session, study, jobs, workers, stage="control").run()
 
 
 LABELS = {"finetune": "fine-tuning", "control": "controls"}
@@ -129,6 +161,7 @@ class Making:
     def __init__(
         self,
         session: Session,
+        study: SecondStageSections,
         jobs: Sequence[Job],
         workers: Workers,
         *,
@@ -136,7 +169,8 @@ class Making:
         rungs: Callable[[], Rungs] | None = None,
     ) -> None:
         """rungs: returns where the compared ones among the networks may be stopped, as the journal has it."""
-        self._session, self._workers, self._stage, self._rungs = session, workers, stage, rungs
+        self._session, self._study, self._workers = session, study, workers
+        self._stage, self._rungs = stage, rungs
         self._jobs = {job.name: job for job in jobs}
         journal = session.journal
         self._finished = {e["name"] for e in journal.of("trained") if e["name"] in self._jobs and _settled(e)}
@@ -171,14 +205,14 @@ class Making:
     def _train(self, jobs: Sequence[Job]) -> None:
         session = self._session
         names = [job.name for job in jobs]
-        with self._workers.checkpoints(session.config.path, self._stage, names) as checkpoints:
+        with self._workers.checkpoints(session.path, self._stage, names) as checkpoints:
             self._checkpoints = checkpoints
             training = Training(
-                self._stage, jobs, session.config.path, checkpoints, self._rungs() if self._rungs else None
+                self._stage, jobs, session.path, checkpoints, self._rungs() if self._rungs else None
             )
             self._workers.train(training, self._on_trained, self._on_rung, session.display.say)
         if self._rungs:
-            _say_rungs(session, self._rungs())
+            _say_rungs(session, self._study, self._rungs())
 
     def _record(self, event: Mapping[str, Any]) -> None:
         name, artifact = event["name"], event.get("artifact", "")
@@ -197,7 +231,7 @@ class Making:
         session = self._session
         kind, event = event_of(reached)
         session.journal.append(kind, **event)
-        keep = keeps(session.config.training)
+        keep = keeps(self._study.training)
         if reached.verdict.share > keep and reached.epoch not in self._widened:
             self._widened.add(reached.epoch)
             session.display.say(
@@ -247,15 +281,15 @@ class Making:
             self._checkpoints.drop(name)
 
 
-def _say_rungs(session: Session, rungs: Rungs) -> None:
+def _say_rungs(session: Session, study: SecondStageSections, rungs: Rungs) -> None:
     """Says what the rungs knew of the end, for whoever decides how many candidates and epochs to pay for."""
     summaries = rungs.summary()
     for rung in summaries:
-        session.display.say(told(rung, rungs.keep, session.config.search.train_images))
+        session.display.say(told(rung, rungs.keep, study.scoring.train_images))
     if rungs.keep < 1.0 and not any(rung.level for rung in summaries):
         session.display.say(
             f"no candidate was stopped: none had lost all its channels after {rungs.levels[-1]} epochs, by procedure "
-            f"{session.config.training.procedure!r}, and before that they cannot be compared"
+            f"{study.training.procedure!r}, and before that they cannot be compared"
         )
     for rung in summaries:
         session.tracker.log_values({f"rung/{k}": v for k, v in metrics(rung).items()}, step=rung.level)
@@ -317,24 +351,22 @@ def need_dense(name: str, failure: Failure) -> None:
 
 def compare_with_forecast(session: Session, predicting: Forecast, trained: Sequence[Trained]) -> None:
     """Says how far predictions were off the networks that were measured, and keeps the predictor that knows them."""
-    config = session.config
-    points = predicting.points(((t.job.plan, t.measurement) for t in trained), config.name)
+    points = predicting.points(((t.job.plan, t.measurement) for t in trained), session.name)
     if not points:
         return
     corrected, error = predicting.corrected(points)
     session.display.say(f"latency, predicted against measured after training: {error}")
     session.tracker.log_values({f"latency_prediction_{k}": v for k, v in error.to_json().items()})
-    write_json(config.path / CORRECTED_TABLE, corrected.table.to_json())
+    write_json(session.path / CORRECTED_TABLE, corrected.table.to_json())
 
 
-def choose(session: Session, trained: Sequence[Trained]) -> list[Trained]:
+def choose(session: Session, bounds: Sequence[Bound], trained: Sequence[Trained]) -> list[Trained]:
     """The front within the study's bounds, which are relative to the dense network as it was measured beside the
     others; how they are met is kept in a file."""
-    bounds = session.config.search.constraints
     dense = next(t for t in trained if t.name == DENSE)
     limits = resolve(bounds, dense.measurement.values)
     if bounds:
         uri = session.store.uri
         found = standing(trained, bounds, limits, lambda artifact: artifact_uri(uri, artifact))
-        write_json(session.config.path / BOUNDS, found)
+        write_json(session.path / BOUNDS, found)
     return chosen(trained, limits)

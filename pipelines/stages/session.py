@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.events.events import Events
 from prunefront.pipelines.journal.journal import Journal
@@ -42,10 +42,12 @@ class Timing:
 class Session:
     """Everything that the stages of one run share and write to.
 
-    ownership: the right to write what is the study's alone. earlier: evaluations of studies that this one starts from.
+    name, path: of the study, and its folder. ownership: the right to write what is the study's alone. earlier:
+    evaluations of studies that this one starts from.
     """
 
-    config: StudyConfig
+    name: str
+    path: Path
     display: Display
     journal: Journal
     tracker: Tracker

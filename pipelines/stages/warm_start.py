@@ -15,7 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.config.sections import (
+    DataSection,
+    QuantisationSection,
+    ScoringSection,
+    SpaceSection,
+    TrainingSection,
+)
 from prunefront.pipelines.journal.evaluations import Evaluation, Evaluations
 from prunefront.pipelines.journal.layout import EVALUATIONS
 from prunefront.pipelines.stores.open import open_store
@@ -38,7 +44,7 @@ LONGEST_ORIGIN = 200
 """Characters of a candidate's origin; ours are a few words."""
 
 SCORED_BY = ("validation_limit", "train_images")
-"""Keys of [search] that a score depends on."""
+"""Keys of [scoring] that a score depends on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +85,33 @@ def network_digest(weights: Mapping[str, NDArray[np.generic]], graph: ChannelGra
     return digest.hexdigest()
 
 
-def conditions(config: StudyConfig, data: Mapping[str, str], precision: str) -> str:
+@dataclass(frozen=True, slots=True)
+class ScoreSections:
+    """The settings that the score of an architecture depends on."""
+
+    seed: int
+    data: DataSection
+    space: SpaceSection
+    quantisation: QuantisationSection
+    scoring: ScoringSection
+    training: TrainingSection
+
+
+def conditions(study: ScoreSections, data: Mapping[str, str], precision: str) -> str:
     """Digest of everything but the network that the score of an architecture depends on. data: digests of the images by
     part; the test images are in no score. precision: that networks are run in, as `auto` came out here."""
-    space, section = config.space, config.data.model_dump(mode="json")
+    space, section = study.space, study.data.model_dump(mode="json")
     said = {
         "images": {name: digest for name, digest in data.items() if name != "test"},
         "data": {k: v for k, v in section.items() if k not in ("train", "test")},
-        "search": {name: getattr(config.search, name) for name in SCORED_BY},
+        "search": {
+            name: getattr(study.scoring, name) for name in SCORED_BY
+        },  # as digests of earlier versions have it
         "calibration_images": space.calibration_images,
-        "words": config.quantisation.method.to_json(),
-        "seed": config.seed,
+        "words": study.quantisation.method.to_json(),
+        "seed": study.seed,
         "precision": precision,
-        "training": config.training.model_dump(mode="json") if config.search.train_images else None,
+        "training": study.training.model_dump(mode="json") if study.scoring.train_images else None,
     }
     text = json.dumps(said, sort_keys=True, default=str)
     return blake2b(text.encode(), digest_size=16).hexdigest()
@@ -112,7 +132,7 @@ def read(uri: str, endpoint_url: str | None = None) -> Earlier:
     except ArtifactNotFound:
         raise PrunefrontError(
             f"warm_start: there is no {where}; give the artifact URI of a study whose first stage has ended "
-            "(`prunefront front` shows it as where its networks lie), or take it off search.warm_start"
+            "(`prunefront front` shows it as where its networks lie), or take it off start.warm_start"
         ) from None
     except PrunefrontError as error:
         raise PrunefrontError(f"warm_start: {error}") from None
@@ -120,7 +140,7 @@ def read(uri: str, endpoint_url: str | None = None) -> Earlier:
     if version != FORMAT:
         raise PrunefrontError(
             f"warm_start: {where} has format {version!r:.40}, and this prunefront reads {FORMAT}; use the version that "
-            "wrote it, or take it off search.warm_start"
+            "wrote it, or take it off start.warm_start"
         )
     try:
         if len(data["evaluations"]["key"]) > MOST:
@@ -141,7 +161,7 @@ def read(uri: str, endpoint_url: str | None = None) -> Earlier:
         # names from the file are quoted in it, and may hold what a terminal obeys
         reason = f"{type(error).__name__}: {error}".encode("unicode_escape").decode()
         raise PrunefrontError(
-            f"warm_start: {where} is no table of evaluations ({reason:.120}); take it off search.warm_start"
+            f"warm_start: {where} is no table of evaluations ({reason:.120}); take it off start.warm_start"
         ) from None
     return Earlier(uri, signature, rows)
 
@@ -152,7 +172,7 @@ def check_network(earlier: Iterable[Earlier], signature: Signature) -> None:
         if study.signature.network != signature.network:
             raise PrunefrontError(
                 f"warm_start: {study.uri} is of another dense network (other weights, layers or input size), so its "
-                "scores say nothing here; take it off search.warm_start, or give the network that it was made from"
+                "scores say nothing here; take it off start.warm_start, or give the network that it was made from"
             )
 
 

@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from prunefront.errors import PrunefrontError
+from prunefront.pipelines.journal import typed_json
 from prunefront.strict_json import loads
 
 TEXT_LIMIT = 64 << 20
@@ -17,6 +18,8 @@ TEXT_LIMIT = 64 << 20
 
 CHUNK_BYTES = 1 << 20
 """Bytes that are copied at a time."""
+
+T = TypeVar("T")
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9._-]*"  # no leading dot: neither `..` nor a temporary file can be named
 _KEY = re.compile(rf"{_PART}(/{_PART})*")
@@ -179,3 +182,27 @@ def parse_json(text: str, *, source: str) -> Any:
         return loads(text)
     except ValueError as error:
         raise ArtifactError(f"{source} is not valid JSON: {error!s:.120}") from None
+
+
+def parse_record(
+    kind: type[T], text: str, *, source: str, what: str, extra: Literal["forbid", "ignore"] = "forbid"
+) -> T:
+    """Returns a `kind` from JSON that is not trusted, see `typed_json.parse`.
+
+    source: the place of the text. what: what it should be. Raises ArtifactError, which names both and the wrong entry.
+    """
+    try:
+        return typed_json.parse(kind, text, extra=extra)
+    except ValueError as error:
+        raise ArtifactError(f"{source} is not {what} ({error!s:.300})") from None
+
+
+def parse_versioned(kind: type[T], text: str, *, source: str, what: str, format: str, version: int) -> T:
+    """Returns a `kind` from JSON whose entries `format` and `version` say how to read it. Raises as `parse_record`."""
+    data = parse_json(text, source=source)
+    found = data.get("version") if isinstance(data, dict) and data.get("format") == format else version
+    if type(found) is not int or found != version:
+        raise ArtifactError(
+            f"{source} has version {found!r:.40}; this prunefront reads version {version}, use the one that wrote it"
+        )
+    return parse_record(kind, text, source=source, what=what)

@@ -111,11 +111,11 @@ def read_partial_front(folder: Path) -> "PartialFront | None":
 
     None where there is a front already, or where nothing is finished.
     """
-    from prunefront.pipelines.fronts.unfinished import partial_front
+    from prunefront.pipelines.fronts.unfinished import FrontSections, partial_front
 
     if (folder / FRONT).exists():
         return None
-    return partial_front(load_config(folder), read_events(folder / JOURNAL))
+    return partial_front(load_config(folder).part(FrontSections), read_events(folder / JOURNAL))
 
 
 def read_bounds(folder: Path) -> str | None:

@@ -10,7 +10,7 @@ from prunefront.pipelines.events.events import Events
 from prunefront.pipelines.events.log import to_logging
 from prunefront.pipelines.journal.journal import Journal, lock
 from prunefront.pipelines.journal.layout import JOURNAL, SPOOL
-from prunefront.pipelines.recovery.claim import claim_study, keep_ownership
+from prunefront.pipelines.recovery.claim import StudyPlace, claim_study, keep_ownership
 from prunefront.pipelines.stages.session import Session, Timing
 from prunefront.pipelines.stages.warm_start import Earlier, read
 from prunefront.pipelines.stores.open import open_store
@@ -29,14 +29,15 @@ def opened(config: StudyConfig, display: Display, *, resume: bool, fresh: bool) 
     """
     with ExitStack() as stack:
         stack.enter_context(lock(config.path))
+        place = config.part(StudyPlace)
         behind = open_store(config.artifact_uri, config.artifacts.endpoint_url)
         behind.probe()  # before anything of an earlier run is deleted
         earlier = read_earlier(config) if fresh else None  # also before: it may be what is deleted here
-        claim = claim_study(config, behind, display.say, resume=resume, fresh=fresh)
+        claim = claim_study(place, behind, display.say, resume=resume, fresh=fresh)
         open_folder(config, resume=resume, fresh=fresh)
         events = Events(config.name, display.say)
         stack.enter_context(events.attach(to_logging))
-        ours = stack.enter_context(keep_ownership(claim, config, behind, display.say))
+        ours = stack.enter_context(keep_ownership(claim, place, behind, display.say))
         journal = stack.enter_context(Journal(config.path / JOURNAL, events.on_journal, guard=ours.check))
         spool = Spool(config.path / SPOOL)
         store = stack.enter_context(spooling(behind, spool, display.say, events.on_outage("artifacts")))
@@ -47,14 +48,16 @@ def opened(config: StudyConfig, display: Display, *, resume: bool, fresh: bool) 
         if earlier is None:  # what has been taken over before is in the journal
             earlier = [] if journal.of("warm_start") else read_earlier(config)
         timing = Timing(on_stage=events.on_stage)
-        session = Session(config, display, journal, tracker, store, timing, ours, events, earlier)
+        session = Session(
+            config.name, config.path, display, journal, tracker, store, timing, ours, events, earlier
+        )
         with _recorded(tracker, display), events.run(resumed=bool(journal.of("asked"))):
             yield session
 
 
 def read_earlier(config: StudyConfig) -> Sequence[Earlier]:
     """Returns the evaluations of the studies that this one starts from."""
-    return [read(uri, config.artifacts.endpoint_url) for uri in config.search.warm_start]
+    return [read(uri, config.artifacts.endpoint_url) for uri in config.start.warm_start]
 
 
 def _tracker(config: StudyConfig, journal: Journal, events: Events) -> MlflowTracker:

@@ -196,8 +196,10 @@ def load_evaluations(folder: Path, config: StudyConfig) -> tuple[Evaluations, Ch
         graph,
         knowledge.scores,
         space,
-        config.search,
+        config.goal,
+        config.start,
         knowledge.facts,
+        candidates=config.search.candidates,
         quantisation=config.quantisation,
         seed=config.seed,
     )

@@ -12,21 +12,22 @@ from prunefront.pipelines.cluster.connect import check_address, check_metrics_po
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.fronts.page import write_html
-from prunefront.pipelines.fronts.picture import write_png
 from prunefront.pipelines.fronts.row import FrontRow
+from prunefront.pipelines.fronts.unfinished import FrontSections
 from prunefront.pipelines.fronts.unfinished_report import partial_front_on_failure, remove_partial_front
 from prunefront.pipelines.journal.journal import write_json
-from prunefront.pipelines.journal.layout import BOUNDS, FRONT, FRONT_PAGE, FRONT_PICTURE, SPOOL, TIMING
-from prunefront.pipelines.prepare.checks import check_names
+from prunefront.pipelines.journal.layout import BOUNDS, FRONT, FRONT_PAGE, SPOOL, TIMING
+from prunefront.pipelines.prepare.checks import NamingSections, check_names
 from prunefront.pipelines.prepare.knowledge import know
 from prunefront.pipelines.prepare.misfits import misfits
-from prunefront.pipelines.prepare.network import Network, dense_network, fingerprint
+from prunefront.pipelines.prepare.network import Network, NetworkSections, dense_network, fingerprint
 from prunefront.pipelines.prepare.problem import problem
-from prunefront.pipelines.prepare.workbench import make_bench
+from prunefront.pipelines.prepare.workbench import BenchSections, make_bench
 from prunefront.pipelines.stages.final import Trained, report
-from prunefront.pipelines.stages.first_stage import FirstStage, warm_started
-from prunefront.pipelines.stages.forecast import forecast, steered
+from prunefront.pipelines.stages.first_stage import FirstStage, FirstStageSections, warm_started
+from prunefront.pipelines.stages.forecast import ForecastSections, forecast, steered
 from prunefront.pipelines.stages.second_stage import (
+    SecondStageSections,
     choose,
     compare_with_forecast,
     control,
@@ -36,7 +37,9 @@ from prunefront.pipelines.stages.second_stage import (
 )
 from prunefront.pipelines.stages.session import Session
 from prunefront.pipelines.stages.warm_start import (
+    ScoreSections,
     Signature,
+    WarmStart,
     check_network,
     conditions,
     network_digest,
@@ -74,7 +77,7 @@ def run(
         raise PrunefrontError(
             "--resume goes on with what is there and --fresh deletes it; give one of the two"
         )
-    check_names(config)
+    check_names(config.part(NamingSections))
     if without_ray and address is not None:
         raise PrunefrontError(
             f"--address {address} names a Ray cluster, and --without-ray uses none; give one"
@@ -86,7 +89,7 @@ def run(
         opened(config, display, resume=resume, fresh=fresh) as session,
         ExitStack() as stack,
         # the partial front comes before Ray's end, which takes a while
-        partial_front_on_failure(config, display.say, session.events.report),
+        partial_front_on_failure(config.part(FrontSections), config.path, display.say, session.events.report),
     ):
 
         def join() -> Workers:
@@ -97,23 +100,34 @@ def run(
             )
 
             return stack.enter_context(
-                on_ray(config, address, events=session.events, say=display.say, metrics_port=metrics_port)
+                on_ray(
+                    config.cluster,
+                    config.measure,
+                    address,
+                    local_artifacts=config.local_artifacts,
+                    events=session.events,
+                    say=display.say,
+                    metrics_port=metrics_port,
+                )
             )
 
         # a cluster that cannot be used is said before anything is spent; here Ray starts when there is work for it
         workers = join() if without_ray or cluster_address(address) else None
-        return _stages(session, workers, join)
+        return _stages(config, session, workers, join)
 
 
-def _stages(session: Session, joined: Workers | None, join: Callable[[], Workers]) -> list[FrontRow]:
+def _stages(
+    config: StudyConfig, session: Session, joined: Workers | None, join: Callable[[], Workers]
+) -> list[FrontRow]:
     """Runs the stages in turn. joined: the workers, where there are any yet; join: gets them."""
-    config, timing, say = session.config, session.timing, session.display.say
+    timing, say = session.timing, session.display.say
+    first, second = config.part(FirstStageSections), config.part(SecondStageSections)
     with timing.stage("prepare"):
-        network = dense_network(config, say)
-        bench = make_bench(config, network, say)
+        network = dense_network(config.part(NetworkSections), say)
+        bench = make_bench(config.part(BenchSections), network, say)
         signature = Signature(
             network_digest(bench.weights, network.graph),
-            conditions(config, fingerprint(network.splits), bench.recipe.precision),
+            conditions(config.part(ScoreSections), fingerprint(network.splits), bench.recipe.precision),
         )
         check_network(session.earlier, signature)  # before statistics and latencies are paid for
     workers = joined or join()
@@ -123,18 +137,28 @@ def _stages(session: Session, joined: Workers | None, join: Callable[[], Workers
         def gather(graph: ChannelGraph, batches: Sequence[Batch], needs: Set[str]) -> Statistics:
             return workers.gather(bench, batches, needs)
 
-        knowledge = know(config, network, gather, say)
+        knowledge = know(
+            config.path,
+            config.space,
+            network,
+            gather,
+            say,
+            asked=config.start.allocators,
+            seed=config.seed,
+        )
         task = problem(
             network.graph,
             knowledge.scores,
             config.space,
-            config.search,
+            config.goal,
+            config.start,
             knowledge.facts,
+            candidates=config.search.candidates,
             quantisation=config.quantisation,
             seed=config.seed,
             chance=1.0 / network.splits.classes,
         )
-        _say_problem(session, network, task)
+        _say_problem(session, config.model.factory, network, task)
         for line in misfits(network.graph, task.space, config.space, knowledge.facts, config.search.searcher):
             say(line)
     bench = replace(
@@ -144,23 +168,25 @@ def _stages(session: Session, joined: Workers | None, join: Callable[[], Workers
     )
     workers.equip(bench)
     with timing.stage("latency"):
-        predicting = forecast(config, bench, task, session.display, workers)
+        predicting = forecast(config.part(ForecastSections), bench, task, session.display, workers)
         task = task if predicting is None else steered(task, predicting)
-    begin = warm_started(session, network, knowledge.scores, task, session.earlier, signature)
+    begin = WarmStart()
+    if config.start.warm_start:
+        begin = warm_started(session, first, network, knowledge.scores, task, session.earlier, signature)
     with timing.stage("screen"):
-        stage = FirstStage(session, network, knowledge.scores, task, workers, predicting, begin)
+        stage = FirstStage(session, first, network, knowledge.scores, task, workers, predicting, begin)
         screening = stage.run()
         session.ownership.check_now()
         publish(session.store, signature, screening.table(config.name))
     with timing.stage("finetune"):
-        trained = finetune(session, network, knowledge.scores, screening, task, workers)
+        trained = finetune(session, second, network, knowledge.scores, screening, task, workers)
     if predicting is not None:
         compare_with_forecast(session, predicting, trained)
-    front = choose(session, trained)
+    front = choose(session, config.goal.constraints, trained)
     with timing.stage("control"):
-        front += control(session, network, knowledge.scores, front, workers)
+        front += control(session, second, network, knowledge.scores, front, workers)
     with timing.stage("report"):
-        rows = _report(session, network, front, workers)
+        rows = _report(session, network, front, workers, threads=config.cluster.cpus_per_worker)
     write_json(
         config.path / TIMING,
         {"seconds": timing.seconds, "busy": timing.busy, "workers": timing.workers},
@@ -168,10 +194,10 @@ def _stages(session: Session, joined: Workers | None, join: Callable[[], Workers
     return rows
 
 
-def _say_problem(session: Session, network: Network, task: Problem) -> None:
+def _say_problem(session: Session, factory: str, network: Network, task: Problem) -> None:
     dense, frozen = cost(network.graph), len(network.graph.frozen)
     session.display.say(
-        f"{session.config.model.factory}: {dense.macs:,} MACs, {dense.params:,} parameters; to search: "
+        f"{factory}: {dense.macs:,} MACs, {dense.params:,} parameters; to search: "
         f"{_counted(task)}; frozen: {frozen} {'group' if frozen == 1 else 'groups'}"
     )
 
@@ -186,9 +212,11 @@ def _counted(task: Problem) -> str:
     return ", ".join(f"{n} {word[n > 1]}" for kind, word in words.items() if (n := kinds.count(kind)))
 
 
-def _report(session: Session, network: Network, front: list[Trained], workers: Workers) -> list[FrontRow]:
+def _report(
+    session: Session, network: Network, front: list[Trained], workers: Workers, *, threads: int
+) -> list[FrontRow]:
     """Last stage: the front on test images, as files, in MLflow and beside the artifacts."""
-    config, folder = session.config, session.config.path
+    folder = session.path
     splits = network.splits
     session.display.say(f"measuring {len(front)} networks on {len(splits.test):,} test images")
     rows, failures = report(
@@ -198,7 +226,7 @@ def _report(session: Session, network: Network, front: list[Trained], workers: W
         splits.transform,
         session.store,
         workers,
-        threads=config.cluster.cpus_per_worker,
+        threads=threads,
     )
     for name, failure in failures.items():
         session.journal.append("unreported", name=name, outcome=failure.to_json())
@@ -215,9 +243,8 @@ def _report(session: Session, network: Network, front: list[Trained], workers: W
     remove_partial_front(folder)  # a partial front of an earlier run
     session.ownership.check_now()
     put_json(session.store, FRONT, data)
-    write_html(rows, folder / FRONT_PAGE, config.name, note=read_bounds(folder))
-    write_png(rows, folder / FRONT_PICTURE, config.name)
-    pages = [folder / name for name in (FRONT_PAGE, FRONT_PICTURE, FRONT, BOUNDS)]
+    write_html(rows, folder / FRONT_PAGE, session.name, note=read_bounds(folder))
+    pages = [folder / name for name in (FRONT_PAGE, FRONT, BOUNDS)]
     session.tracker.log_front(data, [page for page in pages if page.exists()])
     return rows
 
@@ -233,6 +260,6 @@ def next_steps(config: StudyConfig, study: Path, rows: list[FrontRow]) -> str:
             f"  prunefront ui {file}",
             f"  prunefront fetch {file} --under latency_ratio={bound:g} --best accuracy -o best/",
             "  prunefront verify best/",
-            f"pages: {config.path / 'front.html'}  {config.path / 'front.png'}",
+            f"page: {config.path / FRONT_PAGE}",
         )
     )

@@ -59,7 +59,7 @@ class Tracker(Protocol):
         ...
 
     def start(self, study: Mapping[str, Any], resume_run_id: str | None = None) -> str:
-        """Opens a new run of the study, or the given one again, and returns its id. study: `StudyConfig.to_json()`."""
+        """Opens a new run of the study, or the given one again, and returns its id. study: its settings as JSON."""
         ...
 
     def log(

@@ -89,7 +89,7 @@ class Inheritance:
         except OSError as error:
             raise PrunefrontError(
                 f"the weights of {key} cannot be kept in {self._folder}: {error.strerror}; make room there and go on "
-                "with --resume, or set search.train_images = 0 and start afresh"
+                "with --resume, or set scoring.train_images = 0 and start afresh"
             ) from error
 
     def settle(self, key: str, candidates: Collection[Candidate], outcome: Outcome) -> None:

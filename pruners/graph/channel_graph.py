@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Literal
+from typing import Literal
 
 from prunefront.pruners.graph.layers import Layer, Stack
 
@@ -88,66 +88,6 @@ class ChannelGraph:
             if group.name == name:
                 return group
         raise KeyError(name)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "groups": [
-                {
-                    "name": g.name,
-                    "units": g.units,
-                    "members": [
-                        {
-                            "tensor": m.tensor,
-                            "dim": m.dim,
-                            "role": m.role,
-                            "index": [list(i) for i in m.index],
-                        }
-                        for m in g.members
-                    ],
-                }
-                for g in self.groups
-            ],
-            "frozen": [{"name": f.name, "channels": f.channels, "reason": f.reason} for f in self.frozen],
-            "ops": [{"weight": o.weight, "positions": o.positions} for o in self.ops],
-            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
-            "parameters": list(self.parameters),
-            "inexact": list(self.inexact),
-            "rectified": list(self.rectified),
-            "depthwise": list(self.depthwise),
-            "element_bytes": dict(self.element_bytes),
-            "layers": [layer.to_json() for layer in self.layers],
-            "unlayered": dict(self.unlayered),
-            "stacks": [{"name": s.name, "blocks": list(s.blocks)} for s in self.stacks],
-            "unstacked": dict(self.unstacked),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "ChannelGraph":
-        return cls(
-            groups=tuple(
-                ChannelGroup(
-                    g["name"],
-                    g["units"],
-                    tuple(
-                        TensorSlice(m["tensor"], m["dim"], m["role"], tuple(tuple(i) for i in m["index"]))
-                        for m in g["members"]
-                    ),
-                )
-                for g in data["groups"]
-            ),
-            frozen=tuple(Frozen(**f) for f in data["frozen"]),
-            ops=tuple(MacOp(**o) for o in data["ops"]),
-            shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
-            parameters=tuple(data["parameters"]),
-            inexact=tuple(data.get("inexact", ())),
-            rectified=tuple(data.get("rectified", ())),
-            depthwise=tuple(data.get("depthwise", ())),
-            element_bytes=dict(data.get("element_bytes", {})),
-            layers=tuple(Layer.from_json(layer) for layer in data.get("layers", ())),
-            unlayered=dict(data.get("unlayered", {})),
-            stacks=tuple(Stack(s["name"], tuple(s["blocks"])) for s in data.get("stacks", ())),
-            unstacked=dict(data.get("unstacked", {})),
-        )
 
 
 def check_consistent(graph: ChannelGraph) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
+from scipy.spatial.distance import cdist
 
 from prunefront.errors import PrunefrontError
 from prunefront.search.promotion.rank_correlation import spearman
@@ -95,8 +96,7 @@ def _basis(x: Floats) -> Floats:
 
 def _gaussian(a: Floats, b: Floats, length: float) -> Floats:
     """Returns the Gaussian kernel [n, m] of two sets of rows."""
-    square = ((a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T).clip(0) / a.shape[1]
-    return np.asarray(np.exp(-square / (2 * length**2)))
+    return np.asarray(np.exp(-cdist(a, b, "sqeuclidean") / a.shape[1] / (2 * length**2)))
 
 
 def _fit(x: Floats, quality: Floats) -> _Model:

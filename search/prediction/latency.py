@@ -314,7 +314,8 @@ def _nonnegative(
     """Returns argmin over x >= 0 of x'Qx/2 - l'x, and a mask of the positive x; Q positive definite.
 
     The method is block principal pivoting, with Murty's rule as the fallback that makes it finite (Júdice and Pires
-    1994; Kim and Park 2011, algorithm 1). passive: mask to start from.
+    1994; Kim and Park 2011, algorithm 1). passive: mask to start from. scipy's `nnls` agrees within 3e-11, but starts
+    from nothing each time: a network of 54 layers and 100 points took 22 s instead of 4.
     """
     free = np.ones(len(linear), dtype=bool) if passive is None else passive.copy()
     fewest, patience = len(linear) + 1, 3

@@ -114,7 +114,7 @@ class RungSummary:
     stopped: int
     share: float
     finished: int
-    overall: Correlation
+    overall: float | None
     like: Correlation
 
 
@@ -219,7 +219,7 @@ class Rungs:
         """
         return self._share(self.correlations(level)[1])
 
-    def correlations(self, level: int) -> tuple[Correlation, Correlation]:
+    def correlations(self, level: int) -> tuple[float | None, Correlation]:
         """Returns the rank correlations of the metric at a level with the final ones: over all pairs, and of like
         cost.
 
@@ -242,7 +242,7 @@ class Rungs:
         costs = np.array([[m[name] for name in names] for m in now]).reshape(len(now), len(names))
         within = costs[:, None, :] <= LIKE_COST * costs[None, :, :]
         like = (within & within.transpose(1, 0, 2)).all(axis=2)
-        return kendall(signs(x), signs(y)), somers(signs(x, dx) * like, signs(y, dy) * like)
+        return kendall(x, y), somers(signs(x, dx) * like, signs(y, dy) * like)
 
     def summary(self) -> list[RungSummary]:
         """Returns the state of every level that has a record, lowest first."""

@@ -1,6 +1,6 @@
-"""Rank correlations of two orders of trials, over the pairs of trials whose difference exceeds the noise."""
+"""Rank correlations of two orders of trials; Somers' D over the pairs whose difference exceeds the noise."""
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Correlation:
-    """A rank correlation.
+    """A rank correlation with its uncertainty.
 
     value: from -1 to 1, None if no pair counts. pairs: number of pairs that count. error: jackknife standard error of
     the value over trials, infinite for fewer than three trials that count.
@@ -34,48 +34,40 @@ def signs(values: Floats, noise: Floats | None = None) -> Floats:
     return np.sign(difference) * (np.abs(difference) > margin)
 
 
-def kendall(first: Floats, second: Floats) -> Correlation:
-    """Returns τ-b (Kendall 1945) of two orders given as `signs`.
+def kendall(first: Floats, second: Floats) -> float | None:
+    """Returns Kendall's τ-b (1945) of two sequences [n]; None if one of them does not vary."""
+    from scipy.stats import kendalltau  # slow to import; not every search needs it
 
-    τ-b = (concordant - discordant) / √(untied in one · untied in the other). It counts the pairs that are untied in
-    both.
-    """
-    return _correlation(first, second, lambda a, b: np.sqrt(a * b), np.abs(first * second))
+    if len(first) < 2:
+        return None
+    found = float(kendalltau(first, second).statistic)
+    return found if math.isfinite(found) else None
 
 
 def somers(before: Floats, after: Floats) -> Correlation:
-    """Returns Somers' D (1962) of two orders given as `signs`.
+    """Returns Somers' D (1962) of two orders given as `signs`, with a standard error. O(n²).
 
     D is, of the pairs that are untied before, the share that has the same order after, less the share that has the
-    opposite order. It counts the pairs that are untied before.
+    opposite order. It counts the pairs that are untied before. The error comes from leaving out one trial at a time
+    (Efron 1979): trials, not pairs, as pairs of one trial depend on each other.
     """
-    return _correlation(before, after, lambda a, b: a, np.abs(before))
-
-
-def _correlation(
-    x: Floats, y: Floats, norm: Callable[[Floats, Floats], Floats], counted: Floats
-) -> Correlation:
-    """Returns the correlation, with a standard error over trials left out one at a time (Efron 1979). O(n²).
-
-    Trials are left out, not pairs, as pairs of one trial depend on each other.
-    """
-    # the part of each of the three sums that comes from the pairs of each trial
-    agree, in_x, in_y = ((m).sum(axis=1) for m in (x * y, x**2, y**2))
+    # the part of either sum that comes from the pairs of each trial
+    agree, untied = (before * after).sum(axis=1), np.abs(before).sum(axis=1)
 
     def value(left: Floats) -> Floats:
-        """Returns the correlation without the share `left` [n] of the pairs of trial i, [n]."""
-        below = norm(in_x.sum() / 2 - left * in_x, in_y.sum() / 2 - left * in_y)
+        """Returns D without the share `left` [n] of the pairs of trial i, [n]."""
+        below = untied.sum() / 2 - left * untied
         found: Floats = np.full(below.shape, np.nan)
         np.divide(agree.sum() / 2 - left * agree, below, out=found, where=below > 0.5)
         return found
 
-    n = len(counted)
+    n = len(before)
     whole = float(value(np.zeros(n))[0]) if n else np.nan
-    without = value(np.ones(n))[counted.any(axis=1)]
+    without = value(np.ones(n))[untied > 0]
     without = without[np.isfinite(without)]
     k = len(without)
     error = float(np.sqrt((k - 1) / k * ((without - without.mean()) ** 2).sum())) if k >= 3 else np.inf
-    return Correlation(whole if np.isfinite(whole) else None, error, int(counted.sum()) // 2)
+    return Correlation(whole if np.isfinite(whole) else None, error, int(untied.sum()) // 2)
 
 
 def spearman(first: Floats, second: Floats) -> float:

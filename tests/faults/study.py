@@ -41,6 +41,7 @@ name = "s"
 epochs = 2
 [search]
 candidates = {CANDIDATES}
+[goal]
 objectives = ["accuracy", "macs"]
 [training]
 candidates = {TRAINED}

@@ -23,19 +23,19 @@ STUDY: dict[str, Any] = {
     "data": {"source": "parquet", "train": "a.parquet", "mean": [0.5], "std": [0.2], "options": {"a": [1]}},
     "dense": {"epochs": 1, "learning_rate": 0.1},
     "space": {"per_group": {"conv1": ["l1"]}, "bits": [8, 32], "densities": [0.5], "max_ratio": 0.5},
-    "search": {
+    "goal": {
         "objectives": ["accuracy", "macs"],
         "constraints": ["accuracy >= -1pt", "latency_ms <= 60%"],
-        "options": {"population": 8},
-        "warm_start": ["s3://bucket/x"],
-        "train_images": 0,
     },
+    "search": {"options": {"population": 8}},
+    "start": {"warm_start": ["s3://bucket/x"]},
+    "scoring": {"train_images": 0},
     "training": {"epochs": 2, "options": {"rounds": 5}, "weight_decay": 0.1},
     "tracking": {"uri": "http://host:5000"},
     "artifacts": {"uri": "s3://bucket/x", "endpoint_url": "http://host:9000"},
     "cluster": {"workers": 2, "gpus_per_worker": 0.5},
 }
-BOUNDED = {**STUDY, "search": {"constraints": {"macs": {"low": 1, "high": 1e9}}}}
+BOUNDED = {**STUDY, "goal": {"constraints": {"macs": {"low": 1, "high": 1e9}}}}
 
 
 def round_trip(config: StudyConfig | None) -> None:

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.config.sections import StartSection, StudyConfig
 from prunefront.pipelines.journal.evaluations import Evaluations
 from prunefront.pipelines.journal.journal import Journal, read_events, write_json
 from prunefront.pipelines.journal.layout import EVALUATIONS
-from prunefront.pipelines.prepare.knowledge import read_knowledge
+from prunefront.pipelines.prepare.knowledge import Knowledge, read_knowledge
 from prunefront.pipelines.prepare.problem import problem
 from prunefront.pipelines.prepare.read_prepared import read_precision
 from prunefront.pipelines.stages.forecast import kept_forecast
@@ -31,11 +31,13 @@ from prunefront.pipelines.study.find import read_bounds, read_front
 from prunefront.pipelines.study.folder import open_folder
 from prunefront.pipelines.study.rehearsal import first_stage_seconds, load_evaluations
 from prunefront.pipelines.study.status import status
+from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.single_cuts import RATIOS
 from prunefront.pruners.plan.decide import plan
 from prunefront.search.outcomes.measurement import Failure, Measurement
 from prunefront.search.searchers import searchers
 from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.problem import Problem
 from prunefront.search.space.search_space import GroupSpace, SearchSpace
 from tests.hostile.strategies import answered, damaged, documents, fuzzed
 from tests.hostile.test_weights import safetensors
@@ -47,12 +49,26 @@ from tests.pipelines.study.test_rehearsal import config_of, searched
 CANDIDATES = 12
 
 
+def task_of(config: StudyConfig, graph: ChannelGraph, knowledge: Knowledge) -> Problem:
+    """Returns what the study's searcher knows."""
+    return problem(
+        graph,
+        knowledge.scores,
+        config.space,
+        config.goal,
+        config.start,
+        knowledge.facts,
+        candidates=config.search.candidates,
+        seed=config.seed,
+    )
+
+
 @pytest.fixture(scope="module")
 def genuine(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
     """A study as a search leaves it, with every kind of event and of file."""
     config = searched(config_of(tmp_path_factory.mktemp("studies"), CANDIDATES))
     graph, knowledge = read_knowledge(config.path)
-    task = problem(graph, knowledge.scores, config.space, config.search)
+    task = task_of(config, graph, knowledge)
     scored_ = next(e for e in read_events(config.path / "journal.jsonl") if e["event"] == "told")
     asked = next(e for e in read_events(config.path / "journal.jsonl") if e["event"] == "asked")
     half = Measurement({"accuracy": 0.5}).to_json()
@@ -102,7 +118,7 @@ def resumed(config: StudyConfig) -> None:
         if event["event"] == "warm_start":
             from_event(event)
     graph, knowledge = read_knowledge(config.path)
-    task = problem(graph, knowledge.scores, config.space, config.search, seed=config.seed)
+    task = task_of(config, graph, knowledge)
     searcher = searchers["evolution"](task, seed=0, population=20, probes=0)
     with Journal(config.path / "journal.jsonl") as journal:
         stage = Screening(
@@ -111,7 +127,7 @@ def resumed(config: StudyConfig) -> None:
         stage.replay()
     names = {e["name"] for e in events if e["event"] == "trained"} | set(stage.measured)
     latest_artifacts(events)
-    answered(lambda: rungs_of(config, task, stage.measured, events, names).summary())
+    answered(lambda: rungs_of(config.training, task, stage.measured, events, names, seed=0).summary())
 
 
 @st.composite
@@ -162,7 +178,7 @@ FILES: dict[str, Callable[[StudyConfig], object]] = {
 
 def spaces(config: StudyConfig) -> None:
     graph, knowledge = read_knowledge(config.path)
-    task = problem(graph, knowledge.scores, config.space, config.search, knowledge.facts)
+    task = task_of(config, graph, knowledge)
     assert task.space.contains(task.space.dense())
 
 
@@ -193,11 +209,11 @@ def test_scores(config: StudyConfig, genuine: StudyConfig, name: str, data: st.D
         save(facts) if name == "facts" else (genuine.path / "prepared" / "scores.safetensors").read_bytes()
     )
     (config.path / "prepared" / f"{name}.safetensors").write_bytes(data.draw(safetensors(whole)))
-    searching = config.search.model_copy(update={"allocators": ("global_threshold", "sensitivity")})
+    start = StartSection(allocators=("global_threshold", "sensitivity"))
 
     def use() -> None:
         graph, knowledge = read_knowledge(config.path)
-        problem(graph, knowledge.scores, config.space, searching, knowledge.facts)
+        problem(graph, knowledge.scores, config.space, config.goal, start, knowledge.facts, candidates=20)
 
     answered(use)
 

@@ -1,4 +1,4 @@
-"""`ui.serve` looked at in a real browser: the study, its candidates, the front as page, picture and table."""
+"""`ui.serve` looked at in a real browser: the study, its candidates, the front as page and table."""
 
 import os
 import shutil
@@ -12,7 +12,6 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from prunefront.pipelines.fronts.page import write_html
-from prunefront.pipelines.fronts.picture import write_png
 from prunefront.pipelines.fronts.row import read_rows
 from prunefront.pipelines.tracking.tracker import MlflowTracker
 from prunefront.search.outcomes.measurement import Failure, Measurement
@@ -64,7 +63,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
     """Tracking address, experiment id and run id of a study with four candidates and a front."""
     folder = tmp_path_factory.mktemp("study")
     write_html(read_rows(ROWS), folder / "front.html", "digits")
-    write_png(read_rows(ROWS), folder / "front.png", "digits")
     uri = f"sqlite:///{folder}/mlflow.db"
     tracker = MlflowTracker(uri, "prunefront", folder)
     run_id = tracker.start({"name": "digits", "seed": 7, "search": {"candidates": 4}})
@@ -74,7 +72,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
         tracker.log(key, params, Measurement(values, {"accuracy": 0.01}), f"artifacts/{key}", seconds=2.5)
         tracker.log_progress(step, 0.2 + kept, step + 1)
     tracker.log("d4", {"criterion": "l1", "ratio/conv1": 0.95}, Failure("diverged", "loss is nan in epoch 1"))
-    tracker.log_front(ROWS, [folder / "front.html", folder / "front.png"])
+    tracker.log_front(ROWS, [folder / "front.html"])
     assert tracker.finish() == ()
     return uri, tracker._experiment_id, run_id
 
@@ -151,11 +149,8 @@ def test_the_front_is_a_page(page: Page, address: str, study: tuple[str, str, st
     frame = page.frame_locator("iframe")
     expect(frame.locator(".scatterlayer .points path").first).to_be_visible()
     expect(frame.get_by_role("cell", name="dense", exact=True)).to_be_visible()
-
-
-def test_the_front_is_a_picture(page: Page, address: str, study: tuple[str, str, str]) -> None:
-    page.goto(f"{address}/#/experiments/{study[1]}/runs/{study[2]}/artifacts/front.png")
-    expect(page.locator("img[src^='blob:'], .image-outer-container img").first).to_be_visible()
+    frame.get_by_text("MACs", exact=True).first.click()
+    expect(frame.get_by_text("MACs [million]", exact=True)).to_be_visible()
 
 
 def test_the_front_is_a_table(page: Page, address: str, study: tuple[str, str, str]) -> None:

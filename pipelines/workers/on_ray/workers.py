@@ -14,7 +14,7 @@ from prunefront.pipelines.cluster.connect import Cluster, connect, fewer_workers
 from prunefront.pipelines.cluster.device import find_device
 from prunefront.pipelines.cluster.nodes import check_nodes
 from prunefront.pipelines.cluster.patience import Patience
-from prunefront.pipelines.config.sections import MeasureSection, StudyConfig
+from prunefront.pipelines.config.sections import ClusterSection, MeasureSection
 from prunefront.pipelines.events.events import Events
 from prunefront.pipelines.events.metrics import export_metrics
 from prunefront.pipelines.journal.layout import TUNE
@@ -54,8 +54,8 @@ class ActorProcess:
 class RayWorkers:
     """Processes of the cluster that this process has joined."""
 
-    def __init__(self, cluster: Cluster, config: StudyConfig) -> None:
-        self.cluster, self._section = cluster, config.cluster
+    def __init__(self, cluster: Cluster, section: ClusterSection) -> None:
+        self.cluster, self._section = cluster, section
         self.count = cluster.workers
         self._bench: Any = None
 
@@ -140,19 +140,27 @@ def _result(pending: Any) -> Any:
 
 @contextmanager
 def on_ray(
-    config: StudyConfig, address: str | None, *, events: Events, say: Say, metrics_port: int | None
+    section: ClusterSection,
+    measure: MeasureSection,
+    address: str | None,
+    *,
+    local_artifacts: str | None,
+    events: Events,
+    say: Say,
+    metrics_port: int | None,
 ) -> Iterator[RayWorkers]:
     """Processes of a Ray cluster as a study's workers; what was started here is ended here.
 
-    address: of a cluster; None = Ray starts on this machine. metrics_port: where it then exports metrics. Raises
-    PrunefrontError where the study cannot run or be measured there, and for whatever fails in Ray afterwards.
+    address: of a cluster; None = Ray starts on this machine. local_artifacts: the folder that artifacts go to; None = a
+    place that all machines see. metrics_port: where Ray, started here, exports metrics. Raises PrunefrontError where
+    the study cannot run or be measured there, and for whatever fails in Ray afterwards.
     """
-    with _failures_said(), connect(address, config.cluster, metrics_port) as cluster:
-        _check_storage(config, cluster)
-        for line in (*fewer_workers(config.cluster, cluster), *check_nodes(config.measure, config.cluster)):
+    with _failures_said(), connect(address, section, metrics_port) as cluster:
+        _check_storage(local_artifacts, cluster)
+        for line in (*fewer_workers(section, cluster), *check_nodes(measure, section)):
             say(line)
         with export_metrics(events, workers=cluster.workers, remote=cluster.remote):
-            yield RayWorkers(cluster, config)
+            yield RayWorkers(cluster, section)
 
 
 @contextmanager
@@ -172,14 +180,10 @@ def _failures_said() -> Iterator[None]:
         ) from error
 
 
-def _check_storage(config: StudyConfig, cluster: Cluster) -> None:
+def _check_storage(local_artifacts: str | None, cluster: Cluster) -> None:
     """Raises PrunefrontError if workers on other machines would publish into their own disks."""
-    if (
-        (cluster.nodes > 1 or cluster.remote)
-        and "://" not in config.artifact_uri
-        and not config.artifacts.shared
-    ):
+    if (cluster.nodes > 1 or cluster.remote) and local_artifacts is not None:
         raise PrunefrontError(
-            f"workers may run on another machine, but artifacts go to the folder {config.artifact_uri}; set "
+            f"workers may run on another machine, but artifacts go to the folder {local_artifacts}; set "
             "[artifacts] uri = 's3://bucket/prefix', or shared = true if all machines see that folder"
         )

@@ -150,7 +150,7 @@ class TestJson:
         assert [m["name"] for m in run("list", "models", "--json").document]
         ended = run("front", "s.toml", "--json")
         assert [r["key"] for r in ended.document] == ["a1", "dense"]
-        assert "pages: " in ended.err
+        assert "page: " in ended.err
         assert run("gc", "studies/digits4", "--json").document["kept"] == 2
         inspected = run("inspect", "digits4", "--json")
         assert inspected.document["macs"] > 0

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cli.resolve import study_config, study_file, study_name, to_toml
-from prunefront.pipelines.cluster.package import pack
 from prunefront.pipelines.config.read import load, parse
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.redaction import redact
 from prunefront.pipelines.journal.journal import write_json
 from prunefront.pipelines.study.find import find
 from tests.pipelines.cli.conftest import TEXT, Run
+from tests.pipelines.cluster.test_package import pack_file
 
 WAYS = ("s.toml", "digits4", "studies/digits4", "studies/digits4/")
 
@@ -90,7 +90,7 @@ def test_a_study_by_name_becomes_a_file_that_can_be_sent(searched: Path) -> None
         assert file == Path("s.toml")
     with study_file("digits4") as file:
         assert load(file) == load(Path("s.toml"))
-        package = pack(file)
+        package = pack_file(file)
         assert (package.name, package.study, list(package.files)) == ("digits4", file.name, [file.name])
     assert not file.exists()
 
@@ -100,7 +100,7 @@ def test_what_lies_beside_a_study_goes_along_by_name_too(searched: Path, here: P
     (here / "s.toml").write_text(TEXT.replace("[search]", 'weights = "w.safetensors"\n[search]'))
     write_json(searched / "study.json", load(Path("s.toml")).to_json())
     with study_file("digits4") as file:
-        assert sorted(pack(file).files) == sorted([file.name, "w.safetensors"])
+        assert sorted(pack_file(file).files) == sorted([file.name, "w.safetensors"])
 
 
 NAMES = st.text(min_size=1, max_size=5)

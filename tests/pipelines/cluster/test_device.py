@@ -27,7 +27,7 @@ from prunefront.pipelines.config.read import ConfigError, parse
 from prunefront.pipelines.config.sections import ClusterSection, MeasureSection, StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.measure.target import DeviceLost, check_runtime
-from prunefront.pipelines.stages.latency_table import measure_for
+from prunefront.pipelines.stages.latency_table import TableSections, measure_for
 from prunefront.pipelines.study.run import run
 from prunefront.pipelines.workers.failures import PASSING, failure
 from prunefront.pipelines.workers.on_ray import trials as tune
@@ -259,12 +259,17 @@ def test_only_the_device_measures_and_its_loss_is_a_failure_that_passes(
     shared = {"workers": 2, "gpus_per_worker": 0.5}
     config = study(
         tmp_path,
-        search={"searcher": "random", "candidates": 3, "objectives": ["accuracy", "latency_ratio"]},
+        search={"searcher": "random", "candidates": 3},
+        goal={"objectives": ["accuracy", "latency_ratio"]},
         measure={"device": "pi", "pairs": 10, "latency_table": str(tmp_path / "t.json")},
         cluster=shared,
     )
     table = measure_for(
-        config, tmp_path / "t.json", joint=0, address=cluster.address, display=Remembers({})
+        config.part(TableSections),
+        tmp_path / "t.json",
+        joint=0,
+        address=cluster.address,
+        display=Remembers({}),
     ).table
     assert len(table.points) == table.planned > 2
     (pi,) = cluster.worker_nodes

@@ -25,7 +25,7 @@ from prunefront.pipelines.cluster.jobs import (
     NoAnswer,
     server_address,
 )
-from prunefront.pipelines.cluster.package import pack
+from tests.pipelines.cluster.test_package import pack_file
 
 Answer = tuple[int, Any]
 
@@ -205,7 +205,7 @@ def test_a_study_is_sent_with_what_it_needs(server: Server, tmp_path: Path) -> N
             return unpacked if path.startswith("/api/jobs/s-") else super().get(path, default)
 
     server.answers = Any_(server.answers)
-    packed = pack(tmp_path / "a b.toml", here=tmp_path)
+    packed = pack_file(tmp_path / "a b.toml", here=tmp_path)
     made = JobsServer(server.address).submit(packed, "~/my results/", ["--resume"])
     assert made.id.startswith("s-")
     assert made.state == "PENDING"

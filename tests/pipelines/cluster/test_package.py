@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,14 @@ from hypothesis import strategies as st
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster import package
-from prunefront.pipelines.cluster.package import NEVER, RESULTS, pack, results_folder
+from prunefront.pipelines.cluster.package import (
+    NEVER,
+    RESULTS,
+    Package,
+    PackedSections,
+    pack,
+    results_folder,
+)
 from prunefront.pipelines.config.read import load
 
 NETWORK = "def net(): ...\n"
@@ -25,6 +33,11 @@ def study(
     return folder / name
 
 
+def pack_file(file: Path, **more: Any) -> Package:
+    """Packs a study file as `prunefront submit` does."""
+    return pack(file, load(file, base=Path()).part(PackedSections), **more)
+
+
 def put(path: Path, content: str | bytes = b"x") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -33,7 +46,7 @@ def put(path: Path, content: str | bytes = b"x") -> Path:
 
 def test_a_study_of_built_in_parts_goes_alone(tmp_path: Path) -> None:
     put(tmp_path / "train.parquet")
-    packed = pack(study(tmp_path), here=tmp_path)
+    packed = pack_file(study(tmp_path), here=tmp_path)
     assert list(packed.files) == ["s.toml"] == [packed.study]
     assert (packed.name, packed.folder, packed.there) == ("mine", RESULTS, {})
 
@@ -48,7 +61,7 @@ def test_relative_files_go_along_and_mean_the_same(tmp_path: Path, here: str) ->
         '[measure]\nlatency_table = "t/latency.json"\n',
         model='factory = "digits_cnn"\nweights = "../w.safetensors"\ninitial = "/data/before.safetensors"',
     )
-    packed = pack(file, here=tmp_path / here)
+    packed = pack_file(file, here=tmp_path / here)
     assert set(packed.files) == {"conf/s.toml", "w.safetensors", "conf/t/latency.json"}
     assert packed.there == {"model.initial": "/data/before.safetensors"}
     packed.write(tmp_path / "job")
@@ -75,7 +88,7 @@ def test_modules_go_along_with_those_that_they_import(tmp_path: Path) -> None:
     ):
         put(tmp_path / other)
     file = study(tmp_path / "conf", '[data]\nsource = "data:parts"\n', model='factory = "nets.big:net"')
-    assert set(pack(file, here=tmp_path).files) == {
+    assert set(pack_file(file, here=tmp_path).files) == {
         "s.toml",
         "nets/big.py",
         "nets/small.py",
@@ -94,7 +107,7 @@ def test_modules_called_like_our_folders_go_along(tmp_path: Path) -> None:
     for ours in ("__init__.py", "errors.py", "search/__init__.py"):
         put(tmp_path / "prunefront" / ours, "in a checkout, and not at hand in a job")
     file = study(tmp_path, '[data]\nsource = "pipelines:made"\n', model='factory = "search.models:make"')
-    assert set(pack(file, here=tmp_path).files) == {
+    assert set(pack_file(file, here=tmp_path).files) == {
         "s.toml",
         "search/models.py",
         "pipelines/__init__.py",
@@ -111,14 +124,14 @@ def test_the_package_of_the_cluster_is_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(
             PrunefrontError, match=r"--include prunefront.*: the cluster has a prunefront of its own"
         ):
-            pack(study(tmp_path), include=[Path(place)], here=tmp_path)
+            pack_file(study(tmp_path), include=[Path(place)], here=tmp_path)
 
 
 def test_included_files_go_along_where_they_are(tmp_path: Path) -> None:
     put(tmp_path / "labels/a.json")
     put(tmp_path / "labels/.git/config")
     put(tmp_path / "names.txt")
-    packed = pack(study(tmp_path), include=[Path("labels"), tmp_path / "names.txt"], here=tmp_path)
+    packed = pack_file(study(tmp_path), include=[Path("labels"), tmp_path / "names.txt"], here=tmp_path)
     assert set(packed.files) == {"s.toml", "labels/a.json", "names.txt"}
 
 
@@ -130,13 +143,13 @@ def test_included_files_go_along_where_they_are(tmp_path: Path) -> None:
         ('[data]\nsource = "folder"\ntrain = "~/a"\n', "data.train = '~/a' lies beside"),
         ('[artifacts]\nuri = "made"\n', "artifacts.uri = 'made' would lie in the job's folder"),
         ('[tracking]\nuri = "sqlite:///m.db"\n', "sqlite:////absolute/path.db"),
-        ('[search]\nwarm_start = ["studies/a/artifacts"]\n', "search.warm_start = 'studies/a/artifacts'"),
+        ('[start]\nwarm_start = ["studies/a/artifacts"]\n', "start.warm_start = 'studies/a/artifacts'"),
         ('[measure]\nlatency_table = "t.json"\n', "measure.latency_table: there is no file"),
     ],
 )
 def test_what_would_not_be_found_there_or_be_lost_is_refused(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(PrunefrontError) as refused:
-        pack(study(tmp_path, text), here=tmp_path)
+        pack_file(study(tmp_path, text), here=tmp_path)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -148,13 +161,13 @@ def test_what_never_goes_along_cannot_be_included(tmp_path: Path, place: str) ->
     for name in (".git/config", "studies/a/b", "a/.venv/c"):
         put(here / name)
     with pytest.raises(PrunefrontError, match="--include"):
-        pack(study(here), include=[Path(place)], here=here)
+        pack_file(study(here), include=[Path(place)], here=here)
 
 
 def test_a_module_that_is_no_python_is_named(tmp_path: Path) -> None:
     put(tmp_path / "net.py", "def net(:\n")
     with pytest.raises(PrunefrontError, match=r"net\.py is no valid Python: .*line 1"):
-        pack(study(tmp_path, model='factory = "net:net"'), here=tmp_path)
+        pack_file(study(tmp_path, model='factory = "net:net"'), here=tmp_path)
 
 
 def test_two_files_cannot_be_one(tmp_path: Path) -> None:
@@ -162,7 +175,7 @@ def test_two_files_cannot_be_one(tmp_path: Path) -> None:
     file = study(tmp_path / "conf", model='factory = "net:net"\nweights = "net.py"')
     put(tmp_path / "conf/net.py")
     with pytest.raises(PrunefrontError, match=r"would both be net\.py"):
-        pack(file, here=tmp_path)
+        pack_file(file, here=tmp_path)
 
 
 def test_too_many_bytes_are_refused_with_the_largest_files(
@@ -171,10 +184,10 @@ def test_too_many_bytes_are_refused_with_the_largest_files(
     monkeypatch.setattr(package, "LIMIT_BYTES", 3 << 20)
     put(tmp_path / "w.pt", bytes(2 << 20))
     file = study(tmp_path, model='factory = "digits_cnn"\nweights = "w.pt"')
-    assert pack(file, here=tmp_path).size_bytes > 2 << 20
+    assert pack_file(file, here=tmp_path).size_bytes > 2 << 20
     put(tmp_path / "big.bin", bytes(5 << 19))
     with pytest.raises(PrunefrontError, match=r"4\.5 MiB along.*big\.bin \(2\.5 MiB\), w\.pt \(2\.0 MiB\)"):
-        pack(file, include=[Path("big.bin")], here=tmp_path)
+        pack_file(file, include=[Path("big.bin")], here=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -190,12 +203,12 @@ def test_too_many_bytes_are_refused_with_the_largest_files(
 def test_results_are_kept_where_the_job_does_not_take_them_along(
     tmp_path: Path, text: str, asked: str | None, there: str
 ) -> None:
-    assert results_folder(asked, pack(study(tmp_path, text), here=tmp_path)) == there
+    assert results_folder(asked, pack_file(study(tmp_path, text), here=tmp_path)) == there
 
 
 def test_results_beside_the_job_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PrunefrontError, match="--folder studies is relative"):
-        results_folder("studies", pack(study(tmp_path), here=tmp_path))
+        results_folder("studies", pack_file(study(tmp_path), here=tmp_path))
 
 
 parts = st.sampled_from(["a", "b", "mine", ".git", ".venv", "venv", "studies", "__pycache__", ".hidden"])
@@ -215,7 +228,7 @@ def test_whatever_lies_around_only_what_is_asked_for_goes(
         put(here.joinpath(*place), "import a, b\n" if place[-1].endswith(".py") else b"data")
     put(here / "a/keep.txt")
     file = study(here, model='factory = "mine.net:net"')
-    packed = pack(file, include=[Path("a")] if include else [], here=here)
+    packed = pack_file(file, include=[Path("a")] if include else [], here=here)
     for place, source in packed.files.items():
         path = PurePosixPath(place)
         assert not any(part.startswith(".") or part in NEVER for part in path.parts)

@@ -1,10 +1,14 @@
 """Study files of earlier versions: every key that has another name now still works, and is said once."""
 
+import tomllib
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import prunefront as pf
+from prunefront.pipelines.config.differences import differences
 from prunefront.pipelines.config.moved import MOVED, MovedKey, under_new_keys
 from prunefront.pipelines.config.read import ConfigError, load, parse, settings
 
@@ -21,6 +25,15 @@ quantiser = "affine"
 per_channel = false
 activations = "dorefa"
 activation_bits = 4
+[search]
+candidates = 9
+objectives = ["accuracy", "macs"]
+constraints = ["macs <= 50%"]
+allocators = ["erk"]
+seeds = 3
+warm_start = "s3://bucket/x"
+train_images = 64
+validation_limit = 100
 """
 TODAY = """
 name = "s"
@@ -37,6 +50,18 @@ activation_bits = 4
 [controls]
 methods = ["scratch_b"]
 networks = 1
+[goal]
+objectives = ["accuracy", "macs"]
+constraints = ["macs <= 50%"]
+[search]
+candidates = 9
+[start]
+allocators = ["erk"]
+seeds = 3
+warm_start = "s3://bucket/x"
+[scoring]
+train_images = 64
+validation_limit = 100
 """
 
 
@@ -51,6 +76,37 @@ def test_an_earlier_file_is_read_as_todays_and_each_key_is_named(tmp_path: Path)
     assert len(lines) == len(MOVED)
     for before, now in MOVED.items():
         assert f"{earlier}: {before!r} is {now!r} now; it still works" in lines
+
+
+def test_a_mapping_from_python_is_read_alike_and_each_key_is_named() -> None:
+    with pytest.warns(MovedKey) as caught:
+        found = pf.load_study(tomllib.loads(EARLIER))
+    assert found == pf.load_study(tomllib.loads(TODAY))
+    assert {str(w.message) for w in caught} == {
+        f"the study: {before!r} is {now!r} now; it still works" for before, now in MOVED.items()
+    }
+    assert {Path(w.filename).name for w in caught} == {"test_moved.py"}, "who gave the keys is named"
+
+
+def _places() -> dict[str, tuple[str, str]]:
+    """Returns earlier key -> section and name of today's."""
+    return {before: (now.split(".")[0], now.split(".")[1]) for before, now in MOVED.items()}
+
+
+def test_a_study_begun_under_earlier_keys_goes_on_and_differs_only_in_what_was_changed() -> None:
+    """The kept settings are those that an earlier version wrote: every key, under its name of then."""
+    config = parse(tomllib.loads(TODAY), source="s.toml", base=Path())
+    kept: dict[str, Any] = config.to_json()
+    values = {before: config.to_json()[section][key] for before, (section, key) in _places().items()}
+    for section in ("quantisation", "controls", "goal", "start", "scoring"):
+        assert kept.pop(section).keys() == {key for s, key in _places().values() if s == section}
+    for before, value in values.items():
+        holder, _, name = before.rpartition(".")
+        (kept[holder] if holder else kept)[name] = value
+    assert differences(config, kept) == []
+    kept["search"]["seeds"] = 4
+    kept["search"]["constraints"] = []
+    assert differences(config, kept) == ["goal.constraints", "start.seeds"]
 
 
 def test_todays_keys_are_settings_and_earlier_ones_are_not() -> None:

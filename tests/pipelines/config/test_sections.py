@@ -1,6 +1,10 @@
 """Study files: what is right comes through unchanged, what is wrong is told in one line."""
 
+import ast
+import importlib
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -8,6 +12,7 @@ from prunefront.pipelines.config.read import ConfigError, load, parse, settings
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.search.outcomes.constraints import parse as parse_bound
 
+ROOT = Path(__file__).parents[3]
 BASE = {"name": "s", "model": {"factory": "digits_cnn"}}
 
 
@@ -22,7 +27,7 @@ def refusal(**sections: object) -> str:
 
 def test_latency_may_be_asked_for_and_its_table_is_relative_to_the_study_file() -> None:
     sections = {
-        "search": {"objectives": ["accuracy", "latency_ratio"], "constraints": {"latency_ms": {"high": 2.0}}},
+        "goal": {"objectives": ["accuracy", "latency_ratio"], "constraints": {"latency_ms": {"high": 2.0}}},
         "measure": {"latency_table": "t.json"},
     }
     config = parse(BASE | sections, source="s.toml", base=Path("folder"))
@@ -47,7 +52,7 @@ def test_an_unknown_section() -> None:
 
 
 def test_an_unknown_key_below_a_name_of_the_users_own() -> None:
-    assert "did you mean 'high'" in refusal(search={"constraints": {"macs": {"hihg": 1.0}}})
+    assert "did you mean 'high'" in refusal(goal={"constraints": {"macs": {"hihg": 1.0}}})
 
 
 @pytest.mark.parametrize(
@@ -63,11 +68,34 @@ def test_an_unknown_key_below_a_name_of_the_users_own() -> None:
 def test_bounds_are_given_as_texts_or_as_a_table_and_kept_as_texts(
     given: object, texts: list[str] | None
 ) -> None:
-    config = parse(BASE | {"search": {"constraints": given}}, source="s.toml", base=Path())
-    kept = config.to_json()["search"]["constraints"]
+    config = parse(BASE | {"goal": {"constraints": given}}, source="s.toml", base=Path())
+    kept = config.to_json()["goal"]["constraints"]
     assert texts is None or kept == texts
-    assert [parse_bound(text) for text in kept] == list(config.search.constraints)
+    assert [parse_bound(text) for text in kept] == list(config.goal.constraints)
     assert parse(config.to_json(), source="again", base=Path()) == config
+
+
+def test_every_part_of_a_study_has_names_and_types_of_the_whole() -> None:
+    """`StudyConfig.part` goes by field names alone, which no type checker follows."""
+    whole = get_type_hints(StudyConfig)
+    properties = {n: p for n, p in vars(StudyConfig).items() if isinstance(p, property)}
+    whole |= {name: get_type_hints(p.fget)["return"] for name, p in properties.items()}
+    asked = set()
+    for room in ("study", "cli"):
+        for path in sorted((ROOT / "pipelines" / room).glob("*.py")):
+            tree = ast.parse(path.read_text())
+            origin = {
+                a.name: n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for a in n.names
+            }
+            for call in ast.walk(tree):
+                if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(".part"):
+                    name = ast.unparse(call.args[0])
+                    asked.add(getattr(importlib.import_module(origin[name] or ""), name))
+    assert len(asked) >= 10
+    for part in asked:
+        wanted = {field.name: get_type_hints(part)[field.name] for field in fields(part)}
+        assert wanted == {name: whole.get(name) for name in wanted}, part
+        assert len(wanted) < len(StudyConfig.model_fields), f"{part} is the whole again"
 
 
 @pytest.mark.parametrize(
@@ -78,21 +106,21 @@ def test_bounds_are_given_as_texts_or_as_a_table_and_kept_as_texts(
         ("space", {"round_to": "eight"}, "integer"),
         ("training", {"precision": "fp8"}, "'auto', 'float32' or 'bfloat16'"),
         ("data", {"validation": 1}, "greater than or equal to 2"),
-        ("search", {"objectives": ["accuracy", "predicted_latency_ms"]}, "cannot steer the search"),
-        ("search", {"objectives": ["macs"]}, "include 'accuracy'"),
-        ("search", {"constraints": {"speed": {"low": 1}}}, "'speed'"),
-        ("search", {"constraints": {"accuracy": {"high": 0.9}}}, "write accuracy >="),
-        ("search", {"constraints": {"macs": {"high": "50%"}}}, "'60%' and the like go into a list"),
-        ("search", {"constraints": {"macs": {"high": float("inf")}}}, "finite"),
+        ("goal", {"objectives": ["accuracy", "predicted_latency_ms"]}, "cannot steer the search"),
+        ("goal", {"objectives": ["macs"]}, "include 'accuracy'"),
+        ("goal", {"constraints": {"speed": {"low": 1}}}, "'speed'"),
+        ("goal", {"constraints": {"accuracy": {"high": 0.9}}}, "write accuracy >="),
+        ("goal", {"constraints": {"macs": {"high": "50%"}}}, "'60%' and the like go into a list"),
+        ("goal", {"constraints": {"macs": {"high": float("inf")}}}, "finite"),
         (
-            "search",
+            "goal",
             {"constraints": {"macs": {"low": 2e6, "high": 1e6}}},
             "'macs >= 2M' and 'macs <= 1M' contradict",
         ),
-        ("search", {"constraints": {"macs": 1e6}}, "low or a high side"),
-        ("search", {"constraints": ["macs <= 50%", "size_bytes <= 250KB"]}, "did you mean 'kB'"),
-        ("search", {"constraints": [3]}, "list of bounds such as"),
-        ("search", {"constraints": 3}, "list of bounds such as"),
+        ("goal", {"constraints": {"macs": 1e6}}, "low or a high side"),
+        ("goal", {"constraints": ["macs <= 50%", "size_bytes <= 250KB"]}, "did you mean 'kB'"),
+        ("goal", {"constraints": [3]}, "list of bounds such as"),
+        ("goal", {"constraints": 3}, "list of bounds such as"),
         ("training", {"early_stopping": True, "epochs": 1}, "epochs = 2 or more"),
         ("training", {"eta": 1}, "greater than or equal to 2"),
     ],

@@ -15,7 +15,7 @@ from prunefront.pipelines.cli.main import app
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.fronts.row import FrontError, read_rows
-from prunefront.pipelines.fronts.unfinished import PartialFront, partial_front
+from prunefront.pipelines.fronts.unfinished import FrontSections, PartialFront, partial_front
 from prunefront.pipelines.fronts.unfinished_report import (
     partial_front_on_failure,
     partial_table,
@@ -75,14 +75,14 @@ PROMOTED = {"event": "promoted", "candidates": 3 * [Candidate({}).to_json()]}
 
 
 def of(events: list[dict[str, Any]], study: StudyConfig | None = None) -> PartialFront:
-    found = partial_front(study or config(), events)
+    found = partial_front((study or config()).part(FrontSections), events)
     assert found is not None
     return found
 
 
 def test_before_anything_was_finished_there_is_nothing() -> None:
     for events in ([], [{"event": "tracking", "run": "1"}], [failed("told", "x")], SCORED[:1]):
-        assert partial_front(config(), events) is None
+        assert partial_front(config().part(FrontSections), events) is None
 
 
 def test_scored_candidates_that_none_beats_with_the_dense_network() -> None:
@@ -112,7 +112,8 @@ def test_trained_networks_once_there_is_the_dense_one_to_compare_with() -> None:
 
 def test_bounds_hold_and_controls_stay_beside_their_networks() -> None:
     study = config(
-        search={"candidates": 10, "constraints": ["latency_ms <= 55%"]},
+        search={"candidates": 10},
+        goal={"constraints": ["latency_ms <= 55%"]},
         controls={"methods": ["scratch_e", "uniform_width"]},
     )
     events = [
@@ -180,16 +181,16 @@ def test_it_is_written_however_a_search_ends_but_not_over_a_front(tmp_path: Path
         study.path.mkdir(exist_ok=True)
         with Journal(study.path / "journal.jsonl") as journal:
             journal.append(**event)
-    with partial_front_on_failure(study, said.append):
+    with partial_front_on_failure(study.part(FrontSections), study.path, said.append):
         pass
     assert not (study.path / PARTIAL_FRONT).exists()
-    with pytest.raises(Cut), partial_front_on_failure(study, said.append):
+    with pytest.raises(Cut), partial_front_on_failure(study.part(FrontSections), study.path, said.append):
         raise Cut
     assert json.loads((study.path / PARTIAL_FRONT).read_text())["done"] == 4
     assert said[0].startswith("partial front: 4 of 10 candidates are scored")
     (study.path / PARTIAL_FRONT).unlink()
     (study.path / "front.json").write_text("[]")
-    with pytest.raises(Cut), partial_front_on_failure(study, said.append):
+    with pytest.raises(Cut), partial_front_on_failure(study.part(FrontSections), study.path, said.append):
         raise Cut
     assert not (study.path / PARTIAL_FRONT).exists()
 
@@ -199,7 +200,7 @@ def test_what_cannot_be_written_does_not_hide_why_the_search_ended(tmp_path: Pat
     (study.path / PARTIAL_FRONT).mkdir(parents=True)
     (study.path / "journal.jsonl").write_text("".join(json.dumps(e) + "\n" for e in SCORED))
     said: list[str] = []
-    with pytest.raises(Cut), partial_front_on_failure(study, said.append):
+    with pytest.raises(Cut), partial_front_on_failure(study.part(FrontSections), study.path, said.append):
         raise Cut
     assert said[0].startswith("no partial front was written")
 

@@ -1,5 +1,6 @@
 """Accuracy and its interval."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data import Split, Transform, load
 from prunefront.pipelines.formats.weights import load_weights
-from prunefront.pipelines.measure.accuracy import accuracy, wilson
+from prunefront.pipelines.measure.accuracy import Accuracy, accuracy
 from prunefront.pipelines.models import models
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
@@ -21,13 +21,13 @@ SHARED = Path(__file__).parents[4] / "shared" / "data"
 
 @settings(deadline=None)
 @given(st.integers(1, 20_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_interval_agrees_with_scipy(counts: tuple[int, int]) -> None:
+def test_interval_ends_where_the_share_is_two_deviations_off(counts: tuple[int, int]) -> None:
+    """Wilson's definition: an end p of the interval is z standard deviations √(p(1 - p)/n) from the share."""
     right, images = counts
-    expected = binomtest(right, images).proportion_ci(0.95, method="wilson")
-    low, high = wilson(right, images)
-    assert low == pytest.approx(expected.low, abs=1e-9)
-    assert high == pytest.approx(expected.high, abs=1e-9)
-    assert 0.0 <= low <= right / images <= high <= 1.0
+    found = Accuracy.count(right, images)
+    assert 0.0 <= found.low <= found.value <= found.high <= 1.0
+    for p in {found.low, found.high} - {0.0, 1.0}:
+        assert abs(p - right / images) / math.sqrt(p * (1 - p) / images) == pytest.approx(1.96, abs=1e-4)
 
 
 class Brightest(nn.Module):
@@ -64,9 +64,7 @@ def test_counts_right_answers_on_plain_images(precision: str) -> None:
     got = accuracy(
         model, Split(images, labels), transform, batch_size=20, precision=precision, yield_point=Turn
     )
-    assert got.value == 43 / 50
-    assert (got.low, got.high) == wilson(43, 50)
-    assert got.images == 50
+    assert got == Accuracy.count(43, 50)
     assert (model.training, model.frozen.training) == (True, False), "each module's mode is put back"
     assert model.modes == [False] * 3
     assert len(entered) == 3

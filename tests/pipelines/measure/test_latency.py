@@ -1,4 +1,4 @@
-"""The arithmetic of `compare` on a synthetic clock, the interval against its definition, and every runtime once."""
+"""The arithmetic of `compare` on a synthetic clock, and every runtime once."""
 
 import gc
 import itertools
@@ -15,7 +15,7 @@ from torch import nn
 
 from prunefront.errors import PrunefrontError, UnknownName
 from prunefront.pipelines.formats.onnx_export import export
-from prunefront.pipelines.measure.latency import compare, median_interval, runtimes
+from prunefront.pipelines.measure.latency import compare, runtimes
 
 pytestmark = [
     # torch's Inductor, on its first import
@@ -151,20 +151,17 @@ def test_too_few_pairs_are_refused() -> None:
 @pytest.mark.parametrize(("n", "rank"), [(6, 1), (8, 1), (9, 2), (20, 6), (50, 18), (100, 40)])
 def test_interval_takes_the_tabulated_ranks(n: int, rank: int) -> None:
     """Ranks from the usual table for the sign test at 95 % (e.g. Conover, Practical Nonparametric Statistics, A3)."""
-    shuffled = np.random.default_rng(n).permutation(np.arange(1, n + 1)).tolist()
-    assert median_interval(shuffled) == (rank, n + 1 - rank)
-
-
-def test_interval_holds_the_median_as_often_as_it_says() -> None:
-    """2,000 skewed samples of 30: 95.7 % expected, 4 sigma of the count are 1.8 %."""
-    draws = np.random.default_rng(1).lognormal(0.0, 2.0, (2000, 30))
-    holds = [low <= 1.0 <= high for low, high in map(median_interval, draws.tolist())]
-    assert 0.939 <= np.mean(holds) <= 0.975
-
-
-def test_interval_of_too_few_values_is_refused() -> None:
-    with pytest.raises(ValueError, match="too few"):
-        median_interval([1.0] * 5)
+    bench = Bench()
+    calibration = [1.0] * 5
+    seconds = iter([*calibration, *np.random.default_rng(n).permutation(np.arange(1.0, n + 1))])
+    latency = compare(
+        bench.call("d", lambda: 1.0),
+        bench.call("c", lambda: float(next(seconds))),
+        pairs=n,
+        warmup=0,
+        clock=bench.clock,
+    )
+    assert (latency.ratio_low, latency.ratio_high) == pytest.approx((rank, n + 1 - rank))
 
 
 def network() -> nn.Module:

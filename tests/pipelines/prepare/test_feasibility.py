@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.read import parse as parse_config
-from prunefront.pipelines.config.sections import QuantisationSection, SearchSection, SpaceSection
+from prunefront.pipelines.config.sections import GoalSection, QuantisationSection, SpaceSection, StartSection
 from prunefront.pipelines.prepare.feasibility import (
     Infeasible,
     OverBudget,
@@ -23,7 +23,7 @@ from prunefront.pipelines.prepare.feasibility import (
     exact_values,
     least,
 )
-from prunefront.pipelines.prepare.inspection import inspect
+from prunefront.pipelines.prepare.inspection import InspectedSections, inspect
 from prunefront.pipelines.prepare.problem import problem, widest_space
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
@@ -205,17 +205,24 @@ def test_starting_points_keep_the_bounds_and_the_smallest_network_is_one(section
     for stack in GRAPH.stacks:
         scores["l1"][stack.name] = np.arange(len(stack.blocks), dtype=np.float64)
     asked = ("macs <= 45%", "size_bytes <= 80%", "accuracy >= -1pt", "latency_ms <= 60%")
-    search = SearchSection.model_validate({"constraints": asked, "seeds": 12})
-    task = problem(GRAPH, scores, section, search, quantisation=quantised(section))
+    goal, start = GoalSection.model_validate({"constraints": asked}), StartSection(seeds=12)
+    task = problem(GRAPH, scores, section, goal, start, candidates=64, quantisation=quantised(section))
     assert {c.name for c in task.constraints} == {"macs", "size_bytes"}  # the others wait for training
     wider = problem(
-        GRAPH, scores, section, search, quantisation=quantised(section), known=(*EXACT, "latency_ratio")
+        GRAPH,
+        scores,
+        section,
+        goal,
+        start,
+        candidates=64,
+        quantisation=quantised(section),
+        known=(*EXACT, "latency_ratio"),
     )  # where latency is predicted
     assert {c.name for c in wider.constraints} == {"macs", "size_bytes", "latency_ratio"}
     assert wider.seeds == task.seeds
     first, *rest = task.seeds
     assert first == task.space.dense()
-    smallest = met(task.space, section, search.constraints)
+    smallest = met(task.space, section, goal.constraints)
     assert smallest is not None
     assert rest[0].key() == smallest.key()
     assert len(rest) > 3
@@ -226,9 +233,9 @@ def test_starting_points_keep_the_bounds_and_the_smallest_network_is_one(section
         )
         assert values["macs"] <= 0.45 * DENSE["macs"]
         assert values["size_bytes"] <= 0.8 * DENSE["size_bytes"]
-    impossible = SearchSection.model_validate({"constraints": ["macs <= 0.1%"]})
+    impossible = GoalSection.model_validate({"constraints": ["macs <= 0.1%"]})
     with pytest.raises(Infeasible):
-        problem(GRAPH, scores, section, impossible, quantisation=quantised(section))
+        problem(GRAPH, scores, section, impossible, start, candidates=64, quantisation=quantised(section))
 
 
 def test_an_accuracy_that_dense_lacks_is_said_and_without_training_refused() -> None:
@@ -249,7 +256,9 @@ def test_inspect_shows_each_bound_in_numbers_beside_what_can_be_had() -> None:
     asked = ["macs <= 50%", "size_bytes <= 20kB", "accuracy >= -1pt"]
     study = {"name": "s", "model": {"factory": "digits_cnn", "options": {"width": 4}}}
     found = inspect(
-        parse_config({**study, "search": {"constraints": asked}}, source="s", base=Path())
+        parse_config({**study, "goal": {"constraints": asked}}, source="s", base=Path()).part(
+            InspectedSections
+        )
     ).to_json()
     macs, size, accuracy = found["constraints"]
     assert macs["limit"] == pytest.approx(found["macs"] / 2)

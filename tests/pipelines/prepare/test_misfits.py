@@ -10,7 +10,7 @@ from rich.console import Console
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import QuantisationSection, SpaceSection
 from prunefront.pipelines.events.display import Display
-from prunefront.pipelines.prepare.inspection import inspect, print_inspection
+from prunefront.pipelines.prepare.inspection import InspectedSections, inspect, print_inspection
 from prunefront.pipelines.prepare.misfits import misfits
 from prunefront.pipelines.prepare.problem import widest_space
 from prunefront.pipelines.study.run import run
@@ -77,7 +77,7 @@ def test_groups_that_a_bound_does_not_hold_are_named() -> None:
 
 
 def test_inspect_says_it(tmp_path: Path) -> None:
-    found = inspect(parse(STUDY, source="s", base=tmp_path))
+    found = inspect(parse(STUDY, source="s", base=tmp_path).part(InspectedSections))
     (line,) = found.to_json()["misfits"]
     assert SAID in line
     console = Console(record=True, width=80)
@@ -87,7 +87,9 @@ def test_inspect_says_it(tmp_path: Path) -> None:
 
 def test_inspect_says_that_nothing_can_go(tmp_path: Path) -> None:
     space = {"criteria": ["taylor"], "granularities": ["block"]}
-    (line,) = inspect(parse(STUDY | {"space": space}, source="s", base=tmp_path)).to_json()["misfits"]
+    (line,) = inspect(
+        parse(STUDY | {"space": space}, source="s", base=tmp_path).part(InspectedSections)
+    ).to_json()["misfits"]
     assert line.startswith("nothing can be pruned")
 
 

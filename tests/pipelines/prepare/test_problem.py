@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from prunefront.errors import PrunefrontError, UnknownName
-from prunefront.pipelines.config.sections import QuantisationSection, SearchSection, SpaceSection
+from prunefront.pipelines.config.sections import GoalSection, QuantisationSection, SpaceSection, StartSection
 from prunefront.pipelines.prepare.problem import KEPT_MACS, lanes, problem, search_space
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
@@ -30,15 +30,15 @@ SPACE = search_space(GRAPH, SCORES, SECTION)
 
 
 def test_the_seeds_come_from_every_allocator_and_criterion_and_lie_in_the_space() -> None:
-    task = problem(GRAPH, SCORES, SECTION, SearchSection(seeds=60))
+    task = problem(GRAPH, SCORES, SECTION, GoalSection(), StartSection(seeds=60), candidates=64)
     assert task.seeds[0] == task.space.dense()
     assert len(task.seeds) > 20
     assert all(task.space.contains(c) for c in task.seeds)
     asked = {tuple(c.origin.split()[:2]) for c in task.seeds[1:]}
     assert asked == {(a, c) for a in ("uniform", "global_threshold") for c in ("l1", "taylor")}
-    again = problem(GRAPH, SCORES, SECTION, SearchSection(seeds=60))
+    again = problem(GRAPH, SCORES, SECTION, GoalSection(), StartSection(seeds=60), candidates=64)
     assert [c.key() for c in again.seeds] == [c.key() for c in task.seeds]
-    assert len(problem(GRAPH, SCORES, SECTION, SearchSection(candidates=30)).seeds) == 10
+    assert len(problem(GRAPH, SCORES, SECTION, GoalSection(), StartSection(), candidates=30).seeds) == 10
 
 
 def test_each_proposal_meets_the_budget_that_it_is_named_after() -> None:
@@ -105,7 +105,8 @@ def everything(bits: tuple[int, ...] = (8, 32, 4), **changes: object) -> Problem
         scores["l1"][stack.name] = np.arange(len(stack.blocks), dtype=np.float64)
     section = EVERYTHING.model_copy(update=changes)
     quantisation = QuantisationSection(bits=bits)
-    return problem(GRAPH, scores, section, SearchSection(seeds=200), quantisation=quantisation, seed=0)
+    start = StartSection(seeds=200)
+    return problem(GRAPH, scores, section, GoalSection(), start, candidates=64, quantisation=quantisation)
 
 
 def test_layers_are_offered_what_they_can_take_and_ranked_by_weights_alone() -> None:

@@ -12,7 +12,7 @@ from prunefront.pipelines.journal.layout import PREPARED
 from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.knowledge import know
 from prunefront.pipelines.prepare.network import Network, trace_model
-from prunefront.pipelines.prepare.workbench import make_bench
+from prunefront.pipelines.prepare.workbench import BenchSections, make_bench
 from prunefront.pruners.statistics import collect
 
 
@@ -29,7 +29,9 @@ def prepared(folder: Path, **sections: dict[str, object]) -> tuple[StudyConfig, 
     splits = load(config.data)
     shape = splits.train.images.shape[1:]
     model = build(config.model, classes=splits.classes, input_shape=shape)
-    return config, Network(splits, model, trace_model(model, config, shape), None)
+    return config, Network(
+        splits, model, trace_model(model, "digits_cnn", config.space, config.quantisation, shape), None
+    )
 
 
 def test_the_images_that_criteria_looked_at_are_counted(tmp_path: Path) -> None:
@@ -37,10 +39,13 @@ def test_the_images_that_criteria_looked_at_are_counted(tmp_path: Path) -> None:
     config, network = prepared(tmp_path, data={"train_limit": 100}, space=space)
     said: list[str] = []
     know(
-        config,
+        config.path,
+        config.space,
         network,
         lambda graph, batches, needs: collect(network.model, graph, batches, needs),
         said.append,
+        asked=config.start.allocators,
+        seed=config.seed,
     )
     assert "gathered on 100 images" in said[0]
 
@@ -53,5 +58,5 @@ def test_a_precision_that_cannot_be_measured_is_said(
     training = {"precision": precision}
     config, network = prepared(tmp_path, cluster={"gpus_per_worker": 1}, training=training)
     said: list[str] = []
-    assert make_bench(config, network, said.append).recipe.precision == "float32"
+    assert make_bench(config.part(BenchSections), network, said.append).recipe.precision == "float32"
     assert len([line for line in said if "'auto' is float32" in line]) == len(said) == lines

@@ -11,7 +11,7 @@ from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import StudyConfig, TrackingSection
 from prunefront.pipelines.journal.journal import Journal, StudyRunning, lock
 from prunefront.pipelines.journal.layout import JOURNAL
-from prunefront.pipelines.recovery.claim import Ownership, claim_study, keep_ownership
+from prunefront.pipelines.recovery.claim import Ownership, StudyPlace, claim_study, keep_ownership
 from prunefront.pipelines.recovery.owner import NotOurs, read_owner
 from prunefront.pipelines.recovery.state_store import TakenOver
 from prunefront.pipelines.stores.folder import DirectoryStore
@@ -46,10 +46,10 @@ def running(
     with lock(config.path):
         store = open_store(config.artifact_uri)
         store.probe()
-        claim = claim_study(config, store, lines.append, resume=resume, fresh=fresh)
+        claim = claim_study(config.part(StudyPlace), store, lines.append, resume=resume, fresh=fresh)
         open_folder(config, resume=resume, fresh=fresh)
         with (
-            keep_ownership(claim, config, store, lines.append) as ownership,
+            keep_ownership(claim, config.part(StudyPlace), store, lines.append) as ownership,
             Journal(config.path / JOURNAL, guard=ownership.check) as journal,
         ):
             yield ownership, journal
@@ -195,7 +195,7 @@ def test_a_store_that_keeps_no_conditions_is_said_once(tmp_path: Path) -> None:
     config.path.mkdir(parents=True)
     said: list[str] = []
     store: ArtifactStore = Careless(tmp_path / "store")
-    claim_study(config, store, said.append, resume=False, fresh=False)
+    claim_study(config.part(StudyPlace), store, said.append, resume=False, fresh=False)
     (line,) = said
     assert line.startswith(f"{store.uri} does not refuse to write over what is there (If-None-Match)")
 

@@ -403,7 +403,7 @@ def test_a_heartbeat_that_is_none_is_one_clear_error(tmp_path: Path) -> None:
     here = Machine(tmp_path / "a", MemoryStore()).begin()
     here.journal.close()
     put_text(here.state.store, here.state.heartbeat_key, "[]")
-    with pytest.raises(ArtifactError, match=r"heartbeat\.json is no record of a run"):
+    with pytest.raises(ArtifactError, match=r"heartbeat\.json is not the record of a run"):
         here.state.latest()
 
 

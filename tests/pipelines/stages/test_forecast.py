@@ -270,6 +270,7 @@ criteria = ["l1"]
 [search]
 searcher = "random"
 candidates = 8
+[goal]
 objectives = ["accuracy", "latency_ratio"]
 constraints = ["latency_ms <= 85%"]
 [training]

@@ -312,7 +312,7 @@ def test_a_study_in_which_no_channels_go_has_no_table() -> None:
     section = {"space": {"granularities": ["block"]}}
     config = parse({"name": "s", "model": {"factory": "digits_cnn"}} | section, source="s", base=Path())
     with pytest.raises(PrunefrontError, match="made of channel groups"):
-        widths(graph, config)
+        widths(graph, config.space)
 
 
 STUDY = """

@@ -31,6 +31,7 @@ from prunefront.pipelines.stages.warm_start import (
     LONGEST_ORIGIN,
     MOST_SEEDS,
     Earlier,
+    ScoreSections,
     Signature,
     WarmStart,
     check_network,
@@ -177,6 +178,10 @@ def configured(**sections: Any) -> StudyConfig:
     return parse(given, source="test", base=Path())
 
 
+def scored_by(**sections: Any) -> ScoreSections:
+    return configured(**sections).part(ScoreSections)
+
+
 @pytest.mark.parametrize(
     ("sections", "images", "precision", "alike"),
     [
@@ -190,8 +195,8 @@ def configured(**sections: Any) -> StudyConfig:
         ({}, {}, "bfloat16", False),
         ({"seed": 1}, {}, "float32", False),
         ({"data": {"augment": "none"}}, {}, "float32", False),
-        ({"search": {"validation_limit": 100}}, {}, "float32", False),
-        ({"search": {"train_images": 256}}, {}, "float32", False),
+        ({"scoring": {"validation_limit": 100}}, {}, "float32", False),
+        ({"scoring": {"train_images": 256}}, {}, "float32", False),
         ({"space": {"calibration_images": 512}}, {}, "float32", False),
         ({"space": {"quantiser": "dorefa"}}, {}, "float32", False),
     ],
@@ -200,13 +205,20 @@ def configured(**sections: Any) -> StudyConfig:
 def test_scores_are_alike_where_nothing_that_they_depend_on_differs(
     sections: dict[str, Any], images: dict[str, str], precision: str, alike: bool
 ) -> None:
-    here = conditions(configured(), IMAGES, "float32")
-    assert (conditions(configured(**sections), IMAGES | images, precision) == here) == alike
+    here = conditions(scored_by(), IMAGES, "float32")
+    assert (conditions(scored_by(**sections), IMAGES | images, precision) == here) == alike
+
+
+def test_scores_of_earlier_versions_count_as_before() -> None:
+    """The digests are those that were published before [search] was split."""
+    earlier = {"search": {"validation_limit": 100, "train_images": 256}}
+    assert conditions(scored_by(), IMAGES, "float32") == "5eca5cfab0fe49865213ab621569e83b"
+    assert conditions(scored_by(**earlier), IMAGES, "float32") == "b870b7adaedc276b9165018b3c96dffb"
 
 
 def test_what_cannot_be_read_is_said_before_fresh_deletes_anything(tmp_path: Path) -> None:
     config = configured(
-        folder=tmp_path, search={"warm_start": [str(tmp_path / "gone"), str(tmp_path / "s" / "artifacts")]}
+        folder=tmp_path, start={"warm_start": [str(tmp_path / "gone"), str(tmp_path / "s" / "artifacts")]}
     )
     write_json(config.path / "study.json", config.to_json())
     with Journal(config.path / "journal.jsonl") as journal:
@@ -474,7 +486,7 @@ def test_a_second_study_begins_where_the_first_one_ended(tmp_path: Path, bucket:
         return {e["key"] for e in map(json.loads, lines) if e["event"] == "told"}
 
     search("first")
-    warm = f'warm_start = "{bucket}/first"'
+    warm = f'[start]\nwarm_start = "{bucket}/first"'
     out = search("other", more=warm, weights="dense")
     assert "14 of its 14 scores count here" in out
     assert len(told("other")) == 14

@@ -146,12 +146,12 @@ def test_granularities_and_words_that_there_are_not(refused: Run, space: str, sa
 def test_bounds_that_no_network_meets_before_anything_is_trained(
     refused: Run, tmp_path: Path, command: str, bounds: str, said: str
 ) -> None:
-    assert said in refused(f"{STUDY}[search]\nconstraints = {bounds}\n", command=command)
+    assert said in refused(f"{STUDY}[goal]\nconstraints = {bounds}\n", command=command)
     assert not (tmp_path / "studies" / "s" / "prepared" / "dense.safetensors").exists()
 
 
 def test_bounds_in_words_that_there_are_not(refused: Run) -> None:
-    assert "did you mean 'latency_ms'" in refused(STUDY + '[search]\nconstraints = ["latency <= 60%"]\n')
+    assert "did you mean 'latency_ms'" in refused(STUDY + '[goal]\nconstraints = ["latency <= 60%"]\n')
 
 
 def test_a_procedure_over_weights_with_compact_layers(refused: Run) -> None:
@@ -193,8 +193,8 @@ def test_an_unknown_criterion(refused: Run) -> None:
             '[training]\nprocedure = "iterative"\noptions = { rounds = "three" }\n',
             "option 'rounds' of procedure 'iterative' is 'three'; give a int such as 5",
         ),
-        ('[search]\nallocators = ["erc"]\n', "did you mean 'erk'"),
-        ("[search]\nallocators = []\n", "at least 1 item"),
+        ('[start]\nallocators = ["erc"]\n', "did you mean 'erk'"),
+        ("[start]\nallocators = []\n", "at least 1 item"),
         ('[space]\nbound = "tight"\n', "'none' or 'redundancy'"),
         ('[space]\nper_group = { "stage1.conv9" = ["l1"] }\n', "did you mean 'stage1.conv"),
         ('[space]\nper_group = { "stage1.conv1" = ["tailor"] }\n', "did you mean 'taylor'"),

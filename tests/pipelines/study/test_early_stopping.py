@@ -14,7 +14,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from prunefront.pipelines.config.read import load
-from prunefront.pipelines.config.sections import SearchSection
+from prunefront.pipelines.config.sections import GoalSection
 from prunefront.pipelines.stages.rungs import rungs_of
 from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement, outcome_from_json
 from prunefront.search.promotion.halving import Rungs
@@ -22,7 +22,7 @@ from prunefront.search.space.problem import Problem
 from prunefront.search.space.search_space import SearchSpace
 
 ROOT = Path(__file__).parents[3]
-TASK = Problem(SearchSpace(()), tuple(OBJECTIVES[name] for name in SearchSection().objectives))
+TASK = Problem(SearchSpace(()), tuple(OBJECTIVES[name] for name in GoalSection().objectives))
 PROGRAM = [sys.executable, "-m", "prunefront.pipelines.cli.main"]
 
 STUDY = """
@@ -109,7 +109,7 @@ def test_a_study_that_is_killed_between_rungs_goes_on_with_what_they_knew(tmp_pa
     names = (trained | stopped) - {"dense", "dense-finetuned"}
     for i, event in enumerate(events):
         if event["event"] in ("rung", "stopped"):
-            made: Rungs = rungs_of(config, TASK, {}, events[:i], names)
+            made: Rungs = rungs_of(config.training, TASK, {}, events[:i], names, seed=config.seed)
             outcome = outcome_from_json(event["outcome"])
             assert isinstance(outcome, Measurement)
             verdict = made.report(event["epoch"], event["name"], outcome)

@@ -31,6 +31,7 @@ bits = [32, 8, 4]
 searcher = "evolution"
 candidates = 20
 options = { startup = 20 }
+[start]
 seeds = 14
 [training]
 candidates = 5
@@ -89,7 +90,6 @@ def test_the_front_says_what_its_networks_are_made_of(searched: tuple[Path, list
     assert any("bit" in text for text in made.values()), made
     assert all(row["size_bytes"] < dense["size_bytes"] for row in rows if "bit" in row["made"])
     assert "made of" in prunefront("front", "s.toml", folder=folder)
-    assert (folder / "studies" / "everything" / "front.png").stat().st_size > 20_000
 
 
 def test_every_network_of_the_front_verifies_and_its_file_is_as_large_as_said(

@@ -32,7 +32,7 @@ from prunefront.pipelines.events.metrics import FAMILIES
 from prunefront.pipelines.fronts.choice import find_row, select
 from prunefront.pipelines.fronts.row import FrontRow
 from prunefront.pipelines.journal.journal import Journal
-from prunefront.pipelines.prepare.network import dense_network
+from prunefront.pipelines.prepare.network import NetworkSections, dense_network
 from prunefront.pipelines.study.folder import open_folder
 from prunefront.pipelines.study.run import next_steps
 from prunefront.pipelines.tracking.tracker import MlflowTracker
@@ -97,11 +97,11 @@ def test_what_was_prepared_is_kept_for_a_study_that_had_not_asked_yet(tmp_path: 
     config = study(tmp_path)
     config.path.mkdir()
     open_folder(config, resume=False, fresh=False)
-    dense_network(config, silent)
+    dense_network(config.part(NetworkSections), silent)
     before = load_file(config.path / "prepared" / "dense.safetensors")
     lines: list[str] = []
     open_folder(config, resume=True, fresh=False)
-    dense_network(config, lines.append)
+    dense_network(config.part(NetworkSections), lines.append)
     after = load_file(config.path / "prepared" / "dense.safetensors")
     assert not any("training" in line for line in lines if not line.startswith("data:"))
     assert all(np.array_equal(before[name], after[name]) for name in before)
@@ -136,12 +136,12 @@ def test_data_that_changed_since_are_refused(tmp_path: Path) -> None:
                 Image.fromarray(pixels).save(tmp_path / part / label / f"{number}.png")
     data = {"source": "folder", "train": "train", "test": "test"}
     config = study(tmp_path, data=data, dense={"epochs": 1, "batch_size": 8})
-    dense_network(config, silent)
-    dense_network(config, silent)
+    dense_network(config.part(NetworkSections), silent)
+    dense_network(config.part(NetworkSections), silent)
     changed = tmp_path / "test" / "b" / "0.png"
     Image.fromarray(255 - np.asarray(Image.open(changed))).save(changed)
     with pytest.raises(PrunefrontError, match="the test images are no longer those"):
-        dense_network(config, silent)
+        dense_network(config.part(NetworkSections), silent)
 
 
 def test_the_machines_failures_are_told_from_the_candidates(tmp_path: Path) -> None:

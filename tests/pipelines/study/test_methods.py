@@ -33,6 +33,7 @@ calibration_images = 256
 [search]
 searcher = "random"
 candidates = 8
+[start]
 allocators = ["erk", "sensitivity", "redundancy"]
 [training]
 candidates = 3

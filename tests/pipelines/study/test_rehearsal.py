@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def searched(config: StudyConfig) -> StudyConfig:
     scores = rank(model, graph, ["l1"], Statistics())
     prepared = config.path / "prepared"
     write_json(config.path / "study.json", config.to_json())
-    write_json(prepared / "graph.json", graph.to_json())
+    write_json(prepared / "graph.json", asdict(graph))
     flat = {f"{n}/{g}": np.ascontiguousarray(v) for n, groups in scores.items() for g, v in groups.items()}
     save_file(flat, prepared / "scores.safetensors")
     save_file({}, prepared / "facts.safetensors")
@@ -92,7 +92,8 @@ def searched(config: StudyConfig) -> StudyConfig:
         }
         return Measurement({n: float(v) for n, v in values.items()}, {"accuracy": half})
 
-    task = problem(graph, scores, config.space, config.search, seed=config.seed)
+    count = config.search.candidates
+    task = problem(graph, scores, config.space, config.goal, config.start, candidates=count, seed=config.seed)
     searcher = searchers["evolution"](task, seed=0, population=20, probes=0)
     with Journal(config.path / "journal.jsonl") as journal:
         stage = Screening(searcher, lambda c: plan(graph, c.choices, scores), journal, lambda *_: None)

@@ -21,8 +21,8 @@ from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.journal.layout import CHECKPOINTS
 from prunefront.pipelines.prepare.knowledge import read_knowledge
-from prunefront.pipelines.prepare.network import dense_network, planned_by
-from prunefront.pipelines.prepare.workbench import make_bench
+from prunefront.pipelines.prepare.network import NetworkSections, dense_network, planned_by
+from prunefront.pipelines.prepare.workbench import BenchSections, make_bench
 from prunefront.pipelines.study.run import run
 from prunefront.pipelines.workers.checkpoints import SHARE, Folder, Pace
 from prunefront.pipelines.workers.evaluate import Evaluator
@@ -190,10 +190,14 @@ def test_a_trial_whose_workers_died_is_resumed_and_ends_as_if_they_had_not(
     assert event["resumed"] in (epoch, 2 * epoch)
     assert not folder.exists()
 
-    network = dense_network(config, lambda line: None)
+    network = dense_network(config.part(NetworkSections), lambda line: None)
     (candidate,) = (Candidate.from_json(c) for c in event["candidates"])
-    plan = planned_by(config, network, read_knowledge(config.path)[1].scores, candidate)
-    _, whole = state(Evaluator(make_bench(config, network)).train(Job(name, candidate, plan, epochs=4)))
+    plan = planned_by(
+        config.space, config.quantisation, network, read_knowledge(config.path)[1].scores, candidate
+    )
+    _, whole = state(
+        Evaluator(make_bench(config.part(BenchSections), network)).train(Job(name, candidate, plan, epochs=4))
+    )
     published = load_file(config.path / "artifacts" / event["artifact"] / WEIGHTS)
     assert all(torch.equal(published[n], whole[n]) for n in whole)
 

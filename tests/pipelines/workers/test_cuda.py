@@ -12,12 +12,12 @@ import torch
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.read import parse
-from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.config.sections import SpaceSection, StudyConfig
 from prunefront.pipelines.measure.runtimes import runtimes
 from prunefront.pipelines.prepare.knowledge import Knowledge, calibration, know
-from prunefront.pipelines.prepare.network import Network, dense_network, planned_by
+from prunefront.pipelines.prepare.network import Network, NetworkSections, dense_network, planned_by
 from prunefront.pipelines.prepare.problem import problem
-from prunefront.pipelines.prepare.workbench import make_bench
+from prunefront.pipelines.prepare.workbench import BenchSections, make_bench
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.train import Recipe
 from prunefront.pipelines.workers.workbench import Job, Workbench
@@ -28,6 +28,7 @@ from prunefront.pruners.procedures import procedures
 from prunefront.pruners.scoring import available, needs_of, rank
 from prunefront.pruners.statistics import collect
 from prunefront.search.space.candidate import Candidate
+from prunefront.search.space.problem import Problem
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA GPU on this machine", allow_module_level=True)
@@ -55,9 +56,17 @@ class Study:
 
     def __init__(self, folder: Path) -> None:
         self.config: StudyConfig = parse(STUDY | {"folder": str(folder)}, source="test", base=Path())
-        self.network: Network = dense_network(self.config, lambda _: None)
-        self.knowledge: Knowledge = know(self.config, self.network, self.gather, lambda _: None)
-        here = make_bench(self.config, self.network)
+        self.network: Network = dense_network(self.config.part(NetworkSections), lambda _: None)
+        self.knowledge: Knowledge = know(
+            self.config.path,
+            self.config.space,
+            self.network,
+            self.gather,
+            lambda _: None,
+            asked=self.config.start.allocators,
+            seed=self.config.seed,
+        )
+        here = make_bench(self.config.part(BenchSections), self.network)
         self.benches: Mapping[str, Workbench] = {"cpu": here, DEVICE: replace(here, device=DEVICE)}
         self.workers = {device: Evaluator(bench) for device, bench in self.benches.items()}
 
@@ -67,12 +76,16 @@ class Study:
     def plans(self, count: int) -> list[PruningPlan]:
         """Of anything that the study may propose."""
         scores = self.knowledge.scores
-        space = problem(self.network.graph, scores, self.config.space, self.config.search, chance=0.1).space
+        space = task_of(self, self.config.space).space
         rng = np.random.default_rng(0)
         found: list[PruningPlan] = []
         while len(found) < count:
             with suppress(PrunefrontError):  # layers within which nothing can go once their channels went
-                found.append(planned_by(self.config, self.network, scores, space.sample(rng)))
+                found.append(
+                    planned_by(
+                        self.config.space, self.config.quantisation, self.network, scores, space.sample(rng)
+                    )
+                )
         return found
 
 
@@ -92,7 +105,9 @@ def test_networks_of_all_granularities_and_words_score_the_same(study: Study) ->
 
 
 def test_every_criterion_ranks_the_same(study: Study) -> None:
-    graph, batches = study.network.graph, calibration(study.config, study.network.splits.for_search())
+    graph, config = study.network.graph, study.config
+    images = config.space.calibration_images
+    batches = calibration(images, study.network.splits.for_search(), config.seed)
     fitting = sorted({name for names in available(graph).values() for name in names})
     model = study.workers[DEVICE].dense
     there = [(images.to(DEVICE), labels.to(DEVICE)) for images, labels in batches]
@@ -155,10 +170,22 @@ def test_what_was_made_there_is_published_and_timed(study: Study, tmp_path: Path
 def channels_alone(study: Study) -> PruningPlan:
     """Half of every channel group."""
     choices = {g.name: g.choose(g.nearest(g.units / 2)) for g in channel_groups(study)}
-    return planned_by(study.config, study.network, study.knowledge.scores, Candidate(choices))
+    return planned_by(
+        study.config.space,
+        study.config.quantisation,
+        study.network,
+        study.knowledge.scores,
+        Candidate(choices),
+    )
+
+
+def task_of(study: Study, space: SpaceSection) -> Problem:
+    """Returns what a searcher would know of the study, had it this space."""
+    config, count = study.config, study.config.search.candidates
+    graph, scores = study.network.graph, study.knowledge.scores
+    return problem(graph, scores, space, config.goal, config.start, candidates=count, chance=0.1)
 
 
 def channel_groups(study: Study) -> list[Any]:
     space = study.config.space.model_copy(update={"granularities": ("channel",), "bits": (32,)})
-    scores = study.knowledge.scores
-    return list(problem(study.network.graph, scores, space, study.config.search, chance=0.1).space.groups)
+    return list(task_of(study, space).space.groups)

@@ -27,8 +27,8 @@ from prunefront.pipelines.formats.weights import pack_weights, unpack_weights
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.journal.layout import WEIGHTS
 from prunefront.pipelines.prepare.knowledge import know
-from prunefront.pipelines.prepare.network import dense_network
-from prunefront.pipelines.prepare.workbench import make_bench
+from prunefront.pipelines.prepare.network import NetworkSections, dense_network
+from prunefront.pipelines.prepare.workbench import BenchSections, make_bench
 from prunefront.pipelines.stages.scoring_loop import Screening
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.in_process import LocalPool
@@ -317,9 +317,11 @@ criteria = ["l1"]
 [search]
 searcher = "evolution"
 candidates = 20
-seeds = 4
-train_images = 256
 options = { probes = 2, startup = 6, population = 8 }
+[start]
+seeds = 4
+[scoring]
+train_images = 256
 [training]
 candidates = 0
 epochs = 0
@@ -374,9 +376,17 @@ def told_outcomes(told: list[dict[str, Any]]) -> dict[str, Outcome]:
 def recomputed(config: StudyConfig, folder: Path, events: list[dict[str, Any]]) -> dict[str, Outcome]:
     """Every candidate trained again in this process, by what the journal says that it was trained from."""
     config = config.model_copy(update={"folder": folder})
-    network = dense_network(config, lambda line: None)
-    evaluator = Evaluator(make_bench(config, network))
-    scores = know(config, network, no_gathering, lambda line: None).scores
+    network = dense_network(config.part(NetworkSections), lambda line: None)
+    evaluator = Evaluator(make_bench(config.part(BenchSections), network))
+    scores = know(
+        config.path,
+        config.space,
+        network,
+        no_gathering,
+        lambda line: None,
+        asked=config.start.allocators,
+        seed=config.seed,
+    ).scores
     plans: dict[str, PruningPlan] = {}
     starts: dict[str, str] = {}
     for event in events:

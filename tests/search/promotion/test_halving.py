@@ -208,8 +208,8 @@ def test_an_order_across_costs_is_no_credit() -> None:
     made = rungs()
     finished(made, level + within, level + within[::-1], costs)
     (rung,) = made.summary()
-    assert rung.overall.value is not None
-    assert rung.overall.value > 0.5
+    assert rung.overall is not None
+    assert rung.overall > 0.5
     assert rung.like.value == -1.0
     assert made.share(1) == 1.0
 

@@ -18,31 +18,33 @@ def sign(a: float, b: float, noise_a: float, noise_b: float) -> int:
 
 
 @given(PAIRED)
-def test_equal_their_definitions(rows: list[tuple[float, ...]]) -> None:
+def test_somers_equals_its_definition(rows: list[tuple[float, ...]]) -> None:
     x, y, dx, dy = np.array(rows).reshape(-1, 4).T / [[1], [1], [4], [4]]
     pairs = [
         (sign(x[i], x[j], dx[i], dx[j]), sign(y[i], y[j], dy[i], dy[j]))
         for i, j in combinations(range(len(rows)), 2)
     ]
-    agree, in_x, in_y = (
-        sum(f(a, b) for a, b in pairs) for f in (lambda a, b: a * b, lambda a, b: a * a, lambda a, b: b * b)
-    )
-    tau, d = kendall(signs(x, dx), signs(y, dy)), somers(signs(x, dx), signs(y, dy))
-    assert tau.value == (pytest.approx(agree / math.sqrt(in_x * in_y)) if in_x * in_y else None)
-    assert d.value == (pytest.approx(agree / in_x) if in_x else None)
-    assert d.pairs == in_x
-    assert tau.pairs == sum(a * b != 0 for a, b in pairs)
-    reversed_ = kendall(signs(-x, dx), signs(y, dy)).value
-    assert reversed_ == (None if tau.value is None else pytest.approx(-tau.value))
+    agree, untied = sum(a * b for a, b in pairs), sum(a * a for a, _ in pairs)
+    d = somers(signs(x, dx), signs(y, dy))
+    assert d.value == (pytest.approx(agree / untied) if untied else None)
+    assert d.pairs == untied
+
+
+@given(PAIRED)
+def test_kendall_is_none_where_one_does_not_vary(rows: list[tuple[float, ...]]) -> None:
+    x, y, *_ = np.array(rows).reshape(-1, 4).T
+    tau, varies = kendall(x, y), len({*x}) > 1 and len({*y}) > 1
+    assert tau == (pytest.approx(-(kendall(-x, y) or 0.0)) if varies else None)
+    assert kendall(x, x) == (pytest.approx(1.0) if len({*x}) > 1 else None)
 
 
 def test_the_error_is_the_jackknife_over_trials() -> None:
     x, y = np.array([1.0, 2, 3, 4, 5]), np.array([2.0, 1, 3, 5, 4])
-    left = [kendall(signs(np.delete(x, i)), signs(np.delete(y, i))).value for i in range(5)]
+    left = [somers(signs(np.delete(x, i)), signs(np.delete(y, i))).value for i in range(5)]
     expected = math.sqrt(4 / 5 * sum((v - np.mean(left)) ** 2 for v in left))
-    assert kendall(signs(x), signs(y)).error == pytest.approx(expected)
+    assert somers(signs(x), signs(y)).error == pytest.approx(expected)
     assert somers(signs(x[:2]), signs(y[:2])).error == math.inf
-    assert kendall(signs(x), signs(x)).error == 0.0
+    assert somers(signs(x), signs(x)).error == 0.0
 
 
 def test_spearman_takes_mean_ranks_and_is_0_for_a_constant() -> None:
