@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isfinite, sqrt
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,6 @@ from prunefront.errors import PrunefrontError
 from prunefront.search.outcomes.measurement import NotFinite
 
 Floats = NDArray[np.float64]
-
-Z95 = 1.959963984540054
-"""Two-sided 95 % quantile of the normal distribution."""
 
 RESAMPLES = 400
 """Number of bootstrap samples: the ends of an interval vary by about a tenth of its width."""
@@ -50,14 +47,10 @@ def share(right: int, samples: int) -> Estimate:
 
 def wilson(right: int, samples: int) -> tuple[float, float]:
     """Returns (low, high), the 95 % interval of a share whose sample is `right` of `samples` (Wilson 1927, eq. 4)."""
-    part = right / samples
-    centre = part + Z95**2 / (2 * samples)
-    half = Z95 * sqrt(part * (1 - part) / samples + Z95**2 / (4 * samples**2))
-    scale = 1 + Z95**2 / samples
-    # at the ends the formula gives exactly 0 and 1, floating point only nearly
-    low = 0.0 if right == 0 else (centre - half) / scale
-    high = 1.0 if right == samples else (centre + half) / scale
-    return low, high
+    from scipy.stats import binomtest  # slow to import
+
+    found = binomtest(right, samples).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def mean(scores: Tensor) -> Estimate:

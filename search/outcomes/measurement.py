@@ -22,7 +22,7 @@ class Objective:
 
 
 Scale = Literal["share", "positive", "real"]
-"""How differences of a metric are meant: in points of a share, as factors of a positive number, or as they are."""
+"""Meaning of a metric's differences: points of a share, factors of a positive number, or as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ COSTS: Mapping[str, Objective] = {
         Objective("params", "min"),
     )
 }
-"""What a network costs, whatever its task."""
+"""Costs of a network, whatever its task."""
 
 ACCURACY = Metric("accuracy", "max", scale="share")
 """The metric of a study that names no task."""

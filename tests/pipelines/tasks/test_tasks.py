@@ -88,7 +88,9 @@ class TestContract:
             assert estimate.samples == 120
             assert metric.scale != "share" or -1 <= estimate.value <= 1
         # the step that lowers the loss improves the quality, or a metric has the wrong sign
-        better = judged(task, (outputs - 200.0 * outputs.grad).detach(), targets)[task.quality.name]
+        better = judged(task, (outputs - 5.0 * outputs.grad / outputs.grad.abs().max()).detach(), targets)[
+            task.quality.name
+        ]
         assert task.quality.sign * (better.value - found[task.quality.name].value) > 0
 
     def test_order_and_batches_do_not_matter(self, name: str) -> None:
@@ -98,14 +100,14 @@ class TestContract:
         assert judged(task, outputs, targets) == judged(task, outputs[order], targets[order], 17)
 
     def test_intervals_hold_the_truth_at_their_rate(self, name: str) -> None:
-        """The truth is what twenty thousand samples say. Of 60 intervals of 95 %, fewer than 50 is a chance of 0.1 %."""
+        """The truth is what twenty thousand samples say. Fewer than 50 of 60 intervals of 95 % is a chance of 0.1 %."""
         task = make_task(TaskSection(name=name))
         truth = judged(task, *CASES[name].draw(20_000, 99), size=20_000)[task.quality.name].value
         hits = 0
         for seed in range(60):
             found = judged(task, *CASES[name].draw(80, seed))[task.quality.name]
             hits += found.low <= truth <= found.high
-        assert 50 <= hits
+        assert hits >= 50
 
     def test_soft_targets_of_itself_cost_nothing(self, name: str) -> None:
         task = made(name)
