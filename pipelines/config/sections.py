@@ -19,7 +19,8 @@ from pydantic import (
 from prunefront.choice import Quantisation
 from prunefront.pipelines.config.bounds import Bounds
 from prunefront.pipelines.journal.layout import ARTIFACTS
-from prunefront.search.outcomes.measurement import OBJECTIVES
+from prunefront.search.outcomes.constraints import ConstraintError, check_metrics
+from prunefront.search.outcomes.measurement import ACCURACY, OBJECTIVES
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -186,12 +187,9 @@ class GoalSection(Section):
     value itself."""
 
     @model_validator(mode="after")
-    def _known_objectives(self) -> Self:
-        for name in self.objectives:
-            if name not in OBJECTIVES:
-                raise ValueError(f"{name!r} cannot steer the search; possible: {', '.join(OBJECTIVES)}")
-        if len(set(self.objectives)) != len(self.objectives) or "accuracy" not in self.objectives:
-            raise ValueError("objectives must be different from each other and include 'accuracy'")
+    def _different_objectives(self) -> Self:
+        if len(set(self.objectives)) != len(self.objectives):
+            raise ValueError("objectives must be different from each other")
         return self
 
 
@@ -383,6 +381,23 @@ class StudyConfig(Section):
     tracking: TrackingSection = TrackingSection()
     artifacts: ArtifactSection = ArtifactSection()
     cluster: ClusterSection = ClusterSection()
+
+    @model_validator(mode="after")
+    def _goal_of_the_default_task(self) -> Self:
+        """The metrics of another task are known once it is made; those of a study that names none are known here."""
+        if self.task == TaskSection():
+            for name in self.goal.objectives:
+                if name not in OBJECTIVES:
+                    raise ValueError(
+                        f"goal: {name!r} cannot steer the search; possible: {', '.join(OBJECTIVES)}"
+                    )
+            if ACCURACY.name not in self.goal.objectives:
+                raise ValueError("goal: objectives must be different from each other and include 'accuracy'")
+            try:
+                check_metrics(self.goal.constraints, (ACCURACY,))
+            except ConstraintError as error:
+                raise ValueError(f"goal.constraints: {error}") from None
+        return self
 
     @property
     def path(self) -> Path:

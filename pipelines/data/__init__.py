@@ -9,6 +9,7 @@ from prunefront.pipelines.data.checks import check_splits, count_classes, transf
 from prunefront.pipelines.data.samples import Batch, DataSet, Inputs, Part, Parts, Samples
 from prunefront.pipelines.data.source import split_validation
 from prunefront.pipelines.data.splits import DataError, Split, Transform
+from prunefront.pipelines.data.tensors import Tensors
 
 __all__ = [
     "Arrays",
@@ -22,6 +23,7 @@ __all__ = [
     "SearchData",
     "Split",
     "Splits",
+    "Tensors",
     "Transform",
     "batches",
     "load",
@@ -32,11 +34,15 @@ sources = {"digits": digits.load, "parquet": parquet.load, "folder": folder.load
 """Name -> built-in source, which takes the section `data` and returns (train, validation, test)."""
 
 
-def load(section: DataSection) -> Splits:
+SETTLED = {"mean", "std", "augment", "padding", "validation"}
+"""Keys that a source settles which returns whole parts."""
+
+
+def load(section: DataSection) -> Splits | Parts:
     """Returns the data set that a study file asks for, checked. Raises DataError for data that cannot be used.
 
-    A `module:callable` source is called with `section.options`. It returns `Splits`, or a tuple of `Split`: (train,
-    validation, test), or (train, test), whose last training images become validation.
+    A `module:callable` source is called with `section.options`. It returns `Parts`, `Splits`, or a tuple of `Split`:
+    (train, validation, test), or (train, test), whose last training images become validation.
     """
     if section.source in sources:
         if section.options:
@@ -55,10 +61,19 @@ def load(section: DataSection) -> Splits:
     return _accept(call(function, section.options, key="data.source", spec=section.source), section)
 
 
-def _accept(returned: object, section: DataSection) -> Splits:
-    """Returns checked Splits of the value that a user's callable returned. Raises DataError for another value."""
+def _accept(returned: object, section: DataSection) -> Splits | Parts:
+    """Returns the checked data of the value that a user's callable returned. Raises DataError for another value."""
+    if isinstance(returned, Parts):
+        ignored = sorted(section.model_fields_set & {*SETTLED, "train_limit", "test_limit"})
+        if ignored:
+            raise DataError(
+                f"{section.source!r} returns Parts, which settle data.{ignored[0]} themselves; remove that key"
+            )
+        if returned.test is None:
+            raise DataError(f"{section.source!r} returns Parts without a test part")
+        return returned
     if isinstance(returned, Splits):
-        ignored = sorted(section.model_fields_set & {"mean", "std", "augment", "padding", "validation"})
+        ignored = sorted(section.model_fields_set & SETTLED)
         if ignored:
             raise DataError(
                 f"{section.source!r} returns Splits, which settle data.{ignored[0]} themselves; "
@@ -86,7 +101,7 @@ def _accept(returned: object, section: DataSection) -> Splits:
         return _finish(train, validation, test, section)
     raise DataError(
         f"{section.source!r} returned a {type(returned).__name__}; it must return prunefront.pipelines.data.Splits, "
-        "or a tuple of prunefront.pipelines.data.Split: (train, validation, test) or (train, test)"
+        "Parts, or a tuple of prunefront.pipelines.data.Split: (train, validation, test) or (train, test)"
     )
 
 

@@ -28,6 +28,7 @@ from prunefront.pipelines.stages.latency_table import (
     device,
     digest,
     empty_table,
+    image_shape,
     measure,
     progress,
     read,
@@ -233,7 +234,9 @@ class TimingWorker:
         """Times a network; see `PointTimer.time`."""
         if self._timer is None:
             bench = self._bench.here()
-            network = Subject(bench.dense_model().cpu(), bench.graph, bench.dense_onnx, bench.input_shape)
+            network = Subject(
+                bench.dense_model().cpu(), bench.graph, bench.dense_onnx, image_shape(bench.input_shape)
+            )
             self._timer = PointTimer(network, bench.measure, bench.target)
             self._timer.time({})
         return self._timer.time(kept)

@@ -6,11 +6,16 @@ from typing import Any
 
 from prunefront.pipelines.config.imported import call, import_callable
 from prunefront.pipelines.config.sections import TaskSection
+from prunefront.pipelines.tasks.classification import Classification
 from prunefront.pipelines.tasks.estimate import Estimate
 from prunefront.pipelines.tasks.task import Task, TaskError, tasks
 from prunefront.search.outcomes.measurement import Metric
 
-__all__ = ["Estimate", "Metric", "Task", "TaskError", "make_task", "tasks"]
+__all__ = ["CLASSIFICATION", "Estimate", "Metric", "Task", "TaskError", "make_task", "tasks"]
+
+
+CLASSIFICATION = Classification()
+"""The task of a study that names none."""
 
 
 def make_task(section: TaskSection) -> Task:

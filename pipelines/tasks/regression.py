@@ -1,6 +1,6 @@
 """Regression: one number or several a sample."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,11 @@ from prunefront.pipelines.tasks.estimate import Estimate, of_sums
 from prunefront.pipelines.tasks.task import Task, TaskError, TaskOptions, flat, output, same_shape, task
 from prunefront.search.outcomes.measurement import Metric
 
-LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": F.mse_loss,
+    "l1": F.l1_loss,
+    "huber": F.huber_loss,
+}
 
 
 @task("regression")

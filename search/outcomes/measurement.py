@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -78,6 +78,11 @@ ACCURACY = Metric("accuracy", "max", scale="share")
 
 OBJECTIVES: Mapping[str, Objective] = {ACCURACY.name: ACCURACY, **COSTS}
 """Every quantity that a study without a task of its own can search for."""
+
+
+def metrics_in(values: Iterable[str]) -> list[str]:
+    """Returns the names among measured values that are a task's metrics, in their order."""
+    return [name for name in values if name not in COSTS and not name.startswith("predicted_")]
 
 
 def quality_of(objectives: Sequence[Objective]) -> Metric | None:
