@@ -15,7 +15,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.manifest import measure_file, read_manifest
 from prunefront.pipelines.artifacts.record import ArtifactRecord, Entries, read_record
 from prunefront.pipelines.config.sections import DataSection, ModelSection, TaskSection
-from prunefront.pipelines.data import Batch, Parts, Samples, Splits
+from prunefront.pipelines.data import Batch, Inputs, Parts, Samples, Splits
 from prunefront.pipelines.data import load as load_splits
 from prunefront.pipelines.formats.example import feed, outputs_of
 from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
@@ -103,10 +103,8 @@ def verify(
         )
     judge = make_task(asked)
     if not judge.labels:
-        skipped = (
-            "outputs and quality: they are beside the dense network's, which is no part of the artifact",
-        )
-        return Verification((*files, *_check_plan(folder, recorded)), skipped)
+        why = "outputs and quality: they are beside the dense network's, which is no part of the artifact"
+        return Verification((*files, *_check_plan(folder, recorded)), (why,))
     loaded = splits(section)
     checks = (*files, *_check_plan(folder, recorded), *_check_onnx(folder, recorded, loaded, judge))
     model = factory or _built_in(recorded.model)
@@ -144,9 +142,7 @@ def torch_network(folder: Path, factory: ModelSection | None = None) -> nn.Modul
 
 def onnx_outputs(onnx: bytes, samples: Samples) -> list[list[float]]:
     """Returns the outputs of every one of a few samples: rows of numbers, see `_rows`. Raises PrunefrontError."""
-    return [
-        row for outputs, batch, _ in _run(onnx, samples, threads=1) for row in _rows(outputs, batch.count)
-    ]
+    return [row for outputs, batch in _run(onnx, samples, threads=1) for row in _rows(outputs, batch.count)]
 
 
 def _rows(outputs: Any, count: int) -> list[list[float]]:
@@ -167,14 +163,14 @@ def onnx_quality(
     """
     noted = []
     reference = None if dense is None else open_session(dense, threads)
-    for outputs, batch, example in _run(onnx, samples, threads=threads):
+    for outputs, batch in _run(onnx, samples, threads=threads):
         targets = batch.targets
         if not task.labels:
             if reference is None:
                 raise PrunefrontError(
                     "a task without labels compares networks with the dense one, which is missing"
                 )
-            targets = _forward(reference, example)
+            targets = _forward(reference, batch.inputs)
         noted.append(judged(task, outputs, targets, batch.count))
     return scored(task, noted)
 
@@ -255,8 +251,8 @@ def _mean(ratios: Mapping[str, float]) -> str:
     return f"mean {np.mean([*ratios.values()]):.4f} over {len(ratios)} groups" if ratios else "no group"
 
 
-def _run(onnx: bytes, samples: Samples, *, threads: int) -> Iterator[tuple[Any, Batch, Any]]:
-    """Yields outputs as a task takes them, the batch, and its inputs by place."""
+def _run(onnx: bytes, samples: Samples, *, threads: int) -> Iterator[tuple[Any, Batch]]:
+    """Yields outputs as a task takes them, and the batch."""
     session = open_session(onnx, threads)
     for batch in samples.batches(256):
         example = (
@@ -265,10 +261,10 @@ def _run(onnx: bytes, samples: Samples, *, threads: int) -> Iterator[tuple[Any, 
         yield _forward(session, example), batch, example
 
 
-def _forward(session: Any, example: Any) -> Any:
+def _forward(session: Any, inputs: Inputs) -> Any:
     """Returns what a session makes of inputs. Raises PrunefrontError where it fails on them."""
     try:
-        values = session.run(None, feed(session, example))
+        values = session.run(None, feed(session, inputs.args, inputs.kwargs))
     except ORT_ERRORS as error:
         reason = str(error).partition("\n")[0]
         raise PrunefrontError(f"the ONNX model fails on the test data: {reason:.200}") from None

@@ -44,10 +44,25 @@ def traced_with(example: Example) -> tuple[Any, ...]:
     return arguments(mapped(lambda t: t[torch.arange(2) % len(t)] if t.ndim else t, example))
 
 
-def free_axes(args: tuple[Any, ...], batch: Any) -> tuple[Any, ...]:
+def by_keyword(model: nn.Module, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns arguments as exporters take them: what comes after an argument left out (None) goes by its name."""
+    if not any(arg is None for arg in args):
+        return args, {}
+    gap = next(i for i, arg in enumerate(args) if arg is None)
+    names = [*inspect.signature(model.forward).parameters]
+    return args[:gap], {names[i]: arg for i, arg in enumerate(args) if i > gap and arg is not None}
+
+
+def free_axes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Any) -> Any:
     """Returns dynamic_shapes of exporters: axis 0 of every tensor is free."""
-    found = pytree.tree_map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) and leaf.ndim else None, args)
-    return tuple(found)
+
+    def free(value: Any) -> Any:
+        return pytree.tree_map(lambda t: {0: batch} if isinstance(t, Tensor) and t.ndim else None, value)
+
+    if not kwargs:
+        return tuple(free(arg) for arg in args)
+    names = [*inspect.signature(model.forward).parameters]
+    return {**{names[i]: free(arg) for i, arg in enumerate(args)}, **{k: free(v) for k, v in kwargs.items()}}
 
 
 def input_names(model: nn.Module, args: tuple[Any, ...]) -> list[str]:
@@ -85,15 +100,27 @@ def outputs_of(names: list[str], values: list[NDArray[Any]]) -> Any:
     return dict(zip(names, tensors, strict=True))
 
 
-def feed(session: Any, example: Example) -> dict[str, NDArray[Any]]:
-    """Returns a session's inputs by name; the tensors that the exporter found unused are left out."""
-    leaves = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
+def feed(session: Any, example: Example, named: Mapping[str, Any] | None = None) -> dict[str, NDArray[Any]]:
+    """Returns a session's inputs by name; the tensors that the exporter found unused are left out.
+
+    named: inputs that are given by keyword, which the file calls by it.
+    """
     known = [i.name for i in session.get_inputs()]
-    arrays = [np.ascontiguousarray(leaf.detach().cpu().numpy()) for leaf in leaves]
-    if len(known) == len(arrays):
-        return dict(zip(known, arrays, strict=True))
-    named = session.get_modelmeta().custom_metadata_map.get(NAMES, "").split("|")
-    return {name: array for name, array in zip(named, arrays, strict=False) if name in known}
+    listed = session.get_modelmeta().custom_metadata_map.get(NAMES)
+    names = listed.split("|") if listed else known
+    found = {}
+    for path, leaf in pytree.tree_flatten_with_path(dict(named or {}))[0]:
+        if isinstance(leaf, Tensor):
+            steps = (getattr(step, "key", getattr(step, "idx", None)) for step in path)
+            found["images" if names == ["images"] else "_".join(map(str, steps))] = leaf
+    places = [name for name in names if name not in found]
+    leaves = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
+    found |= dict(zip(places, leaves, strict=False))
+    return {
+        name: np.ascontiguousarray(leaf.detach().cpu().numpy())
+        for name, leaf in found.items()
+        if name in known
+    }
 
 
 NAMES = "prunefront_inputs"

@@ -18,6 +18,7 @@ from prunefront.pipelines.formats.example import (
     NAMES,
     Example,
     arguments,
+    by_keyword,
     feed,
     forward,
     free_axes,
@@ -45,14 +46,16 @@ def export(model: nn.Module, example: Example, path: Path) -> None:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     args = arguments(mapped(lambda t: t.to(device), traced_with(example)))
     names = input_names(model, args)
+    given, kwargs = by_keyword(model, args)
     with eval_mode(model), torch.no_grad(), _quiet():
         outputs = output_names(model(*args))
         try:
             program = torch.onnx.export(
                 model,
-                args,
+                given,
+                kwargs=kwargs or None,
                 dynamo=True,
-                dynamic_shapes=free_axes(args, "batch"),
+                dynamic_shapes=free_axes(model, given, kwargs, "batch"),
                 input_names=names,
                 output_names=outputs,
                 verbose=False,

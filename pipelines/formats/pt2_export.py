@@ -21,7 +21,16 @@ from torch.utils import _pytree as pytree
 
 from prunefront.atomic import write_whole
 from prunefront.errors import NotTraceable, PrunefrontError
-from prunefront.pipelines.formats.example import Example, forward, free_axes, mapped, rows, traced_with
+from prunefront.pipelines.formats.example import (
+    Example,
+    arguments,
+    by_keyword,
+    forward,
+    free_axes,
+    mapped,
+    rows,
+    traced_with,
+)
 from prunefront.pipelines.formats.same_outputs import batch_sizes, largest_difference
 from prunefront.text import one_line
 
@@ -34,11 +43,14 @@ def export(model: nn.Module, example: Example, path: Path) -> None:
     modules' classes. Raises NotTraceable where torch cannot export the model with a free batch size.
     """
     network = copy.deepcopy(model).cpu().eval()
-    args = traced_with(example)
+    args, kwargs = by_keyword(network, traced_with(example))
     with torch.no_grad(), _quiet():
         try:
             program = torch.export.export(
-                network, args, dynamic_shapes=free_axes(args, torch.export.Dim("batch", min=1))
+                network,
+                args,
+                kwargs or None,
+                dynamic_shapes=free_axes(network, args, kwargs, torch.export.Dim("batch", min=1)),
             )
         except Exception as error:  # any model may fail in any way: its cause is reported
             raise NotTraceable(
@@ -66,8 +78,9 @@ def check(model: nn.Module, path: Path, examples: Example, tolerance: float = 1e
         loaded = _module(path)
         for size in batch_sizes(rows(examples)):
             batch = mapped(lambda t, size=size: (t[:size] if t.ndim else t).cpu(), examples)
+            args, kwargs = by_keyword(network, arguments(batch))
             try:
-                actual = pytree.tree_leaves(forward(loaded, batch))
+                actual = pytree.tree_leaves(loaded(*args, **kwargs))
             except (RuntimeError, AssertionError) as error:
                 raise PrunefrontError(f"{path} fails on a batch of {size}: {one_line(error, 300)}") from None
             expected = pytree.tree_leaves(forward(network, batch))
