@@ -47,14 +47,19 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Returns the time of a call, in seconds."""
-    start = time.perf_counter()
+def seconds(call: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Returns the time of a call, in seconds. clock: `time.process_time` counts CPU time alone."""
+    start = clock()
     call()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def alternate(mine: Callable[[], object], other: Callable[[], object], pairs: int) -> dict[str, float]:
+def alternate(
+    mine: Callable[[], object],
+    other: Callable[[], object],
+    pairs: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Times two calls in turn, after a first pair that warms up, and compares them pair by pair.
 
     The order within a pair is swapped from pair to pair. Returns seconds: median of `mine`. ratio: median of the pairs'
@@ -63,9 +68,9 @@ def alternate(mine: Callable[[], object], other: Callable[[], object], pairs: in
     times: list[tuple[float, float]] = []
     for pair in range(pairs + 1):
         if pair % 2:
-            times.append((seconds(mine), seconds(other)))
+            times.append((seconds(mine, clock), seconds(other, clock)))
         else:
-            times.append((seconds(other), seconds(mine))[::-1])
+            times.append((seconds(other, clock), seconds(mine, clock))[::-1])
     del times[0]
     ratios = [a / b for a, b in times]
     low, high = min(ratios), max(ratios)

@@ -1,5 +1,6 @@
 """The first part of a study in this process, without Ray: the dense network, its scores, and a searcher's problem."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class LocalStudy:
             seed=self.config.seed,
         )
         self.scores = self.knowledge.scores
+        self.bench = replace(self.bench, moments=self.knowledge.moments)
 
     def problem(self, **more: Any) -> Problem:
         """Returns the searcher's problem. more: further arguments of `prepare.problem`."""

@@ -29,14 +29,19 @@ class Reference:
     """Accuracy after batch norms are estimated anew, and MACs, of candidates; the same plan is paid for once.
 
     criteria: names that may rank a group's channels. cache: a file that keeps measurements from run to run. device: as
-    in Cifar.
+    in Cifar. repair: of the weights that read what is cut, as space.repair of a study.
     """
 
     def __init__(
-        self, criteria: Iterable[str] = ("l1",), cache: Path | None = None, device: str = "cpu"
+        self,
+        criteria: Iterable[str] = ("l1",),
+        cache: Path | None = None,
+        device: str = "cpu",
+        repair: str = "criterion",
     ) -> None:
         torch.set_num_threads(1)
-        space = SECTIONS["space"] | {"criteria": list(criteria)}
+        space = SECTIONS["space"] | {"criteria": list(criteria), "repair": repair}
+        self._repair = repair
         self.cifar = Cifar(SECTIONS | {"space": space}, device=device)
         self.graph = self.cifar.graph
         self.dense_macs = macs(self.graph)
@@ -54,7 +59,8 @@ class Reference:
     def measure(self, candidate: Candidate) -> tuple[str, Measurement]:
         """Returns the key of the realised architecture, and its measurement."""
         aim = self.cifar.plan(candidate)
-        key, images = aim.key(), len(self.cifar.evaluator.bench.data.validation[:2000])
+        images = len(self.cifar.evaluator.bench.data.validation[:2000])
+        key = aim.key() if self._repair == "criterion" else f"{self._repair} {aim.key()}"
         if key not in self._known:
             self._known[key] = self.cifar.evaluator.score(aim)["accuracy"]
             if self._cache is not None:

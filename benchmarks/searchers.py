@@ -5,7 +5,7 @@ anew on 1,024 augmented training images, accuracy on 2,000 validation images, no
 evaluator. Hypervolume: area of (accuracy above 0.1, MACs ratio below 1).
 
     python -m benchmarks.searchers [--quick] [--json] [--only auto,random] [--seeds 3] [--evaluations 200]
-                                   [--criteria l1] [--cache FILE] [--plot FILE]
+                                   [--criteria l1] [--repair criterion] [--cache FILE] [--plot FILE]
 """
 
 import statistics
@@ -74,6 +74,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--evaluations", type=int, default=200)
     parser.add_argument("--criteria", default="l1", help="comma-separated criteria for our searchers")
+    parser.add_argument(
+        "--repair", choices=("moments", "criterion", "none"), default="criterion", help="after a cut, for all"
+    )
     parser.add_argument("--cache", type=Path, help="keeps measurements from run to run")
     parser.add_argument("--plot", type=Path, help="writes the curves as an image")
     given = parser.parse_args()
@@ -82,7 +85,7 @@ def main() -> None:
     seeds = given.seeds
     if given.quick:
         names, points, seeds = ["auto", "random"], [8], 1
-    reference = Reference(given.criteria.split(","), given.cache)
+    reference = Reference(given.criteria.split(","), given.cache, repair=given.repair)
     found: dict[str, list[dict[str, Any]]] = {}
     for name in names:
         for seed in range(1 if name.startswith(ONCE) else seeds):

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from prunefront.errors import RatioError
@@ -93,12 +93,7 @@ class Quantisation:
             raise RatioError(f"activation_bits must be in [1, 32], got {self.activation_bits}")
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "quantiser": self.quantiser,
-            "per_channel": self.per_channel,
-            "activations": self.activations,
-            "activation_bits": self.activation_bits,
-        }
+        return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Quantisation":

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from prunefront.choice import GroupChoice
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.allocators import SCORES, Terms, allocators
 from prunefront.pruners.criteria import criteria
+from prunefront.pruners.cut.refit import Refit
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.plan.cost import macs
@@ -54,14 +55,16 @@ def shrink(
     max_ratio: float = 0.9,
     loss: Loss = F.cross_entropy,
     seed: int = 0,
+    repaired: Literal["moments", "criterion", "none"] = "moments",
     **options: Any,
 ) -> PrunedNetwork:
     """Returns a copy of the network that keeps at most `kept_macs` of its MACs; the model itself stays as it is.
 
     batches: (inputs, labels) on the model's device. They serve to score units, to estimate batch norms again, and to
     train, each once an epoch, by SGD with Nesterov momentum 0.9 and a learning rate that falls as half a cosine.
-    options: options of the procedure. Groups that the criterion does not fit stay dense. Raises PrunefrontError if the
-    network cannot be traced, if the criterion fits no group, and if the MACs are out of reach.
+    repaired: what the weights that read cut groups are fitted by: moments of the batches, the criterion's own repair,
+    or nothing. options: options of the procedure. Groups that the criterion does not fit stay dense. Raises
+    PrunefrontError if the network cannot be traced, if the criterion fits no group, and if the MACs are out of reach.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
@@ -109,6 +112,7 @@ def shrink(
         calibration=batches,
         loss=loss,
         seed=seed,
+        repaired=Refit.of(model, graph, batches) if repaired == "moments" else repaired,
     )
     for _ in fit(
         run,

@@ -16,7 +16,7 @@ from prunefront.pipelines.artifacts.manifest import measure_file, read_manifest
 from prunefront.pipelines.artifacts.record import ArtifactRecord, Entries, read_record
 from prunefront.pipelines.config.sections import DataSection, ModelSection, TaskSection
 from prunefront.pipelines.data import Batch, Inputs, Parts, Samples, Splits
-from prunefront.pipelines.data import load as load_splits
+from prunefront.pipelines.data import open_data as load_splits
 from prunefront.pipelines.formats.example import feed, outputs_of
 from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
 from prunefront.pipelines.measure.quality import judged, quality, scored
@@ -255,10 +255,7 @@ def _run(onnx: bytes, samples: Samples, *, threads: int) -> Iterator[tuple[Any, 
     """Yields outputs as a task takes them, and the batch."""
     session = open_session(onnx, threads)
     for batch in samples.batches(256):
-        example = (
-            (*batch.inputs.args, dict(batch.inputs.kwargs)) if batch.inputs.kwargs else batch.inputs.args
-        )
-        yield _forward(session, example), batch, example
+        yield _forward(session, batch.inputs), batch
 
 
 def _forward(session: Any, inputs: Inputs) -> Any:

@@ -114,8 +114,8 @@ def pack(
                 f"{files[target]} and {source} would both be {target} in the job's folder; rename one of them"
             )
     _check_size(files)
-    data = {"data.train": study.data.train, "data.test": study.data.test}
-    there = {k: str(v) for k, v in (named | data).items() if v is not None and k not in own}
+    data = {f"data.{key}": ", ".join(map(str, study.data.places(key))) for key in ("train", "test")}
+    there = {k: str(v) for k, v in (named | data).items() if v and k not in own}
     return Package(study.name, place, _folder(study.folder), files, there)
 
 
@@ -130,8 +130,9 @@ def _folder(asked: Path) -> str:
 
 def _check_data(section: DataSection) -> None:
     for key in ("train", "test"):
-        path = getattr(section, key)
-        if path is not None and "://" not in str(path) and not Path(path).is_absolute():
+        for path in section.places(key):
+            if "://" in str(path) or Path(path).is_absolute():
+                continue
             raise PackageError(
                 f"data.{key} = {str(path)!r} lies beside the study, and data does not go along with a job: put it on "
                 f"storage that the cluster's head sees and give its absolute path, or give s3://bucket/{Path(path).name}"

@@ -6,6 +6,9 @@ from prunefront.pipelines.config.moved import under_new_keys
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.redaction import redact
 
+BEFORE = {"space.repair": "criterion"}
+"""Keys that are newer than some studies -> what these did without them."""
+
 KEPT_WHERE = frozenset({"folder", "artifacts.state"})
 """Keys that say where a study's state is, not what it searches."""
 
@@ -15,11 +18,24 @@ def differences(config: StudyConfig, kept: Mapping[str, object]) -> list[str]:
 
     [cluster] may differ, and where the study is kept: it may go on elsewhere.
     """
-    ours, theirs = _flat(redact(config.to_json())), _flat(under_new_keys(kept)[0])
+    ours, theirs = _flat(redact(config.to_json())), BEFORE | _flat(under_new_keys(kept)[0])
     return sorted(
         k
         for k in ours.keys() | theirs.keys()
         if not k.startswith("cluster.") and k not in KEPT_WHERE and ours.get(k) != theirs.get(k)
+    )
+
+
+def as_begun(config: StudyConfig, kept: Mapping[str, object]) -> StudyConfig:
+    """Returns the study with what an earlier run did where neither its file nor the one that was kept says so.
+
+    kept: configuration of the earlier run. A study goes on as it began, whatever became the default since.
+    """
+    space = kept.get("space")
+    if "repair" in config.space.model_fields_set or not isinstance(space, Mapping) or "repair" in space:
+        return config
+    return config.model_copy(
+        update={"space": config.space.model_copy(update={"repair": BEFORE["space.repair"]})}
     )
 
 

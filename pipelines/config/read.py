@@ -101,6 +101,8 @@ def _anchor(config: StudyConfig, base: Path) -> StudyConfig:
     """Returns the study with its relative paths below `base`."""
 
     def at(path: Any) -> Any:
+        if isinstance(path, tuple):
+            return tuple(map(at, path))
         return base / path if isinstance(path, Path) else path
 
     return config.model_copy(

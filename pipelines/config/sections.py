@@ -39,8 +39,21 @@ def _located(asked: object) -> Path | str:
     return asked
 
 
-Located = Annotated[Path | str, PlainValidator(_located), PlainSerializer(str, return_type=str)]
-"""A path, or s3://bucket/key as a str."""
+def _places(asked: object) -> Path | str | tuple[Path | str, ...]:
+    """Returns one place, or a tuple of them for a list."""
+    if not isinstance(asked, list | tuple):
+        return _located(asked)
+    if not asked:
+        raise ValueError("should be a path or s3://bucket/key, or a list of them")
+    return tuple(_located(one) for one in asked)
+
+
+def _plain(places: Path | str | tuple[Path | str, ...]) -> str | list[str]:
+    return [str(one) for one in places] if isinstance(places, tuple) else str(places)
+
+
+Places = Annotated[Path | str | tuple[Path | str, ...], PlainValidator(_places), PlainSerializer(_plain)]
+"""A path or s3://bucket/key as a str, either perhaps with wildcards; or a tuple of them."""
 
 
 class Section(BaseModel):
@@ -57,7 +70,10 @@ class ModelSection(Section):
     options: dict[str, Any] = {}
     """Keyword arguments of the factory."""
     weights: Path | None = None
-    """`.safetensors`, or a `.pt`/`.pth` state dict. Without it, the study trains the network first, as [dense] says."""
+    """`.safetensors`, or a `.pt`, `.pth`, `.ckpt` or `.bin` checkpoint that holds a state dict, under whatever key and
+    prefix. Without it, the study trains the network first, as [dense] says."""
+    weights_key: str | None = None
+    """State dict of `weights` to take if several fit, e.g. "ema", or "state_dict/student" for one behind a prefix."""
     license: str | None = None
     """Licence of the network, for the cards of networks made from it, e.g. "apache-2.0"."""
     initial: Path | None = None
@@ -77,10 +93,12 @@ class DataSection(Section):
     """Images and labels in three disjoint parts: train, validation (seen by the search), test (never seen by it)."""
 
     source: str = "digits"
-    """`digits`, `parquet`, `folder`, or `module:callable` that returns `prunefront.pipelines.data.Splits`."""
-    train: Located | None = None
-    """Training images: a parquet file, here or s3://bucket/key, or a folder with one folder for each class."""
-    test: Located | None = None
+    """`digits`, `parquet`, `folder`, `webdataset` (tar shards), or `module:callable` that returns
+    `prunefront.pipelines.data.Splits`."""
+    train: Places | None = None
+    """Training images: a folder with one folder for each class, or parquet or tar files: here or s3://bucket/key, one,
+    a list, or a pattern such as "data/train-*.parquet"."""
+    test: Places | None = None
     """Test images in the same form; no step of the search sees them."""
     endpoint_url: str | None = None
     """Address of an S3 server that is not AWS. Credentials come from the environment, as boto3 reads them."""
@@ -103,10 +121,50 @@ class DataSection(Section):
     padding: Annotated[int, Field(ge=0, le=64)] = 1
     """Width of the black border within which crops shift, in pixels."""
 
+    image: str | None = None
+    """Column of the images in parquet files. Default: `img` or `image`."""
+    label: str | None = None
+    """Column of the labels in parquet files, e.g. "fine_label". Default: `label`."""
+    classes: Annotated[tuple[int | str, ...], Field(min_length=2)] | None = None
+    """Labels, or names of class folders, in the order of the network's outputs, e.g. [1, 2, 3] where labels begin at 1.
+    Default: integers as they are, texts and folders by name."""
+    shuffle: bool | None = None
+    """Put parquet rows into a fixed random order before validation is set aside, as rows sorted by class need it."""
+    size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Height and width that images are brought to, in pixels: resized, then the centre cut out. Default: the size that
+    they all have."""
+    resize: Annotated[int, Field(ge=1, le=8192)] | None = None
+    """Length that the shorter side is resized to before `size` is cut out. Default: 8/7 of `size` (224: 256)."""
+
+    stream: bool | None = None
+    """Decode images while they are used, by processes of their own, in place of all at once. Default: where all of them
+    would take more than a quarter of the free memory (docs/data.md)."""
+    loaders: Annotated[int, Field(ge=0, le=256)] | None = None
+    """Number of processes that decode a stream for one worker; 0 = the worker itself. Default: 2,
+    or 1 where there is one core."""
+    cache_gb: Annotated[float, Field(ge=0)] | None = None
+    """Most disk space for decoded images of a stream, which all workers of a machine share, in GB; 0 = none. Default: a
+    tenth of what is free."""
+
+    def places(self, key: str) -> tuple[Path | str, ...]:
+        """Returns the places under `train` or `test`, as the study file names them."""
+        asked: Path | str | tuple[Path | str, ...] | None = getattr(self, key)
+        return () if asked is None else asked if isinstance(asked, tuple) else (asked,)
+
     @property
     def stored(self) -> bool:
         """True where images come from S3."""
-        return isinstance(self.train, str) or isinstance(self.test, str)
+        return any(isinstance(place, str) for key in ("train", "test") for place in self.places(key))
+
+    @model_validator(mode="after")
+    def _sides_that_go_together(self) -> Self:
+        if self.resize is not None and (self.size is None or self.resize < self.size):
+            raise ValueError(
+                f"resize = {self.resize} needs a `size` of at most as many pixels, got {self.size}"
+            )
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes must be different from each other")
+        return self
 
 
 class DenseSection(Section):
@@ -138,6 +196,9 @@ class SpaceSection(Section):
     """Modules that stay as they are."""
     calibration_images: Annotated[int, Field(ge=1)] = 1024
     """Number of training images for criteria that need data, and for batch-norm statistics after a cut."""
+    repair: Literal["moments", "criterion", "none"] = "moments"
+    """Fit of the weights that read what is cut. `moments`: least squares from moments of the calibration images, which
+    are gathered once per study. `criterion`: what the criterion's paper does, nothing for most of them."""
     granularities: Annotated[tuple[str, ...], Field(min_length=1)] = ("channel",)
     """Units that may go: `channel`, `block`, and those within single layers (`prunefront list granularities`)."""
     densities: Annotated[tuple[Ratio, ...], Field(min_length=1)] = (0.25, 0.5, 0.75)

@@ -1,5 +1,7 @@
 """Data sets: `load` returns three disjoint parts, `batches` turns a part into network input."""
 
+import logging
+
 from prunefront.pipelines.config.imported import call, import_callable
 from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data import digits, folder, parquet
@@ -7,9 +9,12 @@ from prunefront.pipelines.data.arrays import Arrays, SearchData, Splits
 from prunefront.pipelines.data.batches import batches
 from prunefront.pipelines.data.checks import check_splits, count_classes, transform_for
 from prunefront.pipelines.data.samples import Batch, DataSet, Inputs, Part, Parts, Samples
-from prunefront.pipelines.data.source import split_validation
+from prunefront.pipelines.data.source import FILE_KEYS, Loaded, Say, refuse_keys, split_validation
 from prunefront.pipelines.data.splits import DataError, Split, Transform
+from prunefront.pipelines.data.stream.opening import open_stream, wants_stream
 from prunefront.pipelines.data.tensors import Tensors
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "Arrays",
@@ -27,36 +32,59 @@ __all__ = [
     "Transform",
     "batches",
     "load",
+    "open_data",
     "sources",
 ]
 
 sources = {"digits": digits.load, "parquet": parquet.load, "folder": folder.load}
-"""Name -> built-in source, which takes the section `data` and returns (train, validation, test)."""
+"""Name -> built-in source, which takes the section `data` and where to say what it found, and returns `Loaded`."""
 
 
 SETTLED = {"mean", "std", "augment", "padding", "validation"}
 """Keys that a source settles which returns whole parts."""
 
 
-def load(section: DataSection) -> Splits | Parts:
+def open_data(section: DataSection, *, say: Say = log.warning) -> Splits | Parts:
+    """Returns the data set that a study file asks for: in memory as `load` does, or as a stream where it would not fit.
+
+    A `module:callable` source may return `Parts` of anything. Raises DataError for data that cannot be used.
+    """
+    return open_stream(section, say) if wants_stream(section) else _loaded(section, say)
+
+
+def load(section: DataSection, *, say: Say = log.warning) -> Splits:
     """Returns the data set that a study file asks for, checked. Raises DataError for data that cannot be used.
 
-    A `module:callable` source is called with `section.options`. It returns `Parts`, `Splits`, or a tuple of `Split`:
-    (train, validation, test), or (train, test), whose last training images become validation.
+    say: takes each line on how data were read that are not in their plain form.
+
+    A `module:callable` source is called with `section.options`. It returns `Splits`, or a tuple of `Split`: (train,
+    validation, test), or (train, test), whose last training images become validation.
     """
+    found = _loaded(section, say)
+    if not isinstance(found, Splits):
+        raise DataError(f"{section.source!r} returns Parts, and this needs all images in memory")
+    return found
+
+
+def _loaded(section: DataSection, say: Say) -> Splits | Parts:
+    if section.stream or section.source == "webdataset":
+        raise DataError(
+            f"data.source = {section.source!r} is read as a stream here, and this needs all images in memory; remove "
+            "data.stream, or give fewer images"
+        )
     if section.source in sources:
         if section.options:
             raise DataError(
                 f"data.options are for a module:callable source; {section.source!r} takes none, "
                 f"got {', '.join(section.options)}"
             )
-        train, validation, test = sources[section.source](section)
-        return _finish(train, validation, test, section)
+        return _finish(sources[section.source](section, say), section)
     if ":" not in section.source:
         raise DataError(
             f"data.source = {section.source!r} is unknown; "
-            f"possible: {', '.join(sources)}, or 'module:callable'"
+            f"possible: {', '.join(sources)}, webdataset, or 'module:callable'"
         )
+    refuse_keys(section, *FILE_KEYS)
     function = import_callable(section.source, key="data.source")
     return _accept(call(function, section.options, key="data.source", spec=section.source), section)
 
@@ -94,20 +122,20 @@ def _accept(returned: object, section: DataSection) -> Splits | Parts:
         and all(isinstance(part, Split) for part in returned)
     ):
         if len(returned) == 2:
-            return _finish(*split_validation(returned[0], section.validation), returned[1], section)
+            return _finish(Loaded(*split_validation(returned[0], section.validation), returned[1]), section)
         if section.validation is not None:
             raise DataError(f"{section.source!r} returns its own validation part; remove data.validation")
-        train, validation, test = returned
-        return _finish(train, validation, test, section)
+        return _finish(Loaded(*returned), section)
     raise DataError(
         f"{section.source!r} returned a {type(returned).__name__}; it must return prunefront.pipelines.data.Splits, "
         "Parts, or a tuple of prunefront.pipelines.data.Split: (train, validation, test) or (train, test)"
     )
 
 
-def _finish(train: Split, validation: Split, test: Split, section: DataSection) -> Splits:
-    train, test = train[: section.train_limit], test[: section.test_limit]
+def _finish(loaded: Loaded, section: DataSection) -> Splits:
+    train, test = loaded.train[: section.train_limit], loaded.test[: section.test_limit]
     transform = transform_for(
         train, mean=section.mean, std=section.std, augment=section.augment, padding=section.padding
     )
-    return check_splits(Splits(train, validation, test, transform, count_classes(train)))
+    classes = count_classes(train) if loaded.classes is None else loaded.classes
+    return check_splits(Splits(train, loaded.validation, test, transform, classes), empty=loaded.empty)

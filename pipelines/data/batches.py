@@ -28,7 +28,7 @@ def batches(
     """
     order = np.arange(len(split)) if shuffle is None else shuffle.permutation(len(split))
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    for start, end in _bounds(len(split), batch_size, smallest):
+    for start, end in bounds(len(split), batch_size, smallest):
         rows: np.ndarray | slice = slice(start, end) if shuffle is None else order[start:end]
         images = normalise(split.images[rows], transform, device)
         if augment is not None:
@@ -78,7 +78,7 @@ def _on_black(images: Tensor, transform: Transform) -> Tensor:
     return padded
 
 
-def _bounds(count: int, batch_size: int, smallest: int) -> list[tuple[int, int]]:
+def bounds(count: int, batch_size: int, smallest: int) -> list[tuple[int, int]]:
     """Returns (start, end) of each batch, see `batches`."""
     starts = list(range(0, count, batch_size))
     if len(starts) > 1 and count - starts[-1] < smallest:

@@ -45,7 +45,7 @@ def local_copy(uri: str, endpoint_url: str | None, *, key: str) -> Path:
         }
         identity = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
         copy = cache_folder() / f"{identity}{Path(name).suffix}"
-        with _locked(copy.with_suffix(".lock")):
+        with locked(copy.with_suffix(".lock")):
             if _is_whole(copy, described):
                 return copy
             if _download(store, name, copy, described, key):
@@ -64,7 +64,7 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def _locked(lock: Path) -> Iterator[None]:
+def locked(lock: Path) -> Iterator[None]:
     """Holds a lock within, which one process of this machine has at a time. The kernel frees it, however it ends."""
     try:
         lock.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prunefront.pipelines.data.arrays import Splits
 from prunefront.pipelines.data.splits import Augment, DataError, Split, Transform
@@ -16,8 +17,11 @@ and stay usable, with a warning in the log. A larger share means that the same i
 log = logging.getLogger(__name__)
 
 
-def check_splits(splits: Splits) -> Splits:
-    """Returns the splits. Raises DataError, in one line, for the first fault that it finds."""
+def check_splits(splits: Splits, *, empty: frozenset[int] = frozenset()) -> Splits:
+    """Returns the splits. Raises DataError, in one line, for the first fault that it finds.
+
+    empty: classes that have no training image, as their source has said.
+    """
     parts = {"training": splits.train, "validation": splits.validation, "test": splits.test}
     for name, part in parts.items():
         if len(part) == 0:
@@ -43,7 +47,8 @@ def check_splits(splits: Splits) -> Splits:
             f"mean and std have {len(splits.transform.mean)} values, the images have {channels} channels; "
             "give one value per channel, or leave both out"
         )
-    _check_labels(parts, splits.classes)
+    check_order(splits.train.labels, splits.validation.labels)
+    check_labels({name: part.labels for name, part in parts.items()}, splits.classes, empty)
     _check_leaks(splits)
     return splits
 
@@ -90,8 +95,20 @@ def _digests(split: Split) -> list[bytes]:
     return [blake2b(np.ascontiguousarray(image).data, digest_size=12).digest() for image in split.images]
 
 
-def _check_labels(parts: dict[str, Split], classes: int) -> None:
-    train = parts["training"].labels
+def check_order(train: NDArray[np.int64], validation: NDArray[np.int64]) -> None:
+    """Raises DataError where validation was cut from rows that are sorted by class, and so lacks most classes."""
+    labels = np.concatenate([train, validation])
+    held, all_ = len(np.unique(validation)), len(np.unique(labels))
+    if all_ > 1 and held < all_ and len(labels) > all_ and np.all(np.diff(labels) >= 0):
+        raise DataError(
+            f"the training rows are sorted by class, and the last {len(validation)}, set aside for validation, "
+            f"hold {held} of {all_} classes; shuffle the rows (source = 'parquet': data.shuffle = true)"
+        )
+
+
+def check_labels(parts: dict[str, NDArray[np.int64]], classes: int, empty: frozenset[int]) -> None:
+    """Raises DataError unless labels of the training, validation and test part are 0..classes-1. empty: see above."""
+    train = parts["training"]
     if train.min() < 0:
         raise DataError(f"labels must be integers 0..k-1, but one training label is {train.min()}")
     if train.min() == train.max():
@@ -107,14 +124,19 @@ def _check_labels(parts: dict[str, Split], classes: int) -> None:
         raise DataError(
             f"the highest training label is {train.max()}, which needs more than {classes} classes"
         )
-    absent = np.setdiff1d(np.arange(classes), train)
+    if train.min() == 1 and 0 not in empty and classes == len(np.unique(train)) + 1:
+        raise DataError(
+            f"labels run from 1 to {train.max()} and must begin at 0; renumber them, or (source = 'parquet') set "
+            "data.classes to all labels in order: [1, 2, …]"
+        )
+    absent = np.setdiff1d(np.arange(classes), [*np.unique(train), *empty])
     if len(absent):
         raise DataError(
             f"labels must be 0..{classes - 1} without a gap, but no training image has label {absent[0]}; "
             "number the classes from 0, raise data.train_limit, or shuffle rows that are sorted by class"
         )
-    for name, part in parts.items():
-        strange = part.labels[(part.labels < 0) | (part.labels >= classes)]
+    for name, labels in parts.items():
+        strange = labels[(labels < 0) | (labels >= classes)]
         if len(strange):
             raise DataError(f"one {name} label is {strange[0]}; the training labels are 0..{classes - 1}")
 

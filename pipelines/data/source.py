@@ -1,13 +1,38 @@
-"""Parts that a data source returns, its files, and the split of training images into train and validation."""
+"""What a data source returns, the files that it reads, and the split of training images into train and validation."""
 
+import fnmatch
+import glob
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data.cache import local_copy
 from prunefront.pipelines.data.splits import DataError, Split
 
-Parts = tuple[Split, Split, Split]
-"""Training, validation and test part."""
+Say = Callable[[str], object]
+"""Takes a line for the person who runs the study."""
+
+WILDCARDS = "*?["
+"""Characters that make a place a pattern, unless a file has that very name."""
+
+
+FILE_KEYS = ("image", "label", "classes", "shuffle", "size", "resize", "stream", "loaders", "cache_gb")
+"""Keys that say how files are read: only `folder` and `parquet` know them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """The three parts of a data set. classes: their number where the source knows it; None = by the training labels.
+
+    empty: classes that the source knows and that have no training image at all.
+    """
+
+    train: Split
+    validation: Split
+    test: Split
+    classes: int | None = None
+    empty: frozenset[int] = frozenset()
 
 
 def validation_count(rows: int, wanted: int | None) -> int:
@@ -30,25 +55,84 @@ def split_validation(rest: Split, wanted: int | None) -> tuple[Split, Split]:
     return rest[: len(rest) - count], rest[len(rest) - count :]
 
 
-def path_of(section: DataSection, key: str, kind: str) -> Path:
-    """Returns the path under data.`key`; for an object in S3, the path of its copy on this machine.
+def refuse_keys(section: DataSection, *keys: str) -> None:
+    """Raises DataError for the first of the keys that is set, and that this source would ignore."""
+    for key in keys:
+        if getattr(section, key) is not None:
+            raise DataError(f"data.{key} means nothing to data.source = {section.source!r}; remove it")
 
-    kind: "file" or "folder". Raises DataError unless the path exists and is of that kind.
+
+def folder_of(section: DataSection, key: str) -> Path:
+    """Returns the folder under data.`key`. Raises DataError unless it is one folder, on this machine."""
+    places = _asked(section, key, "folder")
+    if len(places) > 1:
+        raise DataError(
+            f"data.{key} names {len(places)} places; data.source = {section.source!r} reads one folder"
+        )
+    (place,) = places
+    if isinstance(place, str):
+        raise DataError(
+            f"data.{key} = {place!r}: data.source = {section.source!r} reads a folder; images in S3 come as parquet "
+            "files, source = 'parquet'"
+        )
+    if not place.exists():
+        raise DataError(f"data.{key}: there is no folder {place}")
+    if not place.is_dir():
+        raise DataError(f"data.{key}: {place} is not a folder, which data.source = {section.source!r} needs")
+    return place
+
+
+def files_of(section: DataSection, key: str) -> list[tuple[Path, str]]:
+    """Returns (file, its name in errors) of each file under data.`key`, patterns resolved, in the order of their names.
+
+    An object in S3 is copied to this machine. Raises DataError for a place that is no file, and a pattern without one.
     """
-    given: Path | str | None = getattr(section, key)
-    if given is None:
+    found: list[tuple[Path, str]] = []
+    for place in _asked(section, key, "file"):
+        if isinstance(place, str):
+            found += [
+                (local_copy(uri, section.endpoint_url, key=f"data.{key}"), uri)
+                for uri in _objects(place, section.endpoint_url, key)
+            ]
+            continue
+        if not place.exists() and any(c in str(place) for c in WILDCARDS):
+            matching = sorted(glob.glob(str(place), recursive=True))
+            if not matching:
+                raise DataError(f"data.{key}: no file matches {place}")
+        elif not place.exists():
+            raise DataError(f"data.{key}: there is no file {place}")
+        else:
+            matching = [str(place)]
+        for name in matching:
+            if not Path(name).is_file():
+                raise DataError(
+                    f"data.{key}: {name} is not a file, which data.source = {section.source!r} needs"
+                )
+            found.append((Path(name), name))
+    return found
+
+
+def _asked(section: DataSection, key: str, kind: str) -> tuple[Path | str, ...]:
+    places = section.places(key)
+    if not places:
         raise DataError(
             f"data.source = {section.source!r} needs data.{key}, the {kind} with the {key} images"
         )
-    if isinstance(given, str):
-        if kind != "file":
-            raise DataError(
-                f"data.{key} = {given!r}: data.source = {section.source!r} reads a {kind}; images in S3 come as a "
-                "parquet file, source = 'parquet'"
-            )
-        return local_copy(given, section.endpoint_url, key=f"data.{key}")
-    if not given.exists():
-        raise DataError(f"data.{key}: there is no {kind} {given}")
-    if given.is_dir() != (kind == "folder"):
-        raise DataError(f"data.{key}: {given} is not a {kind}, which data.source = {section.source!r} needs")
-    return given
+    return places
+
+
+def _objects(place: str, endpoint_url: str | None, key: str) -> list[str]:
+    """Returns the addresses of the objects that an address stands for, which may be a pattern."""
+    first = min((place.find(c) for c in WILDCARDS if c in place), default=-1)
+    if first < 0:
+        return [place]
+    # here, not above: most studies have their data at hand
+    from prunefront.pipelines.stores.s3 import S3Store
+
+    prefix = place[:first].rpartition("/")[0]
+    store = S3Store(prefix, endpoint_url=endpoint_url, setting=f"data.{key}")
+    uris = sorted(f"{prefix}/{found.key}" for found in store.list(place[len(prefix) + 1 : first]))
+    matching = [uri for uri in uris if fnmatch.fnmatchcase(uri, place)]
+    if not matching:
+        raise DataError(f"data.{key}: no object matches {place}; {len(uris)} begin like it")
+    return matching

@@ -1,5 +1,7 @@
 """Reads and writes the trained weights of a module, and never runs code that a file may hold."""
 
+import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,42 +11,91 @@ from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
+from prunefront.pipelines.formats.state_dicts import (
+    ROOT,
+    Reading,
+    StateDict,
+    few,
+    readings,
+    said,
+    state_dicts,
+)
 
-WRAPPERS = ("module.", "_orig_mod.")
-"""Prefixes that DataParallel and torch.compile put before every name."""
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+"""Suffixes of files that `torch.save` wrote."""
+
+_CLASS = re.compile(r"nsupported (?:global: )?GLOBAL (\w+(?:\.\w+)+)")
+"""Part of torch's refusal that names what it would have to import."""
 
 
 class WeightsError(PrunefrontError):
     """A file of weights cannot be read, or does not fit the network."""
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, *, key: str | None = None, setting: str = "") -> str:
     """Copies the weights in a file into the model: every tensor, names and shapes must agree.
 
-    path: `.safetensors`, or `.pt`/`.pth` with a state dict or {"state_dict": ...}. Batch norm's batch counters may be
-    absent (older files). Raises WeightsError, and leaves the model as it was, for a file that does not fit, holds NaN
-    or infinity, or holds other things than tensors.
+    path: `.safetensors`, or what `torch.save` wrote: a state dict, or a checkpoint that holds one under any key. A
+    prefix before its names (`module.`, `_orig_mod.`, `model.` …) is removed; float types are converted. Batch norm's
+    batch counters may be absent (older files). key: which state dict, where several fit; setting: key of the study
+    file that says so, for the error. Returns in one line what was found and removed, "" for a plain state dict. Raises
+    WeightsError, and leaves the model as it was, for a file that does not fit, holds NaN or infinity, or no tensors.
     """
-    state = _unwrapped(read_tensors(path))
     wanted = model.state_dict()
-    absent = [n for n in wanted if n not in state and not n.endswith("num_batches_tracked")]
-    extra = [n for n in state if n not in wanted]
-    if absent or extra:
-        parts = [f"lacks {_few(absent)}"] * bool(absent) + [f"has {_few(extra)}, unknown here"] * bool(extra)
-        raise WeightsError(
-            f"{path} does not fit the network: it {' and '.join(parts)}; "
-            f"the network expects {len(wanted)} tensors: {_few(list(wanted))}"
-        )
-    for name, tensor in state.items():
-        if tensor.shape != wanted[name].shape:
-            raise WeightsError(
-                f"{path} does not fit the network: {name} is {tuple(tensor.shape)}, the network expects "
-                f"{tuple(wanted[name].shape)}; check model.options and the number of classes"
-            )
-        if not torch.isfinite(tensor).all():
+    found = read_state_dicts(path)
+    reading = _chosen(found, wanted, path, key, setting)
+    state = {}
+    for name, tensor in reading.tensors.items():
+        state[name] = tensor.to(wanted[name].dtype)
+        if not torch.isfinite(state[name]).all():
             raise WeightsError(f"{path}: {name} holds NaN or infinite values")
     # names are checked above; only batch counters may be absent
     model.load_state_dict(state, strict=False)
+    how = said(reading, wanted)
+    return f"{path.name}: {how}" if how else ""
+
+
+def _chosen(
+    found: list[StateDict], wanted: Mapping[str, Tensor], path: Path, key: str | None, setting: str
+) -> Reading:
+    """Returns the one reading of a file that fits the network. Raises WeightsError for none and for several."""
+    possible = [reading for one in found for reading in readings(one, wanted)]
+    if key is not None:
+        asked = [r for r in possible if key == r.label] or [r for r in possible if key == r.place]
+        if not asked:
+            there = list(dict.fromkeys(r.label for r in possible))
+            raise WeightsError(f"{path} holds no state dict under {key!r}; it has: {few(there)}")
+        possible = asked
+    fitting = [reading for reading in possible if reading.fits]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        labels = [reading.label for reading in fitting]
+        choose = (
+            f"{setting} = {labels[0]!r} takes the first" if setting else "save the one that is meant alone"
+        )
+        raise WeightsError(
+            f"{path} holds {len(labels)} state dicts that fit the network: {', '.join(labels)}; {choose}"
+        )
+    raise _misfit(max(possible, key=lambda r: len(r.tensors.keys() & wanted.keys())), wanted, path)
+
+
+def _misfit(reading: Reading, wanted: Mapping[str, Tensor], path: Path) -> WeightsError:
+    """Returns the error for a file none of whose state dicts fits; reading: the nearest one."""
+    under = "" if reading.place == ROOT else f" (under {reading.place!r})"
+    if not (reading.absent or reading.extra):
+        rest = len(reading.unlike) - 1
+        more = f", and {rest} more tensors differ" if rest else ""
+        return WeightsError(
+            f"{path}{under} does not fit the network: {reading.unlike[0]}{more}; check model.options and the number of "
+            "classes"
+        )
+    parts = [f"lacks {few(reading.absent)}"] * bool(reading.absent)
+    parts += [f"has {few(reading.extra)}, unknown here"] * bool(reading.extra)
+    return WeightsError(
+        f"{path}{under} does not fit the network: it {' and '.join(parts)}; "
+        f"the network expects {len(wanted)} tensors: {few(list(wanted))}"
+    )
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -70,45 +121,39 @@ def _apart(model: nn.Module) -> dict[str, Tensor]:
     return {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Returns name -> tensor of a weights file, on the CPU. Raises WeightsError for an absent or another file."""
+def read_state_dicts(path: Path) -> list[StateDict]:
+    """Returns the state dicts in a weights file, on the CPU, at least one.
+
+    Raises WeightsError for an absent file, and for one that cannot be read or holds none.
+    """
     if not path.is_file():
         raise WeightsError(f"there is no weights file {path}")
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            content: object = load_file(path)
         except (SafetensorError, OSError, ValueError, KeyError) as error:  # KeyError: as in `unpack_weights`
             raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
-    if path.suffix in (".pt", ".pth"):
-        return _read_torch(path)
-    raise WeightsError(f"weights must be .safetensors, .pt or .pth, got {path.name}")
-
-
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch lets through all errors of its unpickler, struct.error and so on
+    elif path.suffix in TORCH_SUFFIXES:
+        content = _read_torch(path)
+    else:
+        raise WeightsError(f"weights must be .safetensors, {', '.join(TORCH_SUFFIXES)}; got {path.name}")
+    found = state_dicts(content)
+    if not found:
         raise WeightsError(
-            f"{path} is not a plain state dict, and reading anything else could run code; "
+            f"{path} holds no state dict: it must be name -> tensor, or a checkpoint with that under a key"
+        )
+    return found
+
+
+def _read_torch(path: Path) -> object:
+    try:
+        # checkpoints often hold the arguments of the program that wrote them; a Namespace only holds values
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch lets through all errors of its unpickler, struct.error and so on
+        named = _CLASS.search(str(error))
+        holds = f" (it holds a {named[1]})" if named else ""
+        raise WeightsError(
+            f"{path} is not a plain state dict{holds}, and reading anything else could run code; "
             "write it again where it was made: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
         ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not all(isinstance(t, Tensor) for t in content.values()):
-        raise WeightsError(
-            f"{path} holds no state dict: it must be name -> tensor, or {{'state_dict': that}}"
-        )
-    return dict(content)
-
-
-def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the state dict without the prefixes that wrappers put before every name."""
-    for wrapper in WRAPPERS:
-        if state and all(name.startswith(wrapper) for name in state):
-            state = {name.removeprefix(wrapper): tensor for name, tensor in state.items()}
-    return state
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

@@ -10,14 +10,14 @@ from rich.text import Text
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import DataSection, GoalSection, TaskSection
-from prunefront.pipelines.data import load
-from prunefront.pipelines.formats.weights import load_weights
+from prunefront.pipelines.data import open_data
 from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.checks import NamingSections, check_names, check_per_group
 from prunefront.pipelines.prepare.feasibility import Infeasible, check_bounds, exact_values, least
 from prunefront.pipelines.prepare.misfits import misfits
-from prunefront.pipelines.prepare.network import classes_of, example_input, trace_model
+from prunefront.pipelines.prepare.network import classes_of, example_input, load_given, trace_model
 from prunefront.pipelines.prepare.problem import offered, widest_space
+from prunefront.pipelines.prepare.repairs import rough
 from prunefront.pipelines.tasks import make_task
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.granularities import layer_granularities
@@ -27,6 +27,13 @@ from prunefront.pruners.plan.cost import cost
 from prunefront.pruners.plan.decide import keep_counts
 from prunefront.pruners.scoring import why_not
 from prunefront.search.outcomes.constraints import EXACT, ConstraintError
+
+REPAIRS = {
+    "moments": "weights that read what is cut are fitted again, from moments of the calibration images",
+    "criterion": "weights that read what is cut are fitted again where the criterion says so",
+    "none": "weights stay as they are",
+}
+"""Lines on what follows a cut, by space.repair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +54,15 @@ class Inspection:
     graph: ChannelGraph
     infeasible: str | None = None
     """Why no network of the space meets the study's bounds on exact costs."""
+    notes: tuple[str, ...] = ()
+    """Lines on how data and weights were read, where they are not in their plain form."""
 
     def to_json(self) -> dict[str, Any]:
-        """misfits (lines on what the study asks for and its network cannot have), groups (name, units, members, keeps,
-        criteria, left_out), frozen (name, channels, reason), stacks (name, blocks), unstacked, layers (name, shape,
-        macs, keeps, bits, left_out), unlayered, macs, params, size_bytes, constraints (bound, limit, smallest),
-        infeasible.
+        """notes (lines on how data and weights were read), misfits (lines on what the study asks for and its network
+        cannot have), groups (name, units, members, keeps, criteria, left_out), frozen (name, channels, reason), stacks
+        (name, blocks), unstacked, layers (name, shape, macs, keeps, bits, left_out), unlayered, macs, params,
+        size_bytes, constraints (bound, limit, smallest), infeasible, repair (what weights are fitted by after a cut),
+        roughly_repaired (lines on too wide ones).
 
         left_out: criterion -> why it does not fit the group, or granularity -> why the layer cannot take it. unstacked,
         unlayered: path or name -> why it is left alone. limit: null where it is known after training alone. smallest:
@@ -62,6 +72,7 @@ class Inspection:
         price = cost(self.graph)
         space = self.study.space
         return {
+            "notes": list(self.notes),
             "misfits": self._misfits(),
             "groups": [
                 {
@@ -86,6 +97,8 @@ class Inspection:
             "size_bytes": price.size_bytes,
             "constraints": self._constraints(),
             "infeasible": self.infeasible,
+            "repair": space.repair,
+            "roughly_repaired": list(rough(self.graph)) if space.repair == "moments" else [],
         }
 
     def _constraints(self) -> list[dict[str, Any]]:
@@ -165,11 +178,12 @@ def inspect(study: InspectedSections) -> Inspection:
     met: `infeasible` has them.
     """
     check_names(study)
-    splits = load(study.data)
+    notes: list[str] = []
+    splits = open_data(study.data, say=notes.append)
     classes = classes_of(study.model, make_task(study.task), splits)
     model = build(study.model, classes=classes, input_shape=splits.input_shape, seed=study.seed)
-    if study.model.weights is not None:
-        load_weights(model, study.model.weights)
+    if found := load_given(model, study.model):
+        notes.append(found)
     graph = trace_model(
         model, study.model.factory, study.space, study.quantisation, example_input(model, splits, 2)
     )
@@ -181,7 +195,7 @@ def inspect(study: InspectedSections) -> Inspection:
             check_bounds(graph, space, study.space, study.quantisation, study.goal.constraints)
         except (Infeasible, ConstraintError) as error:
             infeasible = str(error)
-    return Inspection(study, graph, infeasible)
+    return Inspection(study, graph, infeasible, tuple(notes))
 
 
 def print_inspection(found: Inspection, console: Console) -> None:
@@ -192,7 +206,10 @@ def print_inspection(found: Inspection, console: Console) -> None:
         f"{data['size_bytes']:,} bytes",
         highlight=False,
     )
-    for line in data["misfits"]:
+    for line in (*data["notes"], *data["misfits"]):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    console.print(f"after a cut: {REPAIRS[data['repair']]}", highlight=False, soft_wrap=True)
+    for line in data["roughly_repaired"]:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     if data["constraints"]:
         table = Table("bound", "that is", "networks go down to", box=None, padding=(0, 2, 0, 0))

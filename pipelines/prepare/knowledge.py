@@ -2,22 +2,33 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import save
 
+from prunefront.atomic import write_whole
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import SpaceSection
 from prunefront.pipelines.journal.layout import PREPARED
 from prunefront.pipelines.prepare.network import Network, Say
 from prunefront.pipelines.prepare.problem import within
-from prunefront.pipelines.prepare.read_prepared import read_facts, read_graph, read_scores, save_nested
+from prunefront.pipelines.prepare.read_prepared import (
+    MOMENTS,
+    read_facts,
+    read_graph,
+    read_moments,
+    read_scores,
+    save_nested,
+)
+from prunefront.pipelines.prepare.repairs import unfitted
 from prunefront.pipelines.workers.calibration import calibration_batches
 from prunefront.pruners.allocators import SCORES, allocators
 from prunefront.pruners.criteria import criteria
+from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.granularities.block import stack_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.pruning_plan import Scores
@@ -28,10 +39,14 @@ from prunefront.pruners.statistics import images as count_images
 
 @dataclass(frozen=True, slots=True)
 class Knowledge:
-    """Scores of the dense network's units. facts: field -> group -> array, as allocators read them."""
+    """Scores of the dense network's units. facts: field -> group -> array, as allocators read them.
+
+    moments: of the inputs of its weights, for `pruners.cut.refit`; None where the study's repair does not take any.
+    """
 
     scores: Scores
     facts: Mapping[str, Mapping[str, NDArray[np.float64]]]
+    moments: Mapping[str, NDArray[np.float64]] | None = None
 
 
 Gather = Callable[[ChannelGraph, Sequence[Batch], Set[str]], Statistics]
@@ -48,21 +63,28 @@ def know(
     asked: Sequence[str],
     seed: int,
 ) -> Knowledge:
-    """Returns scores and facts from one pass over calibration images, or those of an earlier run.
+    """Returns scores, facts and moments from one pass over calibration images, or those of an earlier run.
 
     study: its folder. asked: allocators that facts are for. seed: the study's, which draws the images.
     """
     folder = study / PREPARED
     kept, facts = folder / "scores.safetensors", folder / "facts.safetensors"
+    moments = _moment_needs(section)
     if kept.exists():
-        return Knowledge(read_scores(folder, network.graph), read_facts(folder, network.graph))
+        found = Knowledge(read_scores(folder, network.graph), read_facts(folder, network.graph))
+        if not moments:
+            return found
+        if not (folder / MOMENTS).exists():  # they stay on the machine that gathered them
+            images = calibration(section.calibration_images, network.splits.for_search(), seed)
+            _save_moments(gather(network.graph, images, moments), folder)
+        return replace(found, moments=read_moments(folder, network.graph))
     names = dict.fromkeys((*section.criteria, *chain.from_iterable(section.per_group.values())))
     wanted = frozenset(chain.from_iterable(allocators[a].needs for a in asked)) - {SCORES}
     if section.bound == "redundancy":
         wanted |= {"gradient_gram"}
     if not network.task.labels:
         _check_needs_no_labels(names, asked)
-    needs = needs_of(names) | wanted
+    needs = needs_of(names) | wanted | moments
     statistics = Statistics()
     if any(gathered_by(need) for need in needs):
         started = time.perf_counter()
@@ -78,10 +100,31 @@ def know(
     for name, groups in scores.items():
         if not groups:
             say(f"criterion {name!r} fits no channel group; `prunefront inspect` says why")
-    found = {f: {g: t.numpy() for g, t in statistics.values.get(f, {}).items()} for f in sorted(wanted)}
-    save_nested(found, facts)
-    save_nested(scores, kept)  # last: its presence says that both are whole
-    return Knowledge(scores, found)
+    measured = {f: {g: t.numpy() for g, t in statistics.values.get(f, {}).items()} for f in sorted(wanted)}
+    save_nested(measured, facts)
+    held = None
+    if moments:
+        held = _save_moments(statistics, folder)
+        for line in unfitted(network.graph, frozenset(held)):
+            say(line)
+    save_nested(scores, kept)  # last: its presence says that all are whole
+    return Knowledge(scores, measured, held)
+
+
+def _moment_needs(section: SpaceSection) -> frozenset[str]:
+    """Returns the fields of moments that the study's repair takes."""
+    if section.repair != "moments":
+        return frozenset()
+    within_layers = any(name in layer_granularities for name in section.granularities)
+    return frozenset({"moments", "layer_moments"} if within_layers else {"moments"})
+
+
+def _save_moments(statistics: Statistics, folder: Path) -> dict[str, NDArray[np.float64]]:
+    """Writes the moments, and returns them: weight -> [conv groups, columns, columns]."""
+    fields = [statistics.values.get(name, {}) for name in ("moments", "layer_moments")]
+    held = {name: tensor.numpy() for field in fields for name, tensor in field.items()}
+    write_whole(folder / MOMENTS, lambda file: file.write(save(held)))
+    return held
 
 
 OF_LABELS = ("selection",)

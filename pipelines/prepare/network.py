@@ -22,8 +22,7 @@ from prunefront.pipelines.config.sections import (
     TaskSection,
     TrainingSection,
 )
-from prunefront.pipelines.data import DataSet, Part, Parts, Splits
-from prunefront.pipelines.data import load as load_data
+from prunefront.pipelines.data import DataSet, Part, Parts, Splits, open_data
 from prunefront.pipelines.data.samples import example_of, positional
 from prunefront.pipelines.formats.weights import load_weights, save_weights
 from prunefront.pipelines.journal.journal import altered_file_error, write_json
@@ -117,7 +116,7 @@ def dense_network(study: NetworkSections, say: Say) -> Network:
     task = make_task(study.task)
     check_metrics(study.goal.constraints, task.metrics)
     objectives(study.goal, task.quality)
-    splits = load_data(study.data)
+    splits = open_data(study.data, say=say)
     say(_said(splits))
     classes = classes_of(study.model, task, splits)
     model = build(study.model, classes=classes, input_shape=splits.input_shape, seed=study.seed)
@@ -140,9 +139,11 @@ def dense_network(study: NetworkSections, say: Say) -> Network:
     folder.mkdir(parents=True, exist_ok=True)
     if study.model.weights is not None:
         if study.model.initial is not None:
-            load_weights(model, study.model.initial)
+            if found := load_weights(model, study.model.initial):
+                say(found)
             save_weights(model, before)
-        load_weights(model, study.model.weights)
+        if found := load_given(model, study.model):
+            say(found)
         graph = traced()
     else:
         save_weights(model, before)
@@ -161,6 +162,13 @@ def dense_network(study: NetworkSections, say: Say) -> Network:
     write_json(folder / "data.json", fingerprint(splits))
     write_json(folder / "graph.json", asdict(graph))  # last: its presence says that the rest is whole
     return Network(splits, model.eval(), graph, _initial(copy.deepcopy(model), before), task, classes)
+
+
+def load_given(model: nn.Module, section: ModelSection) -> str:
+    """Loads the trained weights that a study file names; returns what was found in the file, "" for plain weights."""
+    if section.weights is None:
+        return ""
+    return load_weights(model, section.weights, key=section.weights_key, setting="model.weights_key")
 
 
 def _initial(model: nn.Module, path: Path) -> Mapping[str, NDArray[np.generic]] | None:

@@ -14,9 +14,14 @@ from prunefront.atomic import write_whole
 from prunefront.pipelines.journal.journal import altered_file_error, read_record
 from prunefront.pruners.graph.channel_graph import ChannelGraph, check_consistent
 from prunefront.pruners.graph.single_cuts import RATIOS
+from prunefront.pruners.statistics.moments import axes
+from prunefront.pruners.units.readers import Reader
 
 Nested = dict[str, dict[str, NDArray[np.float64]]]
 """name -> group -> array."""
+
+MOMENTS = "moments.safetensors"
+"""Name of the file of moments. It stays on its machine: others gather them anew, which costs less than to send them."""
 
 FACTS: Mapping[str, Callable[[int], tuple[int, ...]]] = {
     "gradient_gram": lambda units: (units, units),
@@ -62,6 +67,24 @@ def read_scores(folder: Path, graph: ChannelGraph) -> Nested:
 def read_facts(folder: Path, graph: ChannelGraph) -> Nested:
     """Reads field -> group -> array, for allocators. Raises as `read_scores`."""
     return _fitting(folder / "facts.safetensors", graph, FACTS.get)
+
+
+def read_moments(folder: Path, graph: ChannelGraph) -> dict[str, NDArray[np.float64]]:
+    """Reads weight -> moments of its inputs, as the statistic gathers them. Raises as `read_scores`."""
+    path = folder / MOMENTS
+    try:
+        arrays = load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise altered_file_error(path, str(error)) from None
+    known = axes(graph)
+    for name, values in arrays.items():
+        fits = name in known and values.ndim == 3 and values.dtype == np.float64
+        if fits:
+            reader = Reader(graph.shapes[name], known[name], len(values))
+            fits = values.shape[1:] in {(n, n) for n in (reader.columns, reader.inputs)}
+        if not fits or not np.isfinite(values).all():
+            raise altered_file_error(path, f"{name!r:.60} holds no moments of a weight of this network")
+    return arrays
 
 
 def read_digests(folder: Path) -> Mapping[str, str]:

@@ -84,11 +84,13 @@ def make_bench(study: BenchSections, network: Network, say: Say = lambda line: N
                 },
                 "task": study.task.model_dump(mode="json"),
                 "data": study.data.model_dump(mode="json"),
+                "repair": study.space.repair,
             }
         ),
         device=device,
         train_images=study.scoring.train_images,
         task=study.task,
+        repair=study.space.repair,
     )
 
 

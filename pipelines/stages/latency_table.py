@@ -23,7 +23,7 @@ from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.connect import check_address, connect
 from prunefront.pipelines.config.sections import ClusterSection, DataSection, MeasureSection, SpaceSection
-from prunefront.pipelines.data import load as load_data
+from prunefront.pipelines.data import open_data
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.formats.onnx_cut import cut, same_as_exported
 from prunefront.pipelines.formats.onnx_export import export
@@ -306,7 +306,7 @@ def subject(study: TableSections) -> Subject:
     Raises PrunefrontError for all that would stop a search before its first candidate.
     """
     check_names(study)
-    splits = load_data(study.data)
+    splits = open_data(study.data)
     shape = image_shape(splits.input_shape)
     model = build(study.model, classes=splits.classes, input_shape=shape, seed=study.seed)
     graph = trace_model(

@@ -55,6 +55,9 @@ LONGEST_ORIGIN = 200
 SCORED_BY = ("validation_limit", "train_images")
 """Keys of [scoring] that a score depends on."""
 
+LATER_KEYS = ("image", "label", "classes", "shuffle", "size", "resize", "stream", "loaders", "cache_gb")
+"""Keys of [data] that came later: unset, they are in no digest, so that what earlier versions scored still counts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Signature:
@@ -111,9 +114,10 @@ def conditions(study: ScoreSections, data: Mapping[str, str], precision: str) ->
     """Digest of everything but the network that the score of an architecture depends on. data: digests of the images by
     part; the test images are in no score. precision: that networks are run in, as `auto` came out here."""
     space, section = study.space, study.data.model_dump(mode="json")
+    later = {name for name in LATER_KEYS if section[name] is None}
     said = {
         "images": {name: digest for name, digest in data.items() if name != "test"},
-        "data": {k: v for k, v in section.items() if k not in ("train", "test")},
+        "data": {k: v for k, v in section.items() if k not in ("train", "test") and k not in later},
         "search": {
             name: getattr(study.scoring, name) for name in SCORED_BY
         },  # as digests of earlier versions have it
@@ -122,6 +126,7 @@ def conditions(study: ScoreSections, data: Mapping[str, str], precision: str) ->
         "seed": study.seed,
         "precision": precision,
         "training": study.training.model_dump(mode="json") if study.scoring.train_images else None,
+        **({} if space.repair == "criterion" else {"repair": space.repair}),
     }
     if study.task != TaskSection():  # as digests of versions before tasks have it
         said["task"] = study.task.model_dump(mode="json")

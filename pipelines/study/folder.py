@@ -91,7 +91,8 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
                 f"study {config.name!r} has been searched before ({folder}); --resume goes on with it, --fresh "
                 "deletes it, another `name` keeps both"
             )
-        different = differences(config, _object(study)) if study.exists() else []
+        kept = kept_config(folder)
+        different = [] if kept is None else differences(config, kept)
         if begun and different:
             raise PrunefrontError(
                 f"study {config.name!r} was started with another {', '.join(different)}; set that back, or start "
@@ -121,7 +122,14 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
     write_json(study, redact(config.to_json()))
 
 
-def _object(path: Path) -> Mapping[str, Any]:
+def kept_config(folder: Path) -> Mapping[str, Any] | None:
+    """Returns the configuration that an earlier run kept in a study's folder, None without one.
+
+    Raises PrunefrontError for a file that is not what a run wrote.
+    """
+    path = folder / STUDY
+    if not path.exists():
+        return None
     data = read_json(path)
     if not isinstance(data, dict):
         raise altered_file_error(path, "it holds no object")

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+from prunefront.pipelines.config.differences import as_begun
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.events.events import Events
@@ -15,7 +16,7 @@ from prunefront.pipelines.stages.session import Session, Timing
 from prunefront.pipelines.stages.warm_start import Earlier, read
 from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.spool import Spool, spooling
-from prunefront.pipelines.study.folder import open_folder
+from prunefront.pipelines.study.folder import kept_config, open_folder
 from prunefront.pipelines.tracking.tracker import MlflowTracker, Status
 
 
@@ -34,6 +35,8 @@ def opened(config: StudyConfig, display: Display, *, resume: bool, fresh: bool) 
         behind.probe()  # before anything of an earlier run is deleted
         earlier = read_earlier(config) if fresh else None  # also before: it may be what is deleted here
         claim = claim_study(place, behind, display.say, resume=resume, fresh=fresh)
+        if resume and (kept := kept_config(config.path)) is not None:
+            config = as_begun(config, kept)
         open_folder(config, resume=resume, fresh=fresh)
         events = Events(config.name, display.say)
         stack.enter_context(events.attach(to_logging))

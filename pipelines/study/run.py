@@ -166,6 +166,7 @@ def _stages(
             say(line)
     bench = replace(
         bench,
+        moments=knowledge.moments,
         target=workers.device(config.measure, bench.dense_onnx),
         refuge=workers.refuge(config.path / SPOOL),
     )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,9 +37,10 @@ from prunefront.pipelines.workers.publish import published
 from prunefront.pipelines.workers.train import Keep, Recipe, begin, carry_out, laid_out, needs_teacher
 from prunefront.pipelines.workers.workbench import Job, Workbench
 from prunefront.pruners.bits.bit_width import with_float_inputs
-from prunefront.pruners.cut.inherit import inherit, without_repair
+from prunefront.pruners.cut.inherit import inherit
 from prunefront.pruners.cut.prune import calibrate, prune
 from prunefront.pruners.cut.recalibrate import recalibrate
+from prunefront.pruners.cut.refit import Refit
 from prunefront.pruners.cut.scratch import scratch_network
 from prunefront.pruners.cut.surgery import apply
 from prunefront.pruners.graph.pruning_plan import DENSE, PruningPlan, inside, removed_blocks, without_channels
@@ -84,6 +85,7 @@ class Evaluator:
         self._validation = (
             validation if bench.validation_limit is None else validation.first(bench.validation_limit)
         )
+        self._repaired = _repaired(bench)
         self.timing_seconds = 0.0
         """Seconds that the last latency measurement took, without the wait for its slot."""
 
@@ -114,12 +116,14 @@ class Evaluator:
             run = begin(
                 bench.dense_model() if start is None else start,
                 bench.graph,
-                plan if start is None else without_repair(plan),
+                plan,
                 bench.data,
                 recipe,
                 self._calibration,
                 task=self.task,
                 steps=-(-bench.train_images // recipe.batch_size),
+                # inherited weights belong to no single network, so there are no outputs to fit to
+                repaired=self._repaired if start is None else "none",
             )
             run.cut(statistics=False)
         trained = carry_out(
@@ -172,6 +176,7 @@ class Evaluator:
                 recipe,
                 self._calibration,
                 task=self.task,
+                repaired=self._repaired,
             )
         # a network from which nothing goes is the control of further training, and nothing else
         procedure, options = ("one_shot", {}) if job.plan.key() == DENSE else (bench.procedure, bench.options)
@@ -323,7 +328,9 @@ class Evaluator:
 
     def _prune(self, plan: PruningPlan) -> nn.Module:
         recipe = self.bench.recipe
-        model = prune(self.dense, self.bench.graph, plan, self._calibration, statistics=False)
+        model = prune(
+            self.dense, self.bench.graph, plan, self._calibration, statistics=False, repaired=self._repaired
+        )
         if recipe.channels_last:
             model = laid_out(model, torch.channels_last)
         with torch.autocast(self.bench.device, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
@@ -367,6 +374,17 @@ class Evaluator:
             },
             {name: estimate.noise for name, estimate in got.items()},
         )
+
+
+def _repaired(bench: Workbench) -> Refit | Literal["criterion", "none"]:
+    """Returns what fits the weights after a cut. Raises PrunefrontError where it takes moments and there are none."""
+    if bench.repair != "moments":
+        return bench.repair
+    if bench.moments is None:
+        raise PrunefrontError(
+            "space.repair = 'moments' fits weights from moments of the calibration images, and none were gathered"
+        )
+    return Refit(bench.moments)
 
 
 def _seed(study: int, plan: PruningPlan) -> int:

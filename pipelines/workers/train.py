@@ -17,6 +17,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.data.samples import DataSet, Inputs, laid_out_inputs, map_tensors, positional
 from prunefront.pipelines.measure.quality import targets_of
 from prunefront.pipelines.tasks import CLASSIFICATION, Task, TaskError
+from prunefront.pruners.cut.refit import Refit
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.procedures import Phase
@@ -95,10 +96,11 @@ def begin(
     *,
     task: Task = CLASSIFICATION,
     steps: int | None = None,
+    repaired: Refit | Literal["criterion", "none"] = "criterion",
 ) -> Run:
     """Returns what a training procedure starts from. model: dense, changed in place until the first cut.
 
-    steps: mini-batches to spend; None = those of the recipe's epochs.
+    steps: mini-batches to spend; None = those of the recipe's epochs. repaired: as in `Run`.
     """
     per_epoch = _steps(_count(data), recipe.batch_size)
 
@@ -116,6 +118,7 @@ def begin(
         calibration=calibration,
         loss=task.loss,
         seed=recipe.seed,
+        repaired=repaired,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -58,7 +59,8 @@ class Workbench:
     train_images: on how many a candidate is trained before it is scored; 0 = it is scored as it was cut.
     device: of training and scoring. target: the node that measures for all; None = each worker measures where it is.
     artifact_uri: where workers publish; refuge: where that waits while the store is away, None = nowhere. description:
-    goes into every plan.json.
+    goes into every plan.json. repair: what weights are fitted by after a cut; moments: of the dense network, by weight,
+    None = not gathered.
     """
 
     study: str
@@ -86,6 +88,8 @@ class Workbench:
     refuge: Refuge | None = None
     target: Target | None = None
     task: TaskSection = DEFAULT_TASK
+    repair: Literal["moments", "criterion", "none"] = "criterion"
+    moments: Mapping[str, NDArray[np.float64]] | None = None
 
     def here(self) -> "Workbench":
         """Returns the bench as this process can use it: on the CPU where GPUs were asked for and torch sees none."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.cut.blocks import without_blocks
+from prunefront.pruners.cut.refit import Refit
 from prunefront.pruners.granularities import LayerGranularity, Pattern
 from prunefront.pruners.granularities.new_layer import weight_of
 from prunefront.pruners.graph.channel_graph import ChannelGraph
@@ -27,11 +28,14 @@ def can_rank_within(name: str) -> bool:
     return entry.needs <= WEIGHTS_ONLY and entry.why_not is None and not entry.pairwise
 
 
-def compact(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
+def compact(
+    model: nn.Module, graph: ChannelGraph, plan: PruningPlan, refit: Refit | None = None
+) -> nn.Module:
     """Returns a new module without the plan's dropped blocks, with compact operators for layers. Nothing is quantised.
 
     model: the network with the plan's channels cut. graph: graph of the dense network. The units of a layer that stay
-    are chosen here, by its present weights. Raises PrunefrontError for a criterion that cannot rank them.
+    are chosen here, by its present weights. refit: of this model; it fits what is left within each layer. Raises
+    PrunefrontError for a criterion that cannot rank them.
     """
     if not plan.stacks and not any(p.count is not None for p in plan.layers):
         return copy.deepcopy(model)
@@ -41,8 +45,30 @@ def compact(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Modu
             layer, granularity = layer_plan.layer, granularity_of(layer_plan)
             module = dense_module(made, layer, granularity)
             pattern = choose_pattern(layer_plan, module)
+            if refit is not None:
+                module = _refitted(refit, layer_plan, pattern, module)
             replace_layer(made, layer_plan, granularity.compact(layer, layer_plan.count, pattern, module))
     return made
+
+
+def _refitted(refit: Refit, plan: LayerPlan, pattern: Pattern, module: nn.Module) -> nn.Module:
+    """Returns the module with the weights that the pattern keeps fitted; itself if a pattern is no choice of weights.
+
+    Low rank keeps directions, and what fuses the norm keeps outputs: there is nothing that others could take over.
+    """
+    granularity, count = granularity_of(plan), plan.count
+    assert count is not None
+    if granularity.fuses_norm or not isinstance(module, nn.Conv2d | nn.Linear):
+        return module
+    ones = copy.deepcopy(module)
+    nn.init.ones_(ones.weight)
+    mask, weight = weight_of(granularity.masked(plan.layer, count, pattern, ones)), module.weight.detach()
+    if not torch.equal(weight_of(granularity.masked(plan.layer, count, pattern, module)), weight * mask):
+        return module
+    fitted = copy.deepcopy(module)
+    with torch.no_grad():
+        fitted.weight.copy_(refit.within(plan.name, weight, mask != 0))
+    return fitted
 
 
 def choose_pattern(plan: LayerPlan, module: nn.Module) -> Pattern:

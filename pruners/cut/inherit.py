@@ -5,7 +5,6 @@ shapes agree. Here the positions are known, so that every single weight of the p
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -78,13 +77,3 @@ def _filled(name: str, whole: Tensor, gone: list[list[int]], part: Tensor) -> Te
         return part.clone()
     whole[torch.meshgrid(*kept, indexing="ij")] = part
     return whole
-
-
-def without_repair(plan: PruningPlan) -> PruningPlan:
-    """Returns the plan for the same cut without a repair.
-
-    Inherited weights belong to no single network, so there are no outputs to fit to.
-    """
-    return replace(
-        plan, groups=tuple(replace(g, choice=replace(g.choice, criterion="none")) for g in plan.groups)
-    )

@@ -1,6 +1,7 @@
 """From a plan to a network that can be scored or trained: cut, repair, compact layers, quantisation, statistics."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import nn
 
@@ -9,6 +10,7 @@ from prunefront.pruners.bits.bit_width import quantise, wrap
 from prunefront.pruners.criteria import Repair, criteria
 from prunefront.pruners.cut.compact import compact
 from prunefront.pruners.cut.recalibrate import recalibrate
+from prunefront.pruners.cut.refit import Refit
 from prunefront.pruners.cut.repair import repair
 from prunefront.pruners.cut.surgery import apply
 from prunefront.pruners.graph.channel_graph import ChannelGraph
@@ -24,13 +26,17 @@ def prune(
     batches: Sequence[Batch] = (),
     *,
     statistics: bool = True,
+    repaired: Refit | Literal["criterion", "none"] = "criterion",
 ) -> nn.Module:
     """Returns a new, smaller module in eval mode; the input stays as it is.
 
     First channels are dropped, then blocks, then units within layers; last, weights are quantised. So fractions
     multiply. batches: calibration data through the training augmentation; without any, weights and batch norms are only
-    cut. The repair of a group's criterion is applied to the weights that read the group (ThiNet's scale, channel
-    pruning's least squares). statistics: whether batch norms are estimated again.
+    cut. statistics: whether batch norms are estimated again.
+
+    repaired: what the weights that read cut groups are fitted by. A `Refit` of this very model fits them, and what is
+    left within layers, from moments. `criterion` applies the repair of a group's criterion (ThiNet's scale, channel
+    pruning's least squares). `none` only cuts.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
@@ -41,11 +47,14 @@ def prune(
     4
     """
     small = apply(model, graph, plan).eval()
-    kinds = repair_kinds(plan)
-    if batches and kinds:
+    rest = None
+    if isinstance(repaired, Refit):
+        repaired.channels(model, small, graph, plan)
+        rest = repaired.after(model, graph, plan) if plan.layers else None
+    elif repaired == "criterion" and batches and (kinds := repair_kinds(plan)):
         repair(model, small, graph, plan, batches, kinds)
     if plan.stacks or plan.layers:
-        small = compact(small, graph, plan)
+        small = compact(small, graph, plan, rest)
     if quantised := plan.bit_widths():
         wrap(small, quantised, plan.quantisation)
         quantise(small, parameter_bit_widths(plan), plan.quantisation)

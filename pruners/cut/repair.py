@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.criteria import Repair
-from prunefront.pruners.cut.surgery import RemovedPositions, removed_positions
+from prunefront.pruners.cut.surgery import left_positions, removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
 from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.statistics import Batch
@@ -83,12 +83,12 @@ def repair(
             for name, count in _calls(dense, readers, batches[0]).items()
             if stored[name].movedim(readers[name][0][1].dim, 1)[0].numel() <= WIDEST
         }
-        outputs = {name: _left(graph, going, name, 1 - readers[name][0][1].dim) for name in calls}
+        outputs = {name: left_positions(graph, going, name, 1 - readers[name][0][1].dim) for name in calls}
         targets = [_targets(dense, calls, outputs, batch) for batch in batches]
         for name, count in calls.items():
             axis = readers[name][0][1].dim
             moments = _moments(pruned, name, count, batches, [given[name] for given in targets])
-            place = {position: i for i, position in enumerate(_left(graph, going, name, axis))}
+            place = {position: i for i, position in enumerate(left_positions(graph, going, name, axis))}
             old = stored[name].movedim(axis, 1)  # a view, [outputs, inputs, …]
             weight = old.reshape(*old.shape[:2], -1).double()
             for group, member in readers[name]:
@@ -111,12 +111,6 @@ def _wanted(graph: ChannelGraph, plan: PruningPlan, kinds: Mapping[str, Repair])
             )
     cut = {g.name for g in plan.groups if len(g.kept) < g.units}
     return [g for name, g in known.items() if name in cut and kinds.get(name, "none") != "none"]
-
-
-def _left(graph: ChannelGraph, going: RemovedPositions, name: str, axis: int) -> list[int]:
-    """Returns the positions of a tensor's axis that are left."""
-    gone = set(going.get(name, {}).get(axis, ()))
-    return [i for i in range(graph.shapes[name][axis]) if i not in gone]
 
 
 class _Stop(Exception):

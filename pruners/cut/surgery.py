@@ -42,6 +42,12 @@ def removed_positions(graph: ChannelGraph, plan: PruningPlan) -> RemovedPosition
     return going
 
 
+def left_positions(graph: ChannelGraph, going: RemovedPositions, name: str, axis: int) -> list[int]:
+    """Returns the positions of a tensor's axis that are left, ascending. going: of a plan for this graph."""
+    gone = set(going.get(name, {}).get(axis, ()))
+    return [i for i in range(graph.shapes[name][axis]) if i not in gone]
+
+
 def apply(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
     """Returns a new module without the dropped units; the input is untouched, gradients are not carried over.
 

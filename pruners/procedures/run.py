@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from prunefront.pruners.bits.bit_width import wrap
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.cut.compact import compact
 from prunefront.pruners.cut.prune import calibrate, prune
+from prunefront.pruners.cut.refit import Refit
 from prunefront.pruners.cut.surgery import cut_tensor, reduced_graph, removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.pruning_plan import GroupPlan, PruningPlan, Scores
@@ -59,11 +61,13 @@ class Run:
         calibration: Sequence[Batch] = (),
         loss: Loss = F.cross_entropy,
         seed: int = 0,
+        repaired: Refit | Literal["criterion", "none"] = "criterion",
     ) -> None:
         """model: dense, changed in place until the first cut. optimizer: makes one for each new network.
 
         Momenta of remaining weights are carried over. calibration: batches through the training augmentation, for
-        scores and batch norm.
+        scores and batch norm. repaired: as in `prune`. A `Refit` of the model serves until a step is taken; later cuts
+        have the moments of the network that they find, gathered on the calibration batches.
         """
         self.model, self.graph, self.goal = model, graph, goal
         self.steps, self.per_epoch, self.step = steps, per_epoch, 0
@@ -75,6 +79,7 @@ class Run:
         self.replayable = True
         self._replay: list[Kept] | None = None
         self._compacted = not (goal.stacks or goal.layers)
+        self._repaired, self._repaired_at = repaired, 0
         self._make_optimizer = optimizer
         self.optimizer = optimizer(model)
 
@@ -210,11 +215,24 @@ class Run:
         if stay != self.kept:
             plan = self._plan_from_here(stay)
             before, graph, old = self.model, self.graph, self.optimizer
-            after = prune(before, graph, plan, self.calibration, statistics=statistics)
+            repaired = self._repair_now()
+            after = prune(before, graph, plan, self.calibration, statistics=statistics, repaired=repaired)
+            if isinstance(repaired, Refit):
+                self._repaired = repaired.after(before, graph, plan)
             self.model, self.graph, self.kept = after, reduced_graph(graph, plan), stay
             self.optimizer = self._make_optimizer(after)
             carry_state(old, self.optimizer, before, after, graph, plan)
         self.compact_if_cut()
+
+    def _repair_now(self) -> Refit | Literal["criterion", "none"]:
+        """Returns what fits the present network after a cut; in a replay nothing, as weights come from outside."""
+        if self._replay is not None:
+            return "none"
+        if isinstance(self._repaired, Refit) and self._repaired_at != self.step:
+            layers = bool(self.goal.layers)
+            self._repaired = Refit.of(self.model, self.graph, self.calibration, layers=layers)
+            self._repaired_at = self.step
+        return self._repaired
 
     def start_replay(self, cuts: Sequence[Kept]) -> None:
         """Makes these cuts instead of the requested ones until `end_replay`. Meanwhile nothing is scored or estimated.
@@ -248,7 +266,9 @@ class Run:
         self._compacted = True
         self.replayable = self.step == 0  # the present weights decide which units of a layer stay
         before, old = self.model, self.optimizer
-        self.model = compact(before, self.graph, self.goal)
+        repaired = self._repair_now() if self.goal.layers else "none"
+        refit = repaired if isinstance(repaired, Refit) else None
+        self.model = compact(before, self.graph, self.goal, refit)
         if short := self.goal.bit_widths():
             wrap(self.model, short, self.goal.quantisation)
             self.hooks = (

@@ -16,7 +16,7 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
 from prunefront.pruners.statistics import Inquiry, Values, statistic
 from prunefront.pruners.units import applies
 from prunefront.pruners.units.view import consumers, per_unit
-from prunefront.pruners.units.watch import CONVOLUTIONS, Product, Watch
+from prunefront.pruners.units.watch import CONVOLUTIONS, PRODUCTS, TRANSPOSED, Product, Watch
 
 POSITIONS = 10
 """Number of sampled output positions per image and call, as in both papers."""
@@ -112,12 +112,16 @@ def image_digests(arguments: Sequence[Tensor]) -> list[int]:
 
 
 def choose_positions(
-    digests: Sequence[int], count: int, key: tuple[int, str, int]
+    digests: Sequence[int], count: int, key: tuple[int, str, int], most: int | None = None
 ) -> Int[Tensor, "images chosen"]:
-    """Returns `POSITIONS` different ones of `count` output positions for each image; all if there are no more."""
-    if count <= POSITIONS:
+    """Returns `most` different ones of `count` output positions for each image; all if there are no more.
+
+    most: None = `POSITIONS`.
+    """
+    most = POSITIONS if most is None else most
+    if count <= most:
         return torch.arange(count).expand(len(digests), count)
-    drawn = [_generator(digest, key).choice(count, POSITIONS, replace=False) for digest in digests]
+    drawn = [_generator(digest, key).choice(count, most, replace=False) for digest in digests]
     return torch.from_numpy(np.stack(drawn))
 
 
@@ -139,7 +143,9 @@ def output_positions(product: Product, y: Tensor, images: int) -> int:
 
     Raises PrunefrontError where the rows of y cannot be assigned to images.
     """
-    return product.outputs(y, images).shape[2]
+    places = product.outputs(y, images).shape[2]
+    # a transposed convolution's outputs have those of its conv groups side by side
+    return places // product.options.get("groups", 1) if product.func in TRANSPOSED else places
 
 
 def patches(
@@ -148,9 +154,9 @@ def patches(
     """Returns the inputs from which an output position is computed: output j = Σ matrix[j] · patch of j's conv group.
 
     y: the product's output. site: an index in [0, `output_positions`), where an image's own calls come one after the
-    other.
+    other. A tap of a transposed convolution that meets no input at a position has a zero there.
     """
-    if product.func not in CONVOLUTIONS:
+    if product.func in PRODUCTS:
         x = product.x.reshape(images, -1, product.x.shape[-1])
         return x[image, site][:, None, :, None]
     space = y.shape[2:]
@@ -159,7 +165,14 @@ def patches(
     kernel = product.weight.shape[2:]
     rank = len(kernel)
     stride, dilation = (_each(product.options.get(name, 1), rank) for name in ("stride", "dilation"))
-    padded = F.pad(product.x, _padding(product.options.get("padding", 0), kernel, dilation))
+    if (
+        transposed := product.func in TRANSPOSED
+    ):  # a convolution over the spread input, its kernel turned round
+        padded, stride = _spread(product, kernel, stride, dilation), (1,) * rank
+        inputs = product.weight.shape[0] // product.options.get("groups", 1)
+    else:
+        padded = F.pad(product.x, _padding(product.options.get("padding", 0), kernel, dilation))
+        inputs = product.weight.shape[1]
     steps = [1] * rank  # distance, in the flattened padded input, of one step along each axis
     for axis in range(rank - 2, -1, -1):
         steps[axis] = steps[axis + 1] * padded.shape[axis + 3]
@@ -169,8 +182,24 @@ def patches(
     for size, spread, step in zip(kernel, dilation, steps, strict=True):
         along = torch.arange(size, device=site.device) * (spread * step)
         taps = (taps[:, None] + along).flatten()
+    if transposed:
+        taps = taps.flip(0)
     found = padded.flatten(2)[row[:, None], :, corner[:, None] + taps]  # [rows, taps, channels]
-    return found.transpose(1, 2).reshape(len(found), -1, product.weight.shape[1], found.shape[1])
+    return found.transpose(1, 2).reshape(len(found), -1, inputs, found.shape[1])
+
+
+def _spread(
+    product: Product, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> Float[Tensor, "rows channels ..."]:
+    """Returns the input of a transposed convolution with stride - 1 zeros between its elements, and its border."""
+    x, rank = product.x, len(kernel)
+    padding, more = (_each(product.options.get(name, 0), rank) for name in ("padding", "output_padding"))
+    size = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True)]
+    spread = x.new_zeros(*x.shape[:2], *size)
+    spread[(slice(None), slice(None), *(slice(None, None, s) for s in stride))] = x
+    before = [d * (k - 1) - p for d, k, p in zip(dilation, kernel, padding, strict=True)]
+    pairs = [(b, b + m) for b, m in zip(before, more, strict=True)]
+    return F.pad(spread, [n for pair in reversed(pairs) for n in pair])
 
 
 def _each(option: int | Sequence[int], rank: int) -> tuple[int, ...]:

@@ -54,7 +54,8 @@ class UnitView:
     loss_change: change of the loss with the unit masked. radius_drop: fall of Σ log spectral radius without the unit.
     response: importance propagated back from the classifier's inputs to the consumers' (NISP). sosp_order: the unit's
     turn, in [0, 1), if all structures are removed greedily (SOSP). selection_order: its turn, in [0, 1), if channels
-    are added greedily (DCP).
+    are added greedily (DCP). removal_error: share of its consumers' outputs that is lost once it is gone, if units are
+    removed greedily and what is left is fitted again (OBS).
     """
 
     weight: Float[Tensor, "units k"]
@@ -84,6 +85,7 @@ class UnitView:
     response: Float[Tensor, " units"] | None = None
     sosp_order: Float[Tensor, " units"] | None = None
     selection_order: Float[Tensor, " units"] | None = None
+    removal_error: Float[Tensor, " units"] | None = None
 
     def known_fields(self) -> frozenset[str]:
         """Returns the names of the fields that are not None and not empty."""

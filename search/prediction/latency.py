@@ -20,7 +20,7 @@ may differ from α by as much as leave-one-out supports (ridge around α, an emp
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -103,13 +103,7 @@ class Point:
         return (self.high - self.low) / 2 / self.ratio
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "kept": dict(sorted(self.kept.items())),
-            "ratio": self.ratio,
-            "low": self.low,
-            "high": self.high,
-            "origin": self.origin,
-        }
+        return {**asdict(self), "kept": dict(sorted(self.kept.items()))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +127,7 @@ class PredictionError:
         )
 
     def to_json(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in self.__slots__}
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,14 +177,7 @@ class LatencyPredictor:
 
     def to_json(self) -> dict[str, Any]:
         """Writes all fields, so that a predictor that is read back predicts the same to the last bit."""
-        return {
-            "groups": dict(self.groups),
-            "operators": [operator_to_json(o) for o in self.operators],
-            "points": [p.to_json() for p in self.points],
-            "weights": list(self.weights),
-            "joint": None if self.joint is None else self.joint.to_json(),
-            "half_width": self.half_width if math.isfinite(self.half_width) else None,
-        }
+        return {**asdict(self), "half_width": self.half_width if math.isfinite(self.half_width) else None}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "LatencyPredictor":
@@ -392,11 +379,7 @@ def _error(predicted: Floats, points: Sequence[Point]) -> PredictionError:
 
 def operator_to_json(operator: Operator) -> dict[str, Any]:
     """Writes an operator as a plain dict."""
-    sides = {
-        side: {"fixed": axis.fixed, "per_unit": dict(axis.per_unit)}
-        for side, axis in (("outputs", operator.outputs), ("inputs", operator.inputs))
-    }
-    return {"name": operator.name, "macs": operator.macs, "positions": operator.positions, **sides}
+    return asdict(operator)
 
 
 def point_from_json(data: Mapping[str, Any], groups: Mapping[str, int]) -> Point:

@@ -19,7 +19,7 @@ with atheris.instrument_imports(include=["pipelines", "pruners", "search", "json
     from prunefront.pipelines.artifacts.manifest import Manifest
     from prunefront.pipelines.config.read import load
     from prunefront.pipelines.data import parquet
-    from prunefront.pipelines.formats.weights import read_tensors, unpack_weights
+    from prunefront.pipelines.formats.weights import read_state_dicts, unpack_weights
     from prunefront.pipelines.journal.journal import read_events
     from prunefront.pipelines.stages.latency_table import read
     from prunefront.pruners.saved import read_plan
@@ -50,9 +50,9 @@ READERS: dict[str, Callable[[bytes], object]] = {
     "manifest": lambda content: Manifest.parse(content.decode(errors="replace"), source="x"),
     "plan": from_file("plan.json", read_plan),
     "table": from_file("t.json", read),
-    "safetensors": from_file("w.safetensors", read_tensors),
+    "safetensors": from_file("w.safetensors", read_state_dicts),
     "packed": unpack_weights,
-    "torch": from_file("w.pt", read_tensors),
+    "torch": from_file("w.pt", read_state_dicts),
     "parquet": from_file("p.parquet", parquet._open),
 }
 CHOSEN = [READERS[os.environ["READER"]]] if "READER" in os.environ else list(READERS.values())

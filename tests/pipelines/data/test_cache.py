@@ -105,6 +105,22 @@ def test_a_study_reads_parquet_from_a_bucket(
     assert kept(tmp_path) == [".json", ".json", ".parquet", ".parquet"]
 
 
+def test_shards_in_a_bucket_are_found_by_a_pattern(
+    client: Any, bucket: str, server: str, tmp_path: Path
+) -> None:
+    part, test = split(30), write_parquet(tmp_path / "test.parquet", split(9, seed=1))
+    for i, rows in enumerate((part[:20], part[20:])):
+        file = write_parquet(tmp_path / "shard.parquet", rows)
+        client.upload_file(str(file), bucket, f"d/train-{i}.parquet")
+    client.upload_file(str(test), bucket, "d/test.parquet")
+    section = DataSection(
+        source="parquet", train=f"s3://{bucket}/d/train-*.parquet", test=test, endpoint_url=server
+    )
+    np.testing.assert_array_equal(load(section).train.images, part.images[:25])
+    with pytest.raises(DataError, match=r"no object matches s3://.*/d/x\*; 0 begin like it"):
+        load(section.model_copy(update={"train": f"s3://{bucket}/d/x*"}))
+
+
 def test_an_object_that_changed_is_another_one(client: Any, bucket: str, server: str, tmp_path: Path) -> None:
     uri = f"s3://{bucket}/a"
     contents = [b"first", b"other", b"longer than that"]
@@ -202,7 +218,7 @@ def test_places_that_are_none(place: object) -> None:
 
 
 def test_a_folder_of_images_cannot_lie_in_a_bucket() -> None:
-    with pytest.raises(DataError, match="images in S3 come as a parquet file"):
+    with pytest.raises(DataError, match="images in S3 come as parquet files"):
         load(DataSection(source="folder", train="s3://bucket/train", test="s3://bucket/test"))
 
 

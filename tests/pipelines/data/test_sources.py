@@ -173,7 +173,7 @@ def test_own_callable_returns_two_or_three_parts_or_splits(own_module: str) -> N
         ("{m}_bad:x", "importing {m}_bad failed: OSError: no licence"),
         ("nowhere_at_all:x", "there is no module 'nowhere_at_all'"),
         ("two words:x", "is not of the form 'package.module:callable'"),
-        ("digts", "is unknown; possible: digits, parquet, folder, or 'module:callable'"),
+        ("digts", "is unknown; possible: digits, parquet, folder, webdataset, or 'module:callable'"),
     ],
 )
 def test_a_source_that_cannot_be_had_says_what_was_tried(own_module: str, source: str, says: str) -> None:
@@ -203,8 +203,8 @@ def test_files_that_are_absent_or_of_another_kind(tmp_path: Path) -> None:
     empty = write_parquet(tmp_path / "empty.parquet", split(0))
     cases = {
         tmp_path / "nowhere.parquet": "there is no file",
-        other: "has no column 'img' or 'image'; its columns: picture, label",
-        unlabelled: "has no column 'label'; its columns: img, class",
+        other: "has no column 'img' or 'image'; set data.image to one of its columns: picture, label",
+        unlabelled: "has no column 'label'; set data.label to one of its columns: img, class",
         text: "cannot be read as parquet",
         empty: "holds no row",
         tmp_path: "is not a file",

@@ -19,9 +19,10 @@ from torch import Tensor
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
-from prunefront.pipelines.journal.layout import CHECKPOINTS
+from prunefront.pipelines.journal.layout import CHECKPOINTS, PREPARED
 from prunefront.pipelines.prepare.knowledge import read_knowledge
 from prunefront.pipelines.prepare.network import NetworkSections, dense_network, planned_by
+from prunefront.pipelines.prepare.read_prepared import read_moments
 from prunefront.pipelines.prepare.workbench import BenchSections, make_bench
 from prunefront.pipelines.study.run import run
 from prunefront.pipelines.workers.checkpoints import SHARE, Folder, Pace
@@ -195,9 +196,9 @@ def test_a_trial_whose_workers_died_is_resumed_and_ends_as_if_they_had_not(
     plan = planned_by(
         config.space, config.quantisation, network, read_knowledge(config.path)[1].scores, candidate
     )
-    _, whole = state(
-        Evaluator(make_bench(config.part(BenchSections), network)).train(Job(name, candidate, plan, epochs=4))
-    )
+    bench = make_bench(config.part(BenchSections), network)
+    bench = replace(bench, moments=read_moments(config.path / PREPARED, network.graph))
+    _, whole = state(Evaluator(bench).train(Job(name, candidate, plan, epochs=4)))
     published = load_file(config.path / "artifacts" / event["artifact"] / WEIGHTS)
     assert all(torch.equal(published[n], whole[n]) for n in whole)
 

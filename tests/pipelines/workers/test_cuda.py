@@ -67,6 +67,7 @@ class Study:
             seed=self.config.seed,
         )
         here = make_bench(self.config.part(BenchSections), self.network)
+        here = replace(here, moments=self.knowledge.moments)
         self.benches: Mapping[str, Workbench] = {"cpu": here, DEVICE: replace(here, device=DEVICE)}
         self.workers = {device: Evaluator(bench) for device, bench in self.benches.items()}
 

@@ -377,8 +377,7 @@ def recomputed(config: StudyConfig, folder: Path, events: list[dict[str, Any]]) 
     """Every candidate trained again in this process, by what the journal says that it was trained from."""
     config = config.model_copy(update={"folder": folder})
     network = dense_network(config.part(NetworkSections), lambda line: None)
-    evaluator = Evaluator(make_bench(config.part(BenchSections), network))
-    scores = know(
+    knowledge = know(
         config.path,
         config.space,
         network,
@@ -386,7 +385,9 @@ def recomputed(config: StudyConfig, folder: Path, events: list[dict[str, Any]]) 
         lambda line: None,
         asked=config.start.allocators,
         seed=config.seed,
-    ).scores
+    )
+    bench = replace(make_bench(config.part(BenchSections), network), moments=knowledge.moments)
+    evaluator, scores = Evaluator(bench), knowledge.scores
     plans: dict[str, PruningPlan] = {}
     starts: dict[str, str] = {}
     for event in events:

@@ -55,7 +55,15 @@ GUIDE = Path(__file__).parents[3] / "docs" / "add-a-criterion.md"
 
 MOMENTS = frozenset({"activation", "activation_square", "norm_scale", "norm_variance", "response"})
 ORDERS = frozenset({"sosp_order", "selection_order"})
-FLAT = ORDERS | {"norm_scale", "norm_shift", "norm_variance", "loss_change", "radius_drop", "response"}
+FLAT = ORDERS | {
+    "removal_error",
+    "norm_scale",
+    "norm_shift",
+    "norm_variance",
+    "loss_change",
+    "radius_drop",
+    "response",
+}
 ABSOLUTE = MOMENTS | {"member_gradient", "weight_work_abs", "weight_work_square"}
 
 
@@ -471,7 +479,7 @@ def test_twin_units_have_equal_scores():
         )
         model.conv2.weight[:, 3] = model.conv2.weight[:, 0]
     # what is removed greedily has another value once its twin is gone
-    greedy = {"contribution", "sosp_order", "selection_order"}
+    greedy = {"contribution", "sosp_order", "selection_order", "removal_error"}
     names = [name for name in criteria if not criteria[name].needs & greedy]
     scores = score(model, rectified(model), names, batches())
     for name in names:

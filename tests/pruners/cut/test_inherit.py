@@ -13,7 +13,7 @@ from torch.utils import _pytree
 from prunefront.choice import GroupChoice
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.models import models
-from prunefront.pruners.cut.inherit import can_hand_on, inherit, without_repair
+from prunefront.pruners.cut.inherit import can_hand_on, inherit
 from prunefront.pruners.cut.prune import prune, repair_kinds
 from prunefront.pruners.cut.surgery import apply, mask
 from prunefront.pruners.graph.channel_graph import ChannelGraph
@@ -144,10 +144,13 @@ def test_weights_of_another_network_are_refused() -> None:
 
 
 def test_a_cut_without_fitting_is_the_same_cut() -> None:
-    _, _, graph = setup("VggBn")
+    model, inputs, graph = setup("VggBn")
     choices = {g.name: GroupChoice("thinet", ratio=0.5) for g in graph.groups}
     thin: PruningPlan = plan(graph, choices, {"thinet": scored(graph)["random"]})
     assert repair_kinds(thin)
-    assert not repair_kinds(without_repair(thin))
-    assert without_repair(thin).key() == thin.key()
-    assert without_repair(thin).kept_units() == thin.kept_units()
+    data = [(inputs[0], None)]
+    plain = prune(model, graph, thin).state_dict()
+    without = prune(model, graph, thin, data, statistics=False, repaired="none").state_dict()
+    fitted = prune(model, graph, thin, data, statistics=False).state_dict()
+    assert all(torch.equal(tensor, without[name]) for name, tensor in plain.items())
+    assert not all(torch.equal(tensor, fitted[name]) for name, tensor in plain.items())
