@@ -47,6 +47,8 @@ def export(model: nn.Module, example: Example, path: Path) -> None:
     args = arguments(mapped(lambda t: t.to(device), traced_with(example)))
     names = input_names(model, args)
     given, kwargs = by_keyword(model, args)
+    # one object for all: under one name, axes of several inputs would count as different ones that turn out equal
+    batch = "batch" if len(names) == 1 else torch.export.Dim("batch", min=1)
     with eval_mode(model), torch.no_grad(), _quiet():
         outputs = output_names(model(*args))
         try:
@@ -55,7 +57,7 @@ def export(model: nn.Module, example: Example, path: Path) -> None:
                 given,
                 kwargs=kwargs or None,
                 dynamo=True,
-                dynamic_shapes=free_axes(model, given, kwargs, "batch"),
+                dynamic_shapes=free_axes(model, given, kwargs, batch),
                 input_names=names,
                 output_names=outputs,
                 verbose=False,
@@ -120,7 +122,7 @@ def _strip_notes(message: Message) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps back two messages of the exporter that no user can act on, and nothing else."""
+    """Keeps back three messages of the exporter that no user can act on, and nothing else."""
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
 
     def without_torchvision(record: logging.LogRecord) -> bool:
@@ -131,6 +133,8 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # torch copies its own tree specification
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+            # several inputs share their batch axis, whose name is said of the first one alone
+            warnings.filterwarnings("ignore", r"# The axis name: batch will not be used", UserWarning)
             yield
     finally:
         registration.removeFilter(without_torchvision)

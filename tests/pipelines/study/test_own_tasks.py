@@ -16,6 +16,7 @@ from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.data import Inputs, Parts, Tensors
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.fronts.row import FrontRow, read_rows
+from prunefront.pipelines.prepare.network import NetworkSections, dense_network
 from prunefront.pipelines.study.fetch import fetch_best
 from prunefront.pipelines.study.run import run
 
@@ -144,5 +145,5 @@ def test_what_does_not_go_together_is_one_line(
     tmp_path: Path, task: dict[str, Any], more: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(PrunefrontError, match=said) as error:
-        searched(study(tmp_path, task, **more))
+        dense_network(study(tmp_path, task, **more).part(NetworkSections), lambda line: None)
     assert "\n" not in str(error.value)
