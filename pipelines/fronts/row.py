@@ -64,7 +64,7 @@ class FrontRow:
         if self.metric.scale == "share" and self.metric.chance != 0.0:
             for name in QUALITIES[:3]:
                 if not 0 <= getattr(self, name) <= 1:
-                    raise ValueError(f"{name.replace('quality', self.metric.name)} should be from 0 to 1")
+                    raise ValueError(f"{name}: it must be at least 0, and less than or equal to 1")
 
     @property
     def accuracy(self) -> float:
@@ -102,12 +102,18 @@ class FrontRow:
             ) from None
         except ValidationError as error:
             raise FrontError(
-                f"row {data.get('key')!r:.80} of the front is not valid: {first_fault(error)}"
+                f"row {data.get('key')!r:.80} of the front is not valid: {_named(first_fault(error), metric)}"
             ) from None
 
     def to_json(self) -> dict[str, Any]:
         """Returns the row under the metric's own names; what the metric is, for another one than accuracy."""
         return under_own_names(asdict(self), self.metric)
+
+
+def _named(fault: str, metric: Metric) -> str:
+    """Returns a fault whose place has the metric's own name."""
+    place, colon, rest = fault.partition(":")
+    return _own(place, metric) + colon + rest if place in QUALITIES else fault
 
 
 QUALITIES = ("quality", "quality_low", "quality_high", "validation_quality")

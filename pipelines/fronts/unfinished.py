@@ -64,11 +64,11 @@ class ScoredRow:
 
     @property
     def shown(self) -> tuple[float, ...]:
-        """As `FrontRow.shown`."""
+        """The quality and its interval, as in `FrontRow.shown`."""
         return shown(self.metric, self.quality, self.quality_low, self.quality_high)
 
     def to_json(self) -> dict[str, Any]:
-        """As `FrontRow.to_json`."""
+        """Returns the row under the metric's own names, as `FrontRow.to_json` does."""
         return under_own_names(asdict(self), self.metric)
 
 

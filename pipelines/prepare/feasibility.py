@@ -293,7 +293,9 @@ def above_dense(
     Training may raise it, so the search goes on. Raises Infeasible where there is none: epochs = 0.
     """
     have, noise, sign = dense[metric.name], dense.noise.get(metric.name, 0.0), metric.sign
-    asked = [b for b in bounds if b.name == metric.name and sign * (b.limit(dense.values) - have) > noise]
+    asked = [
+        b for b in bounds if b.name == metric.name and sign * b.limit(dense.values) > sign * have + noise
+    ]
     if not asked:
         return None
     bound = max(asked, key=lambda b: sign * b.limit(dense.values))
@@ -301,7 +303,7 @@ def above_dense(
         f"{100 * have:.2f} ± {100 * noise:.2f} %" if metric.scale == "share" else f"{have:.4g} ± {noise:.2g}"
     )
     line = (
-        f"'{bound}' is above what the dense network has on the validation images, {shown}; "
+        f"'{bound}' is {'above' if sign > 0 else 'below'} what the dense network has on the validation images, {shown}; "
         f"nearest that it has: '{bound.at(have, dense.values)}'"
     )
     if epochs == 0:

@@ -75,7 +75,7 @@ def know(
         if not moments:
             return found
         if not (folder / MOMENTS).exists():  # they stay on the machine that gathered them
-            images = calibration(section.calibration_images, network.splits.for_search(), seed)
+            images = calibration(section.calibration_images, network, seed)
             _save_moments(gather(network.graph, images, moments), folder)
         return replace(found, moments=read_moments(folder, network.graph))
     names = dict.fromkeys((*section.criteria, *chain.from_iterable(section.per_group.values())))

@@ -22,7 +22,7 @@ from prunefront.pipelines.config.sections import (
     TaskSection,
     TrainingSection,
 )
-from prunefront.pipelines.data import DataSet, Part, Parts, Splits, open_data
+from prunefront.pipelines.data import DataSet, Part, Parts, Samples, Splits, open_data
 from prunefront.pipelines.data.samples import example_of, positional
 from prunefront.pipelines.formats.weights import load_weights, save_weights
 from prunefront.pipelines.journal.journal import altered_file_error, write_json
@@ -75,6 +75,11 @@ class Network:
     def input_shape(self) -> tuple[int, ...] | None:
         """Channels, height, width; None where the data are no images of one size."""
         return self.splits.input_shape
+
+    @property
+    def test(self) -> Samples:
+        """The test part, for the last stage alone."""
+        return self.splits.part("test")
 
     @property
     def chance(self) -> float | None:

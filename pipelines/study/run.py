@@ -227,7 +227,7 @@ def _report(
 ) -> list[FrontRow]:
     """Last stage: the front on test images, as files, in MLflow and beside the artifacts."""
     folder = session.path
-    test = network.splits.part("test")
+    test = network.test
     what = "images" if network.input_shape else "samples"
     session.display.say(
         f"measuring {len(front)} networks on {f'{test.count:,} ' if test.count else ''}test {what}"
