@@ -302,8 +302,9 @@ def above_dense(
     shown = (
         f"{100 * have:.2f} ± {100 * noise:.2f} %" if metric.scale == "share" else f"{have:.4g} ± {noise:.2g}"
     )
+    side = "above" if sign > 0 else "below"
     line = (
-        f"'{bound}' is {'above' if sign > 0 else 'below'} what the dense network has on the validation images, {shown}; "
+        f"'{bound}' is {side} what the dense network has on the validation images, {shown}; "
         f"nearest that it has: '{bound.at(have, dense.values)}'"
     )
     if epochs == 0:
