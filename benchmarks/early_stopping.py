@@ -26,7 +26,7 @@ from benchmarks.harness import arguments, plus_minus, report, say, table
 from benchmarks.local_study import LocalStudy
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.measure.accuracy import accuracy
-from prunefront.pipelines.stages.rungs import told
+from prunefront.pipelines.stages.rungs import rung_line
 from prunefront.pipelines.stages.scoring_loop import Screening
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.in_process import LocalPool
@@ -185,12 +185,12 @@ def compare(sections: dict[str, Any], seed: int, count: int) -> dict[str, Any]:
                 "stopped": r.stopped,
                 "share": round(r.share, 3),
                 "correlation": r.overall,
-                "correlation_like": r.like.value,
-                "pairs_like": r.like.pairs,
+                "correlation_like": r.similar_cost.value,
+                "pairs_like": r.similar_cost.pairs,
             }
             for r in rungs.summary()
         ],
-        "lines": [told(r, rungs.keep) for r in rungs.summary()],
+        "lines": [rung_line(r, rungs.keep) for r in rungs.summary()],
     }
 
 

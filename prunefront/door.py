@@ -55,7 +55,7 @@ def search(
     runs in this process, one candidate after another: for notebooks and debuggers. resume: go on where the study
     stopped. fresh: delete what an earlier run left. quiet: print nothing while it runs.
 
-    Raises PrunefrontError for everything that a person can mend, in one line that says how; what was done is kept.
+    Raises PrunefrontError for everything that a person can mend, in one line that says how; finished work is kept.
     """
     from rich.console import Console
 

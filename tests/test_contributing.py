@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PLACE = re.compile(
     r"`((?:prunefront|search|pruners|pipelines|tests|docs|examples|scripts|benchmarks)/[\w./-]*)`"
 )
-LINK = re.compile(r"(?<![\"'])\]\((?!https?:)([\w./-]+)\)")  # not what a subscript is called with
+LINK = re.compile(r"(?<![\"'])\]\((?!https?:)([\w./-]*)(#[\w-]+)?\)")  # not what a subscript is called with
 
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -23,13 +23,33 @@ def test_every_path_that_is_named_exists(page: Path) -> None:
     text = page.read_text()
     named = {
         *PLACE.findall(text),
-        *(str((page.parent / link).relative_to(ROOT)) for link in LINK.findall(text)),
+        *(str((page.parent / link).relative_to(ROOT)) for link, _ in LINK.findall(text) if link),
     }
     # `name.py` stands for a file that somebody adds
     missing = [
         place for place in sorted(named) if not place.endswith("/name.py") and not (ROOT / place).exists()
     ]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_section_that_is_linked_exists(page: Path) -> None:
+    for link, section in LINK.findall(page.read_text()):
+        if section:
+            there = page.parent / link if link else page
+            assert section in sections(there), f"{link}{section}"
+
+
+def sections(page: Path) -> set[str]:
+    """Returns the anchors that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {"#" + re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_index_names_every_page() -> None:
+    index = ROOT / "docs" / "README.md"
+    named = {(index.parent / link).resolve() for link, _ in LINK.findall(index.read_text())}
+    assert [page for page in PAGES if page.resolve() not in named | {index}] == []
 
 
 def test_contributing_draws_the_floors_that_are_held() -> None:

@@ -105,7 +105,7 @@ def _network(
         dropped = [layer.achieved for layer in within if layer.choice.granularity == name]
         yield f"- within layers: {_code(name)} in {len(dropped)}, dropping {sum(dropped) / len(dropped):.0%} on average"
     for bits, count in sorted(Counter(plan.bit_widths().values()).items()):
-        yield f"- words: {bits} bits in {count} layer{'s' * (count > 1)}, as {_code(plan.quantisation.quantiser)}"
+        yield f"- weights: {bits} bits in {count} layer{'s' * (count > 1)}, as {_code(plan.quantisation.quantiser)}"
     yield (
         "- `model.onnx` computes in 8-bit integers"
         if description.get("onnx") == "int8"

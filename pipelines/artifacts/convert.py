@@ -103,9 +103,7 @@ def _check_place(folder: Path, format: str, out: Path, overwrite: bool) -> None:
         raise PrunefrontError(f"{out} is a file of the artifact, which stays as it is; choose another place")
     taken = [p for p in (out, out.with_suffix(".bin")) if p.exists() and (p == out or format == "openvino")]
     if taken and not overwrite:
-        raise PrunefrontError(
-            f"{taken[0]} is there already; choose another name, or replace it with --replace"
-        )
+        raise PrunefrontError(f"{taken[0]} exists; choose another name, or replace it with --replace")
 
 
 def _pt2(folder: Path, draft: Path, model: nn.Module) -> str:

@@ -149,12 +149,12 @@ app = typer.Typer(
 def options(
     ctx: typer.Context,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error; any command takes it.")
+        bool, typer.Option("--debug", help="Show the traceback of an error; works with every command.")
     ] = False,
 ) -> None:
     """Search for the Pareto front of smaller, faster versions of a trained PyTorch network.
 
-    Begin with a study file such as examples/digits.toml; `prunefront list settings` says what it may hold.
+    Begin with a study file such as examples/digits.toml; `prunefront list settings` lists its keys.
     """
     # `--debug` is read in `main`, where errors end up
     if ctx.invoked_subcommand is None:
@@ -184,16 +184,18 @@ Source = Annotated[
         autocompletion=studies,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where the study stopped.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run of the study left.")]
-Replace = Annotated[bool, typer.Option("--replace", help="Replace what is there already.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="One JSON document on stdout; text for people on stderr.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue where the study stopped.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete an earlier run of the study and start again.")]
+Replace = Annotated[bool, typer.Option("--replace", help="Replace the output if it exists.")]
 RayAddress = Annotated[
     str | None,
     typer.Option(
         "--address",
         metavar="RAY",
-        help="Ray cluster to use: auto, HOST:PORT or ray://HOST:PORT. Default: RAY_ADDRESS where that is set, else "
+        help="Ray cluster to use: auto, HOST:PORT or ray://HOST:PORT. Default: RAY_ADDRESS if that is set, otherwise "
         "this machine.",
     ),
 ]
@@ -215,8 +217,8 @@ TrustedStudy = Annotated[
     typer.Option(
         "--study",
         metavar="STUDY",
-        help="The study (file, name or folder) that says where network and data come from. Needed where they are not "
-        "built in: code that only the artifact names is never imported.",
+        help="The study (file, name or folder) that says where network and data come from. Needed if they are not "
+        "built in: code that only an artifact names is never imported.",
         autocompletion=studies,
     ),
 ]

@@ -49,7 +49,7 @@ def fetch(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="What to be best at within the bounds (default: the task's metric).",
+            help="Quantity to optimise within the bounds; default: the metric.",
             autocompletion=objectives,
         ),
     ] = None,
@@ -93,7 +93,7 @@ def fetch(
 def verify(folder: Artifact, study: TrustedStudy = None, as_json: AsJson = False) -> None:
     """Check a fetched network by measuring it again.
 
-    Digests first, then the recorded quality and outputs. The exit code is 1 where something differs.
+    Digests first, then the recorded quality and outputs. The exit code is 1 if something differs.
     """
     from prunefront.pipelines.artifacts.verify import verify as check
     from prunefront.pipelines.cli.resolve import study_config
@@ -210,8 +210,8 @@ def in_place_of(out: Path) -> Iterator[Path]:
         foreign = [name for name in names if name not in (*LIMITS, MANIFEST)]
         if foreign or (names and MANIFEST not in names):
             raise PrunefrontError(
-                f"{out} holds {', '.join(foreign[:3]) or 'no whole artifact'}, and --replace takes the place of a "
-                "fetched network only; choose another folder"
+                f"{out} holds {', '.join(foreign[:3]) or 'no whole artifact'}, and --replace replaces only a fetched "
+                "network; choose another folder"
             )
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as beside:

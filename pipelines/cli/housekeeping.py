@@ -37,15 +37,15 @@ def latency_table(
     ] = None,
     replace: Replace = False,
     joint: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Networks to time that have several groups cut.")
+        int, typer.Option(min=0, metavar="N", help="Number of networks to time with several groups cut.")
     ] = 48,
     address: RayAddress = None,
     as_json: AsJson = False,
 ) -> None:
     """Time variants of a network, to predict latency in searches.
 
-    On this machine, or on the study's [measure] device in a Ray cluster. Ctrl-C stops it, and the same command goes on;
-    with --replace it begins anew.
+    Runs on this machine, or on the study's [measure] device in a Ray cluster. After Ctrl-C the same command continues;
+    with --replace it starts again.
     """
     from rich.console import Console
 
@@ -61,7 +61,7 @@ def latency_table(
         )
     except KeyboardInterrupt:
         file = out or config.path / LATENCY_TABLE
-        say(f"stopped; the same command goes on; what was timed is in {file}", err=True)
+        say(f"stopped; run the same command to continue; measurements so far are in {file}", err=True)
         raise typer.Exit(130) from None
     if as_json:
         print_json(found.to_json())
@@ -96,7 +96,7 @@ def rehearse(
         typer.Option(min=0.0, max=1.0, metavar="SHARE", help="Share of jobs in which a worker dies."),
     ] = 0.0,
     slow: Annotated[
-        float, typer.Option(metavar="FACTOR", help="How many times longer one worker takes.")
+        float, typer.Option(metavar="FACTOR", help="One worker takes this many times longer.")
     ] = 1.0,
     repeats: Annotated[
         int, typer.Option(min=1, metavar="N", help="Rehearsals of each searcher, with different seeds.")
@@ -120,7 +120,7 @@ def rehearse(
 
     folder = find(study).searched_folder()
     if table is not None and table.exists() and not replace:
-        raise PrunefrontError(f"{table} is there already; name another file, or replace it with --replace")
+        raise PrunefrontError(f"{table} exists; name another file, or replace it with --replace")
     conditions = Workers(workers, failures=failures, slow={0: slow})
     found, evaluations = run(
         folder,
@@ -145,13 +145,13 @@ def gc(
     older_than: Annotated[
         str,
         typer.Option(
-            metavar="AGE", help="Keep what is younger, as it may be under way: a number and s, m, h or d."
+            metavar="AGE", help="Keep anything younger, which may be in progress: a number and s, m, h or d."
         ),
     ] = "1d",
     dominated: Annotated[
         bool,
         typer.Option(
-            "--dominated", help="Also networks that are not on the front, once the study has reported one."
+            "--dominated", help="Include networks that are not on the front, once the study has reported one."
         ),
     ] = False,
     endpoint_url: EndpointUrl = None,
@@ -159,7 +159,7 @@ def gc(
 ) -> None:
     """List what a study's store no longer needs, or delete it.
 
-    Networks on the front stay, and whatever the study needs to go on.
+    Networks on the front stay, and so does everything that the study needs to continue.
     """
     from prunefront.pipelines.study.garbage import delete_garbage, find_garbage, open_study_store, parse_age
 
@@ -204,13 +204,15 @@ def print_garbage(found: "Garbage", people: "Console", *, deleted: bool) -> None
     elif deleted:
         tell(f"deleted from {found.uri}: {count}")
     else:
-        tell(f"{count}; nothing was deleted: --delete does that")
+        tell(f"{count}; nothing was deleted; add --delete to delete")
     tell(f"kept: {found.kept} {'network' if found.kept == 1 else 'networks'}, {found.kept_bytes:,} bytes")
     if found.young:
-        tell(f"too young to go: {len(found.young)}; --older-than says what is")
+        tell(f"kept because too recent: {len(found.young)}; --older-than sets the limit")
     if found.foreign:
         shown = ", ".join(printable(key) for key in found.foreign[:3])
-        tell(f"left alone, as not prunefront's: {len(found.foreign)} objects, such as {shown}")
+        tell(
+            f"left alone because prunefront did not write them: {len(found.foreign)} objects, such as {shown}"
+        )
     for note in found.notes:
         tell(note)
 

@@ -48,18 +48,18 @@ def submit(
     include: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="PATH", help="File or folder here that goes along, for your own modules; repeatable."
+            metavar="PATH", help="File or folder to send with the job, for your own modules; repeatable."
         ),
     ] = None,
     detach: Annotated[
-        bool, typer.Option("--detach", "--no-follow", help="Do not wait for the end, nor show the log.")
+        bool, typer.Option("--detach", "--no-follow", help="Return at once, without showing the log.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Search on a Ray cluster, as a job that goes on without you.
+    """Search on a Ray cluster, as a job that continues without you.
 
-    The study file, the weights and latency table that it names by relative paths, and its own modules go along; data
-    never does. The log is followed, and the exit code is the job's; Ctrl-C ends the following alone.
+    The study file, the weights and latency table that it names by relative paths, and its own modules are sent; data
+    is never sent. The log is shown until the job ends, and the exit code is the job's. Ctrl-C ends only the display.
     """
     from prunefront.pipelines.cli.resolve import study_file
     from prunefront.pipelines.cluster.jobs import JobsServer
@@ -72,9 +72,11 @@ def submit(
         results = results_folder(folder, package)
         server = JobsServer(jobs_server)
         server.check_free(package.name)
-        say(f"{megabytes(package.size_bytes)} go along: {', '.join(package.files)}")
+        say(f"{megabytes(package.size_bytes)} are sent: {', '.join(package.files)}")
         if package.there:
-            say(f"expected there: {', '.join(f'{key} = {path}' for key, path in package.there.items())}")
+            say(
+                f"expected on the cluster: {', '.join(f'{key} = {path}' for key, path in package.there.items())}"
+            )
         job = server.submit(package, results, ["--resume"] * resume + ["--fresh"] * fresh)
     say(f"job {job.id}; results on the head: {job.folder}")
     if not detach:
@@ -92,7 +94,8 @@ def logs(
     study: Submitted,
     jobs_server: JobsServer,
     follow_: Annotated[
-        bool, typer.Option("--follow/--no-follow", help="Go on until the study ends, or show what there is.")
+        bool,
+        typer.Option("--follow/--no-follow", help="Follow until the study ends, or show the log so far."),
     ] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -120,7 +123,7 @@ def logs(
 def stop(study: Submitted, jobs_server: JobsServer, as_json: AsJson = False) -> None:
     """Stop a submitted study; finished work is kept.
 
-    It ends as after Ctrl-C, and `prunefront submit STUDY --resume` goes on.
+    The search ends as after Ctrl-C. `prunefront submit STUDY --resume` continues it.
     """
     from prunefront.pipelines.cli.resolve import study_name
     from prunefront.pipelines.cluster.jobs import JobsServer
@@ -128,11 +131,11 @@ def stop(study: Submitted, jobs_server: JobsServer, as_json: AsJson = False) -> 
     server = JobsServer(jobs_server)
     job = server.find(study_name(study))
     if job.over:
-        say(f"job {job.id} had ended before: {job.state.lower()}")
+        say(f"job {job.id} had already ended: {job.state.lower()}")
     else:
         say(f"stopping job {job.id}")
         job = server.stop(job)
-        say(f"{job.state.lower()}; finished work is kept in {job.folder} on the head; --resume goes on")
+        say(f"{job.state.lower()}; finished work is kept in {job.folder} on the head; --resume continues")
     if as_json:
         print_json(job.to_json())
 
@@ -151,7 +154,7 @@ def follow(server: "jobs.JobsServer", job: "jobs.Job") -> "jobs.Job":
         ended = server.follow(job, write, tell)
     except KeyboardInterrupt:
         tell(
-            f"no longer following; job {job.id} goes on. Follow it with: {server.command('logs', job)}  "
+            f"no longer following; job {job.id} continues. Follow it with: {server.command('logs', job)}  "
             f"End it with: {server.command('stop', job)}"
         )
         raise typer.Exit(130) from None

@@ -95,8 +95,8 @@ def status(
 ) -> None:
     """Show how far a study is.
 
-    Candidates done, failures by reason, rate, workers' time and expected end, from the study's journal: it may be
-    running or not.
+    Shows candidates done, failures by reason, rate, workers' time and expected end. It reads the study's journal only,
+    so it works during and after a search.
     """
     if jobs_server is not None:
         from prunefront.pipelines.cli.jobs import submitted_status

@@ -38,10 +38,13 @@ def main() -> None:
         _fail(_traceback() if debug else str(error), 2)
     except OSError as error:
         what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        line = f"{what}; check path, permissions and free space (a stopped search goes on with --resume)"
+        line = f"{what}; check path, permissions and free space (continue a stopped search with --resume)"
         _fail(_traceback() if debug else line, 2)
     except Exception as error:  # noqa: BLE001  # it is shown, and its traceback is kept
-        _fail(_traceback() if debug else f"{type(error).__name__}: {one_line(str(error))}; {_kept()}", 1)
+        _fail(
+            _traceback() if debug else f"{type(error).__name__}: {one_line(str(error))}; {_where_reported()}",
+            1,
+        )
     sys.exit(code or 0)
 
 
@@ -74,8 +77,8 @@ def _traceback() -> str:
     return f"\n{traceback.format_exc().rstrip()}"
 
 
-def _kept() -> str:
-    """Keeps the traceback of an error that nobody foresaw, and says where."""
+def _where_reported() -> str:
+    """Writes the traceback of an unexpected error to a file, and returns a line that says where."""
     from prunefront.pipelines.events.redaction import without_secrets
 
     try:
@@ -84,8 +87,8 @@ def _kept() -> str:
         ) as file:
             file.write(without_secrets(traceback.format_exc()))
     except OSError:
-        return "this is a fault of prunefront; --debug shows its traceback"
-    return f"this is a fault of prunefront; please report it with its traceback, which is in {file.name}"
+        return "this is a bug in prunefront; --debug shows its traceback"
+    return f"this is a bug in prunefront; please report it with its traceback, which is in {file.name}"
 
 
 if __name__ == "__main__":

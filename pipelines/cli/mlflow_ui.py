@@ -48,7 +48,7 @@ def serve(
     if not _is_loopback(host):
         raise TrackingError(
             f"at {host}, everybody who reaches this machine could read, change and delete the record without a "
-            "password; leave --host out and come through ssh (ssh -L 5000:127.0.0.1:5000 THIS_MACHINE), or start a "
+            "password; leave --host out and use ssh (ssh -L 5000:127.0.0.1:5000 THIS_MACHINE), or start a "
             "server that asks for a password, as examples/mlflow/README.md shows"
         )
     reach(tracking_uri)

@@ -41,8 +41,8 @@ def search(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Also append one line of JSON per event to this file. - is stdout, as is PRUNEFRONT_LOG=json; all "
-            "else then goes to stderr.",
+            help="Append one line of JSON per event to this file. - means stdout, as PRUNEFRONT_LOG=json does; other "
+            "text then goes to stderr.",
         ),
     ] = None,
     metrics_port: Annotated[
@@ -61,7 +61,7 @@ def search(
     Many candidates are scored without training, the promising ones fine-tuned, measured and published, and the Pareto
     front is reported. A study that has not been searched yet is named by its file.
 
-    Ctrl-C or SIGTERM stops the search: finished work is kept, a partial front is written, and --resume goes on. A
+    Ctrl-C or SIGTERM stops the search: finished work is kept, a partial front is written, and --resume continues. A
     second signal ends it at once.
     """
     from rich.console import Console
@@ -74,8 +74,7 @@ def search(
     target = log_target(log_json)
     if as_json and target == STDOUT:
         raise PrunefrontError(
-            "--json leaves stdout to one document, and events are to go there too; give --log-json a file, or unset "
-            "PRUNEFRONT_LOG"
+            "--json and events cannot both use stdout; give --log-json a file, or unset PRUNEFRONT_LOG"
         )
     people = Console(stderr=target == STDOUT)
     config = study_config(study)
@@ -97,7 +96,7 @@ def search(
     except (KeyboardInterrupt, SystemExit) as error:
         if (code := exit_code(error)) is None:
             raise
-        say(f"stopped; go on with: prunefront search {shlex.quote(study)} --resume", err=True)
+        say(f"stopped; continue with: prunefront search {shlex.quote(study)} --resume", err=True)
         raise typer.Exit(code) from None
     from prunefront.pipelines.cli.look import print_bounds, print_front
 

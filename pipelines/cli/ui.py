@@ -20,8 +20,8 @@ def ui(
 ) -> None:
     """Serve MLflow's pages on a study's records.
 
-    Without STUDY, those of the study that was searched last. Ctrl-C ends the server. Where the study records to an
-    MLflow server, its address is printed, and nothing is served.
+    Without STUDY it serves those of the study that was searched last. Ctrl-C ends the server. If the study records to
+    an MLflow server, its address is printed, and nothing is served.
     """
     from prunefront.pipelines.cli.mlflow_ui import serve
     from prunefront.pipelines.study.find import tracking_uri

@@ -97,7 +97,7 @@ def fewer_workers(section: ClusterSection, cluster: Cluster) -> list[str]:
     if asked <= cluster.workers:
         return []
     return [
-        f"[cluster] workers = {asked}, but Ray has room for {cluster.workers}; the study goes on with {cluster.workers}"
+        f"[cluster] workers = {asked}, but Ray has room for {cluster.workers}; the study uses {cluster.workers}"
     ]
 
 
@@ -128,7 +128,7 @@ def check_metrics_port(address: str | None, port: int) -> None:
     """
     if (address := cluster_address(address)) is not None:
         raise PrunefrontError(
-            f"--metrics-port {port} does not go together with the address {address}, since a cluster's port for "
+            f"--metrics-port {port} cannot be combined with the address {address}, since a cluster's port for "
             f"metrics is set when it is started; use `ray start --metrics-export-port {port}`"
         )
     with socket.socket() as probe:
@@ -175,7 +175,7 @@ def _why(error: Exception) -> str:
     if text == "ray client connection timeout":
         # Ray says no more when the port is another service's, nor when the token is missing or wrong
         return (
-            f"something listens there, but does not take this client; ray:// is port {CLIENT_PORT} of the head unless "
+            f"something answers there, but refuses this client; ray:// is port {CLIENT_PORT} of the head unless "
             "set otherwise, and a cluster that was started with a token needs RAY_AUTH_MODE=token and ~/.ray/auth_token"
         )
     # of several lines the first says what, and the last, the end of a traceback, why

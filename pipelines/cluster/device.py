@@ -90,12 +90,12 @@ class Device:
             if now - seen > self.away_seconds:
                 raise DeviceLost(
                     f"no node has had measure.device = {self.name!r} for {self.away_seconds:g} s; let it join again "
-                    "and go on: what is missing is measured then"
+                    "and continue with --resume, which measures what is missing"
                 )
             if now - begun > ANSWER_SECONDS:
                 raise DeviceLost(
-                    f"measure.device = {self.name!r} is there and has not measured within {ANSWER_SECONDS:g} s; see "
-                    "what it is busy with and go on: what is missing is measured then"
+                    f"measure.device = {self.name!r} is there and has not measured within {ANSWER_SECONDS:g} s; check "
+                    "what it is busy with and continue with --resume, which measures what is missing"
                 )
 
 

@@ -48,8 +48,8 @@ def watch_head(address: str, lost_seconds: float = LOST_SECONDS) -> Iterator[Non
         yield
         return
     line = (
-        f"the head of the Ray cluster, {address}, has not answered for {lost_seconds:.0f} seconds; what was done is "
-        "kept: start the cluster again and go on with --resume"
+        f"the head of the Ray cluster, {address}, has not answered for {lost_seconds:.0f} seconds; finished work is "
+        "kept: start the cluster again and continue with --resume"
     )
     over = threading.Event()
 

@@ -187,9 +187,11 @@ class JobsServer:
             except NoAnswer as error:
                 if lost is None:
                     lost = time.monotonic()
-                    say(f"no answer from {self.address}, asking again; the job goes on")
+                    say(f"no answer from {self.address}, asking again; the job continues")
                 if time.monotonic() - lost > LOST_SECONDS:
-                    raise NoAnswer(f"{error}; the job may go on: {self.command('logs', job)}") from None
+                    raise NoAnswer(
+                        f"{error}; the job may still be running: {self.command('logs', job)}"
+                    ) from None
                 time.sleep(POLL_SECONDS)
                 continue
             lost = None
@@ -284,10 +286,13 @@ def _job(details: JobDetails) -> Job:
 
 def _denied(address: str, message: str) -> str:
     if message.startswith("Authentication failed"):  # 403; 401 is a token that was not sent
-        return f"{address} does not take this token; ~/.ray/auth_token must be the one that its cluster has"
+        return f"{address} does not accept this token; ~/.ray/auth_token must be the one that its cluster has"
     set_already = os.environ.get("RAY_AUTH_MODE") == "token"
     there = "there is none in ~/.ray/auth_token" if set_already else "RAY_AUTH_MODE=token is not set"
-    return f"{address} wants a token, and {there}; copy the cluster's to ~/.ray/auth_token and set RAY_AUTH_MODE=token"
+    return (
+        f"{address} requires a token, and {there}; copy the cluster's to ~/.ray/auth_token and set "
+        "RAY_AUTH_MODE=token"
+    )
 
 
 def _cause(error: BaseException) -> str:

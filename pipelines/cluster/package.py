@@ -29,7 +29,7 @@ NEVER = frozenset({"__pycache__", "venv", "studies", "node_modules"})
 """Names of folders that never go along, beside those that begin with a dot."""
 
 RESULTS = "~/prunefront/studies"
-"""Folder for studies whose `folder` is relative, on the head: the job's own folder is deleted when Ray likes."""
+"""Folder for studies whose `folder` is relative, on the head: Ray may delete the job's own folder."""
 
 
 class PackageError(PrunefrontError):
@@ -101,7 +101,7 @@ def pack(
     for key, source in own.items():
         if not source.is_file():
             raise PackageError(
-                f"{key}: there is no file {source}; it would go along, as its path is relative"
+                f"{key}: there is no file {source}; a relative path means a file that is sent with the job"
             )
     files = dict(_beside(file, own.values()))
     place = next(iter(files))
@@ -134,7 +134,7 @@ def _check_data(section: DataSection) -> None:
             if "://" in str(path) or Path(path).is_absolute():
                 continue
             raise PackageError(
-                f"data.{key} = {str(path)!r} lies beside the study, and data does not go along with a job: put it on "
+                f"data.{key} = {str(path)!r} lies beside the study, and data is never sent with a job: put it on "
                 f"storage that the cluster's head sees and give its absolute path, or give s3://bucket/{Path(path).name}"
             )
 
@@ -156,7 +156,7 @@ def _check_results(study: PackedSections) -> None:
     for earlier in study.start.warm_start:
         if not is_absolute(earlier):
             raise PackageError(
-                f"start.warm_start = {earlier!r} is a folder beside the study and does not go along; give "
+                f"start.warm_start = {earlier!r} is a folder beside the study and is not sent with the job; give "
                 "s3://bucket/prefix, or its absolute path on the cluster's head"
             )
 
@@ -231,7 +231,7 @@ def _included(paths: Iterable[Path], here: Path) -> Iterator[tuple[str, Path]]:
         inner = whole.relative_to(here)
         if not all(map(_goes_along, inner.parts)):
             raise PackageError(
-                f"--include {path}: hidden files, virtual environments and studies never go along"
+                f"--include {path}: hidden files, virtual environments and studies are never sent"
             )
         if inner.parts[0] in OURS:
             raise PackageError(
@@ -267,7 +267,7 @@ def results_folder(asked: str | None, package: Package) -> str:
         return package.folder
     if not is_absolute(asked):
         raise ConfigError(
-            f"--folder {asked} is relative, and the job's own folder is deleted when Ray likes; give an absolute path "
+            f"--folder {asked} is relative, and Ray may delete the job's own folder; give an absolute path "
             f"on the cluster's head, such as {RESULTS}"
         )
     return asked

@@ -38,9 +38,11 @@ class Patience:
         waited = now - self._since
         if waited >= min(QUIET, self.seconds) and not self._reported:
             self._reported = True
-            self.say(f"{self._line()}; waiting for one, {self.seconds / 60:.0f} minutes at the most")
+            self.say(f"{self._line()}; waiting for one, {self.seconds / 60:.0f} minutes at most")
         if waited >= self.seconds:
-            raise NoWorkers(f"{self._line()}; what was done is kept: go on with --resume when it has room")
+            raise NoWorkers(
+                f"{self._line()}; finished work is kept: continue with --resume when the cluster has room"
+            )
 
     def _line(self) -> str:
         import ray

@@ -31,7 +31,7 @@ def _sides(name: str, sides: object) -> list[Bound]:
             raise ValueError(f"unknown key '{name}.{side}'; {hint}known here: low, high")
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(
-                f"{name}.{side} should be a number, got {value!r}; '60%' and the like go into a list of texts"
+                f"{name}.{side} should be a number, got {value!r}; texts such as '60%' go into a list"
             )
     return [Bound(name, side, float(value)) for side, value in sides.items()]
 

@@ -48,9 +48,9 @@ def under_new_keys(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             holder[key] = value
             continue
         if name in target:
-            raise KeyTwice(f"{before!r} is {now!r} now, and both are given; leave {before!r} out")
+            raise KeyTwice(f"{before!r} is now called {now!r}, and both are given; remove {before!r}")
         target[name] = value
-        lines.append(f"{before!r} is {now!r} now; it still works")
+        lines.append(f"{before!r} is now called {now!r}; the old name still works")
     return made, lines
 
 

@@ -200,11 +200,11 @@ class SpaceSection(Section):
     """Fit of the weights that read what is cut. `moments`: least squares from moments of the calibration images, which
     are gathered once per study. `criterion`: what the criterion's paper does, nothing for most of them."""
     granularities: Annotated[tuple[str, ...], Field(min_length=1)] = ("channel",)
-    """Units that may go: `channel`, `block`, and those within single layers (`prunefront list granularities`)."""
+    """Units that may be removed: channels, blocks, and those within layers (`prunefront list granularities`)."""
     densities: Annotated[tuple[Ratio, ...], Field(min_length=1)] = (0.25, 0.5, 0.75)
     """Shares of its weights that a layer may keep, for granularities within layers."""
     whole: tuple[str, ...] = ()
-    """Modules whose layers stay whole inside: float weights, whole kernels. Their channels may still go."""
+    """Modules whose layers keep float weights and whole kernels. Their channels may still be removed."""
 
 
 class QuantisationSection(Section):
@@ -304,11 +304,11 @@ class TrainingSection(Section):
     epochs: Annotated[int, Field(ge=0)] = 2
     """Passes over the training images for each candidate; 0 = no training."""
     early_stopping: bool = False
-    """Stop candidates that others of like cost beat after 1, eta, eta² … epochs (docs/how-to-choose-a-searcher.md)."""
+    """Stop candidates that others of similar cost beat early: docs/decisions/0007-early-stopping.md."""
     eta: Annotated[int, Field(ge=2)] = 2
-    """Ratio of one rung's epochs to the one before. One candidate in so many goes on, and all unbeaten ones."""
+    """Ratio of one rung's epochs to the one before. One candidate in `eta` continues, and every unbeaten one."""
     procedure: str = "one_shot"
-    """Way from the dense network to the candidate's: `prunefront list procedures`."""
+    """Method that cuts and trains a candidate: `prunefront list procedures`."""
     options: dict[str, Any] = {}
     """Options of the procedure, e.g. { rounds = 5 }."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.02
@@ -344,9 +344,9 @@ class MeasureSection(Section):
     threads: Annotated[int, Field(ge=1)] = 1
     """CPU threads of a timed forward."""
     pairs: Annotated[int, Field(ge=10)] = 100
-    """Number of times that candidate and dense network run in turn."""
+    """Number of pairs: candidate and dense network are timed in turn."""
     warmup: Annotated[int, Field(ge=0)] = 10
-    """Number of untimed forwards of each network before."""
+    """Number of untimed forwards of each network before timing."""
     device: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,99}$")] | None = None
     """Resource of the node that measures for all workers (docs/placement.md). Default: each worker measures where it
     runs."""
@@ -411,8 +411,8 @@ class ClusterSection(Section):
     def _shares_are_of_one_gpu(self) -> Self:
         if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
             raise ValueError(
-                f"gpus_per_worker = {self.gpus_per_worker:g}: a share is of one GPU; give a whole number, or less "
-                "than 1"
+                f"gpus_per_worker = {self.gpus_per_worker:g} is neither a whole number of GPUs nor a share of one; "
+                "give a whole number, or less than 1"
             )
         return self
 
@@ -423,7 +423,7 @@ class StudyConfig(Section):
     name: Name
     """Name of the study, of its folder and of its MLflow run."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Seed of everything that is drawn."""
+    """Random seed of the study."""
     folder: Path = Path("studies")
     """Folder of studies; this one keeps its state in `<folder>/<name>/`."""
     model: ModelSection
@@ -450,7 +450,7 @@ class StudyConfig(Section):
             for name in self.goal.objectives:
                 if name not in OBJECTIVES:
                     raise ValueError(
-                        f"goal: {name!r} cannot steer the search; possible: {', '.join(OBJECTIVES)}"
+                        f"goal: {name!r} cannot be an objective; possible: {', '.join(OBJECTIVES)}"
                     )
             if ACCURACY.name not in self.goal.objectives:
                 raise ValueError("goal: objectives must be different from each other and include 'accuracy'")

@@ -33,9 +33,9 @@ class Events:
         for listener in tuple(self._listeners):
             try:
                 listener(record)
-            except Exception as error:  # noqa: BLE001 - whatever a log or a metric raises, the search goes on
+            except Exception as error:  # noqa: BLE001 - whatever a log or a metric raises, the search continues
                 self._drop(listener)
-                self.say(f"no more events for {_name(listener)}: {type(error).__name__}: {error}")
+                self.say(f"events are no longer passed to {_name(listener)}: {type(error).__name__}: {error}")
 
     @contextmanager
     def attach(self, listener: Listener) -> Iterator[None]:

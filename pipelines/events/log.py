@@ -76,7 +76,7 @@ def log_target(option: str | None) -> str | None:
         return option
     form = os.environ.get("PRUNEFRONT_LOG", "text")
     if form not in ("json", "text", ""):
-        raise PrunefrontError(f"PRUNEFRONT_LOG={form} is not a form of log; possible: json, text")
+        raise PrunefrontError(f"PRUNEFRONT_LOG={form} is not a log format; possible: json, text")
     return STDOUT if form == "json" else None
 
 

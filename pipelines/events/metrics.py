@@ -36,7 +36,7 @@ class Family:
 FAMILIES = (
     Family("candidates_scored", "counter", "Candidates that the first stage measured."),
     Family("candidates_trained", "counter", "Networks that were trained, measured and published."),
-    Family("candidates_stopped_early", "counter", "Candidates whose training a rung ended."),
+    Family("candidates_stopped_early", "counter", "Candidates whose training was stopped early."),
     Family("candidates_failed", "counter", "Candidates that failed.", ("kind", "stage")),
     Family("workers_lost", "counter", "Worker processes that died while they scored."),
     Family(
@@ -172,8 +172,8 @@ def export_metrics(events: Events, *, workers: int, remote: bool) -> Iterator[No
         while not over.wait(EVERY_SECONDS):
             try:
                 look()
-            except Exception as error:  # noqa: BLE001 - whatever a metric raises, the search goes on
-                events.say(f"no more figures are watched for metrics: {type(error).__name__}: {error}")
+            except Exception as error:  # noqa: BLE001 - whatever a metric raises, the search continues
+                events.say(f"metrics are no longer updated: {type(error).__name__}: {error}")
                 return
 
     with events.attach(metrics):

@@ -174,7 +174,7 @@ def check_int8(
         chosen = [outputs[0].reshape(rows, -1).argmax(1) for outputs in (expected, actual)]
         same, seen = same + int((chosen[0] == chosen[1]).sum()), seen + rows
     if seen == 0:
-        raise Int8Error(f"{name} cannot be compared on no images")
+        raise Int8Error(f"{name} cannot be compared without images")
     difference = Int8Difference(worst / largest if largest > 0 else worst, same / seen, seen)
     if agreement is not None and difference.agreement < agreement:
         raise Int8Error(

@@ -10,7 +10,7 @@ COLUMNS = (*COSTS, "latency_ratio_high", "epochs")
 """Fields of a row that can be bounded, whatever its metric."""
 
 
-def select(rows: Sequence[FrontRow], under: Mapping[str, float], by: str | None = None) -> FrontRow:
+def best_row(rows: Sequence[FrontRow], under: Mapping[str, float], by: str | None = None) -> FrontRow:
     """Returns the row that is best in the objective `by` (None = the metric) among those with `row[name] <=
     bound` for every bound.
 

@@ -42,7 +42,7 @@ class Front:
 
         Raises FrontError for a name that there is not, and where no row is within the bounds; it names the nearest.
         """
-        return choice.select(self.rows, under or {}, by)
+        return choice.best_row(self.rows, under or {}, by)
 
     def table(self) -> "Table":
         """Returns a table for a terminal; see `fronts.table`."""

@@ -58,7 +58,7 @@ CONFIG = {
 }
 """Settings of plotly's toolbar, whose camera saves the figure as a picture."""
 
-TESTED = "The points were chosen on validation images, the figures are those of the test images."
+TESTED = "Networks were chosen on validation images; the figures are from test images."
 
 
 def write_html(

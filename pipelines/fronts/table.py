@@ -27,7 +27,7 @@ def table(rows: Sequence[FrontRow], title: str | None = None) -> "Table":
         title=title,
         title_justify="left",
         padding=(0, 1, 0, 0),
-        caption="* behind another point on the test images" if behind else None,
+        caption="* dominated by another network on the test images" if behind else None,
         caption_justify="left",
     )
     columns = headers(front)

@@ -100,7 +100,7 @@ class PartialFront:
         if self.trained:
             return (
                 f"partial front: {self.done} of {self.total} candidates are fine-tuned so far. It is scored on {IMAGES}"
-                ", which also chose these networks, so it flatters them; test images are for the end of the search"
+                ", which also chose these networks, so its figures are optimistic; test images follow at the end"
             )
         return (
             f"partial front: {self.done} of {self.total} candidates are scored so far, on {IMAGES}; none is fine-tuned "

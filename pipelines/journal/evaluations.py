@@ -105,7 +105,7 @@ def evaluations(
         raise no_evaluations_error(study)
     if strangers := sorted(scores.keys() - first.keys()):
         raise PrunefrontError(
-            f"the journal of study {study!r} scores {strangers[0]!r}, which none of its candidates comes down to: "
+            f"the journal of study {study!r} scores {strangers[0]!r}, which belongs to none of its candidates: "
             "its journal and its folder `prepared` are not of the same search"
         )
     rows = (
@@ -120,5 +120,5 @@ def no_evaluations_error(study: str) -> PrunefrontError:
     """Returns the error for a study whose journal holds no score."""
     return PrunefrontError(
         f"study {study!r} has no evaluations yet, so there is nothing to replay; let `prunefront search` score some "
-        "candidates first (it may be stopped after that)"
+        "candidates first (you may stop it then)"
     )

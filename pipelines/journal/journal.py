@@ -115,8 +115,8 @@ class Journal:
                 os.fsync(self._file.fileno())
         except OSError as error:
             raise JournalError(
-                f"{self.path} cannot be written: {error.strerror}; make room, or see to the disk, and go on with "
-                "--resume: everything up to here is kept"
+                f"{self.path} cannot be written: {error.strerror}; free some space, or check the disk, and continue "
+                "with --resume: everything until now is kept"
             ) from error
         self.events.append(record)
         self._on_append(record)
@@ -161,14 +161,14 @@ def read_events(path: Path) -> list[dict[str, Any]]:
             record = loads(line)
         except ValueError as error:
             raise JournalError(
-                f"{path}, line {number}, is not JSON ({error!s:.80}): the file was changed from outside; start the "
-                "study afresh with --fresh, or restore the file"
+                f"{path}, line {number}, is not JSON ({error!s:.80}): the file was changed from outside; restore it, "
+                "or start again with --fresh"
             ) from None
         reason = event_fault(record) if isinstance(record, dict) else "it is no object"
         if reason is not None:
             raise JournalError(
-                f"{path}, line {number}, is no journal event ({reason:.200}): the file was changed from outside; start "
-                "the study afresh with --fresh, or restore the file"
+                f"{path}, line {number}, is no journal event ({reason:.200}): the file was changed from outside; "
+                "restore it, or start again with --fresh"
             )
         events.append(record)
     return events
@@ -206,8 +206,8 @@ def _read(path: Path, parse: Callable[[bytes], T]) -> T:
 def altered_file_error(path: Path, reason: str) -> StudyFolderError:
     """Returns the error for a file of a study that does not hold what a study writes."""
     return StudyFolderError(
-        f"{path} is not what a search writes ({reason:.200}): it was changed from outside; restore it, or start the "
-        "study afresh with --fresh"
+        f"{path} is not what a search writes ({reason:.200}): it was changed from outside; restore it, or start again "
+        "with --fresh"
     )
 
 

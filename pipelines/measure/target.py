@@ -37,8 +37,8 @@ def check_runtime(section: MeasureSection) -> None:
         if not runtime.from_file:
             able = ", ".join(name for name in runtimes if runtimes[name].from_file)
             raise PrunefrontError(
-                f"measure.runtime = {runtime.name!r} times a torch network, and only ONNX files travel to "
-                f"measure.device = {section.device!r}; possible there: {able}; or leave measure.device out"
+                f"measure.runtime = {runtime.name!r} times a torch network, and only ONNX files can be "
+                f"sent to measure.device = {section.device!r}; possible there: {able}; or leave measure.device out"
             )
     elif missing := runtime.missing():
         raise PrunefrontError(

@@ -85,7 +85,7 @@ def _not_nested(folder: Path) -> Iterator[None]:
     held: set[str] = _held.__dict__.setdefault("folders", set())
     key = str(folder)
     if key in held:
-        raise RuntimeError(f"this thread is already inside the turnstile of {folder}; leave it first")
+        raise RuntimeError(f"this thread already holds the timing lock of {folder}; release it first")
     held.add(key)
     try:
         yield
@@ -139,8 +139,13 @@ def _saying(lock: Path) -> Iterator[None]:
         number, _, program = lock.read_bytes()[:NOTE_BYTES].decode(errors="replace").partition(" ")
         who = f"process {number or 'unknown'} ({program.strip() or 'unknown'})"
         # any number may be in the room, and only the latest is known
-        has = f"the last to come in was {who}" if lock.name.startswith("room") else f"{who} has it"
-        log.warning("waited %g s for a turn on this machine; %s; lock: %s", SAY_AFTER_SECONDS, has, lock)
+        has = f"it was last taken by {who}" if lock.name.startswith("room") else f"{who} has it"
+        log.warning(
+            "waited %g s while another process trains or times a network here; %s; lock: %s",
+            SAY_AFTER_SECONDS,
+            has,
+            lock,
+        )
 
     timer = threading.Timer(SAY_AFTER_SECONDS, say)
     timer.daemon = True

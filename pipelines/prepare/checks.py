@@ -64,8 +64,8 @@ def check_names(study: NamingSections) -> None:
     searchers[study.search.searcher]
     if "lottery_ticket" in study.controls.methods and study.model.weights and not study.model.initial:
         raise PrunefrontError(
-            "the control 'lottery_ticket' starts from the weights before training, which are not known, as the network "
-            "comes trained: give them as model.initial, or leave model.weights out so that the study trains it"
+            "the control 'lottery_ticket' needs the weights before training, and the network is given trained: give "
+            "them as model.initial, or leave model.weights out so that the study trains it"
         )
     check_runtime(study.measure)
 
@@ -93,10 +93,10 @@ def check_space_names(section: SpaceSection, quantisation: QuantisationSection, 
                     f"these have one: {levelled}"
                 )
     inner = [name for name in section.granularities if name in layer_granularities]
-    words = quantisation.method
-    if words.activations != "none":
-        check_inputs(words.activations, words.activation_bits)
-    if words.activations == "xnor" and inner:
+    method = quantisation.method
+    if method.activations != "none":
+        check_inputs(method.activations, method.activation_bits)
+    if method.activations == "xnor" and inner:
         raise PrunefrontError(
             f"quantisation.activations = 'xnor' takes whole layers, which granularity {inner[0]!r} takes apart; leave "
             "that out, or choose 'fixed_point'"
@@ -105,7 +105,7 @@ def check_space_names(section: SpaceSection, quantisation: QuantisationSection, 
         able = [name for name in procedures if procedures[name].over == "channels"]
         raise PrunefrontError(
             f"training.procedure = {procedure!r} masks single weights of whole layers, which granularity {inner[0]!r} "
-            f"takes apart; these procedures go with it: {', '.join(able)}"
+            f"takes apart; these procedures can be combined with it: {', '.join(able)}"
         )
 
 

@@ -152,7 +152,7 @@ class _Descent:
                 (self.descended(start, widths, kept) for start in (counts, even)),
                 key=lambda found: self.value(found, kept),
             )
-        made = self.made(counts, kept)
+        made = self.plan_keeping(counts, kept)
         choices = {p.name: p.choice for p in made.layers}
         candidate = Candidate(
             {
@@ -193,10 +193,10 @@ class _Descent:
         return sorted({group.keeps[0], *found, *(k for k in group.keeps if k * each <= NARROW)})
 
     def value(self, counts: Mapping[str, int], kept: Mapping[str, tuple[int, ...]]) -> float:
-        price = exact_values(cost(self.graph, self.made(counts, kept)))
+        price = exact_values(cost(self.graph, self.plan_keeping(counts, kept)))
         return sum(weight * price[name] for name, weight in self.weights.items())
 
-    def made(self, counts: Mapping[str, int], kept: Mapping[str, tuple[int, ...]]) -> PruningPlan:
+    def plan_keeping(self, counts: Mapping[str, int], kept: Mapping[str, tuple[int, ...]]) -> PruningPlan:
         groups = tuple(
             _keeping(g.name, g.units, range(counts.get(g.name, g.units))) for g in self.graph.groups
         )
@@ -290,7 +290,7 @@ def above_dense(
 ) -> str | None:
     """Returns a line about a quality that is asked for and that the dense network lacks, beyond the noise.
 
-    Training may raise it, so the search goes on. Raises Infeasible where there is none: epochs = 0.
+    Training may raise it, so the search continues. Raises Infeasible where there is none: epochs = 0.
     """
     have, noise, sign = dense[metric.name], dense.noise.get(metric.name, 0.0), metric.sign
     asked = [
@@ -309,10 +309,10 @@ def above_dense(
     )
     if epochs == 0:
         raise Infeasible(
-            f"{line}; without training (training.epochs = 0) nothing gets there: lower the bound or train, and start "
-            "afresh with --fresh"
+            f"{line}; without training (training.epochs = 0) no network reaches it: lower the bound or train, and "
+            "start again with --fresh"
         )
-    return f"{line}; only what training adds can reach it"
+    return f"{line}; only training can reach it"
 
 
 def _keeping(name: str, units: int, kept: Sequence[int]) -> GroupPlan:

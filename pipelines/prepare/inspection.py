@@ -147,7 +147,7 @@ class Inspection:
             keeps = offered(layer, space)
             reasons = {name: layer_granularities[name].why_not(layer) for name in asked}
             left_out = {
-                name: reasons[name] or f"comes near none of the densities {list(space.densities)}"
+                name: reasons[name] or f"reaches none of the densities {list(space.densities)}"
                 for name in asked
                 if name not in keeps
             }
@@ -212,7 +212,7 @@ def print_inspection(found: Inspection, console: Console) -> None:
     for line in data["roughly_repaired"]:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     if data["constraints"]:
-        table = Table("bound", "that is", "networks go down to", box=None, padding=(0, 2, 0, 0))
+        table = Table("bound", "that is", "smallest network of the space", box=None, padding=(0, 2, 0, 0))
         for row in data["constraints"]:
             limit = "known after training" if row["limit"] is None else f"{row['limit']:,.0f}"
             smallest = "" if row["smallest"] is None else f"{row['smallest']:,.0f}"
@@ -227,12 +227,12 @@ def print_inspection(found: Inspection, console: Console) -> None:
         table.add_row(*map(Text, cells))
     console.print(table)
     if data["stacks"]:
-        table = Table("stack", "blocks, of which one stays", box=None, padding=(0, 2, 0, 0))
+        table = Table("stack", "blocks, one of which stays", box=None, padding=(0, 2, 0, 0))
         for stack in data["stacks"]:
             table.add_row(*map(Text, (stack["name"], ", ".join(stack["blocks"]))))
         console.print(table)
     if data["layers"]:
-        table = Table("layer", "shape", "may be made of (% kept)", "bits", box=None, padding=(0, 2, 0, 0))
+        table = Table("layer", "shape", "granularities (% kept)", "bits", box=None, padding=(0, 2, 0, 0))
         for layer in data["layers"]:
             keeps = ", ".join(f"{n} {'/'.join(map(str, k))}" for n, k in layer["keeps"].items())
             shape, bits = "×".join(map(str, layer["shape"])), "/".join(map(str, layer["bits"]))
@@ -243,13 +243,13 @@ def print_inspection(found: Inspection, console: Console) -> None:
         for name, reason in group["left_out"].items():
             absent.setdefault((name, reason), []).append(group["name"])
     if absent:
-        table = Table("left out", "of", "which", box=None, padding=(0, 2, 0, 0))
+        table = Table("does not fit", "where", "why: it", box=None, padding=(0, 2, 0, 0))
         for (name, reason), groups in absent.items():
             table.add_row(*map(Text, (name, ", ".join(groups), reason)))
         console.print(table)
     for kind in ("unstacked", "unlayered"):
         if data[kind]:
-            table = Table("left alone", "why", box=None, padding=(0, 2, 0, 0))
+            table = Table("not pruned", "why: it", box=None, padding=(0, 2, 0, 0))
             for name, reason in data[kind].items():
                 table.add_row(Text(name), Text(reason))
             console.print(table)

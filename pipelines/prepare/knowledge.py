@@ -15,7 +15,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import SpaceSection
 from prunefront.pipelines.journal.layout import PREPARED
 from prunefront.pipelines.prepare.network import Network, Say
-from prunefront.pipelines.prepare.problem import within
+from prunefront.pipelines.prepare.problem import criteria_within_layers
 from prunefront.pipelines.prepare.read_prepared import (
     MOMENTS,
     read_facts,
@@ -91,12 +91,12 @@ def know(
         images = calibration(section.calibration_images, network, seed)
         statistics = gather(network.graph, images, needs)
         say(
-            f"{len(names)} criteria: what they look at was gathered on "
+            f"{len(names)} criteria: their statistics were gathered on "
             f"{sum(map(count_images, images)):,} images in {time.perf_counter() - started:.1f} s"
         )
     scores = {n: dict(g) for n, g in rank(network.model, network.graph, names, statistics).items()}
     if "block" in section.granularities:
-        _rank_blocks(network, within(section.criteria), scores)
+        _rank_blocks(network, criteria_within_layers(section.criteria), scores)
     for name, groups in scores.items():
         if not groups:
             say(f"criterion {name!r} fits no channel group; `prunefront inspect` says why")
@@ -164,7 +164,7 @@ def read_knowledge(study: Path) -> tuple[ChannelGraph, Knowledge]:
     if not (folder / "graph.json").exists() or not (folder / "scores.safetensors").exists():
         raise PrunefrontError(
             f"study {study.name!r} has not scored the units of its network yet ({folder}); let `prunefront search` "
-            "go on until it scores candidates"
+            "run until it scores candidates"
         )
     graph = read_graph(folder)
     return graph, Knowledge(read_scores(folder, graph), read_facts(folder, graph))

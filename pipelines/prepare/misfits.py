@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 
 from prunefront.pipelines.config.sections import SpaceSection
-from prunefront.pipelines.prepare.problem import NO_FACTS, within
+from prunefront.pipelines.prepare.problem import NO_FACTS, criteria_within_layers
 from prunefront.pruners.allocators import PerGroup
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.plan.decide import keep_counts
@@ -36,7 +36,7 @@ def _searcher(space: SearchSpace, searcher: str) -> Iterator[str]:
     several = any(len(group.bits) > 1 or len(group.granularities) > 1 for group in space.groups)
     if several and searcher == "particle_filter":
         yield (
-            "searcher 'particle_filter' varies ratios and criteria alone: beside the starting points, every layer has "
+            "searcher 'particle_filter' varies only ratios and criteria: except in starting points, every layer has "
             "its first bit width and granularity; searchers 'auto' and 'evolution' vary these too"
         )
 
@@ -60,18 +60,18 @@ def _densities(space: SearchSpace, section: SpaceSection) -> Iterator[str]:
     for density in section.densities if layers else ():
         if round(PERCENT * density) not in had:
             names = _listed(dict.fromkeys(name for group in layers for name in group.allowed))
-            yield f"density {density:g} cannot be had in any layer by granularity {names}"
+            yield f"no layer can have density {density:g} with granularity {names}"
 
 
 def _criteria_within(space: SearchSpace, section: SpaceSection) -> Iterator[str]:
     inner = [name for name in section.granularities if name != "channel" and name in _used(space)]
-    able = within(section.criteria)
+    able = criteria_within_layers(section.criteria)
     unfit = [name for name in section.criteria if name not in able]
     if inner and unfit:
         default = "" if set(able) <= set(section.criteria) else " (the default)"
         yield (
             f"units of granularity {_listed(inner)} are ranked by {_listed(able)}{default} and not by "
-            f"{_listed(unfit)}: a criterion sees weights alone there"
+            f"{_listed(unfit)}: a criterion can only use weights there"
         )
 
 
@@ -88,7 +88,7 @@ def _groups_without_criterion(
     ]
     if missing:
         bound = ", or the bound by redundancy allows no cut" if section.bound == "redundancy" else ""
-        yield f"channel group {_listed(missing)} stays whole, as no criterion of the study fits it{bound}"
+        yield f"channel group {_listed(missing)} is not pruned, because no criterion of the study fits it{bound}"
 
 
 def _bound(space: SearchSpace, section: SpaceSection, facts: Mapping[str, PerGroup]) -> Iterator[str]:

@@ -239,7 +239,7 @@ def _check_same_data(splits: Splits | Parts, then: Mapping[str, str], study: str
     if changed := [name for name, digest in fingerprint(splits).items() if then[name] != digest]:
         raise PrunefrontError(
             f"the {' and '.join(changed)} images are no longer those that study {study!r} was started with; put them "
-            "back, or start afresh with --fresh or another `name`"
+            "back, or start again with --fresh or another `name`"
         )
 
 

@@ -91,7 +91,7 @@ def stack_spaces(graph: ChannelGraph, scores: Scores, section: SpaceSection) -> 
     spaces = []
     for stack in graph.stacks:
         units = len(stack.blocks)
-        ranked = tuple(c for c in within(section.criteria) if stack.name in scores.get(c, {}))
+        ranked = tuple(c for c in criteria_within_layers(section.criteria) if stack.name in scores.get(c, {}))
         if units > 1 and ranked:
             inner = sum(count for name, count in macs.items() if inside(name, stack.blocks))
             keeps = tuple(range(1, units + 1))
@@ -120,7 +120,7 @@ def layer_spaces(
                     layer.name,
                     PERCENT,
                     tuple(keeps),
-                    within(section.criteria),
+                    criteria_within_layers(section.criteria),
                     tuple(allowed) or ("whole",),
                     bits,
                     layer.macs / PERCENT,
@@ -151,7 +151,7 @@ def _can_leave(name: str, layer: Layer, density: float) -> bool:
     return abs(granularity.kept_share(layer, count) - density) <= NEAR
 
 
-def within(names: Sequence[str]) -> tuple[str, ...]:
+def criteria_within_layers(names: Sequence[str]) -> tuple[str, ...]:
     """The criteria among these that can rank units within layers, and blocks; the L2 norm where none can."""
     return tuple(n for n in names if can_rank_within(n)) or ("l2",)
 
@@ -168,7 +168,7 @@ def widest_space(
         name: {g.name: np.zeros(g.units) for g in graph.groups if why_not(criteria[name], g, graph) is None}
         for name in names
     }
-    for name in within(section.criteria):
+    for name in criteria_within_layers(section.criteria):
         scores.setdefault(name, {}).update({s.name: np.zeros(len(s.blocks)) for s in graph.stacks})
     return search_space(
         graph, scores, section.model_copy(update={"bound": "none"}), quantisation=quantisation
@@ -302,7 +302,7 @@ def problem(
     """
     space = search_space(graph, scores, section, facts, quantisation)
     proposals = lanes(graph, scores, space, allocators=start.allocators, facts=facts, seed=seed)
-    proposals = [*with_words(proposals, space), *layer_lanes(space), *block_lanes(space)]
+    proposals = [*with_bit_widths(proposals, space), *layer_lanes(space), *block_lanes(space)]
     limit = start.seeds or max(2, candidates // 3)
     bounds = [c for c in constraints(goal.constraints, graph, known) if c.name in EXACT]
     seeds = seed_candidates(space, proposals, limit=sum(map(len, proposals)) + 1 if bounds else limit)
@@ -388,7 +388,7 @@ def _proposal(name: str, criterion: str, terms: Terms) -> Proposal:
     return Proposal(f"{name} {criterion} {terms.kept_macs:.3g}", counts, criterion)
 
 
-def with_words(proposals: Sequence[list[Proposal]], space: SearchSpace) -> list[list[Proposal]]:
+def with_bit_widths(proposals: Sequence[list[Proposal]], space: SearchSpace) -> list[list[Proposal]]:
     """The lanes, each proposal with one of the bit widths in turn, and a lane of dense networks with each of them."""
     bits = sorted({b for g in space.groups for b in g.bits}, reverse=True)
     if len(bits) < 2:
@@ -396,9 +396,9 @@ def with_words(proposals: Sequence[list[Proposal]], space: SearchSpace) -> list[
     criterion = space.groups[0].criteria[0]
     found = [[Proposal(f"{b} bits", {}, criterion, bits=b) for b in bits if b < 32]]
     for number, lane in enumerate(proposals):
-        words = [bits[(place + number) % len(bits)] for place in range(len(lane))]
+        widths = [bits[(place + number) % len(bits)] for place in range(len(lane))]
         found.append(
-            [replace(p, origin=f"{p.origin}, {b} bits", bits=b) for p, b in zip(lane, words, strict=True)]
+            [replace(p, origin=f"{p.origin}, {b} bits", bits=b) for p, b in zip(lane, widths, strict=True)]
         )
     return found
 

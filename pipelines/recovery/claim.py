@@ -62,8 +62,8 @@ def claim_study(place: StudyPlace, store: ObjectStore, say: Say, *, resume: bool
     begun = not fresh and is_begun(read_events(folder / JOURNAL))
     if not store.conditional:
         say(
-            f"{store.uri} does not refuse to write over what is there (If-None-Match), so two studies, or two drivers "
-            "of one, that start in the same moment may not notice each other"
+            f"{store.uri} does not support conditional writes (If-None-Match), so two studies, or two drivers of one, "
+            "that start at the same moment may not notice each other"
         )
 
     def take_over(theirs: Owner) -> None:
@@ -90,10 +90,10 @@ def claim_study(place: StudyPlace, store: ObjectStore, say: Say, *, resume: bool
         if not resume:
             raise PrunefrontError(
                 f"study {study!r} has been searched elsewhere ({before.run}; its state is in {state.uri}); --resume "
-                "goes on with it here, --fresh starts it anew, another `name` and artifacts.uri keep both"
+                "continues it here, --fresh starts again, another `name` and artifacts.uri keep both"
             )
         restore(state, before.snapshot, folder)
-        say(f"the study was brought to where it stands in {state.uri}: {before.run}")
+        say(f"the study's folder was updated to its state in {state.uri}: {before.run}")
     return Claim(owner, state, before)
 
 

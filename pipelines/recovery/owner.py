@@ -129,8 +129,8 @@ def claim_root(
             ours = theirs
         if ours is None and not (fresh or begun) and store.exists(FRONT):
             raise NotOurs(
-                f"{store.uri} holds a front that does not say whose it is (an older prunefront wrote it); give this "
-                f"study a place of its own, for example [artifacts] uri = '{store.uri}/{study}', or write over it with "
+                f"{store.uri} holds a front without an owner (an older prunefront wrote it); give this "
+                f"study a place of its own, for example [artifacts] uri = '{store.uri}/{study}', or overwrite it with "
                 "--fresh"
             )
         ours = ours or Owner.new(study)
@@ -146,7 +146,7 @@ def claim_root(
     if found is None or found.id != ours.id:
         raise NotOurs(
             f"{store.uri} belongs to {found or 'nobody, as somebody has just emptied it'}; it is not the search that "
-            f"{folder} holds: start it afresh with --fresh, or give this study another artifacts.uri"
+            f"{folder} holds: start again with --fresh, or give this study another artifacts.uri"
         )
     return ours
 
@@ -165,7 +165,7 @@ def check_owner(store: ObjectStore, owner: Owner) -> None:
         found = read_owner(store)
     if found != owner:
         raise NotOurs(
-            f"{store.uri} belongs to {found or 'nobody'} by now, so no front is written there; the results of this "
+            f"{store.uri} now belongs to {found or 'nobody'}, so no front is written there; the results of this "
             "search are in its folder"
         )
 
@@ -176,17 +176,17 @@ def _refuse(
     """Raises NotOurs where the folder holds another search, and where `resume` is not given or not possible."""
     if begun:
         raise NotOurs(
-            f"{store.uri} belongs to {theirs}; it is not the search that {folder} holds: start it afresh with --fresh, "
+            f"{store.uri} belongs to {theirs}; it is not the search that {folder} holds: start again with --fresh, "
             "or give this study another artifacts.uri"
         )
     if not restorable:
         raise NotOurs(
-            f"{store.uri} belongs already to {theirs}, and its state is not kept there: go on where its folder is, "
-            "start it anew with --fresh, or keep both with another `name` and artifacts.uri"
+            f"{store.uri} already belongs to {theirs}, and its state is not stored there: continue on the machine with "
+            "its folder, start again with --fresh, or keep both with another `name` and artifacts.uri"
         )
     if not resume:
         raise NotOurs(
-            f"{store.uri} belongs already to {theirs}; --resume goes on with it, --fresh starts it anew, another "
+            f"{store.uri} already belongs to {theirs}; --resume continues it, --fresh starts again, another "
             "`name` and artifacts.uri keep both"
         )
 

@@ -129,7 +129,7 @@ class StateStore:
             return StoredState(run, snapshot, self._alive(ended))
         except ArtifactError as error:
             raise ArtifactError(
-                f"{error}; go on in the folder of the study with [artifacts] state = false, or delete {self.uri} if "
+                f"{error}; continue in the folder of the study with [artifacts] state = false, or delete {self.uri} if "
                 "there is none and start with --fresh"
             ) from None
 
@@ -181,7 +181,7 @@ class StateStore:
         put_text(self.store, clock, f"{time.time()}\n")
         times = {s.key: s.modified for key in (clock, self.heartbeat_key) for s in self.store.list(key)}
         age = times.get(clock, 0.0) - times.get(self.heartbeat_key, 0.0)
-        return f"{run}, heard of {max(age, 0.0):.0f} s ago" if age < ALIVE_SECONDS else ""
+        return f"{run}, last heartbeat {max(age, 0.0):.0f} s ago" if age < ALIVE_SECONDS else ""
 
 
 def load_ended_run(folder: Path) -> Run | None:
@@ -204,7 +204,7 @@ def refuse_running(stored: StoredState, store: ObjectStore, study: str) -> None:
     if stored.alive:
         raise StudyRunning(
             f"study {study!r} is running elsewhere, with its state in {store.uri}: {stored.alive}; stop it there, or "
-            f"wait until it has not been heard of for {ALIVE_SECONDS:.0f} s"
+            f"wait until its last heartbeat is older than {ALIVE_SECONDS:.0f} s"
         )
 
 

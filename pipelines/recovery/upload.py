@@ -98,8 +98,8 @@ class StateUploader:
         if self._taken or not (self._thread.is_alive() or self._away):
             return
         self._say(
-            f"the last events of this study did not get into {self._state.uri}; they are in {self._folder}: go on with "
-            "--resume there"
+            f"the last events of this study were not stored in {self._state.uri}; they are in {self._folder}: continue "
+            "with --resume there"
         )
 
     def _skip_segments(self, base: Snapshot | None) -> None:
@@ -151,17 +151,17 @@ class StateUploader:
             if last and not self._taken:
                 self._heart.join(HEARTBEAT_SECONDS)
                 self._state.beat(self._run, ended=True)
-        except Exception as error:  # noqa: BLE001 - whatever a store raises, the search goes on
+        except Exception as error:  # noqa: BLE001 - whatever a store raises, the search continues
             if not self._away:
                 self._say(
-                    f"the state of this study cannot be kept in {self._state.uri} for now ({error}); the search goes "
-                    "on and tries again"
+                    f"the state of this study cannot be stored in {self._state.uri} for now ({error}); the search "
+                    "continues and tries again"
                 )
             self._away = True
             self._tried = time.monotonic()
             return False
         if self._away:
-            self._say(f"the state of this study is kept in {self._state.uri} again")
+            self._say(f"the state of this study is stored in {self._state.uri} again")
         self._away = False
         return True
 
@@ -202,15 +202,15 @@ class StateUploader:
         owner = read_owner(state.store)
         if owner is not None and owner.id != state.search:
             self._taken = (
-                f"{state.store.uri} belongs to {owner} by now; this run of the study ends, and what it found until now "
-                f"is kept in {self._folder}"
+                f"{state.store.uri} belongs to {owner} by now; this run of the study ends, and its results are kept "
+                f"in {self._folder}"
             )
         elif state.store.exists(state.run_key(number)):
             try:
                 newer = str(state.run(number))
             except ArtifactError:
                 newer = f"run {number}"
-            self._taken = f"the study goes on elsewhere: {newer} has taken over, so {self._run} ends"
+            self._taken = f"the study continues elsewhere: {newer} has taken over, so {self._run} ends"
 
     def _read_journal(self) -> None:
         path = self._folder / JOURNAL

@@ -134,7 +134,7 @@ class FirstStage:
             pool.close()
             if pool.lost:
                 session.display.say(
-                    f"worker processes that died: {pool.lost}; a candidate is handed out once more, then it failed"
+                    f"worker processes that died: {pool.lost}; their candidates are tried once more"
                 )
 
     def _planned(self, candidate: Candidate) -> PruningPlan:
@@ -205,17 +205,15 @@ def _say_unscored(session: Session, screening: Screening) -> None:
     """Says which proposals came to nothing, and how many cost nothing."""
     say = session.display.say
     if screening.duplicates:
-        say(
-            f"{screening.duplicates} proposals were architectures that had been asked before, and cost nothing"
-        )
+        say(f"{screening.duplicates} proposals repeated an architecture and cost nothing")
     if screening.impossible:
         say(
-            f"{len(screening.impossible)} proposals asked for what cannot be had, the last one: "
+            f"{len(screening.impossible)} proposals were impossible and cost nothing, the last one: "
             f"{screening.impossible[-1]}"
         )
     if screening.over_budget:
         say(
-            f"{len(screening.over_budget)} proposals were refused before they cost anything, the last one: "
+            f"{len(screening.over_budget)} proposals exceeded a bound and were refused at no cost, the last one: "
             f"{screening.over_budget[-1]}"
         )
     if failures := list(screening.failures.values()):

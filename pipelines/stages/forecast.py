@@ -66,7 +66,7 @@ class Forecast:
 
     def ratio(self, plan: PruningPlan) -> float:
         """Predicted latency of a plan of channels, relative to the dense network's."""
-        return self.predictor.ratio(kept(plan))
+        return self.predictor.ratio(kept_units(plan))
 
     def check(self, plan: PruningPlan) -> None:
         """Raises OverBudget where not even the favourable end of the prediction's interval is within the bounds.
@@ -138,7 +138,9 @@ class Forecast:
             if plan.key() == DENSE or not of_channels(plan):
                 continue
             ratio, noise = measurement["latency_ratio"], measurement.noise.get("latency_ratio", 0.0)
-            found.append(Point(kept(plan), ratio, max(ratio - noise, 0.01 * ratio), ratio + noise, origin))
+            found.append(
+                Point(kept_units(plan), ratio, max(ratio - noise, 0.01 * ratio), ratio + noise, origin)
+            )
         return found
 
     def corrected(self, points: Sequence[Point]) -> tuple["Forecast", PredictionError]:
@@ -208,7 +210,7 @@ class PredictedCosts:
         shares = dict(
             zip(
                 (g.name for g in encoding.space.groups),
-                encoding.look_up(encoding.kept, rows).T,
+                encoding.look_up(encoding.kept_fraction, rows).T,
                 strict=True,
             )
         )
@@ -233,16 +235,15 @@ class TimingWorker:
     def time(self, kept: Mapping[str, int]) -> tuple[Point, float]:
         """Times a network; see `PointTimer.time`."""
         if self._timer is None:
-            bench = self._bench.here()
-            network = Subject(
-                bench.dense_model().cpu(), bench.graph, bench.dense_onnx, image_shape(bench.input_shape)
-            )
+            bench = self._bench.on_this_machine()
+            shape = image_shape(bench.input_shape)
+            network = Subject(bench.dense_model().cpu(), bench.graph, bench.dense_onnx, shape)
             self._timer = PointTimer(network, bench.measure, bench.target)
             self._timer.time({})
         return self._timer.time(kept)
 
 
-def kept(plan: PruningPlan) -> dict[str, int]:
+def kept_units(plan: PruningPlan) -> dict[str, int]:
     """Group -> units that stay, of the groups that lose some."""
     return {g.name: len(g.kept) for g in plan.groups if len(g.kept) < g.units}
 
@@ -301,13 +302,13 @@ def forecast(
     channels_only = all(g.kind == "channels" for g in task.space.groups)
     if not wanted and not channels_only:
         display.say(
-            "bounds on latency hold for networks that were measured: it is predicted where only channels are cut"
+            "bounds on latency are checked on measured networks only: only cuts of channels are predicted"
         )
         return None
     if not channels_only:
         raise PrunefrontError(
-            "latency is predicted from what channel groups keep, and the space has layers or blocks to choose as well; "
-            "take latency off goal.objectives and measure.latency_table, or set space.granularities = "
+            "latency is predicted from the widths of channel groups, but the space also varies layers or blocks; take "
+            "latency off goal.objectives and measure.latency_table, or set space.granularities = "
             "['channel'] and "
             "quantisation.bits = [32]"
         )
@@ -320,14 +321,14 @@ def forecast(
         write_json(path, found.to_json())
     if math.isinf(found.predictor.half_width) and bounds:
         display.say(
-            f"the latency table has too few well measured networks ({len(found.table.points)}) to say how far "
-            "predictions "
-            "are off, so nothing is refused for them"
+            f"the latency table has too few well measured networks ({len(found.table.points)}) to estimate the error "
+            "of "
+            "predictions, so no candidate is refused because of them"
         )
     error = found.predictor.joint
     display.say(
-        "latency is predicted in the first stage; left out of the fit one by one, networks of the table had "
-        f"{error if error is not None else 'no error that could be told'}"
+        "latency is predicted in the first stage; leave-one-out on the table: "
+        f"{error if error is not None else 'too few networks to estimate it'}"
     )
     found.check_reach(task.space)
     return found

@@ -181,14 +181,14 @@ def check_fits(
     for group, counts in keeps.items():
         known = table.keeps.get(group)
         if known is None or not set(counts) <= set(known):
-            shown = "not at all" if known is None else f"with {_brief(known)} units"
+            shown = "no width" if known is None else f"only the widths {_brief(known)}"
             raise TableError(
-                f"the latency table {path} knows group {group!r} {shown}, the study may keep {_brief(counts)}; {again}"
+                f"the latency table {path} has {shown} of group {group!r}, the study may keep {_brief(counts)}; {again}"
             )
     if not table.complete:
         raise TableError(
-            f"the latency table {path} was cut short after {len(table.points)} of {table.planned} networks; the same "
-            "`prunefront latency-table` goes on with it"
+            f"the latency table {path} has only {len(table.points)} of {table.planned} networks; run the same "
+            "`prunefront latency-table` again to complete it"
         )
     versions = [k for k in ("torch", "onnxruntime") if table.device.get(k) != device[k]]
     return [
@@ -462,7 +462,7 @@ def measure(
             seconds = (time.perf_counter() - started) * (len(left) - 2)
             say(
                 f"latency table: {len(left)} networks to time on {table.device['runtime']}, about "
-                f"{max(1, round(seconds))} s if the machine stays as it is"
+                f"{max(1, round(seconds))} s at the present speed"
             )
         on_point(len(table.points), point)
     for place, point in enumerate(table.points if left else ()):  # a table that was whole stays as it is
@@ -532,8 +532,8 @@ class Measured:
             f"{len(self.table.points)} networks on {where['processor'] or where['machine']}, {where['runtime']}, "
             f"{where['threads']} threads, batch {where['batch_size']}; the dense one takes "
             f"{self.table.dense_ms:.3f} ms",
-            "predictions left out of the fit one by one, networks with several groups cut: "
-            f"{joint or 'too few to tell'}",
+            "leave-one-out predictions, networks with several groups cut: "
+            f"{joint or 'too few to estimate an error'}",
             f"a prediction holds within ± {half_width:.1%} (95 %)"
             if math.isfinite(half_width)
             else "too few networks for an interval",

@@ -65,32 +65,35 @@ def event_of(reached: Reached) -> tuple[str, dict[str, Any]]:
     }
 
 
-def told(rung: RungSummary, keep: float, images: int = 0) -> str:
-    """A line for people. keep: what the study file asks a rung to keep; 1 = all. images: that the first stage trains
-    on."""
-    first = f"after {images} images" if images else "untrained"
+def rung_line(rung: RungSummary, keep: float, images: int = 0) -> str:
+    """Returns a line that says how well the accuracy at a rung agreed with the final one.
+
+    keep: share that the study file asks a rung to keep; 1 = all. images: number that the first stage trains on.
+    """
+    first = f"after {images} images" if images else "before training"
     when = f"after {rung.level} epoch{'s' * (rung.level > 1)}" if rung.level else first
     parts = [f"{rung.came} candidates, {rung.stopped} stopped" if rung.level else f"{rung.came} candidates"]
+    like, correlations = rung.similar_cost, []
     if rung.overall is not None:
-        parts.append(f"rank correlation with the end {rung.overall:.2f} (n = {rung.finished})")
-    like = rung.like
+        correlations.append(f"{rung.overall:.2f} over {rung.finished} networks")
     if like.value is not None:
         error = f" ± {like.error:.2f}" if like.pairs >= FEWEST_PAIRS else ""
-        parts.append(
-            f"at like cost {like.value:.2f}{error} ({like.pairs} pair{'s' * (like.pairs != 1)} that it tells apart)"
-        )
-    else:
-        parts.append("no two that it tells apart at like cost")
+        pairs = f"{like.pairs} pair{'s' * (like.pairs != 1)} of similar cost"
+        correlations.append(f"{like.value:.2f}{error} over {pairs}")
+    if correlations:
+        parts.append(f"rank correlation {', '.join(correlations)} (1 = same order, 0 = unrelated)")
+    if like.value is None:
+        parts.append("no two of similar cost differ clearly")
     if rung.level and rung.share > keep:
-        parts.append(f"it says too little of the end, so it keeps {rung.share:.0%} instead of {keep:.0%}")
+        parts.append(f"too low to stop by, so {rung.share:.0%} continue instead of {keep:.0%}")
     if (
         not rung.level
         and like.value is not None
         and like.pairs >= FEWEST_PAIRS
         and like.value + like.error < TRUSTED
     ):
-        parts.append("that says little of the end: raise training.candidates")
-    return f"rung {when}: {'; '.join(parts)}"
+        parts.append("too low to choose by: raise training.candidates")
+    return f"accuracy {when} compared with the final accuracy: {'; '.join(parts)}"
 
 
 def metrics(rung: RungSummary) -> dict[str, float]:
@@ -98,6 +101,6 @@ def metrics(rung: RungSummary) -> dict[str, float]:
     found = {"candidates": float(rung.came), "stopped": float(rung.stopped), "share": rung.share}
     if rung.overall is not None:
         found["correlation"] = rung.overall
-    if rung.like.value is not None:
-        found |= {"correlation_like": rung.like.value, "pairs_like": float(rung.like.pairs)}
+    if rung.similar_cost.value is not None:
+        found |= {"correlation_like": rung.similar_cost.value, "pairs_like": float(rung.similar_cost.pairs)}
     return found

@@ -78,20 +78,20 @@ class Screening:
                 if candidate != then:
                     raise JournalError(
                         "the searcher no longer proposes what it proposed before: prunefront, its libraries or the "
-                        "machine changed since; start the study afresh with --fresh"
+                        "machine changed since; start again with --fresh"
                     )
                 start = event.get("start", "")
                 if start and (self._inheritance is None or not self._inheritance.knows(start)):
                     raise JournalError(
-                        f"the journal has a network start from {start!r}, whose weights no network before it left: the "
-                        "file was changed from outside; restore it, or start the study afresh with --fresh"
+                        f"the journal starts a network from the weights of {start!r}, which no earlier network left: "
+                        "the file was changed from outside; restore it, or start again with --fresh"
                     )
                 self._expect(then, start)
             elif event["event"] == "told" and event["key"] not in self.outcomes:
                 if event["key"] not in self._waiting:
                     raise JournalError(
-                        f"the journal tells of {event['key']!r}, which nobody asked for: the file was changed from "
-                        "outside; restore it, or start the study afresh with --fresh"
+                        f"the journal has an outcome of {event['key']!r}, which was never asked: the file was changed "
+                        "from outside; restore it, or start again with --fresh"
                     )
                 self._settle(event["key"], outcome_from_json(event["outcome"]))
         self._unstarted = [(key, self.plan(waiting[0])) for key, waiting in self._waiting.items()]
@@ -196,7 +196,7 @@ class Screening:
         if len(failures) == self.scored >= HOPELESS:
             raise PrunefrontError(
                 f"the first {len(failures)} candidates all failed, the last one with: {failures[-1].reason}; "
-                "mend that and start the study afresh with --fresh"
+                "correct that and start again with --fresh"
             )
 
     def table(self, study: str) -> Evaluations:

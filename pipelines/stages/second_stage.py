@@ -22,7 +22,7 @@ from prunefront.pipelines.prepare.network import Network, planned_by
 from prunefront.pipelines.stages.controls import control_job, spread
 from prunefront.pipelines.stages.final import Trained, chosen, standing
 from prunefront.pipelines.stages.forecast import Forecast
-from prunefront.pipelines.stages.rungs import event_of, keeps, metrics, rungs_of, told
+from prunefront.pipelines.stages.rungs import event_of, keeps, metrics, rung_line, rungs_of
 from prunefront.pipelines.stages.scoring_loop import Screening
 from prunefront.pipelines.stages.session import Session
 from prunefront.pipelines.tracking.tracker import candidate_params
@@ -141,7 +141,7 @@ def control(
     if unknown := [name for name in names if name not in found]:
         raise JournalError(
             f"the journal asks for controls of {unknown[0]!r}, which is not on the front: the file was changed from "
-            "outside; restore it, or start the study afresh with --fresh"
+            "outside; restore it, or start again with --fresh"
         )
     subjects = [found[name] for name in names]
     jobs = [
@@ -207,7 +207,7 @@ class Making:
         session.timing.busy[self._stage] = self._busy
         if left_over := len(jobs.keys() - self._finished):
             raise PrunefrontError(
-                f"training ended with {left_over} of {len(jobs)} networks not trained; go on with --resume"
+                f"training ended with {left_over} of {len(jobs)} networks not trained; continue with --resume"
             )
         return _trained(session, jobs)
 
@@ -244,8 +244,8 @@ class Making:
         if reached.verdict.share > keep and reached.epoch not in self._widened:
             self._widened.add(reached.epoch)
             session.display.say(
-                f"the order after {reached.epoch} epochs says too little of the end: {reached.verdict.share:.0%} go on "
-                f"from there instead of {keep:.0%}"
+                f"the order after {reached.epoch} epochs predicts the final order too poorly: "
+                f"{reached.verdict.share:.0%} continue from there instead of {keep:.0%}"
             )
         if reached.verdict.go_on:
             return
@@ -277,13 +277,13 @@ class Making:
         self._finish(name, keep=not _settled(session.journal.events[-1]))
         if isinstance(outcome, Failure) and outcome.kind == REFUSED:
             raise PrunefrontError(
-                f"networks cannot be published: {outcome.reason}; what was done is kept, mend that and go on with "
-                "--resume"
+                f"networks cannot be published: {outcome.reason}; finished work is kept, correct that and continue "
+                "with --resume"
             )
         session.display.update(len(self._finished), _note(outcome))
 
     def _finish(self, name: str, keep: bool = False) -> None:
-        """Counts a network as done. keep: its checkpoint stays, as --resume goes on from there."""
+        """Counts a network as done. keep: its checkpoint stays, as --resume continues from there."""
         self._finished.add(name)
         if self._checkpoints is not None and not keep:
             self._checkpoints.drop(name)
@@ -293,7 +293,7 @@ def _say_rungs(session: Session, study: SecondStageSections, rungs: Rungs) -> No
     """Says what the rungs knew of the end, for whoever decides how many candidates and epochs to pay for."""
     summaries = rungs.summary()
     for rung in summaries:
-        session.display.say(told(rung, rungs.keep, study.scoring.train_images))
+        session.display.say(rung_line(rung, rungs.keep, study.scoring.train_images))
     if rungs.keep < 1.0 and not any(rung.level for rung in summaries):
         session.display.say(
             f"no candidate was stopped: none had lost all its channels after {rungs.levels[-1]} epochs, by procedure "
@@ -349,7 +349,7 @@ def _trained(session: Session, jobs: Mapping[str, Job]) -> list[Trained]:
         need_dense(name, failure)
     if again := sum(failure.kind in PASSING for _, failure in failures):
         session.display.say(
-            f"{again} of them failed by the machine and not by themselves: --resume tries them again"
+            f"{again} of these failures were caused by the machine: --resume tries them again"
         )
     return trained
 
@@ -358,7 +358,7 @@ def need_dense(name: str, failure: Failure) -> None:
     if name == DENSE:
         raise PrunefrontError(
             f"the dense network itself could not be measured and published: {failure.reason}; nothing can be "
-            "compared with it; mend that and go on with --resume"
+            "compared with it; correct that and continue with --resume"
         )
 
 

@@ -218,15 +218,15 @@ def warm_start(
             for row in fitting:
                 known.setdefault(row.key, replace(row, seconds=None, trained=None))
             say(
-                f"warm start from {study.uri}: {counted} count here, too; the others are of another space or failed"
+                f"warm start from {study.uri}: {counted} are used; the others belong to another space or failed"
             )
         else:
             front = _front(fitting, objectives)
             for row in front:
                 seeds.setdefault(row.key, row.candidate)
             say(
-                f"warm start from {study.uri}: it was scored on other images or in another way, so {len(front)} "
-                f"networks of its front are scored first, anew ({counted} are of this space)"
+                f"warm start from {study.uri}: its scores come from other images or settings, so {len(front)} "
+                f"networks of its front are scored again first ({counted} are of this space)"
             )
     return WarmStart(tuple(known.values()), tuple(c for key, c in seeds.items() if key not in known))
 

@@ -183,7 +183,7 @@ class SpoolingStore:
             while drain and self._refused is None and self.spool.entries():
                 if time.monotonic() > deadline:
                     raise PrunefrontError(
-                        f"{self.uri} did not come back in {self._patience:g} s; {self._waiting()}; go on with "
+                        f"{self.uri} did not answer within {self._patience:g} s; {self._waiting()}; continue with "
                         "--resume, which sends them"
                     )
                 time.sleep(0.05)
@@ -200,11 +200,11 @@ class SpoolingStore:
             known = isinstance(self._refused, PrunefrontError)
             why = f"{self._refused}" if known else f"{type(self._refused).__name__}: {self._refused}"
             raise StoreRefused(
-                f"{why}; {self._waiting()}; mend that and go on with --resume, which sends them"
+                f"{why}; {self._waiting()}; correct that and continue with --resume, which sends them"
             ) from self._refused
 
     def _waiting(self) -> str:
-        return f"objects that wait in {self.spool.folder}: {len(self.spool.entries())}"
+        return f"objects waiting in {self.spool.folder}: {len(self.spool.entries())}"
 
     def _take(self, key: str, file: Path, limit: int | None) -> bool:
         """Copies a waiting object into `file` and returns True; False where none waits under the key."""
@@ -222,13 +222,15 @@ class SpoolingStore:
         """Sends entries as they come, one after the other, until the store is closed. Runs in the thread."""
         waiting, sent, pause = False, 0, self._pause
         if left := self.spool.entries():
-            self._say(f"objects that an earlier run could not send to {self.uri} are sent now: {len(left)}")
+            self._say(
+                f"objects that an earlier run could not send to {self.uri} and that are sent now: {len(left)}"
+            )
             waiting = True
         while not self._closing.is_set():
             entries = self.spool.entries()
             if not entries:
                 if waiting:
-                    self._say(f"{self.uri} answers again; objects that waited and were sent: {sent}")
+                    self._say(f"{self.uri} answers again; waiting objects that were sent: {sent}")
                 waiting, sent = False, 0
                 # workers add to the folder and wake nobody
                 self._wake.wait(1.0)
@@ -238,7 +240,7 @@ class SpoolingStore:
                 why = read_entry(entries[0], WHY)
                 self._on_outage(str(why))
                 self._say(
-                    f"{why}; the search goes on, results wait in {self.spool.folder} and are sent when it is back"
+                    f"{why}; the search continues, results wait in {self.spool.folder} and are sent when it is back"
                 )
                 waiting = True
             try:

@@ -6,7 +6,7 @@ from pathlib import Path
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.fetch import fetch, read_stored_front
 from prunefront.pipelines.artifacts.manifest import MANIFEST, artifact_uri
-from prunefront.pipelines.fronts.choice import find_row, select
+from prunefront.pipelines.fronts.choice import best_row, find_row
 from prunefront.pipelines.fronts.row import FrontRow, read_rows
 from prunefront.pipelines.journal.layout import FRONT, STUDY
 from prunefront.pipelines.stores.open import open_store
@@ -41,7 +41,7 @@ def fetch_best(
         rows = read_front(study.searched_folder())
         endpoint_url = endpoint_url or study.endpoint_url()
         store = open_store(study.config.artifact_uri, endpoint_url)
-    row = select(rows, under, best) if key is None else find_row(rows, key)
+    row = best_row(rows, under, best) if key is None else find_row(rows, key)
     return row, fetch(artifact_uri(store.uri, row.artifact), out, endpoint_url)
 
 

@@ -98,7 +98,7 @@ def read_front(folder: Path) -> list[FrontRow]:
     path = folder / FRONT
     if not path.exists():
         raise NoStudy(
-            f"study {folder.name!r} has no front yet; if it was stopped, go on with: prunefront search STUDY --resume"
+            f"study {folder.name!r} has no front yet; if it was stopped: prunefront search STUDY --resume"
         )
     try:
         return read_rows(read_json(path))

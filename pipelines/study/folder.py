@@ -88,7 +88,7 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
         prepared = (folder / PREPARED / "graph.json").exists()
         if begun and not resume:
             raise PrunefrontError(
-                f"study {config.name!r} has been searched before ({folder}); --resume goes on with it, --fresh "
+                f"study {config.name!r} has been searched before ({folder}); --resume continues it, --fresh "
                 "deletes it, another `name` keeps both"
             )
         kept = kept_config(folder)
@@ -96,12 +96,12 @@ def open_folder(config: StudyConfig, *, resume: bool, fresh: bool) -> None:
         if begun and different:
             raise PrunefrontError(
                 f"study {config.name!r} was started with another {', '.join(different)}; set that back, or start "
-                "afresh with --fresh or another `name`"
+                "again with --fresh or another `name`"
             )
         if begun and not (prepared and study.exists()):
             raise PrunefrontError(
-                f"study {config.name!r} cannot go on: {folder / PREPARED if study.exists() else study} is gone; put "
-                "it back, or start afresh with --fresh"
+                f"study {config.name!r} cannot continue: {folder / PREPARED if study.exists() else study} is missing; "
+                "restore it, or start again with --fresh"
             )
         if begun or (resume and prepared and not different):
             return

@@ -35,8 +35,8 @@ from prunefront.pipelines.study.find import find
 from prunefront.pipelines.study.status import lock_holder
 
 KINDS: Mapping[str, str] = {
-    "upload": "a write that was begun and never ended",
-    "unfinished": "a network whose upload never ended",
+    "upload": "an unfinished write",
+    "unfinished": "a network with an unfinished upload",
     "orphaned": "a network that neither the front nor the study knows",
     "superseded": "a network that was published again with test figures",
     "dominated": "a network that is not on the front",
@@ -299,15 +299,15 @@ def _judge(
     ended = front is not None and all(journal.ended for journal in journals)
     if dominated and not ended:
         notes.append(
-            "the study has not reported its front yet, or an older prunefront did: no network is taken for dominated"
+            "the study has not reported its front yet, or an older prunefront did: no network counts as dominated"
         )
     if not journals:
         notes.append(
             "there is no journal of the study here, nor its state in the store: "
             + (
-                "what is not on the front goes"
+                "networks that are not on the front are included"
                 if dominated and ended
-                else "whole networks stay, unless --dominated says that the front is all that is wanted"
+                else "complete networks stay, unless --dominated is given"
             )
         )
 

@@ -110,7 +110,7 @@ class Replay:
         if DENSE not in measured:
             raise PrunefrontError(
                 f"study {table.study!r} has not measured its dense network, against which hypervolume is taken; let "
-                "`prunefront search` go on"
+                "`prunefront search` run until it has"
             )
         self.dense = measured[DENSE]
         self._metric = metric

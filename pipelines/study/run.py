@@ -75,9 +75,7 @@ def run(
     leaves a partial front of what was finished.
     """
     if resume and fresh:
-        raise PrunefrontError(
-            "--resume goes on with what is there and --fresh deletes it; give one of the two"
-        )
+        raise PrunefrontError("--resume continues the study and --fresh deletes it; give one of the two")
     check_names(config.part(NamingSections))
     if without_ray and address is not None:
         raise PrunefrontError(

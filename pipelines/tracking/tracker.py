@@ -323,7 +323,7 @@ class MlflowTracker:
                 self._client.update_run(resume_run_id, status="RUNNING")
             except MlflowException as error:
                 self._writer.errors.append(
-                    f"run {resume_run_id} is gone, a new one goes on in its place: {first_line(error)}"
+                    f"run {resume_run_id} is gone, a new one continues in its place: {first_line(error)}"
                 )
             else:
                 self._done = self._find_children(resume_run_id)

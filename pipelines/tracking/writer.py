@@ -83,7 +83,7 @@ class Writer:
         while (item := self._queue.get()) is not None:
             label, write = item
             if not self._write(label, write):
-                self.errors.append(f"{label}: given up, the store did not come back")
+                self.errors.append(f"{label}: given up, because the store did not answer")
                 return
             self._progress = time.monotonic()
 
@@ -93,7 +93,7 @@ class Writer:
             try:
                 write()
                 return True
-            except Exception as error:  # noqa: BLE001 - whatever a tracking client raises, the search goes on
+            except Exception as error:  # noqa: BLE001 - whatever a tracking client raises, the search continues
                 failed = error
             if not self._answers(label):
                 return False
@@ -111,7 +111,7 @@ class Writer:
         while True:
             try:
                 self._recover()
-            except Exception as outage:  # noqa: BLE001 - whatever a tracking client raises, the search goes on
+            except Exception as outage:  # noqa: BLE001 - whatever a tracking client raises, the search continues
                 if not notice:
                     self.outages += 1
                     notice = f"{label}: waiting for the store: {first_line(outage)}"

@@ -67,7 +67,7 @@ class Evaluator:
     """Holds the dense network and the calibration batches; every candidate starts from copies of them."""
 
     def __init__(self, bench: Workbench) -> None:
-        self.bench = bench = bench.here()
+        self.bench = bench = bench.on_this_machine()
         self.dense = bench.dense_model()
         self.task = make_task(bench.task)
         # drawn and augmented once: every candidate's statistics come from the same images

@@ -105,7 +105,7 @@ class LocalWorkers:
         return None
 
     def gather(self, bench: Workbench, batches: Sequence[Batch], needs: Set[str]) -> Statistics:
-        here = bench.here()
+        here = bench.on_this_machine()
         loss = make_task(bench.task).loss
         return collect(here.dense_model(), bench.graph, on_device(batches, here.device), needs, loss)
 

@@ -88,8 +88,8 @@ class Inheritance:
             write_whole(self._path(key), lambda file: file.write(weights))
         except OSError as error:
             raise PrunefrontError(
-                f"the weights of {key} cannot be kept in {self._folder}: {error.strerror}; make room there and go on "
-                "with --resume, or set scoring.train_images = 0 and start afresh"
+                f"the weights of {key} cannot be kept in {self._folder}: {error.strerror}; make room there and "
+                "continue with --resume, or set scoring.train_images = 0 and start again"
             ) from error
 
     def settle(self, key: str, candidates: Collection[Candidate], outcome: Outcome) -> None:

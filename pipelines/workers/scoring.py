@@ -69,7 +69,7 @@ class ScoringWorker:
                 outcome: Outcome = measured
             else:
                 outcome = self._evaluator.score(plan)
-        except Exception as error:  # noqa: BLE001 - whatever a candidate raises is recorded, and the search goes on
+        except Exception as error:  # noqa: BLE001 - whatever a candidate raises is recorded, and the search continues
             outcome = failure(error)
         return Scored(outcome, time.perf_counter() - start, weights, refused)
 

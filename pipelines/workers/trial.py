@@ -112,7 +112,7 @@ class Trial:
         start = time.perf_counter()
         try:
             report = next(self._steps) if self._broken is None else _failed(self._broken)
-        except Exception as error:  # noqa: BLE001 - whatever a candidate raises is recorded, and the search goes on
+        except Exception as error:  # noqa: BLE001 - whatever a candidate raises is recorded, and the search continues
             report = _failed(failure(error))
         self._seconds += time.perf_counter() - start
         return {**report, "busy_seconds": self._seconds}
@@ -162,7 +162,7 @@ class Trial:
                 return (yield from self._evaluator.train(job, keep, snapshot))
             except SnapshotError as error:
                 self._resumed = 0
-                log.warning("%s is trained from its start: %s", job.name, error)
+                log.warning("%s is trained from the beginning: %s", job.name, error)
         return (yield from self._evaluator.train(job, keep))
 
 

@@ -91,7 +91,7 @@ class Workbench:
     repair: Literal["moments", "criterion", "none"] = "criterion"
     moments: Mapping[str, NDArray[np.float64]] | None = None
 
-    def here(self) -> "Workbench":
+    def on_this_machine(self) -> "Workbench":
         """Returns the bench as this process can use it: on the CPU where GPUs were asked for and torch sees none."""
         return self if torch.cuda.is_available() else replace(self, device="cpu")
 

@@ -105,7 +105,7 @@ def calibrate_inputs(model: nn.Module, batches: Iterable[Batch]) -> None:
             model(*data) if isinstance(data, tuple) else model(data)
             empty = False
     if empty:
-        raise PrunefrontError("inputs cannot be calibrated from no batch at all: give at least one")
+        raise PrunefrontError("inputs cannot be calibrated without a batch: give at least one")
     for name, sample in seen.items():
         if not len(sample.values):
             raise PrunefrontError(

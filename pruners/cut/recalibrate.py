@@ -49,6 +49,4 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> None:
             for norm, momentum in momenta.items():
                 norm.momentum = momentum
     if empty:
-        raise PrunefrontError(
-            "batch-norm statistics cannot be estimated from no batch at all: give at least one"
-        )
+        raise PrunefrontError("batch-norm statistics cannot be estimated without a batch: give at least one")

@@ -67,9 +67,7 @@ def repair(
     if not wanted:
         return
     if not batches:
-        raise PrunefrontError(
-            "layers cannot be fitted to no data at all: give at least one calibration batch"
-        )
+        raise PrunefrontError("layers cannot be fitted without data: give at least one calibration batch")
     going = removed_positions(graph, plan)
     kept = plan.kept_units()
     readers: dict[str, list[tuple[ChannelGroup, TensorSlice]]] = defaultdict(list)

@@ -286,7 +286,7 @@ class Run:
         """
         self.compact_if_cut()
         if not self._compacted:
-            raise ValueError("the procedure is over before the last channels are gone")
+            raise ValueError("the procedure ended before the last channels were removed")
         for hook in self.hooks:
             hook.finish(self)
         if self.hooks and not self.steps and self.calibration:

@@ -347,7 +347,7 @@ def _collect_groups(ledger: Ledger) -> tuple[tuple[ChannelGroup, ...], tuple[Fro
     taken: dict[str, int] = {}
     for signature, roots in alike.items():
         if len(roots) == 1:
-            reasons[roots[0]] = "goes as a whole or not at all"
+            reasons[roots[0]] = "can only be removed as a whole"
             continue
         axes = [key for key, _ in signature]
         first_producer = next(key for key in ledger.producers if key in axes)

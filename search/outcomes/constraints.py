@@ -316,7 +316,7 @@ def _example(name: str) -> str:
 def _check_name(name: str, shown: str, *, any_metric: bool = False) -> None:
     if name not in OBJECTIVES and not (any_metric and NAME.fullmatch(name)):
         raise ConstraintError(
-            f"{shown!r}: nothing is measured that is called {name!r}; {did_you_mean(name, OBJECTIVES)}known: "
+            f"{shown!r}: no quantity is called {name!r}; {did_you_mean(name, OBJECTIVES)}known: "
             f"{', '.join(OBJECTIVES)}"
         )
 
@@ -346,7 +346,7 @@ def _fault(name: str, side: Side, value: float, relative: Relative) -> str | Non
     if name == "accuracy":
         return None if 0 <= value <= 1 else "an accuracy is a share from 0 to 1, that is 0% to 100%"
     if name in EXACT and value < 1:
-        return f"less than one cannot be had; for half of dense write {name} {_sign(side)} 50%"
+        return f"a count below one is impossible; for half of dense write {name} {_sign(side)} 50%"
     return None if value > 0 else "a bound is above 0"
 
 

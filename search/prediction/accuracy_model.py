@@ -165,7 +165,7 @@ def _condition(kernel: Floats, values: Floats) -> tuple[float, Floats, Floats]:
 
 def _depths(encoding: Encoding) -> Floats:
     """Returns the depth of each option's cut [G, O]: 0 dense, 1 the least that the group may keep."""
-    logs = -np.log(encoding.kept)
+    logs = -np.log(encoding.kept_fraction)
     deepest = logs.max(axis=1, keepdims=True)
     return np.asarray(logs / np.where(deepest > 0, deepest, 1.0))
 

@@ -13,8 +13,8 @@ from prunefront.search.outcomes.front import minimised, violation
 from prunefront.search.outcomes.measurement import Constraint, Measurement, Objective, quality_of
 from prunefront.search.promotion.rank_correlation import Correlation, kendall, signs, somers
 
-LIKE_COST = 1.25
-"""Trials have like cost if each of their costs differs by at most this factor."""
+SIMILAR_COST = 1.25
+"""Trials have similar cost if each of their costs differs by at most this factor."""
 
 TRUSTED = 0.5
 """Least Somers' D of a rung that keeps its configured share. At 0.5, at least half of the pairs keep their order."""
@@ -42,7 +42,7 @@ def beats(values: Floats, noise: Floats, violations: Floats, costs: NDArray[np.b
     """Returns a matrix [n, n] whose entry i, j is True if point i beats point j.
 
     Point i beats j if it dominates j (`dominance.dominance`). Among feasible points it also beats j if it is better
-    beyond the noise in every objective that is not a cost, and costs at most LIKE_COST times as much.
+    beyond the noise in every objective that is not a cost, and costs at most SIMILAR_COST times as much.
 
     values, noise: [n, m], every objective minimised, and half-widths of intervals. violations: [n], 0 = feasible.
     costs: [m], True for objectives that are costs; their values are positive, and at least one objective is no cost.
@@ -52,9 +52,9 @@ def beats(values: Floats, noise: Floats, violations: Floats, costs: NDArray[np.b
     """
     gain = values[None, :, ~costs] - values[:, None, ~costs]
     margin = np.sqrt(noise[None, :, ~costs] ** 2 + noise[:, None, ~costs] ** 2)
-    like = (values[:, None, costs] <= LIKE_COST * values[None, :, costs]).all(axis=2)
+    similar = (values[:, None, costs] <= SIMILAR_COST * values[None, :, costs]).all(axis=2)
     feasible = violations <= 0
-    better = (gain > margin).all(axis=2) & like & feasible[:, None] & feasible[None, :]
+    better = (gain > margin).all(axis=2) & similar & feasible[:, None] & feasible[None, :]
     return np.asarray(dominance(values, noise, violations) | better, dtype=np.bool_)
 
 
@@ -104,9 +104,9 @@ class RungSummary:
     """The present state of a rung.
 
     level: epochs after which trials are compared. came, stopped: numbers of trials. share: of the trials that go on
-    now. overall: Kendall's τ of the rung's qualities with the final ones. like: Somers' D among trials of like cost,
-    which decides the share. finished: number of trials that came here and reached the end; both correlations are over
-    these.
+    now. overall: Kendall's τ of the rung's qualities with the final ones. similar_cost: Somers' D among trials of
+    similar cost, which decides the share. finished: number of trials that came here and
+    reached the end; both correlations are over these.
     """
 
     level: int
@@ -115,7 +115,7 @@ class RungSummary:
     share: float
     finished: int
     overall: float | None
-    like: Correlation
+    similar_cost: Correlation
 
 
 class Rungs:
@@ -125,8 +125,8 @@ class Rungs:
     at once with all that came there before, and stops or goes on.
 
     A verdict is a function of the earlier reports, whichever process made them; only ties are drawn, by `seed`. A trial
-    that no other trial `beats` at any rung reaches the end, whatever the order of arrival. Only trials of like cost and
-    cheaper ones can beat it, so none is stopped for being small (docs/decisions/0007-early-stopping.md).
+    that no other trial `beats` at any rung reaches the end, whatever the order of arrival. Only trials of similar
+    cost and cheaper ones can beat it, so none is stopped for being small (docs/decisions/0007-early-stopping.md).
 
     A rung whose order of quality differs from that of the finished trials keeps more (`share`). To measure this, one
     trial in `probes`, drawn by seed and key, always goes on.
@@ -220,11 +220,11 @@ class Rungs:
         return self._share(self.correlations(level)[1])
 
     def correlations(self, level: int) -> tuple[float | None, Correlation]:
-        """Returns the rank correlations of the metric at a level with the final ones: over all pairs, and of like
-        cost.
+        """Returns the rank correlations of the metric at a level with the final ones: over all pairs, and of
+        similar cost.
 
         The first, Kendall's τ, is easily high, as large networks are better at every rung. The second, Somers'
-        D, counts the pairs that a verdict rests on: of like cost, and different beyond the noise. It is 1 if all of
+        D, counts the pairs that a verdict rests on: of similar cost, and different beyond the noise. It is 1 if all of
         them end in the same order, and 0 if their differences vanish. Both cover only trials that ended: survivors and
         probes.
         """
@@ -240,20 +240,20 @@ class Rungs:
             for ms in (now, end)
         )
         costs = np.array([[m[name] for name in names] for m in now]).reshape(len(now), len(names))
-        within = costs[:, None, :] <= LIKE_COST * costs[None, :, :]
-        like = (within & within.transpose(1, 0, 2)).all(axis=2)
-        return kendall(x, y), somers(signs(x, dx) * like, signs(y, dy) * like)
+        within = costs[:, None, :] <= SIMILAR_COST * costs[None, :, :]
+        similar = (within & within.transpose(1, 0, 2)).all(axis=2)
+        return kendall(x, y), somers(signs(x, dx) * similar, signs(y, dy) * similar)
 
     def summary(self) -> list[RungSummary]:
         """Returns the state of every level that has a record, lowest first."""
         found = []
         for level in sorted(self._records):
-            overall, like = self.correlations(level)
+            overall, similar = self.correlations(level)
             stopped = sum(not v.go_on for (at, _), v in self._verdicts.items() if at == level)
-            share = self._share(like) if level in self.levels else 1.0
+            share = self._share(similar) if level in self.levels else 1.0
             finished = len(self._records[level].keys() & self._ends.keys())
             came = len(self._records[level])
-            found.append(RungSummary(level, came, stopped, share, finished, overall, like))
+            found.append(RungSummary(level, came, stopped, share, finished, overall, similar))
         return found
 
     def recall(self, level: int, key: str, measurement: Measurement, verdict: Verdict) -> None:
@@ -274,10 +274,10 @@ class Rungs:
             {n: v for n, v in first.noise.items() if n not in measurement.values} | dict(measurement.noise),
         )
 
-    def _share(self, like: Correlation) -> float:
-        if like.value is None or like.pairs < FEWEST_PAIRS:
+    def _share(self, similar: Correlation) -> float:
+        if similar.value is None or similar.pairs < FEWEST_PAIRS:
             return self.keep
-        doubt = 1.0 - max(like.value + like.error, 0.0) / TRUSTED
+        doubt = 1.0 - max(similar.value + similar.error, 0.0) / TRUSTED
         return self.keep + (1.0 - self.keep) * min(max(doubt, 0.0), 1.0)
 
     def _goes_on(self, records: Mapping[str, Measurement], key: str, share: float) -> bool:

@@ -46,8 +46,7 @@ class AutoOptions:
 
 @searchers.register("auto")
 class Auto:
-    """A portfolio that asks the model of the network first, and shifts asks to the searchers that raise the
-    hypervolume.
+    """A portfolio: surrogate first, then whichever of three searchers raises the hypervolume most.
 
     Every searcher is told every outcome, whichever proposed it. A searcher's credit is the mean gain of its latest
     proposals in hypervolume, in units of the mean gain of all searchers at that time. The unit matters because gains

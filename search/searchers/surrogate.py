@@ -322,7 +322,7 @@ def fit_regression(encoding: Encoding, rows: Rows, values: Floats) -> Callable[[
     """Returns a ridge regression of values [n, C] on the kept shares of groups and their squares."""
 
     def features(given: Rows) -> Floats:
-        kept = encoding.look_up(encoding.kept, given)
+        kept = encoding.look_up(encoding.kept_fraction, given)
         return np.hstack([np.ones((len(given), 1)), kept, kept**2])
 
     known = features(rows)

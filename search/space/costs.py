@@ -42,7 +42,7 @@ class CostModel:
 
     def __call__(self, encoding: Encoding, rows: Rows) -> dict[str, Floats]:
         """Returns each cost's values [n], by name, for candidates given as rows [n, G]."""
-        kept = encoding.look_up(encoding.kept, rows)
+        kept = encoding.look_up(encoding.kept_fraction, rows)
         whole = np.hstack([np.ones((len(rows), 1)), kept])
         left = (whole @ self.rows.T) * (whole @ self.columns.T)
         left *= np.exp(np.log(kept) @ self.inner.T)

@@ -81,7 +81,7 @@ class Encoding:
         return Candidate(choices, origin)
 
     @cached_property
-    def kept(self) -> Floats:
+    def kept_fraction(self) -> Floats:
         """Share of units that each option keeps, [G, O]; 1 beyond a group's last option."""
         # a choice's ratio is rounded, counts are not
         return self.table(

@@ -35,7 +35,14 @@ def goal_of(model: nn.Module, **choices: GroupChoice) -> PruningPlan:
 
 
 def start(
-    kind=Residual, *, steps: int = 12, per_epoch: int = 5, goal=None, optimizer=sgd, dtype=torch.float32
+    kind=Residual,
+    *,
+    steps: int = 12,
+    per_epoch: int = 5,
+    goal=None,
+    optimizer=sgd,
+    dtype=torch.float32,
+    repaired="criterion",
 ) -> Run:
     """A run that no step has been taken of. goal: of the model, or None = `goal_of`."""
     model = made(kind).to(dtype)
@@ -47,6 +54,7 @@ def start(
         per_epoch=per_epoch,
         optimizer=optimizer,
         calibration=[(x.to(dtype), y) for x, y in data(count=2)],
+        repaired=repaired,
     )
 
 

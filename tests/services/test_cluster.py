@@ -204,14 +204,14 @@ def test_prunefront_submit_searches_on_the_cluster(jobs: Cluster) -> None:
     (jobs.project / "mine.py").write_text(MINE)
     (jobs.project / "layers.py").write_text(LAYERS)
     log = jobs.run("prunefront", "submit", "job.toml")
-    assert "go along: job.toml, mine.py, layers.py\n" in log
+    assert "are sent: job.toml, mine.py, layers.py\n" in log
     assert "measuring" in log, "the log is followed"
     assert log.splitlines()[-1].endswith(": succeeded")
     assert_front(jobs.front(Path("prunefront/studies/job")))
 
     again = jobs.outcome("prunefront", "submit", "job.toml")
     assert again.returncode == 2
-    assert "--resume goes on with it" in again.stdout
+    assert "--resume continues it" in again.stdout
 
 
 def test_a_job_that_is_stopped_ends_cleanly(jobs: Cluster) -> None:
@@ -232,7 +232,7 @@ def test_a_job_that_is_stopped_ends_cleanly(jobs: Cluster) -> None:
     assert second.returncode == 2
     assert f"study 'stopped' is running there as job {found['id']}" in second.stdout
 
-    assert "--resume goes on" in jobs.run("prunefront", "stop", "stopped")
+    assert "--resume continues" in jobs.run("prunefront", "stop", "stopped")
     assert jobs.outcome("prunefront", "logs", found["id"]).returncode == 143
     with closing(sqlite3.connect(journal.parents[1] / "mlflow.db")) as database:
         runs = "select status from runs where name = 'stopped'"
@@ -244,7 +244,7 @@ def test_a_jobs_server_wants_the_token(jobs: Cluster, tmp_path: Path) -> None:
     (tmp_path / ".ray/auth_token").write_text("0" * 64)
     for changes, said in (
         ({"RAY_AUTH_MODE": "disabled"}, "RAY_AUTH_MODE=token is not set"),
-        ({"HOME": str(tmp_path)}, "does not take this token"),
+        ({"HOME": str(tmp_path)}, "does not accept this token"),
     ):
         other = Cluster(jobs.machine, jobs.project, jobs.environment | changes)
         done = other.outcome("prunefront", "stop", "job")

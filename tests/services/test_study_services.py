@@ -137,7 +137,7 @@ def searched_through_an_outage(folder: Path, env: dict[str, str], proxy: Proxy) 
         happened(lambda: Spool(study / "spool").entries(), search)
         proxy.fault = "down"
         happened(lambda: any(e["event"] == "trained" for e in read_events(study / "journal.jsonl")), search)
-        happened(lambda: "the search goes on" in (folder / "said.txt").read_text(), search)
+        happened(lambda: "the search continues" in (folder / "said.txt").read_text(), search)
         proxy.fault = ""
         code = search.wait(timeout=240)
     finally:
@@ -163,8 +163,8 @@ def test_every_point_of_the_front_lies_in_the_bucket(searched: Searched) -> None
 
 
 def test_the_outage_is_said_and_nothing_is_left_waiting(searched: Searched) -> None:
-    assert "the search goes on, results wait in" in searched.said
-    assert "answers again; objects that waited and were sent" in searched.said
+    assert "the search continues, results wait in" in searched.said
+    assert "answers again; waiting objects that were sent" in searched.said
     assert not Spool(searched.folder / "studies/remote/spool").entries()
     events = read_events(searched.folder / "studies/remote/journal.jsonl")
     trained = [e for e in events if e["event"] == "trained"]
@@ -264,7 +264,7 @@ def test_a_search_goes_on_where_its_folder_never_was(
     assert snapshot is not None
     known = fetch_events(place, snapshot)
     out = prunefront("search", "s.toml", "--resume", folder=there, env=env)
-    assert f"the study was brought to where it stands in {place.uri}: run 1 on " in out
+    assert f"the study's folder was updated to its state in {place.uri}: run 1 on " in out
     events = read_events(there / "studies/moved/journal.jsonl")
     assert events[: len(known)] == known
     told = [e["key"] for e in events if e["event"] == "told"]

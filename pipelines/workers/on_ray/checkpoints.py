@@ -23,14 +23,16 @@ class Checkpoints:
         self._keeper = keeper
 
     def read(self, name: str) -> bytes | None:
-        found = self._ask(lambda: self._keeper.read.remote(name), f"what was kept of {name} cannot be read")
+        found = self._ask(lambda: self._keeper.read.remote(name), f"the checkpoint of {name} cannot be read")
         return found if isinstance(found, bytes) else None
 
     def write(self, name: str, content: bytes) -> None:
-        self._ask(lambda: self._keeper.write.remote(name, content), f"{name} could not be kept")
+        self._ask(
+            lambda: self._keeper.write.remote(name, content), f"the checkpoint of {name} could not be written"
+        )
 
     def drop(self, name: str) -> None:
-        self._ask(lambda: self._keeper.drop.remote(name), f"what was kept of {name} cannot be deleted")
+        self._ask(lambda: self._keeper.drop.remote(name), f"the checkpoint of {name} cannot be deleted")
 
     def keeping(self, name: str) -> "Pace":
         """Returns what `Evaluator.train` gives the network's snapshots to."""

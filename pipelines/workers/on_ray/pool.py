@@ -153,8 +153,8 @@ class ScoringPool:
                 self._start_worker()
             elif not (self._free or self._running or self._starting):
                 raise PrunefrontError(
-                    f"no worker process stays alive, the last one ended with: {first_line(error)}; mend that "
-                    "and go on with --resume"
+                    f"no worker process stays alive, the last one ended with: {first_line(error)}; correct that "
+                    "and continue with --resume"
                 ) from error
             return
         self._stillborn = 0

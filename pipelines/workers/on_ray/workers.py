@@ -172,12 +172,12 @@ def _failures_said() -> Iterator[None]:
     except (RayError, TuneError) as error:
         cause = error.cause if isinstance(error, RayTaskError) else error
         raise PrunefrontError(
-            f"Ray failed: {first_line(cause)}; what was done is kept, go on with --resume"
+            f"Ray failed: {first_line(cause)}; finished work is kept, continue with --resume"
         ) from error
     except ConnectionError as error:  # of ray://
         raise PrunefrontError(
-            f"the connection to the Ray cluster was lost ({error}); what was done is kept: see to the cluster, and go "
-            "on with --resume"
+            f"the connection to the Ray cluster was lost ({error}); finished work is kept: check the cluster, and "
+            "continue with --resume"
         ) from error
 
 

@@ -143,7 +143,7 @@ def test_openvino_gives_the_same_outputs_and_reports_nothing(
     export(other, torch.zeros(2, 1, 8, 8), tmp_path / "other.onnx")
     with pytest.raises(PrunefrontError, match="differs from the ONNX file"):
         openvino_export.check(tmp_path / "other.onnx", out, torch.randn(3, 1, 8, 8))
-    with pytest.raises(PrunefrontError, match=r"a\.xml is there already"):
+    with pytest.raises(PrunefrontError, match=r"a\.xml exists"):
         convert(folder, "openvino", out, splits=never)
 
 
@@ -159,7 +159,7 @@ def test_without_openvino_the_error_says_what_to_install(
 def test_nothing_is_replaced_unless_asked(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.onnx"
     out.write_bytes(b"mine")
-    with pytest.raises(PrunefrontError, match=r"a\.onnx is there already"):
+    with pytest.raises(PrunefrontError, match=r"a\.onnx exists"):
         convert(folder, "onnx", out, splits=never)
     assert out.read_bytes() == b"mine"
     convert(folder, "onnx", out, splits=never, overwrite=True)

@@ -264,7 +264,7 @@ class TestReplace:
             (best / "mine.txt").write_text("mine")
             if taken == "beside":
                 (best / "manifest.json").write_text("{}")
-        assert "of a fetched network only" in run("fetch", "digits4", "--replace").err
+        assert "replaces only a fetched network" in run("fetch", "digits4", "--replace").err
         assert (best if taken == "file" else best / "mine.txt").read_text() == "mine"
 
     def test_a_table_of_evaluations(self, searched: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,6 +287,6 @@ def test_a_study_file_with_earlier_keys_works_with_a_line_for_each(run: Run, tmp
     assert ended.code == 0
     assert ended.document["layers"][0]["bits"] == [32, 8]
     assert [line for line in ended.err.splitlines() if line.startswith("notice: ")] == [
-        f"notice: {study}: 'space.bits' is 'quantisation.bits' now; it still works",
-        f"notice: {study}: 'controls' is 'controls.methods' now; it still works",
+        f"notice: {study}: 'space.bits' is now called 'quantisation.bits'; the old name still works",
+        f"notice: {study}: 'controls' is now called 'controls.methods'; the old name still works",
     ]

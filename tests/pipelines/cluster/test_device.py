@@ -278,7 +278,7 @@ def test_only_the_device_measures_and_its_loss_is_a_failure_that_passes(
 
     display = Remembers({"fine-tuning": lambda: cluster.remove_node(pi, allow_graceful=False)})
     with pytest.raises(
-        PrunefrontError, match=r"dense network itself could not be measured .* go on with --resume"
+        PrunefrontError, match=r"dense network itself could not be measured .* continue with --resume"
     ):
         run(config, display=display, address=cluster.address)
     assert any(line.startswith("latency is measured on 'pi': ") for line in display.said)

@@ -102,7 +102,7 @@ def job(state: str = "RUNNING") -> Job:
     ("status", "mode", "said"),
     [
         (401, None, "RAY_AUTH_MODE=token is not set"),
-        (403, "token", "does not take this token"),
+        (403, "token", "does not accept this token"),
         (500, None, "Internal Server Error"),
         (404, None, "refuses, or is no Ray jobs server"),
     ],

@@ -75,7 +75,7 @@ def test_an_earlier_file_is_read_as_todays_and_each_key_is_named(tmp_path: Path)
     lines = [str(warning.message) for warning in caught]
     assert len(lines) == len(MOVED)
     for before, now in MOVED.items():
-        assert f"{earlier}: {before!r} is {now!r} now; it still works" in lines
+        assert f"{earlier}: {before!r} is now called {now!r}; the old name still works" in lines
 
 
 def test_a_mapping_from_python_is_read_alike_and_each_key_is_named() -> None:
@@ -83,7 +83,8 @@ def test_a_mapping_from_python_is_read_alike_and_each_key_is_named() -> None:
         found = pf.load_study(tomllib.loads(EARLIER))
     assert found == pf.load_study(tomllib.loads(TODAY))
     assert {str(w.message) for w in caught} == {
-        f"the study: {before!r} is {now!r} now; it still works" for before, now in MOVED.items()
+        f"the study: {before!r} is now called {now!r}; the old name still works"
+        for before, now in MOVED.items()
     }
     assert {Path(w.filename).name for w in caught} == {"test_moved.py"}, "who gave the keys is named"
 
@@ -126,7 +127,9 @@ def test_what_a_study_keeps_is_read_without_a_word() -> None:
 
 def test_a_key_under_both_names_is_refused() -> None:
     data = {"name": "s", "model": {"factory": "f"}, "space": {"bits": [8]}, "quantisation": {"bits": [4]}}
-    with pytest.raises(ConfigError, match=r"'space.bits' is 'quantisation.bits' now, and both are given"):
+    with pytest.raises(
+        ConfigError, match=r"'space.bits' is now called 'quantisation.bits', and both are given"
+    ):
         parse(data, source="s.toml", base=Path())
 
 

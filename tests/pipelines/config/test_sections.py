@@ -106,11 +106,11 @@ def test_every_part_of_a_study_has_names_and_types_of_the_whole() -> None:
         ("space", {"round_to": "eight"}, "integer"),
         ("training", {"precision": "fp8"}, "'auto', 'float32' or 'bfloat16'"),
         ("data", {"validation": 1}, "greater than or equal to 2"),
-        ("goal", {"objectives": ["accuracy", "predicted_latency_ms"]}, "cannot steer the search"),
+        ("goal", {"objectives": ["accuracy", "predicted_latency_ms"]}, "cannot be an objective"),
         ("goal", {"objectives": ["macs"]}, "include 'accuracy'"),
         ("goal", {"constraints": {"speed": {"low": 1}}}, "'speed'"),
         ("goal", {"constraints": {"accuracy": {"high": 0.9}}}, "write accuracy >="),
-        ("goal", {"constraints": {"macs": {"high": "50%"}}}, "'60%' and the like go into a list"),
+        ("goal", {"constraints": {"macs": {"high": "50%"}}}, "texts such as '60%' go into a list"),
         ("goal", {"constraints": {"macs": {"high": float("inf")}}}, "finite"),
         (
             "goal",

@@ -174,7 +174,7 @@ def test_a_listener_that_breaks_is_dropped_with_a_line_and_the_others_go_on() ->
         events.report("two")
     events.report("three")
     assert heard == ["one", "two"]
-    assert said == ["no more events for broken: OSError: [Errno 28] No space left on device"]
+    assert said == ["events are no longer passed to broken: OSError: [Errno 28] No space left on device"]
 
 
 def test_a_log_on_a_full_disk_ends_the_log_and_nothing_else() -> None:

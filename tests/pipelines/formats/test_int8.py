@@ -339,7 +339,7 @@ def test_the_difference_is_told_as_it_is(source: Path, tmp_path: Path) -> None:
         if found.agreement < 1:
             with pytest.raises(PrunefrontError, match="needed are 100"):
                 check_int8(source, other, [IMAGES[:9]], agreement=1.0)
-    with pytest.raises(PrunefrontError, match="no images"):
+    with pytest.raises(PrunefrontError, match="without images"):
         check_int8(source, source, [])
 
 

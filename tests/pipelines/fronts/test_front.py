@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from rich.console import Console
 
-from prunefront.pipelines.fronts.choice import find_row, select
+from prunefront.pipelines.fronts.choice import best_row, find_row
 from prunefront.pipelines.fronts.figure import COSTS, figure
 from prunefront.pipelines.fronts.front import Front
 from prunefront.pipelines.fronts.page import write_html
@@ -124,9 +124,9 @@ def test_select_agrees_with_exhaustive_search(
     fit = [r for r in rows if r.latency_ms <= latency and r.accuracy <= accuracy]
     if not fit:
         with pytest.raises(FrontError, match="smallest"):
-            select(rows, under, best)
+            best_row(rows, under, best)
         return
-    chosen = select(rows, under, best)
+    chosen = best_row(rows, under, best)
     assert chosen in fit
     extreme = max if OBJECTIVES[best].direction == "max" else min
     assert getattr(chosen, best) == extreme(getattr(r, best) for r in fit)
@@ -134,11 +134,11 @@ def test_select_agrees_with_exhaustive_search(
 
 def test_select_says_what_is_possible() -> None:
     with pytest.raises(FrontError, match=r"smallest latency_ms possible is 1 \(asked: 0.5\)"):
-        select(ROWS, {"latency_ms": 0.5}, "accuracy")
+        best_row(ROWS, {"latency_ms": 0.5}, "accuracy")
     with pytest.raises(FrontError, match="did you mean 'latency_ms'"):
-        select(ROWS, {"latncy_ms": 2}, "accuracy")
+        best_row(ROWS, {"latncy_ms": 2}, "accuracy")
     with pytest.raises(FrontError, match=r"did you mean 'accuracy'.*known: accuracy, latency_ms"):
-        select(ROWS, {}, "acuracy")
+        best_row(ROWS, {}, "acuracy")
     with pytest.raises(FrontError, match=r"the nearest is 0123456789abcdef: latency_ms 1, accuracy 0\.871$"):
         Front(tuple(ROWS)).best({"latency_ms": 0.9, "accuracy": 0.88})
     assert Front(tuple(ROWS)).best().key == "dense"

@@ -103,7 +103,7 @@ def test_exclusive_is_alone_and_a_killed_holder_frees_it(held: str, wanted: str,
     [
         ("exclusive", "shared", "process {pid} (-c exclusive"),
         ("exclusive", "exclusive", "process {pid} (-c exclusive"),
-        ("shared", "exclusive", "the last to come in was process {pid} (-c shared"),
+        ("shared", "exclusive", "it was last taken by process {pid} (-c shared"),
     ],
 )
 def test_who_waits_long_says_for_whom(
@@ -117,7 +117,7 @@ def test_who_waits_long_says_for_whom(
         assert not enters_within(0.0, getattr(timing_lock, wanted), tmp_path)
         line = lines.get(timeout=PATIENCE)
         assert said.format(pid=child.pid) in line
-        assert line.startswith("waited 0.01 s for a turn on this machine; ")
+        assert line.startswith("waited 0.01 s while another process trains or times a network here; ")
         child.kill()
         assert enters_within(PATIENCE, timing_lock.exclusive, tmp_path)
 
@@ -173,7 +173,7 @@ def test_leaves_when_the_body_raises(tmp_path: Path) -> None:
 @pytest.mark.parametrize("inner", [timing_lock.shared, timing_lock.exclusive])
 @pytest.mark.parametrize("outer", [timing_lock.shared, timing_lock.exclusive])
 def test_nesting_raises_instead_of_deadlocking(outer: Callable, inner: Callable, tmp_path: Path) -> None:
-    with outer(tmp_path), pytest.raises(RuntimeError, match="already inside"), inner(tmp_path):
+    with outer(tmp_path), pytest.raises(RuntimeError, match="already holds the timing lock"), inner(tmp_path):
         raise AssertionError("unreachable")
     with outer(tmp_path / "a"), inner(tmp_path / "b"):
         assert (tmp_path / "b").is_dir()

@@ -46,8 +46,8 @@ def test_nothing_is_said_where_all_is_had(asked: dict[str, Any]) -> None:
 
 def test_criteria_that_cannot_rank_within_layers_are_named_with_what_ranks_there() -> None:
     assert lines(criteria=("taylor",), granularities=("kernel",)) == [
-        "units of granularity 'kernel' are ranked by 'l2' (the default) and not by 'taylor': a criterion sees weights "
-        "alone there"
+        "units of granularity 'kernel' are ranked by 'l2' (the default) and not by 'taylor': a criterion can only "
+        "use weights there"
     ]
     (line,) = lines(criteria=("taylor", "l1"), granularities=("channel", "kernel", "gather"))
     assert "granularity 'kernel', 'gather' are ranked by 'l1' and not by 'taylor'" in line
@@ -57,13 +57,13 @@ def test_granularities_and_densities_that_fit_nothing_are_named() -> None:
     (line,) = lines(PLAIN, criteria=("l1",), granularities=("channel", "block"))
     assert line == "granularity 'block' fits nothing in this network; `prunefront inspect` says why"
     (line,) = lines(criteria=("l1",), granularities=("channel", "n_of_m"), densities=(0.5, 0.9))
-    assert line == "density 0.9 cannot be had in any layer by granularity 'n_of_m'"
+    assert line == "no layer can have density 0.9 with granularity 'n_of_m'"
 
 
 def test_groups_that_no_criterion_fits_are_named() -> None:
     gate = traced("SqueezeExcite").groups[1].name
     (line,) = lines(traced("SqueezeExcite"), criteria=("bn_scale",))
-    assert line == f"channel group {gate!r} stays whole, as no criterion of the study fits it"
+    assert line == f"channel group {gate!r} is not pruned, because no criterion of the study fits it"
     assert lines(traced("SqueezeExcite"), criteria=("bn_scale",), per_group={gate: ("l1",)}) == []
 
 
@@ -117,4 +117,4 @@ def test_a_searcher_that_varies_less_than_the_space_holds_is_named() -> None:
     ):
         space = widest_space(RESIDUAL, section, QuantisationSection(bits=bits))
         found = misfits(RESIDUAL, space, section, searcher=searcher)
-        assert any("'particle_filter' varies ratios and criteria alone" in line for line in found) == said
+        assert any("'particle_filter' varies only ratios and criteria" in line for line in found) == said

@@ -66,19 +66,17 @@ def test_a_study_moves_from_machine_to_machine_and_back(tmp_path: Path) -> None:
     with running(first) as (_, journal):
         prepare(first)
         journal.append("asked", candidate=NOTHING, n=1)
-    with pytest.raises(NotOurs, match="--resume goes on with it"), running(second):
+    with pytest.raises(NotOurs, match="--resume continues it"), running(second):
         pass
     said: list[str] = []
     with running(second, resume=True, said=said) as (_, journal):
         assert [e["n"] for e in journal.events] == [1]
         assert (second.path / "prepared" / "graph.json").exists()
         journal.append("asked", candidate=NOTHING, n=2)
-    assert "the study was brought to where it stands in" in said[0]
+    assert "the study's folder was updated to its state in" in said[0]
     assert "run 1 on" in said[0]
     with (
-        pytest.raises(
-            PrunefrontError, match=r"searched elsewhere \(run 2 on .*--resume goes on with it here"
-        ),
+        pytest.raises(PrunefrontError, match=r"searched elsewhere \(run 2 on .*--resume continues it here"),
         running(first),
     ):
         pass
@@ -176,7 +174,7 @@ def test_without_state_there_a_study_is_gone_on_with_where_it_is(tmp_path: Path)
     first, second = (study(tmp_path / name, shared, state=False) for name in ("first", "second"))
     with running(first) as (_, journal):
         journal.append("asked", candidate=NOTHING)
-    with pytest.raises(NotOurs, match="its state is not kept there"), running(second, resume=True):
+    with pytest.raises(NotOurs, match="its state is not stored there"), running(second, resume=True):
         pass
     with pytest.raises(NotOurs, match=r"uri = '.*/letters'"), running(study(tmp_path, shared, "letters")):
         pass
@@ -197,7 +195,7 @@ def test_a_store_that_keeps_no_conditions_is_said_once(tmp_path: Path) -> None:
     store: ArtifactStore = Careless(tmp_path / "store")
     claim_study(config.part(StudyPlace), store, said.append, resume=False, fresh=False)
     (line,) = said
-    assert line.startswith(f"{store.uri} does not refuse to write over what is there (If-None-Match)")
+    assert line.startswith(f"{store.uri} does not support conditional writes (If-None-Match)")
 
 
 def test_an_outage_is_not_taken_for_somebody_else(tmp_path: Path) -> None:

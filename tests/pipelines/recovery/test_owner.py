@@ -68,9 +68,9 @@ def test_the_same_study_elsewhere_must_say_what_it_wants(
 ) -> None:
     first = claim_root(store, folder("a"), "digits", begun=False)
     there = folder("b")
-    with pytest.raises(NotOurs, match="--resume goes on with it, --fresh starts it anew"):
+    with pytest.raises(NotOurs, match="--resume continues it, --fresh starts again"):
         claim_root(store, there, "digits", begun=False, restorable=True)
-    with pytest.raises(NotOurs, match="its state is not kept there"):
+    with pytest.raises(NotOurs, match="its state is not stored there"):
         claim_root(store, there, "digits", begun=False, resume=True)
     assert claim_root(store, there, "digits", begun=False, resume=True, restorable=True) == first
     assert load_owner(there) == first
@@ -95,7 +95,7 @@ def test_a_front_of_an_older_prunefront_is_not_written_over(
     store: ArtifactStore, folder: Callable[[str], Path]
 ) -> None:
     put_json(store, FRONT, [])
-    with pytest.raises(NotOurs, match="does not say whose it is"):
+    with pytest.raises(NotOurs, match="holds a front without an owner"):
         claim_root(store, folder("a"), "digits", begun=False)
     claim_root(store, folder("b"), "digits", begun=True, resume=True)  # it may be this study's own
     with pytest.raises(NotOurs, match="belongs to study 'digits'"):

@@ -216,7 +216,7 @@ def test_a_driver_that_was_thought_dead_ends_before_it_writes(store: ArtifactSto
     old.journal.append("asked", candidate=NOTHING, n=3)
     old.uploader._fenced = float("-inf")  # five seconds on
     old.put()
-    with pytest.raises(TakenOver, match=r"goes on elsewhere: run 2 on .* has taken over, so run 1 on"):
+    with pytest.raises(TakenOver, match=r"continues elsewhere: run 2 on .* has taken over, so run 1 on"):
         old.journal.append("asked", candidate=NOTHING, n=4)
     assert [e["n"] for e in old.journal.events] == [1, 3]
     snapshot = new.state.latest().snapshot
@@ -254,7 +254,7 @@ def test_a_living_driver_is_left_alone(tmp_path: Path) -> None:
     here = Machine(tmp_path / "a", store).begin()
     there = Machine(tmp_path / "b", store, resume=True)
     with pytest.raises(
-        StudyRunning, match=r"running elsewhere.*run 1 on .* heard of \d s ago; stop it there"
+        StudyRunning, match=r"running elsewhere.*run 1 on .* last heartbeat \d s ago; stop it there"
     ):
         refuse_running(there.state.latest(load_ended_run(there.folder)), store, "digits")
     assert (
@@ -294,7 +294,7 @@ def test_the_thread_goes_on_through_an_outage(tmp_path: Path, monkeypatch: pytes
     snapshot = here.state.latest().snapshot
     assert snapshot is not None
     assert [e["n"] for e in fetch_events(here.state, snapshot)] == [1, 2, 3, 4]
-    assert "cannot be kept" in here.said[0]
+    assert "cannot be stored" in here.said[0]
     assert here.said[1].endswith("again")
     assert here.state.latest().alive == ""
 
@@ -309,7 +309,7 @@ def test_what_does_not_get_there_in_the_end_is_said(tmp_path: Path, monkeypatch:
     store.away = True
     here.uploader.start()
     here.uploader.close(patience=0.1)
-    assert [line for line in here.said if "go on with --resume there" in line] == here.said[-1:]
+    assert [line for line in here.said if "continue with --resume there" in line] == here.said[-1:]
 
 
 def test_damage_is_found_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import ModelSection
 from prunefront.pipelines.data import SearchData, Split, Transform
 from prunefront.pipelines.models import build
-from prunefront.pipelines.stages.rungs import metrics, rungs_of, told
+from prunefront.pipelines.stages.rungs import metrics, rung_line, rungs_of
 from prunefront.pipelines.workers.evaluate import Evaluator, Progress
 from prunefront.pipelines.workers.train import Recipe
 from prunefront.pipelines.workers.workbench import Job, Workbench, arrays
@@ -69,12 +69,14 @@ def test_a_rung_that_foretells_the_end_says_so() -> None:
         seed=CONFIG.seed,
     )
     untrained, first = rungs.summary()
-    assert told(untrained, rungs.keep) == (
-        "rung untrained: 6 candidates; no two that it tells apart at like cost"
+    assert rung_line(untrained, rungs.keep) == (
+        "accuracy before training compared with the final accuracy: 6 candidates; "
+        "no two of similar cost differ clearly"
     )
-    assert told(first, rungs.keep) == (
-        "rung after 1 epoch: 6 candidates, 1 stopped; rank correlation with the end 1.00 (n = 5); "
-        "at like cost 1.00 ± 0.00 (10 pairs that it tells apart)"
+    assert rung_line(first, rungs.keep) == (
+        "accuracy after 1 epoch compared with the final accuracy: 6 candidates, 1 stopped; "
+        "rank correlation 1.00 over 5 networks, 1.00 ± 0.00 over 10 pairs of similar cost "
+        "(1 = same order, 0 = unrelated)"
     )
     assert metrics(first) == {
         "candidates": 6.0,
@@ -91,8 +93,8 @@ def test_one_that_does_not_is_widened_and_says_so() -> None:
     scored = dict(zip("01234", map(network, RISING), strict=True))
     rungs = rungs_of(CONFIG.training, TASK, scored, journal(RISING, RISING[::-1]), NAMES, seed=CONFIG.seed)
     untrained, first = rungs.summary()
-    assert told(first, rungs.keep).endswith("it says too little of the end, so it keeps 100% instead of 50%")
-    assert told(untrained, rungs.keep).endswith("that says little of the end: raise training.candidates")
+    assert rung_line(first, rungs.keep).endswith("too low to stop by, so 100% continue instead of 50%")
+    assert rung_line(untrained, rungs.keep).endswith("too low to choose by: raise training.candidates")
     assert rungs.report(1, "late", network(0.1)).go_on
 
 
@@ -129,7 +131,7 @@ def test_without_early_stopping_rungs_only_look_on() -> None:
     rungs = rungs_of(config.training, TASK, {}, journal(RISING, RISING[::-1]), NAMES, seed=CONFIG.seed)
     assert rungs.keep == 1.0
     assert rungs.report(1, "late", network(0.01, macs=1000.0)).go_on
-    assert "instead" not in told(rungs.summary()[0], rungs.keep)
+    assert "instead" not in rung_line(rungs.summary()[0], rungs.keep)
 
 
 @pytest.mark.parametrize(

@@ -258,7 +258,7 @@ def test_a_journal_that_tells_of_what_was_never_asked_is_refused(screening: Open
         '{"event": "told", "key": "ab", "outcome": {"failure": "x", "reason": ""}}\n'
     )
     stage, _ = screening(tmp_path, separable(groups=3))
-    with pytest.raises(JournalError, match="'ab', which nobody asked for"):
+    with pytest.raises(JournalError, match="'ab', which was never asked"):
         stage.replay()
 
 

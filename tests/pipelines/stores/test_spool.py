@@ -124,8 +124,8 @@ def test_a_line_says_that_a_store_is_away_and_one_that_it_is_back(tmp_path: Path
         behind.up = True
         until(lambda: len(said) == 2)
     assert said == [
-        f"no answer; the search goes on, results wait in {tmp_path / 'spool'} and are sent when it is back",
-        "s3://shaky answers again; objects that waited and were sent: 3",
+        f"no answer; the search continues, results wait in {tmp_path / 'spool'} and are sent when it is back",
+        "s3://shaky answers again; waiting objects that were sent: 3",
     ]
     assert behind.order == ["a", "b", "c"]
 
@@ -148,7 +148,7 @@ def test_the_end_waits_only_so_long_and_says_what_is_left(tmp_path: Path) -> Non
     store = SpoolingStore(behind, Spool(tmp_path / "spool"), lambda line: None, patience=0.05, pause=0.001)
     store.put("a", file(tmp_path, "1"))
     with pytest.raises(
-        PrunefrontError, match=r"did not come back in 0\.05 s; objects that wait in .*: 1; .*--resume"
+        PrunefrontError, match=r"did not answer within 0\.05 s; objects waiting in .*: 1; .*--resume"
     ):
         store.close(drain=True)
     behind.up = True
@@ -164,9 +164,7 @@ def test_a_refusal_while_sending_is_raised_at_the_next_call_and_nothing_is_lost(
         store.put("a", file(tmp_path, "1"))
         behind.refuses = True
         until(lambda: store._refused is not None)
-        with pytest.raises(
-            StoreRefused, match=r"does not accept the credentials; objects that wait in .*: 1"
-        ):
+        with pytest.raises(StoreRefused, match=r"does not accept the credentials; objects waiting in .*: 1"):
             store.put("b", file(tmp_path, "2"))
         with pytest.raises(StoreRefused, match="does not accept"):
             store.close(drain=True)
@@ -187,7 +185,7 @@ def test_what_cannot_be_sent_for_another_reason_is_no_outage_and_ends_no_thread_
         (entry / "object").unlink()
         behind.up = True
         with pytest.raises(
-            StoreRefused, match=r"FileNotFoundError: .*No such file.*objects that wait in .*: 1"
+            StoreRefused, match=r"FileNotFoundError: .*No such file.*objects waiting in .*: 1"
         ) as raised:
             store.close(drain=True)
     assert isinstance(raised.value.__cause__, FileNotFoundError)  # where it came from is told as well

@@ -158,7 +158,7 @@ def test_a_procedure_over_weights_with_compact_layers(refused: Run) -> None:
     said = refused(
         STUDY + '[space]\ngranularities = ["kernel"]\n[training]\nprocedure = "dns"\n', command="inspect"
     )
-    assert "these procedures go with it: cubic_ramp" in said
+    assert "these procedures can be combined with it: cubic_ramp" in said
 
 
 def test_weights_that_do_not_fit(refused: Run, tmp_path: Path) -> None:

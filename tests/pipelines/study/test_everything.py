@@ -116,7 +116,7 @@ def test_a_fetched_network_is_exported(searched: tuple[Path, list[dict[str, Any]
         said = prunefront("export", "one", "--format", to, "-o", name, "--study", "s.toml", folder=folder)
         assert name in said
         assert (folder / name).stat().st_size > 1000
-    assert "is there already" in prunefront(
+    assert "exists; choose another name" in prunefront(
         "export", "one", "--format", "onnx", "-o", "b.onnx", folder=folder, code=2
     )
     assert "code that an artifact may not import" in prunefront(

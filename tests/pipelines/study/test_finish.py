@@ -29,7 +29,7 @@ from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import StudyConfig
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.events.metrics import FAMILIES
-from prunefront.pipelines.fronts.choice import find_row, select
+from prunefront.pipelines.fronts.choice import best_row, find_row
 from prunefront.pipelines.fronts.row import FrontRow
 from prunefront.pipelines.journal.journal import Journal
 from prunefront.pipelines.prepare.network import NetworkSections, dense_network
@@ -122,7 +122,7 @@ def test_a_study_whose_preparation_is_gone_does_not_go_on_with_another_network(t
     open_folder(config, resume=False, fresh=False)
     with Journal(config.path / "journal.jsonl") as journal:
         journal.append("asked", candidate={"choices": {}})
-    with pytest.raises(PrunefrontError, match="prepared is gone"):
+    with pytest.raises(PrunefrontError, match="prepared is missing"):
         open_folder(config, resume=True, fresh=False)
 
 
@@ -178,7 +178,7 @@ def test_the_command_to_type_next_finds_a_network(tmp_path: Path, fastest: float
     text = next_steps(study(tmp_path), tmp_path / "my study.toml", rows)
     assert f"fetch '{tmp_path}/my study.toml' --under" in text
     bound = float(text.partition("latency_ratio=")[2].split()[0])
-    assert select(rows, {"latency_ratio": bound}, "accuracy").key == "a"
+    assert best_row(rows, {"latency_ratio": bound}, "accuracy").key == "a"
 
 
 def test_a_whole_key_names_one_network() -> None:
@@ -390,7 +390,7 @@ def stop_while_fine_tuning(folder: Path, *arguments: str) -> None:
     os.killpg(first.pid, signal.SIGINT)  # as a terminal does: to every process in the foreground
     _, error = first.communicate(timeout=100)
     assert first.returncode == 130
-    assert error == "stopped; go on with: prunefront search s.toml --resume\n"
+    assert error == "stopped; continue with: prunefront search s.toml --resume\n"
     assert not (folder / "studies" / "small" / "front.json").exists()
     kept = json.loads((folder / "studies" / "small" / "partial-front.json").read_text())
     assert kept == json.loads(prunefront(folder, "front", "s.toml", "--json"))

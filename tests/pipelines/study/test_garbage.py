@@ -132,7 +132,7 @@ def test_a_study_that_goes_on_keeps_what_it_goes_on_with(made: Published) -> Non
         a["orphan"].id: "orphaned",
         a["half"].id: "unfinished",
     }
-    assert "no network is taken for dominated" in found.notes[0]
+    assert "no network counts as dominated" in found.notes[0]
 
 
 def test_without_a_journal_only_what_is_broken_goes_unless_asked(made: Published) -> None:

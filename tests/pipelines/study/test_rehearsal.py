@@ -277,7 +277,9 @@ def test_studies_that_cannot_be_replayed_say_why(study: StudyConfig, tmp_path: P
     few = [e for e in told if "values" in e["outcome"]][: FEWEST_ROWS - 1]
     refused([*asked, *few], f"{FEWEST_ROWS - 1} candidates were measured, and 20 are needed", "few")
     refused([*asked, *(e for e in told if e["key"] != DENSE)], "not measured its dense network", "undense")
-    refused([*asked, {**told[0], "key": "ffff"}], "'ffff', which none of its candidates", "stranger")
+    refused(
+        [*asked, {**told[0], "key": "ffff"}], "'ffff', which belongs to none of its candidates", "stranger"
+    )
     config = copied(study, tmp_path / "unprepared", events)
     (config.path / "prepared" / "scores.safetensors").unlink()
     with pytest.raises(PrunefrontError, match="not scored the units"):

@@ -230,7 +230,7 @@ def test_weights_that_cannot_be_written_end_the_study_in_one_line(stage: Open, t
     one = stage(tmp_path, "random")
     one.folder.write_text("a file where a folder should be")
     with pytest.raises(
-        PrunefrontError, match=r"cannot be kept in .*; make room there and go on with --resume"
+        PrunefrontError, match=r"cannot be kept in .*; make room there and continue with --resume"
     ):
         one.screening.run(TrainingPool(one.inheritance, 1, order=0), BUDGET)
 

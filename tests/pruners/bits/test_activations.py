@@ -145,7 +145,7 @@ def test_a_state_dict_is_all_that_it_takes() -> None:
 
 
 def test_what_cannot_be_calibrated_is_refused() -> None:
-    with pytest.raises(PrunefrontError, match="no batch"):
+    with pytest.raises(PrunefrontError, match="without a batch"):
         calibrate_inputs(network(), [])
     model = network()
     model.spare = QuantisedInput(nn.Linear(2, 2), "fixed_point", 4)

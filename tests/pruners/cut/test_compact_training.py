@@ -139,5 +139,5 @@ def test_a_procedure_that_never_arrives_is_a_bug_that_shows() -> None:
         per_epoch=3,
         optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.02),
     )
-    with pytest.raises(ValueError, match="before the last channels are gone"):
+    with pytest.raises(ValueError, match="before the last channels were removed"):
         list(fit(run, iter([Phase(0)]), iter([]), lambda *_: 0.0, learning_rate=0.1, schedule=lambda _: 1.0))

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError
+from prunefront.pruners.cut.prune import prune
+from prunefront.pruners.cut.refit import Refit
 from prunefront.pruners.cut.surgery import apply, cut_tensor, removed_positions
 from prunefront.pruners.procedures import Phase
 from prunefront.pruners.procedures.hook import Hook
@@ -310,3 +312,43 @@ def test_without_steps_there_is_no_report():
     run = start(steps=0)
     assert run.share_done == 1.0
     assert list(trained(run, itertools.chain([Phase(0)]))) == []
+
+
+# what is left is fitted
+
+
+def refitted(model, graph, aim, refit):
+    return tensors(prune(model, graph, aim, repaired=refit))
+
+
+@pytest.mark.parametrize("kind", [Residual, Plain])
+def test_cuts_are_fitted_by_the_moments_of_the_network_that_they_find(kind):
+    before = start(kind)
+    refit = Refit.of(before.model, before.graph, before.calibration)
+    run = start(kind, repaired=refit)
+    dense, graph = run.model, run.graph
+    halfway = {name: (run.counts()[name] + count) // 2 for name, count in run.goal_counts().items()}
+    run.cut(halfway, all_scores(run, 0), statistics=False)
+    expected = refitted(dense, graph, run.plan(), refit)
+    assert all(torch.equal(t, expected[name]) for name, t in tensors(run.model).items())
+    for parameter in run.model.parameters():  # as a step does
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    run.step += 1
+    between, graph, left = run.model, run.graph, dict(run.kept)
+    run.cut(scores=all_scores(run, 1), statistics=False)
+    aim = keeping(graph, [[left[g.name].index(u) for u in run.kept[g.name]] for g in graph.groups])
+    expected = refitted(between, graph, aim, Refit.of(between, graph, run.calibration))
+    assert all(torch.equal(t, expected[name]) for name, t in tensors(run.model).items())
+
+
+def test_a_replay_fits_nothing_as_its_weights_come_from_a_snapshot():
+    before = start()
+    run = start(repaired=Refit.of(before.model, before.graph, before.calibration))
+    run.cut(scores=all_scores(run), statistics=False)
+    again = start(repaired=Refit({}))
+    again.start_replay(run.cuts)
+    dense, graph = again.model, again.graph
+    again.cut()
+    again.end_replay()
+    plain = tensors(apply(dense, graph, again.plan()))
+    assert all(torch.equal(t, plain[name]) for name, t in tensors(again.model).items())

@@ -12,7 +12,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.search.outcomes.measurement import OBJECTIVES, Constraint, Measurement
 from prunefront.search.promotion.halving import (
     FEWEST_PAIRS,
-    LIKE_COST,
+    SIMILAR_COST,
     TRUSTED,
     Rungs,
     beats,
@@ -53,7 +53,7 @@ def wins(i: Measurement, j: Measurement) -> bool:
     sure = -j["accuracy"] + i["accuracy"] > np.sqrt(i.noise["accuracy"] ** 2 + j.noise["accuracy"] ** 2)
     costs = [(i[c], j[c]) for c in ("macs", "size_bytes")]
     dominates = ahead >= 0 and all(a <= b for a, b in costs) and (sure or any(a < b for a, b in costs))
-    return bool(dominates or (sure and all(a <= LIKE_COST * b for a, b in costs)))
+    return bool(dominates or (sure and all(a <= SIMILAR_COST * b for a, b in costs)))
 
 
 def rungs(keep: float = 0.5, seed: int = 0, constraints: Sequence[Constraint] = (), probes: int = 0) -> Rungs:
@@ -102,7 +102,7 @@ def test_who_goes_on(ms: list[Measurement], share: float, data: st.DataObject) -
 def test_whoever_nobody_beats_reaches_the_end_in_whatever_order(
     ms: list[Measurement], data: st.DataObject
 ) -> None:
-    """No trial is stopped for being small: only one that costs at most `LIKE_COST` times as much can beat it."""
+    """No trial is stopped for being small: only one that costs at most `SIMILAR_COST` times as much can beat it."""
     order = data.draw(st.permutations(range(len(ms))))
     made = rungs(keep=0.1)
     said = {i: made.report(1, str(i), ms[i]).go_on for i in order}
@@ -110,7 +110,7 @@ def test_whoever_nobody_beats_reaches_the_end_in_whatever_order(
         if not any(wins(i, m) for i in ms):
             assert said[j]
     smallest = min(range(len(ms)), key=lambda i: ms[i]["macs"])
-    if all(m["macs"] > LIKE_COST * ms[smallest]["macs"] for i, m in enumerate(ms) if i != smallest):
+    if all(m["macs"] > SIMILAR_COST * ms[smallest]["macs"] for i, m in enumerate(ms) if i != smallest):
         assert said[smallest]
 
 
@@ -189,7 +189,7 @@ def test_a_rung_that_knows_the_end_keeps_as_asked_and_one_that_does_not_keeps_mo
     for late, share in ((rising, 0.5), (rising[::-1], 1.0), (np.full(6, 0.9), 1.0)):
         made = rungs()
         finished(made, rising, late, [10.0] * 6)
-        assert made.summary()[0].like.pairs == 15 > FEWEST_PAIRS
+        assert made.summary()[0].similar_cost.pairs == 15 > FEWEST_PAIRS
         assert made.share(1) == share
     made = rungs(keep=1.0)
     finished(made, rising, rising, [10.0] * 6)
@@ -210,7 +210,7 @@ def test_an_order_across_costs_is_no_credit() -> None:
     (rung,) = made.summary()
     assert rung.overall is not None
     assert rung.overall > 0.5
-    assert rung.like.value == -1.0
+    assert rung.similar_cost.value == -1.0
     assert made.share(1) == 1.0
 
 
@@ -250,7 +250,7 @@ def test_where_a_rung_knows_nothing_it_soon_stops_nobody() -> None:
     made = Rungs(OBJECTIVE_PAIR, levels=(1,), keep=0.25)
     train(flat, made, 96, 16)
     (first,) = [rung for rung in made.summary() if rung.level == 1]
-    assert first.like.value == pytest.approx(0.0, abs=0.1)
+    assert first.similar_cost.value == pytest.approx(0.0, abs=0.1)
     assert made.share(1) > 0.8
     blind = Rungs(OBJECTIVE_PAIR, levels=(1,), keep=0.25, probes=0)
     train(flat, blind, 96, 16)

@@ -62,7 +62,7 @@ def test_cuts_of_single_groups_foretell_joint_ones_where_losses_add_up(seed: int
     depth = rng.lognormal(-2.5, 0.7, size=5)
 
     def loss(rows: np.ndarray) -> np.ndarray:
-        cut = 1.0 - encoding.look_up(encoding.kept, rows)
+        cut = 1.0 - encoding.look_up(encoding.kept_fraction, rows)
         return (depth * cut**2).sum(axis=1)
 
     problem = separable(groups=5, units=16).problem
@@ -117,7 +117,9 @@ def test_trade_offs_are_the_front_of_an_additive_model() -> None:
         ]
         for g in range(4)
     ]
-    (saved,) = savings(encoding, lambda rows: encoding.look_up(encoding.kept, rows).sum(axis=1)[:, None])
+    (saved,) = savings(
+        encoding, lambda rows: encoding.look_up(encoding.kept_fraction, rows).sum(axis=1)[:, None]
+    )
     for row in trade_offs(encoding, encoding.table(table, fill=9.0), saved, 60):
         got = toy.measure(encoding.decode(row, ""))
         beaten = [m for m in truth if m["macs"] <= got["macs"] and m["accuracy"] > got["accuracy"] + 1e-9]
@@ -165,7 +167,7 @@ def test_a_regression_recovers_costs_that_it_can_express() -> None:
     rows = np.array([encoding.encode(space.sample(rng)) for _ in range(40)])
 
     def cost(of: np.ndarray) -> np.ndarray:
-        return 1e6 * (1 + encoding.look_up(encoding.kept, of) @ np.array([1.0, 2.0, 3.0]))[:, None]
+        return 1e6 * (1 + encoding.look_up(encoding.kept_fraction, of) @ np.array([1.0, 2.0, 3.0]))[:, None]
 
     assert fit_regression(encoding, rows[:20], cost(rows[:20]))(rows[20:]) == pytest.approx(
         cost(rows[20:]), rel=1e-3

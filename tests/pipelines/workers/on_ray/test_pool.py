@@ -126,7 +126,7 @@ def test_trials_without_a_worker_are_not_waited_for_for_ever(tmp_path: Path) -> 
     """Ray Tune alone would."""
     patience = Patience(ClusterSection(cpus_per_worker=3), seconds=0.5)
     run = tune.RunConfig(storage_path=str(tmp_path), verbose=0, callbacks=[WaitForWorkers(patience)])
-    with pytest.raises(NoWorkers, match=r"one asks for 3 CPUs .* go on with --resume"):
+    with pytest.raises(NoWorkers, match=r"one asks for 3 CPUs .* continue with --resume"):
         tune.Tuner(tune.with_resources(Never, {"cpu": 3}), run_config=run).fit()
 
 
