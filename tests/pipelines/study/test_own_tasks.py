@@ -61,10 +61,10 @@ def study(folder: Path, task: dict[str, Any], **more: Any) -> StudyConfig:
         "model": {"factory": f"{here}:Two"},
         "task": task,
         "data": {"source": f"{here}:data"},
-        "dense": {"epochs": 15, "learning_rate": 0.05, "batch_size": 32},
+        "dense": {"epochs": 12, "learning_rate": 0.05, "batch_size": 32},
         "space": {"criteria": ["l1"], "calibration_images": 64},
-        "search": {"candidates": 6, "searcher": "evolution"},
-        "training": {"candidates": 2, "epochs": 1, "precision": "float32", "distill": 0.3},
+        "search": {"candidates": 4, "searcher": "evolution"},
+        "training": {"candidates": 1, "epochs": 1, "precision": "float32", "distill": 0.3},
         "measure": {"pairs": 10, "warmup": 1},
     }
     for key, value in more.items():
