@@ -69,7 +69,12 @@ class Network:
     graph: ChannelGraph
     initial: Mapping[str, NDArray[np.generic]] | None
     task: Task = CLASSIFICATION
-    classes: int | None = None
+    outputs_classes: bool = True
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes; None where outputs are no classes, or the data have none."""
+        return self.splits.classes if self.outputs_classes else None
 
     @property
     def input_shape(self) -> tuple[int, ...] | None:
@@ -140,7 +145,7 @@ def dense_network(study: NetworkSections, say: Say) -> Network:
         if graph != traced():
             raise altered_file_error(folder / "graph.json", "it is not the graph of this network")
         check_graph(graph, space, quantisation, study.goal)
-        return Network(splits, model.eval(), graph, initial, task, classes)
+        return Network(splits, model.eval(), graph, initial, task, classes is not None)
     folder.mkdir(parents=True, exist_ok=True)
     if study.model.weights is not None:
         if study.model.initial is not None:
@@ -166,7 +171,9 @@ def dense_network(study: NetworkSections, say: Say) -> Network:
     save_weights(model, kept)
     write_json(folder / "data.json", fingerprint(splits))
     write_json(folder / "graph.json", asdict(graph))  # last: its presence says that the rest is whole
-    return Network(splits, model.eval(), graph, _initial(copy.deepcopy(model), before), task, classes)
+    return Network(
+        splits, model.eval(), graph, _initial(copy.deepcopy(model), before), task, classes is not None
+    )
 
 
 def load_given(model: nn.Module, section: ModelSection) -> str:
