@@ -61,7 +61,8 @@ SAY_SECONDS = 20.0
 class Network:
     """The dense network and what it was trained on. splits: held by the driver alone, as they hold test images.
 
-    initial: the weights before training, where they are known.
+    initial: the weights before training, where they are known. outputs_classes: True where the network answers with
+    classes of the data.
     """
 
     splits: Splits | Parts

@@ -36,6 +36,7 @@ from prunefront.search.outcomes.measurement import (
     Metric,
     Objective,
     Outcome,
+    metrics_in,
     quality_of,
 )
 from prunefront.search.space.candidate import Candidate
@@ -245,13 +246,11 @@ def from_event(event: Mapping[str, Any]) -> WarmStart:
 
 
 def _scored(outcome: Outcome) -> Outcome:
-    """The outcome without predictions, which are of a study's own latency table."""
+    """The outcome's quality and costs, without predictions, which are of a study's own latency table."""
     if not isinstance(outcome, Measurement):
         return outcome
-    values, noise = (
-        {k: v for k, v in d.items() if not k.startswith("predicted_")}
-        for d in (outcome.values, outcome.noise)
-    )
+    names = {*metrics_in(outcome.values)[:1], *COSTS}
+    values, noise = ({k: v for k, v in d.items() if k in names} for d in (outcome.values, outcome.noise))
     return Measurement(values, noise)
 
 

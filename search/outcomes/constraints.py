@@ -180,6 +180,8 @@ def parse(text: str, *, any_metric: bool = False) -> Bound:
     try:
         amount_read, relative = _read(name, value, unit, signed=bool(number[1]))
     except ValueError as fault:
+        if did_you_mean(name, OBJECTIVES):  # more likely a slip than a metric
+            _check_name(name, shown)
         raise ConstraintError(f"{shown!r}: {fault}") from None
     if fault_found := _fault(name, side, amount_read, relative):
         raise ConstraintError(f"{shown!r}: {fault_found}")
