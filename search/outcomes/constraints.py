@@ -262,7 +262,7 @@ def check_metrics(bounds: Sequence[Bound], metrics: Sequence[Metric]) -> None:
         if bound.name not in known:
             names = [*known, *COSTS]
             raise ConstraintError(
-                f"'{bound}': nothing is measured that is called {bound.name!r}; "
+                f"'{bound}': no quantity is called {bound.name!r}; "
                 f"{did_you_mean(bound.name, names)}known: {', '.join(names)}"
             )
         metric = known[bound.name]

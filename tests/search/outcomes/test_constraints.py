@@ -232,7 +232,7 @@ def test_a_metric_of_a_task_is_bounded_in_its_own_words(text: str, bound: Bound)
     assert parse(text, any_metric=True) == bound
     assert parse(str(bound), any_metric=True) == bound
     check_metrics([bound], (MIOU, MAE, REWARD))
-    with pytest.raises(ConstraintError, match="nothing is measured that is called"):
+    with pytest.raises(ConstraintError, match="no quantity is called"):
         parse(text)
 
 
