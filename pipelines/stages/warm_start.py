@@ -279,10 +279,9 @@ def _fits(row: Evaluation, space: SearchSpace, realised: Callable[[Candidate], s
     costs = {name: v for name, v in values.items() if name in COSTS}
     if any(v < 0 for v in (*costs.values(), *noise.values())) or not _possible(values, metric):
         return False
-    if (
-        not values.keys() >= {metric.name, "macs", "params", "size_bytes"}
-        or not noise.keys() <= values.keys()
-    ):
+    if not noise.keys() <= values.keys() <= {metric.name, *COSTS}:
+        return False
+    if not values.keys() >= {metric.name, "macs", "params", "size_bytes"}:
         return False
     try:
         return space.contains(row.candidate) and realised(row.candidate) == row.key
