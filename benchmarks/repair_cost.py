@@ -76,7 +76,7 @@ def measure(network: str, pairs: int) -> dict[str, Any]:
             )
             found["ratios"][str(ratio)] = cost
             say(f"{network}, {ratio:.0%} gone: {cost['ratio']:.3f} ({cost['from']:.3f} to {cost['to']:.3f})")
-        images = calibration(1024, here.network.splits.for_search(), 0)
+        images = calibration(1024, here.network, 0)
         needs = frozenset({"moments", "removal_error"})
         gather = seconds(lambda: collect(here.network.model, here.graph, images, needs), time.process_time)
         one = seconds(lambda: plain.score(aims["l1"]), time.process_time)

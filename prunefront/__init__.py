@@ -27,7 +27,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prunefront.door import load_front, load_study
     from prunefront.errors import PrunefrontError
+    from prunefront.pipelines.data.samples import Batch, Inputs, Parts
+    from prunefront.pipelines.data.tensors import Tensors
     from prunefront.pipelines.fronts.front import Front
+    from prunefront.pipelines.tasks.task import Task
     from prunefront.pruners.cut.prune import prune
     from prunefront.pruners.plan.cost import cost
     from prunefront.pruners.plan.decide import plan
@@ -35,10 +38,17 @@ if TYPE_CHECKING:
     from prunefront.pruners.scoring import score
     from prunefront.pruners.shrink import shrink
     from prunefront.pruners.trace.tracer import trace
+    from prunefront.search.outcomes.measurement import Metric
 
 __all__ = [
+    "Batch",
     "Front",
+    "Inputs",
+    "Metric",
+    "Parts",
     "PrunefrontError",
+    "Task",
+    "Tensors",
     "cost",
     "load_front",
     "load_network",
@@ -53,6 +63,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Batch": "prunefront.pipelines.data.samples",
+    "Inputs": "prunefront.pipelines.data.samples",
+    "Metric": "prunefront.search.outcomes.measurement",
+    "Parts": "prunefront.pipelines.data.samples",
+    "Task": "prunefront.pipelines.tasks.task",
+    "Tensors": "prunefront.pipelines.data.tensors",
     "Front": "prunefront.pipelines.fronts.front",
     "PrunefrontError": "prunefront.errors",
     "cost": "prunefront.pruners.plan.cost",

@@ -7,7 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunefront.search.outcomes.front import ParetoFront, reference_point
-from prunefront.search.outcomes.measurement import OBJECTIVES, Constraint, Measurement, Outcome
+from prunefront.search.outcomes.measurement import (
+    ACCURACY,
+    OBJECTIVES,
+    Constraint,
+    Measurement,
+    Metric,
+    Outcome,
+    quality_of,
+)
 from prunefront.search.searchers.searcher import Searcher
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.costs import CostModel
@@ -27,12 +35,22 @@ class Separable:
     problem: Problem
     sensitivity: NDArray[np.float64]
 
+    def _measured(self, loss: float, macs: float) -> Measurement:
+        """The measurement at a loss of accuracy, in the problem's own metric."""
+        metric = quality_of(self.problem.objectives)
+        assert metric is not None
+        accuracy = max(0.0, 0.95 - loss)
+        value = {"share": accuracy, "positive": 0.05 + 3.0 * loss, "real": 20.0 * accuracy - 30.0}[
+            metric.scale
+        ]
+        return Measurement({metric.name: value, "macs": macs})
+
     def measure(self, candidate: Candidate) -> Measurement:
         keeps = self.problem.space.keeps(candidate)
         loss = 0.0
         for i, g in enumerate(self.problem.space.groups):
             loss += self._loss(i, keeps[g.name], candidate.choices[g.name].criterion)
-        return Measurement({"accuracy": max(0.0, 0.95 - loss), "macs": float(sum(keeps.values()))})
+        return self._measured(loss, float(sum(keeps.values())))
 
     def front(self) -> list[Measurement]:
         """All non-dominated measurements, dense first."""
@@ -42,7 +60,7 @@ class Separable:
         points = []
         while True:
             loss = sum(self._loss(i, k, right[i]) for i, k in enumerate(keeps))
-            points.append(Measurement({"accuracy": max(0.0, 0.95 - loss), "macs": float(sum(keeps))}))
+            points.append(self._measured(loss, float(sum(keeps))))
             able = [i for i, g in enumerate(groups) if keeps[i] > g.keeps[0]]
             if not able:
                 return points
@@ -66,10 +84,11 @@ def separable(
     least: int = 2,
     priced: bool = True,
     scored: bool = False,
+    metric: Metric = ACCURACY,
 ) -> Separable:
     """A `Separable` problem; sensitivities sum to 0.9. seeds: how many uniform ratios it starts from, after dense.
 
-    priced: whether costs are known beforehand. scored: whether units have scores.
+    priced: whether costs are known beforehand. scored: whether units have scores. metric: what the loss is seen as.
     """
     space = SearchSpace(
         tuple(
@@ -93,7 +112,7 @@ def separable(
     )
     problem = Problem(
         space,
-        (OBJECTIVES["accuracy"], OBJECTIVES["macs"]),
+        (metric, OBJECTIVES["macs"]),
         constraints,
         (space.dense(), *start) if seeds else (),
         scores={"l1": {g.name: np.arange(float(units)) for g in space.groups}} if scored else {},

@@ -13,6 +13,7 @@ from typing import Any
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.pruning_plan import DENSE, PruningPlan
+from prunefront.search.outcomes.measurement import ACCURACY, Metric, metrics_in
 
 NOT_STATED = "not stated: the licence of the dense network and of its data applies"
 
@@ -48,7 +49,7 @@ def card(description: Mapping[str, Any], measurement: Mapping[str, Any]) -> str:
     """Returns the text of an artifact's card.md, the same for the same content.
 
     description: content of plan.json. measurement: content of measurement.json; before the test images were seen, it
-    has the accuracy on validation images, and the card says so. Licences are stated by `license` in the sections
+    has the quality on validation images, and the card says so. Licences are stated by `license` in the sections
     `model` and `data`. Raises PrunefrontError for content that no study writes.
     """
     try:
@@ -77,7 +78,7 @@ def card(description: Mapping[str, Any], measurement: Mapping[str, Any]) -> str:
             "",
             "## How to load it",
             "",
-            LOADING.format(shape=", ".join(str(int(n)) for n in description["input_shape"])),
+            LOADING.format(shape=", ".join(str(int(n)) for n in description["input_shape"] or ())),
         ]
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         # raised by plain code on JSON of the wrong form
@@ -122,7 +123,8 @@ def _network(
 def _origin(description: Mapping[str, Any], measurement: Mapping[str, Any]) -> Iterator[str]:
     model, data = _section(description, "model"), _section(description, "data")
     yield f"- dense network: {_code(model['factory'])}" + _options(model)
-    yield f"- data: {_code(data['source'])}" + _options(data) + f", {int(description['classes'])} classes"
+    classes = "" if description["classes"] is None else f", {int(description['classes'])} classes"
+    yield f"- data: {_code(data['source'])}" + _options(data) + classes
     for part in ("train", "test"):
         if data.get(part) is not None:
             # without their folder, which is private
@@ -132,19 +134,28 @@ def _origin(description: Mapping[str, Any], measurement: Mapping[str, Any]) -> I
         yield f"- trained on for {_count(measurement['epochs'])} epochs"
 
 
+def _amount(value: float, metric: Metric) -> str:
+    return f"{value:.2%}" if metric.scale == "share" else f"{value:.4g} {metric.unit}".rstrip()
+
+
 def _figures(measurement: Mapping[str, Any]) -> Iterator[str]:
-    if "accuracy" in measurement:
-        low, high = float(measurement["accuracy_low"]), float(measurement["accuracy_high"])
+    metric = ACCURACY if measurement.get("metric") is None else Metric(**measurement["metric"])
+    if metric.name in measurement:
+        low, high = float(measurement[f"{metric.name}_low"]), float(measurement[f"{metric.name}_high"])
+        value = float(measurement[metric.name])
         yield (
-            f"- accuracy: {float(measurement['accuracy']):.2%} (95 % interval {low:.2%} to {high:.2%}) on "
+            f"- {_code(metric.name) if metric != ACCURACY else metric.name}: {_amount(value, metric)} (95 % interval "
+            f"{_amount(low, metric)} to {_amount(high, metric)}) on "
             f"{_count(measurement['images'])} test images, which no step of the search saw"
         )
     elif "validation" in measurement:
         values, noise = (_section(measurement["validation"], k) for k in ("values", "noise"))
-        yield (
-            f"- accuracy: {float(values['accuracy']):.2%} ± {float(noise['accuracy']):.2%} on validation images, "
-            "by which the search chose; test images were not looked at yet"
-        )
+        for name in metrics_in(values):
+            shown = ACCURACY if name == ACCURACY.name else Metric(str(name), "max")
+            yield (
+                f"- {name}: {_amount(float(values[name]), shown)} ± {_amount(float(noise.get(name, 0)), shown)} on "
+                "validation images, by which the search chose; test images were not looked at yet"
+            )
     latency, where = _section(measurement, "latency"), _section(measurement, "environment")
     yield (
         f"- latency: {float(latency['ms']):.3f} ms, {float(latency['ratio']):.3f} times the dense network's (95 % "

@@ -15,7 +15,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST, check_digests
 from prunefront.pipelines.artifacts.verify import torch_network
 from prunefront.pipelines.config.sections import DataSection, ModelSection
-from prunefront.pipelines.data import Split, Splits, batches
+from prunefront.pipelines.data import Parts, Split, Splits, batches
 from prunefront.pipelines.data import load as load_splits
 from prunefront.pipelines.formats import onnx_export, openvino_export, pt2_export
 from prunefront.pipelines.formats.int8 import check_int8, quantise_onnx
@@ -53,7 +53,7 @@ def convert(
     exclude: tuple[str, ...] = (),
     agreement: float | None = None,
     overwrite: bool = False,
-    splits: Callable[[DataSection], Splits] = load_splits,
+    splits: Callable[[DataSection], Splits | Parts] = load_splits,
     network: Callable[[Path, ModelSection | None], nn.Module] = torch_network,
 ) -> Converted:
     """Writes the network of a fetched artifact as ONNX, .pt2, OpenVINO's .xml and .bin, or ONNX in int8.
@@ -120,7 +120,7 @@ def _int8(
     folder: Path,
     draft: Path,
     data: DataSection | None,
-    splits: Callable[[DataSection], Splits],
+    splits: Callable[[DataSection], Splits | Parts],
     exclude: tuple[str, ...],
     agreement: float | None,
 ) -> str:
@@ -129,6 +129,8 @@ def _int8(
             "the artifact's model.onnx computes in integers already; the format onnx copies it"
         )
     loaded = splits(data or _data_of(folder))
+    if not isinstance(loaded, Splits):
+        raise PrunefrontError("the format int8 is calibrated on images in memory, which these data are not")
     source = folder / "model.onnx"
     quantise_onnx(source, _images(loaded, loaded.train), draft, exclude=exclude)
     found = check_int8(source, draft, _images(loaded, loaded.validation), agreement=agreement)

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
-from prunefront.pipelines.config.sections import DataSection, ModelSection
+from prunefront.pipelines.config.sections import DataSection, ModelSection, TaskSection
 from prunefront.pipelines.stores.store import ArtifactError, parse_json
 from prunefront.pruners.graph.pruning_plan import PruningPlan
+from prunefront.search.outcomes.measurement import ACCURACY
 from prunefront.text import LONGEST
 
 S = TypeVar("S", bound=BaseModel)
@@ -35,7 +36,8 @@ class ArtifactRecord:
     planned_key: str
     planned: Mapping[str, float]
     shapes: Mapping[str, tuple[int, ...]]
-    accuracy: float
+    task: TaskSection
+    quality: float
     images: int
     params: int
     achieved: Mapping[str, float]
@@ -62,7 +64,8 @@ def read_record(folder: Path) -> ArtifactRecord:
             planned_key=pruning.key(),
             planned=pruning.achieved_ratios(),
             shapes={str(name): tuple(int(n) for n in shape) for name, shape in shapes.items()},
-            accuracy=float(measurement.get("accuracy", (int, float))),
+            task=plan.section("task", TaskSection) if "task" in plan.data else TaskSection(),
+            quality=float(measurement.get(_metric(measurement), (int, float))),
             images=measurement.get("images", int),
             params=measurement.get("params", int),
             achieved={str(name): float(ratio) for name, ratio in achieved.items()},
@@ -74,6 +77,14 @@ def read_record(folder: Path) -> ArtifactRecord:
             f"{folder}: plan.json or measurement.json is not what prunefront writes ({type(error).__name__}: "
             f"{error!s:.120})"
         ) from None
+
+
+def _metric(measurement: "Entries") -> str:
+    """Returns the name of the metric that the figures are of."""
+    if "metric" not in measurement.data:
+        return ACCURACY.name
+    described = measurement.get("metric", dict)
+    return str(Entries(measurement.file, described, "metric.").get("name", str))
 
 
 class Entries:

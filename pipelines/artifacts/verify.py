@@ -8,19 +8,24 @@ from typing import Any
 import numpy as np
 import safetensors
 import torch
-from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.manifest import measure_file, read_manifest
 from prunefront.pipelines.artifacts.record import ArtifactRecord, Entries, read_record
-from prunefront.pipelines.config.sections import DataSection, ModelSection
-from prunefront.pipelines.data import Split, Splits, Transform, batches
-from prunefront.pipelines.data import load as load_splits
+from prunefront.pipelines.config.sections import DataSection, ModelSection, TaskSection
+from prunefront.pipelines.data import Batch, Inputs, Parts, Samples, Splits
+from prunefront.pipelines.data import open_data as load_splits
+from prunefront.pipelines.formats.example import feed, outputs_of
 from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
-from prunefront.pipelines.measure.accuracy import Accuracy, accuracy
+from prunefront.pipelines.measure.quality import judged, quality, scored
 from prunefront.pipelines.stores.store import ArtifactError
+from prunefront.pipelines.tasks import Estimate, Task, make_task
+from prunefront.search.outcomes.measurement import Metric
 
+MOST_OUTPUTS = 1000
+"""Most numbers of a sample's outputs that an artifact records."""
 CHECKED_INPUTS = 4
 """Number of test images, from the first on, whose logits an artifact records."""
 OUTPUT_TOLERANCE = 1e-3
@@ -28,7 +33,7 @@ OUTPUT_TOLERANCE = 1e-3
 MOST = 1 << 20
 """Most classes, channels, or pixels along an axis that an artifact may name."""
 FLIP_TOLERANCE = 1e-3
-"""Largest difference of accuracy, as a fraction of the test images; one image may always differ."""
+"""Largest difference of a share, as a fraction of the test samples; one sample may always differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +69,15 @@ def verify(
     *,
     factory: ModelSection | None = None,
     data: DataSection | None = None,
-    splits: Callable[[DataSection], Splits] = load_splits,
+    task: TaskSection | None = None,
+    splits: Callable[[DataSection], Splits | Parts] = load_splits,
 ) -> Verification:
-    """Checks a fetched artifact: its files, its plan against its weights, then outputs and accuracy.
+    """Checks a fetched artifact: its files, its plan against its weights, then outputs and quality.
 
-    factory, data: sections of a study file that the user trusts, used in place of the artifact's own. splits: loads
-    the data. A `module:callable` that only the artifact names is never imported, and a store that only the artifact
-    names is never asked: without `factory` torch is skipped, and without `data` there is an error.
-    Where a digest differs, nothing else is checked. Raises PrunefrontError for a folder that holds no artifact, or one
+    factory, data, task: sections of a study file that the user trusts, used in place of the artifact's own. splits:
+    loads the data. A `module:callable` that only the artifact names is never imported, and a store that only the
+    artifact names is never asked: without `factory` torch is skipped, and without `data` there is an error. Where a
+    digest differs, nothing else is checked. Raises PrunefrontError for a folder that holds no artifact, or one
     without figures.
     """
     files = tuple(_check_files(folder))
@@ -89,15 +95,25 @@ def verify(
             "the test images come from S3, and this machine's credentials are not for an artifact to use; pass the "
             "study file that names them"
         )
+    asked = task or recorded.task
+    if task is None and ":" in asked.name:
+        raise PrunefrontError(
+            f"networks are judged by {asked.name!r}, code that an artifact may not import; pass the study file that "
+            "names it"
+        )
+    judge = make_task(asked)
+    if not judge.labels:
+        why = "outputs and quality: they are beside the dense network's, which is no part of the artifact"
+        return Verification((*files, *_check_plan(folder, recorded)), (why,))
     loaded = splits(section)
-    checks = (*files, *_check_plan(folder, recorded), *_check_onnx(folder, recorded, loaded))
+    checks = (*files, *_check_plan(folder, recorded), *_check_onnx(folder, recorded, loaded, judge))
     model = factory or _built_in(recorded.model)
     if model is None:
         name = recorded.model.factory
         reason = f"torch: {name!r} is code that an artifact may not import; pass the study file that names it"
         return Verification(checks, (reason,))
-    skipped = ("outputs and accuracy in torch: the ONNX network computes in integers",) * recorded.integers
-    return Verification((*checks, *_check_torch(folder, recorded, loaded, model)), skipped)
+    skipped = ("outputs and quality in torch: the ONNX network computes in integers",) * recorded.integers
+    return Verification((*checks, *_check_torch(folder, recorded, loaded, model, judge)), skipped)
 
 
 def torch_network(folder: Path, factory: ModelSection | None = None) -> nn.Module:
@@ -116,28 +132,47 @@ def torch_network(folder: Path, factory: ModelSection | None = None) -> nn.Modul
             f"the network comes from {plan.get('model', dict)['factory']!r}, code that an artifact may not import; "
             "pass the study file that names it"
         )
-    classes, shape = plan.get("classes", int), plan.get("input_shape", list)
-    whole = len(shape) == 3 and all(type(n) is int and 0 < n <= MOST for n in (*shape, classes))
-    if not whole:
+    none = type(None)
+    classes, shape = plan.get("classes", (int, none)), plan.get("input_shape", (list, none))
+    sizes = [*([] if classes is None else [classes]), *(shape or [])]
+    if len(shape or (0, 0, 0)) != 3 or not all(type(n) is int and 0 < n <= MOST for n in sizes):
         raise ArtifactError(f"{plan.file} has no usable number of classes and shape of images")
-    return load_network(build(model, classes=classes, input_shape=tuple(shape)), folder)
+    return load_network(build(model, classes=classes, input_shape=tuple(shape) if shape else None), folder)
 
 
-def onnx_outputs(onnx: bytes, split: Split, transform: Transform) -> list[list[float]]:
-    """Returns the logits of every image of a (small) split: rows of `classes` numbers. Raises PrunefrontError."""
-    return [row for logits, _ in _run(onnx, split, transform, threads=1) for row in logits.tolist()]
+def onnx_outputs(onnx: bytes, samples: Samples) -> list[list[float]]:
+    """Returns the outputs of every one of a few samples: rows of numbers, see `_rows`. Raises PrunefrontError."""
+    return [row for outputs, batch in _run(onnx, samples, threads=1) for row in _rows(outputs, batch.count)]
 
 
-def onnx_accuracy(onnx: bytes, split: Split, transform: Transform, *, threads: int) -> Accuracy:
-    """Returns the accuracy of an ONNX file, with its 95 % interval, on a split's plain images.
+def _rows(outputs: Any, count: int) -> list[list[float]]:
+    """Returns the first MOST_OUTPUTS numbers of each sample's outputs, of all outputs that count samples."""
+    leaves = [t for t in _pytree.tree_leaves(outputs) if isinstance(t, Tensor) and t.ndim and len(t) == count]
+    rows = [(t.flatten(1) if t.ndim > 1 else t[:, None]).float() for t in leaves]
+    found: list[list[float]] = torch.cat(rows, 1)[:, :MOST_OUTPUTS].tolist() if rows else []
+    return found
 
-    Raises PrunefrontError for a model that fails on them.
+
+def onnx_quality(
+    onnx: bytes, samples: Samples, task: Task, *, threads: int, dense: bytes | None = None
+) -> Mapping[str, Estimate]:
+    """Returns the task's metrics of an ONNX file, with 95 % intervals, on plain samples.
+
+    dense: the dense network's file, which a task without labels compares with. Raises PrunefrontError for a model that
+    fails on them.
     """
-    right = sum(
-        int((logits.argmax(1) == labels).sum())
-        for logits, labels in _run(onnx, split, transform, threads=threads)
-    )
-    return Accuracy.count(right, len(split))
+    noted = []
+    reference = None if dense is None else open_session(dense, threads)
+    for outputs, batch in _run(onnx, samples, threads=threads):
+        targets = batch.targets
+        if not task.labels:
+            if reference is None:
+                raise PrunefrontError(
+                    "a task without labels compares networks with the dense one, which is missing"
+                )
+            targets = _forward(reference, batch.inputs)
+        noted.append(judged(task, outputs, targets, batch.count))
+    return scored(task, noted)
 
 
 def _check_files(folder: Path) -> Iterator[Check]:
@@ -168,33 +203,38 @@ def _check_plan(folder: Path, recorded: ArtifactRecord) -> Iterator[Check]:
     yield Check("achieved ratios", _mean(recorded.achieved), _mean(planned), same)
 
 
-def _check_onnx(folder: Path, recorded: ArtifactRecord, splits: Splits) -> Iterator[Check]:
-    test = splits.test
-    yield Check("test images", str(recorded.images), str(len(test)), recorded.images == len(test))
+def _check_onnx(
+    folder: Path, recorded: ArtifactRecord, splits: Splits | Parts, task: Task
+) -> Iterator[Check]:
+    test = splits.part("test")
+    if test.count is not None:
+        yield Check("test images", str(recorded.images), str(test.count), recorded.images == test.count)
     onnx = (folder / "model.onnx").read_bytes()
-    logits = onnx_outputs(onnx, test[: len(recorded.logits)], splits.transform)
+    logits = onnx_outputs(onnx, test.first(len(recorded.logits)))
     yield _compare_logits("outputs (onnx)", recorded, logits)
-    measured = onnx_accuracy(onnx, test, splits.transform, threads=torch.get_num_threads())
-    yield _compare_accuracy("accuracy (onnx)", recorded, measured)
+    measured = onnx_quality(onnx, test, task, threads=torch.get_num_threads())
+    yield _compare_quality("onnx", recorded, task.quality, measured)
 
 
 def _check_torch(
-    folder: Path, recorded: ArtifactRecord, splits: Splits, section: ModelSection
+    folder: Path, recorded: ArtifactRecord, splits: Splits | Parts, section: ModelSection, task: Task
 ) -> Iterator[Check]:
     """Yields the checks of the torch network: the factory's dense one, cut by the plan, with the stored weights."""
     # what only needs the ONNX file should not import the zoo
     from prunefront.pipelines.models import build
     from prunefront.pruners.saved import count_trained, load_network
 
-    dense = build(section, classes=splits.classes, input_shape=splits.input_shape)
+    classes = splits.classes if task.quality.name == "accuracy" or ":" not in section.factory else None
+    dense = build(section, classes=classes, input_shape=splits.input_shape)
     model = load_network(dense, folder)
     params = count_trained(model, recorded.plan)
     yield Check("params (torch)", str(recorded.params), str(params), recorded.params == params)
     if recorded.integers:
         return  # floats round otherwise than integers do, so the outputs are not comparable
-    logits = _torch_outputs(model, splits.test[: len(recorded.logits)], splits.transform)
+    test = splits.part("test")
+    logits = _torch_outputs(model, test.first(len(recorded.logits)))
     yield _compare_logits("outputs (torch)", recorded, logits)
-    yield _compare_accuracy("accuracy (torch)", recorded, accuracy(model, splits.test, splits.transform))
+    yield _compare_quality("torch", recorded, task.quality, quality(model, test, task))
 
 
 def _stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
@@ -211,30 +251,28 @@ def _mean(ratios: Mapping[str, float]) -> str:
     return f"mean {np.mean([*ratios.values()]):.4f} over {len(ratios)} groups" if ratios else "no group"
 
 
-def _run(
-    onnx: bytes, split: Split, transform: Transform, *, threads: int
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-    """Yields logits (b, classes) and labels (b,), a batch at a time."""
+def _run(onnx: bytes, samples: Samples, *, threads: int) -> Iterator[tuple[Any, Batch]]:
+    """Yields outputs as a task takes them, and the batch."""
     session = open_session(onnx, threads)
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise PrunefrontError(
-            f"the ONNX model has {len(inputs)} inputs and {len(outputs)} outputs; possible is one of each"
-        )
-    for images, labels in batches(split, transform, 256):
-        try:
-            (logits,) = session.run(None, {inputs[0].name: images.numpy()})
-        except ORT_ERRORS as error:
-            reason = str(error).partition("\n")[0]
-            raise PrunefrontError(f"the ONNX model fails on the test images: {reason:.200}") from None
-        if not isinstance(logits, np.ndarray) or logits.ndim != 2 or len(logits) != len(labels):
-            raise PrunefrontError("the ONNX model does not give one row of logits for each image")
-        yield logits, labels.numpy()
+    for batch in samples.batches(256):
+        yield _forward(session, batch.inputs), batch
 
 
-def _torch_outputs(model: nn.Module, split: Split, transform: Transform) -> list[list[float]]:
+def _forward(session: Any, inputs: Inputs) -> Any:
+    """Returns what a session makes of inputs. Raises PrunefrontError where it fails on them."""
+    try:
+        values = session.run(None, feed(session, inputs.args, inputs.kwargs))
+    except ORT_ERRORS as error:
+        reason = str(error).partition("\n")[0]
+        raise PrunefrontError(f"the ONNX model fails on the test data: {reason:.200}") from None
+    if not all(isinstance(value, np.ndarray) for value in values):
+        raise PrunefrontError("the ONNX model gives an output that is no tensor")
+    return outputs_of([output.name for output in session.get_outputs()], values)
+
+
+def _torch_outputs(model: nn.Module, samples: Samples) -> list[list[float]]:
     with torch.inference_mode():
-        return [row for images, _ in batches(split, transform, 256) for row in model(images).tolist()]
+        return [row for b in samples.batches(256) for row in _rows(b.inputs.call(model), b.count)]
 
 
 def _compare_logits(name: str, recorded: ArtifactRecord, measured: Sequence[Sequence[float]]) -> Check:
@@ -251,10 +289,16 @@ def _compare_logits(name: str, recorded: ArtifactRecord, measured: Sequence[Sequ
     )  # NaN is not within
 
 
-def _compare_accuracy(name: str, recorded: ArtifactRecord, measured: Accuracy) -> Check:
-    allowed = max(1.0, FLIP_TOLERANCE * measured.images) / measured.images
-    ok = abs(measured.value - recorded.accuracy) <= allowed + 1e-9
-    return Check(name, f"{recorded.accuracy:.4f} ± {allowed:.4f}", f"{measured.value:.4f}", ok)
+def _compare_quality(
+    where: str, recorded: ArtifactRecord, metric: Metric, found: Mapping[str, Estimate]
+) -> Check:
+    measured = found[metric.name]
+    allowed = max(1.0, FLIP_TOLERANCE * measured.samples) / measured.samples
+    if metric.scale != "share":
+        allowed *= max(abs(recorded.quality), measured.noise)
+    ok = abs(measured.value - recorded.quality) <= allowed + 1e-9
+    name = f"{metric.name} ({where})"
+    return Check(name, f"{recorded.quality:.4f} ± {allowed:.4f}", f"{measured.value:.4f}", ok)
 
 
 def _built_in(section: ModelSection) -> ModelSection | None:

@@ -46,11 +46,13 @@ def fetch(
         ),
     ] = None,
     best: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="NAME", help="Quantity to optimise within the bounds.", autocompletion=objectives
+            metavar="NAME",
+            help="Quantity to optimise within the bounds; default: the metric.",
+            autocompletion=objectives,
         ),
-    ] = "accuracy",
+    ] = None,
     key: Annotated[
         str | None, typer.Option(metavar="KEY", help="Key of one row of the front, instead of bounds.")
     ] = None,
@@ -63,7 +65,8 @@ def fetch(
 
     STUDY|URI may also be the address of one artifact. The digest of every file is checked.
 
-    Names: accuracy (0 to 1), latency_ms, latency_ratio (to the dense network), size_bytes, macs and params.
+    Names: the metric, such as accuracy (0 to 1), latency_ms, latency_ratio (to the dense network), size_bytes, macs and
+    params.
     """
     from prunefront.pipelines.study.fetch import fetch_best
 
@@ -80,7 +83,7 @@ def fetch(
         # timed against itself, the dense network's ratio is nothing but noise
         ratio = "" if row.is_dense else f" ({row.latency_ratio:.2f} of dense)"
         say(
-            f"{row.key}: accuracy {row.accuracy:.4f}, {row.latency_ms:.3f} ms{ratio}, {row.macs:,} MACs, "
+            f"{row.key}: {row.metric.name} {row.quality:.4f}, {row.latency_ms:.3f} ms{ratio}, {row.macs:,} MACs, "
             f"{row.size_bytes:,} bytes"
         )
     say(f"written to {folder}; check it with: prunefront verify {shlex.quote(str(out))}")
@@ -90,13 +93,18 @@ def fetch(
 def verify(folder: Artifact, study: TrustedStudy = None, as_json: AsJson = False) -> None:
     """Check a fetched network by measuring it again.
 
-    Digests first, then the recorded accuracy and outputs. The exit code is 1 if something differs.
+    Digests first, then the recorded quality and outputs. The exit code is 1 if something differs.
     """
     from prunefront.pipelines.artifacts.verify import verify as check
     from prunefront.pipelines.cli.resolve import study_config
 
     trusted = study_config(study) if study is not None else None
-    found = check(folder, factory=trusted.model if trusted else None, data=trusted.data if trusted else None)
+    found = check(
+        folder,
+        factory=trusted.model if trusted else None,
+        data=trusted.data if trusted else None,
+        task=trusted.task if trusted else None,
+    )
     if as_json:
         print_json(found.to_json())
     else:

@@ -96,6 +96,16 @@ def _controls() -> list[Entry]:
     ]
 
 
+def _tasks() -> list[Entry]:
+    from prunefront.pipelines.tasks import tasks
+
+    return [
+        {"name": name, "summary": _first_line(tasks[name]), "metrics": [m.name for m in known]}
+        for name in tasks
+        for known in [getattr(tasks[name], "KNOWN", ())]
+    ]
+
+
 def _granularities() -> list[Entry]:
     from prunefront.pruners.granularities import granularities, layer_granularities
     from prunefront.pruners.granularities.block import Block
@@ -159,6 +169,7 @@ LISTS: Mapping[str, Callable[[], list[Entry]]] = {
     "granularities": _granularities,
     "quantisers": _quantisers,
     "searchers": _searchers,
+    "tasks": _tasks,
     "models": _models,
     "runtimes": _runtimes,
     "settings": _settings,

@@ -10,9 +10,9 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import ray
 import torch
-from numpy.typing import NDArray
 from ray.exceptions import RayError, RayTaskError
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.nodes import live_nodes
@@ -51,7 +51,7 @@ class Device:
     dense: Any
     away_seconds: float
 
-    def time(self, onnx: bytes, example: NDArray[np.float32]) -> LatencyRecord:
+    def time(self, onnx: bytes, example: Any) -> LatencyRecord:
         """Times an ONNX file against the dense network's, both on the device. example: the input of a forward.
 
         Raises DeviceLost, and the errors of the runtime.
@@ -111,10 +111,11 @@ def _run(function: Callable[..., T], *arguments: Any) -> T:
     return function(*arguments)
 
 
-def _time(
-    section: MeasureSection, dense_onnx: bytes, onnx: bytes, example: NDArray[np.float32]
-) -> LatencyRecord:
-    make, images = runtimes[section.runtime], torch.from_numpy(example.copy())
+def _time(section: MeasureSection, dense_onnx: bytes, onnx: bytes, example: Any) -> LatencyRecord:
+    make = runtimes[section.runtime]
+    images = pytree.tree_map(
+        lambda a: torch.from_numpy(a.copy()) if isinstance(a, np.ndarray) else a, example
+    )
     with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
 
         def prepared(name: str, content: bytes) -> Callable[[], None]:

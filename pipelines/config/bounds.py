@@ -17,7 +17,7 @@ def _bounds(asked: object) -> object:
     found = (asked,) if isinstance(asked, str) else asked
     if not isinstance(found, list | tuple) or not all(isinstance(b, str | Bound) for b in found):
         raise ValueError("should be a list of bounds such as ['accuracy >= -1pt', 'latency_ms <= 60%']")
-    return tuple(parse_bound(b) if isinstance(b, str) else b for b in found)
+    return tuple(parse_bound(b, any_metric=True) if isinstance(b, str) else b for b in found)
 
 
 def _sides(name: str, sides: object) -> list[Bound]:

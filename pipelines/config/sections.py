@@ -19,7 +19,8 @@ from pydantic import (
 from prunefront.choice import Quantisation
 from prunefront.pipelines.config.bounds import Bounds
 from prunefront.pipelines.journal.layout import ARTIFACTS
-from prunefront.search.outcomes.measurement import OBJECTIVES
+from prunefront.search.outcomes.constraints import ConstraintError, check_metrics
+from prunefront.search.outcomes.measurement import ACCURACY, OBJECTIVES
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -77,6 +78,15 @@ class ModelSection(Section):
     """Licence of the network, for the cards of networks made from it, e.g. "apache-2.0"."""
     initial: Path | None = None
     """Weights before training, for the control `lottery_ticket`. A study that trains the network knows them."""
+
+
+class TaskSection(Section):
+    """Task: what the loss is and how networks are judged; its first metric is the quality that the search sees."""
+
+    name: str = "classification"
+    """Name of a task (`prunefront list tasks`), or `module:callable` that returns one."""
+    options: dict[str, Any] = {}
+    """Options of the task, e.g. { metrics = ["macro_f1"] }."""
 
 
 class DataSection(Section):
@@ -240,12 +250,9 @@ class GoalSection(Section):
     value itself."""
 
     @model_validator(mode="after")
-    def _known_objectives(self) -> Self:
-        for name in self.objectives:
-            if name not in OBJECTIVES:
-                raise ValueError(f"{name!r} cannot be an objective; possible: {', '.join(OBJECTIVES)}")
-        if len(set(self.objectives)) != len(self.objectives) or "accuracy" not in self.objectives:
-            raise ValueError("objectives must be different from each other and include 'accuracy'")
+    def _different_objectives(self) -> Self:
+        if len(set(self.objectives)) != len(self.objectives):
+            raise ValueError("objectives must be different from each other")
         return self
 
 
@@ -422,6 +429,7 @@ class StudyConfig(Section):
     folder: Path = Path("studies")
     """Folder of studies; this one keeps its state in `<folder>/<name>/`."""
     model: ModelSection
+    task: TaskSection = TaskSection()
     data: DataSection = DataSection()
     dense: DenseSection = DenseSection()
     space: SpaceSection = SpaceSection()
@@ -436,6 +444,23 @@ class StudyConfig(Section):
     tracking: TrackingSection = TrackingSection()
     artifacts: ArtifactSection = ArtifactSection()
     cluster: ClusterSection = ClusterSection()
+
+    @model_validator(mode="after")
+    def _goal_of_the_default_task(self) -> Self:
+        """The metrics of another task are known once it is made; those of a study that names none are known here."""
+        if self.task == TaskSection():
+            for name in self.goal.objectives:
+                if name not in OBJECTIVES:
+                    raise ValueError(
+                        f"goal: {name!r} cannot be an objective; possible: {', '.join(OBJECTIVES)}"
+                    )
+            if ACCURACY.name not in self.goal.objectives:
+                raise ValueError("goal: objectives must be different from each other and include 'accuracy'")
+            try:
+                check_metrics(self.goal.constraints, (ACCURACY,))
+            except ConstraintError as error:
+                raise ValueError(f"goal.constraints: {error}") from None
+        return self
 
     @property
     def path(self) -> Path:

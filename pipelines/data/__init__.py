@@ -13,6 +13,7 @@ from prunefront.pipelines.data.source import FILE_KEYS, Loaded, Say, refuse_keys
 from prunefront.pipelines.data.splits import DataError, Split, Transform
 from prunefront.pipelines.data.stream.datasets import OwnData, own_part
 from prunefront.pipelines.data.stream.opening import open_stream, wants_stream
+from prunefront.pipelines.data.tensors import Tensors
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ __all__ = [
     "SearchData",
     "Split",
     "Splits",
+    "Tensors",
     "Transform",
     "batches",
     "load",
@@ -40,22 +42,17 @@ sources = {"digits": digits.load, "parquet": parquet.load, "folder": folder.load
 """Name -> built-in source, which takes the section `data` and where to say what it found, and returns `Loaded`."""
 
 
-def open_data(section: DataSection, *, say: Say = log.warning) -> DataSet:
+SETTLED = {"mean", "std", "augment", "padding", "validation"}
+"""Keys that a source settles which returns whole parts."""
+
+
+def open_data(section: DataSection, *, say: Say = log.warning) -> Splits | Parts:
     """Returns the data set that a study file asks for: in memory as `load` does, or as a stream where it would not fit.
 
     A `module:callable` source may return what `load` takes, `Parts`, or a tuple of torch data sets or loaders: (train,
     validation, test). Raises DataError for data that cannot be used.
     """
-    if wants_stream(section):
-        return open_stream(section, say)
-    if ":" in section.source:
-        returned = _returned(section)
-        if isinstance(returned, Parts):
-            return returned
-        if isinstance(returned, tuple) and returned and not isinstance(returned[0], Split):
-            return _own_parts(returned, section)
-        return _accept(returned, section)
-    return load(section, say=say)
+    return open_stream(section, say) if wants_stream(section) else _loaded(section, say)
 
 
 def _own_parts(returned: tuple[object, ...], section: DataSection) -> Parts:
@@ -69,7 +66,7 @@ def _own_parts(returned: tuple[object, ...], section: DataSection) -> Parts:
         own_part(one, f"the {name} part of {section.source!r}")
         for one, name in zip(returned, names, strict=True)
     ]
-    if ignored := sorted(section.model_fields_set & {"mean", "std", "augment", "padding", "validation"}):
+    if ignored := sorted(section.model_fields_set & SETTLED):
         raise DataError(
             f"data.{ignored[0]} is for images; data sets of {section.source!r} settle it themselves"
         )
@@ -96,6 +93,13 @@ def load(section: DataSection, *, say: Say = log.warning) -> Splits:
     A `module:callable` source is called with `section.options`. It returns `Splits`, or a tuple of `Split`: (train,
     validation, test), or (train, test), whose last training images become validation.
     """
+    found = _loaded(section, say)
+    if not isinstance(found, Splits):
+        raise DataError(f"{section.source!r} returns Parts, and this needs all images in memory")
+    return found
+
+
+def _loaded(section: DataSection, say: Say) -> Splits | Parts:
     if section.stream or section.source == "webdataset":
         raise DataError(
             f"data.source = {section.source!r} is read as a stream here, and this needs all images in memory; remove "
@@ -116,10 +120,19 @@ def load(section: DataSection, *, say: Say = log.warning) -> Splits:
     return _accept(_returned(section), section)
 
 
-def _accept(returned: object, section: DataSection) -> Splits:
-    """Returns checked Splits of the value that a user's callable returned. Raises DataError for another value."""
+def _accept(returned: object, section: DataSection) -> Splits | Parts:
+    """Returns the checked data of the value that a user's callable returned. Raises DataError for another value."""
+    if isinstance(returned, Parts):
+        ignored = sorted(section.model_fields_set & {*SETTLED, "train_limit", "test_limit"})
+        if ignored:
+            raise DataError(
+                f"{section.source!r} returns Parts, which settle data.{ignored[0]} themselves; remove that key"
+            )
+        if returned.test is None:
+            raise DataError(f"{section.source!r} returns Parts without a test part")
+        return returned
     if isinstance(returned, Splits):
-        ignored = sorted(section.model_fields_set & {"mean", "std", "augment", "padding", "validation"})
+        ignored = sorted(section.model_fields_set & SETTLED)
         if ignored:
             raise DataError(
                 f"{section.source!r} returns Splits, which settle data.{ignored[0]} themselves; "
@@ -144,9 +157,11 @@ def _accept(returned: object, section: DataSection) -> Splits:
         if section.validation is not None:
             raise DataError(f"{section.source!r} returns its own validation part; remove data.validation")
         return _finish(Loaded(*returned), section)
+    if isinstance(returned, tuple) and returned and not isinstance(returned[0], Split):
+        return _own_parts(returned, section)
     raise DataError(
         f"{section.source!r} returned a {type(returned).__name__}; it must return prunefront.pipelines.data.Splits, "
-        "or a tuple of prunefront.pipelines.data.Split: (train, validation, test) or (train, test)"
+        "Parts, or a tuple of prunefront.pipelines.data.Split: (train, validation, test) or (train, test)"
     )
 
 

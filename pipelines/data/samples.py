@@ -1,5 +1,6 @@
 """Samples in batches: one part of a data set as stages see it, whether it lies in memory or is read as a stream."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -140,3 +141,46 @@ class Parts:
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Returns a structure with a function applied to each of its tensors; other leaves stay."""
     return _pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, value)
+
+
+def laid_out_inputs(inputs: Inputs, channels_last: bool) -> Inputs:
+    """Returns the inputs, with the channels of batches of images last in memory where that is asked."""
+    if not channels_last:
+        return inputs
+    return inputs.map(lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t)
+
+
+def positional(model: Any, inputs: Inputs) -> Any:
+    """Returns the inputs by place, as tracing and statistics take them: a tensor, or a tuple where there are several.
+
+    Keyword arguments get the place that the network's `forward` gives them, with defaults in between. Raises
+    PrunefrontError, one line, for arguments that `forward` does not take.
+    """
+    args = inputs.args
+    if inputs.kwargs:
+        try:
+            bound = inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
+        except TypeError as error:
+            raise PrunefrontError(f"the network's forward does not take the example input: {error}") from None
+        names = [n for n in bound.signature.parameters if n in bound.arguments]
+        last = names[-1]
+        bound.apply_defaults()
+        if bound.kwargs:
+            raise PrunefrontError(
+                f"the network's forward takes {', '.join(bound.kwargs)} by keyword alone; give it a place among its "
+                "parameters"
+            )
+        args = bound.args[: list(bound.signature.parameters).index(last) + 1]
+    return args[0] if len(args) == 1 and isinstance(args[0], Tensor) else tuple(args)
+
+
+def example_of(samples: Samples, count: int) -> Inputs:
+    """Returns the inputs of the part's first samples, plain, on the CPU; they repeat where there are fewer.
+
+    Raises PrunefrontError where the part gives no batch.
+    """
+    batch = next(iter(samples.first(count).batches(count)), None)
+    if batch is None:
+        raise PrunefrontError("the data gave no sample to show to the network")
+    rows = torch.arange(count) % batch.count
+    return batch.inputs.map(lambda t: t[rows] if t.ndim else t)

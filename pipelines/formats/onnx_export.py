@@ -9,38 +9,57 @@ from pathlib import Path
 import onnx
 import torch
 from google.protobuf.message import Message
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from prunefront.atomic import write_whole
 from prunefront.errors import NotTraceable, PrunefrontError
+from prunefront.pipelines.formats.example import (
+    NAMES,
+    Example,
+    arguments,
+    by_keyword,
+    feed,
+    forward,
+    free_axes,
+    input_names,
+    mapped,
+    output_names,
+    rows,
+    traced_with,
+)
 from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
 from prunefront.pipelines.formats.same_outputs import batch_sizes, largest_difference
 from prunefront.pruners.units.eval_mode import eval_mode
 from prunefront.text import first_line
 
 
-def export(model: nn.Module, example: Tensor, path: Path) -> None:
+def export(model: nn.Module, example: Example, path: Path) -> None:
     """Writes `model` in eval mode as one self-contained ONNX file: input `images`, free batch axis 0.
 
-    example: one input batch (n, ...), any n; only its shape and type matter. The output of a network with one output is
-    called `logits`. The same network gives the same bytes, which name no path and no source file of this machine. The
-    model is left as it was. Takes about 2 s (docs/decisions/0004-latency.md says why). Raises NotTraceable where torch
+    example: one input batch (n, ...), any n; only its shape and type matter. Several inputs are called as the
+    forward calls them. The output of a network with one output is called `logits`, those of a mapping by their
+    keys. The same network gives the same bytes, which name no path and no source file of this machine. The model is
+    left as it was. Takes about 2 s (docs/decisions/0004-latency.md says why). Raises NotTraceable where torch
     cannot export the model, PrunefrontError where its batch size is hard-coded.
     """
-    device = next((p.device for p in model.parameters()), example.device)
-    # torch.export treats sizes 0 and 1 as constants, so the batch must have at least two images
-    batch = torch.zeros((2, *example.shape[1:]), dtype=example.dtype, device=device)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    args = arguments(mapped(lambda t: t.to(device), traced_with(example)))
+    names = input_names(model, args)
+    given, kwargs = by_keyword(model, args)
+    # one object for all: under one name, axes of several inputs would count as different ones that turn out equal
+    batch = "batch" if len(names) == 1 else torch.export.Dim("batch", min=1)
     with eval_mode(model), torch.no_grad(), _quiet():
-        outputs = len(pytree.tree_leaves(model(batch)))
+        outputs = output_names(model(*args))
         try:
             program = torch.onnx.export(
                 model,
-                (batch,),
+                given,
+                kwargs=kwargs or None,
                 dynamo=True,
-                dynamic_shapes=({0: "batch"},),
-                input_names=["images"],
-                output_names=["logits"] if outputs == 1 else None,
+                dynamic_shapes=free_axes(model, given, kwargs, batch),
+                input_names=names,
+                output_names=outputs,
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
@@ -57,27 +76,29 @@ def export(model: nn.Module, example: Tensor, path: Path) -> None:
             "the batch size from the input in its forward, e.g. x.flatten(1)"
         )
     _strip(proto)
+    if len(proto.graph.input) != len(names):
+        proto.metadata_props.add(key=NAMES, value="|".join(names))
     data = proto.SerializeToString(deterministic=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, lambda file: file.write(data))
 
 
-def check(model: nn.Module, path: Path, examples: Tensor, tolerance: float = 1e-4) -> float:
+def check(model: nn.Module, path: Path, examples: Example, tolerance: float = 1e-4) -> float:
     """Returns the largest absolute difference of the file's outputs from those of `model`, over batches of 1, 2, n.
 
     examples: (n, ...). Raises PrunefrontError where the difference exceeds `tolerance` times the largest output (or
     times 1, if all outputs are smaller), where a shape differs, or the file cannot be run.
     """
     session = open_session(path, threads=1)
-    device = next((p.device for p in model.parameters()), examples.device)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     worst = 0.0
-    for size in batch_sizes(len(examples)):
-        batch = examples[:size]
+    for size in batch_sizes(rows(examples)):
+        batch = mapped(lambda t, size=size: t[:size] if t.ndim else t, examples)
         with eval_mode(model), torch.no_grad():
-            leaves = pytree.tree_leaves(model(batch.to(device)))
+            leaves = pytree.tree_leaves(forward(model, mapped(lambda t: t.to(device), batch)))
         expected = [leaf.detach().cpu().float().numpy() for leaf in leaves]
         try:
-            actual = session.run(None, {session.get_inputs()[0].name: batch.cpu().numpy()})
+            actual = session.run(None, feed(session, batch))
         except ORT_ERRORS as error:
             raise PrunefrontError(f"{path} fails on a batch of {size}: {first_line(error)}") from None
         worst = max(worst, largest_difference(path, "torch", expected, actual, tolerance))
@@ -101,7 +122,7 @@ def _strip_notes(message: Message) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps back two messages of the exporter that no user can act on, and nothing else."""
+    """Keeps back three messages of the exporter that no user can act on, and nothing else."""
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
 
     def without_torchvision(record: logging.LogRecord) -> bool:
@@ -112,6 +133,8 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # torch copies its own tree specification
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+            # several inputs share their batch axis, whose name is said of the first one alone
+            warnings.filterwarnings("ignore", r"# The axis name: batch will not be used", UserWarning)
             yield
     finally:
         registration.removeFilter(without_torchvision)

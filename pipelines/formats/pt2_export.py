@@ -16,16 +16,26 @@ from io import BytesIO, StringIO
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from prunefront.atomic import write_whole
 from prunefront.errors import NotTraceable, PrunefrontError
+from prunefront.pipelines.formats.example import (
+    Example,
+    arguments,
+    by_keyword,
+    forward,
+    free_axes,
+    mapped,
+    rows,
+    traced_with,
+)
 from prunefront.pipelines.formats.same_outputs import batch_sizes, largest_difference
 from prunefront.text import one_line
 
 
-def export(model: nn.Module, example: Tensor, path: Path) -> None:
+def export(model: nn.Module, example: Example, path: Path) -> None:
     """Writes `model` in eval mode, on the CPU, as one exported program; axis 0 of its input is free, from 1.
 
     example: one input batch (n, ...), any n; only its shape and type matter. The model is left as it was. The same
@@ -33,12 +43,14 @@ def export(model: nn.Module, example: Tensor, path: Path) -> None:
     modules' classes. Raises NotTraceable where torch cannot export the model with a free batch size.
     """
     network = copy.deepcopy(model).cpu().eval()
-    # torch.export treats sizes 0 and 1 as constants, so the batch must have at least two images
-    batch = torch.zeros((2, *example.shape[1:]), dtype=example.dtype)
+    args, kwargs = by_keyword(network, traced_with(example))
     with torch.no_grad(), _quiet():
         try:
             program = torch.export.export(
-                network, (batch,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+                network,
+                args,
+                kwargs or None,
+                dynamic_shapes=free_axes(network, args, kwargs, torch.export.Dim("batch", min=1)),
             )
         except Exception as error:  # any model may fail in any way: its cause is reported
             raise NotTraceable(
@@ -53,7 +65,7 @@ def export(model: nn.Module, example: Tensor, path: Path) -> None:
     write_whole(path, lambda file: file.write(written.getvalue()))
 
 
-def check(model: nn.Module, path: Path, examples: Tensor, tolerance: float = 1e-4) -> float:
+def check(model: nn.Module, path: Path, examples: Example, tolerance: float = 1e-4) -> float:
     """Returns the largest absolute difference of the file's outputs from those of `model`, over batches of 1, 2, n.
 
     path: file that `export` wrote in this process, never one from elsewhere, which could run code (see above).
@@ -64,13 +76,14 @@ def check(model: nn.Module, path: Path, examples: Tensor, tolerance: float = 1e-
     worst = 0.0
     with torch.no_grad(), _quiet():
         loaded = _module(path)
-        for size in batch_sizes(len(examples)):
-            batch = examples[:size].cpu()
+        for size in batch_sizes(rows(examples)):
+            batch = mapped(lambda t, size=size: (t[:size] if t.ndim else t).cpu(), examples)
+            args, kwargs = by_keyword(network, arguments(batch))
             try:
-                actual = pytree.tree_leaves(loaded(batch))
+                actual = pytree.tree_leaves(loaded(*args, **kwargs))
             except (RuntimeError, AssertionError) as error:
                 raise PrunefrontError(f"{path} fails on a batch of {size}: {one_line(error, 300)}") from None
-            expected = pytree.tree_leaves(network(batch))
+            expected = pytree.tree_leaves(forward(network, batch))
             wanted, given = ([t.float().numpy() for t in leaves] for leaves in (expected, actual))
             worst = max(worst, largest_difference(path, "the network", wanted, given, tolerance))
     return worst

@@ -3,26 +3,29 @@
 from collections.abc import Mapping, Sequence
 
 from prunefront.pipelines.fronts.row import FrontError, FrontRow
-from prunefront.search.outcomes.measurement import OBJECTIVES
+from prunefront.search.outcomes.measurement import COSTS
 from prunefront.text import did_you_mean
 
-COLUMNS = (*OBJECTIVES, "accuracy_low", "accuracy_high", "latency_ratio_high", "epochs")
-"""Fields of a row that can be bounded."""
+COLUMNS = (*COSTS, "latency_ratio_high", "epochs")
+"""Fields of a row that can be bounded, whatever its metric."""
 
 
-def best_row(rows: Sequence[FrontRow], under: Mapping[str, float], by: str) -> FrontRow:
-    """Returns the row that is best in the objective `by` among those with `row[name] <= bound` for every bound.
+def best_row(rows: Sequence[FrontRow], under: Mapping[str, float], by: str | None = None) -> FrontRow:
+    """Returns the row that is best in the objective `by` (None = the metric) among those with `row[name] <=
+    bound` for every bound.
 
     Raises FrontError for a column or an objective that there is not, and where no row is within the bounds; it then
     names the smallest values possible, and the nearest row.
     """
+    metric = rows[0].metric
     for name in under:
-        _check_name(name, COLUMNS, "column")
-    _check_name(by, tuple(OBJECTIVES), "objective")
+        _check_name(name, (metric.name, f"{metric.name}_low", f"{metric.name}_high", *COLUMNS), "column")
+    by = metric.name if by is None else by
+    _check_name(by, (metric.name, *COSTS), "objective")
     fit = [row for row in rows if _fits(row, under)]
     if not fit:
         raise FrontError(_explain(rows, under))
-    sign = -1 if OBJECTIVES[by].direction == "max" else 1
+    sign = -metric.sign if by == metric.name else 1.0
     return min(fit, key=lambda row: (sign * _value(row, by), row.latency_ms, row.size_bytes, row.key))
 
 
@@ -39,7 +42,7 @@ def find_row(rows: Sequence[FrontRow], key: str) -> FrontRow:
 
 
 def _value(row: FrontRow, name: str) -> float:
-    value: float = getattr(row, name)
+    value: float = getattr(row, name.replace(row.metric.name, "quality") if name not in COLUMNS else name)
     return value
 
 

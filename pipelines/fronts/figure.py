@@ -1,4 +1,4 @@
-"""The front as an interactive figure, for pages: accuracy over latency, MACs or size."""
+"""The front as an interactive figure, for pages: quality over latency, MACs or size."""
 
 import html
 import math
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prunefront.pipelines.fronts.row import FrontRow
-from prunefront.pipelines.fronts.table import format_count, format_size
+from prunefront.pipelines.fronts.table import digits, format_count, format_size
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -63,9 +63,9 @@ COSTS = (
 
 
 def figure(rows: Sequence[FrontRow], images: str | None = None) -> "Figure":
-    """Draws accuracy over a cost, with intervals as bars; a marker grows with the number of parameters.
+    """Draws quality over a cost, with intervals as bars; a marker grows with the number of parameters.
 
-    images: the images that accuracies were measured on; None = test images.
+    images: the images that qualities were measured on; None = test images.
     """
     import plotly.graph_objects as go
 
@@ -91,7 +91,7 @@ def figure(rows: Sequence[FrontRow], images: str | None = None) -> "Figure":
             "args": [
                 {
                     "x": [line[0], *([cost.value(row) for row in members] for _, members in kinds)],
-                    "y": [line[1], *([100 * row.accuracy for row in members] for _, members in kinds)],
+                    "y": [line[1], *([row.shown[0] for row in members] for _, members in kinds)],
                     "error_x": [None, *(_bars(mark, members, cost.interval) for mark, members in kinds)],
                 },
                 {"xaxis.title.text": f"{cost.name} [{cost.unit}]", "xaxis.autorange": True},
@@ -111,7 +111,11 @@ def figure(rows: Sequence[FrontRow], images: str | None = None) -> "Figure":
             "rangemode": "tozero",
             "zeroline": False,
         },
-        yaxis={"title": {"text": f"accuracy on {images or f'{rows[0].images:,} test images'} [%]"}},
+        yaxis={
+            "title": {
+                "text": f"{rows[0].metric.name} on {images or f'{rows[0].images:,} test images'}{_unit(rows[0])}"
+            }
+        },
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -0.14, "yanchor": "top"},
         updatemenus=[
             {
@@ -142,16 +146,16 @@ def mark_of(row: FrontRow) -> Mark:
 
 
 def stairs(rows: Sequence[FrontRow], cost: Cost) -> tuple[list[float], list[float]]:
-    """Returns costs and the best accuracy, in %, to be had by each of them.
+    """Returns costs and the best quality, a share in %, to be had by each of them.
 
     A network may be on the front by another cost alone; then it lies below the stairs.
     """
     costs: list[float] = []
     best: list[float] = []
-    for row in sorted(rows, key=lambda row: (cost.value(row), -row.accuracy)):
-        if not row.control and (not best or 100 * row.accuracy > best[-1]):
+    for row in sorted(rows, key=lambda row: (cost.value(row), -row.metric.sign * row.quality)):
+        if not row.control and (not best or row.metric.sign * (row.shown[0] - best[-1]) > 0):
             costs.append(cost.value(row))
-            best.append(100 * row.accuracy)
+            best.append(row.shown[0])
     return costs, best
 
 
@@ -171,9 +175,15 @@ def _bars(
     }
 
 
-def _accuracy_interval(row: FrontRow) -> tuple[float, float]:
-    """Returns the interval of the accuracy in points."""
-    return 100 * (row.accuracy - row.accuracy_low), 100 * (row.accuracy_high - row.accuracy)
+def _quality_interval(row: FrontRow) -> tuple[float, float]:
+    """Returns how far the interval of the quality reaches below and above it."""
+    value, low, high = row.shown
+    return value - low, high - value
+
+
+def _unit(row: FrontRow) -> str:
+    unit = "%" if row.metric.scale == "share" else row.metric.unit
+    return f" [{unit}]" if unit else ""
 
 
 def _scatter(mark: Mark, members: Sequence[FrontRow], biggest: int) -> dict[str, Any]:
@@ -182,9 +192,9 @@ def _scatter(mark: Mark, members: Sequence[FrontRow], biggest: int) -> dict[str,
         "name": mark.name,
         "mode": "markers",
         "x": [COSTS[0].value(row) for row in members],
-        "y": [100 * row.accuracy for row in members],
+        "y": [row.shown[0] for row in members],
         "error_x": _bars(mark, members, COSTS[0].interval),
-        "error_y": _bars(mark, members, _accuracy_interval),
+        "error_y": _bars(mark, members, _quality_interval),
         "marker": {
             "color": mark.colour,
             "symbol": mark.symbol,
@@ -201,11 +211,12 @@ def _hover(row: FrontRow) -> str:
         for group, ratio in list(row.achieved.items())[:MOST_GROUPS]
     )
     rest = len(row.achieved) - MOST_GROUPS
+    share = " %" if row.metric.scale == "share" else ""
     more = f"<br>   … and {rest} more groups" if rest > 0 else ""
     return (
         f"<b>{html.escape(f'{row.control} of {row.of}' if row.control else row.key)}</b>"
-        f"<br>accuracy {100 * row.accuracy:.2f} % "
-        f"({100 * row.accuracy_low:.2f} to {100 * row.accuracy_high:.2f})"
+        f"<br>{row.metric.name} {row.shown[0]:.{digits(row.metric)}}{share} "
+        f"({row.shown[1]:.{digits(row.metric)}} to {row.shown[2]:.{digits(row.metric)}})"
         f"<br>latency {row.latency_ms:.3f} ms, {row.latency_ratio:.3f} × dense"
         f"<br>{format_count(row.macs)} MACs, {format_count(row.params)} params, {format_size(row.size_bytes)}"
         + (f"<br>{html.escape(row.made)}" if row.made else "")

@@ -35,8 +35,10 @@ class Front:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def best(self, under: Mapping[str, float] | None = None, by: str = "accuracy") -> FrontRow:
+    def best(self, under: Mapping[str, float] | None = None, by: str | None = None) -> FrontRow:
         """Returns the row that is best in the objective `by` among those whose fields are at most as `under` says.
+
+        by: None = the metric.
 
         Raises FrontError for a name that there is not, and where no row is within the bounds; it names the nearest.
         """

@@ -1,9 +1,10 @@
 """The front as a table for a terminal, and the cells that tables and pages have in common."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from prunefront.pipelines.fronts.row import FrontRow
+from prunefront.search.outcomes.measurement import Metric
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,14 +52,14 @@ def controls_table(rows: Sequence[FrontRow]) -> "Table | None":
     if not controls:
         return None
     drawn = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title="controls", title_justify="left")
-    for header in ("control", "of", "accuracy %", "points over it", "ms", "MACs", "epochs"):
+    for header in ("control", "of", quality_header(rows), "points over it", "ms", "MACs", "epochs"):
         drawn.add_column(header, justify="left" if header in ("control", "of") else "right", no_wrap=True)
-    for row in sorted(controls, key=lambda r: (r.of, -r.accuracy)):
-        gain = f"{100 * (row.accuracy - front[row.of].accuracy):+.2f}" if row.of in front else "?"
+    for row in sorted(controls, key=lambda r: (r.of, -r.metric.sign * r.quality)):
+        gain = f"{row.shown[0] - front[row.of].shown[0]:+.{digits(row.metric)}}" if row.of in front else "?"
         drawn.add_row(
             row.control,
             row.of[:10],
-            format_accuracy(row.accuracy, row.accuracy_low, row.accuracy_high),
+            format_quality(row),
             gain,
             f"{row.latency_ms:.3f}",
             format_count(row.macs),
@@ -78,7 +79,7 @@ def headers(rows: Sequence[FrontRow]) -> tuple[str, ...]:
     The last is "made of" where a row has something to say there, else "params".
     """
     made = "made of" if any(row.made for row in rows) else "params"
-    return "key", "accuracy %", "ms", "× dense", "MACs", "size", made
+    return "key", quality_header(rows), "ms", "× dense", "MACs", "size", made
 
 
 def cells(row: FrontRow, dense: FrontRow | None, last: str) -> tuple[str, ...]:
@@ -86,7 +87,7 @@ def cells(row: FrontRow, dense: FrontRow | None, last: str) -> tuple[str, ...]:
     spread = (row.latency_ratio_high - row.latency_ratio_low) / 2
     return (
         f"{row.control} of {row.of}" if row.control else row.key,
-        format_accuracy(row.accuracy, row.accuracy_low, row.accuracy_high),
+        format_quality(row),
         f"{row.latency_ms:.3f}",
         "1" if row.is_dense else f"{row.latency_ratio:.3f} ±{spread:.3f}",
         format_macs(row.macs, dense.macs if dense else None),
@@ -95,9 +96,31 @@ def cells(row: FrontRow, dense: FrontRow | None, last: str) -> tuple[str, ...]:
     )
 
 
-def format_accuracy(value: float, low: float, high: float) -> str:
-    """Returns an accuracy in percent, with half its 95 % interval: `91.20 ±1.00`."""
-    return f"{100 * value:.2f} ±{50 * (high - low):.2f}"
+class Judged(Protocol):
+    """A row with a quality."""
+
+    @property
+    def metric(self) -> Metric: ...
+
+    @property
+    def shown(self) -> tuple[float, ...]: ...
+
+
+def format_quality(row: Judged) -> str:
+    """Returns a quality, a share in percent, with half its 95 % interval: `91.20 ±1.00`."""
+    value, low, high = row.shown
+    return f"{value:.{digits(row.metric)}} ±{(high - low) / 2:.{digits(row.metric)}}"
+
+
+def digits(metric: Metric) -> str:
+    """Returns the format of a metric's numbers, as text behind the point of a format."""
+    return "2f" if metric.scale == "share" else "4g"
+
+
+def quality_header(rows: Sequence[Judged]) -> str:
+    """Returns the name of the column of qualities, with its unit: `accuracy %`."""
+    metric = rows[0].metric
+    return f"{metric.name} {'%' if metric.scale == 'share' else metric.unit}".rstrip()
 
 
 def format_macs(macs: int, dense: int | None) -> str:

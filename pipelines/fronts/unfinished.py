@@ -10,22 +10,25 @@ from typing import Any
 
 from prunefront.pipelines.artifacts.manifest import artifact_uri
 from prunefront.pipelines.config.sections import ControlsSection, GoalSection, SearchSection
-from prunefront.pipelines.fronts.row import FRONT_OBJECTIVES, FrontRow, arrange
+from prunefront.pipelines.fronts.row import FrontRow, arrange, front_objectives, shown, under_own_names
 from prunefront.pipelines.journal.layout import DENSE_NETWORKS
+from prunefront.pipelines.journal.metrics import quality_in
 from prunefront.pruners.graph.pruning_plan import DENSE
 from prunefront.search.outcomes.constraints import EXACT, resolve
 from prunefront.search.outcomes.front import ParetoFront
 from prunefront.search.outcomes.measurement import (
-    OBJECTIVES,
+    ACCURACY,
+    COSTS,
     Failure,
     Measurement,
+    Metric,
     Objective,
     outcome_from_json,
 )
 
 IMAGES = "validation images"
 
-UNKNOWN = ("images", "achieved", "made", "on_test_front", "validation_accuracy", "dense_latency_ms")
+UNKNOWN = ("images", "achieved", "made", "on_test_front", "dense_latency_ms")
 """Fields of a row that no journal holds; they are left out of the JSON."""
 
 Events = Sequence[Mapping[str, Any]]
@@ -50,13 +53,23 @@ class ScoredRow:
     """
 
     key: str
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
+    quality: float
+    quality_low: float
+    quality_high: float
     macs: int
     params: int
     size_bytes: int
     predicted_latency_ratio: float | None = None
+    metric: Metric = ACCURACY
+
+    @property
+    def shown(self) -> tuple[float, ...]:
+        """The quality and its interval, as in `FrontRow.shown`."""
+        return shown(self.metric, self.quality, self.quality_low, self.quality_high)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the row under the metric's own names, as `FrontRow.to_json` does."""
+        return under_own_names(asdict(self), self.metric)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +109,11 @@ class PartialFront:
 
     @property
     def best_artifact(self) -> str | None:
-        """The artifact of the most accurate pruned network; None where none is trained."""
+        """The artifact of the best pruned network; None where none is trained."""
         pruned = [row for row in self.trained_rows if row.key not in DENSE_NETWORKS and not row.control]
-        return max(pruned, key=lambda row: (row.accuracy, row.key)).artifact if pruned else None
+        return (
+            max(pruned, key=lambda row: (row.metric.sign * row.quality, row.key)).artifact if pruned else None
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -109,7 +124,14 @@ class PartialFront:
             "done": self.done,
             "total": self.total,
             "said": self.summary,
-            "rows": [{k: v for k, v in asdict(row).items() if k not in UNKNOWN} for row in self.rows],
+            "rows": [
+                {
+                    k: v
+                    for k, v in row.to_json().items()
+                    if k not in UNKNOWN and not k.startswith("validation_")
+                }
+                for row in self.rows
+            ],
         }
 
 
@@ -118,10 +140,11 @@ def partial_front(study: FrontSections, events: Events) -> PartialFront | None:
 
     None before any candidate is scored. Bounds hold as far as they are known.
     """
-    return _trained_front(study, events) or _scored_front(study, events)
+    metric = quality_in(events)
+    return _trained_front(study, metric, events) or _scored_front(study, metric, events)
 
 
-def _trained_front(study: FrontSections, events: Events) -> PartialFront | None:
+def _trained_front(study: FrontSections, metric: Metric, events: Events) -> PartialFront | None:
     trained = {e["name"]: e for e in events if e["event"] == "trained"}
     measured = {name: m for name, event in trained.items() if (m := _measurement(event)) is not None}
     controlled = [name for e in events if e["event"] == "controlled" for name in e["names"]]
@@ -129,28 +152,36 @@ def _trained_front(study: FrontSections, events: Events) -> PartialFront | None:
     compared = measured.keys() - controls.keys() - {*DENSE_NETWORKS}
     if DENSE not in measured or not compared:
         return None
-    front = ParetoFront(FRONT_OBJECTIVES, resolve(study.goal.constraints, measured[DENSE].values))
+    front = ParetoFront(front_objectives(metric), resolve(study.goal.constraints, measured[DENSE].values))
     for name in measured.keys() - controls.keys():
         front.add(name, measured[name])
     shown = {DENSE, *front.members}
     shown |= {name for name, (_, of) in controls.items() if name in measured and of in shown}
-    rows = [_row(study, trained[name], measured[name], *controls.get(name, ("", ""))) for name in shown]
+    rows = [
+        _row(study, metric, trained[name], measured[name], *controls.get(name, ("", ""))) for name in shown
+    ]
     promoted = [e for e in events if e["event"] == "promoted"]
     total = len(promoted[-1]["candidates"]) if promoted else len(compared)
     return PartialFront(study.name, len(compared), total, trained_rows=tuple(arrange(rows)))
 
 
 def _row(
-    study: FrontSections, event: Mapping[str, Any], measured: Measurement, control: str, of: str
+    study: FrontSections,
+    metric: Metric,
+    event: Mapping[str, Any],
+    measured: Measurement,
+    control: str,
+    of: str,
 ) -> FrontRow:
     ratio, half = measured["latency_ratio"], measured.noise.get("latency_ratio", 0.0)
-    low, high = _interval(measured)
+    low, high = _interval(measured, metric)
     artifact = event.get("artifact")
     return FrontRow(
         key=event["name"],
-        accuracy=measured["accuracy"],
-        accuracy_low=low,
-        accuracy_high=high,
+        quality=measured[metric.name],
+        quality_low=low,
+        quality_high=high,
+        metric=metric,
         images=0,
         latency_ms=measured["latency_ms"],
         latency_ratio=ratio,
@@ -168,28 +199,29 @@ def _row(
     )
 
 
-def _scored_front(study: FrontSections, events: Events) -> PartialFront | None:
+def _scored_front(study: FrontSections, metric: Metric, events: Events) -> PartialFront | None:
     scored = [e for e in events if e["event"] == "told"]
     measured = {e["key"]: m for e in scored if (m := _measurement(e)) is not None}
     if not measured.keys() - {DENSE}:
         return None
     dense = measured.get(DENSE)
     bounds = () if dense is None else resolve(study.goal.constraints, dense.values, EXACT)
-    front = ParetoFront(_objectives(study, measured.values()), bounds)
+    front = ParetoFront(_objectives(study, metric, measured.values()), bounds)
     for key, measurement in measured.items():
         front.add(key, measurement)
     shown = ({DENSE} & measured.keys()) | front.members.keys()
-    rows = sorted((_scored_row(key, measured[key]) for key in shown), key=lambda r: (r.macs, r.key))
+    rows = sorted((_scored_row(key, measured[key], metric) for key in shown), key=lambda r: (r.macs, r.key))
     return PartialFront(study.name, len(scored), study.search.candidates, scored_rows=tuple(rows))
 
 
-def _scored_row(key: str, measurement: Measurement) -> ScoredRow:
-    low, high = _interval(measurement)
+def _scored_row(key: str, measurement: Measurement, metric: Metric) -> ScoredRow:
+    low, high = _interval(measurement, metric)
     return ScoredRow(
         key=key,
-        accuracy=measurement["accuracy"],
-        accuracy_low=low,
-        accuracy_high=high,
+        quality=measurement[metric.name],
+        quality_low=low,
+        quality_high=high,
+        metric=metric,
         macs=int(measurement["macs"]),
         params=int(measurement["params"]),
         size_bytes=int(measurement["size_bytes"]),
@@ -202,14 +234,22 @@ def _measurement(event: Mapping[str, Any]) -> Measurement | None:
     return None if isinstance(outcome, Failure) else outcome
 
 
-def _interval(measured: Measurement) -> tuple[float, float]:
-    half = measured.noise.get("accuracy", 0.0)
-    return max(measured["accuracy"] - half, 0.0), min(measured["accuracy"] + half, 1.0)
+def _interval(measured: Measurement, metric: Metric) -> tuple[float, float]:
+    value, half = measured[metric.name], measured.noise.get(metric.name, 0.0)
+    if metric.scale == "share":
+        return max(value - half, min(0.0, value)), min(value + half, 1.0)
+    return value - half, value + half
 
 
-def _objectives(study: FrontSections, found: Iterable[Measurement]) -> tuple[Objective, ...]:
+def _objectives(study: FrontSections, metric: Metric, found: Iterable[Measurement]) -> tuple[Objective, ...]:
     """Returns the study's objectives that all these measurements have; predicted latency stands in for latency."""
     common = set.intersection(*(set(m.values) for m in found))
-    asked = [OBJECTIVES[name] for name in study.goal.objectives]
-    asked = [o if o.name in common else Objective(f"predicted_{o.name}", o.direction, o.unit) for o in asked]
+    known = {**COSTS, metric.name: metric, ACCURACY.name: metric}
+    asked: list[Objective] = [known[name] for name in study.goal.objectives]
+    asked = [
+        o
+        if o.name in common or isinstance(o, Metric)
+        else Objective(f"predicted_{o.name}", o.direction, o.unit)
+        for o in asked
+    ]
     return tuple(o for o in asked if o.name in common)

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.fronts.page import page_text, row_class, write_html
-from prunefront.pipelines.fronts.table import format_accuracy, format_count, format_macs, format_size
+from prunefront.pipelines.fronts.table import (
+    format_count,
+    format_macs,
+    format_quality,
+    format_size,
+    quality_header,
+)
 from prunefront.pipelines.fronts.table import table as front_table
 from prunefront.pipelines.fronts.unfinished import IMAGES, FrontSections, PartialFront, partial_front
 from prunefront.pipelines.journal.journal import read_events, write_json
@@ -93,12 +99,12 @@ def _scored_cells(front: PartialFront) -> tuple[tuple[str, ...], list[tuple[str,
         cells.append(
             (
                 row.key,
-                format_accuracy(row.accuracy, row.accuracy_low, row.accuracy_high),
+                format_quality(row),
                 format_macs(row.macs, dense),
                 format_size(row.size_bytes),
                 format_count(row.params),
                 *([predicted] * timed),
             )
         )
-    headers = ("key", "accuracy %", "MACs", "size", "params", *(["predicted × dense"] * timed))
+    headers = ("key", quality_header(rows), "MACs", "size", "params", *(["predicted × dense"] * timed))
     return headers, cells

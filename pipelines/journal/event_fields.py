@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.journal.evaluations import Evaluations
 from prunefront.pipelines.journal.typed_json import Printable, first_fault
-from prunefront.search.outcomes.measurement import outcome_from_json
+from prunefront.search.outcomes.measurement import Metric, outcome_from_json
 from prunefront.search.space.candidate import Candidate
 
 
@@ -19,6 +19,12 @@ def _candidate(data: dict[str, Any]) -> dict[str, Any]:
 
 def _outcome(data: dict[str, Any]) -> dict[str, Any]:
     outcome_from_json(data)
+    return data
+
+
+def _metrics(data: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for metric in data:
+        Metric(**metric)
     return data
 
 
@@ -48,6 +54,12 @@ class Tracking(Event):
     """Run of the tracking store in which the study is recorded."""
 
     run: Text
+
+
+class Task(Event):
+    """Metrics that networks are judged by, the quality first."""
+
+    metrics: Annotated[list[dict[str, Any]], Field(min_length=1), AfterValidator(_metrics)]
 
 
 class WarmStart(Event):
@@ -132,6 +144,7 @@ class Unreported(Event):
 
 EVENTS: Mapping[str, type[Event]] = {
     "tracking": Tracking,
+    "task": Task,
     "warm_start": WarmStart,
     "asked": Asked,
     "told": Told,

@@ -4,12 +4,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
-from prunefront.pipelines.data import Split, Transform, batches
-from prunefront.pruners.units.eval_mode import eval_mode
-from prunefront.search.outcomes.measurement import NotFinite
+from prunefront.pipelines.data import Arrays, Split, Transform
+from prunefront.pipelines.measure.quality import quality
+from prunefront.pipelines.tasks import CLASSIFICATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +19,6 @@ class Accuracy:
     low: float
     high: float
     images: int
-
-    @classmethod
-    def count(cls, right: int, images: int) -> "Accuracy":
-        """Returns the accuracy of `right` answers on `images` images, in Wilson's interval (1927, eq. 4)."""
-        from scipy.stats import binomtest  # slow to import
-
-        low, high = binomtest(right, images).proportion_ci(0.95, method="wilson")
-        return cls(right / images, float(low), float(high), images)
 
 
 def accuracy(
@@ -46,21 +37,13 @@ def accuracy(
     each other: rank in float32. yield_point: context of each batch. The modules' modes are put back afterwards. Raises
     NotFinite where an output is NaN: the largest of such outputs means nothing.
     """
-    device = next(model.parameters()).device
-    right = torch.zeros((), dtype=torch.int64, device=device)
-    broken = torch.zeros((), dtype=torch.bool, device=device)
-    with eval_mode(model):
-        for images, labels in batches(
-            split, transform, batch_size, device=device, channels_last=channels_last
-        ):
-            with (
-                yield_point(),
-                torch.inference_mode(),
-                torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
-            ):
-                outputs = model(images)
-                right += (outputs.argmax(1) == labels).sum()
-                broken |= outputs.isnan().any()
-    if broken:
-        raise NotFinite("the network's outputs are not finite: NaN on some of the images")
-    return Accuracy.count(int(right), len(split))
+    found = quality(
+        model,
+        Arrays(split, transform),
+        CLASSIFICATION,
+        batch_size=batch_size,
+        precision=precision,
+        channels_last=channels_last,
+        yield_point=yield_point,
+    )["accuracy"]
+    return Accuracy(found.value, found.low, found.high, found.samples)

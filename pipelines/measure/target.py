@@ -3,9 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import MeasureSection
 from prunefront.pipelines.measure.latency import LatencyRecord, runtimes
@@ -16,7 +13,7 @@ T = TypeVar("T")
 class Target(Protocol):
     """A device that times networks for all workers of a study."""
 
-    def time(self, onnx: bytes, example: NDArray[np.float32]) -> LatencyRecord:
+    def time(self, onnx: bytes, example: Any) -> LatencyRecord:
         """Times an ONNX file in turn with the dense network's. example: input of a forward.
 
         Raises DeviceLost, and what the runtime raises.

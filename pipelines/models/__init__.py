@@ -20,17 +20,20 @@ class ModelError(PrunefrontError):
 
 
 def build(
-    section: ModelSection, *, classes: int, input_shape: tuple[int, int, int], seed: int = 0
+    section: ModelSection, *, classes: int | None, input_shape: tuple[int, ...] | None, seed: int = 0
 ) -> nn.Module:
     """Returns the network of a study, on the CPU in eval mode. Its weights are drawn with `seed`; no file is read.
 
-    input_shape: (c, h, w). A factory of the zoo gets classes and channels beside the options, a user's own the options
-    alone. Raises UnknownName, NotImportable, or ModelError, also where images do not become `classes` outputs.
+    input_shape: (c, h, w); None where the data are no images. classes: None where outputs are no classes. A factory
+    of the zoo gets classes and channels beside the options, a user's own the options alone. Raises UnknownName,
+    NotImportable, or ModelError, also where images do not become `classes` outputs.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _make(section, classes, input_shape[0])
+        model = _make(section, classes, input_shape)
         model.eval()
+        if input_shape is None:
+            return model
         example = torch.randn(2, *input_shape)
     try:
         with torch.no_grad():
@@ -41,7 +44,7 @@ def build(
             f"{type(error).__name__}: {one_line(error, 300)}"
         ) from error
     shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-    if shape != (2, classes):
+    if classes is not None and shape != (2, classes):
         raise ModelError(
             f"model {section.factory!r} maps 2 images to {shape}; the data has {classes} classes, "
             f"so (2, {classes}) is needed"
@@ -49,7 +52,7 @@ def build(
     return model
 
 
-def _make(section: ModelSection, classes: int, channels: int) -> nn.Module:
+def _make(section: ModelSection, classes: int | None, input_shape: tuple[int, ...] | None) -> nn.Module:
     if ":" in section.factory:
         function = import_callable(section.factory, key="model.factory")
         model = call(function, section.options, key="model.factory", spec=section.factory)
@@ -59,7 +62,12 @@ def _make(section: ModelSection, classes: int, channels: int) -> nn.Module:
             )
         return model
     factory = models[section.factory]
-    options = {"classes": classes, "channels": channels} | section.options
+    if classes is None or input_shape is None:
+        raise ModelError(
+            f"model {section.factory!r} of the zoo takes images of known classes, which these data do not have; give a "
+            "network of your own as model.factory = 'module:callable'"
+        )
+    options = {"classes": classes, "channels": input_shape[0]} | section.options
     known = list(inspect.signature(factory).parameters)
     for name in options:
         if name not in known:

@@ -25,7 +25,7 @@ from prunefront.pruners.plan.layer_counts import layers_after_cut, nearest_count
 from prunefront.pruners.plan.layer_parts import layer_parts
 from prunefront.pruners.storage.sizes import file_size
 from prunefront.search.outcomes.constraints import EXACT, Bound, resolve
-from prunefront.search.outcomes.measurement import OBJECTIVES, Constraint, Measurement
+from prunefront.search.outcomes.measurement import ACCURACY, OBJECTIVES, Constraint, Measurement, Metric
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.search_space import PERCENT, GroupSpace, SearchSpace
 
@@ -285,19 +285,27 @@ def check_costs(aim: PruningPlan, graph: ChannelGraph, bounds: Sequence[Constrai
             )
 
 
-def above_dense(bounds: Sequence[Bound], dense: Measurement, epochs: int) -> str | None:
-    """Returns a line about an accuracy that is asked for and that the dense network lacks, beyond the noise.
+def above_dense(
+    bounds: Sequence[Bound], dense: Measurement, epochs: int, metric: Metric = ACCURACY
+) -> str | None:
+    """Returns a line about a quality that is asked for and that the dense network lacks, beyond the noise.
 
     Training may raise it, so the search continues. Raises Infeasible where there is none: epochs = 0.
     """
-    have, noise = dense["accuracy"], dense.noise.get("accuracy", 0.0)
-    asked = [b for b in bounds if b.name == "accuracy" and b.limit(dense.values) > have + noise]
+    have, noise, sign = dense[metric.name], dense.noise.get(metric.name, 0.0), metric.sign
+    asked = [
+        b for b in bounds if b.name == metric.name and sign * b.limit(dense.values) > sign * have + noise
+    ]
     if not asked:
         return None
-    bound = max(asked, key=lambda b: b.limit(dense.values))
+    bound = max(asked, key=lambda b: sign * b.limit(dense.values))
+    shown = (
+        f"{100 * have:.2f} ± {100 * noise:.2f} %" if metric.scale == "share" else f"{have:.4g} ± {noise:.2g}"
+    )
+    side = "above" if sign > 0 else "below"
     line = (
-        f"'{bound}' is above what the dense network has on the validation images, {100 * have:.2f} ± "
-        f"{100 * noise:.2f} %; nearest that it has: '{bound.at(have, dense.values)}'"
+        f"'{bound}' is {side} what the dense network has on the validation images, {shown}; "
+        f"nearest that it has: '{bound.at(have, dense.values)}'"
     )
     if epochs == 0:
         raise Infeasible(

@@ -9,15 +9,16 @@ from rich.table import Table
 from rich.text import Text
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import DataSection, GoalSection
-from prunefront.pipelines.data import load
+from prunefront.pipelines.config.sections import DataSection, GoalSection, TaskSection
+from prunefront.pipelines.data import open_data
 from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.checks import NamingSections, check_names, check_per_group
 from prunefront.pipelines.prepare.feasibility import Infeasible, check_bounds, exact_values, least
 from prunefront.pipelines.prepare.misfits import misfits
-from prunefront.pipelines.prepare.network import load_given, trace_model
+from prunefront.pipelines.prepare.network import classes_of, example_input, load_given, trace_model
 from prunefront.pipelines.prepare.problem import offered, widest_space
 from prunefront.pipelines.prepare.repairs import rough
+from prunefront.pipelines.tasks import make_task
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
@@ -40,6 +41,7 @@ class InspectedSections(NamingSections):
     """The settings that decide what of a network can be pruned."""
 
     seed: int
+    task: TaskSection
     data: DataSection
     goal: GoalSection
 
@@ -178,12 +180,14 @@ def inspect(study: InspectedSections) -> Inspection:
     """
     check_names(study)
     notes: list[str] = []
-    splits = load(study.data, say=notes.append)
-    shape = splits.train.images.shape[1:]
-    model = build(study.model, classes=splits.classes, input_shape=shape, seed=study.seed)
+    splits = open_data(study.data, say=notes.append)
+    classes = classes_of(study.model, make_task(study.task), splits)
+    model = build(study.model, classes=classes, input_shape=splits.input_shape, seed=study.seed)
     if found := load_given(model, study.model):
         notes.append(found)
-    graph = trace_model(model, study.model.factory, study.space, study.quantisation, shape)
+    graph = trace_model(
+        model, study.model.factory, study.space, study.quantisation, example_input(model, splits, 2)
+    )
     check_per_group(study.space.per_group, graph)
     infeasible = None
     if study.goal.constraints:

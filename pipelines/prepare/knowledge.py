@@ -1,9 +1,9 @@
 """Scores of units, and what allocators read: gathered once per study on calibration images."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,6 @@ from safetensors.numpy import save
 from prunefront.atomic import write_whole
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import SpaceSection
-from prunefront.pipelines.data import SearchData, batches
 from prunefront.pipelines.journal.layout import PREPARED
 from prunefront.pipelines.prepare.network import Network, Say
 from prunefront.pipelines.prepare.problem import criteria_within_layers
@@ -26,6 +25,7 @@ from prunefront.pipelines.prepare.read_prepared import (
     save_nested,
 )
 from prunefront.pipelines.prepare.repairs import unfitted
+from prunefront.pipelines.workers.calibration import calibration_batches
 from prunefront.pruners.allocators import SCORES, allocators
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.granularities import layer_granularities
@@ -34,6 +34,7 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.pruning_plan import Scores
 from prunefront.pruners.scoring import needs_of, rank
 from prunefront.pruners.statistics import Batch, Statistics, gathered_by
+from prunefront.pruners.statistics import images as count_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,22 +75,24 @@ def know(
         if not moments:
             return found
         if not (folder / MOMENTS).exists():  # they stay on the machine that gathered them
-            images = calibration(section.calibration_images, network.splits.for_search(), seed)
+            images = calibration(section.calibration_images, network, seed)
             _save_moments(gather(network.graph, images, moments), folder)
         return replace(found, moments=read_moments(folder, network.graph))
     names = dict.fromkeys((*section.criteria, *chain.from_iterable(section.per_group.values())))
     wanted = frozenset(chain.from_iterable(allocators[a].needs for a in asked)) - {SCORES}
     if section.bound == "redundancy":
         wanted |= {"gradient_gram"}
+    if not network.task.labels:
+        _check_needs_no_labels(names, asked)
     needs = needs_of(names) | wanted | moments
     statistics = Statistics()
     if any(gathered_by(need) for need in needs):
         started = time.perf_counter()
-        images = calibration(section.calibration_images, network.splits.for_search(), seed)
+        images = calibration(section.calibration_images, network, seed)
         statistics = gather(network.graph, images, needs)
         say(
             f"{len(names)} criteria: their statistics were gathered on "
-            f"{sum(len(labels) for _, labels in images):,} images in {time.perf_counter() - started:.1f} s"
+            f"{sum(map(count_images, images)):,} images in {time.perf_counter() - started:.1f} s"
         )
     scores = {n: dict(g) for n, g in rank(network.model, network.graph, names, statistics).items()}
     if "block" in section.granularities:
@@ -124,6 +127,34 @@ def _save_moments(statistics: Statistics, folder: Path) -> dict[str, NDArray[np.
     return held
 
 
+OF_LABELS = ("selection",)
+"""Statistics that look at the labels themselves."""
+
+UNLABELLED = ("gradients", "HVP", "masking")
+"""Kinds of work that look at the loss, which is at its least where the dense network is compared with itself."""
+
+
+def _check_needs_no_labels(names: Iterable[str], asked: Iterable[str]) -> None:
+    """Raises PrunefrontError for a criterion or an allocator that follows the loss of a task without labels."""
+
+    def looks(fields: Iterable[str]) -> bool:
+        found = [(s, field) for field in fields if (s := gathered_by(field)) is not None]
+        return any(s.takes[field] in UNLABELLED or s.name in OF_LABELS for s, field in found)
+
+    able = [name for name in criteria if not looks(needs_of([name]))]
+    for name in names:
+        if name not in able:
+            raise PrunefrontError(
+                f"criterion {name!r} follows the loss, and the task has no labels: the dense network's loss beside "
+                f"itself is flat; set space.criteria to some of: {', '.join(able)}"
+            )
+    for name in asked:
+        if looks(allocators[name].needs - {SCORES}):
+            raise PrunefrontError(
+                f"allocator {name!r} follows the loss, and the task has no labels; choose another one"
+            )
+
+
 def read_knowledge(study: Path) -> tuple[ChannelGraph, Knowledge]:
     """Reads what an earlier run found out about its network; no data is read, no network built.
 
@@ -150,8 +181,10 @@ def _rank_blocks(
             scores.setdefault(name, {})[stack.name] = criteria[name](view).numpy()
 
 
-def calibration(images: int, data: SearchData, seed: int) -> list[Batch]:
+def calibration(images: int, network: Network, seed: int) -> list[Batch]:
     """Returns so many augmented training images in batches of 64, the same ones for every criterion."""
     rng = np.random.default_rng([seed, 2])
-    stream = batches(data.train, data.transform, 64, augment=rng, shuffle=rng, smallest=2)
-    return list(islice(stream, -(-images // 64)))
+    data = network.splits.for_search()
+    return calibration_batches(
+        network.model, network.task, data, rng, images=images, size=64, device="cpu", smallest=2
+    )

@@ -1,10 +1,10 @@
 """The dense network of a study: loaded or trained, and traced. Every candidate only reads it."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,30 +19,39 @@ from prunefront.pipelines.config.sections import (
     ModelSection,
     QuantisationSection,
     SpaceSection,
+    TaskSection,
     TrainingSection,
 )
-from prunefront.pipelines.data import SearchData, Splits
-from prunefront.pipelines.data import load as load_data
+from prunefront.pipelines.data import DataSet, Part, Parts, Samples, Splits, open_data
+from prunefront.pipelines.data.samples import example_of, positional
 from prunefront.pipelines.formats.weights import load_weights, save_weights
 from prunefront.pipelines.journal.journal import altered_file_error, write_json
 from prunefront.pipelines.journal.layout import PREPARED
+from prunefront.pipelines.measure.quality import judged, targets_of
 from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.checks import check_graph
+from prunefront.pipelines.prepare.problem import objectives
 from prunefront.pipelines.prepare.read_prepared import (
     read_digests,
     read_graph,
 )
-from prunefront.pipelines.workers.train import Recipe, train
+from prunefront.pipelines.tasks import CLASSIFICATION, Task, make_task
+from prunefront.pipelines.tasks.classification import Classification
+from prunefront.pipelines.workers.train import Recipe, scalar, train
 from prunefront.pipelines.workers.workbench import arrays
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.pruning_plan import PruningPlan, Scores
 from prunefront.pruners.plan.decide import plan
 from prunefront.pruners.trace.tracer import trace
+from prunefront.search.outcomes.constraints import check_metrics
 from prunefront.search.space.candidate import Candidate
-from prunefront.text import did_you_mean
+from prunefront.text import did_you_mean, one_line
 
 Say = Callable[[str], None]
 
+
+EVEN_CHANCE = ("accuracy", "balanced_accuracy")
+"""Metrics of which guessing among even classes has one in their number."""
 
 SAY_SECONDS = 20.0
 """While a dense network is trained, a line at least this far apart."""
@@ -52,19 +61,43 @@ SAY_SECONDS = 20.0
 class Network:
     """The dense network and what it was trained on. splits: held by the driver alone, as they hold test images.
 
-    initial: the weights before training, where they are known.
+    initial: the weights before training, where they are known. outputs_classes: True where the network answers with
+    classes of the data.
     """
 
-    splits: Splits
+    splits: Splits | Parts
     model: nn.Module
     graph: ChannelGraph
     initial: Mapping[str, NDArray[np.generic]] | None
+    task: Task = CLASSIFICATION
+    outputs_classes: bool = True
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
-        _, channels, height, width = self.splits.train.images.shape
-        return channels, height, width
+    def classes(self) -> int | None:
+        """Number of classes; None where outputs are no classes, or the data have none."""
+        return self.splits.classes if self.outputs_classes else None
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """Channels, height, width; None where the data are no images of one size."""
+        return self.splits.input_shape
+
+    @property
+    def test(self) -> Samples:
+        """The test part, for the last stage alone."""
+        return self.splits.part("test")
+
+    @property
+    def chance(self) -> float | None:
+        """Quality of guessing: the metric's own, that of the number of classes, or not known."""
+        metric = self.task.quality
+        if metric.chance is None and self.classes is not None and metric.name in EVEN_CHANCE:
+            return 1.0 / self.classes
+        return metric.chance
+
+    def example(self, count: int) -> Any:
+        """Returns inputs of the network by place, of so many samples."""
+        return example_input(self.model, self.splits, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +108,7 @@ class NetworkSections:
     seed: int
     path: Path
     model: ModelSection
+    task: TaskSection
     data: DataSection
     dense: DenseSection
     training: TrainingSection
@@ -90,13 +124,18 @@ def dense_network(study: NetworkSections, say: Say) -> Network:
     """
     folder = study.path / PREPARED
     factory, space, quantisation = study.model.factory, study.space, study.quantisation
-    splits = load_data(study.data, say=say)
-    shape = splits.train.images.shape[1:]
-    say(
-        f"data: {len(splits.train):,} training, {len(splits.validation):,} validation and {len(splits.test):,} test "
-        f"images of {' × '.join(map(str, shape))}, {splits.classes} classes"
-    )
-    model = build(study.model, classes=splits.classes, input_shape=shape, seed=study.seed)
+    task = make_task(study.task)
+    check_metrics(study.goal.constraints, task.metrics)
+    objectives(study.goal, task.quality)
+    splits = open_data(study.data, say=say)
+    say(_said(splits))
+    classes = classes_of(study.model, task, splits)
+    model = build(study.model, classes=classes, input_shape=splits.input_shape, seed=study.seed)
+    check_takes(model, splits, task)
+
+    def traced() -> ChannelGraph:
+        return trace_model(model, factory, space, quantisation, example_input(model, splits, 2))
+
     kept, before = folder / "dense.safetensors", folder / "initial.safetensors"
     if (folder / "graph.json").exists():
         _check_same_data(splits, read_digests(folder), study.name)
@@ -104,10 +143,10 @@ def dense_network(study: NetworkSections, say: Say) -> Network:
         load_weights(model, kept)
         graph = read_graph(folder)
         # a second or two, and whatever else the file says cannot mislead what is computed from it
-        if graph != trace_model(model.eval(), factory, space, quantisation, shape):
+        if graph != traced():
             raise altered_file_error(folder / "graph.json", "it is not the graph of this network")
         check_graph(graph, space, quantisation, study.goal)
-        return Network(splits, model.eval(), graph, initial)
+        return Network(splits, model.eval(), graph, initial, task, classes is not None)
     folder.mkdir(parents=True, exist_ok=True)
     if study.model.weights is not None:
         if study.model.initial is not None:
@@ -116,19 +155,26 @@ def dense_network(study: NetworkSections, say: Say) -> Network:
             save_weights(model, before)
         if found := load_given(model, study.model):
             say(found)
-        graph = trace_model(model.eval(), factory, space, quantisation, shape)
+        graph = traced()
     else:
         save_weights(model, before)
-        graph = trace_model(model, factory, space, quantisation, shape)
+        graph = traced()
         check_graph(graph, space, quantisation, study.goal)  # what cannot be is said before hours of training
         recipe = dense_recipe(study.dense, weight_decay=study.training.weight_decay, seed=study.seed)
-        train_dense(model, factory, splits.for_search(), recipe, say)
-        graph = trace_model(model.eval(), factory, space, quantisation, shape)
+        if not task.labels:
+            raise PrunefrontError(
+                f"task.name = {study.task.name!r} compares networks with the dense one, which has no weights; give "
+                "them as model.weights"
+            )
+        train_dense(model, factory, splits.for_search(), recipe, say, task=task)
+        graph = traced()
     check_graph(graph, space, quantisation, study.goal)
     save_weights(model, kept)
     write_json(folder / "data.json", fingerprint(splits))
     write_json(folder / "graph.json", asdict(graph))  # last: its presence says that the rest is whole
-    return Network(splits, model.eval(), graph, _initial(copy.deepcopy(model), before))
+    return Network(
+        splits, model.eval(), graph, _initial(copy.deepcopy(model), before), task, classes is not None
+    )
 
 
 def load_given(model: nn.Module, section: ModelSection) -> str:
@@ -145,19 +191,58 @@ def _initial(model: nn.Module, path: Path) -> Mapping[str, NDArray[np.generic]] 
     return arrays(model)
 
 
-def fingerprint(splits: Splits) -> dict[str, str]:
+def fingerprint(splits: Splits | Parts) -> dict[str, str]:
     """Returns part -> a digest of its images and labels."""
-    parts = {"training": splits.train, "validation": splits.validation, "test": splits.test}
-    digests = {}
-    for name, part in parts.items():
-        digest = blake2b(repr((part.images.shape, part.images.dtype.str)).encode(), digest_size=16)
-        digest.update(np.ascontiguousarray(part.images).data)
-        digest.update(np.ascontiguousarray(part.labels).data)
-        digests[name] = digest.hexdigest()
-    return digests
+    parts: dict[str, Part] = {"training": "train", "validation": "validation", "test": "test"}
+    return {name: splits.part(part).fingerprint() for name, part in parts.items()}
 
 
-def _check_same_data(splits: Splits, then: Mapping[str, str], study: str) -> None:
+def _said(splits: Splits | Parts) -> str:
+    """Returns what the data are, in a line."""
+    counts = [splits.part(part).count for part in ("train", "validation", "test")]
+    train, validation, test = ("unknown" if n is None else f"{n:,}" for n in counts)
+    shape = splits.input_shape
+    what = "samples" if shape is None else f"images of {' × '.join(map(str, shape))}"
+    classes = "" if splits.classes is None else f", {splits.classes} classes"
+    return f"data: {train} training, {validation} validation and {test} test {what}{classes}"
+
+
+def classes_of(model: ModelSection, task: Task, splits: Splits | Parts) -> int | None:
+    """Returns the number of classes; None where the outputs of a network of one's own are none, by its task."""
+    return splits.classes if isinstance(task, Classification) or ":" not in model.factory else None
+
+
+def example_input(model: nn.Module, splits: Splits | Parts, count: int) -> Any:
+    """Returns inputs of the network by place: random images of the data's size, or else real samples."""
+    if (shape := splits.input_shape) is not None:
+        return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
+    return positional(model, example_of(splits.part("validation"), count))
+
+
+def check_takes(model: nn.Module, splits: Splits | Parts, task: Task) -> None:
+    """Raises PrunefrontError, one line, where network, data and task do not go together on two real samples."""
+    batch = next(iter(splits.part("validation").first(2).batches(2)), None)
+    if batch is None:
+        raise PrunefrontError("the validation part gave no batch")
+    positional(model, batch.inputs)
+    try:
+        with torch.no_grad():
+            outputs = batch.inputs.call(model)
+            targets = targets_of(task, batch.targets, model, batch.inputs.call)
+            judged(task, outputs, targets, batch.count)
+            loss = task.loss(outputs, targets)
+    except PrunefrontError:
+        raise
+    except Exception as error:
+        raise PrunefrontError(
+            f"network and task do not take the data's inputs "
+            f"({', '.join(f'{tuple(t.shape)} {t.dtype}' for t in batch.inputs.tensors())}): "
+            f"{type(error).__name__}: {one_line(error, 300)}"
+        ) from error
+    scalar(task, loss)
+
+
+def _check_same_data(splits: Splits | Parts, then: Mapping[str, str], study: str) -> None:
     """Candidates that were scored on different images cannot be compared."""
     if changed := [name for name, digest in fingerprint(splits).items() if then[name] != digest]:
         raise PrunefrontError(
@@ -171,15 +256,15 @@ def trace_model(
     factory: str,
     section: SpaceSection,
     quantisation: QuantisationSection,
-    input_shape: Sequence[int],
+    example: Any,
 ) -> ChannelGraph:
     """Returns the channel graph of the study's network, which `factory` made.
 
     Raises PrunefrontError when nothing of it can be pruned.
     """
     graph = trace(
-        model,
-        torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0)),
+        model.eval(),
+        example,
         frozen=section.frozen,
         strict=section.strict,
     )
@@ -199,11 +284,13 @@ def trace_model(
     return graph
 
 
-def train_dense(model: nn.Module, name: str, data: SearchData, recipe: Recipe, say: Say) -> None:
+def train_dense(
+    model: nn.Module, name: str, data: DataSet, recipe: Recipe, say: Say, *, task: Task = CLASSIFICATION
+) -> None:
     """Trains a network that came without weights, in place."""
     say(f"no weights given: training {name} for {recipe.epochs} epochs")
     seconds = told = 0.0
-    for report in train(model, data, recipe):
+    for report in train(model, data, recipe, task=task):
         seconds += report.seconds
         if seconds - told > SAY_SECONDS and report.epoch < recipe.epochs:
             told = seconds

@@ -25,12 +25,13 @@ from prunefront.pruners.plan.layer_counts import nearest_count
 from prunefront.pruners.scoring import why_not
 from prunefront.search.outcomes.constraints import EXACT, Bound, resolve
 from prunefront.search.outcomes.front import violation
-from prunefront.search.outcomes.measurement import OBJECTIVES, Constraint, Measurement
+from prunefront.search.outcomes.measurement import ACCURACY, COSTS, Constraint, Measurement, Metric, Objective
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.costs import CostModel
 from prunefront.search.space.heuristics import Proposal, seed_candidates
 from prunefront.search.space.problem import Problem
 from prunefront.search.space.search_space import PERCENT, GroupSpace, SearchSpace
+from prunefront.text import did_you_mean
 
 ALLOCATORS = ("uniform", "global_threshold")
 """Those that need no measurement beside the scores."""
@@ -42,6 +43,9 @@ CONTROLS = frozenset({"random"})
 
 NEAR = 0.06
 """A density is offered where the granularity comes so near to it."""
+
+DEFAULT_OBJECTIVES: tuple[Objective, ...] = (ACCURACY, COSTS["macs"], COSTS["size_bytes"])
+"""Objectives of a study that names neither a task nor a goal."""
 
 NO_FACTS: Mapping[str, PerGroup] = {}
 
@@ -253,6 +257,26 @@ def constraints(
     return resolve(bounds, exact_values(cost(graph)), known)
 
 
+def objectives(goal: GoalSection, metric: Metric) -> tuple[Objective, ...]:
+    """Returns the study's objectives; the task's metric stands for accuracy where the study names none itself.
+
+    Raises PrunefrontError for an objective that nothing measures, and where the metric is not among them.
+    """
+    names = goal.objectives
+    if "objectives" not in goal.model_fields_set:
+        names = tuple(metric.name if name == ACCURACY.name else name for name in names)
+    known = {**COSTS, metric.name: metric}
+    for name in names:
+        if name not in known:
+            raise PrunefrontError(
+                f"goal.objectives: {name!r} cannot steer the search; {did_you_mean(name, known)}possible: "
+                f"{', '.join(known)}"
+            )
+    if metric.name not in names:
+        raise PrunefrontError(f"goal.objectives must include the task's metric {metric.name!r}")
+    return tuple(known[name] for name in names)
+
+
 def problem(
     graph: ChannelGraph,
     scores: Scores,
@@ -265,11 +289,12 @@ def problem(
     quantisation: QuantisationSection = FLOAT,
     seed: int = 0,
     chance: float = 0.0,
+    goals: tuple[Objective, ...] = DEFAULT_OBJECTIVES,
     known: Collection[str] = EXACT,
 ) -> Problem:
     """Returns everything that a searcher may know.
 
-    candidates: budget of the first stage. facts, seed: as in `lanes`. chance: accuracy of guessing. known: as in
+    candidates: budget of the first stage. facts, seed: as in `lanes`. chance: quality of guessing. known: as in
     `constraints`.
 
     Starting points keep the bounds, but for the dense network; the smallest network that does is one of them. Raises
@@ -289,7 +314,7 @@ def problem(
         seeds = tuple(islice(found.values(), limit))
     return Problem(
         space=space,
-        objectives=tuple(OBJECTIVES[name] for name in goal.objectives),
+        objectives=goals,
         constraints=constraints(goal.constraints, graph, known),
         seeds=seeds,
         scores=scores,

@@ -14,9 +14,10 @@ from prunefront.pipelines.config.sections import (
     ModelSection,
     ScoringSection,
     SpaceSection,
+    TaskSection,
     TrainingSection,
 )
-from prunefront.pipelines.data import SearchData
+from prunefront.pipelines.data import DataSet
 from prunefront.pipelines.events.redaction import redact
 from prunefront.pipelines.formats.onnx_export import export
 from prunefront.pipelines.journal.journal import write_json
@@ -36,6 +37,7 @@ class BenchSections:
     path: Path
     artifact_uri: str
     model: ModelSection
+    task: TaskSection
     data: DataSection
     dense: DenseSection
     space: SpaceSection
@@ -52,12 +54,12 @@ def make_bench(study: BenchSections, network: Network, say: Say = lambda line: N
     device = "cuda" if study.cluster.gpus_per_worker > 0 else "cpu"
     path = study.path / PREPARED / "dense.onnx"
     if not path.exists():
-        export(network.model, torch.zeros(2, *network.input_shape), path)
+        export(network.model, network.example(2), path)
     return Workbench(
         study=study.name,
         seed=study.seed,
         model=study.model,
-        classes=network.splits.classes,
+        classes=network.classes,
         input_shape=network.input_shape,
         weights=arrays(network.model),
         graph=network.graph,
@@ -80,17 +82,19 @@ def make_bench(study: BenchSections, network: Network, say: Say = lambda line: N
                     "options": study.model.options,
                     "license": study.model.license,
                 },
+                "task": study.task.model_dump(mode="json"),
                 "data": study.data.model_dump(mode="json"),
                 "repair": study.space.repair,
             }
         ),
         device=device,
         train_images=study.scoring.train_images,
+        task=study.task,
         repair=study.space.repair,
     )
 
 
-def _recipe(study: BenchSections, network: Network, data: SearchData, device: str, say: Say) -> Recipe:
+def _recipe(study: BenchSections, network: Network, data: DataSet, device: str, say: Say) -> Recipe:
     section = study.training
     path = study.path / PREPARED / "precision.json"
     precision: Precision
@@ -108,7 +112,8 @@ def _recipe(study: BenchSections, network: Network, data: SearchData, device: st
                 network.model.to(device),
                 data,
                 batch_size=section.batch_size,
-                teacher=network.model if section.distill > 0 else None,
+                task=network.task,
+                teacher=network.model if section.distill > 0 or not network.task.labels else None,
             )
             network.model.cpu()
             write_json(path, asdict(found))

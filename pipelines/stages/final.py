@@ -15,11 +15,12 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.card import card
 from prunefront.pipelines.artifacts.fetch import fetch_from
 from prunefront.pipelines.artifacts.publish import publish
-from prunefront.pipelines.artifacts.verify import CHECKED_INPUTS, onnx_accuracy, onnx_outputs
-from prunefront.pipelines.data import Split, Transform
-from prunefront.pipelines.fronts.row import FRONT_OBJECTIVES, FrontRow, describe_plan
-from prunefront.pipelines.measure.accuracy import Accuracy
+from prunefront.pipelines.artifacts.verify import CHECKED_INPUTS, onnx_outputs, onnx_quality
+from prunefront.pipelines.config.sections import TaskSection
+from prunefront.pipelines.data import Samples
+from prunefront.pipelines.fronts.row import FrontRow, describe_plan, front_objectives
 from prunefront.pipelines.stores.store import ArtifactStore, StoreAway, StoreRefused
+from prunefront.pipelines.tasks import Estimate, make_task
 from prunefront.pipelines.workers.failures import failure
 from prunefront.pipelines.workers.workbench import Job
 from prunefront.pipelines.workers.workers import Workers
@@ -29,7 +30,7 @@ from prunefront.pruners.plan.cost import cost
 from prunefront.search.outcomes.constraints import Bound, describe_violations
 from prunefront.search.outcomes.dominance import dominance
 from prunefront.search.outcomes.front import ParetoFront, minimised, violation
-from prunefront.search.outcomes.measurement import Constraint, Failure, Measurement
+from prunefront.search.outcomes.measurement import ACCURACY, Constraint, Failure, Measurement, Metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +48,12 @@ class Trained:
         return self.job.name
 
 
-def chosen(trained: Iterable[Trained], constraints: Sequence[Constraint]) -> list[Trained]:
+def chosen(
+    trained: Iterable[Trained], constraints: Sequence[Constraint], metric: Metric = ACCURACY
+) -> list[Trained]:
     """The front on validation figures, and the dense network whether it is on it or not."""
     networks = {t.name: t for t in trained}
-    front = ParetoFront(FRONT_OBJECTIVES, constraints)
+    front = ParetoFront(front_objectives(metric), constraints)
     for name, network in networks.items():
         front.add(name, network.measurement)
     return [n for name, n in networks.items() if name in front or name == DENSE]
@@ -96,12 +99,18 @@ def standing(
 
 
 def on_test(
-    onnx: bytes, test: Split, transform: Transform, threads: int
-) -> tuple[Accuracy, list[list[float]]] | Failure:
-    """Returns a network's accuracy on test images and its outputs for the first of them, or why there are none."""
-    first = Split(test.images[:CHECKED_INPUTS], test.labels[:CHECKED_INPUTS])
+    onnx: bytes, test: Samples, section: TaskSection, dense: bytes | None, threads: int
+) -> tuple[Mapping[str, Estimate], list[list[float]]] | Failure:
+    """Returns a network's quality on test data and its outputs for the first of them, or why there are none.
+
+    dense: the dense network, which a task without labels compares it with.
+    """
     try:
-        return onnx_accuracy(onnx, test, transform, threads=threads), onnx_outputs(onnx, first, transform)
+        task = make_task(section)
+        return (
+            onnx_quality(onnx, test, task, dense=dense, threads=threads),
+            onnx_outputs(onnx, test.first(CHECKED_INPUTS)),
+        )
     except Exception as error:  # noqa: BLE001 - one network's failure is recorded, the others are reported
         return failure(error)
 
@@ -109,14 +118,14 @@ def on_test(
 def report(
     networks: Sequence[Trained],
     graph: ChannelGraph,
-    test: Split,
-    transform: Transform,
+    test: Samples,
+    section: TaskSection,
     store: ArtifactStore,
     workers: Workers,
     *,
     threads: int,
 ) -> tuple[list[FrontRow], dict[str, Failure]]:
-    """Scores each network's ONNX file on the test images and publishes it again with that measurement.
+    """Scores each network's ONNX file on the test data and publishes it again with that measurement.
 
     The set of rows is given: nothing is selected by a test figure. A row that turns out dominated on the test figures
     stays, and says so. Returns the rows, fastest first, and by name the networks that could not be fetched, run or
@@ -133,7 +142,9 @@ def report(
             except PrunefrontError as error:
                 failures[network.name] = failure(error)
         files = [(folder / "model.onnx").read_bytes() for folder in folders.values()]
-        found = dict(zip(folders, workers.each(on_test, files, (test, transform, threads)), strict=True))
+        task = make_task(section)
+        dense = None if task.labels else files[[*folders].index(DENSE)] if DENSE in folders else None
+        found = dict(zip(folders, workers.each(on_test, files, (test, section, dense, threads)), strict=True))
         rows, logits = {}, {}
         for network in networks:
             if network.name not in found:
@@ -142,9 +153,9 @@ def report(
             if isinstance(tested, Failure):
                 failures[network.name] = tested
                 continue
-            accuracy, logits[network.name] = tested
+            qualities, logits[network.name] = tested
             latency = json.loads((folders[network.name] / "measurement.json").read_text())["latency"]
-            rows[network.name] = _row(network, graph, accuracy, latency)
+            rows[network.name] = _row(network, graph, task.quality, qualities, latency)
         published = []
         for name, row in _mark(rows).items():
             try:
@@ -156,14 +167,22 @@ def report(
         return sorted(published, key=lambda row: (row.latency_ms, row.key)), failures
 
 
-def _row(network: Trained, graph: ChannelGraph, accuracy: Accuracy, latency: Mapping[str, float]) -> FrontRow:
+def _row(
+    network: Trained,
+    graph: ChannelGraph,
+    metric: Metric,
+    qualities: Mapping[str, Estimate],
+    latency: Mapping[str, float],
+) -> FrontRow:
+    found = qualities[metric.name]
     price = cost(graph, network.job.plan)
     return FrontRow(
         key=network.name,
-        accuracy=accuracy.value,
-        accuracy_low=accuracy.low,
-        accuracy_high=accuracy.high,
-        images=accuracy.images,
+        quality=found.value,
+        quality_low=found.low,
+        quality_high=found.high,
+        images=found.samples,
+        metric=metric,
         latency_ms=latency["ms"],
         latency_ratio=latency["ratio"],
         latency_ratio_low=latency["ratio_low"],
@@ -173,7 +192,7 @@ def _row(network: Trained, graph: ChannelGraph, accuracy: Accuracy, latency: Map
         macs=price.macs,
         params=price.params,
         achieved={name: round(ratio, 6) for name, ratio in network.job.plan.achieved_ratios().items()},
-        validation_accuracy=network.measurement["accuracy"],
+        validation_quality=network.measurement[metric.name],
         origin=network.job.candidate.origin,
         control=network.job.control,
         of=network.job.of,
@@ -186,17 +205,22 @@ def _mark(rows: Mapping[str, FrontRow]) -> dict[str, FrontRow]:
     """Says of each row whether another one dominates it on the test figures, beyond their noise."""
     if not rows:
         return {}
+    metric = next(iter(rows.values())).metric
     measurements = [
         Measurement(
-            {o.name: float(getattr(row, o.name)) for o in FRONT_OBJECTIVES},
             {
-                "accuracy": (row.accuracy_high - row.accuracy_low) / 2,
+                metric.name: row.quality,
+                "latency_ratio": row.latency_ratio,
+                "size_bytes": float(row.size_bytes),
+            },
+            {
+                metric.name: (row.quality_high - row.quality_low) / 2,
                 "latency_ratio": (row.latency_ratio_high - row.latency_ratio_low) / 2,
             },
         )
         for row in rows.values()
     ]
-    pairs = [minimised(m, FRONT_OBJECTIVES) for m in measurements]
+    pairs = [minimised(m, front_objectives(metric)) for m in measurements]
     beats = dominance(np.stack([v for v, _ in pairs]), np.stack([n for _, n in pairs]))
     return {
         name: replace(row, on_test_front=not bool(beats[:, i].any()))

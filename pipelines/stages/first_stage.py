@@ -30,7 +30,7 @@ from prunefront.pipelines.workers.inheritance import Inheritance
 from prunefront.pipelines.workers.workers import Scoring, Workers
 from prunefront.pruners.graph.pruning_plan import DENSE, PruningPlan, Scores
 from prunefront.search.outcomes.front import ParetoFront, reference_point
-from prunefront.search.outcomes.measurement import Measurement, Outcome
+from prunefront.search.outcomes.measurement import ACCURACY, Measurement, Outcome, quality_of
 from prunefront.search.outcomes.stall import recent_gain, stalled
 from prunefront.search.prediction.sensitivity import is_probe
 from prunefront.search.searchers import searchers
@@ -161,7 +161,12 @@ class FirstStage:
     def _know_dense(self, dense: Measurement) -> None:
         study = self._study
         self._reference = dict(reference_point(self._task.objectives, dense))
-        if line := above_dense(study.goal.constraints, dense, study.training.epochs):
+        if line := above_dense(
+            study.goal.constraints,
+            dense,
+            study.training.epochs,
+            quality_of(self._task.objectives) or ACCURACY,
+        ):
             self._session.display.say(line)
 
     def _report_progress(self, recalled: bool) -> None:

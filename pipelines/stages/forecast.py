@@ -28,6 +28,7 @@ from prunefront.pipelines.stages.latency_table import (
     device,
     digest,
     empty_table,
+    image_shape,
     measure,
     progress,
     read,
@@ -235,7 +236,8 @@ class TimingWorker:
         """Times a network; see `PointTimer.time`."""
         if self._timer is None:
             bench = self._bench.on_this_machine()
-            network = Subject(bench.dense_model().cpu(), bench.graph, bench.dense_onnx, bench.input_shape)
+            shape = image_shape(bench.input_shape)
+            network = Subject(bench.dense_model().cpu(), bench.graph, bench.dense_onnx, shape)
             self._timer = PointTimer(network, bench.measure, bench.target)
             self._timer.time({})
         return self._timer.time(kept)

@@ -23,7 +23,7 @@ from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.connect import check_address, connect
 from prunefront.pipelines.config.sections import ClusterSection, DataSection, MeasureSection, SpaceSection
-from prunefront.pipelines.data import load as load_data
+from prunefront.pipelines.data import open_data
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.formats.onnx_cut import cut, same_as_exported
 from prunefront.pipelines.formats.onnx_export import export
@@ -35,7 +35,7 @@ from prunefront.pipelines.measure.target import Target
 from prunefront.pipelines.measure.timing_lock import exclusive, shared
 from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.checks import NamingSections, check_names
-from prunefront.pipelines.prepare.network import trace_model
+from prunefront.pipelines.prepare.network import example_input, trace_model
 from prunefront.pruners.cut.surgery import apply
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.pruning_plan import PruningPlan
@@ -306,11 +306,12 @@ def subject(study: TableSections) -> Subject:
     Raises PrunefrontError for all that would stop a search before its first candidate.
     """
     check_names(study)
-    splits = load_data(study.data)
-    _, channels, height, width = splits.train.images.shape
-    shape = (channels, height, width)
+    splits = open_data(study.data)
+    shape = image_shape(splits.input_shape)
     model = build(study.model, classes=splits.classes, input_shape=shape, seed=study.seed)
-    graph = trace_model(model, study.model.factory, study.space, study.quantisation, shape)
+    graph = trace_model(
+        model, study.model.factory, study.space, study.quantisation, example_input(model, splits, 2)
+    )
     generator = torch.Generator().manual_seed(study.seed)
     with torch.no_grad():
         for tensor in model.state_dict().values():
@@ -376,6 +377,16 @@ class PointTimer:
         if self.cuts:
             return cut(self._network.onnx_file, self._network.graph, aim)
         return exported(model, self._network.input_shape)
+
+
+def image_shape(shape: Sequence[int] | None) -> tuple[int, int, int]:
+    """Returns (c, h, w). Raises PrunefrontError for data that are no images of one size."""
+    if shape is None or len(shape) != 3:
+        raise PrunefrontError(
+            "latency is predicted for networks that take images of one size; take latency off goal.objectives and "
+            "goal.constraints: every trained network is timed all the same"
+        )
+    return shape[0], shape[1], shape[2]
 
 
 def exported(model: nn.Module, input_shape: Sequence[int]) -> bytes:

@@ -17,6 +17,7 @@ from prunefront.pipelines.config.sections import (
 )
 from prunefront.pipelines.journal.journal import JournalError, write_json
 from prunefront.pipelines.journal.layout import BOUNDS, CORRECTED_TABLE
+from prunefront.pipelines.journal.metrics import quality_in
 from prunefront.pipelines.prepare.network import Network, planned_by
 from prunefront.pipelines.stages.controls import control_job, spread
 from prunefront.pipelines.stages.final import Trained, chosen, standing
@@ -33,7 +34,14 @@ from prunefront.pipelines.workers.workers import Training, Workers
 from prunefront.pruners.graph.pruning_plan import DENSE, PruningPlan, Scores
 from prunefront.search.outcomes.constraints import Bound, describe_violations, resolve
 from prunefront.search.outcomes.front import violation
-from prunefront.search.outcomes.measurement import Constraint, Failure, Outcome, outcome_from_json
+from prunefront.search.outcomes.measurement import (
+    Constraint,
+    Failure,
+    Measurement,
+    Outcome,
+    metrics_in,
+    outcome_from_json,
+)
 from prunefront.search.promotion.finetuned_candidates import promote
 from prunefront.search.promotion.halving import Rungs
 from prunefront.search.space.candidate import Candidate
@@ -70,7 +78,8 @@ def finetune(
             {k: m for k, m in screening.measured.items() if k != DENSE},
             study.training.candidates,
             cost="size_bytes" if min(study.quantisation.bits) < 32 else "macs",
-            chance=1.0 / network.splits.classes,
+            chance=network.chance,
+            metric=network.task.quality,
             constraints=bounds,
         )
         if bounds and not keys and study.training.candidates:
@@ -243,9 +252,8 @@ class Making:
         self._busy += reached.seconds
         self._record(session.journal.events[-1])
         self._finish(reached.name)
-        accuracy = reached.measurement["accuracy"]
         session.display.update(
-            len(self._finished), f"stopped at epoch {reached.epoch}, accuracy {accuracy:.3f}"
+            len(self._finished), f"stopped at epoch {reached.epoch}, {_told(reached.measurement)}"
         )
 
     def _on_trained(self, name: str, outcome: Outcome, result: dict[str, Any]) -> None:
@@ -313,7 +321,12 @@ def latest_artifacts(events: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 def _note(outcome: Outcome) -> str:
     if isinstance(outcome, Failure):
         return f"failed: {outcome.reason[:60]}"
-    return f"accuracy {outcome['accuracy']:.3f}, {outcome['latency_ratio']:.2f} × dense"
+    return f"{_told(outcome)}, {outcome['latency_ratio']:.2f} × dense"
+
+
+def _told(measurement: Measurement) -> str:
+    """Returns the task's metrics in a few words."""
+    return ", ".join(f"{name} {measurement[name]:.3f}" for name in metrics_in(measurement.values))
 
 
 def _trained(session: Session, jobs: Mapping[str, Job]) -> list[Trained]:
@@ -369,4 +382,4 @@ def choose(session: Session, bounds: Sequence[Bound], trained: Sequence[Trained]
         uri = session.store.uri
         found = standing(trained, bounds, limits, lambda artifact: artifact_uri(uri, artifact))
         write_json(session.path / BOUNDS, found)
-    return chosen(trained, limits)
+    return chosen(trained, limits, quality_in(session.journal.events))

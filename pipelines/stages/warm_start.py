@@ -20,6 +20,7 @@ from prunefront.pipelines.config.sections import (
     QuantisationSection,
     ScoringSection,
     SpaceSection,
+    TaskSection,
     TrainingSection,
 )
 from prunefront.pipelines.journal.evaluations import Evaluation, Evaluations
@@ -28,7 +29,16 @@ from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.store import ArtifactNotFound, ArtifactStore, put_json, read_json
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.search.outcomes.front import ParetoFront
-from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement, Objective, Outcome
+from prunefront.search.outcomes.measurement import (
+    ACCURACY,
+    COSTS,
+    Measurement,
+    Metric,
+    Objective,
+    Outcome,
+    metrics_in,
+    quality_of,
+)
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.search_space import SearchSpace
 
@@ -93,6 +103,7 @@ class ScoreSections:
     """The settings that the score of an architecture depends on."""
 
     seed: int
+    task: TaskSection
     data: DataSection
     space: SpaceSection
     quantisation: QuantisationSection
@@ -118,6 +129,8 @@ def conditions(study: ScoreSections, data: Mapping[str, str], precision: str) ->
         "training": study.training.model_dump(mode="json") if study.scoring.train_images else None,
         **({} if space.repair == "criterion" else {"repair": space.repair}),
     }
+    if study.task != TaskSection():  # as digests of versions before tasks have it
+        said["task"] = study.task.model_dump(mode="json")
     text = json.dumps(said, sort_keys=True, default=str)
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -196,10 +209,11 @@ def warm_start(
     Raises PrunefrontError for a study of another network.
     """
     check_network(earlier, signature)
+    metric = quality_of(objectives) or ACCURACY
     known: dict[str, Evaluation] = {}
     seeds: dict[str, Candidate] = {}
     for study in earlier:
-        fitting = [row for row in study.rows if _fits(row, space, realised)]
+        fitting = [row for row in study.rows if _fits(row, space, realised, metric)]
         counted = f"{len(fitting)} of its {len(study.rows)} scores"
         if study.signature == signature:
             for row in fitting:
@@ -232,10 +246,11 @@ def from_event(event: Mapping[str, Any]) -> WarmStart:
 
 
 def _scored(outcome: Outcome) -> Outcome:
-    """The outcome without predictions, which are of a study's own latency table."""
+    """The outcome's quality and costs, without predictions, which are of a study's own latency table."""
     if not isinstance(outcome, Measurement):
         return outcome
-    values, noise = ({k: v for k, v in d.items() if k in OBJECTIVES} for d in (outcome.values, outcome.noise))
+    names = {*metrics_in(outcome.values)[:1], *COSTS}
+    values, noise = ({k: v for k, v in d.items() if k in names} for d in (outcome.values, outcome.noise))
     return Measurement(values, noise)
 
 
@@ -246,16 +261,27 @@ def _check_texts(row: Evaluation) -> None:
         raise ValueError(f"origins must be printable text of at most {LONGEST_ORIGIN} characters")
 
 
-def _fits(row: Evaluation, space: SearchSpace, realised: Callable[[Candidate], str]) -> bool:
+def _possible(values: Mapping[str, float], metric: Metric) -> bool:
+    """Tells whether the value of the metric, where there is one, can be had."""
+    value = values.get(metric.name, 0.5)
+    if metric.scale == "share":
+        return value <= 1 and (value >= 0 or metric.chance == 0.0)
+    return value > 0 or metric.scale == "real"
+
+
+def _fits(row: Evaluation, space: SearchSpace, realised: Callable[[Candidate], str], metric: Metric) -> bool:
     """Tells whether a row holds a measurement of a network that this search could have asked for."""
     if not isinstance(row.outcome, Measurement):
         return False
     values, noise = row.outcome.values, row.outcome.noise
-    if any(type(v) not in (int, float) or v < 0 for v in (*values.values(), *noise.values())):
+    if any(type(v) not in (int, float) for v in (*values.values(), *noise.values())):
         return False
-    if not values.keys() >= {"accuracy", "macs", "params", "size_bytes"} or values["accuracy"] > 1:
+    costs = {name: v for name, v in values.items() if name in COSTS}
+    if any(v < 0 for v in (*costs.values(), *noise.values())) or not _possible(values, metric):
         return False
-    if not (noise.keys() <= values.keys() <= OBJECTIVES.keys()):
+    if not noise.keys() <= values.keys() <= {metric.name, *COSTS}:
+        return False
+    if not values.keys() >= {metric.name, "macs", "params", "size_bytes"}:
         return False
     try:
         return space.contains(row.candidate) and realised(row.candidate) == row.key

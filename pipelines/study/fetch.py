@@ -15,7 +15,12 @@ from prunefront.pipelines.study.find import exists, find, read_front
 
 
 def fetch_best(
-    source: str, under: Mapping[str, float], best: str, key: str | None, out: Path, endpoint_url: str | None
+    source: str,
+    under: Mapping[str, float],
+    best: str | None,
+    key: str | None,
+    out: Path,
+    endpoint_url: str | None,
 ) -> tuple[FrontRow | None, Path]:
     """Fetches one network into `out`; returns its row (None for a bare artifact URI) and the folder.
 

@@ -16,14 +16,16 @@ from prunefront.pipelines.events.display import format_duration
 from prunefront.pipelines.journal.evaluations import Evaluations, evaluations, no_evaluations_error
 from prunefront.pipelines.journal.journal import altered_file_error, read_events, read_json
 from prunefront.pipelines.journal.layout import JOURNAL, TIMING
+from prunefront.pipelines.journal.metrics import quality_in
 from prunefront.pipelines.prepare.knowledge import read_knowledge
-from prunefront.pipelines.prepare.problem import problem
+from prunefront.pipelines.prepare.problem import objectives, problem
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.pruning_plan import DENSE, PruningPlan, Scores
 from prunefront.pruners.plan.cost import cost
 from prunefront.pruners.plan.decide import plan
 from prunefront.search.outcomes.front import reference_point
-from prunefront.search.outcomes.measurement import Measurement, Outcome
+from prunefront.search.outcomes.measurement import ACCURACY, Measurement, Metric, Outcome, quality_of
+from prunefront.search.outcomes.utility import utility
 from prunefront.search.prediction.emulator import Emulator, Fit
 from prunefront.search.searchers import searchers
 from prunefront.search.simulator import Event, History, Step, Workers, progress, simulate
@@ -57,7 +59,7 @@ class SearcherRehearsal:
 class Rehearsal:
     """The result of `rehearse`. evaluations: number that the study had made, or taken over from earlier studies.
 
-    durations: the source of the seconds of a job, in words. fit: quality of the accuracy that is predicted for
+    durations: the source of the seconds of a job, in words. fit: quality of what is predicted for
     candidates which the study never scored. itself: evaluations -> the hypervolume that the study's own search had
     then; evaluations of earlier studies are in the hypervolume, and not in the count.
     """
@@ -84,12 +86,18 @@ class Replay:
     """The study's own evaluations, and predictions for candidates that it never scored.
 
     A recorded network has its recorded outcome and duration. For another one MACs, parameters and bytes are exact;
-    accuracy is the emulator's, with the interval that as many images would give; the duration is a recorded one, which
+    quality is the emulator's, with the interval that as many images would give; the duration is a recorded one, which
     the network's key picks.
     """
 
     def __init__(
-        self, config: StudyConfig, graph: ChannelGraph, scores: Scores, table: Evaluations, busy: float | None
+        self,
+        config: StudyConfig,
+        graph: ChannelGraph,
+        scores: Scores,
+        table: Evaluations,
+        busy: float | None,
+        metric: Metric = ACCURACY,
     ) -> None:
         """busy: seconds that workers spent on all evaluations, for a journal that lacks the time of each.
 
@@ -105,10 +113,16 @@ class Replay:
                 "`prunefront search` run until it has"
             )
         self.dense = measured[DENSE]
+        self._metric = metric
+        self._measured = [*measured.values()]
+        self._utility = utility(metric, [self.dense, *measured.values()])
         self._plans: dict[str, PruningPlan] = {}
         ratios = [self.plan(self.rows[key].candidate).achieved_ratios() for key in measured]
-        self.emulator = Emulator(ratios, [m["accuracy"] for m in measured.values()])
-        self._images = _count_images(list(measured.values()))
+        self.emulator = Emulator(
+            ratios,
+            [float(u) for u in self._utility.of(np.array([m[metric.name] for m in measured.values()]))],
+        )
+        self._images = _count_images(list(measured.values()), metric)
         self._seconds = [r.seconds for r in table.rows if r.seconds is not None and r.seconds > 0]
         if self._seconds:
             self.durations = f"recorded, {np.median(self._seconds):.2f} s at the median"
@@ -141,16 +155,24 @@ class Replay:
         if (row := self.rows.get(aim.key())) is not None:
             return row.outcome
         price = cost(self._graph, aim)
-        accuracy = float(self.emulator.predict([aim.achieved_ratios()])[0])
-        half = 1.96 * float(np.sqrt(accuracy * (1 - accuracy) / self._images)) if self._images else 0.0
+        name = self._metric.name
+        quality = float(self._utility.value(self.emulator.predict([aim.achieved_ratios()]))[0])
+        if self._metric.scale == "share":
+            half = (
+                1.96 * float(np.sqrt(max(quality * (1 - quality), 0.0) / self._images))
+                if self._images
+                else 0.0
+            )
+        else:
+            half = float(np.median([m.noise.get(name, 0.0) for m in self._measured]))
         return Measurement(
             {
-                "accuracy": accuracy,
+                name: quality,
                 "macs": float(price.macs),
                 "params": float(price.params),
                 "size_bytes": float(price.size_bytes),
             },
-            {"accuracy": half},
+            {name: half},
         )
 
     def seconds(self, candidate: Candidate) -> float:
@@ -161,12 +183,13 @@ class Replay:
         return self._seconds[int(key, 16) % len(self._seconds) if key != DENSE else 0]
 
 
-def _count_images(measured: Sequence[Measurement]) -> float:
+def _count_images(measured: Sequence[Measurement], metric: Metric) -> float:
     """Returns the number of images that the recorded intervals imply; 0 where there are no intervals."""
+    name = metric.name
     counts = [
-        1.96**2 * m["accuracy"] * (1 - m["accuracy"]) / m.noise["accuracy"] ** 2
+        1.96**2 * m[name] * (1 - m[name]) / m.noise[name] ** 2
         for m in measured
-        if m.noise.get("accuracy", 0.0) > 0 and 0.05 < m["accuracy"] < 0.95
+        if metric.scale == "share" and m.noise.get(name, 0.0) > 0 and 0.05 < m[name] < 0.95
     ]
     return float(np.median(counts)) if counts else 0.0
 
@@ -202,6 +225,7 @@ def load_evaluations(folder: Path, config: StudyConfig) -> tuple[Evaluations, Ch
         candidates=config.search.candidates,
         quantisation=config.quantisation,
         seed=config.seed,
+        goals=objectives(config.goal, quality_in(events)),
     )
     return table, graph, knowledge.scores, task
 
@@ -226,7 +250,8 @@ def rehearse(
     budget = config.search.candidates if candidates is None else candidates
     config = config.model_copy(update={"search": config.search.model_copy(update={"candidates": budget})})
     table, graph, scores, task = load_evaluations(folder, config)
-    replay = Replay(config, graph, scores, table, first_stage_seconds(folder))
+    metric = quality_of(task.objectives) or ACCURACY
+    replay = Replay(config, graph, scores, table, first_stage_seconds(folder), metric)
     reference = reference_point(task.objectives, replay.dense)
     events = tuple(Event(0.0, "told", r.key, r.candidate, r.outcome) for r in table.rows)
     steps = progress(events, task, reference)
@@ -333,7 +358,7 @@ def print_rehearsal(found: Rehearsal, console: Console) -> None:
     lines = (
         f"hypervolume after so many evaluations, mean ± standard deviation of {found.repeats} seeds; {found.workers} "
         f"workers; durations: {found.durations}",
-        f"accuracy of candidates that the study never scored is predicted from {fit.rows} of its "
+        f"quality of candidates that the study never scored is predicted from {fit.rows} of its "
         f"{found.evaluations} scores: "
         f"cross-validated error {100 * fit.error:.1f} points, bias {100 * fit.bias:+.1f}, rank correlation "
         f"{fit.rank_correlation:.2f}; its costs are exact",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.connect import check_address, check_metrics_port, cluster_address
-from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.config.sections import StudyConfig, TaskSection
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.fronts.page import write_html
 from prunefront.pipelines.fronts.row import FrontRow
@@ -17,11 +17,12 @@ from prunefront.pipelines.fronts.unfinished import FrontSections
 from prunefront.pipelines.fronts.unfinished_report import partial_front_on_failure, remove_partial_front
 from prunefront.pipelines.journal.journal import write_json
 from prunefront.pipelines.journal.layout import BOUNDS, FRONT, FRONT_PAGE, SPOOL, TIMING
+from prunefront.pipelines.journal.metrics import record_metrics
 from prunefront.pipelines.prepare.checks import NamingSections, check_names
 from prunefront.pipelines.prepare.knowledge import know
 from prunefront.pipelines.prepare.misfits import misfits
 from prunefront.pipelines.prepare.network import Network, NetworkSections, dense_network, fingerprint
-from prunefront.pipelines.prepare.problem import problem
+from prunefront.pipelines.prepare.problem import objectives, problem
 from prunefront.pipelines.prepare.workbench import BenchSections, make_bench
 from prunefront.pipelines.stages.final import Trained, report
 from prunefront.pipelines.stages.first_stage import FirstStage, FirstStageSections, warm_started
@@ -127,6 +128,7 @@ def _stages(
             network_digest(bench.weights, network.graph),
             conditions(config.part(ScoreSections), fingerprint(network.splits), bench.recipe.precision),
         )
+        record_metrics(session.journal, network.task.metrics)
         check_network(session.earlier, signature)  # before statistics and latencies are paid for
     workers = joined or join()
     timing.workers = workers.count
@@ -154,7 +156,8 @@ def _stages(
             candidates=config.search.candidates,
             quantisation=config.quantisation,
             seed=config.seed,
-            chance=1.0 / network.splits.classes,
+            chance=network.chance or 0.0,
+            goals=objectives(config.goal, network.task.quality),
         )
         _say_problem(session, config.model.factory, network, task)
         for line in misfits(network.graph, task.space, config.space, knowledge.facts, config.search.searcher):
@@ -185,7 +188,7 @@ def _stages(
     with timing.stage("control"):
         front += control(session, second, network, knowledge.scores, front, workers)
     with timing.stage("report"):
-        rows = _report(session, network, front, workers, threads=config.cluster.cpus_per_worker)
+        rows = _report(session, config.task, network, front, workers, threads=config.cluster.cpus_per_worker)
     write_json(
         config.path / TIMING,
         {"seconds": timing.seconds, "busy": timing.busy, "workers": timing.workers},
@@ -212,17 +215,26 @@ def _counted(task: Problem) -> str:
 
 
 def _report(
-    session: Session, network: Network, front: list[Trained], workers: Workers, *, threads: int
+    session: Session,
+    section: TaskSection,
+    network: Network,
+    front: list[Trained],
+    workers: Workers,
+    *,
+    threads: int,
 ) -> list[FrontRow]:
     """Last stage: the front on test images, as files, in MLflow and beside the artifacts."""
     folder = session.path
-    splits = network.splits
-    session.display.say(f"measuring {len(front)} networks on {len(splits.test):,} test images")
+    test = network.test
+    what = "images" if network.input_shape else "samples"
+    session.display.say(
+        f"measuring {len(front)} networks on {f'{test.count:,} ' if test.count else ''}test {what}"
+    )
     rows, failures = report(
         front,
         network.graph,
-        splits.test,
-        splits.transform,
+        test,
+        section,
         session.store,
         workers,
         threads=threads,
@@ -250,6 +262,7 @@ def _report(
 
 def next_steps(config: StudyConfig, study: Path, rows: list[FrontRow]) -> str:
     """Returns what to type after a search; its bound is one that the front can meet."""
+    metric = rows[0].metric
     fastest = min(row.latency_ratio for row in rows)
     bound = max(0.6, math.ceil(100 * fastest) / 100)
     file = shlex.quote(str(study))
@@ -257,7 +270,7 @@ def next_steps(config: StudyConfig, study: Path, rows: list[FrontRow]) -> str:
         (
             "next:",
             f"  prunefront ui {file}",
-            f"  prunefront fetch {file} --under latency_ratio={bound:g} --best accuracy -o best/",
+            f"  prunefront fetch {file} --under latency_ratio={bound:g} --best {metric.name} -o best/",
             "  prunefront verify best/",
             f"page: {config.path / FRONT_PAGE}",
         )

@@ -1,7 +1,6 @@
 """A candidate's life on a worker: surgery, recalibration, fine-tuning, measuring, publishing."""
 
 import hashlib
-import itertools
 import json
 import tempfile
 import time
@@ -14,24 +13,28 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.card import card
 from prunefront.pipelines.artifacts.publish import Artifact
-from prunefront.pipelines.data import Split, batches
+from prunefront.pipelines.data.samples import Samples, example_of, positional
 from prunefront.pipelines.formats import pt2_export
+from prunefront.pipelines.formats.example import forward, mapped
 from prunefront.pipelines.formats.int8 import check_int8, quantise_onnx
 from prunefront.pipelines.formats.onnx_export import check, export
 from prunefront.pipelines.formats.weights import unpack_weights
-from prunefront.pipelines.measure.accuracy import Accuracy, accuracy
 from prunefront.pipelines.measure.environment import environment
 from prunefront.pipelines.measure.latency import LatencyRecord, compare, runtimes
+from prunefront.pipelines.measure.quality import quality
 from prunefront.pipelines.measure.timing_lock import exclusive, shared
 from prunefront.pipelines.models import build
 from prunefront.pipelines.stores.open import open_store
+from prunefront.pipelines.tasks import Estimate, make_task
+from prunefront.pipelines.workers.calibration import calibration_batches
 from prunefront.pipelines.workers.inheritance import Parent
 from prunefront.pipelines.workers.publish import published
-from prunefront.pipelines.workers.train import Keep, Recipe, begin, carry_out, laid_out
+from prunefront.pipelines.workers.train import Keep, Recipe, begin, carry_out, laid_out, needs_teacher
 from prunefront.pipelines.workers.workbench import Job, Workbench
 from prunefront.pruners.bits.bit_width import with_float_inputs
 from prunefront.pruners.cut.inherit import inherit
@@ -66,20 +69,22 @@ class Evaluator:
     def __init__(self, bench: Workbench) -> None:
         self.bench = bench = bench.on_this_machine()
         self.dense = bench.dense_model()
-        recipe = bench.recipe
-        rng = np.random.default_rng([bench.seed, 1])
-        stream = batches(
-            bench.data.train,
-            bench.data.transform,
-            CALIBRATION_BATCH,
-            augment=rng,
-            shuffle=rng,
-            device=bench.device,
-            channels_last=recipe.channels_last,
-        )
+        self.task = make_task(bench.task)
         # drawn and augmented once: every candidate's statistics come from the same images
-        self._calibration = list(itertools.islice(stream, -(-bench.calibration_images // CALIBRATION_BATCH)))
-        self._validation = _first(bench.data.validation, bench.validation_limit)
+        self._calibration = calibration_batches(
+            self.dense,
+            self.task,
+            bench.data,
+            np.random.default_rng([bench.seed, 1]),
+            images=bench.calibration_images,
+            size=CALIBRATION_BATCH,
+            device=bench.device,
+            channels_last=bench.recipe.channels_last,
+        )
+        validation = bench.data.part("validation")
+        self._validation = (
+            validation if bench.validation_limit is None else validation.first(bench.validation_limit)
+        )
         self._repaired = _repaired(bench)
         self.timing_seconds = 0.0
         """Seconds that the last latency measurement took, without the wait for its slot."""
@@ -90,7 +95,7 @@ class Evaluator:
             return self._prune(plan)
 
     def score(self, plan: PruningPlan) -> Measurement:
-        """Returns the first score of a candidate, without training: validation accuracy and exact costs."""
+        """Returns the first score of a candidate, without training: quality on validation data and exact costs."""
         with shared():
             return self._measure(self._prune(plan), plan, self._validation)
 
@@ -115,14 +120,20 @@ class Evaluator:
                 bench.data,
                 recipe,
                 self._calibration,
+                task=self.task,
                 steps=-(-bench.train_images // recipe.batch_size),
                 # inherited weights belong to no single network, so there are no outputs to fit to
                 repaired=self._repaired if start is None else "none",
             )
             run.cut(statistics=False)
-        teacher = self.dense if recipe.distill > 0 else None
         trained = carry_out(
-            run, [Phase(run.steps_left)], bench.data, recipe, teacher=teacher, yield_point=shared
+            run,
+            [Phase(run.steps_left)],
+            bench.data,
+            recipe,
+            task=self.task,
+            teacher=self._teacher(recipe),
+            yield_point=shared,
         )
         for _ in trained:  # epochs that fall within it are not looked at
             pass
@@ -164,16 +175,24 @@ class Evaluator:
                 bench.data,
                 recipe,
                 self._calibration,
+                task=self.task,
                 repaired=self._repaired,
             )
         # a network from which nothing goes is the control of further training, and nothing else
         procedure, options = ("one_shot", {}) if job.plan.key() == DENSE else (bench.procedure, bench.options)
         phases = procedures[procedure](run, **options)
-        teacher = self.dense if recipe.distill > 0 else None
         if not procedures[procedure].resumes:
             keep = snapshot = None
         epochs = carry_out(
-            run, phases, bench.data, recipe, teacher=teacher, yield_point=shared, keep=keep, snapshot=snapshot
+            run,
+            phases,
+            bench.data,
+            recipe,
+            task=self.task,
+            teacher=self._teacher(recipe),
+            yield_point=shared,
+            keep=keep,
+            snapshot=snapshot,
         )
         yield from self._progress(epochs, lambda: (run.model, run.plan(), run.at_goal), recipe)
         return run.model, run.plan()
@@ -189,9 +208,21 @@ class Evaluator:
             model = cut(whole, bench.graph, job.plan)
             # its channels are those of the plan; what that does to blocks and within layers comes before training
             rest = replace(bench.graph, groups=())
-            run = begin(model, rest, without_channels(job.plan), bench.data, recipe, self._calibration)
+            run = begin(
+                model, rest, without_channels(job.plan), bench.data, recipe, self._calibration, task=self.task
+            )
         phases = [Phase(run.steps)]
-        epochs = carry_out(run, phases, bench.data, recipe, yield_point=shared, keep=keep, snapshot=snapshot)
+        epochs = carry_out(
+            run,
+            phases,
+            bench.data,
+            recipe,
+            task=self.task,
+            teacher=self._teacher(recipe),
+            yield_point=shared,
+            keep=keep,
+            snapshot=snapshot,
+        )
         yield from self._progress(epochs, lambda: (run.model, job.plan, True), recipe)
         return run.model, job.plan
 
@@ -208,16 +239,25 @@ class Evaluator:
                 yield Progress(report.epoch, self.measure(model, plan), whole)
 
     def measure(self, model: nn.Module, plan: PruningPlan) -> Measurement:
-        """Returns accuracy on all validation images, and exact costs."""
+        """Returns the task's metrics on all validation data, and exact costs."""
         with shared():
-            return self._measure(model, plan, self.bench.data.validation)
+            return self._measure(model, plan, self.bench.data.part("validation"))
 
-    def _accuracy(self, model: nn.Module, split: Split) -> Accuracy:
+    def seen(self, measured: Measurement) -> float:
+        """Returns the quality of a measurement, more = better."""
+        metric = self.task.quality
+        return metric.sign * measured[metric.name]
+
+    def _teacher(self, recipe: Recipe) -> nn.Module | None:
+        return self.dense if needs_teacher(self.task, recipe) else None
+
+    def _quality(self, model: nn.Module, samples: Samples) -> Mapping[str, Estimate]:
         recipe = self.bench.recipe
-        return accuracy(
+        return quality(
             model,
-            split,
-            self.bench.data.transform,
+            samples,
+            self.task,
+            teacher=self.dense,
             precision=recipe.precision,
             channels_last=recipe.channels_last,
         )
@@ -283,7 +323,7 @@ class Evaluator:
         pack_network(model, self.bench.graph, plan, folder / WEIGHTS, entropy=self.bench.artifacts.huffman)
         again = load_network_from(self.bench, plan, folder / WEIGHTS)
         with torch.no_grad():
-            if not torch.equal(again(example), model(example)):
+            if not _equal(forward(again, example), forward(model, example)):
                 raise PrunefrontError("the network read back from its file does not compute what was trained")
 
     def _prune(self, plan: PruningPlan) -> nn.Module:
@@ -303,7 +343,7 @@ class Evaluator:
         example = self._images(section.batch_size)
         if target is not None:
             start = time.perf_counter()
-            timed = target.time(onnx.read_bytes(), example.numpy())
+            timed = target.time(onnx.read_bytes(), mapped(lambda t: t.numpy(), example))
             self.timing_seconds = time.perf_counter() - start
             return timed
         make = runtimes[section.runtime]
@@ -319,23 +359,20 @@ class Evaluator:
                 self.timing_seconds = time.perf_counter() - start
         return LatencyRecord(latency, environment(section))
 
-    def _images(self, count: int) -> Tensor:
-        validation = self.bench.data.validation
-        chosen = np.arange(count) % len(validation)
-        split = Split(validation.images[chosen], validation.labels[chosen])
-        return next(iter(batches(split, self.bench.data.transform, count)))[0]
+    def _images(self, count: int) -> Any:
+        return positional(self.dense, example_of(self.bench.data.part("validation"), count))
 
-    def _measure(self, model: nn.Module, plan: PruningPlan, split: Split) -> Measurement:
-        got = self._accuracy(model, split)
+    def _measure(self, model: nn.Module, plan: PruningPlan, samples: Samples) -> Measurement:
+        got = self._quality(model, samples)
         price = cost(self.bench.graph, plan)
         return Measurement(
             {
-                "accuracy": got.value,
+                **{name: estimate.value for name, estimate in got.items()},
                 "macs": float(price.macs),
                 "params": float(price.params),
                 "size_bytes": float(price.size_bytes),
             },
-            {"accuracy": (got.high - got.low) / 2},
+            {name: estimate.noise for name, estimate in got.items()},
         )
 
 
@@ -376,7 +413,7 @@ def describe(bench: Workbench, plan: PruningPlan, weights: Path) -> dict[str, An
         **bench.description,
         "study": bench.study,
         "classes": bench.classes,
-        "input_shape": list(bench.input_shape),
+        "input_shape": None if bench.input_shape is None else list(bench.input_shape),
         **plan_document(bench.graph, plan),
         "onnx": "int8" if integers(plan) else "float32",
         "shapes": stored_shapes(weights),
@@ -392,8 +429,11 @@ def stored_shapes(weights: Path) -> dict[str, list[int]]:
         return {name: list(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
 
 
-def _first(split: Split, limit: int | None) -> Split:
-    return split if limit is None else Split(split.images[:limit], split.labels[:limit])
+def _equal(mine: Any, theirs: Any) -> bool:
+    a, b = _pytree.tree_leaves(mine), _pytree.tree_leaves(theirs)
+    return len(a) == len(b) and all(
+        torch.equal(x, y) if isinstance(x, Tensor) else x == y for x, y in zip(a, b, strict=True)
+    )
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:

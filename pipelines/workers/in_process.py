@@ -11,6 +11,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import ClusterSection, MeasureSection
 from prunefront.pipelines.journal.layout import CHECKPOINTS
 from prunefront.pipelines.stores.spool import Refuge
+from prunefront.pipelines.tasks import make_task
 from prunefront.pipelines.workers.checkpoints import Folder
 from prunefront.pipelines.workers.inheritance import Inheritance, Parent
 from prunefront.pipelines.workers.judge import OUTCOME, Judge, OnRung
@@ -105,7 +106,8 @@ class LocalWorkers:
 
     def gather(self, bench: Workbench, batches: Sequence[Batch], needs: Set[str]) -> Statistics:
         here = bench.on_this_machine()
-        return collect(here.dense_model(), bench.graph, on_device(batches, here.device), needs)
+        loss = make_task(bench.task).loss
+        return collect(here.dense_model(), bench.graph, on_device(batches, here.device), needs, loss)
 
     def equip(self, bench: Workbench) -> None:
         self._bench = bench

@@ -11,11 +11,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.data import SearchData, batches
+from prunefront.pipelines.data.samples import DataSet, Inputs, laid_out_inputs, map_tensors, positional
+from prunefront.pipelines.measure.quality import targets_of
+from prunefront.pipelines.tasks import CLASSIFICATION, Task, TaskError
 from prunefront.pruners.cut.refit import Refit
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.pruning_plan import PruningPlan
@@ -43,7 +44,8 @@ class Recipe:
 
     learning_rate: its peak. weight_decay: on weights of convolutions and linear layers only, not on biases and
     batch norm.
-    distill: share of the teacher's soft targets in the loss, 0 = labels only; temperature: how soft.
+    distill: share of the teacher's soft targets in the loss, 0 = labels only; temperature: how soft. A task that has no
+    soft targets, or no labels, has one loss alone.
     warmup: share of all steps in which the learning rate rises linearly to its peak.
     """
 
@@ -65,9 +67,10 @@ NO_GRAPH = ChannelGraph((), (), (), {}, ())
 
 def train(
     model: nn.Module,
-    data: SearchData,
+    data: DataSet,
     recipe: Recipe,
     *,
+    task: Task = CLASSIFICATION,
     teacher: nn.Module | None = None,
     yield_point: YieldPoint | None = None,
 ) -> Iterator[EpochReport]:
@@ -77,18 +80,21 @@ def train(
     left alone. yield_point: entered around each step, so that a measurement can have the machine to itself.
     Raises Diverged at the first loss that is not finite, and PrunefrontError for distillation without a teacher.
     """
-    run = begin(model, NO_GRAPH, PruningPlan(()), data, recipe)
-    return carry_out(run, [Phase(run.steps)], data, recipe, teacher=teacher, yield_point=yield_point)
+    run = begin(model, NO_GRAPH, PruningPlan(()), data, recipe, task=task)
+    return carry_out(
+        run, [Phase(run.steps)], data, recipe, task=task, teacher=teacher, yield_point=yield_point
+    )
 
 
 def begin(
     model: nn.Module,
     graph: ChannelGraph,
     goal: PruningPlan,
-    data: SearchData,
+    data: DataSet,
     recipe: Recipe,
     calibration: Sequence[Batch] = (),
     *,
+    task: Task = CLASSIFICATION,
     steps: int | None = None,
     repaired: Refit | Literal["criterion", "none"] = "criterion",
 ) -> Run:
@@ -96,7 +102,7 @@ def begin(
 
     steps: mini-batches to spend; None = those of the recipe's epochs. repaired: as in `Run`.
     """
-    per_epoch = _steps(len(data.train), recipe.batch_size)
+    per_epoch = _steps(_count(data), recipe.batch_size)
 
     def optimizer(network: nn.Module) -> torch.optim.SGD:
         laid_out(network, _memory_format(recipe))  # a cut may have undone it
@@ -110,6 +116,7 @@ def begin(
         per_epoch=per_epoch,
         optimizer=optimizer,
         calibration=calibration,
+        loss=task.loss,
         seed=recipe.seed,
         repaired=repaired,
     )
@@ -118,9 +125,10 @@ def begin(
 def carry_out(
     run: Run,
     phases: Iterable[Phase],
-    data: SearchData,
+    data: DataSet,
     recipe: Recipe,
     *,
+    task: Task = CLASSIFICATION,
     teacher: nn.Module | None = None,
     yield_point: YieldPoint | None = None,
     keep: Keep | None = None,
@@ -133,14 +141,12 @@ def carry_out(
     if recipe.distill > 0 and teacher is None:
         raise PrunefrontError(f"distill = {recipe.distill} needs a teacher; give one, or set distill = 0")
     frozen = None
-    if teacher is not None and recipe.distill > 0:
+    if teacher is not None and needs_teacher(task, recipe):
         frozen = laid_out(_frozen_copy(teacher), _memory_format(recipe))
     device = next(run.model.parameters()).device
 
     def backward(model: nn.Module, batch: Batch, step: int) -> float:
-        images, labels = batch
-        assert isinstance(images, Tensor)
-        return _backward(model, frozen, images, labels, recipe, run.per_epoch + step)
+        return _backward(model, frozen, batch, recipe, task, run.per_epoch + step)
 
     generator = np.random.default_rng(recipe.seed)
     if snapshot is not None:
@@ -157,7 +163,7 @@ def carry_out(
         yield from fit(
             run,
             iter(phases),
-            _stream(data, recipe, device, generator),
+            _stream(run.model, data, recipe, device, generator),
             backward,
             learning_rate=recipe.learning_rate,
             schedule=lambda done: schedule(done, recipe.warmup),
@@ -171,20 +177,35 @@ def carry_out(
 
 
 def _stream(
-    data: SearchData, recipe: Recipe, device: torch.device, generator: np.random.Generator
+    model: nn.Module, data: DataSet, recipe: Recipe, device: torch.device, generator: np.random.Generator
 ) -> Iterator[Batch]:
-    """Training batches without end, every image once in each pass; between passes the generator is all that counts."""
+    """Training batches without end, every image once in each pass; between passes the generator is all that counts.
+
+    model: says at which place each input goes. Raises TaskError where a pass gives no batch.
+    """
+    part = data.part("train")
     while True:
-        yield from batches(
-            data.train,
-            data.transform,
-            recipe.batch_size,
-            augment=generator,
-            shuffle=generator,
-            device=device,
-            channels_last=recipe.channels_last,
-            smallest=2,
+        empty = True
+        for batch in part.batches(recipe.batch_size, rng=generator, device=device, smallest=2):
+            empty = False
+            yield positional(model, laid_out_inputs(batch.inputs, recipe.channels_last)), batch.targets
+        if empty:
+            raise TaskError("the training data gave no batch")
+
+
+def _count(data: DataSet) -> int:
+    """Returns the number of training samples. Raises TaskError where the data do not say."""
+    count = data.part("train").count
+    if not count:
+        raise TaskError(
+            "the training data do not say how many samples a pass has, and epochs are counted in them"
         )
+    return count
+
+
+def needs_teacher(task: Task, recipe: Recipe) -> bool:
+    """Tells whether training asks for the dense network's outputs."""
+    return recipe.distill > 0 or not task.labels
 
 
 def laid_out(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
@@ -201,18 +222,6 @@ def schedule(done: float, warmup: float) -> float:
     if done < warmup:
         return (done + 1e-3) / (warmup + 1e-3)
     return 0.5 * (1.0 + math.cos(math.pi * (done - warmup) / (1.0 - warmup)))
-
-
-def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, share: float, t: float) -> Tensor:
-    """(1 - share)·CE(student, labels) + share·T²·KL(teacher/T ‖ student/T) (Hinton et al. 2015, 1503.02531).
-
-    student, teacher: logits (b, classes). T² keeps the soft part's gradients as large as the hard part's.
-    """
-    hard = F.cross_entropy(student, labels)
-    soft = F.kl_div(
-        F.log_softmax(student / t, 1), F.log_softmax(teacher / t, 1), reduction="batchmean", log_target=True
-    )
-    return (1.0 - share) * hard + share * t * t * soft
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +244,9 @@ class PrecisionChoice:
 
 def faster_precision(
     model: nn.Module,
-    data: SearchData,
+    data: DataSet,
     *,
+    task: Task = CLASSIFICATION,
     batch_size: int = 128,
     teacher: nn.Module | None = None,
     rounds: int = 3,
@@ -248,7 +258,7 @@ def faster_precision(
     """
     pause = yield_point or nullcontext
     settings: tuple[tuple[Precision, bool], ...] = (("float32", False), ("bfloat16", True))
-    runs = [_stepper(model, teacher, data, batch_size, *setting) for setting in settings]
+    runs = [_stepper(model, teacher, data, task, batch_size, *setting) for setting in settings]
     seconds: list[list[float]] = [[] for _ in settings]
     for round_ in range(rounds + 1):
         for step, times in zip(runs, seconds, strict=True):
@@ -257,7 +267,7 @@ def faster_precision(
                 step()
                 if round_:
                     times.append(time.perf_counter() - started)
-    count = min(batch_size, len(data.train))
+    count = min(batch_size, _count(data))
     speeds = tuple(Speed(*s, count / median(times)) for s, times in zip(settings, seconds, strict=True))
     plain, short = speeds
     best = short if short.images_per_second >= GAIN_NEEDED * plain.images_per_second else plain
@@ -267,7 +277,8 @@ def faster_precision(
 def _stepper(
     model: nn.Module,
     teacher: nn.Module | None,
-    data: SearchData,
+    data: DataSet,
+    task: Task,
     batch_size: int,
     precision: Precision,
     channels_last: bool,
@@ -286,50 +297,69 @@ def _stepper(
     )
     optimizer = _sgd(student, recipe)
     device = next(student.parameters()).device
-    images, labels = next(
-        batches(data.train, data.transform, batch_size, device=device, channels_last=channels_last)
-    )
-    return lambda: _step(student, frozen, optimizer, images, labels, recipe)
+    first = next(iter(data.part("train").batches(batch_size, device=device)))
+    batch = positional(student, laid_out_inputs(first.inputs, channels_last)), first.targets
+    return lambda: _step(student, frozen, optimizer, batch, recipe, task)
 
 
 def _step(
     model: nn.Module,
     teacher: nn.Module | None,
     optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
+    batch: Batch,
     recipe: Recipe,
+    task: Task,
 ) -> None:
     optimizer.zero_grad()
-    _backward(model, teacher, images, labels, recipe, 0)
+    _backward(model, teacher, batch, recipe, task, 0)
     optimizer.step()
 
 
 def _backward(
-    model: nn.Module, teacher: nn.Module | None, images: Tensor, labels: Tensor, recipe: Recipe, number: int
+    model: nn.Module, teacher: nn.Module | None, batch: Batch, recipe: Recipe, task: Task, number: int
 ) -> float:
-    """Forward and, where the loss is finite, backward; the loss."""
-    autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
+    """Forward and, where the loss is finite, backward; the loss. Raises TaskError for a loss that is no scalar."""
+    inputs = Inputs(batch[0] if isinstance(batch[0], tuple) else (batch[0],))
+    device = next(model.parameters()).device
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
     # dropout draws from torch's global generator: seeded for the step, and put back
-    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed((recipe.seed << 32) + number)
         with autocast:
-            outputs = model(images)
-            targets = None if teacher is None else _outputs(teacher, images)
-    if targets is None:
-        loss = F.cross_entropy(outputs.float(), labels)
-    else:
-        loss = distillation_loss(outputs.float(), targets, labels, recipe.distill, recipe.temperature)
+            outputs = _floats(inputs.call(model))
+            with torch.no_grad():
+                soft = None if teacher is None else _floats(inputs.call(teacher))
+    loss = _loss(task, recipe, outputs, batch[1], soft)
     value = loss.item()
     if math.isfinite(value):
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return value
 
 
-@torch.no_grad()
-def _outputs(model: nn.Module, images: Tensor) -> Tensor:
-    outputs: Tensor = model(images)
-    return outputs.float()
+def _loss(task: Task, recipe: Recipe, outputs: object, targets: object, soft: object) -> Tensor:
+    """(1 - share)·loss + share·loss against the dense network's soft outputs, where the task has both."""
+    if not task.labels:
+        return scalar(task, task.loss(outputs, soft))
+    hard = scalar(task, task.loss(outputs, targets_of(task, targets, None, lambda model: None)))
+    share = recipe.distill
+    if soft is None or share == 0:
+        return hard
+    distilled = task.distil(outputs, soft, recipe.temperature)
+    return hard if distilled is None else (1.0 - share) * hard + share * scalar(task, distilled)
+
+
+def scalar(task: Task, loss: object) -> Tensor:
+    """Returns a task's loss. Raises TaskError for one that is no scalar tensor."""
+    if not isinstance(loss, Tensor) or loss.ndim:
+        shape = f"in shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"as a {type(loss).__name__}"
+        raise TaskError(
+            f"the loss of {type(task).__name__} came {shape}; it must be a scalar tensor, the mean"
+        )
+    return loss
+
+
+def _floats(outputs: object) -> object:
+    return map_tensors(lambda t: t.float() if t.is_floating_point() else t, outputs)
 
 
 def _frozen_copy(teacher: nn.Module) -> nn.Module:

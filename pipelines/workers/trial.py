@@ -31,6 +31,9 @@ RESUMED = "resumed"
 """Key of a trial's last result: the step of its training that it went on from, where another worker had begun it."""
 
 
+QUALITY = "quality"
+"""Key of a result: the quality, more = better, for whoever watches the trials."""
+
 COSTS = ("epoch_seconds", "latency_seconds", "artifact_bytes")
 """Keys of a trial's last result: seconds of an epoch and of the latency measurement, bytes of the artifact."""
 
@@ -103,7 +106,7 @@ class Trial:
     def step(self) -> dict[str, Any]:
         """Trains an epoch, or measures and publishes after the last one.
 
-        Returns the accuracy so far and the seconds spent; the last result has OUTCOME. Whatever goes wrong with the
+        Returns the quality so far and the seconds spent; the last result has OUTCOME. Whatever goes wrong with the
         network is its outcome, too.
         """
         start = time.perf_counter()
@@ -127,7 +130,7 @@ class Trial:
                     model, plan = made.value
                     break
                 report: dict[str, Any] = {
-                    "accuracy": progress.measurement["accuracy"],
+                    QUALITY: self._evaluator.seen(progress.measurement),
                     EPOCH: progress.epochs,
                 }
                 if progress.whole and job.compared:
@@ -140,7 +143,7 @@ class Trial:
             OUTCOME: json.dumps(measured.to_json()),
             "artifact": artifact.uri,
             MEASURED_ON: json.dumps(machine_fields(where)),
-            "accuracy": measured["accuracy"],
+            QUALITY: self._evaluator.seen(measured),
             "epochs": job.epochs,
             **({RESUMED: self._resumed} if self._resumed else {}),
             **({"epoch_seconds": round(trained / job.epochs, 3)} if job.epochs and not self._resumed else {}),
@@ -169,4 +172,4 @@ def outcome_of(result: Mapping[str, Any]) -> Outcome:
 
 
 def _failed(reason: Failure) -> dict[str, Any]:
-    return {OUTCOME: json.dumps(reason.to_json()), "accuracy": 0.0}
+    return {OUTCOME: json.dumps(reason.to_json()), QUALITY: 0.0}

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import ArtifactSection, MeasureSection, ModelSection
-from prunefront.pipelines.data import SearchData
+from prunefront.pipelines.config.sections import ArtifactSection, MeasureSection, ModelSection, TaskSection
+from prunefront.pipelines.data import Parts, SearchData
+from prunefront.pipelines.data.samples import map_tensors
 from prunefront.pipelines.measure.target import Target
 from prunefront.pipelines.models import build
 from prunefront.pipelines.stores.spool import Refuge
@@ -19,8 +20,11 @@ from prunefront.pipelines.workers.train import Recipe
 from prunefront.pruners.controls import Start
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.pruning_plan import PruningPlan
-from prunefront.pruners.statistics import Batch, Inputs
+from prunefront.pruners.statistics import Batch
 from prunefront.search.space.candidate import Candidate
+
+DEFAULT_TASK = TaskSection()
+"""Section of a study that names no task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,8 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Workbench:
-    """Names, numbers and arrays, no module: each worker builds the network from its factory. Holds no test image.
+    """Names, numbers and arrays, no module: each worker builds the network from its factory, the task from its name.
+    Holds no test image.
 
     weights: the dense network's state dict as numpy arrays, which Ray shares between processes without a copy.
     calibration_images: how many augmented training images re-estimate batch norm statistics.
@@ -61,11 +66,11 @@ class Workbench:
     study: str
     seed: int
     model: ModelSection
-    classes: int
-    input_shape: tuple[int, int, int]
+    classes: int | None
+    input_shape: tuple[int, ...] | None
     weights: Mapping[str, NDArray[np.generic]]
     graph: ChannelGraph
-    data: SearchData
+    data: SearchData | Parts
     calibration_images: int
     validation_limit: int | None
     recipe: Recipe
@@ -82,6 +87,7 @@ class Workbench:
     train_images: int = 0
     refuge: Refuge | None = None
     target: Target | None = None
+    task: TaskSection = DEFAULT_TASK
     repair: Literal["moments", "criterion", "none"] = "criterion"
     moments: Mapping[str, NDArray[np.float64]] | None = None
 
@@ -118,7 +124,4 @@ def arrays(model: nn.Module) -> dict[str, NDArray[np.generic]]:
 def on_device(batches: Sequence[Batch], device: str) -> list[Batch]:
     """Returns batches whose inputs and labels lie on a device."""
 
-    def moved(value: Inputs) -> Inputs:
-        return tuple(part.to(device) for part in value) if isinstance(value, tuple) else value.to(device)
-
-    return [(moved(inputs), moved(labels)) for inputs, labels in batches]
+    return [map_tensors(lambda tensor: tensor.to(device), batch) for batch in batches]

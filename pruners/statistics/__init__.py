@@ -18,11 +18,15 @@ from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
+from prunefront.pruners.units.inputs import count_images
 from prunefront.registry import Registry, summary_of
 
-Inputs = Tensor | tuple[Tensor, ...]
+Inputs = Tensor | tuple[Any, ...]
 Batch = tuple[Inputs, Any]
-"""Inputs (a tuple where the model takes several) and the loss's target, on the model's device."""
+"""Inputs and the loss's target, on the model's device.
+
+Inputs are a tuple where the model takes several: tensors, structures of them, or None.
+"""
 
 Loss = Callable[[Any, Any], Tensor]
 """Function from model output and target to a scalar, the mean over the batch."""
@@ -225,8 +229,7 @@ def collect(
 
 def images(batch: Batch) -> int:
     """Returns the number of images in a batch."""
-    inputs = batch[0][0] if isinstance(batch[0], tuple) else batch[0]
-    return len(inputs)
+    return count_images(batch[0] if isinstance(batch[0], tuple) else (batch[0],))
 
 
 def _batches_for(limit: int | None, batches: Sequence[Batch]) -> int:

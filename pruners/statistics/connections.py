@@ -12,6 +12,7 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
 from prunefront.pruners.statistics import Inquiry, Values, images, statistic
 from prunefront.pruners.statistics.contributions import matrix, read_transposed
 from prunefront.pruners.units.applies import no_consumer
+from prunefront.pruners.units.inputs import count_images
 from prunefront.pruners.units.view import consumers, per_unit
 from prunefront.pruners.units.watch import CONVOLUTIONS, Product, Watch
 
@@ -59,7 +60,7 @@ def connections(inquiry: Inquiry) -> Values:
             product: Product,
             y: Tensor,
             calls: dict[str, list[tuple[Product, int]]] = calls,
-            n: int = len(arguments[0]),
+            n: int = count_images(arguments),
         ) -> None:
             number = len(calls[product.name])
             calls[product.name].append((product, product.outputs(y, n).shape[2]))

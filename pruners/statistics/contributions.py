@@ -15,6 +15,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
 from prunefront.pruners.statistics import Inquiry, Values, statistic
 from prunefront.pruners.units import applies
+from prunefront.pruners.units.inputs import tensors_in
 from prunefront.pruners.units.view import consumers, per_unit
 from prunefront.pruners.units.watch import CONVOLUTIONS, PRODUCTS, TRANSPOSED, Product, Watch
 
@@ -101,7 +102,7 @@ def _sampled_parts(
 
 def image_digests(arguments: Sequence[Tensor]) -> list[int]:
     """Returns a number for each image that depends on its bytes alone, over all of the model's inputs."""
-    held = [tensor.detach().cpu().contiguous() for tensor in arguments]
+    held = [tensor.detach().cpu().contiguous() for tensor in tensors_in(arguments)]
     found = []
     for i in range(len(held[0])):
         digest = hashlib.blake2b(digest_size=8)

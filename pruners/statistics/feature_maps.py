@@ -11,6 +11,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import TensorSlice
 from prunefront.pruners.statistics import Inquiry, Values, statistic
 from prunefront.pruners.units.applies import several_writers
+from prunefront.pruners.units.inputs import count_images
 from prunefront.pruners.units.view import consumers
 from prunefront.pruners.units.watch import CONVOLUTIONS, TRANSPOSED, Product, Watch
 
@@ -42,7 +43,7 @@ def feature_maps(inquiry: Inquiry) -> Values:
         drops: dict[str, list[Tensor]] = defaultdict(list)
 
         def see(
-            product: Product, drops: dict[str, list[Tensor]] = drops, images: int = len(arguments[0])
+            product: Product, drops: dict[str, list[Tensor]] = drops, images: int = count_images(arguments)
         ) -> None:
             for name, part in readers:
                 if part.tensor == product.name:

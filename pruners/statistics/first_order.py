@@ -12,6 +12,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
 from prunefront.pruners.statistics import Inquiry, Values, WhyNot, statistic
 from prunefront.pruners.units.applies import no_consumer, no_gate, no_producer, no_relu
+from prunefront.pruners.units.inputs import count_images
 from prunefront.pruners.units.view import consumers, gates, owners, per_unit, producers, scales
 from prunefront.pruners.units.watch import Product, Watch
 
@@ -123,7 +124,7 @@ def first_order(inquiry: Inquiry) -> Values:
     for inputs, target in inquiry.batches:
         arguments = inputs if isinstance(inputs, tuple) else (inputs,)
         with torch.set_grad_enabled(gradients.wanted or features.sloped):
-            with Watch(features.watched, features.start(len(arguments[0]))):
+            with Watch(features.watched, features.start(count_images(arguments))):
                 output = inquiry.model(*arguments)
             features.check()
             if gradients.wanted or features.sloped:

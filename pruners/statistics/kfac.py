@@ -12,6 +12,7 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, T
 from prunefront.pruners.statistics import Inquiry, Values, statistic
 from prunefront.pruners.statistics.logits import check_seen, draw_classes, logits_of
 from prunefront.pruners.units.applies import no_producer
+from prunefront.pruners.units.inputs import count_images
 from prunefront.pruners.units.view import consumers, owners, producers
 from prunefront.pruners.units.watch import CONVOLUTIONS, Outputs, Product, Watch
 
@@ -181,7 +182,7 @@ def _factors(inquiry: Inquiry, layers: set[str], makers: set[str], readers: set[
     found: dict[str, Factors] = {}
     for inputs, _ in inquiry.batches:
         arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-        n = len(arguments[0])
+        n = count_images(arguments)
         outputs = Outputs()
         with torch.enable_grad():
             with Watch({name: tensors[name] for name in layers}, on_output=outputs):

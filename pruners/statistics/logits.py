@@ -13,6 +13,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
 from prunefront.pruners.statistics import Inputs, Inquiry, Values, statistic
 from prunefront.pruners.units.applies import no_consumer
+from prunefront.pruners.units.inputs import count_images, tensors_in
 from prunefront.pruners.units.view import consumers, per_unit
 from prunefront.pruners.units.watch import Product, Watch
 
@@ -94,7 +95,7 @@ def unit_work(inquiry: Inquiry) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     seen = 0
     for inputs, target in inquiry.batches:
         arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-        n = len(arguments[0])
+        n = count_images(arguments)
         readings = Readings()
         with torch.enable_grad():
             with Watch(watching, readings):
@@ -178,7 +179,7 @@ def too_many_units(most: int, group: ChannelGroup, graph: ChannelGraph) -> str |
 
 
 def _by_image(inputs: Inputs) -> Iterable[tuple[Tensor, ...]]:
-    return zip(*(inputs if isinstance(inputs, tuple) else (inputs,)), strict=True)
+    return zip(*tensors_in(inputs if isinstance(inputs, tuple) else (inputs,)), strict=True)
 
 
 def _uniform(image: tuple[Tensor, ...], seed: int, count: int) -> Float[Tensor, " count"]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
 from prunefront.pruners.statistics import Batch, Inquiry, Values, images, statistic
+from prunefront.pruners.units.inputs import count_images, piece_of
 from prunefront.pruners.units.view import producers, rows
 
 MINI_BATCHES = 32
@@ -64,10 +65,10 @@ def mini_batches(batches: Sequence[Batch]) -> Iterator[tuple[tuple[Tensor, ...],
     size = max(1, min(LARGEST, sum(map(images, batches)) // MINI_BATCHES))
     for inputs, target in batches:
         arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-        n = len(arguments[0])
+        n = count_images(arguments)
         for start in range(0, n, size):
             piece = slice(start, start + size)
-            yield tuple(a[piece] for a in arguments), _piece_of(target, piece, n)
+            yield piece_of(arguments, piece), _piece_of(target, piece, n)
 
 
 def _piece_of(target: Any, piece: slice, n: int) -> Any:

@@ -15,6 +15,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pruners.statistics import Inquiry, Values, statistic
 from prunefront.pruners.statistics.logits import Readings, check_seen, logits_of
 from prunefront.pruners.units.applies import no_consumer
+from prunefront.pruners.units.inputs import count_images, piece_of
 from prunefront.pruners.units.view import consumers, per_unit
 from prunefront.pruners.units.watch import CONVOLUTIONS, PRODUCTS, TRANSPOSED, Outputs, Product, Watch
 
@@ -204,12 +205,12 @@ def _final_responses(
     last = 0
     for inputs, _ in inquiry.batches:
         arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-        n = len(arguments[0])
+        n = count_images(arguments)
         if not found:  # which product it is, with one image
             outputs = Outputs()
             with torch.enable_grad():
                 with Watch(weights, on_output=outputs):
-                    result = inquiry.model(*(a[:1] for a in arguments))
+                    result = inquiry.model(*piece_of(arguments, slice(1)))
                 slopes = outputs.slopes(logits_of(result, 1).sum())
             reached = [i for i, slope in enumerate(slopes) if slope is not None]
             if not reached:

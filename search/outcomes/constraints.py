@@ -8,11 +8,11 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, InvalidOperati
 from typing import Literal
 
 from prunefront.errors import PrunefrontError
-from prunefront.search.outcomes.measurement import OBJECTIVES, Constraint
+from prunefront.search.outcomes.measurement import COSTS, NAME, OBJECTIVES, Constraint, Metric
 from prunefront.text import did_you_mean
 
 Side = Literal["low", "high"]
-Relative = Literal["", "ratio", "points"]
+Relative = Literal["", "ratio", "points", "difference"]
 
 EXACT = ("macs", "params", "size_bytes")
 """Quantities that follow from a plan alone, the same before training as after it; a size within 1 %."""
@@ -77,8 +77,9 @@ class ConstraintError(PrunefrontError):
 class Bound:
     """A lower or upper bound on a measured quantity; the value itself is allowed.
 
-    value: in the quantity's own unit. With `relative`, "ratio" multiplies the dense network's value, and "points" is a
-    share that is added to the dense network's accuracy. Raises ConstraintError for a value, a side or a reference that
+    value: in the quantity's own unit. With `relative`, "ratio" multiplies the dense network's value, "difference" is
+    added to it, and "points" is a share that is added to it. A name that no study knows by itself is that of a task's
+    metric, which `check_metrics` holds the bound to. Raises ConstraintError for a value, a side or a reference that
     the quantity cannot have.
     """
 
@@ -88,7 +89,7 @@ class Bound:
     relative: Relative = ""
 
     def __post_init__(self) -> None:
-        _check_name(self.name, f"{self.name} {_sign(self.side)} {self.value:g}")
+        _check_name(self.name, f"{self.name} {_sign(self.side)} {self.value:g}", any_metric=True)
         if fault := _fault(self.name, self.side, self.value, self.relative):
             raise ConstraintError(f"{self.name} {_sign(self.side)} {self.value:g}: {fault}")
 
@@ -132,10 +133,14 @@ class Bound:
 
     def _amount(self) -> str:
         value = Decimal(repr(self.value))
+        if self.relative == "difference":
+            return _plain(value, "+")
+        if self.name not in UNITS and not self.relative:
+            return _plain(value) + (" absolute" if value < 0 else "")
         if self.relative == "points":
             return f"{_plain(value * 100, '+')}pt"
         if self.relative == "ratio":
-            return f"{_plain(value * 100)}%{' of dense' if self.name == 'accuracy' else ''}"
+            return f"{_plain(value * 100)}%{'' if self.name in COSTS else ' of dense'}"
         if self.name == "accuracy":
             return f"{_plain(value * 100)}%" if value >= Decimal("0.01") else _plain(value)
         units = _WRITTEN.get(self.name, ("",))
@@ -143,8 +148,10 @@ class Bound:
         return f"{_plain(value / UNITS[self.name][unit])}{unit}"
 
 
-def parse(text: str) -> Bound:
+def parse(text: str, *, any_metric: bool = False) -> Bound:
     """Returns the bound that a text such as `latency_ms <= 60%` states; docs/constraints.md describes the language.
+
+    any_metric: a name that no study knows by itself may be that of a task's metric (`check_metrics`).
 
     Raises ConstraintError, one line that says what to write instead.
     """
@@ -157,7 +164,7 @@ def parse(text: str) -> Bound:
             f"{shown!r} is no bound; write NAME <= VALUE or NAME >= VALUE, as 'macs <= 50%'"
         )
     name, sign, amount = found.groups()
-    _check_name(name, shown)
+    _check_name(name, shown, any_metric=any_metric)
     if sign not in ("<=", ">="):
         likely = "<=" if "<" in sign else ">=" if ">" in sign else "<= or >="
         raise ConstraintError(f"{shown!r}: write {likely}; a bound includes its own value")
@@ -173,6 +180,8 @@ def parse(text: str) -> Bound:
     try:
         amount_read, relative = _read(name, value, unit, signed=bool(number[1]))
     except ValueError as fault:
+        if did_you_mean(name, OBJECTIVES):  # more likely a slip than a metric
+            _check_name(name, shown)
         raise ConstraintError(f"{shown!r}: {fault}") from None
     if fault_found := _fault(name, side, amount_read, relative):
         raise ConstraintError(f"{shown!r}: {fault_found}")
@@ -192,6 +201,8 @@ def _decimal(text: str) -> Decimal | None:
 
 def _read(name: str, value: Decimal, unit: str, *, signed: bool) -> tuple[float, Relative]:
     """Returns the bound's value and what it is relative to. Raises ValueError that says what to write instead."""
+    if name not in UNITS:
+        return _read_metric(value, unit, signed=signed)
     of_dense = unit.endswith("of dense")
     unit = unit.removesuffix("of dense").rstrip()
     if of_dense and unit in ("", "%"):
@@ -213,6 +224,66 @@ def _read(name: str, value: Decimal, unit: str, *, signed: bool) -> tuple[float,
     if name == "accuracy":
         _check_share(value, unit, signed=signed)
     return float(_EXACTLY.multiply(value, Decimal(UNITS[name][unit]))), ""
+
+
+def _read_metric(value: Decimal, unit: str, *, signed: bool) -> tuple[float, Relative]:
+    """Returns value and reference of a bound on a task's metric, whose scale is not known here."""
+    if unit == "absolute":
+        return float(value), ""
+    if unit in POINTS:
+        if not signed:
+            raise ValueError(f"write -{value}pt or +{value}pt for points beside the dense network")
+        return float(value / 100), "points"
+    if unit == "%" and signed:
+        return float(1 + value / 100), "ratio"
+    if unit in ("x", "×"):
+        return float(value), "ratio"
+    if unit in ("% of dense", "of dense"):
+        return float(value / 100 if unit[0] == "%" else value), "ratio"
+    if unit == "%":
+        raise ValueError(
+            f"write {_plain(value / 100)} for the value itself, or {value}% of dense; +2% is 2 % more than dense"
+        )
+    if unit:
+        raise ValueError(
+            f"there is no unit {unit!r} of a task's metric; it takes 0.8 for itself, and beside the dense network -1pt "
+            "(of a share), +0.3, +2%, 1.05x or '98% of dense'"
+        )
+    return float(value), "difference" if signed else ""
+
+
+def check_metrics(bounds: Sequence[Bound], metrics: Sequence[Metric]) -> None:
+    """Raises ConstraintError for a bound that names neither a cost nor one of the task's metrics, or that its metric
+    cannot have: on the side where more quality is forbidden, or in words of another scale."""
+    known = {m.name: m for m in metrics}
+    for bound in bounds:
+        if bound.name in COSTS:
+            continue
+        if bound.name not in known:
+            names = [*known, *COSTS]
+            raise ConstraintError(
+                f"'{bound}': no quantity is called {bound.name!r}; "
+                f"{did_you_mean(bound.name, names)}known: {', '.join(names)}"
+            )
+        metric = known[bound.name]
+        if bound.side != ("low" if metric.direction == "max" else "high"):
+            better, sign = ("more", ">=") if metric.direction == "max" else ("less", "<=")
+            raise ConstraintError(
+                f"'{bound}' contradicts the metric, of which {better} is better: write {metric.name} {sign} …"
+            )
+        if bound.relative == "points" and metric.scale != "share":
+            raise ConstraintError(
+                f"'{bound}': points are of a share, which {metric.name} is not; write +0.3 or 1.05x"
+            )
+        if bound.relative == "ratio" and metric.scale == "real":
+            raise ConstraintError(
+                f"'{bound}': {metric.name} may be zero or negative, so that a share of dense means nothing; write +0.3 "
+                "for a difference"
+            )
+        if not bound.relative and metric.scale == "share" and not 0 <= bound.value <= 1:
+            raise ConstraintError(
+                f"'{bound}': {metric.name} is a share from 0 to 1; -1pt is relative to dense"
+            )
 
 
 def _check_share(value: Decimal, unit: str, *, signed: bool) -> None:
@@ -244,8 +315,8 @@ def _example(name: str) -> str:
     return {"accuracy": "accuracy >= -1pt", "size_bytes": "size_bytes <= 250kB"}.get(name, f"{name} <= 60%")
 
 
-def _check_name(name: str, shown: str) -> None:
-    if name not in OBJECTIVES:
+def _check_name(name: str, shown: str, *, any_metric: bool = False) -> None:
+    if name not in OBJECTIVES and not (any_metric and NAME.fullmatch(name)):
         raise ConstraintError(
             f"{shown!r}: no quantity is called {name!r}; {did_you_mean(name, OBJECTIVES)}known: "
             f"{', '.join(OBJECTIVES)}"
@@ -256,6 +327,12 @@ def _fault(name: str, side: Side, value: float, relative: Relative) -> str | Non
     """Returns the reason why a bound cannot be, however it was written, or None."""
     if not math.isfinite(value):
         return "a bound is a finite number"
+    if name not in UNITS:
+        if relative == "ratio":
+            return None if 0 < value <= 10 else "a factor of dense is above 0 and at most 10"
+        if relative == "points":
+            return None if -1 < value < 1 else "points are of a share, and fewer than 100"
+        return None
     if name == "accuracy" and side == "high":
         return "accuracy is bounded from below: write accuracy >= …"
     if name.startswith("latency") and side == "low":
@@ -298,18 +375,18 @@ def _contradiction(low: Bound, high: Bound) -> ConstraintError:
 
 
 def resolve(
-    bounds: Sequence[Bound], dense: Mapping[str, float], known: Collection[str] = tuple(OBJECTIVES)
+    bounds: Sequence[Bound], dense: Mapping[str, float], known: Collection[str] | None = None
 ) -> tuple[Constraint, ...]:
     """Returns one constraint for each measured value that is bounded: the tightest of its bounds on each side.
 
     dense: values of the dense network, measured as those that will be compared. known: the values that a stage has;
-    bounds on other values are left out. Raises ConstraintError for bounds that contradict each other for this network,
-    and for a relative bound whose dense value is missing.
+    bounds on other values are left out. None = all. Raises ConstraintError for bounds that contradict each other for
+    this network, and for a relative bound whose dense value is missing.
     """
     lows: dict[str, tuple[float, Bound]] = {}
     highs: dict[str, tuple[float, Bound]] = {}
     for bound in bounds:
-        if bound.measured not in known:
+        if known is not None and bound.measured not in known:
             continue
         limit, sides = bound.limit(dense), lows if bound.side == "low" else highs
         tightest = sides.get(bound.measured, (limit, bound))[0]

@@ -8,12 +8,15 @@ from numpy.typing import NDArray
 
 from prunefront.errors import PrunefrontError
 from prunefront.search.outcomes.dominance import dominance
-from prunefront.search.outcomes.measurement import Constraint, Measurement, Objective
+from prunefront.search.outcomes.measurement import Constraint, Measurement, Metric, Objective
 
 Floats = NDArray[np.float64]
 
 REFERENCE_FACTOR = 1.1
 """Costs of the reference point over the dense network's. Above 1, so that the dense network covers a volume."""
+
+FAR = 10.0
+"""Factor of the dense network's value at which a positive metric without a chance level is worth nothing."""
 
 
 def minimised(measurement: Measurement, objectives: Sequence[Objective]) -> tuple[Floats, Floats]:
@@ -49,12 +52,39 @@ def violation(measurement: Measurement, constraints: Sequence[Constraint]) -> fl
 def reference_point(objectives: Sequence[Objective], dense: Measurement) -> dict[str, float]:
     """Returns the corner against which a study's hypervolume is taken, by objective name.
 
-    It is 0 for an objective that is maximised, and 1.1 × the dense value for one that is minimised. It depends only on
-    the dense measurement, which is made once at the start. So the hypervolumes of a study are comparable and can only
-    grow. A point that costs more than 1.1 × dense covers nothing.
+    It is 1.1 × the dense value of a cost, and the worst value of a metric that is a share. A metric of another scale
+    has its chance level, else a value far from the dense network's: ten times as bad where it is positive, else twice
+    its size away. It depends only on the dense measurement, which is made once at the start. So the hypervolumes of a
+    study are comparable and can only grow. A point that costs more than 1.1 × dense covers nothing.
     """
     minimised(dense, objectives)  # its error names what is missing
-    return {o.name: 0.0 if o.direction == "max" else REFERENCE_FACTOR * dense[o.name] for o in objectives}
+    return {
+        o.name: _corner(o, dense[o.name])
+        if isinstance(o, Metric)
+        else 0.0
+        if o.direction == "max"
+        else REFERENCE_FACTOR * dense[o.name]
+        for o in objectives
+    }
+
+
+def _corner(metric: Metric, dense: float) -> float:
+    """Returns the metric's coordinate of the reference point."""
+    if metric.scale == "share":
+        return 0.0 if metric.direction == "max" else 1.0
+    if metric.chance is not None:
+        return metric.chance
+    if metric.scale == "positive":
+        return 0.0 if metric.direction == "max" else FAR * dense
+    return dense - metric.sign * max(2.0 * abs(dense), 1.0)
+
+
+def _side(objective: Objective, corner: float) -> float:
+    """Returns the length from the corner to the best thinkable value; 1 where there is no best one."""
+    if isinstance(objective, Metric) and objective.scale != "share":
+        ends = objective.scale == "positive" and objective.direction == "min"
+        return corner if ends and corner > 0 else 1.0
+    return 1.0 - corner if objective.direction == "max" else corner
 
 
 class ParetoFront:
@@ -135,10 +165,9 @@ class ParetoFront:
         )
 
     def relative_hypervolume(self, reference: Mapping[str, float]) -> float:
-        """Returns `hypervolume` as a share of the ideal: 1 on each maximised objective (itself a share), 0 on each
-        cost.
+        """Returns `hypervolume` as a share of the ideal: the best value of a metric that has one, and 0 on each cost.
+
+        Along a metric without a best value, it is in that metric's unit.
         """
-        box = [
-            1.0 - reference[o.name] if o.direction == "max" else reference[o.name] for o in self.objectives
-        ]
+        box = [_side(o, reference[o.name]) for o in self.objectives]
         return self.hypervolume(reference) / float(np.prod(box))

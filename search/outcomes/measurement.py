@@ -1,7 +1,8 @@
 """The outcome of a candidate: measured numbers with their noise, or a failure with its reason."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,10 +21,49 @@ class Objective:
     unit: str = ""
 
 
-OBJECTIVES: Mapping[str, Objective] = {
+Scale = Literal["share", "positive", "real"]
+"""Meaning of a metric's differences: points of a share, factors of a positive number, or as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric(Objective):
+    """An objective that a task judges networks by, e.g. ("miou", "max"), and that training can improve.
+
+    chance: value of a network that has learned nothing; None = not known. scale: `share` lies from 0 to 1, `positive`
+    above 0, `real` anywhere.
+    """
+
+    chance: float | None = None
+    scale: Scale = "real"
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name) or self.name in COSTS:
+            raise PrunefrontError(
+                f"a metric cannot be called {self.name!r:.60}; use lower-case letters, digits and _, and none of "
+                f"{', '.join(COSTS)}"
+            )
+        if self.direction not in ("max", "min") or self.scale not in ("share", "positive", "real"):
+            raise PrunefrontError(
+                f"metric {self.name!r} has direction {self.direction!r:.20} and scale {self.scale!r:.20}; directions: "
+                "max, min; scales: share, positive, real"
+            )
+        if self.chance is not None and not math.isfinite(self.chance):
+            raise PrunefrontError(
+                f"the chance level of metric {self.name!r} must be finite, got {self.chance}"
+            )
+
+    @property
+    def sign(self) -> float:
+        """1 where more is better, -1 where less is."""
+        return 1.0 if self.direction == "max" else -1.0
+
+
+NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+"""Names that a metric may have: they become columns, keys and words of bounds."""
+
+COSTS: Mapping[str, Objective] = {
     o.name: o
     for o in (
-        Objective("accuracy", "max"),
         Objective("latency_ms", "min", "ms"),
         Objective("latency_ratio", "min", "of dense"),
         Objective("size_bytes", "min", "bytes"),
@@ -31,7 +71,23 @@ OBJECTIVES: Mapping[str, Objective] = {
         Objective("params", "min"),
     )
 }
-"""Every quantity that a study can search for."""
+"""Costs of a network, whatever its task."""
+
+ACCURACY = Metric("accuracy", "max", scale="share")
+"""The metric of a study that names no task."""
+
+OBJECTIVES: Mapping[str, Objective] = {ACCURACY.name: ACCURACY, **COSTS}
+"""Every quantity that a study without a task of its own can search for."""
+
+
+def metrics_in(values: Iterable[str]) -> list[str]:
+    """Returns the names among measured values that are a task's metrics, in their order."""
+    return [name for name in values if name not in COSTS and not name.startswith("predicted_")]
+
+
+def quality_of(objectives: Sequence[Objective]) -> Metric | None:
+    """Returns the metric among objectives, None where there is none."""
+    return next((o for o in objectives if isinstance(o, Metric)), None)
 
 
 @dataclass(frozen=True, slots=True)

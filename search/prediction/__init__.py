@@ -1,1 +1,1 @@
-"""Models of accuracy and latency, and the candidates that they suggest."""
+"""Models of quality and latency, and the candidates that they suggest."""

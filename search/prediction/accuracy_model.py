@@ -1,4 +1,4 @@
-"""Gaussian process of accuracy: losses of single groups that add up, and an interaction between groups."""
+"""Gaussian process of quality: losses of single groups that add up, and an interaction between groups."""
 
 from dataclasses import dataclass
 
@@ -42,7 +42,7 @@ class Settings:
 class Posterior:
     """A Gaussian process conditioned on n measurements; `AccuracyModel` makes it and reads it.
 
-    losses: [G, O], expected loss in log accuracy of each option of each group by itself; 0 for dense, and never falling
+    losses: [G, O], expected loss in log utility of each option of each group by itself; 0 for dense, and never falling
     with the depth of the cut.
     """
 
@@ -54,7 +54,7 @@ class Posterior:
 
 
 class AccuracyModel:
-    """Model of log accuracy = that of the dense network − Σ_g loss of group g's option − interaction of groups.
+    """Model of log utility = that of the dense network − Σ_g loss of group g's option − interaction of groups.
 
     The losses are a linear model with Gaussian weights on powers of the depth of a cut. The depth is the logarithm of
     the kept share over that of the least kept share. Weights are pooled over groups, per group, per way of ranking and
@@ -73,7 +73,7 @@ class AccuracyModel:
     def fit(self, rows: Rows, loss: Floats, variance: Floats, settings: Settings | None = None) -> Posterior:
         """Returns the process conditioned on `loss` [n] of candidates [n, G], each with its noise `variance` [n].
 
-        A loss is the dense log accuracy minus the candidate's. settings: None = the most likely ones.
+        A loss is the dense log utility minus the candidate's. settings: None = the most likely ones.
         """
         features = self._row_features(rows)
         additive = features @ features.T
@@ -191,7 +191,7 @@ def _features(encoding: Encoding) -> NDArray[np.float64]:
             for block, deviation in blocks:
                 found[g, o, block * j : (block + 1) * j] += deviation * powers[g, o]
             if choice.bits < 32:
-                # a small bit width costs accuracy even if nothing is cut
+                # a small bit width costs quality even if nothing is cut
                 b = j * (1 + count + width + count * width) + narrower.index(choice.bits) * (1 + count)
                 found[g, o, b], found[g, o, b + 1 + g] = POOLED / count, OWN / np.sqrt(count)
     used = found.any(axis=(0, 1))

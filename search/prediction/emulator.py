@@ -1,4 +1,4 @@
-"""Prediction of the accuracy of unscored candidates from scored ones, with the error of the prediction."""
+"""Prediction of the quality of unscored candidates from scored ones, with the error of the prediction."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ MOST_ROWS = 600
 """Most rows that are fitted, as time grows with their cube; more are thinned evenly."""
 
 FOLDS = 5
-FLOOR = 0.02  # least accuracy whose logarithm is taken: below it, noise outweighs the network
+FLOOR = 0.02  # least utility whose logarithm is taken: below it, noise outweighs the network
 POWERS = (1, 2, 4, 8)  # powers of a ratio: a group's loss rises slowly, then steeply
 SHRINK = 1e-3  # ridge of the additive part, relative to the number of rows
 LENGTHS = (0.1, 0.2, 0.4)  # length scales of the Gaussian, root mean square over the ratios
@@ -31,7 +31,7 @@ RIDGES = (0.1, 0.3, 1.0)  # ridges of the Gaussian part, which is left out if th
 class Fit:
     """Error of the prediction of unseen rows, in `FOLDS` folds that each choose their own hyperparameters.
 
-    rows: number of fitted rows. error: root mean square, of accuracy (0–1). bias: mean of predicted less measured.
+    rows: number of fitted rows. error: root mean square, of utility. bias: mean of predicted less measured.
     rank_correlation: Spearman's, of predicted and measured.
     """
 
@@ -43,7 +43,7 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """Model of log accuracy = additive part + Gaussian part.
+    """Model of log utility = additive part + Gaussian part.
 
     x: rows that were seen, [n, g]. losses: [g · powers + 1], none below 0. weights: [n].
     """
@@ -61,14 +61,14 @@ class _Model:
 class Emulator:
     """Accuracy as a function of the ratios of groups, stacks and layers.
 
-    The emulator does not see units, criteria or bit widths. In log accuracy, losses of groups add up (they multiply in
-    accuracy). A group's loss is a sum of powers of its ratio with coefficients of at least 0, so that a deeper cut
-    never predicts more accuracy. With a free regression, a searcher would go where it errs upwards. A Gaussian kernel,
+    The emulator does not see units, criteria or bit widths. In log utility, losses of groups add up (they multiply in
+    utility). A group's loss is a sum of powers of its ratio with coefficients of at least 0, so that a deeper cut
+    never predicts more quality. With a free regression, a searcher would go where it errs upwards. A Gaussian kernel,
     which vanishes away from the rows, smooths the residuals. Its length and ridge have the least leave-one-out error,
     in closed form (Hastie et al. 2009, section 7.10).
     """
 
-    def __init__(self, ratios: Sequence[Mapping[str, float]], accuracy: Sequence[float]) -> None:
+    def __init__(self, ratios: Sequence[Mapping[str, float]], quality: Sequence[float]) -> None:
         """Fits the rows. ratios: name -> fraction dropped, 0 if absent. Raises PrunefrontError for too few rows."""
         if len(ratios) < FEWEST_ROWS:
             raise PrunefrontError(
@@ -76,13 +76,13 @@ class Emulator:
                 "search score more"
             )
         self.names = tuple(sorted({name for row in ratios for name in row}))
-        x, y = self._matrix(ratios), np.asarray(accuracy, dtype=np.float64)
+        x, y = self._matrix(ratios), np.asarray(quality, dtype=np.float64)
         some = np.unique(np.linspace(0, len(y) - 1, min(len(y), MOST_ROWS)).round().astype(int))
         self._model = _fit(x[some], y[some])
         self.fit = _cross_validate(x[some], y[some])
 
     def predict(self, ratios: Sequence[Mapping[str, float]]) -> Floats:
-        """Returns accuracies [n], from 0 to 1."""
+        """Returns utilities [n], as they were given."""
         return self._model(self._matrix(ratios))
 
     def _matrix(self, ratios: Sequence[Mapping[str, float]]) -> Floats:
@@ -99,8 +99,8 @@ def _gaussian(a: Floats, b: Floats, length: float) -> Floats:
     return np.asarray(np.exp(-cdist(a, b, "sqeuclidean") / a.shape[1] / (2 * length**2)))
 
 
-def _fit(x: Floats, accuracy: Floats) -> _Model:
-    y, basis = np.log(np.maximum(accuracy, FLOOR)), _basis(x)
+def _fit(x: Floats, quality: Floats) -> _Model:
+    y, basis = np.log(np.maximum(quality, FLOOR)), _basis(x)
     columns = basis.shape[1]
     ridge = np.sqrt(SHRINK * len(y)) * np.eye(columns)
     ridge[-1] = 0.0  # the dense network's loss is not drawn towards 0

@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from prunefront.search.outcomes.measurement import Measurement, Outcome
+from prunefront.search.outcomes.measurement import ACCURACY, Measurement, Metric, Outcome, quality_of
+from prunefront.search.outcomes.utility import utilities, utility
 from prunefront.search.prediction.accuracy_model import AccuracyModel
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.encoding import Encoding, Floats, Rows
@@ -47,6 +48,7 @@ class Sensitivity:
             most = min(most, int(PROBE_BUDGET_SHARE * problem.evaluations))
         self.candidates = probes(problem, min(most, ways + 2 * groups) + 1) if most else ()
         self._chance = problem.chance
+        self._metric = quality_of(problem.objectives) or ACCURACY
         self._space = problem.space
         self._losses: Floats | None = None
         self._asked = 0  # number of probes that are no longer new
@@ -72,7 +74,7 @@ class Sensitivity:
             found = [(c, m) for c in self.candidates if isinstance(m := told[c.key()], Measurement)]
             if found and found[0][0] == self.candidates[0]:  # the dense network
                 rows = np.array([self._encoding.encode(c) for c, _ in found])
-                loss, variance = losses_and_variances([m for _, m in found], self._chance)
+                loss, variance = losses_and_variances([m for _, m in found], self._metric, self._chance)
                 self._losses = AccuracyModel(self._encoding).fit(rows, loss, variance).losses
         return self._losses
 
@@ -105,17 +107,20 @@ class Sensitivity:
         return found
 
 
-def losses_and_variances(measured: Sequence[Measurement], chance: float) -> tuple[Floats, Floats]:
-    """Returns losses of log accuracy [n] against the first measurement, the dense network's, and their variances [n].
+def losses_and_variances(
+    measured: Sequence[Measurement], metric: Metric, chance: float
+) -> tuple[Floats, Floats]:
+    """Returns losses of log utility [n] against the first measurement, the dense network's, and their variances [n].
 
-    A network at chance shows that much is lost, not how much: the variance grows as the accuracy above chance vanishes.
+    A network at chance shows that much is lost, not how much: the variance grows as the utility above chance vanishes.
     A measurement without noise is taken to be of a thousand images.
     """
-    accuracy = np.array([m["accuracy"] for m in measured])
-    error = np.maximum([m.noise.get("accuracy", 0.03) / 1.96 for m in measured], 1e-4)
+    quality, noise = utilities(metric, measured)
+    chance = utility(metric, measured).chance(chance)
+    error = np.maximum(noise / 1.96, 1e-4)
     floor = max(chance, 0.02)
-    loss = np.log(max(accuracy[0], floor)) - np.log(np.maximum(accuracy, floor))
-    above = np.maximum(accuracy - chance, error)
+    loss = np.log(max(quality[0], floor)) - np.log(np.maximum(quality, floor))
+    above = np.maximum(quality - chance, error)
     return loss, (error / np.maximum(above, 1e-3)) ** 2
 
 

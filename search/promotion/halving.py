@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from prunefront.search.outcomes.dominance import Floats, crowding, dominance, ranks
 from prunefront.search.outcomes.front import minimised, violation
-from prunefront.search.outcomes.measurement import Constraint, Measurement, Objective
+from prunefront.search.outcomes.measurement import Constraint, Measurement, Objective, quality_of
 from prunefront.search.promotion.rank_correlation import Correlation, kendall, signs, somers
 
 SIMILAR_COST = 1.25
@@ -104,7 +104,7 @@ class RungSummary:
     """The present state of a rung.
 
     level: epochs after which trials are compared. came, stopped: numbers of trials. share: of the trials that go on
-    now. overall: Kendall's τ of the rung's accuracies with the final ones. similar_cost: Somers' D among trials of
+    now. overall: Kendall's τ of the rung's qualities with the final ones. similar_cost: Somers' D among trials of
     similar cost, which decides the share. finished: number of trials that came here and
     reached the end; both correlations are over these.
     """
@@ -128,7 +128,7 @@ class Rungs:
     that no other trial `beats` at any rung reaches the end, whatever the order of arrival. Only trials of similar
     cost and cheaper ones can beat it, so none is stopped for being small (docs/decisions/0007-early-stopping.md).
 
-    A rung whose order of accuracy differs from that of the finished trials keeps more (`share`). To measure this, one
+    A rung whose order of quality differs from that of the finished trials keeps more (`share`). To measure this, one
     trial in `probes`, drawn by seed and key, always goes on.
     """
 
@@ -145,20 +145,22 @@ class Rungs:
         """Makes empty rungs. Raises ValueError for impossible arguments.
 
         levels: rungs in epochs, at which trials are compared. keep: share of a rung that goes on, 1 = no trial is
-        stopped. constraints: those on accuracy are not applied, as it may still rise. probes: one trial in so many is
+        stopped. constraints: those on the metric are not applied: it may still improve. probes: one trial in so many is
         never stopped, 0 = any trial may be.
         """
         if not 0.0 < keep <= 1.0:
             raise ValueError(f"keep must be in (0, 1], got {keep}")
         if list(levels) != sorted(set(levels)) or any(level < 1 for level in levels):
             raise ValueError(f"levels must rise from 1 or more, got {list(levels)}")
-        if "accuracy" not in [o.name for o in objectives]:
-            raise ValueError("the objectives must include 'accuracy'")
+        metric = quality_of(objectives)
+        if metric is None:
+            raise ValueError("the objectives must include a metric")
+        self._metric = metric
         self.objectives = tuple(objectives)
-        self._costs = np.array([o.direction == "min" for o in objectives], dtype=np.bool_)
+        self._costs = np.array([o is not metric for o in objectives], dtype=np.bool_)
         self.levels = tuple(levels)
         self.keep, self.seed, self._probes = keep, seed, probes
-        self._constraints = tuple(c for c in constraints if c.name != "accuracy")
+        self._constraints = tuple(c for c in constraints if c.name != metric.name)
         self._records: dict[int, dict[str, Measurement]] = {}
         self._verdicts: dict[tuple[int, str], Verdict] = {}
         self._ends: dict[str, Measurement] = {}
@@ -191,9 +193,9 @@ class Rungs:
     def end(self, key: str, measurement: Measurement) -> None:
         """Records that the trial `key` reached the end.
 
-        The first call counts. Raises PrunefrontError without accuracy.
+        The first call counts. Raises PrunefrontError without the metric.
         """
-        minimised(measurement, [o for o in self.objectives if o.name == "accuracy"])
+        minimised(measurement, [self._metric])
         self._ends.setdefault(key, measurement)
 
     def withdraw(self, key: str) -> None:
@@ -218,10 +220,10 @@ class Rungs:
         return self._share(self.correlations(level)[1])
 
     def correlations(self, level: int) -> tuple[float | None, Correlation]:
-        """Returns the rank correlations of the accuracies at a level with the final ones: over all pairs, and of
+        """Returns the rank correlations of the metric at a level with the final ones: over all pairs, and of
         similar cost.
 
-        The first, Kendall's τ, is easily high, as large networks are more accurate at every rung. The second, Somers'
+        The first, Kendall's τ, is easily high, as large networks are better at every rung. The second, Somers'
         D, counts the pairs that a verdict rests on: of similar cost, and different beyond the noise. It is 1 if all of
         them end in the same order, and 0 if their differences vanish. Both cover only trials that ended: survivors and
         probes.
@@ -231,7 +233,10 @@ class Rungs:
         names = [o.name for o, cost in zip(self.objectives, self._costs, strict=True) if cost]
         now, end = [records[k] for k in keys], [self._ends[k] for k in keys]
         (x, dx), (y, dy) = (
-            (np.array([m["accuracy"] for m in ms]), np.array([m.noise.get("accuracy", 0.0) for m in ms]))
+            (
+                self._metric.sign * np.array([m[self._metric.name] for m in ms]),
+                np.array([m.noise.get(self._metric.name, 0.0) for m in ms]),
+            )
             for ms in (now, end)
         )
         costs = np.array([[m[name] for name in names] for m in now]).reshape(len(now), len(names))

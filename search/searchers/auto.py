@@ -51,7 +51,7 @@ class Auto:
     Every searcher is told every outcome, whichever proposed it. A searcher's credit is the mean gain of its latest
     proposals in hypervolume, in units of the mean gain of all searchers at that time. The unit matters because gains
     shrink as a front fills, and a searcher must not look better for having been asked long ago. Searchers that cannot
-    serve the problem are left out: without accuracy among the objectives only evolution is left.
+    serve the problem are left out: without a metric among the objectives only evolution is left.
     """
 
     def __init__(self, problem: Problem, *, seed: int, **options: Any) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from prunefront.choice import GroupChoice
 from prunefront.search.outcomes.dominance import Floats, crowding, dominance, preference, ranks
 from prunefront.search.outcomes.front import minimised, violation
-from prunefront.search.outcomes.measurement import Measurement, Outcome
+from prunefront.search.outcomes.measurement import Measurement, Metric, Outcome, quality_of
 from prunefront.search.prediction.sensitivity import Sensitivity
 from prunefront.search.searchers.ledger import Ledger
 from prunefront.search.searchers.options import option, read_options
@@ -48,7 +48,7 @@ class EvolutionOptions:
     eta_crossover, eta_mutation: distribution indices, larger = closer to the parents.
     probes: most cuts of single groups that are asked first, if costs are known beforehand; the search then starts from
     the networks that they suggest instead of random ones.
-    guided: share of children that move MACs from groups where they add least accuracy to groups where they add most,
+    guided: share of children that move MACs from groups where they add least quality to groups where they add most,
     instead of mutating by chance.
     age: tells after which a survivor leaves, as a multiple of the population, unless no other beats it: a lucky
     measurement must not breed for ever.
@@ -104,7 +104,8 @@ class Evolution:
         # of the population: values, noise, violation
         self._rows: dict[str, tuple[Floats, Floats, float]] = {}
         self._standing: _Standing | None = None  # cached until the next tell
-        scored = any(o.name == "accuracy" for o in problem.objectives) and problem.costs is not None
+        self._metric = quality_of(problem.objectives)
+        scored = self._metric is not None and problem.costs is not None
         self._sensitivity = Sensitivity(problem, self.options.probes if scored else 0)
         self._strength: dict[str, float] = {}  # of every child, as a factor of the mutation rate
         self._born: dict[str, int] = {}  # of the population: number of tells at its own tell
@@ -157,9 +158,18 @@ class Evolution:
         values = {name: float(value[0]) for name, value in costs.items()}
         broken = violation(Measurement(values), [c for c in problem.constraints if c.name in values])
         needed = {o.name for o in problem.objectives} | {c.name for c in problem.constraints}
-        if broken == 0 or needed - values.keys() - {"accuracy"}:
+        unknown = needed - values.keys()
+        if broken == 0 or self._metric is None or unknown - {self._metric.name}:
             return None
-        return Measurement({"accuracy": 0.0} | values)
+        return Measurement({self._metric.name: self._worst(self._metric)} | values)
+
+    def _worst(self, metric: Metric) -> float:
+        """Returns a value of the metric that no network does worse than: at chance, else the worst that was told."""
+        if metric.scale == "share" or metric.chance is not None:
+            end = 0.0 if metric.direction == "max" else 1.0
+            return end if metric.chance is None else metric.chance
+        told = [o[metric.name] for o in self._ledger.told.values() if isinstance(o, Measurement)]
+        return metric.sign * min((metric.sign * value for value in told), default=0.0)
 
     @cached_property
     def _encoding(self) -> Encoding:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from prunefront.choice import pattern
 from prunefront.errors import PrunefrontError
 from prunefront.search.outcomes.front import violation
-from prunefront.search.outcomes.measurement import Measurement, Outcome
+from prunefront.search.outcomes.measurement import Measurement, Outcome, quality_of
 from prunefront.search.prediction.sensitivity import Sensitivity
 from prunefront.search.searchers.ledger import Ledger
 from prunefront.search.searchers.options import option, read_options
@@ -62,7 +62,7 @@ class ParticleFilterOptions:
 
 @dataclass(frozen=True, slots=True)
 class Particle:
-    """A scored pattern. error: 1 - accuracy, plus the violation of constraints. se: standard error of the accuracy."""
+    """A scored pattern. error: less is better, plus the violation of constraints. se: standard error of the quality."""
 
     stage: int
     error: float
@@ -91,25 +91,27 @@ class ParticleFilter:
       earlier sweeps at its budget, a little lower each time, so that the front fills between the stages.
     - Bits and granularity stay at the group's first option; for a layer, at the first one that can leave so much.
 
-    Only the first objective that is maximised (accuracy) steers; costs come in through the budgets.
+    Only the metric steers, or the first objective that is maximised; costs come in through the budgets.
     """
 
     def __init__(self, problem: Problem, *, seed: int, **options: Any) -> None:
         self.options = read_options(ParticleFilterOptions, options, "particle_filter")
-        goals = [o.name for o in problem.objectives if o.direction == "max"]
+        metric = quality_of(problem.objectives)
+        goals = [metric] if metric else [o for o in problem.objectives if o.direction == "max"]
         if not goals:
             raise PrunefrontError(
-                "searcher 'particle_filter' needs an objective to maximise; the study has only "
-                f"{', '.join(o.name for o in problem.objectives)}: add accuracy or take 'evolution'"
+                "searcher 'particle_filter' needs a metric or an objective to maximise; the study has only "
+                f"{', '.join(o.name for o in problem.objectives)}: add a metric or take 'evolution'"
             )
-        self._goal = goals[0]
+        self._goal = goals[0].name
+        self._sign = 1.0 if goals[0].direction == "max" else -1.0
         self._ledger = Ledger(problem, seed)
         scored = all(
             any(g.name in problem.scores.get(c, {}) for c in g.criteria)
             for g in problem.space.groups
             if g.ranked
         )
-        probes = self.options.probes if scored and problem.scores and self._goal == "accuracy" else 0
+        probes = self.options.probes if scored and problem.scores and metric else 0
         self._sensitivity = Sensitivity(problem, probes)
         self._scouts = 0  # number asked so far
         self.stage = 0
@@ -174,7 +176,7 @@ class ParticleFilter:
         if isinstance(outcome, Measurement) and stage is not None:
             broken = violation(outcome, self._ledger.problem.constraints)
             noise = outcome.noise.get(self._goal, 0.0) / HALF_WIDTH
-            self._archive[key] = Particle(stage, 1.0 - outcome[self._goal] + broken, noise)
+            self._archive[key] = Particle(stage, 1.0 - self._sign * outcome[self._goal] + broken, noise)
         if stage == self.stage:
             self._insert(key)
         elif stage == self.stage - 1 and key in self._archive and self._is_late_winner(key):
@@ -430,7 +432,7 @@ def effective_size(weights: NDArray[np.float64]) -> float:
 def temperature(errors: NDArray[np.float64], least: float) -> float:
     """Returns the temperature T at which half of the particles count, ESS(T) = n/2, by bisection.
 
-    T is never below `least`, the standard error: differences inside the noise must not steer. (Weights ∝ accuracy would
+    T is never below `least`, the standard error: differences inside the noise must not steer. (Weights ∝ a share would
     be nearly flat.) ESS grows with T; `least` is returned if even T → 0 leaves more than n/2, with many equal bests.
     """
     goal = len(errors) / 2

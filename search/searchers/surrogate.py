@@ -1,14 +1,15 @@
-"""Bayesian optimisation with a model of accuracy, exact costs, and the expected gain of the front."""
+"""Bayesian optimisation with a model of quality, exact costs, and the expected gain of the front."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prunefront.errors import PrunefrontError
-from prunefront.search.outcomes.measurement import Measurement, Outcome
+from prunefront.search.outcomes.measurement import Measurement, Outcome, quality_of
+from prunefront.search.outcomes.utility import utilities, utility
 from prunefront.search.prediction.accuracy_model import AccuracyModel, Settings
 from prunefront.search.prediction.acquisition import CostBox
 from prunefront.search.prediction.one_thread import one_thread
@@ -50,36 +51,39 @@ class SurrogateOptions:
 
 @dataclass(frozen=True, slots=True)
 class _FitData:
-    """Measurements for a fit, the dense network first: rows [n, G], accuracy [n], loss and its variance [n] as
-    `losses_and_variances`, costs [n, C].
+    """Measurements for a fit, the dense network first: rows [n, G], utility [n], loss and its variance [n]
+    as `losses_and_variances`, costs [n, C]. chance: utility of guessing.
     """
 
     rows: Rows
-    accuracy: Floats
+    quality: Floats
     loss: Floats
     variance: Floats
     costs: Floats
+    chance: float
 
 
 @searchers.register("surrogate")
 class Surrogate:
-    """Bayesian optimisation of one uncertain objective, accuracy, against known costs.
+    """Bayesian optimisation of one uncertain objective, the quality, against known costs.
 
     It probes each group first (`prediction.sensitivity`), then fits `prediction.accuracy_model` to the measurements and
     proposes the candidates of largest expected gain for the front (`prediction.acquisition`). Candidates in flight
-    count as if they had their expected accuracy, so that parallel workers get different ones (Ginsbourger et al. 2010,
+    count as if they had their expected quality, so that parallel workers get different ones (Ginsbourger et al. 2010,
     kriging believer). Candidates outside a constraint on a cost are never proposed.
     """
 
     def __init__(self, problem: Problem, *, seed: int, **options: Any) -> None:
         self.options = read_options(SurrogateOptions, options, "surrogate")
         names = [o.name for o in problem.objectives]
-        if "accuracy" not in names:
+        metric = quality_of(problem.objectives)
+        if metric is None:
             raise PrunefrontError(
-                f"searcher 'surrogate' needs accuracy among the objectives, which are {', '.join(names)}"
+                f"searcher 'surrogate' needs a metric among the objectives, which are {', '.join(names)}"
             )
+        self._metric = metric
         self._ledger = Ledger(problem, seed)
-        self._costs = [name for name in names if name != "accuracy"] or ["macs"]
+        self._costs = [name for name in names if name != metric.name] or ["macs"]
         self._sensitivity = Sensitivity(problem, self.options.probes)
         self._encoding = Encoding(problem.space)
         self._model = AccuracyModel(self._encoding)
@@ -121,7 +125,7 @@ class Surrogate:
         known = self._measurements()
         if known is None:
             return []
-        chance, dense = self._ledger.problem.chance, known.accuracy[0]
+        dense = known.quality[0]
         costs = self._cost_function(known)
         told = len(self._ledger.told)
         if self._settings is None or told > SETTINGS_GROWTH * self._settings_at:
@@ -130,7 +134,7 @@ class Surrogate:
         self._settings = fitted.settings
         mean, _ = self._model.predict(fitted, known.rows)
         box = CostBox(costs(self._encoding.dense[None])[0])
-        box.reset(chance)
+        box.reset(known.chance)
         # the front is of the model's values, not of the measurements: luck must not set the standard
         expected = dense * np.exp(-mean)
         box.add(expected, known.costs)
@@ -151,11 +155,11 @@ class Surrogate:
             if not len(pool):
                 return []
             mean, deviation = self._model.predict(fitted, pool)
-            accuracy = dense * np.exp(-mean)
-            gain = box.expected_gain(accuracy, accuracy * deviation, costs(pool))
+            quality = dense * np.exp(-mean)
+            gain = box.expected_gain(quality, quality * deviation, costs(pool))
             best = np.argsort(-gain, kind="stable")[: max(self.options.pool // 4, self._batch_size)]
-            pool, accuracy, deviation = pool[best], accuracy[best], deviation[best]
-        return self._pick(box, pool, accuracy, accuracy * deviation, costs(pool))
+            pool, quality, deviation = pool[best], quality[best], deviation[best]
+        return self._pick(box, pool, quality, quality * deviation, costs(pool))
 
     @property
     def _batch_size(self) -> int:
@@ -169,19 +173,19 @@ class Surrogate:
         return min(MOST_PROPOSALS, max(1, flying // 4, int(self.options.patience * more)))
 
     def _pick(
-        self, box: CostBox, pool: Rows, accuracy: Floats, deviation: Floats, costs: Floats
+        self, box: CostBox, pool: Rows, quality: Floats, deviation: Floats, costs: Floats
     ) -> list[Candidate]:
         """Returns new candidates of the pool, each of the largest expected gain beside those before it."""
         picked: list[Candidate] = []
         left = np.ones(len(pool), dtype=np.bool_)
         while len(picked) < self._batch_size and left.any():
-            gain = np.where(left, box.expected_gain(accuracy, deviation, costs), -1.0)
+            gain = np.where(left, box.expected_gain(quality, deviation, costs), -1.0)
             best = int(gain.argmax())
             left[best] = False
             candidate = self._encoding.decode(pool[best], "surrogate")
             if self._ledger.is_new(candidate):
                 picked.append(candidate)
-                box.add(accuracy[best : best + 1], costs[best : best + 1])
+                box.add(quality[best : best + 1], costs[best : best + 1])
         return picked
 
     def _measurements(self) -> _FitData | None:
@@ -200,15 +204,18 @@ class Surrogate:
                 continue
             if not any(c.keep is not None for c in candidate.choices.values()):
                 found.append((self._row(key, candidate), outcome))
-        measured = [m for _, m in found]
+        measured, given = [m for _, m in found], self._ledger.problem.chance
         known = _FitData(
             np.array([row for row, _ in found]),
-            np.array([m["accuracy"] for m in measured]),
-            *losses_and_variances(measured, self._ledger.problem.chance),
+            utilities(self._metric, measured)[0],
+            *losses_and_variances(measured, self._metric, given),
             np.array([[m[name] for name in self._costs] for m in measured]),
+            utility(self._metric, measured).chance(given),
         )
-        some = most_informative(known.rows != self._encoding.dense, known.accuracy, known.costs, MOST_KNOWN)
-        return _FitData(*(getattr(known, name)[some] for name in known.__slots__))
+        some = most_informative(known.rows != self._encoding.dense, known.quality, known.costs, MOST_KNOWN)
+        return replace(
+            known, **{name: getattr(known, name)[some] for name in known.__slots__ if name != "chance"}
+        )
 
     def _row(self, key: str, candidate: Candidate) -> Rows:
         if key not in self._rows:
@@ -248,23 +255,23 @@ class Surrogate:
 
 
 def most_informative(
-    changed: NDArray[np.bool_], accuracy: Floats, costs: Floats, most: int
+    changed: NDArray[np.bool_], quality: Floats, costs: Floats, most: int
 ) -> NDArray[np.int64]:
     """Returns indices of at most `most` of n measurements that determine the front best.
 
     They are index 0, cuts of single groups (at most a quarter), then those that the front beats by least. changed: [n,
     G], True for groups that are not dense.
     """
-    if len(accuracy) <= most:
-        return np.arange(len(accuracy))
-    order = np.lexsort((np.arange(len(accuracy)), -accuracy))
+    if len(quality) <= most:
+        return np.arange(len(quality))
+    order = np.lexsort((np.arange(len(quality)), -quality))
     front: list[int] = []
     for i in order:  # best first: on the front unless an earlier one costs no more
         if not front or not (costs[front] <= costs[i]).all(axis=1).any():
             front.append(int(i))
     beaten = (
-        np.where((costs[front][None] <= costs[:, None]).all(axis=2), accuracy[front][None], 0.0).max(axis=1)
-        - accuracy
+        np.where((costs[front][None] <= costs[:, None]).all(axis=2), quality[front][None], 0.0).max(axis=1)
+        - quality
     )
     alone = np.flatnonzero(changed.sum(axis=1) == 1)[: most // 4]
     chosen = dict.fromkeys([0, *alone.tolist()])

@@ -22,7 +22,7 @@ class Problem:
     seeds: candidates that are proposed before any others (dense, uniform ratios, global thresholds).
     scores: criterion -> group -> score per unit, for searchers that propose patterns; may be empty.
     costs: model of the candidates' costs, so that searchers need not learn them; None = not known beforehand.
-    chance: accuracy of guessing; a network that is no better is worth nothing.
+    chance: quality of guessing, where the metric itself does not say; a network that is no better is worth nothing.
     evaluations: number of candidates that will be scored; 0 = not known beforehand.
     """
 

@@ -18,17 +18,17 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from prunefront.pipelines.artifacts.fetch import read_stored_front
+from prunefront.pipelines.fronts.row import front_objectives
 from prunefront.pipelines.journal.journal import read_events
 from prunefront.pipelines.recovery.owner import read_owner
 from prunefront.pipelines.recovery.restore import fetch_events
 from prunefront.pipelines.recovery.state_store import StateStore
-from prunefront.pipelines.stages.final import FRONT_OBJECTIVES
 from prunefront.pipelines.stages.warm_start import read
 from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.spool import Spool
 from prunefront.pipelines.stores.store import ArtifactStore
 from prunefront.search.outcomes.front import ParetoFront
-from prunefront.search.outcomes.measurement import Measurement
+from prunefront.search.outcomes.measurement import ACCURACY, Measurement
 from tests.services.ceph import S3Server
 from tests.services.mlflow_server import mlflow_server
 from tests.services.s3_proxy import Proxy, proxied
@@ -269,7 +269,7 @@ def test_a_search_goes_on_where_its_folder_never_was(
     assert events[: len(known)] == known
     told = [e["key"] for e in events if e["event"] == "told"]
     assert len(told) == len(set(told)) == CANDIDATES
-    front = ParetoFront(FRONT_OBJECTIVES)
+    front = ParetoFront(front_objectives(ACCURACY))
     for event in events:
         if event["event"] == "trained":
             front.add(event["name"], Measurement.from_json(event["outcome"]))

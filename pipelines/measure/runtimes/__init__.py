@@ -7,9 +7,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from prunefront.errors import PrunefrontError
+from prunefront.pipelines.formats.example import Example
 from prunefront.registry import Registry
 
 
@@ -17,7 +18,7 @@ class MakeCall(Protocol):
     """Prepares a network for timing. All slow preparations happen here, and none in the returned call."""
 
     def __call__(
-        self, model: nn.Module, onnx: Path | None, example: Tensor, threads: int
+        self, model: nn.Module, onnx: Path | None, example: Example, threads: int
     ) -> Callable[[], None]: ...
 
 
@@ -36,7 +37,7 @@ class Runtime:
     from_file: bool = False
 
     def __call__(
-        self, model: nn.Module, onnx: Path | None, example: Tensor, threads: int
+        self, model: nn.Module, onnx: Path | None, example: Example, threads: int
     ) -> Callable[[], None]:
         """Returns a call that is one forward of `example` in eval mode, finished when it returns.
 

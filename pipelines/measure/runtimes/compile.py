@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from prunefront.pipelines.formats.example import Example
 from prunefront.pipelines.measure.runtimes import runtime
 from prunefront.pipelines.measure.runtimes.eager import copy_to, with_threads
 
@@ -24,16 +25,16 @@ def _missing() -> str | None:
     "PyTorch on the CPU through torch.compile; each network takes tens of seconds to build",
     _missing,
 )
-def prepare(model: nn.Module, onnx: Path | None, example: Tensor, threads: int) -> Callable[[], None]:
+def prepare(model: nn.Module, onnx: Path | None, example: Example, threads: int) -> Callable[[], None]:
     """Compiles the network before it returns, for this batch size and thread count.
 
     The network is exported first, which gives each candidate a forward of its own. Compiled as modules of one class,
     candidates would share one cache: Dynamo gives up on the ninth shape and runs it uncompiled.
     """
-    network, images = copy_to("cpu", model, example)
+    network, inputs = copy_to("cpu", model, example)
     with torch.no_grad():
-        graph = torch.export.export(network, (images,)).module()
+        graph = torch.export.export(network, inputs).module()
         compiled = torch.compile(graph, fullgraph=True, dynamic=False)
-    call = with_threads(lambda: compiled(images), threads)
+    call = with_threads(lambda: compiled(*inputs), threads)
     call()
     return call

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from prunefront.pipelines.formats.example import Example
 from prunefront.pipelines.measure.runtimes import runtime
 from prunefront.pipelines.measure.runtimes.eager import copy_to
 
@@ -19,13 +20,13 @@ def _missing() -> str | None:
     "PyTorch on a CUDA GPU, uncompiled, channels_last; a call ends when the GPU has finished",
     _missing,
 )
-def prepare(model: nn.Module, onnx: Path | None, example: Tensor, threads: int) -> Callable[[], None]:
+def prepare(model: nn.Module, onnx: Path | None, example: Example, threads: int) -> Callable[[], None]:
     """Returns a call of launch and compute, without copies of data. threads: has no effect."""
-    network, images = copy_to("cuda", model, example)
+    network, inputs = copy_to("cuda", model, example)
 
     def call() -> None:
         with torch.inference_mode():
-            network(images)
+            network(*inputs)
         torch.cuda.synchronize()
 
     return call

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from ray.exceptions import RayTaskError
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import ClusterSection, ModelSection
+from prunefront.pipelines.config.sections import ClusterSection, ModelSection, TaskSection
 from prunefront.pipelines.models import build
+from prunefront.pipelines.tasks import make_task
 from prunefront.pipelines.workers.workbench import on_device
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.statistics import Batch, Statistics, Task, Values, merge, run, tasks
@@ -22,10 +23,11 @@ PARTS = 2
 
 def gather(
     section: ModelSection,
-    classes: int,
-    input_shape: tuple[int, int, int],
+    classes: int | None,
+    input_shape: tuple[int, ...] | None,
     weights: Mapping[str, NDArray[np.generic]],
     graph: ChannelGraph,
+    asked: TaskSection,
     batches: Sequence[Batch],
     needs: Set[str],
     *,
@@ -37,7 +39,7 @@ def gather(
     Workers build the network from its factory, so none travels. Raises PrunefrontError where something cannot be seen.
     """
     found = tasks(graph, needs, batches, parts=PARTS * workers)
-    shared = ray.put((section, classes, input_shape, dict(weights), graph, list(batches)))
+    shared = ray.put((section, classes, input_shape, dict(weights), graph, asked, list(batches)))
     remote = _run.options(num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker)
     device = "cuda" if cluster.gpus_per_worker > 0 else "cpu"  # where the worker has one
     pending = [remote.remote(task, shared, cluster.cpus_per_worker, device) for task in found]
@@ -53,9 +55,9 @@ def gather(
 
 @ray.remote
 def _run(task: Task, shared: Any, threads: int, device: str) -> Values:
-    section, classes, input_shape, weights, graph, batches = shared
+    section, classes, input_shape, weights, graph, asked, batches = shared
     torch.set_num_threads(threads)
     device = device if torch.cuda.is_available() else "cpu"
     model = build(section, classes=classes, input_shape=input_shape)
     model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in weights.items()})
-    return run(task, model.to(device).eval(), graph, on_device(batches, device))
+    return run(task, model.to(device).eval(), graph, on_device(batches, device), make_task(asked).loss)

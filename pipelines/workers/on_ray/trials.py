@@ -28,7 +28,7 @@ from prunefront.pipelines.cluster.patience import Patience
 from prunefront.pipelines.config.sections import ClusterSection
 from prunefront.pipelines.workers.judge import MEASURED, OUTCOME, Judge, OnRung, Reached
 from prunefront.pipelines.workers.on_ray.scheduler import HalvingScheduler
-from prunefront.pipelines.workers.trial import Checkpoints, OnTrained, Queue, Trial
+from prunefront.pipelines.workers.trial import QUALITY, Checkpoints, OnTrained, Queue, Trial
 from prunefront.pipelines.workers.workbench import Workbench
 from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome, outcome_from_json
 from prunefront.search.promotion.halving import Rungs
@@ -55,7 +55,7 @@ class SearcherAdapter(TuneSearcher):
     nothing more to propose and nothing is under way, Tune is told that it is over."""
 
     def __init__(self, searcher: AskTell, budget: int, on_told: OnTold) -> None:
-        super().__init__(metric="accuracy", mode="max")
+        super().__init__(metric=QUALITY, mode="max")
         self._searcher = searcher
         self._budget = budget
         self._on_told = on_told

@@ -74,6 +74,7 @@ class RayWorkers:
             bench.input_shape,
             bench.weights,
             bench.graph,
+            bench.task,
             batches,
             needs,
             workers=self.count,

@@ -22,16 +22,17 @@ from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.artifacts.verify import (
     CHECKED_INPUTS,
     Verification,
-    onnx_accuracy,
     onnx_outputs,
+    onnx_quality,
     verify,
 )
 from prunefront.pipelines.config.sections import DataSection, ModelSection
 from prunefront.pipelines.data import Split, Splits, Transform
 from prunefront.pipelines.formats.onnx_export import export
-from prunefront.pipelines.measure.accuracy import accuracy
+from prunefront.pipelines.measure.quality import quality
 from prunefront.pipelines.models import build
 from prunefront.pipelines.stores.memory import MemoryStore
+from prunefront.pipelines.tasks import CLASSIFICATION
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.graph.pruning_plan import GroupPlan, PruningPlan
 from prunefront.pruners.plan.decide import plan
@@ -122,8 +123,8 @@ def test_a_network_of_the_zoo_needs_no_trust(tmp_path: Path, splits: Splits) -> 
     assert found.skipped == ()
     assert found.checks[-1].name == "accuracy (torch)"
     onnx_file = (folder / "model.onnx").read_bytes()
-    alike = onnx_accuracy(onnx_file, splits.test, splits.transform, threads=1)
-    assert alike == accuracy(model, splits.test, splits.transform)
+    alike = onnx_quality(onnx_file, splits.part("test"), CLASSIFICATION, threads=1)
+    assert alike == quality(model, splits.part("test"), CLASSIFICATION)
 
 
 FALSE: dict[str, tuple[str, Callable[[dict[str, Any], dict[str, Any]], object]]] = {
@@ -276,15 +277,15 @@ def test_an_onnx_file_cannot_read_other_files(folder: Path, splits: Splits) -> N
 def test_an_onnx_file_for_other_images(folder: Path, splits: Splits) -> None:
     test = Split(np.zeros((IMAGES, 3, 8, 8), np.uint8), splits.test.labels)
     wide = Splits(test, test, test, Transform((0.5,) * 3, (0.25,) * 3), 3)
-    with pytest.raises(PrunefrontError, match="fails on the test images"):
+    with pytest.raises(PrunefrontError, match="fails on the test data"):
         verify(folder, splits=lambda section: wide)
 
 
 def publish_network(folder: Path, model: nn.Module, factory: str, plan: PruningPlan, splits: Splits) -> Path:
     export(model, torch.zeros(2, *splits.input_shape), folder / "model.onnx")
     data = (folder / "model.onnx").read_bytes()
-    first = splits.test[:CHECKED_INPUTS]
-    measured = onnx_accuracy(data, splits.test, splits.transform, threads=1)
+    first = splits.part("test").first(CHECKED_INPUTS)
+    measured = onnx_quality(data, splits.part("test"), CLASSIFICATION, threads=1)["accuracy"]
     described = {
         "model": {"factory": factory},
         "data": {"source": "digits"},
@@ -295,12 +296,12 @@ def publish_network(folder: Path, model: nn.Module, factory: str, plan: PruningP
     row = {
         "key": "cut",
         "accuracy": measured.value,
-        "images": measured.images,
+        "images": measured.samples,
         "params": sum(p.numel() for p in model.parameters()),
         "achieved": plan.achieved_ratios(),
         "outputs": {
             "inputs": f"test[:{CHECKED_INPUTS}]",
-            "logits": onnx_outputs(data, first, splits.transform),
+            "logits": onnx_outputs(data, first),
         },
     }
     save_file(model.state_dict(), folder / "weights.safetensors")

@@ -89,9 +89,9 @@ def test_a_front_is_in_order_and_whole_however_it_is_made() -> None:
 
 def test_a_row_that_cannot_be_is_not_made() -> None:
     with pytest.raises(ValidationError, match="less than or equal to 1"):
-        replace(ROWS[0], accuracy=91.7)
+        replace(ROWS[0], quality=91.7)
     with pytest.raises(FrozenInstanceError):
-        ROWS[0].accuracy = 0.5  # type: ignore[misc]  # that it cannot be set is what is tested
+        ROWS[0].quality = 0.5  # type: ignore[misc]  # that it cannot be set is what is tested
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from prunefront.pipelines.data import Split, Transform, load
 from prunefront.pipelines.formats.weights import load_weights
 from prunefront.pipelines.measure.accuracy import Accuracy, accuracy
 from prunefront.pipelines.models import models
+from prunefront.pipelines.tasks.estimate import share
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 
@@ -24,7 +25,7 @@ SHARED = Path(__file__).parents[4] / "shared" / "data"
 def test_interval_ends_where_the_share_is_two_deviations_off(counts: tuple[int, int]) -> None:
     """Wilson's definition: an end p of the interval is z standard deviations √(p(1 - p)/n) from the share."""
     right, images = counts
-    found = Accuracy.count(right, images)
+    found = share(right, images)
     assert 0.0 <= found.low <= found.value <= found.high <= 1.0
     for p in {found.low, found.high} - {0.0, 1.0}:
         assert abs(p - right / images) / math.sqrt(p * (1 - p) / images) == pytest.approx(1.96, abs=1e-4)
@@ -64,7 +65,8 @@ def test_counts_right_answers_on_plain_images(precision: str) -> None:
     got = accuracy(
         model, Split(images, labels), transform, batch_size=20, precision=precision, yield_point=Turn
     )
-    assert got == Accuracy.count(43, 50)
+    exact = share(43, 50)
+    assert got == Accuracy(exact.value, exact.low, exact.high, 50)
     assert (model.training, model.frozen.training) == (True, False), "each module's mode is put back"
     assert model.modes == [False] * 3
     assert len(entered) == 3

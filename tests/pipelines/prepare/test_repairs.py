@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 from prunefront.choice import GroupChoice
@@ -48,7 +49,13 @@ class Prepared:
         splits = load(self.config.data)
         shape = splits.train.images.shape[1:]
         model = build(self.config.model, classes=splits.classes, input_shape=shape)
-        graph = trace_model(model, "digits_cnn", self.config.space, self.config.quantisation, shape)
+        graph = trace_model(
+            model,
+            "digits_cnn",
+            self.config.space,
+            self.config.quantisation,
+            torch.zeros(2, *splits.input_shape),
+        )
         self.network = Network(splits, model, graph, None)
         self.asked: list[Set[str]] = []
         self.said: list[str] = []

@@ -11,7 +11,7 @@ from prunefront.pipelines.data import load
 from prunefront.pipelines.journal.layout import PREPARED
 from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.knowledge import know
-from prunefront.pipelines.prepare.network import Network, trace_model
+from prunefront.pipelines.prepare.network import Network, example_input, trace_model
 from prunefront.pipelines.prepare.workbench import BenchSections, make_bench
 from prunefront.pruners.statistics import collect
 
@@ -27,10 +27,10 @@ def prepared(folder: Path, **sections: dict[str, object]) -> tuple[StudyConfig, 
     config = parse(study, source="here", base=folder)
     (config.path / PREPARED).mkdir(parents=True)
     splits = load(config.data)
-    shape = splits.train.images.shape[1:]
-    model = build(config.model, classes=splits.classes, input_shape=shape)
+    model = build(config.model, classes=splits.classes, input_shape=splits.input_shape)
+    example = example_input(model, splits, 2)
     return config, Network(
-        splits, model, trace_model(model, "digits_cnn", config.space, config.quantisation, shape), None
+        splits, model, trace_model(model, "digits_cnn", config.space, config.quantisation, example), None
     )
 
 

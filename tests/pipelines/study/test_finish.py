@@ -167,7 +167,9 @@ ROW = {
 
 
 def front(**ratios: float) -> list[FrontRow]:
-    return [FrontRow(key=k, latency_ms=r, latency_ratio=r, **ROW) for k, r in ratios.items()]
+    return [
+        FrontRow.from_json({"key": k, "latency_ms": r, "latency_ratio": r, **ROW}) for k, r in ratios.items()
+    ]
 
 
 @pytest.mark.parametrize("fastest", [0.31, 0.6, 0.7349, 0.998])

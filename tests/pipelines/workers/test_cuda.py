@@ -108,7 +108,7 @@ def test_networks_of_all_granularities_and_words_score_the_same(study: Study) ->
 def test_every_criterion_ranks_the_same(study: Study) -> None:
     graph, config = study.network.graph, study.config
     images = config.space.calibration_images
-    batches = calibration(images, study.network.splits.for_search(), config.seed)
+    batches = calibration(images, study.network, config.seed)
     fitting = sorted({name for names in available(graph).values() for name in names})
     model = study.workers[DEVICE].dense
     there = [(images.to(DEVICE), labels.to(DEVICE)) for images, labels in batches]

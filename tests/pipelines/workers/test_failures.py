@@ -71,7 +71,7 @@ def test_a_network_that_computes_nan_has_no_accuracy(broken: float | None) -> No
         assert np.isfinite(list(outcome.values.values())).all()
     else:
         assert outcome == Failure(
-            "not_finite", "the network's outputs are not finite: NaN on some of the images"
+            "not_finite", "the network's outputs are not finite: NaN on some of the samples"
         )
 
 

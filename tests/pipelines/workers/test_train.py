@@ -17,9 +17,9 @@ from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data import SearchData, Split, Transform, load
 from prunefront.pipelines.measure.accuracy import accuracy
 from prunefront.pipelines.models import models
+from prunefront.pipelines.tasks import CLASSIFICATION
 from prunefront.pipelines.workers.train import (
     Recipe,
-    distillation_loss,
     faster_precision,
     schedule,
     train,
@@ -133,8 +133,10 @@ def test_distillation_loss_is_the_formula() -> None:
     kl = (p * (p / q).log()).sum(1).mean()
     hard = -student.softmax(1)[torch.arange(5), labels].log().mean()
     expected = 0.3 * hard + 0.7 * t * t * kl
-    torch.testing.assert_close(distillation_loss(student, teacher, labels, 0.7, t), expected)
-    same = distillation_loss(teacher, teacher, labels, 1.0, t)
+    task = CLASSIFICATION
+    found = 0.3 * task.loss(student, labels) + 0.7 * task.distil(student, teacher, t)
+    torch.testing.assert_close(found, expected)
+    same = task.distil(teacher, teacher, t)
     torch.testing.assert_close(same, torch.tensor(0.0), atol=1e-6, rtol=0)
 
 

@@ -12,11 +12,12 @@ from prunefront.search.outcomes.constraints import (
     Bound,
     ConstraintError,
     check_compatible,
+    check_metrics,
     describe_violations,
     parse,
     resolve,
 )
-from prunefront.search.outcomes.measurement import OBJECTIVES, Constraint
+from prunefront.search.outcomes.measurement import OBJECTIVES, Constraint, Metric
 
 DENSE = {"accuracy": 0.9, "macs": 40_000_000.0, "params": 270_000.0, "size_bytes": 1_000_000.0}
 
@@ -209,3 +210,54 @@ def test_what_falls_short_is_said_with_what_was_asked() -> None:
     assert describe_violations({"accuracy": 0.8, "macs": 3e7}, limits) == (
         "accuracy 0.8 (>= 0.85 was asked), macs 30,000,000 (<= 20,000,000 was asked)"
     )
+
+
+MIOU, MAE = Metric("miou", "max", scale="share"), Metric("mae", "min", "px", scale="positive")
+REWARD = Metric("reward", "max", scale="real")
+
+
+@pytest.mark.parametrize(
+    ("text", "bound"),
+    [
+        ("miou >= -1pt", Bound("miou", "low", -0.01, "points")),
+        ("mae <= +2%", Bound("mae", "high", 1.02, "ratio")),
+        ("mae <= 102% of dense", Bound("mae", "high", 1.02, "ratio")),
+        ("mae <= 1.05x", Bound("mae", "high", 1.05, "ratio")),
+        ("mae <= +0.3", Bound("mae", "high", 0.3, "difference")),
+        ("mae <= 4.5", Bound("mae", "high", 4.5)),
+        ("reward >= -3 absolute", Bound("reward", "low", -3.0)),
+    ],
+)
+def test_a_metric_of_a_task_is_bounded_in_its_own_words(text: str, bound: Bound) -> None:
+    assert parse(text, any_metric=True) == bound
+    assert parse(str(bound), any_metric=True) == bound
+    check_metrics([bound], (MIOU, MAE, REWARD))
+    with pytest.raises(ConstraintError, match="no quantity is called"):
+        parse(text)
+
+
+def test_bounds_of_metrics_are_relative_to_dense() -> None:
+    asked = [parse(text, any_metric=True) for text in ("miou >= -1pt", "mae <= +2%", "reward >= -0.5")]
+    low, high, real = resolve(asked, {"miou": 0.6, "mae": 2.0, "reward": -7.0})
+    assert (low.low, high.high, real.low) == pytest.approx((0.59, 2.04, -7.5))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("miou <= 0.5", "contradicts the metric, of which more is better: write miou >="),
+        ("mae >= +2%", "contradicts the metric, of which less is better: write mae <="),
+        ("mae <= +2pt", "points are of a share, which mae is not"),
+        ("reward >= 1.05x", "may be zero or negative"),
+        ("miou >= 60", "is a share from 0 to 1"),
+        ("moiu >= 0.5", "did you mean 'miou'"),
+    ],
+)
+def test_a_bound_that_its_metric_cannot_have_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ConstraintError, match=said):
+        check_metrics([parse(text, any_metric=True)], (MIOU, MAE, REWARD))
+
+
+def test_a_percentage_that_could_mean_either_is_refused() -> None:
+    with pytest.raises(ConstraintError, match=r"write 0.6 for the value itself, or 60% of dense"):
+        parse("miou >= 60%", any_metric=True)

@@ -168,7 +168,7 @@ def test_what_makes_no_sense_is_refused_and_notes_nothing() -> None:
             rungs(keep=keep)
     with pytest.raises(ValueError, match="levels"):
         Rungs(THREE, levels=(2, 1), keep=0.5)
-    with pytest.raises(ValueError, match="accuracy"):
+    with pytest.raises(ValueError, match="a metric"):
         Rungs(THREE[1:], levels=(1,), keep=0.5)
     made = rungs()
     with pytest.raises(ValueError, match="levels"):

@@ -227,5 +227,5 @@ def test_scores_guide_the_first_patterns() -> None:
 
 def test_it_needs_something_to_maximise() -> None:
     space = planted().problem.space
-    with pytest.raises(PrunefrontError, match="needs an objective to maximise"):
+    with pytest.raises(PrunefrontError, match="needs a metric or an objective to maximise"):
         ParticleFilter(Problem(space, (OBJECTIVES["macs"],)), seed=0)

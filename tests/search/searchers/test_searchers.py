@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from prunefront.choice import GroupChoice
 from prunefront.errors import PrunefrontError, UnknownName
-from prunefront.search.outcomes.measurement import Constraint, Failure, Measurement, Outcome
+from prunefront.search.outcomes.measurement import Constraint, Failure, Measurement, Metric, Outcome
 from prunefront.search.prediction.sensitivity import is_probe
 from prunefront.search.searchers import searchers
 from prunefront.search.searchers.searcher import Searcher
@@ -184,6 +184,58 @@ class TestContract:
         assert candidate is not None
         with pytest.raises(PrunefrontError, match="lacks the objective 'macs'"):
             searcher.tell(candidate, Measurement({"accuracy": 0.5}))
+
+
+METRICS = (Metric("nll", "min", "nats", scale="positive"), Metric("reward", "max", scale="real"))
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda m: m.name)
+@pytest.mark.parametrize("name", sorted(searchers))
+class TestOtherMetrics:
+    """The contract on a metric that is minimised, and on one without bounds that is negative here."""
+
+    def toy(self, metric: Metric, constraints: tuple[Constraint, ...] = ()) -> Separable:
+        return separable(groups=3, units=6, seeds=3, constraints=constraints, scored=True, metric=metric)
+
+    def test_proposals_differ_repeat_and_are_told(self, name: str, metric: Metric) -> None:
+        limit = Constraint(metric.name, **{"low" if metric.direction == "max" else "high": 0.5})  # type: ignore[arg-type]
+        toy = self.toy(metric, (limit, Constraint("macs", high=MOST)))
+
+        def refused(candidate: Candidate) -> Outcome:
+            found = toy.measure(candidate)
+            over = found["macs"] > MOST and not is_probe(candidate) and candidate.origin != "dense"
+            return Failure("over_budget", "planted") if over else found
+
+        asked = [
+            [c.key() for c, _ in drive(searcher, refused, 40, parallel=3)]
+            for searcher in (make(name, toy.problem), make(name, toy.problem))
+        ]
+        assert asked[0] == asked[1]
+        assert len(set(asked[0])) > 35  # a particle filter may come back to a pattern in so small a space
+        searcher = make(name, toy.problem)
+        drive(searcher, refused, 25)
+        assert all(math.isfinite(v) for v in searcher.figures().values())
+
+    @pytest.mark.filterwarnings("ignore::RuntimeWarning:optuna")
+    def test_any_finite_numbers(self, name: str, metric: Metric) -> None:
+        toy, numbers = self.toy(metric), [0.0, -1e9, 1e9, 1e-9, 3.0]
+
+        def absurd(candidate: Candidate) -> Outcome:
+            value, noise = (numbers[int(candidate.key(), 16) // n % 5] for n in (1, 7))
+            return Measurement({metric.name: value, "macs": 1.0}, {metric.name: abs(noise)})
+
+        assert all(toy.problem.space.contains(c) for c, _ in drive(make(name, toy.problem), absurd, 25))
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda m: m.name)
+@pytest.mark.parametrize("name", ["evolution", "surrogate", "auto"])
+def test_the_good_ones_beat_random_on_any_metric(name: str, metric: Metric) -> None:
+    """A sign that is lost somewhere would send them to the worst networks."""
+    won = 0
+    for seed in range(3):
+        toy = separable(groups=4, units=8, seed=seed, seeds=2, metric=metric)
+        won += score(name, toy, seed, 60) > score("random", toy, seed, 60)
+    assert won >= 2
 
 
 def test_an_unknown_searcher_names_the_nearest() -> None:

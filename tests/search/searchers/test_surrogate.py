@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunefront.search.outcomes.measurement import Constraint, Failure, Measurement
+from prunefront.search.outcomes.measurement import ACCURACY, Constraint, Failure, Measurement
 from prunefront.search.prediction.accuracy_model import AccuracyModel
 from prunefront.search.prediction.acquisition import CostBox
 from prunefront.search.prediction.sensitivity import losses_and_variances, probes, savings, trade_offs
@@ -176,7 +176,7 @@ def test_a_regression_recovers_costs_that_it_can_express() -> None:
 
 def test_a_network_at_chance_says_little() -> None:
     measured = [Measurement({"accuracy": a}, {"accuracy": 0.0196}) for a in (0.9, 0.5, 0.1)]
-    loss, variance = losses_and_variances(measured, 0.1)
+    loss, variance = losses_and_variances(measured, ACCURACY, 0.1)
     assert loss[0] == 0.0
     assert loss[1] == pytest.approx(np.log(0.9 / 0.5))
     assert variance[0] < variance[1] < variance[2] == pytest.approx(1.0)

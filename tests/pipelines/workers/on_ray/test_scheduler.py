@@ -112,6 +112,7 @@ def trainable(crash: Path) -> type[tune.Trainable]:
             key = OUTCOME if self._epoch == EPOCHS else MEASURED
             return {
                 EPOCH: self._epoch,
+                "quality": accuracy,
                 "accuracy": accuracy,
                 "macs": self._macs,
                 key: json.dumps(measured.to_json()),

@@ -1,0 +1,202 @@
+"""The contract of a task, over the whole registry, on outputs whose truth is known."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from prunefront.errors import PrunefrontError, UnknownName
+from prunefront.pipelines.config.sections import TaskSection
+from prunefront.pipelines.tasks import Estimate, Metric, Task, TaskError, make_task, tasks
+
+Draw = Callable[[int, int], tuple[Any, Any]]
+"""Samples and seed -> outputs and targets of a network that is right about 70 % of the time."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task with samples drawn at random. options: with all its metrics."""
+
+    draw: Draw
+    options: dict[str, Any]
+
+
+def _classes(shape: tuple[int, ...], seed: int, axis: int, classes: int = 6) -> tuple[Tensor, Tensor]:
+    """Returns logits with classes along an axis, and labels of that shape without it."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, shape, generator=generator)
+    wrong = torch.rand(shape, generator=generator) < 0.3
+    said = torch.where(wrong, torch.randint(classes, shape, generator=generator), labels)
+    logits = torch.nn.functional.one_hot(said, classes).float() * 4.0
+    return logits.movedim(-1, axis), labels
+
+
+def _numbers(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    wanted = torch.randn(count, 2, generator=generator) * 3.0 + 10.0
+    return wanted + torch.randn(count, 2, generator=generator), wanted
+
+
+CASES: Mapping[str, Case] = {
+    "classification": Case(
+        lambda n, seed: _classes((n,), seed, 1),
+        {"metrics": ["accuracy", "top5", "balanced_accuracy", "macro_f1"]},
+    ),
+    "segmentation": Case(
+        lambda n, seed: _classes((n, 4, 4), seed, 1), {"metrics": ["miou", "pixel_accuracy"]}
+    ),
+    "token_classification": Case(lambda n, seed: _classes((n, 5), seed, 2), {}),
+    "language_modelling": Case(lambda n, seed: _classes((n, 5), seed, 2), {}),
+    "regression": Case(_numbers, {}),
+    "embedding": Case(_numbers, {}),
+}
+
+NAMES = sorted(tasks)
+
+
+def judged(task: Task, outputs: Any, targets: Any, size: int = 50) -> Mapping[str, Estimate]:
+    """Returns the scores as a study gets them: judged a batch at a time."""
+    notes = [task.judge(outputs[i : i + size], targets[i : i + size]) for i in range(0, len(targets), size)]
+    return task.score({name: torch.cat([n[name] for n in notes]) for name in notes[0]})
+
+
+def made(name: str) -> Task:
+    return make_task(TaskSection(name=name, options=CASES[name].options))
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestContract:
+    def test_shapes_names_and_directions(self, name: str) -> None:
+        task = made(name)
+        outputs, targets = CASES[name].draw(120, 0)
+        outputs.requires_grad_()
+        loss = task.loss(outputs, targets)
+        assert loss.shape == ()
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert bool(outputs.grad.isfinite().all())
+        assert float(outputs.grad.abs().sum()) > 0
+        assert all(len(v) == 50 for v in task.judge(outputs[:50].detach(), targets[:50]).values())
+        found = judged(task, outputs.detach(), targets)
+        assert [*found] == [m.name for m in task.metrics]
+        for metric in task.metrics:
+            estimate = found[metric.name]
+            assert estimate.low <= estimate.value <= estimate.high
+            assert estimate.samples == 120
+            assert metric.scale != "share" or -1 <= estimate.value <= 1
+        # the step that lowers the loss improves the quality, or a metric has the wrong sign
+        down = (outputs.grad / outputs.grad.abs().max()).detach()
+        gains = [
+            judged(task, outputs.detach() - step * down, targets)[task.quality.name].value
+            - found[task.quality.name].value
+            for step in (0.2, 5.0)
+        ]
+        assert max(task.quality.sign * gain for gain in gains) > 0
+
+    def test_order_and_batches_do_not_matter(self, name: str) -> None:
+        task = made(name)
+        outputs, targets = CASES[name].draw(120, 1)
+        order = torch.randperm(120, generator=torch.Generator().manual_seed(5))
+        assert judged(task, outputs, targets) == judged(task, outputs[order], targets[order], 17)
+
+    def test_intervals_hold_the_truth_at_their_rate(self, name: str) -> None:
+        """The truth is what twenty thousand samples say. Fewer than 50 of 60 intervals of 95 % is a chance of 0.1 %."""
+        task = make_task(TaskSection(name=name))
+        truth = judged(task, *CASES[name].draw(20_000, 99), size=20_000)[task.quality.name].value
+        hits = 0
+        for seed in range(60):
+            found = judged(task, *CASES[name].draw(80, seed))[task.quality.name]
+            hits += found.low <= truth <= found.high
+        assert hits >= 50
+
+    def test_soft_targets_of_itself_cost_nothing(self, name: str) -> None:
+        task = made(name)
+        outputs, _ = CASES[name].draw(20, 2)
+        soft = task.distil(outputs, outputs, 2.0)
+        assert soft is None or (soft.shape == () and abs(float(soft)) < 1e-6)
+
+    def test_wrong_shapes_and_options_are_said(self, name: str) -> None:
+        task = made(name)
+        outputs, targets = CASES[name].draw(20, 3)
+        with pytest.raises(TaskError):
+            task.judge(outputs, targets[:, None] if targets.ndim == 1 else targets[:7])
+        with pytest.raises(PrunefrontError, match=r"task.name = .*colour"):
+            make_task(TaskSection(name=name, options={"colour": 3}))
+
+
+def test_macro_scores_are_the_librarys() -> None:
+    from sklearn.metrics import balanced_accuracy_score, f1_score, jaccard_score
+
+    logits, labels = CASES["classification"].draw(200, 4)
+    found = judged(made("classification"), logits, labels)
+    said = logits.argmax(1)
+    assert found["balanced_accuracy"].value == pytest.approx(balanced_accuracy_score(labels, said))
+    assert found["macro_f1"].value == pytest.approx(f1_score(labels, said, average="macro"))
+    logits, labels = CASES["segmentation"].draw(50, 4)
+    miou = judged(made("segmentation"), logits, labels)["miou"].value
+    assert miou == pytest.approx(jaccard_score(labels.flatten(), logits.argmax(1).flatten(), average="macro"))
+
+
+def test_regression_and_perplexity_by_hand() -> None:
+    from sklearn.metrics import r2_score
+
+    outputs, targets = _numbers(100, 0)
+    found = judged(made("regression"), outputs, targets)
+    off = (outputs - targets).double().numpy()
+    assert found["mae"].value == pytest.approx(np.abs(off).mean())
+    assert found["rmse"].value == pytest.approx(np.sqrt((off**2).mean()))
+    assert found["r2"].value == pytest.approx(r2_score(targets, outputs), rel=1e-5)
+    logits = torch.zeros(10, 6, 7)
+    assert judged(made("language_modelling"), logits, torch.ones(10, 6).long())["perplexity"].value == (
+        pytest.approx(7.0)
+    )
+
+
+def test_ignored_places_do_not_count() -> None:
+    logits, labels = CASES["token_classification"].draw(30, 1)
+    padded = torch.cat([labels, torch.full((30, 2), -100)], 1)
+    more = torch.cat([logits, torch.randn(30, 2, 6)], 1)
+    task = made("token_classification")
+    assert judged(task, more, padded) == judged(task, logits, labels)
+    assert torch.allclose(task.loss(more, padded), task.loss(logits, labels))
+
+
+def test_one_output_of_several_is_chosen_by_name() -> None:
+    outputs, targets = _numbers(20, 0)
+    task = make_task(TaskSection(name="regression", options={"output": "pitch"}))
+    assert torch.equal(task.loss({"pitch": outputs, "gain": targets}, targets), task.loss(outputs, targets))
+    with pytest.raises(TaskError, match="'pitch' is none of them; possible: 'gain', 'tone'"):
+        task.loss({"gain": outputs, "tone": outputs}, targets)
+
+
+class Own(Task):
+    """An own task in the fewest lines, as docs/tasks.md shows it."""
+
+    metrics = (Metric("closeness", "max", scale="share"),)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).square().mean()
+
+    def judge(self, outputs: Tensor, targets: Tensor) -> Mapping[str, Tensor]:
+        return {"closeness": torch.exp(-(outputs - targets).abs()).mean(1)}
+
+
+def test_an_own_task_needs_a_loss_and_a_score_a_sample() -> None:
+    task = make_task(TaskSection(name=f"{__name__}:Own"))
+    found = judged(task, *_numbers(60, 0))["closeness"]
+    assert found.low < found.value < found.high
+
+
+def test_what_is_no_task_is_said() -> None:
+    with pytest.raises(UnknownName, match="did you mean 'regression'"):
+        make_task(TaskSection(name="regresion"))
+    with pytest.raises(TaskError, match="returned a dict; it must return a prunefront Task"):
+        make_task(TaskSection(name="builtins:dict"))
+    with pytest.raises(TaskError, match="did you mean 'rmse'"):
+        make_task(TaskSection(name="regression", options={"metrics": ["rmsee"]}))
+    for bad in ({"name": "Big Name"}, {"name": "macs"}, {"direction": "up"}, {"chance": float("nan")}):
+        with pytest.raises(PrunefrontError):
+            Metric(**{"name": "fine", "direction": "max", **bad})
