@@ -53,8 +53,9 @@ audit: setup  ## known holes in what is installed; says NOT CHECKED where the ad
 bench: setup  ## what a search costs beside the work itself
 	@$(BIN)/python -m benchmarks.search_overhead
 
-docs: setup  ## the tables of docs/methods.md, written anew from the registries
+docs: setup  ## the tables of docs/methods.md and docs/networks.md, written anew
 	@$(BIN)/python -m prunefront.pipelines.cli.catalogue docs/methods.md
+	@$(BIN)/python -m tests.corpus.table docs/networks.md
 
 clean:  ## remove the environment and every cache; studies stay
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info build

@@ -9,9 +9,9 @@ Neither file is trusted: every size is checked against the dense network before 
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,10 +23,12 @@ from prunefront.pruners.bits.bit_width import WRAPPED_PREFIX, wrap
 from prunefront.pruners.cut.blocks import without_blocks
 from prunefront.pruners.cut.compact import restore
 from prunefront.pruners.cut.surgery import load as load_channels
+from prunefront.pruners.cut.surgery import set_attributes
 from prunefront.pruners.granularities import layer_granularities
-from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.graph.channel_graph import ChannelGraph, SizeAttribute
 from prunefront.pruners.graph.layers import Layer, Part
 from prunefront.pruners.graph.pruning_plan import LayerPlan, PruningPlan, inside, removed_blocks
+from prunefront.pruners.graph.shapes import changed_attributes, shapes
 from prunefront.pruners.plan.cost import layout, trained_scalars
 from prunefront.pruners.plan.layer_parts import layer_parts
 from prunefront.pruners.quantisers import quantisers
@@ -34,6 +36,8 @@ from prunefront.pruners.storage import file as storage
 from prunefront.pruners.storage.sizes import Counts
 from prunefront.pruners.storage.streams import FLOATS, Codec, QuantiserTensors
 from prunefront.strict_json import loads
+
+_Made = TypeVar("_Made")
 
 WEIGHTS, PLAN, MANIFEST = "weights.safetensors", "plan.json", "manifest.json"
 
@@ -86,7 +90,30 @@ def save_network(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, folde
 
 def plan_document(graph: ChannelGraph, plan: PruningPlan) -> dict[str, Any]:
     """Returns the content of plan.json from which the network can be rebuilt, given the dense one."""
-    return {"plan": plan.to_json(), "removed": sorted(removed_blocks(graph, plan.stacks))}
+    removed = removed_blocks(graph, plan.stacks)
+    changed = changed_attributes(graph, shapes(graph, plan))
+    return {
+        "plan": plan.to_json(),
+        "removed": sorted(removed),
+        "attributes": [
+            {"module": a.module, "name": a.name, "place": a.place, "value": a.value}
+            for a in changed
+            if not inside(a.module, removed)
+        ],
+    }
+
+
+def attributes_of(document: Mapping[str, Any]) -> tuple[SizeAttribute, ...]:
+    """Returns the numbers in modules that a plan.json sets. Raises TypeError, ValueError or KeyError for others."""
+    found = []
+    for a in document.get("attributes", ()):
+        made = SizeAttribute(a["module"], a["name"], a["place"], a["value"], "", 0)
+        if not (isinstance(made.module, str) and isinstance(made.name, str)):
+            raise TypeError("an attribute and its module have names")
+        if type(made.value) is not int or type(made.place) is not int:
+            raise TypeError("an attribute is a whole number")
+        found.append(made)
+    return tuple(found)
 
 
 def load_network(dense: nn.Module, folder: Path) -> nn.Module:
@@ -98,7 +125,7 @@ def load_network(dense: nn.Module, folder: Path) -> nn.Module:
     """
     check_digests(folder)
     plan, removed = read_plan(folder / PLAN)
-    return rebuild(dense, plan, removed, folder / WEIGHTS)
+    return rebuild(dense, plan, removed, folder / WEIGHTS, read_attributes(folder / PLAN))
 
 
 def check_digests(folder: Path) -> None:
@@ -121,10 +148,24 @@ def check_digests(folder: Path) -> None:
 
 def read_plan(path: Path) -> tuple[PruningPlan, tuple[str, ...]]:
     """Returns the plan in a plan.json, and the paths of its dropped blocks. Raises PrunefrontError."""
+    return _checked(
+        path,
+        lambda data: (
+            PruningPlan.from_json(data["plan"]),
+            tuple(str(block) for block in data.get("removed", ())),
+        ),
+    )
+
+
+def read_attributes(path: Path) -> tuple[SizeAttribute, ...]:
+    """Returns the numbers in modules that a plan.json sets. Raises PrunefrontError."""
+    return _checked(path, attributes_of)
+
+
+def _checked(path: Path, make: Callable[[Any], _Made]) -> _Made:
     data = _read_json(path, PLAN_LIMIT)
     try:
-        removed = tuple(str(block) for block in data.get("removed", ()))
-        return PruningPlan.from_json(data["plan"]), removed
+        return make(data)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         # errors of plain code about JSON of the wrong form
         raise PrunefrontError(
@@ -143,8 +184,17 @@ def _read_json(path: Path, limit: int) -> Any:
         raise PrunefrontError(f"{path} is not valid JSON: {error!s:.80}") from None
 
 
-def rebuild(dense: nn.Module, plan: PruningPlan, removed: tuple[str, ...], weights: Path) -> nn.Module:
-    """Returns the network as `load_network`, from a plan that was read before. removed: paths of dropped blocks."""
+def rebuild(
+    dense: nn.Module,
+    plan: PruningPlan,
+    removed: tuple[str, ...],
+    weights: Path,
+    attributes: Sequence[SizeAttribute] = (),
+) -> nn.Module:
+    """Returns the network as `load_network`, from a plan that was read before.
+
+    removed: paths of dropped blocks. attributes: numbers in modules that the plan sets.
+    """
     model = without_blocks(dense, removed) if removed else dense
     limit = GROWTH * sum(t.numel() for t in dense.state_dict().values())
     changed = {p.layer.module: p for p in plan.layers}
@@ -154,6 +204,7 @@ def rebuild(dense: nn.Module, plan: PruningPlan, removed: tuple[str, ...], weigh
         parts |= {f"{path}.{name}": part for name, part in layer_parts(layer_plan, plan.quantisation).items()}
     state = storage.load(weights, {**_raw(weights, model, changed, plan), **parts}, CODEC, limit=limit)
     cut = load_channels(model, _as_dense(model, state, plan))
+    set_attributes(cut, attributes)
     for path, layer_plan in changed.items():
         _put(
             cut,

@@ -193,7 +193,9 @@ class SpaceSection(Section):
     round_to: Annotated[int, Field(ge=1)] = 1
     """Divisor of every kept channel count."""
     frozen: tuple[str, ...] = ()
-    """Modules that stay as they are."""
+    """Modules that stay as they are, by path or pattern: "layer4.*"."""
+    strict: bool = False
+    """Refuse a network with an operator that has no channel rule. Otherwise only the channels that reach it stay."""
     calibration_images: Annotated[int, Field(ge=1)] = 1024
     """Number of training images for criteria that need data, and for batch-norm statistics after a cut."""
     repair: Literal["moments", "criterion", "none"] = "moments"

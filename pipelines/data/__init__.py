@@ -11,6 +11,7 @@ from prunefront.pipelines.data.checks import check_splits, count_classes, transf
 from prunefront.pipelines.data.samples import Batch, DataSet, Inputs, Part, Parts, Samples
 from prunefront.pipelines.data.source import FILE_KEYS, Loaded, Say, refuse_keys, split_validation
 from prunefront.pipelines.data.splits import DataError, Split, Transform
+from prunefront.pipelines.data.stream.datasets import OwnData, own_part
 from prunefront.pipelines.data.stream.opening import open_stream, wants_stream
 from prunefront.pipelines.data.tensors import Tensors
 
@@ -22,6 +23,7 @@ __all__ = [
     "DataError",
     "DataSet",
     "Inputs",
+    "OwnData",
     "Part",
     "Parts",
     "Samples",
@@ -47,9 +49,40 @@ SETTLED = {"mean", "std", "augment", "padding", "validation"}
 def open_data(section: DataSection, *, say: Say = log.warning) -> Splits | Parts:
     """Returns the data set that a study file asks for: in memory as `load` does, or as a stream where it would not fit.
 
-    A `module:callable` source may return `Parts` of anything. Raises DataError for data that cannot be used.
+    A `module:callable` source may return what `load` takes, `Parts`, or a tuple of torch data sets or loaders: (train,
+    validation, test). Raises DataError for data that cannot be used.
     """
     return open_stream(section, say) if wants_stream(section) else _loaded(section, say)
+
+
+def _own_parts(returned: tuple[object, ...], section: DataSection) -> Parts:
+    """Returns the parts of a tuple of torch data sets or loaders. Raises DataError for another number of them."""
+    if len(returned) != 3:
+        raise DataError(
+            f"{section.source!r} returned {len(returned)} data sets; it must return three: (train, validation, test)"
+        )
+    names = ("train", "validation", "test")
+    parts = [
+        own_part(one, f"the {name} part of {section.source!r}")
+        for one, name in zip(returned, names, strict=True)
+    ]
+    if ignored := sorted(section.model_fields_set & SETTLED):
+        raise DataError(
+            f"data.{ignored[0]} is for images; data sets of {section.source!r} settle it themselves"
+        )
+    train, validation, test = parts
+    return Parts(
+        train if section.train_limit is None else train.first(section.train_limit),
+        validation,
+        test if section.test_limit is None else test.first(section.test_limit),
+    )
+
+
+def _returned(section: DataSection) -> object:
+    """Returns what a `module:callable` source returns."""
+    refuse_keys(section, *FILE_KEYS)
+    function = import_callable(section.source, key="data.source")
+    return call(function, section.options, key="data.source", spec=section.source)
 
 
 def load(section: DataSection, *, say: Say = log.warning) -> Splits:
@@ -84,9 +117,7 @@ def _loaded(section: DataSection, say: Say) -> Splits | Parts:
             f"data.source = {section.source!r} is unknown; "
             f"possible: {', '.join(sources)}, webdataset, or 'module:callable'"
         )
-    refuse_keys(section, *FILE_KEYS)
-    function = import_callable(section.source, key="data.source")
-    return _accept(call(function, section.options, key="data.source", spec=section.source), section)
+    return _accept(_returned(section), section)
 
 
 def _accept(returned: object, section: DataSection) -> Splits | Parts:
@@ -126,6 +157,8 @@ def _accept(returned: object, section: DataSection) -> Splits | Parts:
         if section.validation is not None:
             raise DataError(f"{section.source!r} returns its own validation part; remove data.validation")
         return _finish(Loaded(*returned), section)
+    if isinstance(returned, tuple) and returned and not isinstance(returned[0], Split):
+        return _own_parts(returned, section)
     raise DataError(
         f"{section.source!r} returned a {type(returned).__name__}; it must return prunefront.pipelines.data.Splits, "
         "Parts, or a tuple of prunefront.pipelines.data.Split: (train, validation, test) or (train, test)"

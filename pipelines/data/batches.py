@@ -80,6 +80,8 @@ def _on_black(images: Tensor, transform: Transform) -> Tensor:
 
 def bounds(count: int, batch_size: int, smallest: int) -> list[tuple[int, int]]:
     """Returns (start, end) of each batch, see `batches`."""
+    if not count:
+        return []
     starts = list(range(0, count, batch_size))
     if len(starts) > 1 and count - starts[-1] < smallest:
         starts.pop()

@@ -53,6 +53,12 @@ def local_copy(uri: str, endpoint_url: str | None, *, key: str) -> Path:
     raise DataError(f"{key}: {uri} changed while it was read; wait until it is written, then search again")
 
 
+def forget(copy: Path) -> None:
+    """Removes a copy that is no longer needed."""
+    _record_of(copy).unlink(missing_ok=True)
+    copy.unlink(missing_ok=True)
+
+
 def cache_folder() -> Path:
     """Returns the folder of copies: PRUNEFRONT_DATA_CACHE, else one below the user's cache folder.
 

@@ -133,7 +133,7 @@ def upright(source: bytes | Path, name: str, fit: Fit | None = None) -> Picture:
             if fit is not None and resized:
                 share = DRAFT * fit.resize / min(width, height)
                 image.draft(mode, (round(width * share), round(height * share)))
-            alpha = "A" in image.getbands()
+            alpha = "A" in image.getbands() or "transparency" in image.info
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
             plain = (ImageOps.exif_transpose(image) if turned else image).convert(mode)
             if fit is not None and resized:

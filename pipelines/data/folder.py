@@ -18,7 +18,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", "
 ORDER_SEED = 20_240_229
 """Seed of a fixed order: files are sorted by class, and after a shuffle the last ones are of all classes."""
 
-OF_PROGRAMS = ("__MACOSX",)
+OF_PROGRAMS = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 """Folders that programs leave beside images, in addition to those whose name begins with a dot."""
 
 Row = tuple[Path, int]
@@ -87,7 +87,8 @@ def _classes(folder: Path) -> list[str]:
 def _files(folder: Path, classes: Sequence[str], say: Say) -> list[Row]:
     """Returns (file, label) of every image, in the fixed order."""
     rows: list[Row] = []
-    hidden: list[Path] = []
+    aside = sorted(p for p in folder.iterdir() if p.is_dir() and _hidden(p.name))
+    hidden = [path for place in aside for path in sorted(_images(place))]
     for label, name in sorted(
         enumerate(classes), key=lambda numbered: numbered[1]
     ):  # whatever their numbers are

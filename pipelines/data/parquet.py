@@ -131,6 +131,8 @@ def labels_of(column: pa.ChunkedArray, name: str) -> Labels:
     """Returns a column's labels as int64 or texts. Raises DataError for another type."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
     if pa.types.is_integer(column.type):
         numbers: NDArray[np.int64] = column.to_numpy().astype(np.int64)
         return numbers

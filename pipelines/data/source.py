@@ -1,4 +1,4 @@
-"""What a data source returns, the files that it reads, and the split of training images into train and validation."""
+"""Parts that a source returns, the files that it reads, and the split of training images into train and validation."""
 
 import fnmatch
 import glob
@@ -83,32 +83,42 @@ def folder_of(section: DataSection, key: str) -> Path:
 
 
 def files_of(section: DataSection, key: str) -> list[tuple[Path, str]]:
-    """Returns (file, its name in errors) of each file under data.`key`, patterns resolved, in the order of their names.
+    """Returns (file, its name in errors) of each file under data.`key`; an object in S3 is copied to this machine.
 
-    An object in S3 is copied to this machine. Raises DataError for a place that is no file, and a pattern without one.
+    Raises as `places_of`, S3Error, ArtifactNotFound.
     """
-    found: list[tuple[Path, str]] = []
+    return [(on_this_machine(section, key, place), str(place)) for place in places_of(section, key)]
+
+
+def on_this_machine(section: DataSection, key: str, place: Path | str) -> Path:
+    """Returns a file of `places_of`, or the copy of an object."""
+    return local_copy(place, section.endpoint_url, key=f"data.{key}") if isinstance(place, str) else place
+
+
+def places_of(section: DataSection, key: str) -> list[Path | str]:
+    """Returns the files and the addresses of objects under data.`key`, patterns resolved, in the order of their names.
+
+    Raises DataError for a place that is no file, and for a pattern that nothing matches.
+    """
+    found: list[Path | str] = []
     for place in _asked(section, key, "file"):
         if isinstance(place, str):
-            found += [
-                (local_copy(uri, section.endpoint_url, key=f"data.{key}"), uri)
-                for uri in _objects(place, section.endpoint_url, key)
-            ]
-            continue
-        if not place.exists() and any(c in str(place) for c in WILDCARDS):
+            found += _objects(place, section.endpoint_url, key)
+        elif not place.exists() and any(c in str(place) for c in WILDCARDS):
             matching = sorted(glob.glob(str(place), recursive=True))
             if not matching:
                 raise DataError(f"data.{key}: no file matches {place}")
+            found += map(Path, matching)
         elif not place.exists():
             raise DataError(f"data.{key}: there is no file {place}")
         else:
-            matching = [str(place)]
-        for name in matching:
-            if not Path(name).is_file():
-                raise DataError(
-                    f"data.{key}: {name} is not a file, which data.source = {section.source!r} needs"
-                )
-            found.append((Path(name), name))
+            found.append(place)
+    for place in found:
+        if isinstance(place, Path) and not place.is_file():
+            raise DataError(
+                f"data.{key}: {place} is not a file, which data.source = {section.source!r} needs; for files in a "
+                f"folder give a pattern, such as {place}/*.parquet"
+            )
     return found
 
 

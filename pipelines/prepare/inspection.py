@@ -23,7 +23,7 @@ from prunefront.pruners.criteria import criteria
 from prunefront.pruners.granularities import layer_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
 from prunefront.pruners.graph.pruning_plan import inside
-from prunefront.pruners.plan.cost import cost
+from prunefront.pruners.plan.cost import cost, locked_macs
 from prunefront.pruners.plan.decide import keep_counts
 from prunefront.pruners.scoring import why_not
 from prunefront.search.outcomes.constraints import EXACT, ConstraintError
@@ -58,21 +58,21 @@ class Inspection:
     """Lines on how data and weights were read, where they are not in their plain form."""
 
     def to_json(self) -> dict[str, Any]:
-        """notes (lines on how data and weights were read), misfits (lines on what the study asks for and its network
-        cannot have), groups (name, units, members, keeps, criteria, left_out), frozen (name, channels, reason), stacks
-        (name, blocks), unstacked, layers (name, shape, macs, keeps, bits, left_out), unlayered, macs, params,
-        size_bytes, constraints (bound, limit, smallest), infeasible, repair (what weights are fitted by after a cut),
-        roughly_repaired (lines on too wide ones).
+        """notes (lines on how data and weights were read, and on what the trial of the cuts could not see), misfits
+        (lines on what the study asks for and its network cannot have), groups (name, units, members, keeps, criteria,
+        left_out), frozen (name, channels, macs, reason), stacks (name, blocks), unstacked, layers (name, shape, macs,
+        keeps, bits, left_out), unlayered, macs, params, size_bytes, constraints (bound, limit, smallest), infeasible,
+        repair (what weights are fitted by after a cut), roughly_repaired (lines on too wide ones).
 
-        left_out: criterion -> why it does not fit the group, or granularity -> why the layer cannot take it. unstacked,
-        unlayered: path or name -> why it is left alone. limit: null where it is known after training alone. smallest:
-        what a network of the space has that is about the smallest. Stacks and layers are there where the study file
-        asks for them.
+        macs of frozen channels: those that no cut reaches because of them. left_out: criterion -> why it does not fit
+        the group, or granularity -> why the layer cannot take it. unstacked, unlayered: path or name -> why it is left
+        alone. limit: null where it is known after training alone. smallest: what a network of the space has that is
+        about the smallest. Stacks and layers are there where the study file asks for them.
         """
         price = cost(self.graph)
         space = self.study.space
         return {
-            "notes": list(self.notes),
+            "notes": [*self.notes, *self.graph.notes],
             "misfits": self._misfits(),
             "groups": [
                 {
@@ -88,7 +88,8 @@ class Inspection:
                 for reasons in [_left_out(asked, g, self.graph)]
             ],
             "frozen": [
-                {"name": f.name, "channels": f.channels, "reason": f.reason} for f in self.graph.frozen
+                {"name": f.name, "channels": f.channels, "macs": round(macs), "reason": f.reason}
+                for f, macs in zip(self.graph.frozen, locked_macs(self.graph), strict=True)
             ],
             **self._stacks(),
             **self._layers(),
@@ -254,7 +255,12 @@ def print_inspection(found: Inspection, console: Console) -> None:
                 table.add_row(Text(name), Text(reason))
             console.print(table)
     if data["frozen"]:
-        table = Table("frozen", "channels", "why", box=None, padding=(0, 2, 0, 0))
+        table = Table("frozen", "channels", "locks", "why", box=None, padding=(0, 2, 0, 0))
         for frozen in data["frozen"]:
-            table.add_row(*map(Text, (frozen["name"], str(frozen["channels"]), frozen["reason"])))
+            share = f"{frozen['macs'] / max(1, data['macs']):.1%} of MACs" if frozen["macs"] else ""
+            table.add_row(*map(Text, (frozen["name"], str(frozen["channels"]), share, frozen["reason"])))
         console.print(table)
+        locked = sum(frozen["macs"] for frozen in data["frozen"])
+        console.print(
+            f"cuts of channels reach {1 - locked / max(1, data['macs']):.1%} of the MACs", highlight=False
+        )

@@ -266,6 +266,7 @@ def trace_model(
         model.eval(),
         example,
         frozen=section.frozen,
+        strict=section.strict,
     )
     paths = [path for path, _ in model.named_modules() if path]
     for name in section.whole:

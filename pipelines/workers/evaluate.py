@@ -48,7 +48,7 @@ from prunefront.pruners.plan.cost import cost
 from prunefront.pruners.procedures import Phase, procedures
 from prunefront.pruners.procedures.loop import EpochReport
 from prunefront.pruners.procedures.snapshot import Snapshot
-from prunefront.pruners.saved import PLAN, WEIGHTS, pack_network, plan_document, rebuild
+from prunefront.pruners.saved import PLAN, WEIGHTS, attributes_of, pack_network, plan_document, rebuild
 from prunefront.search.outcomes.measurement import Measurement
 
 CALIBRATION_BATCH = 128
@@ -402,7 +402,8 @@ def integers(plan: PruningPlan) -> bool:
 def load_network_from(bench: Workbench, plan: PruningPlan, weights: Path) -> nn.Module:
     """Returns the network that a reader of the artifact makes of it."""
     dense = build(bench.model, classes=bench.classes, input_shape=bench.input_shape)
-    return rebuild(dense, plan, tuple(plan_document(bench.graph, plan)["removed"]), weights)
+    document = plan_document(bench.graph, plan)
+    return rebuild(dense, plan, tuple(document["removed"]), weights, attributes_of(document))
 
 
 def describe(bench: Workbench, plan: PruningPlan, weights: Path) -> dict[str, Any]:

@@ -2,19 +2,23 @@
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from types import CellType, FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from prunefront.errors import PrunefrontError
-from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, TensorSlice
+from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, SizeAttribute, TensorSlice
 from prunefront.pruners.graph.pruning_plan import PruningPlan
-from prunefront.pruners.graph.shapes import reduced_layer, shapes
+from prunefront.pruners.graph.shapes import changed_attributes, reduced_layer, shapes
+from prunefront.pruners.units.eval_mode import eval_mode
 
 RemovedPositions = dict[str, dict[int, list[int]]]
 """tensor -> axis -> positions that are dropped."""
@@ -54,23 +58,93 @@ def apply(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module
     graph: graph of this model. plan: made for this graph. Weights outside all groups are copied as they are.
     """
     going = removed_positions(graph, plan)
-    cut = _map_tensors(
-        model, lambda name, tensor: _smaller(tensor, going[name]) if name in going else tensor.clone()
+    made = rebuilt(
+        model, going, lambda name, tensor: smaller(tensor, going[name]) if name in going else tensor.clone()
     )
+    set_attributes(made, changed_attributes(graph, shapes(graph, plan)))
+    return made
+
+
+def set_attributes(model: nn.Module, attributes: Iterable[SizeAttribute]) -> None:
+    """Sets numbers that modules keep to their values, *in place*.
+
+    Raises PrunefrontError for a module or attribute that is not there, or that does not hold a larger whole number.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for a in attributes:
+        module = modules.get(a.module)
+        held = vars(module).get(a.name) if module is not None and not a.name.startswith("_") else None
+        number = held
+        if isinstance(held, tuple) and a.place in range(len(held)):
+            number = held[a.place]
+        elif a.place != -1:
+            number = None
+        if (
+            type(number) is not int
+            or not 0 < a.value <= number
+            or type(module).__module__.startswith("torch.")
+        ):
+            raise PrunefrontError(
+                f"{a.name!r:.60} of module {a.module!r:.60} cannot be set to {a.value!r:.20}: it is no larger whole "
+                "number of the network; load the weights into the network they were cut from"
+            )
+        if isinstance(held, tuple):
+            setattr(module, a.name, (*held[: a.place], a.value, *held[a.place + 1 :]))
+        else:
+            setattr(module, a.name, a.value)
+
+
+def rebuilt(
+    model: nn.Module, going: RemovedPositions, function: Callable[[str, Tensor], Tensor]
+) -> nn.Module:
+    """Returns a deep copy whose stored tensors are `function(name, tensor)`, with sizes kept as attributes set to them.
+
+    going: the positions that the tensors lack.
+    """
+    cut = _map_tensors(model, function)
     _sync(cut, going)
     return cut
 
 
 def cut_tensor(going: RemovedPositions, name: str, tensor: Tensor) -> Tensor:
     """Returns the part of a tensor that is left, as a copy. tensor: of the dense shape of the state dict's `name`."""
-    return _smaller(tensor, going.get(name, {})).clone()
+    return smaller(tensor, going.get(name, {})).clone()
 
 
-def _smaller(tensor: Tensor, going: Mapping[int, list[int]]) -> Tensor:
-    for dim, positions in going.items():
-        keep = torch.from_numpy(np.flatnonzero(_stays(tensor.shape[dim], positions)))
-        tensor = tensor.index_select(dim, keep.to(tensor.device))
-    return tensor
+def smaller(tensor: Tensor, going: Mapping[int, list[int]]) -> Tensor:
+    """Returns the part of a tensor that is left; the tensor itself if nothing goes. going: axis -> positions."""
+    if len(going) < 2:
+        for dim, positions in going.items():
+            tensor = tensor.index_select(dim, _kept(tensor, dim, positions))
+        return tensor
+    shape = [n - len(set(going.get(dim, ()))) for dim, n in enumerate(tensor.shape)]
+    made = tensor.new_empty(shape)
+    _copy_cut(made, tensor, going)
+    return made
+
+
+_AT_ONCE = 1 << 22
+"""Elements that are cut at once: along the second axis no copy of the whole tensor is made."""
+
+
+def _copy_cut(made: Tensor, tensor: Tensor, going: Mapping[int, list[int]]) -> None:
+    """Writes what is left of a tensor into `made`, *in place*, a few rows at a time. going: axis -> positions."""
+    if not tensor.dim():
+        made.copy_(tensor)
+        return
+    rows = _kept(tensor, 0, going.get(0, []))
+    step = max(1, _AT_ONCE // max(1, tensor[:1].numel()))
+    for start in range(0, len(rows), step):
+        part = tensor.index_select(0, rows[start : start + step])
+        for dim, positions in going.items():
+            if dim:
+                part = part.index_select(dim, _kept(tensor, dim, positions))
+        made[start : start + step].copy_(part)
+
+
+def _kept(tensor: Tensor, dim: int, positions: list[int]) -> Tensor:
+    """Returns the positions along an axis that stay."""
+    return torch.from_numpy(np.flatnonzero(_stays(tensor.shape[dim], positions))).to(tensor.device)
 
 
 def _stays(size: int, positions: list[int]) -> NDArray[np.bool_]:
@@ -83,6 +157,7 @@ def _stays(size: int, positions: list[int]) -> NDArray[np.bool_]:
 def reduced_graph(graph: ChannelGraph, plan: PruningPlan) -> ChannelGraph:
     """Returns the channel graph of `apply(model, graph, plan)`: fewer units, new positions."""
     going, sizes, kept = removed_positions(graph, plan), shapes(graph, plan), plan.kept_units()
+    changed = changed_attributes(graph, sizes)
     places = {
         (name, dim): np.cumsum(_stays(graph.shapes[name][dim], positions)) - 1
         for name, axes in going.items()
@@ -103,21 +178,36 @@ def reduced_graph(graph: ChannelGraph, plan: PruningPlan) -> ChannelGraph:
             for g in graph.groups
         ),
         shapes=sizes,
+        attributes=tuple(
+            {**{_key(a): a for a in graph.attributes}, **{_key(a): a for a in changed}}.values()
+        ),
         layers=tuple(reduced_layer(graph, layer, sizes[layer.name]) for layer in graph.layers),
     )
+
+
+def _key(attribute: SizeAttribute) -> tuple[str, str, int]:
+    return attribute.module, attribute.name, attribute.place
 
 
 def mask(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
     """Returns a new module of the dense size with every dropped slice set to zero (the oracle of `apply`)."""
     going = removed_positions(graph, plan)
 
-    def zeroed(name: str, tensor: Tensor) -> Tensor:
-        tensor = tensor.clone()
-        for dim, positions in going.get(name, {}).items():
-            tensor.index_fill_(dim, torch.tensor(positions, device=tensor.device), 0)
-        return tensor
+    return _map_tensors(model, lambda name, tensor: _zeroed(tensor.clone(), going.get(name, {})))
 
-    return _map_tensors(model, zeroed)
+
+def mask_in_place(model: nn.Module, going: RemovedPositions) -> None:
+    """Sets the dropped slices of a module to zero, *in place*."""
+    with torch.no_grad():
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if name in going:
+                _zeroed(tensor, going[name])
+
+
+def _zeroed(tensor: Tensor, going: Mapping[int, list[int]]) -> Tensor:
+    for dim, positions in going.items():
+        tensor.index_fill_(dim, torch.tensor(positions, device=tensor.device), 0)
+    return tensor
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -166,7 +256,7 @@ def first_names(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(t), name) for name, t in model.state_dict(keep_vars=True).items()}
 
 
-def _map_tensors(model: nn.Module, function: Any) -> nn.Module:
+def _map_tensors(model: nn.Module, function: Callable[[str, Tensor], Tensor]) -> nn.Module:
     """Returns a deep copy of the module with `function(name, tensor)` for each stored tensor; shared ones stay shared.
 
     Raises PrunefrontError for a module that torch cannot copy.
@@ -187,27 +277,105 @@ def _map_tensors(model: nn.Module, function: Any) -> nn.Module:
     return deep_copy(model, memo)
 
 
+def _computed_weights(model: nn.Module) -> list[tuple[Any, str, nn.Module]]:
+    """Returns hook, attribute and module of the weights that torch's older weight and spectral norm compute."""
+    return [
+        (hook, hook.name, module)
+        for module in model.modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(hook, WeightNorm | SpectralNorm)
+    ]
+
+
+def _compute_weight(hook: Any, name: str, module: nn.Module) -> None:
+    """Computes such a weight anew, of the size of what it is computed from."""
+    with torch.no_grad():
+        if isinstance(hook, WeightNorm):
+            setattr(module, name, hook.compute_weight(module))
+        else:
+            setattr(module, name, hook.compute_weight(module, do_power_iteration=False))
+
+
 def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Returns a deep copy. memo: id of a part -> its replacement. Raises PrunefrontError if torch cannot copy it."""
+    for _, name, module in _computed_weights(model):
+        memo.setdefault(id(getattr(module, name)), getattr(module, name).detach())
     try:
-        return copy.deepcopy(model, memo)
+        copied = copy.deepcopy(model, memo)
     except RuntimeError as error:  # torch refuses tensors with a history
         raise PrunefrontError(
             f"{type(model).__name__} cannot be copied, as it holds a tensor that was computed with gradients: take it "
-            "off the module first (torch.nn.utils.remove_weight_norm, for one), or make it a parameter or buffer"
+            "off the module first, make it a parameter or buffer, or, where forward keeps it, run the network once "
+            "under torch.no_grad()"
         ) from error
+    for hook, name, module in _computed_weights(copied):
+        _compute_weight(hook, name, module)
+    _rebind_hooks(copied, {id(module): memo.get(id(module), module) for module in model.modules()})
+    return copied
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _rebind_hooks(model: nn.Module, copies: Mapping[int, nn.Module]) -> None:
+    """Lets hooks that are functions hold the copies of the modules that they hold: deepcopy shares functions.
+
+    copies: id of a module of the original -> its copy.
+    """
+    for module in model.modules():
+        for kind in _HOOKS:
+            hooks = getattr(module, kind)
+            hooks.update({key: _rebound(hook, copies) for key, hook in hooks.items()})
+
+
+def _rebound(hook: Any, copies: Mapping[int, nn.Module]) -> Any:
+    """Returns a hook whose closure holds the copies; anything but a function as it is."""
+    if not isinstance(hook, FunctionType) or not hook.__closure__:
+        return hook
+    held = [_content(cell) for cell in hook.__closure__]
+    if not any(id(value) in copies for value in held):
+        return hook
+    cells = tuple(CellType(copies.get(id(value), value)) for value in held)
+    made = FunctionType(hook.__code__, hook.__globals__, hook.__name__, hook.__defaults__, cells)
+    made.__kwdefaults__ = hook.__kwdefaults__
+    return made
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a variable that is assigned later
+        return None
 
 
 def _sync(model: nn.Module, going: RemovedPositions) -> None:
     """Sets the sizes that modules keep as attributes to those of their weights. going: the dropped positions."""
     names = first_names(model)
     for path, module in model.named_modules():
-        weight = names.get(f"{path}.weight".lstrip("."), "")
-        _sync_one(module, going.get(weight, {}).get(0, []))
+        _sync_one(
+            module, next((going[name].get(0, []) for name in _weights(path, names) if name in going), [])
+        )
+
+
+def _weights(path: str, names: Mapping[str, str]) -> list[str]:
+    """Returns the names under which a module may store its weight: as it is, or what it is computed from."""
+    ends = (
+        "weight",
+        "parametrizations.weight.original",
+        "parametrizations.weight.original1",
+        "weight_v",
+        "weight_orig",
+    )
+    return [names[name] for end in ends if (name := f"{path}.{end}".lstrip(".")) in names]
 
 
 def _sync_one(module: nn.Module, rows: list[int]) -> None:
-    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        suffix = "_l0" if isinstance(module, nn.RNNBase) else ""
+        inner, recurrent = (getattr(module, f"weight_{kind}{suffix}") for kind in ("ih", "hh"))
+        module.input_size, module.hidden_size = inner.shape[1], recurrent.shape[1]
+    with eval_mode(module):  # a computed weight may change what it is computed from, in training mode
+        weight = getattr(module, "weight", None)
     if weight is None:  # a batch norm without scale still knows its width
         weight = getattr(module, "running_mean", None)
     if not isinstance(weight, Tensor):

@@ -51,6 +51,22 @@ class MacOp:
     positions: int
 
 
+@dataclass(frozen=True, slots=True)
+class SizeAttribute:
+    """A whole number that a module keeps and its forward pass uses, like a number of heads: it follows a tensor's axis.
+
+    module: path. name: of the attribute. place: position in it, if it is a tuple; -1 = it is the number itself. value:
+    in this network. tensor, dim: the axis in proportion to whose size it changes.
+    """
+
+    module: str
+    name: str
+    place: int
+    value: int
+    tensor: str
+    dim: int
+
+
 LARGEST = 1 << 40
 """Largest number of elements of a tensor, and of positions of an operator, that is read: more than any network has."""
 
@@ -65,7 +81,8 @@ class ChannelGraph:
     channels go through a ReLU. depthwise: names of convolution weights that read each of their channels by itself.
     element_bytes: bytes per element of those tensors that do not have 4. layers: the layers that can be pruned within.
     unlayered: name of any other weight -> the reason, as a phrase that follows the name. stacks: blocks that can be
-    dropped whole. unstacked: module path of any other -> the reason. All are in the order of the forward pass.
+    dropped whole. unstacked: module path of any other -> the reason. All are in the order of the forward pass. notes:
+    sentences on what the trial of the cuts could not see. attributes: numbers in modules that are set after a cut.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -81,6 +98,8 @@ class ChannelGraph:
     unlayered: Mapping[str, str] = field(default_factory=dict)
     stacks: tuple[Stack, ...] = ()
     unstacked: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    attributes: tuple[SizeAttribute, ...] = ()
 
     def group(self, name: str) -> ChannelGroup:
         """Returns the group called `name`. Raises KeyError."""
@@ -115,6 +134,10 @@ def check_consistent(graph: ChannelGraph) -> None:
             or layer.positions > LARGEST
         ):
             raise ValueError(f"layer {layer.name!r:.60} does not fit the network's tensors")
+    for attribute in graph.attributes:
+        shape = graph.shapes.get(attribute.tensor, ())
+        if not 0 <= attribute.dim < len(shape) or not 0 < attribute.value <= LARGEST:
+            raise ValueError(f"attribute {attribute.name!r:.60} follows no axis of {attribute.tensor!r:.60}")
     names = [g.name for g in graph.groups] + [s.name for s in graph.stacks] + [n.name for n in graph.layers]
     if len(names) != len(set(names)) or not all(stack.blocks for stack in graph.stacks):
         raise ValueError("groups, stacks and layers must have names of their own, and stacks hold blocks")

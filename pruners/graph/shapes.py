@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.graph.channel_graph import ChannelGraph, SizeAttribute
 from prunefront.pruners.graph.layers import Layer
 from prunefront.pruners.graph.pruning_plan import PruningPlan
 
@@ -33,3 +33,13 @@ def reduced_layer(graph: ChannelGraph, layer: Layer, shape: tuple[int, ...]) -> 
     depthwise = layer.name in graph.depthwise
     groups = layer.groups * shape[0] // layer.shape[0] if depthwise else layer.groups
     return replace(layer, shape=shape, groups=groups)
+
+
+def changed_attributes(graph: ChannelGraph, sizes: Shapes) -> tuple[SizeAttribute, ...]:
+    """Returns the attributes that a cut changes, with their new values. sizes: shape of every tensor after it."""
+    changed = []
+    for attribute in graph.attributes:
+        old, new = (shape[attribute.tensor][attribute.dim] for shape in (graph.shapes, sizes))
+        if new != old:
+            changed.append(replace(attribute, value=max(1, attribute.value * new // old)))
+    return tuple(changed)

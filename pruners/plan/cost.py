@@ -111,6 +111,47 @@ def unit_macs(graph: ChannelGraph) -> dict[str, float]:
     return saved
 
 
+def reachable_macs(graph: ChannelGraph) -> dict[str, float]:
+    """Returns weight -> its MACs in the dense network that some unit of a group takes part in."""
+    total: dict[str, int] = {}
+    for op in graph.ops:
+        total[op.weight] = total.get(op.weight, 0) + op.positions * prod(graph.shapes[op.weight])
+    left = dict.fromkeys(total, 1.0)
+    for (weight, _), share in _cut_shares(graph).items():
+        if weight in left:
+            left[weight] *= 1.0 - share
+    return {weight: macs * (1.0 - left[weight]) for weight, macs in total.items()}
+
+
+def locked_macs(graph: ChannelGraph) -> list[float]:
+    """Returns for each entry of `graph.frozen` the MACs that no cut reaches, as these channels must stay.
+
+    A weight's products with frozen rows still go where its columns go. Entries of one weight share in proportion to
+    their channels.
+    """
+    shares = _cut_shares(graph)
+    rows: dict[str, float] = {}
+    for op in graph.ops:
+        shape = graph.shapes[op.weight]
+        axes = [1.0 - shares.get((op.weight, dim), 0.0) for dim in range(len(shape))]
+        name = op.weight.rpartition(".")[0] or op.weight
+        rows[name] = rows.get(name, 0.0) + op.positions * prod(shape) * prod(axes)
+    held: dict[str, int] = {}
+    for frozen in graph.frozen:
+        held[frozen.name] = held.get(frozen.name, 0) + frozen.channels
+    return [rows.get(f.name, 0.0) * f.channels / held[f.name] for f in graph.frozen]
+
+
+def _cut_shares(graph: ChannelGraph) -> dict[tuple[str, int], float]:
+    """Returns (tensor, axis) -> the fraction of its positions that belong to groups."""
+    shares: dict[tuple[str, int], float] = {}
+    for group in graph.groups:
+        for m in group.members:
+            key, size = (m.tensor, m.dim), graph.shapes[m.tensor][m.dim]
+            shares[key] = shares.get(key, 0.0) + sum(map(len, m.index)) / size
+    return shares
+
+
 def _macs(graph: ChannelGraph, sizes: Shapes) -> int:
     return sum(op.positions * prod(sizes[op.weight]) for op in graph.ops)
 

@@ -5,7 +5,8 @@ of one stored tensor. Label 0 means "no channel, or one that can never go". A la
 every axis on which its labels do not change.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +20,16 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """Labels of a tensor of shape `shape`. data: same rank; each axis has size 1 (uniform) or the true size."""
+    """Labels of a tensor of shape `shape`. data: same rank; each axis has size 1 (uniform) or the true size.
+
+    uniform: the tensor is one number everywhere, whatever its size, like the zeros that a state starts with. stretched:
+    axes, counted from the end, along which one entry was repeated to some width (`expand_as`).
+    """
 
     data: IntArray
     shape: Shape
+    uniform: bool = False
+    stretched: frozenset[int] = frozenset()
 
     def varies(self, axis: int) -> bool:
         """Says whether labels change along the axis."""
@@ -48,6 +55,15 @@ class Stored:
     name: str
     at: tuple[Labels, ...]
     shape: Shape
+
+    def along(self, axes: Iterable[int]) -> "Stored":
+        """Returns the tensor with only those of its nodes that change along `axes` alone."""
+        allowed = set(axes)
+        return Stored(
+            self.name,
+            tuple(at if set(at.varying()) <= allowed else blank(at.shape) for at in self.at),
+            self.shape,
+        )
 
     def axis_nodes(self, axis: int) -> IntArray | None:
         """Returns the nodes along one axis of the rearranged tensor; None where it mixes several stored axes."""
@@ -164,9 +180,12 @@ class Ledger:
         self.uses: dict[str, list[Use]] = {}
         self._parent: IntArray = np.zeros(1, np.int64)
         self._starts: list[int] = []
+        self._stored: dict[str, Stored] = {}
 
     def store(self, name: str, shape: Shape) -> Stored:
-        """Makes a node for every position on every axis of a stored tensor."""
+        """Returns a stored tensor with a node for every position on every axis, the same ones each time."""
+        if name in self._stored:
+            return self._stored[name]
         at = []
         for dim, size in enumerate(shape):
             first = len(self._parent)
@@ -174,7 +193,8 @@ class Ledger:
             self.axes.append((name, dim, first, size))
             self._starts.append(first)
             at.append(along(np.arange(first, first + size), dim, shape))
-        return Stored(name, tuple(at), shape)
+        self._stored[name] = Stored(name, tuple(at), shape)
+        return self._stored[name]
 
     def axis_of(self, node: int) -> tuple[str, int]:
         """Returns the tensor and axis on which a node lies."""
@@ -200,6 +220,22 @@ class Ledger:
             root = above
         self._parent[labels] = root
         return root
+
+    @contextmanager
+    def only_ties(self, where: str) -> Iterator[None]:
+        """Lets a further walk tie and freeze channels, and record nothing else. where: the end of its reasons."""
+        recorded = (list(self.ops), {k: list(v) for k, v in self.uses.items()}, dict(self.producers))
+        rectified, frozen = list(self.rectified), len(self.frozen)
+        try:
+            yield
+        finally:
+            self.ops, self.uses, self.producers = recorded
+            self.rectified = rectified
+            self.frozen[frozen:] = [(nodes, f"{reason} {where}") for nodes, reason in self.frozen[frozen:]]
+
+    def roots(self) -> IntArray:
+        """Returns the representative of every node's class, by number of the node."""
+        return self.find(np.arange(len(self._parent)))
 
     def unite(self, left: IntArray, right: IntArray) -> None:
         """Puts labels that meet at the same place into one class; both non-zero, shapes broadcast."""
@@ -282,9 +318,17 @@ class Ledger:
     def meet_labels(self, left: Labels, right: Labels) -> Labels:
         """Does `meet` for two activations."""
         shape = np.broadcast_shapes(left.shape, right.shape)
+        if left.uniform or right.uniform:  # one number everywhere takes any width
+            kept = self.canon(right if left.uniform else left)
+            return Labels(lift(kept, len(shape)).data, shape, left.uniform and right.uniform)
         a, b = (self.canon(lift(x, len(shape))) for x in (left, right))
         spread_a = any(b.varies(i) and not a.varies(i) for i in range(len(shape)))
         spread_b = any(a.varies(i) and not b.varies(i) for i in range(len(shape)))
+        if (
+            spread_a and spread_b and a.labelled() and b.labelled()
+        ):  # an outer product: the wider one stays free
+            narrow_a = len(np.unique(a.data)) < len(np.unique(b.data))
+            spread_a, spread_b = narrow_a, not narrow_a
         if spread_a and a.labelled():
             a = self.drop(a, "is broadcast over other channels")
         if spread_b and b.labelled():
@@ -292,8 +336,11 @@ class Ledger:
         x, y = np.broadcast_arrays(a.data, b.data)
         both = (x != 0) & (y != 0)
         self.unite(x[both], y[both])
-        for one, other, mine, theirs in ((a, b, x, y), (b, a, y, x)):
-            if any(other.shape[i] != 1 for i in one.varying()):
+        fixed = [{i for i, n in enumerate(v.shape) if n != 1} for v in (a, b)]
+        for axes, given in zip(fixed, (left, right), strict=True):
+            axes -= {len(shape) - back for back in given.stretched}
+        for one, axes, mine, theirs in ((a, fixed[1], x, y), (b, fixed[0], y, x)):
+            if axes & set(one.varying()):
                 self.freeze(
                     mine[theirs == 0], "meets channels of fixed width (model input, padding or a constant)"
                 )
@@ -301,7 +348,8 @@ class Ledger:
 
     def _meet_one_stored(self, labels: Labels, stored: Stored) -> "Labels | Stored":
         shape = np.broadcast_shapes(labels.shape, stored.shape)
-        if not labels.labelled() and all(n == 1 for n in labels.shape) and shape == stored.shape:
+        single = not labels.labelled() and all(n == 1 for n in labels.shape)
+        if (single or labels.uniform) and shape == stored.shape:
             return stored  # a scalar changes values, not places
         if not labels.varying():
             return self.meet_labels(labels, self.as_data(stored))
@@ -325,17 +373,45 @@ class Ledger:
 
     def _meet_stored(self, left: Stored, right: Stored) -> Stored:
         rank = max(len(left.shape), len(right.shape))
-        small, large = sorted((left, right), key=lambda s: (len(s.shape), int(np.prod(s.shape))))
+        small, large = sorted((left, right), key=self._standing)
         met: set[int] = set()
-        for a in small.at:
-            for d, b in enumerate(large.at):
-                x, y = lift(a, rank), lift(b, rank)
-                if x.varying() and x.varying() == y.varying():
+        for own, a in enumerate(small.at):
+            x = lift(a, rank)
+            if not x.varying():
+                continue
+            # the same axis first: rearranged axes of one tensor may vary along the same axis
+            for d in sorted(range(len(large.at)), key=lambda d: d != own):
+                y = lift(large.at[d], rank)
+                if d not in met and x.varying() == y.varying():
                     self.unite(x.data, y.data)
                     self.claim(x.data.reshape(-1), "other")
                     met.add(d)
                     break
             else:
-                if a.varying():
-                    self.freeze(a.data, f"{small.name} meets {large.name} in a layout that cannot be cut")
-        return large
+                self.freeze(a.data, f"{small.name} meets {large.name} in a layout that cannot be cut")
+        shape = np.broadcast_shapes(left.shape, right.shape)
+        return Stored(
+            large.name, tuple(Labels(lift(a, len(shape)).data, shape) for a in large.at), tuple(shape)
+        )
+
+    def _standing(self, stored: Stored) -> tuple[int, int, int, bool]:
+        """Returns what decides which of two tensors a product of both is named after: the weight, not its scale."""
+        sizes = [size for name, _, _, size in self.axes if name == stored.name]
+        elements = int(np.prod(stored.shape))
+        axes = sum(bool(at.varying()) for at in stored.at)
+        return len(stored.shape), elements, axes, int(np.prod(sizes)) == elements
+
+    def reduce_stored(self, stored: Stored, over: Iterable[int], keepdim: bool) -> Stored:
+        """Returns a stored tensor reduced over axes: it forgets the nodes of these axes, and keeps the others."""
+        gone = set(over)
+        shape = tuple(1 if i in gone else n for i, n in enumerate(stored.shape))
+        stay = [i for i in range(len(shape)) if keepdim or i not in gone]
+
+        def reduced(at: Labels) -> Labels:
+            lost = set(at.varying()) & gone
+            if lost and set(at.varying()) - gone:
+                self.freeze(at.data, f"{stored.name} is reduced in a layout that cannot be cut")
+            data = np.zeros([1] * len(shape), np.int64) if lost else at.data
+            return Labels(data.reshape([data.shape[i] for i in stay]), tuple(shape[i] for i in stay))
+
+        return Stored(stored.name, tuple(map(reduced, stored.at)), tuple(shape[i] for i in stay))

@@ -1,44 +1,119 @@
 """Trial of the cuts on the example input: groups that `forward` does not take are frozen instead of failing later."""
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree
+from torch import nn
 
-from prunefront.choice import GroupChoice
-from prunefront.pruners.cut import surgery
+from prunefront.errors import NotTraceable
+from prunefront.pruners.cut.surgery import removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen
-from prunefront.pruners.graph.pruning_plan import GroupPlan, PruningPlan
+from prunefront.pruners.graph.shapes import changed_attributes, shapes
+from prunefront.pruners.trace.attributes import Attributes, find_attributes
+from prunefront.pruners.trace.fake import FakeNetwork, Rehearsal, Run
+from prunefront.pruners.trace.groups import module_of
+from prunefront.pruners.trace.held import WidthError
+from prunefront.pruners.trace.trial import FEW, HALF, Drops, Trial, over_channels, plan_of
 from prunefront.text import first_line
 
-NORMS = frozenset(
-    {F.layer_norm, torch.layer_norm, F.group_norm, torch.group_norm, F.rms_norm, torch.rms_norm}
-)
-_TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3}  # relative; a wrong channel is off by far more
+Failure = Callable[[Sequence[ChannelGroup]], str | None]
+"""Returns why groups cannot be cut together; None if they can."""
 
 
-def verify(model: nn.Module, graph: ChannelGraph, example: tuple[Any, ...], *, seed: int = 0) -> ChannelGraph:
+def verify(
+    model: nn.Module,
+    graph: ChannelGraph,
+    example: tuple[Any, ...],
+    rehearsal: Rehearsal | None = None,
+    *,
+    seed: int = 0,
+) -> ChannelGraph:
     """Returns the graph with every group frozen that cannot really be cut, and the reason.
 
-    The cut network runs on the example and is compared with the masked one in double precision, with one unit and with
-    about half of the units of every group gone. For groups in `graph.inexact` the operators that depend on the width
-    are disabled (`_WidthFree`). All groups are first cut together; only if that fails, each is tried alone.
+    The cut network is compared with the masked one, with one unit and with about half of the units of every group gone:
+    on a small part of the example where the network treats it alike, and once on the whole; in the end in training
+    mode, if `forward` does more there. Random numbers are constants meanwhile, and where a norm's statistics, a mean
+    over channels or attention's scale depend on the width, the cut network gets those of the masked one. All groups are
+    first cut together; only if that fails, smaller sets are, on tensors without values first. `notes` of the graph say
+    what could not be tried. rehearsal: result of the first runs; None where there were none.
     """
-    trial = _Trial(model, graph, example, np.random.default_rng(seed))
+    if not graph.groups:
+        return graph
+    drops = _choose_drops(graph, np.random.default_rng(seed))
     reasons: dict[str, str] = {}
-    while True:
-        active = [g for g in graph.groups if g.name not in reasons]
-        if not active or trial.failure(active) is None:
-            break
-        found = {g.name: why for g in active if (why := trial.failure([g])) is not None}
-        reasons.update(found or trial.first_clash(active))
+    notes: list[str] = []
+
+    def settle(failure: Failure, where: str = "") -> None:
+        found = _culprits([g for g in graph.groups if g.name not in reasons], failure)
+        reasons.update({name: where + why for name, why in found.items()})
+
+    part, small = (example, False) if rehearsal is None else (rehearsal.example, rehearsal.small)
+    sizes = _Sizes(model, graph, part, drops)
+    trial = Trial(model, graph, part, drops, seed=seed)
+    failed = trial.failure(graph.groups) is not None
+    if failed:
+        settle(sizes.failure)
+        if reasons and (attributes := _helpful(model, graph, sizes, reasons)):
+            trial.close()
+            graph = replace(graph, attributes=attributes)
+            sizes, trial = sizes.setting(attributes), Trial(model, graph, part, drops, seed=seed)
+            reasons.clear()
+            settle(sizes.failure)
+        settle(trial.failure)
+    if graph.inexact:
+        alone = trial.failure if sizes.dense is None else sizes.failure
+
+        def exact_failure(groups: Sequence[ChannelGroup]) -> str | None:
+            exact = [g for g in groups if g.name not in graph.inexact]
+            return alone(exact, (HALF,)) if exact else None
+
+        settle(exact_failure)
+    if trial.drawn():
+        notes.append(_RANDOM.format(", ".join(trial.drawn())))
+    if small:
+        trial.go_on(example)
+        settle(lambda groups: trial.failure(groups, (HALF,)))
+    trial.close()
+    left = [g for g in graph.groups if g.name not in reasons]
+    if left and (rehearsal is None or not rehearsal.trains_alike):
+        try:
+            trained = Trial(model, graph, part, drops, training=True, seed=seed)
+            if trained.failure(left) is not None:
+                fake = _Sizes(model, graph, part, drops, training=True)
+                for kind in (fake, trained):
+                    # an uncut network that differs from itself would show every group as wrong
+                    if kind.failure([]) is None:
+                        settle(kind.failure, _IN_TRAINING)
+                if trained.failure([]) is not None:
+                    notes.append(_NO_TRAINING.format("forward gives other values at each call there"))
+        except NotTraceable as error:
+            notes.append(_NO_TRAINING.format(error))
+    return _frozen(graph, reasons, notes)
+
+
+def _helpful(
+    model: nn.Module, graph: ChannelGraph, sizes: "_Sizes", reasons: Mapping[str, str]
+) -> Attributes:
+    """Returns attributes of modules that let groups pass which fail without: `forward` takes its sizes from them."""
+    failing = [g for g in graph.groups if g.name in reasons]
+    return find_attributes(model, graph, failing, lambda found, group: sizes.setting(found).failure([group]))
+
+
+_RANDOM = "forward draws random numbers in eval mode ({}): they were constants while the cuts were tried"
+_NO_TRAINING = "the cuts were not tried in training mode: {}"
+_IN_TRAINING = "in training mode, "
+
+
+def _choose_drops(graph: ChannelGraph, rng: np.random.Generator) -> Drops:
+    orders = {g.name: rng.permutation(g.units).tolist() for g in graph.groups}
+    return {name: (order[:1], order[: max(1, len(order) // 2)]) for name, order in orders.items()}
+
+
+def _frozen(graph: ChannelGraph, reasons: dict[str, str], notes: Sequence[str]) -> ChannelGraph:
     held = [
         Frozen(module_of(m.tensor), sum(map(len, m.index)), reasons[g.name])
         for g in graph.groups
@@ -46,138 +121,115 @@ def verify(model: nn.Module, graph: ChannelGraph, example: tuple[Any, ...], *, s
         for m in g.members
         if m.role == "out" and len(graph.shapes[m.tensor]) > 1
     ]
+    groups = tuple(g for g in graph.groups if g.name not in reasons)
+    cut = {(m.tensor, m.dim) for g in groups for m in g.members}
     return replace(
         graph,
-        groups=tuple(g for g in graph.groups if g.name not in reasons),
+        groups=groups,
+        attributes=tuple(a for a in graph.attributes if (a.tensor, a.dim) in cut),
         frozen=(*graph.frozen, *held),
         inexact=tuple(name for name in graph.inexact if name not in reasons),
         rectified=tuple(name for name in graph.rectified if name not in reasons),
+        notes=(*graph.notes, *notes),
     )
 
 
-def module_of(tensor: str) -> str:
-    """Returns the path of the module that holds a tensor; the tensor's own name at the root."""
-    return tensor.rpartition(".")[0] or tensor
+# ---- which groups fail -------------------------------------------------------------------------------------------
 
 
-class _WidthFree(TorchFunctionMode):
-    """Runs norms over channels as a bounded element-wise function, and attention with a fixed scale.
-
-    Their results depend on the width, so removing differs from masking. Without that dependence the two must agree, and
-    a wrong channel behind a norm shows.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is F.scaled_dot_product_attention and kwargs.get("scale") is None:
-            kwargs["scale"] = 0.25
-        result = func(*args, **kwargs)  # also for norms: it refuses sizes that do not fit
-        if func not in NORMS:
-            return result
-        x, _, weight, bias = (*args, *(None,) * 4)[:4]
-        x, weight, bias = kwargs.get("input", x), kwargs.get("weight", weight), kwargs.get("bias", bias)
-        if func in (F.rms_norm, torch.rms_norm):
-            bias = None  # its fourth argument is eps
-        result = F.softsign(x)
-        for per_channel, combine in ((weight, torch.mul), (bias, torch.add)):
-            if per_channel is not None:
-                if func in (F.group_norm, torch.group_norm):
-                    per_channel = per_channel.view(-1, *(1,) * (x.dim() - 2))
-                result = combine(result, per_channel)
-        return result
+def _culprits(groups: Sequence[ChannelGroup], failure: Failure) -> dict[str, str]:
+    """Returns group -> reason for groups without which the others pass together."""
+    reasons: dict[str, str] = {}
+    while True:
+        active = [g for g in groups if g.name not in reasons]
+        why = failure(active) if active else None
+        if why is None:
+            return reasons
+        reasons.update(_alone(active, failure, why) or _first_clash(active, failure))
 
 
-def _double(value: Any) -> Any:
-    return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else value
+def _alone(groups: Sequence[ChannelGroup], failure: Failure, why: str) -> dict[str, str]:
+    """Returns the groups that fail by themselves, by halving sets that fail. why: reason of the whole set."""
+    if len(groups) == 1:
+        return {groups[0].name: why}
+    found: dict[str, str] = {}
+    for part in (groups[: len(groups) // 2], groups[len(groups) // 2 :]):
+        reason = failure(part)
+        if reason is not None:
+            found.update(_alone(part, failure, reason))
+    return found
 
 
-def _clone(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
+def _first_clash(groups: Sequence[ChannelGroup], failure: Failure) -> dict[str, str]:
+    """Returns a group that fails together with those before it, which pass without it."""
+    passes, fails, why = 0, len(groups), ""
+    while fails - passes > 1:
+        middle = (passes + fails) // 2
+        reason = failure(groups[:middle])
+        if reason is None:
+            passes = middle
+        else:
+            fails, why = middle, reason
+    return {groups[fails - 1].name: why or failure(groups[:fails]) or "cannot be cut with the others"}
 
 
-class _Trial:
-    """A copy of the model in double precision, and the cuts that are tried on it."""
+# ---- sizes alone -------------------------------------------------------------------------------------------------
+
+
+class _Sizes:
+    """Trials on tensors without values. A network that does not run without values passes them all."""
 
     def __init__(
-        self, model: nn.Module, graph: ChannelGraph, example: tuple[Any, ...], rng: np.random.Generator
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        example: tuple[Any, ...],
+        drops: Drops,
+        *,
+        training: bool = False,
     ) -> None:
-        self.graph = graph
-        # masks the readers of a channel, not its producers: the same where every reader is a weight
-        reading = [replace(g, members=tuple(m for m in g.members if m.role == "in")) for g in graph.groups]
-        self._unread = replace(graph, groups=tuple(reading))
-        self.precision, self.example = torch.float64, _pytree.tree_map(_double, example)
-        self.model = surgery.apply(model, graph, PruningPlan(())).double().eval()
+        self.network, self.graph, self.example, self.drops = FakeNetwork(model), graph, example, drops
+        self.training = training
+
+    def setting(self, attributes: Attributes) -> "_Sizes":
+        """Returns the same trials with numbers in modules set after the cuts."""
+        made = copy.copy(self)
+        made.graph = replace(self.graph, attributes=attributes)
+        return made
+
+    @cached_property
+    def dense(self) -> Run | None:
+        """The run of the dense network; None if it needs values."""
         try:
-            self._run(self.model)
-        except Exception:  # a forward with hard-coded number types may raise anything: use its own type  # noqa: BLE001
-            self.precision, self.example = torch.float32, example
-            self.model = surgery.apply(model, graph, PruningPlan(())).eval()
-        self.drops = {
-            g.name: (rng.permutation(g.units)[:1], rng.permutation(g.units)[: g.units // 2])
-            for g in graph.groups
-        }
-        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        with torch.no_grad():  # scales and weights that start at zero would hide errors behind them
-            for parameter in self.model.parameters():
-                if parameter.dim() == 1 or not (parameter.abs() > 1e-3).any():
-                    noise = torch.randn(parameter.shape, generator=generator)
-                    parameter.add_(noise.to(parameter), alpha=0.1)
+            return self.network.run(self.example, training=self.training)
+        except Exception:  # forward may look at values, or raise anything: numbers decide then  # noqa: BLE001
+            return None
 
-    def failure(self, groups: list[ChannelGroup]) -> str | None:
-        """Returns why these groups cannot be cut together; None if they can."""
-        exact = [g for g in groups if g.name not in self.graph.inexact]
-        for size in (0, 1):
-            if exact and (why := self._compare(exact, size)) is not None:
-                return why
-            if len(exact) < len(groups) and (why := self._compare(groups, size, inexact=True)) is not None:
-                return why
-        return None
+    def failure(self, groups: Sequence[ChannelGroup], sizes: Sequence[int] = (FEW, HALF)) -> str | None:
+        """Returns why these groups cannot be cut together, by sizes alone."""
+        return next((why for size in sizes if (why := self._try(groups, size)) is not None), None)
 
-    def first_clash(self, groups: list[ChannelGroup]) -> dict[str, str]:
-        """Returns the first group that fails together with those before it, each being fine alone."""
-        for n in range(2, len(groups) + 1):
-            why = self.failure(groups[:n])
-            if why is not None:
-                return {groups[n - 1].name: why}
-        return {}
-
-    def _compare(self, groups: list[ChannelGroup], size: int, *, inexact: bool = False) -> str | None:
-        cut_plan = self._plan({g.name for g in groups}, size)
-        with _WidthFree() if inexact else nullcontext():
-            try:
-                made = self._run(surgery.apply(self.model, self.graph, cut_plan))
-            except Exception as error:  # the user's forward may raise anything on the cut network  # noqa: BLE001
-                return f"forward fixes its size: {first_line(error)}"
-            oracle = self._run(surgery.mask(self.model, self.graph, cut_plan))
-            if not all(
-                t.isfinite().all() for t in oracle
-            ):  # a channel of zeros may be divided by, or its log taken
-                oracle = self._run(surgery.mask(self.model, self._unread, cut_plan))
-        for mine, true in zip(made, oracle, strict=False):
-            if mine.shape != true.shape:
-                return f"forward fixes its size: an output becomes {tuple(mine.shape)} instead of {tuple(true.shape)}"
-            finite = true.isfinite()
-            if true.isnan().all() and true.numel():
-                return "cannot be checked: an output on the example is not a number; give another example"
-            worst = float((mine - true)[finite].abs().max()) if finite.any() else 0.0
-            largest = float(true[finite].abs().max()) if finite.any() else 0.0
-            same = torch.equal(mine.isfinite(), finite)
-            if not same or not worst <= _TOLERANCE[self.precision] * max(1e-6, largest):
-                return "forward computes with its size: the cut network differs from the masked one"
-        return None
-
-    def _run(self, model: nn.Module) -> list[Tensor]:
-        inputs = _pytree.tree_map(_clone, self.example)  # a forward may work in place
-        with torch.no_grad():
-            outputs = _pytree.tree_leaves(model(*inputs))
-        return [t.double() for t in outputs if isinstance(t, Tensor)]
-
-    def _plan(self, names: set[str], size: int) -> PruningPlan:
-        plans = []
-        for g in self.graph.groups:
-            gone = set(self.drops[g.name][size].tolist()) if g.name in names else set()
-            kept = tuple(u for u in range(g.units) if u not in gone)
-            plans.append(GroupPlan(g.name, GroupChoice("none"), g.units, kept, 0.0))
-        return PruningPlan(tuple(plans))
+    def _try(self, groups: Sequence[ChannelGroup], size: int) -> str | None:
+        if self.dense is None:
+            return None
+        plan = plan_of(self.graph, groups, self.drops, size)
+        going, sizes = removed_positions(self.graph, plan), shapes(self.graph, plan)
+        try:
+            run = self.network.run(
+                self.example,
+                sizes,
+                going,
+                earlier=self.dense.record,
+                training=self.training,
+                attributes=changed_attributes(self.graph, sizes),
+            )
+        except WidthError as error:
+            return f"forward computes with its size: {error}"
+        except Exception as error:  # the user's forward may raise anything on the cut network  # noqa: BLE001
+            return f"forward fixes its size: {first_line(error)}"
+        for mine, true in zip(run.outputs, self.dense.outputs, strict=False):
+            if mine != true:
+                return f"forward fixes its size: an output becomes {mine} instead of {true}"
+        if len(run.outputs) != len(self.dense.outputs):
+            return f"forward fixes its size: it gives {len(run.outputs)} tensors instead of {len(self.dense.outputs)}"
+        return over_channels(self.graph, groups, run.replayed)

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from prunefront.pruners.graph.layers import Layer
-from prunefront.pruners.trace.labels import IntArray, Ledger
+from prunefront.pruners.trace.labels import Ledger
 
 
 def find_layers(
@@ -94,11 +94,11 @@ class _Sites:
         return path if alone else ""
 
 
-def _layer(sites: _Sites, name: str, positions: int, streams: IntArray) -> Layer:
+def _layer(sites: _Sites, name: str, positions: int, streams: set[tuple[str, int]]) -> Layer:
     module, ledger = sites.module(name), sites.ledger
     assert isinstance(module, nn.Conv2d | nn.Linear)
     conv = module if isinstance(module, nn.Conv2d) else None
-    writes = _any_in(ledger, name, 0, streams)
+    writes = (name, 0) in streams
     return Layer(
         name,
         name.rpartition(".")[0],
@@ -108,28 +108,20 @@ def _layer(sites: _Sites, name: str, positions: int, streams: IntArray) -> Layer
         stride=cast(tuple[int, int], conv.stride) if conv else (1, 1),
         bias=module.bias is not None,
         norm=sites.norm(name) if conv else "",
-        reads=writes if name in ledger.depthwise else _any_in(ledger, name, 1, streams),
+        reads=writes if name in ledger.depthwise else (name, 1) in streams,
         writes=writes,
     )
 
 
-def _streams(ledger: Ledger) -> IntArray:
-    """Returns representatives of the channels that several layers write, ascending.
+def _streams(ledger: Ledger) -> set[tuple[str, int]]:
+    """Returns the axes with a channel that several layers write.
 
     A depthwise layer passes on the channels that it reads.
     """
-    sizes = {(name, dim): (first, size) for name, dim, first, size in ledger.axes}
-    written: list[IntArray] = []
-    for name, dim in ledger.producers:
-        if name not in ledger.depthwise:
-            first, size = sizes[name, dim]
-            written.append(np.unique(ledger.find(np.arange(first, first + size))))
-    roots, writers = np.unique(np.concatenate([*written, np.zeros(0, np.int64)]), return_counts=True)
-    several: IntArray = roots[writers > 1]
-    return several
-
-
-def _any_in(ledger: Ledger, name: str, axis: int, streams: IntArray) -> bool:
-    """Says whether one of the channels along an axis belongs to a stream."""
-    first, size = next((f, n) for tensor, dim, f, n in ledger.axes if (tensor, dim) == (name, axis))
-    return bool(np.isin(ledger.find(np.arange(first, first + size)), streams).any())
+    roots = ledger.roots()
+    nodes = {(name, dim): roots[first : first + size] for name, dim, first, size in ledger.axes}
+    writers = np.zeros(len(roots), np.int64)
+    for key in ledger.producers:
+        if key[0] not in ledger.depthwise:
+            writers[np.unique(nodes[key])] += 1
+    return {key for key, held in nodes.items() if (writers[held] > 1).any()}

@@ -7,19 +7,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functional_call
 from torch.utils import _pytree
 
+from prunefront.errors import NotTraceable
 from prunefront.pruners.cut.blocks import block_tensors, zero_block
 from prunefront.pruners.cut.surgery import deep_copy
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Stack
+from prunefront.pruners.trace.held import Held, own_chance, tensors_of
 
 _TOLERANCE = 1e-3
 """Largest difference between outputs that count as equal, as a share of the largest output.
 
 Another memory layout may choose another kernel; a lost block makes a far larger difference.
 """
+
+
+_NARROW = (torch.float16, torch.bfloat16)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in _NARROW else tensor
 
 
 def find_stacks(
@@ -120,6 +130,10 @@ class _Trial:
 
     def __init__(self, model: nn.Module, example: tuple[Any, ...], paths: Collection[str], seed: int) -> None:
         self.example, self.model = example, _perturb(deep_copy(model, {}), seed)
+        if any(p.dtype in _NARROW for p in model.parameters()):  # rounding hides much there
+            wide = _pytree.tree_map_only(Tensor, _widened, example), deep_copy(self.model, {}).float()
+            if _runs(*wide):
+                self.example, self.model = wide
         self.passages = self._record(paths)
 
     def why_not(self, path: str) -> str | None:
@@ -133,7 +147,7 @@ class _Trial:
             return "gives its input as it is"
         zeros = {name: torch.zeros_like(tensor) for name, tensor in block_tensors(block).items()}
         try:
-            with torch.no_grad():
+            with torch.no_grad(), own_chance(), Held():
                 left = functional_call(block, zeros, (passage.x.clone(),))
         except Exception as error:  # the user's forward may raise anything  # noqa: BLE001
             return f"cannot be run by itself: {type(error).__name__}"
@@ -143,8 +157,15 @@ class _Trial:
         return None
 
     def check(self, blocks: Sequence[str]) -> dict[str, str]:
-        """Returns path -> reason for blocks, all zero by now, that the network cannot go without."""
-        if not blocks or self._goes_without(blocks, expected := self._run()):
+        """Returns path -> reason for blocks, all zero by now, that the network cannot go without.
+
+        A call of such a block gives its input; what else the network does with it shows when the block is gone.
+        """
+        if not blocks:
+            return {}
+        for path in blocks:
+            vars(self.model.get_submodule(path))["forward"] = _pass_on
+        if self._goes_without(blocks, expected := self._run()):
             return {}
         held = [block for block in blocks if not self._goes_without([block], expected)]
         return dict.fromkeys(held, "is used by the rest of the network in other ways than being called")
@@ -194,9 +215,29 @@ class _Trial:
 
     def _run(self) -> list[Tensor]:
         inputs = _pytree.tree_map_only(Tensor, torch.clone, self.example)  # a forward may work in place
-        with torch.no_grad():
-            outputs = _pytree.tree_leaves(self.model(*inputs))
-        return [t for t in outputs if isinstance(t, Tensor)]
+        with torch.no_grad(), own_chance(), Held():
+            outputs = tensors_of(self.model(*inputs))
+        if any(isinstance(t, FakeTensor) for t in outputs):
+            raise NotTraceable(
+                f"forward of {type(self.model).__name__} keeps a tensor outside of its modules, as functools.lru_cache "
+                "does, and the export has put one without values there: run the network once on the example in a new "
+                "process before it is traced"
+            )
+        return outputs
+
+
+def _pass_on(x: Tensor) -> Tensor:
+    return x
+
+
+def _runs(example: tuple[Any, ...], model: nn.Module) -> bool:
+    """Says whether a model with other number types than its own runs on an example."""
+    try:
+        with torch.no_grad(), own_chance():
+            model(*_pytree.tree_map_only(Tensor, torch.clone, example))
+    except Exception:  # a forward with hard-coded number types may raise anything  # noqa: BLE001
+        return False
+    return True
 
 
 def _gives_constant(block: nn.Module) -> bool:
@@ -207,11 +248,11 @@ def _gives_constant(block: nn.Module) -> bool:
 
 def _perturb(model: nn.Module, seed: int) -> nn.Module:
     """Puts random signs and noise on scales, shifts and zero weights; returns the module itself, in eval mode."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     for parameter in model.parameters():
         value = parameter.detach()
         if value.dim() < 2 or not value.any():
-            noise = torch.randn(value.shape, generator=generator).to(value)
+            noise = torch.randn(value.shape, generator=generator, device="cpu", dtype=torch.float32).to(value)
             value.mul_(noise.sign()).add_(noise, alpha=0.1)
     return model.eval()
 

@@ -1,27 +1,33 @@
 """Tracing of a module with an example input: `torch.export`, then a walk over the operators on labels."""
 
+import gc
 import logging
 import operator
 import re
 import sysconfig
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import replace
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from prunefront.errors import NotTraceable, UnknownName, UnsupportedOp
-from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen, TensorSlice
-from prunefront.pruners.trace import probe, sites, stacks
-from prunefront.pruners.trace.labels import IntArray, Labels, Ledger, Stored, Use, blank
+from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.trace import handwritten, probe, sites, stacks
+from prunefront.pruners.trace.fake import Rehearsal, quiet_about_sizes, rehearse, watch_calls
+from prunefront.pruners.trace.groups import collect_groups, groups_with
+from prunefront.pruners.trace.labels import Labels, Ledger, Stored, Use, blank
+from prunefront.pruners.trace.refusals import refuse
 from prunefront.pruners.trace.rules import RULES, Call, Value, is_tensor
-from prunefront.pruners.units.eval_mode import eval_mode
+from prunefront.pruners.trace.rules.joining import write_part
+from prunefront.pruners.units.eval_mode import eval_mode, training_mode
 from prunefront.text import did_you_mean, first_line
 
 
@@ -31,22 +37,47 @@ def trace(
     *,
     frozen: Sequence[str] = (),
     verify: bool = True,
+    strict: bool = False,
 ) -> ChannelGraph:
     """Returns the channel graph of a model in eval mode; the model is left as it was.
 
     example: one input, or a tuple of positional inputs; axis 0 is the batch. frozen: paths of modules that shall stay
-    as they are; operators without a rule are allowed inside. verify: cut every group once on the example and freeze
-    those whose forward pass does not take it (sizes written into `forward`). Raises NotTraceable where `torch.export`
-    fails, UnsupportedOp for an operator without a channel rule, UnknownName for a frozen path that the model lacks.
+    as they are, or patterns like `layer4.*`. verify: cut every group once on the example and freeze those whose forward
+    pass does not take it (sizes written into `forward`). An operator without a channel rule freezes the channels that
+    reach it; with `strict` it is an error. Raises NotTraceable where `torch.export` fails, UnknownName for a frozen
+    path that the model lacks, and UnsupportedOp under `strict`.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
     >>> [(group.name, group.units) for group in pf.trace(net, torch.randn(2, 8)).groups]
     [('0', 16)]
     """
-    _check_frozen(model, frozen)
+    frozen = frozen_modules(model, frozen)
+    refuse(model)
     inputs = example if isinstance(example, tuple) else (example,)
-    program = _export(model, inputs)
+    with _collector_paused():
+        graph, rehearsal = _read(model, inputs, _Policy(frozen, strict))
+    found, unstacked = stacks.find_stacks(model, graph, rehearsal.example, frozen)
+    graph = replace(graph, stacks=found, unstacked=unstacked)
+    return probe.verify(model, graph, inputs, rehearsal) if verify else graph
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Keeps Python from looking for cycles meanwhile: the many small objects of a graph would call for it often."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _read(model: nn.Module, inputs: tuple[Any, ...], policy: "_Policy") -> tuple[ChannelGraph, Rehearsal]:
+    """Returns the channel graph without stacks, before any cut is tried, and the first runs of the network."""
+    with watch_calls(model) as calls:
+        program = _export(model, inputs)
     tensors = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     first_names: dict[int, str] = {}
     for name, tensor in tensors.items():
@@ -54,35 +85,46 @@ def trace(
     own = {name: t for name, t in tensors.items() if first_names[id(t)] == name}
     names = {name: first_names[id(t)] for name, t in tensors.items()}
     ledger = Ledger(_batch(inputs))
-    _walk(program, names, ledger, frozen)
-    groups, held = _collect_groups(ledger)
-    layers, unlayered = sites.find_layers(model, ledger, names, frozen)
+    _walk(program, names, ledger, policy)
+    rehearsal = rehearse(model, inputs, calls, len(_output_tensors(program)))
+    if rehearsal.trains and not rehearsal.trains_alike:
+        # a branch that cannot be walked is left to the trial, which freezes what it reads
+        with ledger.only_ties("in training mode"), suppress(NotTraceable, UnsupportedOp):
+            _walk(_export(model, inputs, training=True), names, ledger, policy)
+    groups, held = collect_groups(ledger)
+    layers, unlayered = sites.find_layers(model, ledger, names, policy.frozen)
     graph = ChannelGraph(
         groups=groups,
         frozen=held,
         ops=tuple(ledger.ops),
         shapes={name: tuple(t.shape) for name, t in own.items()},
         parameters=tuple(name for name, t in own.items() if isinstance(t, nn.Parameter)),
-        inexact=_groups_with(ledger, groups, ledger.inexact),
-        rectified=_groups_with(ledger, groups, ledger.rectified),
+        inexact=groups_with(ledger, groups, ledger.inexact),
+        rectified=groups_with(ledger, groups, ledger.rectified),
         depthwise=tuple(ledger.depthwise),
         element_bytes={name: t.element_size() for name, t in own.items() if t.element_size() != 4},
         layers=layers,
         unlayered=unlayered,
     )
-    found, unstacked = stacks.find_stacks(model, graph, inputs, frozen)
-    graph = replace(graph, stacks=found, unstacked=unstacked)
-    return probe.verify(model, graph, inputs) if verify else graph
+    return graph, rehearsal
 
 
-def _check_frozen(model: nn.Module, frozen: Sequence[str]) -> None:
+def frozen_modules(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Returns the paths of the modules that names or patterns like `layer4.*` mean.
+
+    Raises UnknownName for one that means no module.
+    """
     known = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
-    for name in frozen:
-        if name not in known:
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        meant = [pattern] if pattern in known else [name for name in known if fnmatchcase(name, pattern)]
+        if not meant:
             raise UnknownName(
-                f"frozen names module {name!r}, which the model does not have; {did_you_mean(name, known)}"
+                f"frozen names module {pattern!r}, which the model does not have; {did_you_mean(pattern, known)}"
                 f"there are: {', '.join(known[:8])} …"
             )
+        found.update(dict.fromkeys(meant))
+    return tuple(found)
 
 
 @contextmanager
@@ -96,8 +138,10 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _export(model: nn.Module, inputs: tuple[Any, ...]) -> torch.export.ExportedProgram:
-    with eval_mode(model), _plain_attention(), _quiet():
+def _export(
+    model: nn.Module, inputs: tuple[Any, ...], *, training: bool = False
+) -> torch.export.ExportedProgram:
+    with training_mode(model) if training else eval_mode(model), _plain_attention(), _quiet():
         try:
             return torch.export.export(model, inputs)
         except Exception as error:  # a model may fail in any way: the error is reported
@@ -116,7 +160,9 @@ def _quiet() -> Iterator[None]:
     level = shapes.level
     shapes.setLevel(logging.CRITICAL)
     try:
-        with redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+        silent = redirect_stderr(StringIO()), redirect_stdout(StringIO())
+        with warnings.catch_warnings(), quiet_about_sizes(), silent[0], silent[1]:
+            warnings.simplefilter("ignore")  # what a module assigns in its forward is its own affair
             yield
     finally:
         shapes.setLevel(level)
@@ -136,6 +182,11 @@ def _user_frame(error: BaseException) -> str:
     return found
 
 
+def _output_tensors(program: torch.export.ExportedProgram) -> list[str]:
+    """Returns the names of the tensors that the network gives, a tensor that it gives twice with both places."""
+    return [name for name in program.graph_signature.user_outputs if isinstance(name, str)]
+
+
 def _batch(inputs: tuple[Any, ...]) -> int:
     leaves = torch.utils._pytree.tree_leaves(inputs)
     return next((int(t.shape[0]) for t in leaves if isinstance(t, Tensor) and t.dim() and t.shape[0]), 1)
@@ -144,8 +195,16 @@ def _batch(inputs: tuple[Any, ...]) -> int:
 # ---- the walk ----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Policy:
+    """The walk's treatment of modules and operators. frozen: paths that stay. strict: refuse unknown operators."""
+
+    frozen: tuple[str, ...]
+    strict: bool
+
+
 def _walk(
-    program: torch.export.ExportedProgram, names: Mapping[str, str], ledger: Ledger, frozen: Sequence[str]
+    program: torch.export.ExportedProgram, names: Mapping[str, str], ledger: Ledger, policy: _Policy
 ) -> None:
     """Runs the exported operators on labels."""
     signature = program.graph_signature
@@ -161,7 +220,7 @@ def _walk(
             inputs.append(stored[name])
         else:  # an input, a constant, or a buffer that is not saved: nothing here can be cut
             inputs.append(blank(meta.shape) if isinstance(meta, Tensor) else meta)
-    for value in _leaves(_run(program.graph, inputs, ledger, frozen)):
+    for value in _leaves(_run(program.graph, inputs, ledger, policy)):
         if is_tensor(value):
             if isinstance(value, Stored):
                 ledger.uses.setdefault(value.name, []).append(Use(""))
@@ -173,9 +232,10 @@ def _leaves(value: Value) -> list[Value]:
     return [leaf for v in value for leaf in _leaves(v)] if isinstance(value, list | tuple) else [value]
 
 
-def _run(graph: Graph, inputs: Sequence[Value], ledger: Ledger, frozen: Sequence[str]) -> Value:
+def _run(graph: Graph, inputs: Sequence[Value], ledger: Ledger, policy: _Policy) -> Value:
     """Returns the labels of a graph's outputs."""
     values: dict[Node, Value] = dict(zip(graph.find_nodes(op="placeholder"), inputs, strict=True))
+    norms = handwritten.statistics(graph)
 
     def value_of(argument: Any) -> Any:
         if isinstance(argument, Node):
@@ -193,14 +253,65 @@ def _run(graph: Graph, inputs: Sequence[Value], ledger: Ledger, frozen: Sequence
         ):
             given = [value_of(a) for a in node.args]
             at = next(i for i, v in enumerate(given) if isinstance(v, GraphModule))
-            values[node] = _run(given[at].graph, given[at + 1 :], ledger, frozen)
+            values[node] = _run(given[at].graph, given[at + 1 :], ledger, policy)
         elif node.op == "call_function":
-            values[node] = _apply_rule(node, value_of, ledger, frozen)
+            values[node] = _apply_rule(node, value_of, ledger, policy, norms.get(node, ""))
             if _name(node).endswith("_") and isinstance(node.args[0], Node) and is_tensor(values[node]):
-                values[node.args[0]] = values[node]
+                _write_through(node, values, ledger)
         elif node.op == "output":
             return value_of(node.args[0])
     return None
+
+
+_VIEWS = frozenset(
+    {
+        "view",
+        "reshape",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "permute",
+        "transpose",
+        "t",
+        "expand",
+        "detach",
+    }
+    | {
+        "expand_as",
+        "view_as",
+        "movedim",
+        "narrow",
+        "slice",
+        "select",
+        "getitem",
+        "alias",
+        "unfold",
+        "diagonal",
+    }
+)
+"""Operators whose result shares memory with their first argument."""
+
+
+def _write_through(node: Node, values: dict[Node, Value], ledger: Ledger) -> None:
+    """Gives the result of an operator that works in place to its argument, and to what that is a view of."""
+    part, result = node.args[0], values[node]
+    assert isinstance(part, Node)
+    values[part] = result
+    order = {n: i for i, n in enumerate(node.graph.nodes)}
+    while _name(part) in _VIEWS and isinstance(part.args[0], Node) and is_tensor(values[part.args[0]]):
+        base = part.args[0]
+        if all(order[user] <= order[node] for user in base.users):
+            return  # nobody looks at it again
+        held = ledger.as_data(values[base])
+        if _name(part) in ("slice", "narrow", "select") and isinstance(result, Labels):
+            result = write_part(ledger, held, result, _bind(part, lambda a: values.get(a, a)), _name(part))
+        else:
+            for labels in (held, *((result,) if isinstance(result, Labels) else result.at)):
+                ledger.freeze(labels.data, "is written in place through a view")
+            result = blank(held.shape)
+        values[base] = result
+        part = base
 
 
 def _name(node: Node) -> str:
@@ -210,42 +321,93 @@ def _name(node: Node) -> str:
     return getattr(target, "__name__", str(target))
 
 
-def _apply_rule(node: Node, value_of: Any, ledger: Ledger, frozen: Sequence[str]) -> Value:
-    """Returns the labels of one operator's result."""
+def _apply_rule(node: Node, value_of: Any, ledger: Ledger, policy: _Policy, statistic: str) -> Value:
+    """Returns the labels of one operator's result.
+
+    An operator without a rule, or whose rule does not cover the call, gets all that reaches it frozen: then its result
+    is the same in the cut network, and counts as a constant.
+    """
     op = _name(node)
     op = op if op.startswith("_") and op.endswith("__") else op.rstrip("_")
     shapes = [
         tuple(v.shape) for v in torch.utils._pytree.tree_leaves(node.meta.get("val")) if isinstance(v, Tensor)
     ]
-    call = Call(op, _bind(node, value_of), shapes[0] if shapes else ())
+    call = Call(op, _bind(node, value_of), shapes[0] if shapes else (), statistic)
     _note_uses(node, call, ledger)
-    tensors = call.tensors()
-    held = next((name for name in frozen if _inside(node, name)), None)
+    tensors = [leaf for leaf in _leaves(list(call.given.values())) if is_tensor(leaf)]
+    held = next((name for name in policy.frozen if _inside(node, name)), None)
     unlabelled = all(isinstance(t, Labels) and not t.labelled() for t in tensors)
-    if held is None and unlabelled and op not in RULES:
-        return _blanks(node)  # it works on inputs and constants only
     if held is not None:
         for tensor in tensors:
             if isinstance(tensor, Labels):
                 ledger.freeze(tensor.data, f"is inside {held}, which is frozen")
+    elif unlabelled and op not in RULES:
+        return _blanks(node)  # it works on inputs and constants only
     try:
-        if op not in RULES:
-            raise UnsupportedOp("")
-        result = RULES[op](ledger, call)
-        _check_shapes(result, node)
+        result = _by_rule(ledger, call, node)
     except UnsupportedOp as error:
-        if held is None and unlabelled:
-            return _blanks(node)
-        if held is None:
+        if held is None and not unlabelled and policy.strict:
             raise UnsupportedOp(_refusal(node, str(error))) from None
+        why = _unknown(node, str(error)) if held is None else f"is inside {held}, which is frozen"
         for tensor in tensors:
-            ledger.freeze(ledger.as_data(tensor).data, f"is inside {held}, which is frozen")
+            for labels in (tensor,) if isinstance(tensor, Labels) else tensor.at:
+                ledger.freeze(labels.data, why)
         return _blanks(node)
     if held is not None:
         for value in result if isinstance(result, list) else [result]:
             if isinstance(value, Labels):
                 ledger.freeze(value.data, f"is inside {held}, which is frozen")
     return result
+
+
+def _by_rule(ledger: Ledger, call: Call, node: Node) -> Value:
+    """Returns what the operator's rule makes of its arguments. Raises UnsupportedOp where there is none that fits."""
+    if call.op not in RULES:
+        raise UnsupportedOp("")
+    try:
+        result = RULES[call.op](ledger, call)
+    except UnsupportedOp:
+        raise
+    except Exception as error:  # arguments that the rule's author did not think of: reported as such, by name
+        raise UnsupportedOp(f"its rule fails with {type(error).__name__}: {first_line(error)}") from error
+    _check_shapes(result, node)
+    given = call.tensors()
+    if call.op in _KEEPS_NUMBERS and given and all(isinstance(t, Labels) and t.uniform for t in given):
+        assert isinstance(result, Labels)
+        return replace(result, uniform=True)
+    return result
+
+
+_KEEPS_NUMBERS = frozenset(
+    {
+        "view",
+        "reshape",
+        "expand",
+        "expand_as",
+        "permute",
+        "transpose",
+        "unsqueeze",
+        "squeeze",
+        "slice",
+        "select",
+        "flatten",
+    }
+    | {
+        "contiguous",
+        "clone",
+        "to",
+        "_to_copy",
+        "detach",
+        "repeat",
+        "zero",
+        "fill",
+        "mul",
+        "add",
+        "neg",
+        "type_as",
+    }
+)
+"""Operators whose result is one number everywhere if their arguments are."""
 
 
 def _note_uses(node: Node, call: Call, ledger: Ledger) -> None:
@@ -305,91 +467,31 @@ def _inside(node: Node, name: str) -> bool:
     return any(path == name or path.startswith(f"{name}.") for path in _modules(node))
 
 
-def _refusal(node: Node, detail: str) -> str:
-    full = (
-        str(node.target._schema.name).replace("::", ".") if hasattr(node.target, "_schema") else _name(node)
-    )
+def _operator(node: Node) -> str:
+    """Returns the operator's full name."""
+    if hasattr(node.target, "_schema"):
+        return str(node.target._schema.name).replace("::", ".")
+    return _name(node)
+
+
+def _line(node: Node) -> str:
+    """Returns ` (file.py:12)` for the line of the network's own source that calls an operator; "" if unknown."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     own = [(f, n) for f, n in frames if "torch/nn/" not in f.replace("\\", "/")] or frames
-    where = f" ({Path(own[-1][0]).name}:{own[-1][1]})" if own else ""
-    what = f"{full} at node {node.name!r}{where} has no channel rule" + (f" here: {detail}" if detail else "")
+    return f" ({Path(own[-1][0]).name}:{own[-1][1]})" if own else ""
+
+
+def _unknown(node: Node, detail: str) -> str:
+    """Returns the reason of channels that reach an operator which has no rule, or none for this call."""
+    rule = f"has no channel rule here: {detail}" if detail else "has no channel rule"
+    return f"reaches {_operator(node)}{_line(node)}, which {rule}"
+
+
+def _refusal(node: Node, detail: str) -> str:
+    full = _operator(node)
+    what = f"{full} at node {node.name!r}{_line(node)} has no channel rule"
+    what += f" here: {detail}" if detail else ""
     around = _modules(node)
     instead = "Write it with matmul" if "einsum" in full else "Write it with other operators"
-    freeze = f'freeze it: frozen = ["{around[-1]}"]' if around else "put it into a submodule and freeze that"
+    freeze = f'freeze it: frozen = ["{around[-1]}"]' if around else "trace it without strict"
     return f"{what}. {instead}, add a rule in pruners/trace/rules/, or {freeze}."
-
-
-# ---- from the ledger to groups -----------------------------------------------------------------------------------
-
-
-def _collect_groups(ledger: Ledger) -> tuple[tuple[ChannelGroup, ...], tuple[Frozen, ...]]:
-    """Returns a group for each set of classes with the same axes, and every other produced channel with its reason."""
-    reasons: dict[int, str] = {}
-    for nodes, reason in ledger.frozen:
-        for root in np.unique(ledger.find(nodes)).tolist():
-            reasons.setdefault(root, reason)
-    produced: dict[tuple[str, int], IntArray] = {}
-    order: dict[int, None] = {}
-    sizes = {(name, dim): (first, size) for name, dim, first, size in ledger.axes}
-    for key in ledger.producers:
-        first, size = sizes[key]
-        produced[key] = ledger.find(np.arange(first, first + size))
-        order.update(dict.fromkeys(produced[key].tolist()))
-    classes: dict[int, dict[tuple[str, int], list[int]]] = {root: {} for root in order if root not in reasons}
-    for name, dim, first, size in ledger.axes:
-        for position, root in enumerate(ledger.find(np.arange(first, first + size)).tolist()):
-            if root in classes:
-                classes[root].setdefault((name, dim), []).append(position)
-    alike: dict[tuple[tuple[tuple[str, int], int], ...], list[int]] = {}
-    for root, places in classes.items():
-        alike.setdefault(tuple((key, len(at)) for key, at in places.items()), []).append(root)
-    groups: list[ChannelGroup] = []
-    taken: dict[str, int] = {}
-    for signature, roots in alike.items():
-        if len(roots) == 1:
-            reasons[roots[0]] = "can only be removed as a whole"
-            continue
-        axes = [key for key, _ in signature]
-        first_producer = next(key for key in ledger.producers if key in axes)
-        axes.sort(key=lambda key: (key != first_producer, ledger.roles.get(key, "other") != "out"))
-        name = probe.module_of(first_producer[0])
-        taken[name] = taken.get(name, 0) + 1
-        groups.append(
-            ChannelGroup(
-                name if taken[name] == 1 else f"{name}:{taken[name]}",
-                len(roots),
-                tuple(
-                    TensorSlice(
-                        tensor,
-                        dim,
-                        ledger.roles.get((tensor, dim), "other"),
-                        tuple(tuple(classes[root][tensor, dim]) for root in roots),
-                    )
-                    for tensor, dim in axes
-                ),
-            )
-        )
-    held: dict[tuple[str, str], int] = {}
-    for (tensor, _), roots_of in produced.items():
-        for root in roots_of.tolist():
-            if root in reasons:
-                line = (probe.module_of(tensor), reasons[root])
-                held[line] = held.get(line, 0) + 1
-    return tuple(groups), tuple(Frozen(name, n, reason) for (name, reason), n in held.items())
-
-
-def _groups_with(ledger: Ledger, groups: tuple[ChannelGroup, ...], noted: list[IntArray]) -> tuple[str, ...]:
-    """Returns the names of the groups that hold one of the noted labels."""
-    if not noted:
-        return ()
-    touched = set(np.unique(ledger.find(np.concatenate(noted))).tolist())
-    first_node = {(name, dim): first for name, dim, first, _ in ledger.axes}
-    return tuple(
-        g.name
-        for g in groups
-        if any(
-            int(ledger.find(np.array([first_node[m.tensor, m.dim] + index[0]]))[0]) in touched
-            for m in g.members[:1]
-            for index in m.index
-        )
-    )

@@ -13,7 +13,7 @@ from prunefront.pipelines.artifacts.fetch import fetch, read_stored_front
 from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST, check_digests
 from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.config.sections import DataSection
-from prunefront.pipelines.data import load
+from prunefront.pipelines.data import load, open_data
 from prunefront.pipelines.data.cache import FOLDER_VARIABLE
 from prunefront.pipelines.journal.layout import FRONT
 from prunefront.pipelines.stores.open import open_store
@@ -122,6 +122,24 @@ def test_training_images_are_kept_on_this_machine(
         for _ in range(2):
             np.testing.assert_array_equal(load(section).train.images, part.images[:200])
     assert len([*(tmp_path / "cache").glob("*.parquet")]) == 2
+
+
+def test_shards_are_read_as_a_stream(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
+    store, part = S3Store(f"s3://{bucket}/d"), split(30, size=32)
+    for i in range(3):
+        store.put(f"train-{i}.parquet", write_parquet(tmp_path / "shard.parquet", part[10 * i : 10 * i + 10]))
+    store.put("test.parquet", write_parquet(tmp_path / "test.parquet", split(9, seed=1, size=32)))
+    section = DataSection(
+        source="parquet",
+        train=f"s3://{bucket}/d/train-?.parquet",
+        test=f"s3://{bucket}/d/test.parquet",
+        stream=True,
+    )
+    found = open_data(section, say=lambda line: None)
+    labels = [n for batch in found.part("train").batches(8) for n in batch.targets.tolist()]
+    assert labels == part.labels[:25].tolist()
+    assert not [*(tmp_path / "cache").glob("*.parquet")]
 
 
 def test_a_corrupt_object_is_found(bucket: str, made: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from prunefront.pipelines.data.splits import DataError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """Where the bytes of images lie. Some tens of bytes an image, since every loader process has its own copy.
+    """Places of the bytes of images. Some tens of bytes an image, since every loader process has its own copy.
 
     names: paths below `root`, in UTF-8, one after the other; ends: where each of them ends. lengths: bytes of each
     image. starts: where each begins in the one file that `names` has; None = each image is a file of its own. version:

@@ -14,7 +14,7 @@ HEADER = struct.Struct("<qHHHxxI")
 """Before each image: its row, height, width, channels, and the CRC-32 of its pixels."""
 
 ENTRY = struct.Struct("<q")
-"""Of each image in the index: where its header begins, plus one; 0 = it is not there."""
+"""Entry of each image in the index: where its header begins, plus one; 0 = it is not there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from prunefront.pipelines.data.batches import bounds, normalise
 from prunefront.pipelines.data.decode import Fit, centre, upright
@@ -86,46 +86,58 @@ class Streamed:
 
     def image(self, row: int, seed: int | None) -> NDArray[np.uint8]:
         """Returns one image (c, h, w) as it goes into a batch, augmented where there is a seed. Raises DataError."""
-        kept = None if self.cache is None else self.cache.get(row)
-        if kept is None:
-            kept = upright(self.encoded.read(row), self.encoded.name(row), self.fit).pixels
-            if self.cache is not None:
-                self.cache.put(row, kept)
-        generator = None if seed is None else np.random.default_rng([seed, row])
-        found = self._cropped(kept, row, generator).transpose(2, 0, 1)
-        if found.shape[0] > self.shape[0]:
+        rng = None if seed is None or self.transform.augment == "none" else np.random.default_rng([seed, row])
+        found = self._shifted(row, rng) if self.fit is None else self._cropped(row, self.fit, rng)
+        if rng is not None and self.transform.augment == "crop_flip" and rng.random() < 0.5:
+            found = found[:, ::-1]
+        if found.shape[2] > self.shape[0]:
             raise DataError(
                 f"{self.encoded.name(row)} has colours, and the first images have none; convert all to one kind"
             )
-        return np.broadcast_to(
-            found, self.shape
-        )  # a grey image among colour ones is repeated over the channels
+        # a grey image among colour ones is repeated over the channels
+        return np.broadcast_to(found.transpose(2, 0, 1), self.shape)
 
-    def _cropped(
-        self, image: NDArray[np.uint8], row: int, rng: np.random.Generator | None
-    ) -> NDArray[np.uint8]:
-        """Returns (h, w, c): the centre, or what `rng` draws."""
-        augment = "none" if rng is None else self.transform.augment
-        if self.fit is None:
-            if image.shape[:2] != self.shape[1:]:
-                height, width = image.shape[:2]
-                raise DataError(
-                    f"{self.encoded.name(row)} is {height}x{width} (height x width) and the first image is "
-                    f"{self.shape[1]}x{self.shape[2]}; give all images one size, or set data.size"
-                )
-            if rng is not None and augment != "none":
-                image = _shifted(image, self.transform.padding, rng)
-        else:
-            picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-            if rng is None or augment == "none":
-                picture = centre(picture, self.fit.size)
-            else:
-                box = random_box(picture.width, picture.height, rng)
-                picture = picture.resize((self.fit.size,) * 2, Image.Resampling.BILINEAR, box=box)
-            image = np.asarray(picture).reshape(self.fit.size, self.fit.size, -1)
-        if rng is not None and augment == "crop_flip" and rng.random() < 0.5:
-            image = image[:, ::-1]
-        return image
+    def _decoded(self, row: int, fit: Fit | None) -> Image.Image:
+        """Returns an image, grey or RGB, from the cache where that holds it."""
+        kept = None if self.cache is None else self.cache.get(row)
+        if kept is not None:
+            return Image.fromarray(kept[:, :, 0] if kept.shape[2] == 1 else kept)
+        picture = upright(self.encoded.read(row), self.encoded.name(row), fit)
+        if self.cache is not None:
+            self.cache.put(row, picture.pixels)
+        return picture.image
+
+    def _shifted(self, row: int, rng: np.random.Generator | None) -> NDArray[np.uint8]:
+        """Returns (h, w, c) of an image that has its size already, shifted over black as `rng` draws."""
+        image = _pixels(self._decoded(row, None))
+        if image.shape[:2] != self.shape[1:]:
+            height, width = image.shape[:2]
+            raise DataError(
+                f"{self.encoded.name(row)} is {height}x{width} (height x width) and the first image is "
+                f"{self.shape[1]}x{self.shape[2]}; give all images one size, or set data.size"
+            )
+        if rng is None:
+            return image
+        p = self.transform.padding
+        down, right = rng.integers(0, 2 * p + 1, 2)
+        padded = np.pad(image, ((p, p), (p, p), (0, 0)))
+        return padded[down : down + image.shape[0], right : right + image.shape[1]]
+
+    def _cropped(self, row: int, fit: Fit, rng: np.random.Generator | None) -> NDArray[np.uint8]:
+        """Returns (h, w, c) of an image of any size: the centre, or what `rng` draws.
+
+        What is cached was resized once already. Without a cache there is no need to, which saves time.
+        """
+        if rng is None:
+            return _pixels(centre(self._decoded(row, fit), fit.size))
+        image = self._decoded(row, None if self.cache is None else fit)
+        box = random_box(image.width, image.height, rng)
+        return _pixels(image.resize((fit.size, fit.size), Image.Resampling.BILINEAR, box=box))
+
+
+def _pixels(image: Image.Image) -> NDArray[np.uint8]:
+    array = np.asarray(image)
+    return array[:, :, None] if array.ndim == 2 else array
 
 
 def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -135,7 +147,7 @@ def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, 
     """
     for _ in range(TRIES):
         area = width * height * rng.uniform(*SHARES)
-        ratio = math.exp(rng.uniform(*map(math.log, RATIOS)))
+        ratio = math.exp(rng.uniform(math.log(RATIOS[0]), math.log(RATIOS[1])))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
@@ -151,14 +163,6 @@ def hash_labels(labels: NDArray[np.int64]) -> str:
     return f"{zlib.crc32(np.ascontiguousarray(labels).data):08x}"
 
 
-def _shifted(image: NDArray[np.uint8], padding: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Returns the image shifted by up to `padding` pixels over black."""
-    height, width = image.shape[:2]
-    down, right = rng.integers(0, 2 * padding + 1, 2)
-    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
-    return padded[down : down + height, right : right + width]
-
-
 class _Images(Dataset[Any]):
     """Decodes the rows of a batch; an error is an item too, since a loader would wrap it in a traceback."""
 
@@ -167,13 +171,13 @@ class _Images(Dataset[Any]):
 
     def __getitem__(self, asked: tuple[NDArray[np.int64], int | None]) -> tuple[Tensor, Tensor] | str:
         rows, seed = asked
-        images = torch.empty(len(rows), *self.part.shape, dtype=torch.uint8)
         try:
-            for image, row in zip(images.numpy(), rows.tolist(), strict=True):
-                image[:] = self.part.image(row, seed)
+            images = [np.array(self.part.image(row, seed), order="C") for row in rows.tolist()]
         except DataError as error:
             return str(error)
-        return images, torch.from_numpy(self.part.labels[rows])
+        # torch's own function writes into shared memory. A tensor of ours that was moved there left its memory behind:
+        # `benchmarks/data.py` saw a loader grow by each batch
+        return default_collate([*map(torch.from_numpy, images)]), torch.from_numpy(self.part.labels[rows])
 
 
 def _as_it_is(item: Any) -> Any:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +16,11 @@ import pyarrow.parquet as pq
 
 from prunefront.atomic import move_whole
 from prunefront.pipelines.config.sections import DataSection
-from prunefront.pipelines.data.cache import FOLDER_VARIABLE, cache_folder, locked
+from prunefront.pipelines.data.cache import FOLDER_VARIABLE, cache_folder, forget, locked
 from prunefront.pipelines.data.folder import SUFFIXES
 from prunefront.pipelines.data.labels import Labels
 from prunefront.pipelines.data.parquet import BATCH, columns_of, image_bytes, labels_of
-from prunefront.pipelines.data.source import files_of
+from prunefront.pipelines.data.source import on_this_machine, places_of
 from prunefront.pipelines.data.splits import DataError
 from prunefront.pipelines.data.stream.encoded import Encoded
 from prunefront.text import one_line
@@ -30,19 +31,29 @@ Shard = Iterator[tuple[Sequence[bytes], Labels]]
 LABEL_SUFFIX = "cls"
 """Suffix of the labels in tar shards, unless `data.label` names another one."""
 
+LONGEST_LABEL = 200
+"""Most characters of a label in a tar shard."""
+
+MOST_BYTES = 1 << 28
+"""Most bytes of a file in a tar shard: some bytes can claim any size."""
+
+NUMBER = re.compile("-?[0-9]{1,18}")
+"""A label that is a number, of at most 64 bits."""
+
 log = logging.getLogger(__name__)
 
 
 def packed(section: DataSection, key: str) -> tuple[Encoded, Labels]:
     """Returns the images under data.`key` and their labels, and puts them into one file first where need be.
 
-    Shards are read once, one after the other, a few rows at a time, so that memory stays flat. The file belongs to the
-    names, sizes and times of the shards and is kept in the folder of copies (`cache.cache_folder`). While another
-    process makes it, this one waits. Raises DataError, S3Error, ArtifactNotFound.
+    Shards are read once, one after the other, a few rows at a time, so that memory stays flat; the copy of an object in
+    S3 goes when it was read. The file belongs to the names, sizes and times (S3: ETags) of the shards and is kept in
+    the folder of copies (`cache.cache_folder`). While another process makes it, this one waits. Raises DataError,
+    S3Error, ArtifactNotFound.
     """
     read: Callable[[Path, str, DataSection], Shard] = READERS[section.source]
-    shards = files_of(section, key)
-    described = [(name, stat.st_size, stat.st_mtime_ns) for path, name in shards for stat in (path.stat(),)]
+    shards = places_of(section, key)
+    described = [_described(place, section, key) for place in shards]
     columns = (section.source, section.image, section.label)
     identity = hashlib.sha256(json.dumps([described, columns]).encode()).hexdigest()[:32]
     file = cache_folder() / f"{identity}.images"
@@ -58,12 +69,39 @@ def packed(section: DataSection, key: str) -> tuple[Encoded, Labels]:
         log.info("unpacking %d shards of data.%s to %s", len(shards), key, file)
         part = file.with_suffix(".part")
         try:
-            _write(part, file, ((read(path, name, section), name) for path, name in shards))
+            _write(part, file, _in_turn(shards, read, section, key))
         finally:
             part.unlink(missing_ok=True)
         made = _kept(file)
     assert made is not None  # it was just written, and nobody else may meanwhile
     return made
+
+
+def _described(place: Path | str, section: DataSection, key: str) -> tuple[str, int, str]:
+    """Returns name, bytes and version of a shard."""
+    if isinstance(place, Path):
+        stat = place.stat()
+        return str(place), stat.st_size, str(stat.st_mtime_ns)
+    # here, not above: most studies have their data at hand
+    from prunefront.pipelines.stores.s3 import S3Store
+
+    prefix, _, name = place.rpartition("/")
+    version = S3Store(prefix, endpoint_url=section.endpoint_url, setting=f"data.{key}").version(name)
+    return place, version.size_bytes, version.etag
+
+
+def _in_turn(
+    shards: Sequence[Path | str],
+    read: Callable[[Path, str, DataSection], Shard],
+    section: DataSection,
+    key: str,
+) -> Iterator[tuple[Shard, str]]:
+    """Yields each shard and its name; of those in S3 one is on this machine at a time."""
+    for place in shards:
+        path = on_this_machine(section, key, place)
+        yield read(path, str(place), section), str(place)
+        if isinstance(place, str):
+            forget(path)
 
 
 def _write(part: Path, file: Path, shards: Iterator[tuple[Shard, str]]) -> None:
@@ -136,7 +174,11 @@ def _tar(path: Path, name: str, section: DataSection) -> Shard:
             )
             raise DataError(f"sample {sample!r} of {name} has not {absent}")
         text = label.decode(errors="replace").strip()
-        return [image], np.array([int(text)]) if text.lstrip("-").isdigit() else [text]
+        if len(text) > LONGEST_LABEL:
+            raise DataError(
+                f"the label of sample {sample!r} of {name} has more than {LONGEST_LABEL} characters"
+            )
+        return [image], np.array([int(text)]) if NUMBER.fullmatch(text) else [text]
 
     try:
         with tarfile.open(path, "r|*") as tar:
@@ -150,6 +192,10 @@ def _tar(path: Path, name: str, section: DataSection) -> Shard:
                     if sample:
                         yield ended()
                     sample, image, label = key, None, None
+                if member.size > MOST_BYTES:
+                    raise DataError(
+                        f"{member.name!r} of {name} claims {member.size:,} bytes; at most {MOST_BYTES:,} are read"
+                    )
                 opened = tar.extractfile(member)
                 if opened is None:
                     continue

@@ -11,11 +11,16 @@ Value = Any  # Labels, Stored, a list of them, or a plain argument
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One operator in the forward pass. given: arguments by their name in the schema. shape: of the (first) result."""
+    """One operator in the forward pass.
+
+    given: arguments by their name in the schema. shape: of the (first) result. statistic: of a reduction that is part
+    of a norm, whether it is a "sum" or a "mean" (`handwritten.Kind`).
+    """
 
     op: str
     given: Mapping[str, Value]
     shape: Shape
+    statistic: str = ""
 
     def __getitem__(self, name: str) -> Value:
         return self.given[name]

@@ -1,9 +1,22 @@
 """Rules of joining and dividing along an axis: cat, split, slice, index."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from prunefront.errors import UnsupportedOp
-from prunefront.pruners.trace.labels import Labels, Ledger, Stored, blank, move, spread, squash
+from prunefront.pruners.trace.labels import (
+    IntArray,
+    Labels,
+    Ledger,
+    Stored,
+    along,
+    blank,
+    lift,
+    move,
+    spread,
+    squash,
+)
 from prunefront.pruners.trace.rules.call import Call, Value, rule
 from prunefront.pruners.trace.rules.movement import cut
 
@@ -59,6 +72,8 @@ def split(ledger: Ledger, call: Call) -> Value:
             return labels
         if len(set(sizes)) == 1:
             return ledger.tie_parts(labels, axis, len(sizes))
+        if isinstance(how, list | tuple):  # a cut network has to come by its own sizes
+            return labels
         return ledger.drop(labels, "is split into parts of fixed, unequal width")
 
     whole = move(call.first, tie_or_freeze)
@@ -142,18 +157,94 @@ def indexing(ledger: Ledger, call: Call) -> Value:
         axis = call.axis()
         if x.varies(axis):
             x = ledger.drop(x, f"{call.op} picks its channels by number")
-        if call.op != "index_select" and x.labelled():
-            x = ledger.drop(x, f"{call.op} has an index of fixed shape")
         return Labels(x.data, call.shape)
     used = [i for i, index in enumerate(call["indices"]) if index is not None]
     if set(used) & set(x.varying()):
         x = ledger.drop(x, "index picks its channels by number")
     if not x.labelled():
         return blank(call.shape)
-    if len(used) != 1:
-        raise UnsupportedOp("an index into several axes at once has no channel rule")
-    axis, rank = used[0], len(call["indices"][used[0]].shape)
-    data = x.data.squeeze(axis)
+    return Labels(_indexed(x.data, used, call), call.shape)
+
+
+def _indexed(data: IntArray, used: Sequence[int], call: Call) -> IntArray:
+    """Returns labels without the indexed axes, and with those of the index in their place, where labels are uniform."""
+    rank = max(len(call["indices"][i].shape) for i in used)
+    at = used[0] if list(used) == list(range(used[0], used[-1] + 1)) else 0
+    data = data.squeeze(tuple(used))
     for _ in range(rank):
-        data = np.expand_dims(data, axis)
-    return Labels(data, call.shape)
+        data = np.expand_dims(data, at)
+    return data
+
+
+@rule("index_put", "_index_put_impl", "_unsafe_index_put")
+def index_put(ledger: Ledger, call: Call) -> Value:
+    """Writes at positions of other axes than the channels': what is written meets what is there."""
+    x, values = ledger.as_data(call.first), call["values"]
+    used: list[int] = []
+    for i, index in enumerate(call["indices"]):
+        if index is not None:
+            ledger.freeze(ledger.as_data(index).data, f"{call.op} writes at places that its channels name")
+            rank = len(index.shape)  # a mask covers as many axes as it has
+            used += range(i, i + (rank if rank > 1 and index.shape == x.shape[i : i + rank] else 1))
+    if set(used) & set(x.varying()):
+        x = ledger.drop(x, f"{call.op} picks its channels by number")
+    if isinstance(values, Labels) and not values.labelled() and all(n == 1 for n in values.shape):
+        return x
+    places = np.broadcast_shapes(*(index.shape for index in call["indices"] if index is not None))
+    if len(used) > len([i for i in call["indices"] if i is not None]):
+        places = (1,)  # as many as the mask has marks
+    together = used == list(range(used[0], used[-1] + 1))
+    at = used[0] if together else 0
+    rest = [n for i, n in enumerate(x.shape) if i not in used]
+    data = x.data.squeeze(tuple(used))
+    for _ in places:
+        data = np.expand_dims(data, at)
+    ledger.meet(Labels(data, (*rest[:at], *places, *rest[at:])), values)
+    return ledger.canon(x)
+
+
+@rule("slice_scatter", "select_scatter")
+def scatter(ledger: Ledger, call: Call) -> Value:
+    """Writes into a part of one axis."""
+    return write_part(ledger, ledger.as_data(call["self"]), ledger.as_data(call["src"]), call.given, call.op)
+
+
+def write_part(ledger: Ledger, x: Labels, source: Labels, given: Mapping[str, Value], how: str) -> Labels:
+    """Returns the labels of a tensor after its slice, or its entry, was written. given: the slice's arguments."""
+    axis = int(given.get("dim") or 0) % len(x.shape)
+    if how.startswith("select"):
+        source = Labels(np.expand_dims(source.data, axis), (*source.shape[:axis], 1, *source.shape[axis:]))
+        start = int(given["index"]) % x.shape[axis]
+        return written(ledger, x, source, axis, slice(start, start + 1))
+    start = int(given.get("start") or 0)
+    end = start + int(given["length"]) if how == "narrow" else given.get("end")
+    first, stop, _ = slice(start, end).indices(x.shape[axis])
+    return written(ledger, x, source, axis, slice(first, stop, int(given.get("step", 1) or 1)))
+
+
+def written(ledger: Ledger, x: Labels, source: Labels, axis: int, part: slice) -> Labels:
+    """Returns the labels of a tensor into a part of which, along one axis, another one is written."""
+    if not x.varies(axis) and not source.varies(axis):
+        if not source.labelled() and not x.labelled():
+            return Labels(x.data, x.shape)
+        one = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
+        mine, its = Labels(x.data, one, x.uniform), Labels(source.data, one, source.uniform)
+        return Labels(ledger.meet_labels(mine, its).data, x.shape)
+    others = [a for a in range(len(x.shape)) if a != axis]
+    if any(x.varies(a) or source.varies(a) for a in others):
+        x, source = (ledger.drop(v, "is written along one channel axis across another") for v in (x, source))
+    vector = np.array(x.vector(axis))
+    if source.labelled() or not source.uniform:
+        vector[part] = source.vector(axis)
+    return along(vector, axis, x.shape)
+
+
+@rule("copy")
+def copy(ledger: Ledger, call: Call) -> Value:
+    """Takes on the values of another tensor; what labels were there go with the new ones."""
+    target, source = ledger.as_data(call["self"]), ledger.as_data(call["src"])
+    if not target.labelled():
+        return Labels(lift(source, len(call.shape)).data, call.shape, source.uniform)
+    if not source.labelled() and source.uniform:
+        return target
+    return ledger.meet_labels(target, source)

@@ -3,7 +3,17 @@
 import numpy as np
 
 from prunefront.errors import UnsupportedOp
-from prunefront.pruners.trace.labels import Labels, Ledger, Shape, lift, move, reshape_runs, spread, squash
+from prunefront.pruners.trace.labels import (
+    Labels,
+    Ledger,
+    Shape,
+    blank,
+    lift,
+    move,
+    reshape_runs,
+    spread,
+    squash,
+)
 from prunefront.pruners.trace.rules.call import Call, Value, rule
 
 
@@ -30,7 +40,18 @@ def reshape(ledger: Ledger, labels: Labels, shape: Shape, free: int | None) -> L
     return result
 
 
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "ravel", "view_as")
+@rule(
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "flatten",
+    "unflatten",
+    "squeeze",
+    "unsqueeze",
+    "ravel",
+    "view_as",
+    "reshape_as",
+)
 def reshaping(ledger: Ledger, call: Call) -> Value:
     """Covers every operator that keeps the elements in order."""
     sizes, offset = call.get("size", call.get("shape", call.get("sizes"))), 0
@@ -42,7 +63,7 @@ def reshaping(ledger: Ledger, call: Call) -> Value:
     return move(call.first, lambda labels: reshape(ledger, labels, call.shape, free))
 
 
-@rule("permute", "transpose", "t", "movedim", "swapaxes", "numpy_T", "mT")
+@rule("permute", "transpose", "t", "movedim", "swapaxes", "numpy_T", "mT", "mH", "matrix_H", "adjoint")
 def permutation(ledger: Ledger, call: Call) -> Value:
     """Permutes axes, and their labels with them."""
     rank = len(call.first.shape)
@@ -57,7 +78,7 @@ def permutation(ledger: Ledger, call: Call) -> Value:
         for to, come in sorted((t % rank, f % rank) for f, t in zip(source, target, strict=True)):
             rest.insert(to, come)
         order = rest
-    elif call.op == "mT" or (call.op in ("t", "numpy_T") and rank == 2):
+    elif call.op in ("mT", "mH", "matrix_H", "adjoint") or (call.op in ("t", "numpy_T") and rank == 2):
         order[-1], order[-2] = order[-2], order[-1]
     elif call.op == "numpy_T":
         order.reverse()
@@ -71,7 +92,11 @@ def permutation(ledger: Ledger, call: Call) -> Value:
 @rule("expand", "expand_as", "broadcast_to", "broadcast_tensors")
 def expand(ledger: Ledger, call: Call) -> Value:
     """Copies along axes of size one: the labels stay uniform there."""
-    return move(call.first, lambda x: Labels(lift(x, len(call.shape)).data, call.shape))
+    before = lift(blank(call.first.shape), len(call.shape)).shape
+    grown = frozenset(
+        len(call.shape) - i for i, (n, m) in enumerate(zip(before, call.shape, strict=True)) if n == 1 != m
+    )
+    return move(call.first, lambda x: Labels(lift(x, len(call.shape)).data, call.shape, stretched=grown))
 
 
 @rule("repeat", "tile")

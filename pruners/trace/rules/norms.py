@@ -22,11 +22,37 @@ def join_axis(ledger: Ledger, value: Value, labels: IntArray, role: Role) -> Non
 
 @rule("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
 def batch_norm(ledger: Ledger, call: Call) -> Value:
-    """Scale, shift and running statistics go with their channel (axis 1)."""
+    """Scale, shift and running statistics go with their channel (axis 1).
+
+    A stored weight that is normalised by its own statistics stays a weight (weight standardisation).
+    """
+    if isinstance(call["input"], Stored):
+        return _standardised(ledger, call)
     x = ledger.require_axes(ledger.as_data(call["input"]), (1,), "is normalised along another axis")
     for name in ("weight", "bias", "running_mean", "running_var"):
         join_axis(ledger, call.get(name), x.vector(1), "norm")
     return x
+
+
+def _standardised(ledger: Ledger, call: Call) -> Value:
+    weight: Stored = call["input"]
+    if call.get("running_mean") is not None or not call.get("training", call.get("use_input_stats", True)):
+        raise UnsupportedOp(f"{weight.name} is normalised with stored statistics")
+    for at in weight.at:
+        if set(at.varying()) - {1}:
+            ledger.inexact.append(at.data.reshape(-1))
+    rows = next((at.vector(1) for at in weight.at if at.varying() == (1,)), None)
+    for name in ("weight", "bias"):
+        if rows is not None:
+            join_axis(ledger, call.get(name), rows, "norm")
+    return weight
+
+
+@rule("_weight_norm", "_weight_norm_interface")
+def weight_norm(ledger: Ledger, call: Call) -> Value:
+    """Returns v · g / ‖v‖, a weight whose gain g goes with the rows of v; zeros add nothing to the norm."""
+    made = ledger.meet(call["v"], call["g"])
+    return [made, made] if call.op == "_weight_norm_interface" else made
 
 
 @rule("group_norm")

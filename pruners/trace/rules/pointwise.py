@@ -8,9 +8,10 @@ from prunefront.pruners.trace.rules.call import Call, Value, is_tensor, rule
 UNARY = (
     "relu relu6 sigmoid tanh gelu silu hardswish hardsigmoid hardtanh leaky_relu elu selu celu softplus softsign mish "
     "log_sigmoid hardshrink softshrink tanhshrink threshold exp expm1 log log1p log2 sqrt rsqrt abs neg sign sin cos "
-    "erf reciprocal square round floor ceil trunc clamp clamp_min clamp_max clip pow nan_to_num isnan isfinite "
+    "erf reciprocal round floor ceil trunc clamp clamp_min clamp_max clip pow nan_to_num isnan isfinite "
     "dropout feature_dropout alpha_dropout feature_alpha_dropout bitwise_not logical_not clone contiguous detach "
-    "alias lift_fresh_copy lift_fresh to _to_copy type_as zeros_like ones_like full_like rand_like randn_like"
+    "alias lift_fresh_copy lift_fresh to _to_copy type_as zeros_like ones_like full_like rand_like randn_like "
+    "empty_like zero fill square absolute positive float half double bfloat16 int long bool cpu"
 )
 SEVERAL = (
     "add sub rsub mul div true_divide floor_divide fmod remainder maximum minimum eq ne lt le gt ge logical_and "
@@ -18,15 +19,25 @@ SEVERAL = (
 )
 
 
-@rule(*UNARY.split(), *SEVERAL.split())
+@rule(*UNARY.split())
+def unary(ledger: Ledger, call: Call) -> Value:
+    """Passes on the labels of the first tensor; another one gives only its number type, or one number."""
+    result = call.tensors()[0]
+    for other in call.tensors()[1:]:
+        if call.op in ("clamp", "clamp_min", "clamp_max", "clip", "pow"):
+            result = ledger.meet(result, other)
+    if _rectifies(call) and isinstance(result, Labels):
+        ledger.rectified.append(result.data.reshape(-1))
+    return result
+
+
+@rule(*SEVERAL.split())
 def pointwise(ledger: Ledger, call: Call) -> Value:
-    """Unites labels at the same place; with one tensor, its labels pass through."""
+    """Unites labels at the same place."""
     tensors = call.tensors()
     result = tensors[0]
     for other in tensors[1:]:
         result = ledger.meet(result, other)
-    if _rectifies(call) and isinstance(result, Labels):
-        ledger.rectified.append(result.data.reshape(-1))
     return result
 
 

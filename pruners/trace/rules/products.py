@@ -170,12 +170,38 @@ def matrix_product(ledger: Ledger, a: Labels, b: Labels) -> Labels:
     return result
 
 
-@rule("matmul", "mm", "bmm", "mv")
+def weights_product(ledger: Ledger, a: Stored, b: Stored) -> Value:
+    """Returns the product of two stored tensors, which the network computes anew each time: again a stored tensor."""
+    if len(a.shape) > 2 or len(b.shape) > 2:
+        return matrix_product(ledger, ledger.as_data(a), ledger.as_data(b))
+    inner = len(a.shape) - 1
+    # of axes that were merged, the first is the one that channels lie on: kernels come behind it
+    left = next((at.vector(inner) for at in a.at if at.varying() == (inner,)), None)
+    right = next((at.vector(0) for at in b.at if at.varying() == (0,)), None)
+    if left is not None and right is not None:
+        ledger.unite(left, right)
+        ledger.claim(right, "other")
+    else:
+        for vector in (left, right):
+            if vector is not None:
+                ledger.freeze(vector, "is contracted with a tensor of fixed width")
+    shape = (*a.shape[:-1], *b.shape[1:])
+    if not shape:
+        return blank(())
+    rows = [along(at.vector(0), 0, shape) for at in a.at if len(a.shape) == 2 and at.varying() == (0,)]
+    last = len(shape) - 1
+    columns = [along(at.vector(1), last, shape) for at in b.at if len(b.shape) == 2 and at.varying() == (1,)]
+    return Stored(a.name, (*rows[:1], *columns[:1]), shape)
+
+
+@rule("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner")
 def matmul(ledger: Ledger, call: Call) -> Value:
     """Takes a stored matrix on the right as a weight; otherwise two activations meet along the contracted axis."""
     a, b = call.tensors()
     if isinstance(b, Stored) and isinstance(a, Labels) and len(b.shape) == 2:
         return product(ledger, a, b, 0, 1)
+    if isinstance(a, Stored) and isinstance(b, Stored):
+        return weights_product(ledger, a, b)
     return matrix_product(ledger, ledger.as_data(a), ledger.as_data(b))
 
 

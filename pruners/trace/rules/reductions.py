@@ -1,6 +1,8 @@
 """Rules of reductions, scans, pooling and resizing."""
 
-from prunefront.pruners.trace.labels import Labels, Ledger
+from dataclasses import replace
+
+from prunefront.pruners.trace.labels import Labels, Ledger, Stored, blank
 from prunefront.pruners.trace.rules.call import Call, Value, rule
 from prunefront.pruners.trace.rules.pointwise import pointwise
 
@@ -19,25 +21,61 @@ def scan(ledger: Ledger, call: Call) -> Value:
     "argmin", "any", "all", "logsumexp", "var_mean", "std_mean", "median",
 )  # fmt: skip
 def reduction(ledger: Ledger, call: Call) -> Value:
-    """Keeps the labels when reducing over axes without channels; freezes them over channels."""
+    """Keeps the labels when reducing over axes without channels; freezes them over channels.
+
+    As part of a norm it keeps them there too: each channel is scaled by what it has in common with all. A stored weight
+    may be reduced in any way that norms know: weight norm, weight standardisation.
+    """
     tensors = call.tensors()
     if len(tensors) == 2:  # max(x, y) and min(x, y)
         return pointwise(ledger, call)
-    x = ledger.as_data(tensors[0])
-    rank = len(x.shape)
+    rank = len(tensors[0].shape)
     dim = call.get("dim")
     dims = range(rank) if dim is None or dim == [] else (dim if isinstance(dim, list | tuple) else [dim])
     over = {d % max(1, rank) for d in dims}
-    if set(x.varying()) & over or (rank and len(over) == rank and x.labelled()):
-        x = ledger.drop(x, f"{call.op} runs over its channels")
-    if call.get("keepdim"):
-        data, shape = x.data, tuple(1 if i in over else n for i, n in enumerate(x.shape))
+    keepdim = bool(call.get("keepdim"))
+    result: Labels | Stored
+    if isinstance(tensors[0], Stored) and call.op in _OF_WEIGHTS:
+        if call.op not in ("sum", "norm", "linalg_vector_norm"):
+            _note_inexact(ledger, tensors[0], over)
+        result = ledger.reduce_stored(tensors[0], over, keepdim)
     else:
-        stay = [i for i in range(rank) if i not in over]
-        data, shape = x.data.reshape([x.data.shape[i] for i in stay]), tuple(x.shape[i] for i in stay)
-    result = Labels(data, shape)
+        result = _reduced(ledger, call, ledger.as_data(tensors[0]), over, keepdim)
     two = call.op in ("var_mean", "std_mean") or (call.op in ("max", "min", "median") and dim is not None)
     return [result, result] if two else result
+
+
+@rule("cosine_similarity")
+def cosine_similarity(ledger: Ledger, call: Call) -> Value:
+    """Sums products of two tensors over an axis, and scales; channels that are zero add nothing."""
+    met = ledger.as_data(ledger.meet(call["x1"], call["x2"]))
+    return _reduced(ledger, replace(call, statistic="sum"), met, {int(call["dim"]) % len(met.shape)}, False)
+
+
+_OF_WEIGHTS = frozenset({"mean", "sum", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm"})
+
+
+def _note_inexact(ledger: Ledger, weight: Stored, over: set[int]) -> None:
+    """Records the channels by whose number a statistic of a weight changes."""
+    for at in weight.at:
+        if set(at.varying()) & over:
+            ledger.inexact.append(at.data.reshape(-1))
+
+
+def _reduced(ledger: Ledger, call: Call, x: Labels, over: set[int], keepdim: bool) -> Labels:
+    rank, across = len(x.shape), set(x.varying()) & over
+    if across and call.statistic == "mean":
+        ledger.inexact.append(x.data.reshape(-1))
+    if across and call.statistic:
+        if across != set(x.varying()):
+            x = ledger.drop(x, f"{call.op} runs over some of its channel axes")
+        x = blank(x.shape)
+    elif across or (rank and len(over) == rank and x.labelled()):
+        x = ledger.drop(x, f"{call.op} runs over its channels")
+    if keepdim:
+        return Labels(x.data, tuple(1 if i in over else n for i, n in enumerate(x.shape)))
+    stay = [i for i in range(rank) if i not in over]
+    return Labels(x.data.reshape([x.data.shape[i] for i in stay]), tuple(x.shape[i] for i in stay))
 
 
 @rule(

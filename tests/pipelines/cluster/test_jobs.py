@@ -241,7 +241,7 @@ def test_a_connection_that_stays_lost_is_given_up(server: Server, monkeypatch: p
     there = JobsServer(server.address)
     server.answers["/api/jobs/s-1"] = lambda: None
     monkeypatch.setattr(jobs, "LOST_SECONDS", 0.0)
-    with pytest.raises(NoAnswer, match="the job may go on: prunefront logs s --jobs-server"):
+    with pytest.raises(NoAnswer, match="the job may still be running: prunefront logs s --jobs-server"):
         there.follow(job(), print, lambda line: None)
 
 

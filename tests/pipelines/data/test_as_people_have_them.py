@@ -55,6 +55,8 @@ def test_plain_data_say_nothing(tmp_path: Path) -> None:
         ("__MACOSX/class1/x.png", None),
         ("class2/deeper/__MACOSX/._x.png", b""),
         ("class0/.DS_Store", b"\0"),
+        ("class1/@eaDir/003.png/SYNOPHOTO_THUMB_M.jpg", b"\0"),
+        ("lost+found", None),
     ],
 )
 def test_what_programs_leave_beside_images_is_left_out(
@@ -64,11 +66,14 @@ def test_what_programs_leave_beside_images_is_left_out(
     before = load(section)
     path = tmp_path / "train" / hidden
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(split(30).images[3]) if content is None else content)
+    if path.suffix:
+        path.write_bytes(png(split(30).images[3]) if content is None else content)
+    else:
+        path.mkdir()
     after, lines = said(section)
     assert same(before, after)
-    within_a_class = hidden.startswith("class") and hidden.endswith(".png")
-    assert lines == [f"1 hidden files in {tmp_path / 'train'} are left out ({hidden})"] * within_a_class
+    is_image = hidden.endswith(("png", "jpg"))
+    assert lines == [f"1 hidden files in {tmp_path / 'train'} are left out ({hidden})"] * is_image
 
 
 def test_class_folders_and_images_may_be_links(tmp_path: Path) -> None:
@@ -183,14 +188,16 @@ def test_the_shorter_side_is_what_is_asked_for(tmp_path: Path) -> None:
 
 def test_an_alpha_channel_is_left_out_and_said(tmp_path: Path) -> None:
     section = folders(tmp_path)
-    before = load(section)
-    for mode in ("RGBA", "RGB"):
+    before, content = load(section), (tmp_path / "test" / "class1" / "001.png").read_bytes()
+    for mode in ("RGBA", "P", "RGB"):
         path = tmp_path / "test" / "class1" / "001.png"
-        path.write_bytes(written(Image.open(path).convert(mode), "png"))
+        image = Image.open(io.BytesIO(content)).convert("RGB")
+        image = image.quantize(64) if mode == "P" else image.convert(mode)
+        path.write_bytes(written(image, "png", **({"transparency": 3} if mode == "P" else {})))
         after, lines = said(section)
-        assert same(before, after)
+        assert same(before, after) or mode == "P"  # a palette of 64 colours
         assert [line for line in lines if "1 of 9 test images have an alpha channel" in line] == lines
-        assert len(lines) == (mode == "RGBA")
+        assert len(lines) == (mode != "RGB")
 
 
 def table(path: Path, part: Split, labels: object, **columns: object) -> Path:
@@ -251,6 +258,11 @@ def test_labels_that_do_not_begin_at_zero(tmp_path: Path, first: int) -> None:
     mapped = load(section.model_copy(update={"classes": (first, first + 1, first + 2)}))
     assert mapped.classes == 3
     assert same(mapped, load(parquet(tmp_path, lambda n: n)))
+
+
+def test_labels_may_be_yes_and_no(tmp_path: Path) -> None:
+    section = parquet(tmp_path, lambda n: n > 0)
+    assert load(section).train.labels.tolist() == [int(n > 0) for n in split(30).labels[:25]]
 
 
 def test_a_column_is_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from moto.server import ThreadedMotoServer
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import DataSection
-from prunefront.pipelines.data import DataError, cache, load
+from prunefront.pipelines.data import DataError, cache, load, open_data
 from prunefront.pipelines.data.cache import local_copy
 from prunefront.pipelines.stores.s3 import S3Away, S3Error, S3Store, Version
 from tests.pipelines.data.test_sources import split, write_parquet
@@ -119,6 +119,31 @@ def test_shards_in_a_bucket_are_found_by_a_pattern(
     np.testing.assert_array_equal(load(section).train.images, part.images[:25])
     with pytest.raises(DataError, match=r"no object matches s3://.*/d/x\*; 0 begin like it"):
         load(section.model_copy(update={"train": f"s3://{bucket}/d/x*"}))
+
+
+def test_shards_in_a_bucket_are_unpacked_one_by_one(
+    client: Any, bucket: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = downloads(monkeypatch)
+    part, test = split(30), write_parquet(tmp_path / "test.parquet", split(9, seed=1))
+    for i, rows in enumerate((part[:20], part[20:])):
+        file = write_parquet(tmp_path / "shard.parquet", rows)
+        client.upload_file(str(file), bucket, f"d/train-{i}.parquet")
+    section = DataSection(
+        source="parquet",
+        train=f"s3://{bucket}/d/train-*.parquet",
+        test=test,
+        endpoint_url=server,
+        stream=True,
+        loaders=0,
+        cache_gb=0,
+    )
+    for _ in range(2):
+        found = open_data(section, say=lambda line: None)
+        labels = [n for batch in found.part("train").batches(8) for n in batch.targets.tolist()]
+        assert labels == part.labels[:25].tolist()
+    assert read == ["train-0.parquet", "train-1.parquet"], "the second study finds them unpacked"
+    assert kept(tmp_path) == [".images", ".images", ".npz", ".npz"], "and no copy is left"
 
 
 def test_an_object_that_changed_is_another_one(client: Any, bucket: str, server: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import pickle
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from prunefront.errors import NotTraceable, UnknownName, UnsupportedOp
 from prunefront.pipelines.journal.journal import write_json
 from prunefront.pipelines.prepare.read_prepared import read_graph
 from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan.cost import cost, locked_macs, reachable_macs
 from prunefront.pruners.trace.rules import RULES, rule
 from prunefront.pruners.trace.tracer import trace
 from prunefront.pruners.units.applies import several_writers
@@ -166,27 +168,82 @@ class Mixing(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Linear(6, 8)
-        self.mixer = EinsumMixer()
+        self.mixer = Sorter()
         self.between, self.last = nn.Linear(8, 8), nn.Linear(8, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(F.relu(self.between(self.mixer(self.first(x)))))
 
 
-class EinsumMixer(nn.Module):
+class Sorter(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Linear(8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.einsum("nc,mc->nc", self.inner(x), x)
+        return self.inner(x).topk(8).values + x
 
 
-def test_unknown_operator_is_refused_by_name_and_line() -> None:
-    line = EinsumMixer.forward.__code__.co_firstlineno + 1
-    expected = rf"aten\.einsum at node 'einsum' \(test_tracer\.py:{line}\) has no channel rule.*frozen = \[\"mixer\"\]"
+def test_unknown_operator_is_refused_by_name_and_line_where_that_is_asked() -> None:
+    line = Sorter.forward.__code__.co_firstlineno + 1
+    expected = (
+        rf"aten\.topk at node 'topk' \(test_tracer\.py:{line}\) has no channel rule.*frozen = \[\"mixer\"\]"
+    )
     with pytest.raises(UnsupportedOp, match=expected):
-        trace(Mixing(), torch.randn(2, 6))
+        trace(Mixing(), torch.randn(2, 6), strict=True)
+
+
+def test_unknown_operator_costs_only_the_channels_that_reach_it() -> None:
+    line = Sorter.forward.__code__.co_firstlineno + 1
+    graph = trace(Mixing(), torch.randn(2, 6))
+    why = f"reaches aten.topk (test_tracer.py:{line}), which has no channel rule"
+    assert units(graph) == {"between": 8}
+    meets = "meets channels of fixed width (model input, padding or a constant)"
+    assert reasons(graph) == {"first": meets, "mixer.inner": why, "last": "reaches the output"}
+
+
+class Ranked(nn.Module):
+    """An output that operators without a rule make, in the root module."""
+
+    def __init__(self, rank: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.rank, self.one, self.two = rank, nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.rank(self.two(F.relu(self.one(x))))
+
+
+@pytest.mark.parametrize(
+    "rank",
+    [
+        lambda x: x.topk(2).values,
+        lambda x: (x, x.argmax(1)),
+        lambda x: (x, x[:, x.sum(0).argmax()]),
+        lambda x: x[torch.arange(len(x)), x.argmax(1)],
+        lambda x: x.sort(dim=1, stable=True)[0],
+        lambda x: x.masked_select(x > 0).sum(),
+        lambda x: x.gather(1, x.argsort(1)),
+        lambda x: torch.linalg.svd(x)[1],
+    ],
+)
+def test_what_is_done_to_the_output_refuses_nothing(rank: Callable[[Tensor], Any]) -> None:
+    graph = trace(Ranked(rank).eval(), torch.randn(3, 6))
+    assert units(graph) == {"one": 8}
+    assert "two" in reasons(graph)
+
+
+def test_locked_macs_are_those_that_no_cut_reaches() -> None:
+    graph = trace(Mixing(), torch.randn(2, 6))
+    locked = dict(zip([f.name for f in graph.frozen], locked_macs(graph), strict=True))
+    assert locked == {"first": 48.0, "mixer.inner": 64.0, "last": 0.0}
+    assert sum(reachable_macs(graph).values()) == cost(graph).macs - 112
+
+
+@pytest.mark.parametrize(
+    ("pattern", "left"), [("mixer", {"between"}), ("m*", {"between"}), ("bet*n", set()), ("*", set())]
+)
+def test_frozen_takes_patterns(pattern: str, left: set[str]) -> None:
+    assert set(units(trace(Mixing(), torch.randn(2, 6), frozen=[pattern]))) == left
 
 
 def test_unknown_operator_is_allowed_inside_a_frozen_module() -> None:
@@ -473,3 +530,34 @@ def test_what_a_forward_may_do_freezes_nothing(how: str, dtype: torch.dtype) -> 
     before = example.clone()
     assert units(trace(Careful(how).to(dtype).eval(), example)) == {"make": 8}
     assert torch.equal(example, before)
+
+
+@cache
+def index_of(size: int) -> Tensor:
+    return torch.arange(size).flip(0)
+
+
+class Cached(nn.Module):
+    """Keeps an index outside of its modules, as BEiT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.body, self.two = (
+            nn.Linear(4, 6),
+            nn.Sequential(nn.Linear(6, 6), nn.ReLU()),
+            nn.Linear(6, 2),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        return self.two((y + self.body(y))[:, index_of(x.shape[1])])
+
+
+def test_a_cache_that_the_export_fills_is_named_and_one_that_is_full_does_no_harm() -> None:
+    index_of.cache_clear()
+    with pytest.raises(NotTraceable, match=r"lru_cache.*run the network once"):
+        trace(Cached(), torch.randn(2, 5, 4))
+    index_of.cache_clear()
+    model, x = Cached().eval(), torch.randn(2, 5, 4)
+    model(x)
+    assert units(trace(model, x)) == {"one": 6}

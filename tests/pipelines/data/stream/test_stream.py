@@ -123,8 +123,7 @@ def test_order_and_augmentation_do_not_depend_on_loaders_or_cache(tmp_path: Path
         images, labels = stream(replace(part, loaders=loaders), 7)
         assert torch.equal(images, alone[0])
         assert labels == alone[1]
-    uncached = stream(replace(part, cache=None), 7)
-    assert torch.equal(uncached[0], alone[0])
+    assert torch.equal(stream(part, 7)[0], alone[0]), "whether or not the cache holds them by now"
     assert not torch.equal(stream(part, 8)[0], alone[0])
     rng = np.random.default_rng(7)
     passes = [torch.cat([b.inputs.args[0] for b in part.batches(5, rng=rng)]) for _ in range(2)]
@@ -168,8 +167,8 @@ def test_small_images_shift_over_black_and_mirror(tmp_path: Path) -> None:
     padded = torch.nn.functional.pad(plain, (2, 2, 2, 2))
     views = [padded[:, i : i + 8, j : j + 8] for i in range(5) for j in range(5)]
     views += [view.flip(2) for view in views]
-    seen = {next(i for i, v in enumerate(views) if torch.equal(v, stream(part, s)[0][0])) for s in range(120)}
-    assert len(seen) > 35
+    seen = {next(i for i, v in enumerate(views) if torch.equal(v, stream(part, s)[0][0])) for s in range(60)}
+    assert len(seen) > 25
 
 
 def test_the_cache_is_bounded_shared_and_checked(tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""From the ledger of a walk to channel groups, and the reasons of all other channels."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from prunefront.pruners.graph.channel_graph import ChannelGroup, Frozen, TensorSlice
+from prunefront.pruners.trace.labels import IntArray, Ledger
+
+Axis = tuple[str, int]
+"""Tensor and axis."""
+
+
+def collect_groups(ledger: Ledger) -> tuple[tuple[ChannelGroup, ...], tuple[Frozen, ...]]:
+    """Returns a group for each set of classes with the same axes, and every other produced channel with its reason."""
+    roots = ledger.roots()
+    places = {(name, dim): (first, size) for name, dim, first, size in ledger.axes}
+    produced = {key: roots[slice(places[key][0], sum(places[key]))] for key in ledger.producers}
+    reasons = _reasons(ledger, roots)
+    free = np.zeros(len(roots), bool)
+    for made in produced.values():
+        free[made] = True
+    free[list(reasons)] = False
+    groups: list[ChannelGroup] = []
+    taken: dict[str, int] = {}
+    for classes, axes in _alike(ledger, roots, free, produced):
+        if len(classes) == 1:
+            reasons[int(classes[0])] = "can only be removed as a whole"
+            continue
+        first = next(key for key in ledger.producers if key in axes)
+        order = sorted(axes, key=lambda key: (key != first, ledger.roles.get(key, "other") != "out"))
+        name = module_of(first[0])
+        taken[name] = taken.get(name, 0) + 1
+        members = tuple(TensorSlice(*key, ledger.roles.get(key, "other"), axes[key]) for key in order)
+        groups.append(
+            ChannelGroup(name if taken[name] == 1 else f"{name}:{taken[name]}", len(classes), members)
+        )
+    held: dict[tuple[str, str], int] = {}
+    for (tensor, _), made in produced.items():
+        for root in made[~free[made] | np.isin(made, list(reasons))].tolist():
+            line = (module_of(tensor), reasons[root])
+            held[line] = held.get(line, 0) + 1
+    return tuple(groups), tuple(Frozen(name, n, reason) for (name, reason), n in held.items())
+
+
+def groups_with(ledger: Ledger, groups: tuple[ChannelGroup, ...], noted: list[IntArray]) -> tuple[str, ...]:
+    """Returns the names of the groups that hold one of the noted labels."""
+    if not noted:
+        return ()
+    roots = ledger.roots()
+    touched = np.zeros(len(roots), bool)
+    touched[roots[np.concatenate(noted)]] = True
+    first_node = {(name, dim): first for name, dim, first, _ in ledger.axes}
+    return tuple(
+        g.name
+        for g in groups
+        if touched[
+            roots[
+                [first_node[g.members[0].tensor, g.members[0].dim] + index[0] for index in g.members[0].index]
+            ]
+        ].any()
+    )
+
+
+def module_of(tensor: str) -> str:
+    """Returns the path of the module that holds a tensor; the tensor's own name at the root."""
+    return tensor.rpartition(".")[0] or tensor
+
+
+def _reasons(ledger: Ledger, roots: IntArray) -> dict[int, str]:
+    """Returns frozen class -> the first reason given."""
+    reasons: dict[int, str] = {}
+    for nodes, reason in ledger.frozen:
+        for root in np.unique(roots[nodes]).tolist():
+            reasons.setdefault(root, reason)
+    return reasons
+
+
+def _alike(
+    ledger: Ledger, roots: IntArray, free: np.ndarray, produced: dict[Axis, IntArray]
+) -> Iterator[tuple[list[int], dict[Axis, tuple[tuple[int, ...], ...]]]]:
+    """Yields classes that have equally many positions on the same axes, and these positions class by class.
+
+    Classes, and sets of them, are in the order in which the forward pass produces them. free: for every node, whether
+    it is the root of a class that is wanted.
+    """
+    first_seen: dict[int, None] = {}
+    for made in produced.values():
+        first_seen.update(dict.fromkeys(made[free[made]].tolist()))
+    rank = np.zeros(len(roots), np.int64)
+    classes = np.fromiter(first_seen, np.int64, len(first_seen))
+    rank[classes] = np.arange(len(classes))
+    axes: list[tuple[IntArray, IntArray]] = []  # rank of each position's class, sorted, and the position
+    counts: list[
+        tuple[IntArray, IntArray, IntArray]
+    ] = []  # rank of a class, number of the axis, number of positions
+    for number, (_, _, first, size) in enumerate(ledger.axes):
+        held = roots[first : first + size]
+        positions = np.flatnonzero(free[held])
+        ranks = rank[held[positions]]
+        order = np.argsort(ranks, kind="stable")
+        axes.append((ranks[order], positions[order]))
+        which, many = np.unique(ranks, return_counts=True)
+        counts.append((which, np.full(len(which), number), many))
+    if not len(classes):
+        return
+    which, on, many = (np.concatenate(part) for part in zip(*counts, strict=True))
+    order = np.argsort(which, kind="stable")
+    signature = np.stack([on[order], many[order]], 1)
+    ends = np.cumsum(np.bincount(which, minlength=len(classes)))
+    sets: dict[bytes, list[int]] = {}
+    for one, (start, end) in enumerate(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)):
+        sets.setdefault(signature[start:end].tobytes(), []).append(one)
+    for key, members in sets.items():
+        pairs = np.frombuffer(key, np.int64).reshape(-1, 2).tolist()
+        found: dict[Axis, tuple[tuple[int, ...], ...]] = {}
+        for number, each in pairs:
+            ranks, positions = axes[number]
+            mine = positions[np.isin(ranks, members)].reshape(-1, each)
+            name, dim, _, _ = ledger.axes[number]
+            found[name, dim] = tuple(map(tuple, mine.tolist()))
+        yield classes[members].tolist(), found
