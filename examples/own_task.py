@@ -9,9 +9,7 @@ from torch import nn
 import prunefront as pf
 
 
-class Angle(pf.Task):
-    """The angle of a stripe, which is the same after half a turn."""
-
+class Angle(pf.Task):  # of a stripe, which is the same after half a turn
     metrics = (pf.Metric("degrees", "min", "°", chance=45.0, scale="positive"),)
 
     def loss(self, outputs, targets):
@@ -22,9 +20,7 @@ class Angle(pf.Task):
         return {"degrees": off.abs().rad2deg()}
 
 
-class Stripes:
-    """Samples that are drawn when they are needed, as a stream reads them."""
-
+class Stripes:  # samples that are drawn when they are needed, as a stream reads them
     def __init__(self, count, seed):
         self.count, self.seed = count, seed
 
