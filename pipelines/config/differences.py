@@ -3,10 +3,14 @@
 from collections.abc import Mapping
 
 from prunefront.pipelines.config.moved import under_new_keys
-from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.config.sections import LATER_TRAINING, StudyConfig, TaskSection, TrainingSection
 from prunefront.pipelines.events.redaction import redact
 
-BEFORE = {"space.repair": "criterion"}
+BEFORE = {
+    "space.repair": "criterion",
+    "task.name": TaskSection().name,
+    **{f"training.{key}": getattr(TrainingSection(), key) for key in LATER_TRAINING},
+}
 """Keys that are newer than some studies -> what these did without them."""
 
 KEPT_WHERE = frozenset({"folder", "artifacts.state"})

@@ -298,6 +298,10 @@ class ScoringSection(Section):
         return self
 
 
+LATER_TRAINING = ("optimizer", "schedule", "label_smoothing", "clip_norm", "ema", "mixup")
+"""Keys of [training] that came later: at their defaults, training is what it was before them."""
+
+
 class TrainingSection(Section):
     """Second stage: how the promising candidates are fine-tuned."""
 
@@ -314,7 +318,7 @@ class TrainingSection(Section):
     options: dict[str, Any] = {}
     """Options of the procedure, e.g. { rounds = 5 }."""
     learning_rate: Annotated[float, Field(gt=0)] = 0.02
-    """Learning rate of the first step; it falls to zero as a half cosine."""
+    """Learning rate of the first step; `schedule` says how it falls."""
     batch_size: Annotated[int, Field(ge=2)] = 128
     """Images per step."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
@@ -325,6 +329,20 @@ class TrainingSection(Section):
     """Temperature of the soft targets."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of training. `auto` = the faster one on this machine, measured once per study."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Optimiser: SGD with Nesterov momentum 0.9, or AdamW, which wants a learning_rate near 0.001."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate: to zero as a half cosine or as a line, or not at all."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each label that is spread over all classes in training. Of `classification` alone."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of all gradients together; longer ones are scaled down to it. Default: no limit."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay per step of a moving average of the weights, e.g. 0.99, which is judged and kept in their place. Of
+    procedure `one_shot` and float weights. Default: no average."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha of mixup, e.g. 0.2: pairs of samples are mixed by a share drawn from Beta(alpha, alpha). Of
+    `classification` alone; 0 = none."""
 
     @model_validator(mode="after")
     def _a_rung_before_the_end(self) -> Self:

@@ -19,6 +19,7 @@ from prunefront.pipelines.config.sections import (
 from prunefront.pipelines.measure.target import check_runtime
 from prunefront.pipelines.prepare.feasibility import check_bounds
 from prunefront.pipelines.prepare.problem import check_space, widest_space
+from prunefront.pipelines.prepare.training import check_settings
 from prunefront.pruners.allocators import allocators
 from prunefront.pruners.bits.activations import check_inputs
 from prunefront.pruners.controls import controls
@@ -61,6 +62,7 @@ def check_names(study: NamingSections) -> None:
         controls[name]
     check_space_names(study.space, study.quantisation, study.training.procedure)
     procedures[study.training.procedure].check(study.training.options)
+    check_settings(study.training, study.quantisation)
     searchers[study.search.searcher]
     if "lottery_ticket" in study.controls.methods and study.model.weights and not study.model.initial:
         raise PrunefrontError(

@@ -18,6 +18,7 @@ from prunefront.pipelines.prepare.misfits import misfits
 from prunefront.pipelines.prepare.network import classes_of, example_input, load_given, trace_model
 from prunefront.pipelines.prepare.problem import offered, widest_space
 from prunefront.pipelines.prepare.repairs import rough
+from prunefront.pipelines.prepare.training import check_task
 from prunefront.pipelines.tasks import make_task
 from prunefront.pruners.criteria import criteria
 from prunefront.pruners.granularities import layer_granularities
@@ -181,7 +182,9 @@ def inspect(study: InspectedSections) -> Inspection:
     check_names(study)
     notes: list[str] = []
     splits = open_data(study.data, say=notes.append)
-    classes = classes_of(study.model, make_task(study.task), splits)
+    task = make_task(study.task)
+    check_task(study.training, study.task.name, task)
+    classes = classes_of(study.model, task, splits)
     model = build(study.model, classes=classes, input_shape=splits.input_shape, seed=study.seed)
     if found := load_given(model, study.model):
         notes.append(found)

@@ -35,6 +35,7 @@ from prunefront.pipelines.prepare.read_prepared import (
     read_digests,
     read_graph,
 )
+from prunefront.pipelines.prepare.training import check_task
 from prunefront.pipelines.tasks import CLASSIFICATION, Task, make_task
 from prunefront.pipelines.tasks.classification import Classification
 from prunefront.pipelines.workers.train import Recipe, scalar, train
@@ -125,6 +126,7 @@ def dense_network(study: NetworkSections, say: Say) -> Network:
     folder = study.path / PREPARED
     factory, space, quantisation = study.model.factory, study.space, study.quantisation
     task = make_task(study.task)
+    check_task(study.training, study.task.name, task)
     check_metrics(study.goal.constraints, task.metrics)
     objectives(study.goal, task.quality)
     splits = open_data(study.data, say=say)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import (
+    LATER_TRAINING,
     DataSection,
     QuantisationSection,
     ScoringSection,
@@ -126,13 +127,19 @@ def conditions(study: ScoreSections, data: Mapping[str, str], precision: str) ->
         "words": study.quantisation.method.to_json(),
         "seed": study.seed,
         "precision": precision,
-        "training": study.training.model_dump(mode="json") if study.scoring.train_images else None,
+        "training": _training(study.training) if study.scoring.train_images else None,
         **({} if space.repair == "criterion" else {"repair": space.repair}),
     }
     if study.task != TaskSection():  # as digests of versions before tasks have it
         said["task"] = study.task.model_dump(mode="json")
     text = json.dumps(said, sort_keys=True, default=str)
     return blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _training(section: TrainingSection) -> dict[str, Any]:
+    """Returns [training] for a digest, as versions before its later keys have it."""
+    plain, before = section.model_dump(mode="json"), TrainingSection()
+    return {k: v for k, v in plain.items() if k not in LATER_TRAINING or v != getattr(before, k)}
 
 
 def publish(store: ArtifactStore, signature: Signature, found: Evaluations) -> None:

@@ -26,6 +26,8 @@ class Classification(Task, TaskOptions):
         Metric("macro_f1", "max", scale="share"),
     )
 
+    soft_labels = True
+
     def __init__(
         self,
         metrics: Sequence[str] = ("accuracy",),
@@ -37,6 +39,10 @@ class Classification(Task, TaskOptions):
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         return F.cross_entropy(output(outputs, self.output), targets, label_smoothing=self.label_smoothing)
+
+    def smoothed_loss(self, outputs: Any, targets: Any, smoothing: float) -> Tensor:
+        smoothing = smoothing or self.label_smoothing
+        return F.cross_entropy(output(outputs, self.output), targets, label_smoothing=smoothing)
 
     def distil(self, outputs: Any, teacher: Any, temperature: float) -> Tensor:
         """Returns T²·KL(teacher/T ‖ outputs/T) (Hinton et al. 2015, 1503.02531).

@@ -22,14 +22,20 @@ class Task:
 
     A task is made once per process from its name and options, and holds no data. metrics: what a network is judged by;
     the first one is the quality that the search sees. labels: False where the targets of loss and judgement are the
-    dense network's outputs, so that the data need no labels.
+    dense network's outputs, so that the data need no labels. soft_labels: True where `smoothed_loss` is there, and the
+    loss of a mixed sample is the mixture of the losses of both labels.
     """
 
     metrics: tuple[Metric, ...]
     labels: bool = True
+    soft_labels: bool = False
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """Returns the loss to be minimised, a scalar: the mean over the batch."""
+        raise NotImplementedError
+
+    def smoothed_loss(self, outputs: Any, targets: Any, smoothing: float) -> Tensor:
+        """Returns `loss` with a share of each label spread over all classes; 0 = the task's own loss."""
         raise NotImplementedError
 
     def distil(self, outputs: Any, teacher: Any, temperature: float) -> Tensor | None:

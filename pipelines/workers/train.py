@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,16 +17,19 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.data.samples import DataSet, Inputs, laid_out_inputs, map_tensors, positional
 from prunefront.pipelines.measure.quality import targets_of
 from prunefront.pipelines.tasks import CLASSIFICATION, Task, TaskError
+from prunefront.pruners.cut.recalibrate import recalibrate
 from prunefront.pruners.cut.refit import Refit
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.procedures import Phase
+from prunefront.pruners.procedures.averaging import keep_average
 from prunefront.pruners.procedures.loop import EpochReport, fit
 from prunefront.pruners.procedures.run import Run, SnapshotError
 from prunefront.pruners.procedures.snapshot import Snapshot, Sums, take_snapshot
 from prunefront.pruners.statistics import Batch
 
 Precision = Literal["float32", "bfloat16"]
+Schedule = Literal["cosine", "linear", "constant"]
 Keep = Callable[[Callable[[], bytes]], None]
 """Given, at the end of an epoch, what makes the bytes of a `Snapshot` that the same run can go on from; that can be
 called until the next step."""
@@ -40,13 +43,17 @@ GAIN_NEEDED = 1.05
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Recipe of a training: SGD with Nesterov momentum 0.9, learning rate falling to zero as a half cosine.
+    """Recipe of a training.
 
-    learning_rate: its peak. weight_decay: on weights of convolutions and linear layers only, not on biases and
+    optimizer: SGD with Nesterov momentum 0.9, or AdamW. learning_rate: its peak. schedule: how it falls to zero, if it
+    does. weight_decay: on weights of convolutions and linear layers only, not on biases and
     batch norm.
     distill: share of the teacher's soft targets in the loss, 0 = labels only; temperature: how soft. A task that has no
     soft targets, or no labels, has one loss alone.
     warmup: share of all steps in which the learning rate rises linearly to its peak.
+    label_smoothing, mixup (its alpha): of tasks with `soft_labels`. clip_norm: largest norm of the gradients.
+    ema: decay of a moving average of the weights, which the network has between epochs and in the end; the norms'
+    running statistics are then those of the calibration batches.
     """
 
     epochs: int
@@ -59,6 +66,12 @@ class Recipe:
     channels_last: bool = False
     seed: int = 0
     warmup: float = 0.0
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    schedule: Schedule = "cosine"
+    label_smoothing: float = 0.0
+    clip_norm: float | None = None
+    ema: float | None = None
+    mixup: float = 0.0
 
 
 NO_GRAPH = ChannelGraph((), (), (), {}, ())
@@ -104,9 +117,9 @@ def begin(
     """
     per_epoch = _steps(_count(data), recipe.batch_size)
 
-    def optimizer(network: nn.Module) -> torch.optim.SGD:
+    def optimizer(network: nn.Module) -> torch.optim.Optimizer:
         laid_out(network, _memory_format(recipe))  # a cut may have undone it
-        return _sgd(network, recipe)
+        return _optimizer(network, recipe)
 
     return Run(
         model,
@@ -160,20 +173,42 @@ def carry_out(
         keep(lambda: take_snapshot(run, sums, generator.bit_generator.state).to_bytes())
 
     try:
-        yield from fit(
+        reports = fit(
             run,
             iter(phases),
             _stream(run.model, data, recipe, device, generator),
             backward,
             learning_rate=recipe.learning_rate,
-            schedule=lambda done: schedule(done, recipe.warmup),
+            schedule=lambda done: schedule(done, recipe.warmup, recipe.schedule),
             around=yield_point or nullcontext,
             keep=None if keep is None else taken,
             snapshot=snapshot,
         )
+        if recipe.ema is None:
+            yield from reports
+        else:
+            yield from _with_statistics(run, reports, recipe, yield_point or nullcontext)
     finally:
         run.model.eval()
         laid_out(run.model, torch.contiguous_format)
+
+
+def _with_statistics(
+    run: Run, reports: Iterator[EpochReport], recipe: Recipe, around: YieldPoint
+) -> Iterator[EpochReport]:
+    """Passes the reports on; meanwhile the norms have the running statistics of the averaged weights.
+
+    They are put back where training goes on. Raises PrunefrontError without calibration batches, where there are norms.
+    """
+    device = next(run.model.parameters()).device.type
+    for report in reports:
+        before = {name: buffer.clone() for name, buffer in run.model.named_buffers()}
+        with around(), torch.autocast(device, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            recalibrate(run.model, run.calibration)
+        yield report
+        if run.steps_left:
+            for name, buffer in run.model.named_buffers():
+                buffer.copy_(before[name])
 
 
 def _stream(
@@ -217,10 +252,14 @@ def _memory_format(recipe: Recipe) -> torch.memory_format:
     return torch.channels_last if recipe.channels_last else torch.contiguous_format
 
 
-def schedule(done: float, warmup: float) -> float:
-    """Factor of the learning rate when `done` (0–1) of all steps are taken: linear rise, then half a cosine."""
+def schedule(done: float, warmup: float, kind: Schedule = "cosine") -> float:
+    """Factor of the learning rate when `done` (0–1) of all steps are taken: linear rise, then half a cosine, say."""
     if done < warmup:
         return (done + 1e-3) / (warmup + 1e-3)
+    if kind == "constant":
+        return 1.0
+    if kind == "linear":
+        return 1.0 - (done - warmup) / (1.0 - warmup)
     return 0.5 * (1.0 + math.cos(math.pi * (done - warmup) / (1.0 - warmup)))
 
 
@@ -295,7 +334,7 @@ def _stepper(
         precision=precision,
         channels_last=channels_last,
     )
-    optimizer = _sgd(student, recipe)
+    optimizer = _optimizer(student, recipe)
     device = next(student.parameters()).device
     first = next(iter(data.part("train").batches(batch_size, device=device)))
     batch = positional(student, laid_out_inputs(first.inputs, channels_last)), first.targets
@@ -320,6 +359,9 @@ def _backward(
 ) -> float:
     """Forward and, where the loss is finite, backward; the loss. Raises TaskError for a loss that is no scalar."""
     inputs = Inputs(batch[0] if isinstance(batch[0], tuple) else (batch[0],))
+    mixed = _mixed(inputs, batch[1], recipe, number) if recipe.mixup else None
+    if mixed is not None:
+        inputs = mixed.inputs
     device = next(model.parameters()).device
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
     # dropout draws from torch's global generator: seeded for the step, and put back
@@ -329,18 +371,50 @@ def _backward(
             outputs = _floats(inputs.call(model))
             with torch.no_grad():
                 soft = None if teacher is None else _floats(inputs.call(teacher))
-    loss = _loss(task, recipe, outputs, batch[1], soft)
+    loss = _loss(task, recipe, outputs, batch[1], soft, mixed)
     value = loss.item()
     if math.isfinite(value):
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return value
 
 
-def _loss(task: Task, recipe: Recipe, outputs: object, targets: object, soft: object) -> Tensor:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Mixed:
+    """A batch whose samples are each mixed with another. targets: the others'. share: of the samples themselves."""
+
+    inputs: Inputs
+    targets: Any
+    share: float
+
+
+def _mixed(inputs: Inputs, targets: Any, recipe: Recipe, number: int) -> _Mixed:
+    """Returns the batch of a step mixed as Zhang et al. 2018 (1710.09412) do. Raises TaskError for integer inputs."""
+    tensors = inputs.tensors()
+    if not all(t.is_floating_point() for t in tensors):
+        raise TaskError(
+            "training.mixup mixes inputs, and some of this network's are whole numbers; set mixup = 0"
+        )
+    rng = np.random.default_rng([recipe.seed, 4, number])
+    share = float(rng.beta(recipe.mixup, recipe.mixup))
+    order = torch.from_numpy(rng.permutation(len(tensors[0]))).to(tensors[0].device)
+    others = map_tensors(lambda t: t[order], targets)
+    return _Mixed(inputs.map(lambda t: share * t + (1.0 - share) * t[order]), others, share)
+
+
+def _loss(
+    task: Task, recipe: Recipe, outputs: object, targets: object, soft: object, mixed: _Mixed | None = None
+) -> Tensor:
     """(1 - share)·loss + share·loss against the dense network's soft outputs, where the task has both."""
     if not task.labels:
         return scalar(task, task.loss(outputs, soft))
-    hard = scalar(task, task.loss(outputs, targets_of(task, targets, None, lambda model: None)))
+    own = targets_of(task, targets, None, lambda model: None)
+    if recipe.label_smoothing == 0 and mixed is None:
+        hard = scalar(task, task.loss(outputs, own))
+    else:
+        hard = scalar(task, task.smoothed_loss(outputs, own, recipe.label_smoothing))
+        if mixed is not None:
+            other = scalar(task, task.smoothed_loss(outputs, mixed.targets, recipe.label_smoothing))
+            hard = mixed.share * hard + (1.0 - mixed.share) * other
     share = recipe.distill
     if soft is None or share == 0:
         return hard
@@ -366,17 +440,26 @@ def _frozen_copy(teacher: nn.Module) -> nn.Module:
     return copy.deepcopy(teacher).eval().requires_grad_(False)
 
 
-def _sgd(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     trained = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.SGD(
-        [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=recipe.learning_rate,
-        momentum=MOMENTUM,
-        nesterov=True,
-    )
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    made: torch.optim.Optimizer
+    if recipe.optimizer == "adamw":
+        made = torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    else:
+        made = torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=MOMENTUM, nesterov=True)
+    if (limit := recipe.clip_norm) is not None:
+
+        def clip(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+            nn.utils.clip_grad_norm_(trained, limit)
+
+        made.register_step_pre_hook(clip)
+    if recipe.ema is not None:
+        keep_average(made, recipe.ema)
+    return made
 
 
 def _steps(images: int, batch_size: int) -> int:

@@ -10,6 +10,7 @@ from torch import nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.procedures import Phase
+from prunefront.pruners.procedures.averaging import averaged, put_average
 from prunefront.pruners.procedures.hook import Hook
 from prunefront.pruners.procedures.run import Run, SnapshotError
 from prunefront.pruners.procedures.snapshot import Snapshot, Sums, restore_values
@@ -119,6 +120,7 @@ def fit(
     if run.steps_left:
         raise ValueError(f"the phases are over with {run.steps_left} of {run.steps} steps left")
     with around():
+        put_average(run.optimizer)
         run.finish()
     if run.steps:
         run.model.eval()
@@ -144,16 +146,17 @@ def step(run: Run, hooks: tuple[Hook, ...], batch: Batch, backward: Backward) ->
 
 @contextmanager
 def effective_weights(run: Run, hooks: tuple[Hook, ...]) -> Iterator[None]:
-    """Puts the network in eval mode, with the weights that the forward pass computes with."""
-    for hook in hooks:
-        hook.install(run)
-    run.model.eval()
-    try:
-        yield
-    finally:
-        run.model.train()
-        for hook in reversed(hooks):
-            hook.restore(run)
+    """Puts the network in eval mode, with the (averaged) weights that the forward pass computes with."""
+    with averaged(run.optimizer):
+        for hook in hooks:
+            hook.install(run)
+        run.model.eval()
+        try:
+            yield
+        finally:
+            run.model.train()
+            for hook in reversed(hooks):
+                hook.restore(run)
 
 
 @contextmanager
