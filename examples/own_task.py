@@ -1,6 +1,4 @@
-"""A study of a task and data of one's own, in one process. Run: python examples/own_task.py"""
-
-import math
+"""A study with a task, a streaming data set and a training loop of one's own. Run: python examples/own_task.py"""
 
 import numpy as np
 import torch
@@ -16,34 +14,25 @@ class Angle(pf.Task):  # of a stripe, which is the same after half a turn
         return (1 - torch.cos(2 * (outputs[:, 0] - targets))).mean()
 
     def judge(self, outputs, targets):  # one number a sample, under the metric's name
-        off = (outputs[:, 0] - targets + math.pi / 2) % math.pi - math.pi / 2
+        off = (outputs[:, 0] - targets + np.pi / 2) % np.pi - np.pi / 2
         return {"degrees": off.abs().rad2deg()}
 
 
-class Stripes:  # samples that are drawn when they are needed, as a stream reads them
+class Stripes(torch.utils.data.Dataset):  # drawn when they are needed, as files are read
     def __init__(self, count, seed):
         self.count, self.seed = count, seed
 
-    def batches(self, size, *, rng=None, device="cpu", smallest=1):
-        rows = np.arange(self.count) if rng is None else rng.permutation(self.count)
-        for start in range(0, self.count, size):
-            drawn = [
-                np.random.default_rng([self.seed, row]).uniform(0, math.pi) for row in rows[start:][:size]
-            ]
-            angle = torch.tensor(drawn, dtype=torch.float32, device=device)
-            x, y = torch.meshgrid(*[torch.linspace(-3, 3, 12, device=device)] * 2, indexing="xy")
-            wave = torch.cos(2 * (x * torch.cos(angle)[:, None, None] + y * torch.sin(angle)[:, None, None]))
-            yield pf.Batch(pf.Inputs((wave[:, None],)), angle, len(angle))
+    def __len__(self):
+        return self.count
 
-    def first(self, count):
-        return Stripes(min(count, self.count), self.seed)
-
-    def fingerprint(self):
-        return f"{self.count} stripes of {self.seed}"
+    def __getitem__(self, index):
+        angle = torch.tensor(np.random.default_rng([self.seed, index]).uniform(0, np.pi)).float()
+        x = torch.linspace(-3, 3, 12)
+        return torch.cos(2 * (x * torch.cos(angle) + x[:, None] * torch.sin(angle)))[None], angle
 
 
 def data():
-    return pf.Parts(Stripes(1024, 0), Stripes(256, 1), Stripes(256, 2))
+    return Stripes(1024, 0), Stripes(256, 1), Stripes(256, 2)
 
 
 def network():
@@ -51,9 +40,22 @@ def network():
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(24 * 9, 32), nn.ReLU(), nn.Linear(32, 1))
 
 
+def loop(
+    model, task, *, data, budget, on_epoch, **others
+):  # others: the dense network as teacher, the device
+    optimizer, rng = torch.optim.Adam(model.parameters()), np.random.default_rng(budget.seed)
+    for epoch in range(1, budget.epochs + 1):
+        for batch in data.part("train").batches(budget.batch_size, rng=rng):
+            optimizer.zero_grad()
+            task.loss(batch.inputs.call(model.train()), batch.targets).backward()
+            optimizer.step()
+        on_epoch(epoch)
+
+
 if __name__ == "__main__":
     study = {"name": "stripes", "model": {"factory": "own_task:network"}, "task": {"name": "own_task:Angle"}}
     study |= {"data": {"source": "own_task:data"}, "dense": {"epochs": 8}, "search": {"candidates": 8}}
-    study |= {"training": {"candidates": 2, "epochs": 1}, "goal": {"constraints": ["degrees <= 3x"]}}
+    training = {"loop": "own_task:loop", "candidates": 2, "epochs": 2}
+    study |= {"training": training, "goal": {"constraints": ["degrees <= 3x"]}}
     for row in pf.search(study, without_ray=True, fresh=True, quiet=True):
         print(f"{row.quality:.2f}° {row.latency_ratio:5.2f} x dense {row.macs:,} MACs  {row.key}")

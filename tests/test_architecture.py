@@ -30,7 +30,7 @@ FLOORS = {
     ),
     "pipelines": (
         "job", "cli", "study", "stages", "prepare", "recovery", "workers", "fronts", "artifacts", "cluster", "measure",
-        "formats", "tasks", "data", "models", "stores", "tracking", "config", "journal", "events",
+        "formats", "loops", "tasks", "data", "models", "stores", "tracking", "config", "journal", "events",
     ),
 }  # fmt: skip
 """Rooms of each package from the top down: a room may import those below it, and none above it."""

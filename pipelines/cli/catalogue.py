@@ -106,6 +106,12 @@ def _tasks() -> list[Entry]:
     ]
 
 
+def _loops() -> list[Entry]:
+    from prunefront.pipelines.loops import loops
+
+    return [{"name": name, "summary": _first_line(loops[name])} for name in loops]
+
+
 def _granularities() -> list[Entry]:
     from prunefront.pruners.granularities import granularities, layer_granularities
     from prunefront.pruners.granularities.block import Block
@@ -170,6 +176,7 @@ LISTS: Mapping[str, Callable[[], list[Entry]]] = {
     "quantisers": _quantisers,
     "searchers": _searchers,
     "tasks": _tasks,
+    "loops": _loops,
     "models": _models,
     "runtimes": _runtimes,
     "settings": _settings,

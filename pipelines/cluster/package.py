@@ -16,7 +16,9 @@ from prunefront.pipelines.config.sections import (
     MeasureSection,
     ModelSection,
     StartSection,
+    TaskSection,
     TrackingSection,
+    TrainingSection,
 )
 
 LIMIT_BYTES = 100 << 20
@@ -68,7 +70,9 @@ class PackedSections:
     name: str
     folder: Path
     model: ModelSection
+    task: TaskSection
     data: DataSection
+    training: TrainingSection
     start: StartSection
     measure: MeasureSection
     tracking: TrackingSection
@@ -106,7 +110,7 @@ def pack(
     files = dict(_beside(file, own.values()))
     place = next(iter(files))
     for target, source in (
-        *_modules((study.model.factory, study.data.source), here),
+        *_modules(_specs(study), here),
         *_included(include, here),
     ):
         if not files.setdefault(target, source).samefile(source):
@@ -117,6 +121,11 @@ def pack(
     data = {f"data.{key}": ", ".join(map(str, study.data.places(key))) for key in ("train", "test")}
     there = {k: str(v) for k, v in (named | data).items() if v and k not in own}
     return Package(study.name, place, _folder(study.folder), files, there)
+
+
+def _specs(study: PackedSections) -> tuple[str, ...]:
+    """Returns the settings that may be a `module:callable`."""
+    return (study.model.factory, study.data.source, study.task.name, study.training.loop or "")
 
 
 def is_absolute(path: Path | str) -> bool:

@@ -298,7 +298,7 @@ class ScoringSection(Section):
         return self
 
 
-LATER_TRAINING = ("optimizer", "schedule", "label_smoothing", "clip_norm", "ema", "mixup")
+LATER_TRAINING = ("optimizer", "schedule", "label_smoothing", "clip_norm", "ema", "mixup", "loop")
 """Keys of [training] that came later: at their defaults, training is what it was before them."""
 
 
@@ -343,6 +343,9 @@ class TrainingSection(Section):
     mixup: Annotated[float, Field(ge=0)] = 0.0
     """Alpha of mixup, e.g. 0.2: pairs of samples are mixed by a share drawn from Beta(alpha, alpha). Of
     `classification` alone; 0 = none."""
+    loop: str | None = None
+    """Training loop in place of ours, under procedure `one_shot`: a name (`prunefront list loops`) or
+    `module:callable` (docs/tasks.md). `options` are then the loop's."""
 
     @model_validator(mode="after")
     def _a_rung_before_the_end(self) -> Self:

@@ -11,6 +11,7 @@ from prunefront.pipelines.config.sections import (
     MeasureSection,
     ModelSection,
     QuantisationSection,
+    ScoringSection,
     SearchSection,
     SpaceSection,
     StartSection,
@@ -46,6 +47,7 @@ class NamingSections:
     quantisation: QuantisationSection
     search: SearchSection
     start: StartSection
+    scoring: ScoringSection
     training: TrainingSection
     controls: ControlsSection
     measure: MeasureSection
@@ -61,8 +63,7 @@ def check_names(study: NamingSections) -> None:
     for name in study.controls.methods:
         controls[name]
     check_space_names(study.space, study.quantisation, study.training.procedure)
-    procedures[study.training.procedure].check(study.training.options)
-    check_settings(study.training, study.quantisation)
+    check_settings(study.training, study.quantisation, study.scoring)
     searchers[study.search.searcher]
     if "lottery_ticket" in study.controls.methods and study.model.weights and not study.model.initial:
         raise PrunefrontError(

@@ -1,12 +1,29 @@
 """Checks that what [training] asks for goes together with the study's procedure, bit widths and task."""
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.sections import QuantisationSection, TrainingSection
+from prunefront.pipelines.config.sections import (
+    LATER_TRAINING,
+    QuantisationSection,
+    ScoringSection,
+    TrainingSection,
+)
+from prunefront.pipelines.loops import make_loop
 from prunefront.pipelines.tasks import Task
+from prunefront.pruners.procedures import procedures
+
+OURS = tuple(key for key in LATER_TRAINING if key != "loop")
+"""Keys of [training] that are about our loop alone."""
 
 
-def check_settings(section: TrainingSection, quantisation: QuantisationSection) -> None:
-    """Raises PrunefrontError for an average of weights that a procedure or a quantiser changes on the way."""
+def check_settings(
+    section: TrainingSection, quantisation: QuantisationSection, scoring: ScoringSection
+) -> None:
+    """Raises PrunefrontError for options that the procedure or the loop does not have, for a loop that cannot do what
+    the study asks for, and for an average of weights that a procedure or a quantiser changes on the way."""
+    if section.loop is not None:
+        _check_loop(section, section.loop, quantisation, scoring)
+        return
+    procedures[section.procedure].check(section.options)
     if section.ema is None:
         return
     if section.procedure != "one_shot":
@@ -15,6 +32,29 @@ def check_settings(section: TrainingSection, quantisation: QuantisationSection) 
             "set procedure = 'one_shot'"
         )
     _only_floats(quantisation, "training.ema averages float weights")
+
+
+def _check_loop(
+    section: TrainingSection, name: str, quantisation: QuantisationSection, scoring: ScoringSection
+) -> None:
+    make_loop(name, section.options)
+    if section.procedure != "one_shot":
+        raise PrunefrontError(
+            f"training.loop = {name!r} trains what was cut before, and procedure {section.procedure!r} cuts on the "
+            "way; set procedure = 'one_shot', or leave loop out"
+        )
+    for key in OURS:
+        if getattr(section, key) != TrainingSection.model_fields[key].default:
+            raise PrunefrontError(
+                f"training.{key} is a setting of our loop, and training.loop = {name!r} takes its place; leave one of "
+                "them out"
+            )
+    if scoring.train_images:
+        raise PrunefrontError(
+            f"scoring.train_images = {scoring.train_images} trains by our loop, and training.loop = {name!r} asks for "
+            "another; set train_images = 0"
+        )
+    _only_floats(quantisation, f"training.loop = {name!r} trains float weights")
 
 
 def check_task(section: TrainingSection, name: str, task: Task) -> None:

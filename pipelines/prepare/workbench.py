@@ -71,6 +71,7 @@ def make_bench(study: BenchSections, network: Network, say: Say = lambda line: N
         initial=network.initial,
         procedure=study.training.procedure,
         options=study.training.options,
+        loop=study.training.loop,
         measure=study.measure,
         dense_onnx=path.read_bytes(),
         artifact_uri=study.artifact_uri,

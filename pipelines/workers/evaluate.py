@@ -5,6 +5,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,8 @@ from prunefront.pipelines.formats.example import forward, mapped
 from prunefront.pipelines.formats.int8 import check_int8, quantise_onnx
 from prunefront.pipelines.formats.onnx_export import check, export
 from prunefront.pipelines.formats.weights import unpack_weights
+from prunefront.pipelines.loops import Budget, make_loop
+from prunefront.pipelines.loops.running import epochs_of
 from prunefront.pipelines.measure.environment import environment
 from prunefront.pipelines.measure.latency import LatencyRecord, compare, runtimes
 from prunefront.pipelines.measure.quality import quality
@@ -34,7 +37,15 @@ from prunefront.pipelines.tasks import Estimate, make_task
 from prunefront.pipelines.workers.calibration import calibration_batches
 from prunefront.pipelines.workers.inheritance import Parent
 from prunefront.pipelines.workers.publish import published
-from prunefront.pipelines.workers.train import Keep, Recipe, begin, carry_out, laid_out, needs_teacher
+from prunefront.pipelines.workers.train import (
+    Keep,
+    Recipe,
+    begin,
+    carry_out,
+    laid_out,
+    needs_teacher,
+    sample_count,
+)
 from prunefront.pipelines.workers.workbench import Job, Workbench
 from prunefront.pruners.bits.bit_width import with_float_inputs
 from prunefront.pruners.cut.inherit import inherit
@@ -47,6 +58,7 @@ from prunefront.pruners.graph.pruning_plan import DENSE, PruningPlan, inside, re
 from prunefront.pruners.plan.cost import cost
 from prunefront.pruners.procedures import Phase, procedures
 from prunefront.pruners.procedures.loop import EpochReport
+from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.procedures.snapshot import Snapshot
 from prunefront.pruners.saved import PLAN, WEIGHTS, attributes_of, pack_network, plan_document, rebuild
 from prunefront.search.outcomes.measurement import Measurement
@@ -178,8 +190,11 @@ class Evaluator:
                 task=self.task,
                 repaired=self._repaired,
             )
+        if bench.loop is not None and job.epochs:
+            return (yield from self._by_loop(job, run, bench.loop))
         # a network from which nothing goes is the control of further training, and nothing else
-        procedure, options = ("one_shot", {}) if job.plan.key() == DENSE else (bench.procedure, bench.options)
+        ours = job.plan.key() == DENSE or bench.loop is not None
+        procedure, options = ("one_shot", {}) if ours else (bench.procedure, bench.options)
         phases = procedures[procedure](run, **options)
         if not procedures[procedure].resumes:
             keep = snapshot = None
@@ -195,6 +210,45 @@ class Evaluator:
             snapshot=snapshot,
         )
         yield from self._progress(epochs, lambda: (run.model, run.plan(), run.at_goal), recipe)
+        return run.model, run.plan()
+
+    def _by_loop(
+        self, job: Job, run: Run, name: str
+    ) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
+        """Trains as `train`, by a loop that is not ours; it begins anew where another worker was broken off."""
+        recipe, bench = self.bench.recipe, self.bench
+        with shared():
+            run.cut()
+            run.finish()
+        epochs = epochs_of(
+            make_loop(name, bench.options),
+            name,
+            run.model,
+            self.task,
+            data=bench.data,
+            teacher=self.dense,
+            budget=Budget(
+                epochs=job.epochs,
+                samples=sample_count(bench.data),
+                batch_size=recipe.batch_size,
+                learning_rate=recipe.learning_rate,
+                weight_decay=recipe.weight_decay,
+                distill=recipe.distill,
+                temperature=recipe.temperature,
+                seed=recipe.seed,
+            ),
+            around=shared,
+        )
+        with closing(epochs):
+            epoch = next(epochs, None)
+            while epoch is not None:
+                measured = self.measure(run.model, run.plan())
+                if epoch < job.epochs:
+                    yield Progress(epoch, measured, whole=True)
+                try:
+                    epoch = epochs.send({m.name: measured[m.name] for m in self.task.metrics})
+                except StopIteration:
+                    epoch = None
         return run.model, run.plan()
 
     def _from_scratch(

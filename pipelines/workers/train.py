@@ -115,7 +115,7 @@ def begin(
 
     steps: mini-batches to spend; None = those of the recipe's epochs. repaired: as in `Run`.
     """
-    per_epoch = _steps(_count(data), recipe.batch_size)
+    per_epoch = _steps(sample_count(data), recipe.batch_size)
 
     def optimizer(network: nn.Module) -> torch.optim.Optimizer:
         laid_out(network, _memory_format(recipe))  # a cut may have undone it
@@ -228,7 +228,7 @@ def _stream(
             raise TaskError("the training data gave no batch")
 
 
-def _count(data: DataSet) -> int:
+def sample_count(data: DataSet) -> int:
     """Returns the number of training samples. Raises TaskError where the data do not say."""
     count = data.part("train").count
     if not count:
@@ -306,7 +306,7 @@ def faster_precision(
                 step()
                 if round_:
                     times.append(time.perf_counter() - started)
-    count = min(batch_size, _count(data))
+    count = min(batch_size, sample_count(data))
     speeds = tuple(Speed(*s, count / median(times)) for s, times in zip(settings, seconds, strict=True))
     plain, short = speeds
     best = short if short.images_per_second >= GAIN_NEEDED * plain.images_per_second else plain

@@ -54,7 +54,8 @@ class Workbench:
     calibration_images: how many augmented training images re-estimate batch norm statistics.
     validation_limit: how many validation images score a candidate; None = all.
     dense_onnx: the dense network as ONNX, the other half of every timed pair.
-    recipe, procedure, options: how a candidate is trained. scratch: how a network is that starts without training.
+    recipe, procedure, options: how a candidate is trained; loop: in place of our own, with these options. scratch: how
+    a network is that starts without training.
     initial: the weights before the dense training, where they are known.
     train_images: on how many a candidate is trained before it is scored; 0 = it is scored as it was cut.
     device: of training and scoring. target: the node that measures for all; None = each worker measures where it is.
@@ -90,6 +91,7 @@ class Workbench:
     task: TaskSection = DEFAULT_TASK
     repair: Literal["moments", "criterion", "none"] = "criterion"
     moments: Mapping[str, NDArray[np.float64]] | None = None
+    loop: str | None = None
 
     def on_this_machine(self) -> "Workbench":
         """Returns the bench as this process can use it: on the CPU where GPUs were asked for and torch sees none."""

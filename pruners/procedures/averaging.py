@@ -18,7 +18,7 @@ def keep_average(optimizer: Optimizer, decay: float) -> None:
 
     The average begins as the weights after the first step. decay: in (0, 1).
     """
-    update = get_ema_multi_avg_fn(decay)
+    update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     @torch.no_grad()
     def after_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:

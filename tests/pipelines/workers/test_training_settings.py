@@ -16,7 +16,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.differences import differences
 from prunefront.pipelines.config.read import parse
-from prunefront.pipelines.config.sections import LATER_TRAINING, QuantisationSection, TrainingSection
+from prunefront.pipelines.config.sections import (
+    LATER_TRAINING,
+    QuantisationSection,
+    ScoringSection,
+    TrainingSection,
+)
 from prunefront.pipelines.prepare.training import check_settings, check_task
 from prunefront.pipelines.tasks import CLASSIFICATION, tasks
 from prunefront.pipelines.workers.train import NO_GRAPH, Recipe, begin, carry_out, train
@@ -164,12 +169,12 @@ def test_an_interrupted_training_goes_on_with_every_setting(asked: dict[str, Any
 
 
 def test_what_does_not_go_together_is_refused_by_name() -> None:
-    floats = QuantisationSection()
+    floats, plain = QuantisationSection(), ScoringSection()
     with pytest.raises(PrunefrontError, match=r"training\.ema .* procedure 'iterative'"):
-        check_settings(TrainingSection(ema=0.9, procedure="iterative"), floats)
+        check_settings(TrainingSection(ema=0.9, procedure="iterative"), floats, plain)
     with pytest.raises(PrunefrontError, match=r"training\.ema .* quantisation\.bits has 8"):
-        check_settings(TrainingSection(ema=0.9), QuantisationSection(bits=(32, 8)))
-    check_settings(TrainingSection(ema=0.9), floats)
+        check_settings(TrainingSection(ema=0.9), QuantisationSection(bits=(32, 8)), plain)
+    check_settings(TrainingSection(ema=0.9), floats, plain)
     regression = tasks["regression"]()
     for key in ("label_smoothing", "mixup"):
         asked = TrainingSection.model_validate({key: 0.2})
