@@ -54,10 +54,7 @@ def loop(
 
 if __name__ == "__main__":
     study = {"name": "stripes", "model": {"factory": "own_task:network"}, "task": {"name": "own_task:Angle"}}
-    study |= {"data": {"source": "own_task:data"}, "dense": {"epochs": 8}, "search": {"candidates": 8}}
-    study |= {
-        "training": {"loop": "own_task:loop", "candidates": 2},
-        "goal": {"constraints": ["degrees <= 3x"]},
-    }
+    study |= {"data": {"source": "own_task:data"}, "goal": {"constraints": ["degrees <= 3x"]}}
+    study |= {"search": {"candidates": 8}, "training": {"loop": "own_task:loop", "candidates": 2}}
     for row in pf.search(study, without_ray=True, fresh=True, quiet=True):
         print(f"{row.quality:.2f}° {row.latency_ratio:5.2f} x dense {row.macs:,} MACs  {row.key}")
