@@ -165,7 +165,8 @@ _State = tuple[object, dict[str, object], Tensor, list[Tensor]]
 
 
 def _state() -> _State:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    begun: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    cuda = torch.cuda.get_rng_state_all() if begun else []
     numbers: dict[str, object] = np.random.get_state(legacy=False)  # noqa: NPY002
     return random.getstate(), numbers, torch.get_rng_state(), cuda
 

@@ -28,6 +28,7 @@ from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.failures import failure
 from prunefront.pipelines.workers.trial import Trial, outcome_of
 from prunefront.pipelines.workers.workbench import Job
+from prunefront.pruners.shrink import shrink
 from prunefront.search.outcomes.measurement import Failure
 from prunefront.search.space.candidate import Candidate
 from tests.pipelines.workers.test_checkpoints import planned_half
@@ -126,6 +127,14 @@ def made(kind: type[Plain]) -> Plain:
         return kind()
 
 
+def pruned(kind: type[Plain]) -> Plain:
+    batch = next(iter(data().train.batches(64)))
+    found = shrink(made(kind), [(batch.inputs.args[0], batch.targets)], kept_macs=0.5, criterion="l1").model
+    assert isinstance(found, kind)
+    assert found.first.out_features == 6
+    return found
+
+
 def part(count: int, seed: int) -> Tensors:
     x = torch.randn(count, 6, generator=torch.Generator().manual_seed(seed))
     return Tensors(Inputs((x,)), (x[:, 0] * x[:, 1] > 0).long())
@@ -177,7 +186,7 @@ def test_every_loop_has_a_case() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_loop_learns_calls_back_once_an_epoch_and_repeats(name: str) -> None:
-    model, again = made(CASES[name]), made(CASES[name])
+    model, again = pruned(CASES[name]), pruned(CASES[name])
     shapes = {n: t.shape for n, t in model.state_dict().items()}
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index,union-attr,call-overload]  # noqa: NPY002
     before = loss(model)
