@@ -107,8 +107,9 @@ def host(folder: Path, *, bashrc: str = "", start_seconds: float = 20.0) -> Iter
         yield running
     finally:
         running.switch_off()
-        if machine.stdout is not None:
-            machine.stdout.close()
+        for stream in (machine.stdin, machine.stdout):
+            if stream is not None:
+                stream.close()
 
 
 def _run(*line: str) -> None:

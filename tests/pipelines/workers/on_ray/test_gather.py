@@ -5,7 +5,7 @@ import ray
 import torch
 
 from prunefront.pipelines.cluster.connect import connect
-from prunefront.pipelines.config.sections import ClusterSection, ModelSection
+from prunefront.pipelines.config.sections import ClusterSection, ModelSection, TaskSection
 from prunefront.pipelines.models import build
 from prunefront.pipelines.workers.on_ray.gather import gather
 from prunefront.pipelines.workers.workbench import arrays
@@ -31,11 +31,20 @@ def test_workers_gather_what_one_process_gathers(monkeypatch: pytest.MonkeyPatch
     torch.set_num_threads(1)  # as the workers
     alone = collect(model, graph, batches, NEEDS).values
     torch.set_num_threads(threads)
-    cluster = ClusterSection(workers=2)
+    cluster, asked = ClusterSection(workers=2), TaskSection()
     with connect(None, cluster):
         for workers in (1, 2):
             found = gather(
-                section, 10, shape, arrays(model), graph, batches, NEEDS, workers=workers, cluster=cluster
+                section,
+                10,
+                shape,
+                arrays(model),
+                graph,
+                asked,
+                batches,
+                NEEDS,
+                workers=workers,
+                cluster=cluster,
             ).values
             assert found.keys() == alone.keys() == NEEDS - {"weight"}
             for name, groups in alone.items():
@@ -43,4 +52,4 @@ def test_workers_gather_what_one_process_gathers(monkeypatch: pytest.MonkeyPatch
                 assert all(torch.equal(found[name][g], groups[g]) for g in groups), name
         wrong = [(x[:, :0], y) for x, y in batches]
         with pytest.raises(ray.exceptions.RayTaskError, match="expected input"):
-            gather(section, 10, shape, arrays(model), graph, wrong, NEEDS, workers=2, cluster=cluster)
+            gather(section, 10, shape, arrays(model), graph, asked, wrong, NEEDS, workers=2, cluster=cluster)
