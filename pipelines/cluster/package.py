@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.imported import module_of
 from prunefront.pipelines.config.read import ConfigError
 from prunefront.pipelines.config.sections import (
     ArtifactSection,
@@ -106,7 +107,7 @@ def pack(
     files = dict(_beside(file, own.values()))
     place = next(iter(files))
     for target, source in (
-        *_modules((study.model.factory, study.data.source), here),
+        *_modules((study.model.factory, study.data.source, *_rules(study.model)), here),
         *_included(include, here),
     ):
         if not files.setdefault(target, source).samefile(source):
@@ -181,6 +182,11 @@ def _modules(specs: Iterable[str], here: Path) -> Iterator[tuple[str, Path]]:
         for source in _sources(name, here):
             yield source.relative_to(here).as_posix(), source
             todo += _imports(source)
+
+
+def _rules(model: ModelSection) -> tuple[str, ...]:
+    """Returns the module of the study's own channel rules in the form `module:`; none where it has none."""
+    return () if model.rules is None else (f"{module_of(model.rules, key='model.rules')}:",)
 
 
 def _sources(name: str, here: Path) -> list[Path]:

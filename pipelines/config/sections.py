@@ -100,6 +100,9 @@ class ModelSection(Section):
     """State dict of `weights` to take if several fit, e.g. "ema", or "state_dict/student" for one behind a prefix."""
     license: str | None = None
     """Licence of the network, for the cards of networks made from it, e.g. "apache-2.0"."""
+    rules: str | None = None
+    """Module, or "folder/file.py" from the current folder, with channel rules of your own for operators that have none
+    (docs/add-an-operator.md)."""
     initial: Path | None = None
     """Weights before training, for the control `lottery_ticket`. A study that trains the network knows them."""
 

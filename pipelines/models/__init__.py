@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.imported import call, import_callable
+from prunefront.pipelines.config.imported import call, import_callable, import_rules
 from prunefront.pipelines.config.sections import ModelSection
 from prunefront.pipelines.models import densenet, digits_cnn, mobilenet, resnet, vgg
 from prunefront.pipelines.models.registry import models
+from prunefront.pruners.trace.rules import OWN
 from prunefront.text import one_line
 
 __all__ = ["ModelError", "build", "densenet", "digits_cnn", "mobilenet", "models", "resnet", "vgg"]
@@ -22,12 +23,15 @@ class ModelError(PrunefrontError):
 def build(
     section: ModelSection, *, classes: int | None, input_shape: tuple[int, ...] | None, seed: int = 0
 ) -> nn.Module:
-    """Returns the network of a study, on the CPU in eval mode. Its weights are drawn with `seed`; no file is read.
+    """Returns the network of a study, on the CPU in eval mode. Its weights are drawn with `seed`; no file of them is
+    read. Channel rules of the study's own are imported.
 
     input_shape: (c, h, w); None where the data are no images. classes: None where outputs are no classes. A factory
     of the zoo gets classes and channels beside the options, a user's own the options alone. Raises UnknownName,
     NotImportable, or ModelError, also where images do not become `classes` outputs.
     """
+    if section.rules is not None:
+        _load_rules(section.rules)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _make(section, classes, input_shape)
@@ -50,6 +54,16 @@ def build(
             f"so (2, {classes}) is needed"
         )
     return model
+
+
+def _load_rules(spec: str) -> None:
+    """Imports the study's own channel rules: here, since every process that uses a network makes it here."""
+    import_rules(spec, key="model.rules")
+    if not OWN:
+        raise ModelError(
+            f"model.rules = {spec!r} registers no channel rule: decorate a function with @channel_rule('aten.op') from "
+            "prunefront.pruners.trace.rules (docs/add-an-operator.md)"
+        )
 
 
 def _make(section: ModelSection, classes: int | None, input_shape: tuple[int, ...] | None) -> nn.Module:

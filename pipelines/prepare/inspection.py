@@ -27,6 +27,7 @@ from prunefront.pruners.plan.cost import cost, locked_macs
 from prunefront.pruners.plan.decide import keep_counts
 from prunefront.pruners.plan.multiples import check_multiples, multiple_of
 from prunefront.pruners.scoring import why_not
+from prunefront.pruners.trace.rules import OWN
 from prunefront.search.outcomes.constraints import EXACT, ConstraintError
 
 REPAIRS = {
@@ -188,6 +189,8 @@ def inspect(study: InspectedSections) -> Inspection:
     model = build(study.model, classes=classes, input_shape=splits.input_shape, seed=study.seed)
     if found := load_given(model, study.model):
         notes.append(found)
+    if study.model.rules is not None:
+        notes.append(f"channel rules of your own ({study.model.rules}): {', '.join(sorted(OWN))}")
     graph = trace_model(
         model, study.model.factory, study.space, study.quantisation, example_input(model, splits, 2)
     )

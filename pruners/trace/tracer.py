@@ -494,4 +494,4 @@ def _refusal(node: Node, detail: str) -> str:
     around = _modules(node)
     instead = "Write it with matmul" if "einsum" in full else "Write it with other operators"
     freeze = f'freeze it: frozen = ["{around[-1]}"]' if around else "trace it without strict"
-    return f"{what}. {instead}, add a rule in pruners/trace/rules/, or {freeze}."
+    return f"{what}. {instead}, add a rule of your own (docs/add-an-operator.md), or {freeze}."
