@@ -108,6 +108,7 @@ def pack(
     place = next(iter(files))
     for target, source in (
         *_modules((study.model.factory, study.data.source, *_rules(study.model)), here),
+        *_of_library(study.model.factory, here),
         *_included(include, here),
     ):
         if not files.setdefault(target, source).samefile(source):
@@ -182,6 +183,27 @@ def _modules(specs: Iterable[str], here: Path) -> Iterator[tuple[str, Path]]:
         for source in _sources(name, here):
             yield source.relative_to(here).as_posix(), source
             todo += _imports(source)
+
+
+def _of_library(factory: str, here: Path) -> Iterator[tuple[str, Path]]:
+    """Yields the files in `here` that the name of a library's network stands for, such as a folder with its config."""
+    if ":" not in factory:
+        return
+    from prunefront.pipelines.models.libraries import (
+        library_of,
+    )  # with torch, which a study of the zoo does not need
+
+    found = library_of(factory)
+    for path in () if found is None else found[0].files(found[1]):
+        if is_absolute(path):
+            continue
+        whole = (here / path).resolve()
+        if not whole.is_relative_to(here) or not whole.is_file():
+            raise PackageError(
+                f"model.factory = {factory!r} names what is no file or folder in {here}; put it there, or on storage "
+                "that the cluster's machines see, and give its absolute path"
+            )
+        yield whole.relative_to(here).as_posix(), whole
 
 
 def _rules(model: ModelSection) -> tuple[str, ...]:

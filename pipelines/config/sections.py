@@ -90,9 +90,10 @@ class ModelSection(Section):
     """Trained network: its code and its weights."""
 
     factory: str
-    """Name in the zoo (`prunefront list models`), or `module:callable` that returns the nn.Module."""
+    """Name in the zoo (`prunefront list models`), `module:callable` that returns the nn.Module, or a network of an
+    installed library: `timm:NAME`, `torchvision:NAME`, `hf:FOLDER` (docs/networks-of-libraries.md)."""
     options: dict[str, Any] = {}
-    """Keyword arguments of the factory."""
+    """Keyword arguments of the factory; for `hf`, settings of the config."""
     weights: Path | None = None
     """`.safetensors`, or a `.pt`, `.pth`, `.ckpt` or `.bin` checkpoint that holds a state dict, under whatever key and
     prefix. Without it, the study trains the network first, as [dense] says."""

@@ -15,7 +15,13 @@ from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.checks import NamingSections, check_names, check_per_group
 from prunefront.pipelines.prepare.feasibility import Infeasible, check_bounds, exact_values, least
 from prunefront.pipelines.prepare.misfits import misfits
-from prunefront.pipelines.prepare.network import classes_of, example_input, load_given, trace_model
+from prunefront.pipelines.prepare.network import (
+    classes_of,
+    example_input,
+    load_given,
+    said_of_inputs,
+    trace_model,
+)
 from prunefront.pipelines.prepare.problem import offered, widest_space
 from prunefront.pipelines.prepare.repairs import rough
 from prunefront.pipelines.tasks import make_task
@@ -189,6 +195,7 @@ def inspect(study: InspectedSections) -> Inspection:
     model = build(study.model, classes=classes, input_shape=splits.input_shape, seed=study.seed)
     if found := load_given(model, study.model):
         notes.append(found)
+    notes += said_of_inputs(study.model, model, splits)
     if study.model.rules is not None:
         notes.append(f"channel rules of your own ({study.model.rules}): {', '.join(sorted(OWN))}")
     graph = trace_model(
