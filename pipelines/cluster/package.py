@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from prunefront.errors import PrunefrontError
@@ -100,11 +101,11 @@ def pack(
     }
     own = {key: file.parent / path for key, path in named.items() if not path.is_absolute()}
     for key, source in own.items():
-        if not source.is_file():
+        if not (source.is_file() or (key == "model.weights" and _folder_of_weights(source))):
             raise PackageError(
                 f"{key}: there is no file {source}; a relative path means a file that is sent with the job"
             )
-    files = dict(_beside(file, own.values()))
+    files = dict(_beside(file, chain.from_iterable(_folder_of_weights(s) or [s] for s in own.values())))
     place = next(iter(files))
     for target, source in (
         *_modules((study.model.factory, study.data.source, *_rules(study.model)), here),
@@ -183,6 +184,12 @@ def _modules(specs: Iterable[str], here: Path) -> Iterator[tuple[str, Path]]:
         for source in _sources(name, here):
             yield source.relative_to(here).as_posix(), source
             todo += _imports(source)
+
+
+def _folder_of_weights(folder: Path) -> list[Path]:
+    """Returns the files that are read of a folder of weights; none for what is no such folder."""
+    weights = sorted(folder.glob("*.safetensors"))
+    return [*weights, *sorted(folder.glob("*.json"))] if weights else []
 
 
 def _of_library(factory: str, here: Path) -> Iterator[tuple[str, Path]]:

@@ -96,7 +96,8 @@ class ModelSection(Section):
     """Keyword arguments of the factory; for `hf`, settings of the config."""
     weights: Path | None = None
     """`.safetensors`, or a `.pt`, `.pth`, `.ckpt` or `.bin` checkpoint that holds a state dict, under whatever key and
-    prefix. Without it, the study trains the network first, as [dense] says."""
+    prefix; for `hf`, the folder of a transformers network. Without it, the study trains the network first, as [dense]
+    says."""
     weights_key: str | None = None
     """State dict of `weights` to take if several fit, e.g. "ema", or "state_dict/student" for one behind a prefix."""
     license: str | None = None

@@ -29,6 +29,7 @@ from prunefront.pipelines.journal.journal import altered_file_error, write_json
 from prunefront.pipelines.journal.layout import PREPARED
 from prunefront.pipelines.measure.quality import judged, targets_of
 from prunefront.pipelines.models import build, expected_inputs
+from prunefront.pipelines.models.libraries import library_of
 from prunefront.pipelines.prepare.checks import check_graph
 from prunefront.pipelines.prepare.problem import objectives
 from prunefront.pipelines.prepare.read_prepared import (
@@ -183,6 +184,14 @@ def load_given(model: nn.Module, section: ModelSection) -> str:
     """Loads the trained weights that a study file names; returns what was found in the file, "" for plain weights."""
     if section.weights is None:
         return ""
+    if section.weights.is_dir():
+        found = library_of(section.factory)
+        if found is None or found[0].load is None:
+            raise PrunefrontError(
+                f"model.weights = {str(section.weights)!r} is a folder, which only networks of transformers have "
+                "(model.factory = 'hf:FOLDER'); give a file"
+            )
+        return found[0].load(model, section.weights)
     return load_weights(model, section.weights, key=section.weights_key, setting="model.weights_key")
 
 

@@ -1,13 +1,17 @@
 """Networks of transformers, by a folder or a config file here: `hf:FOLDER`. Nothing is downloaded, no code is taken."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from prunefront import strict_json
-from prunefront.pipelines.config.imported import call
+from prunefront.pipelines.config.imported import call, one_line
 from prunefront.pipelines.models.libraries.library import (
     Asked,
     Expected,
@@ -21,6 +25,8 @@ from prunefront.pipelines.models.libraries.library import (
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+SHOWN = 3
+"""Most tensors that an error names."""
 MOST_BYTES = 1 << 20
 """Largest description of a preprocessor that is read."""
 
@@ -95,7 +101,7 @@ def _refuse_unused_weights(asked: Asked, folder: Path) -> None:
     if files:
         raise LibraryError(
             f"model.factory = {asked.factory!r}: the folder holds weights ({files[0].name}), which the study does not "
-            f"name; give them as model.weights = {str(files[0])!r}, or the config alone, "
+            f"name; give the folder as model.weights = {str(folder)!r} too, or the config alone, "
             f"model.factory = 'hf:{folder / CONFIG}', to train a new network"
         )
 
@@ -128,6 +134,63 @@ def _preprocessor(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def load(model: nn.Module, folder: Path) -> str:
+    """Copies the safetensors of a folder into the network: by transformers, which knows what its names were earlier.
+
+    Raises LibraryError, and leaves the network as it was, where a tensor is absent, of another shape, or not finite.
+    """
+    if not any(folder.glob("*.safetensors")):
+        raise LibraryError(
+            f"model.weights = {str(folder)!r} has no .safetensors, and nothing else is read of a folder; write it "
+            "again where it was made: model.save_pretrained(folder)"
+        )
+    network: Any = model
+    options = {
+        "pretrained_model_name_or_path": str(folder),
+        "config": network.config,
+        "local_files_only": True,
+        "use_safetensors": True,
+        "ignore_mismatched_sizes": True,  # then they are listed, and refused here in one line
+        "output_loading_info": True,
+    }
+    with _quiet():
+        try:
+            loaded, said = type(network).from_pretrained(**options)
+        except Exception as error:  # whatever the library raises over a file
+            raise LibraryError(
+                f"model.weights = {str(folder)!r} cannot be read: {type(error).__name__}: {one_line(error)}"
+            ) from error
+    faults = [*said.get("missing_keys", ()), *said.get("mismatched_keys", ())]
+    names = sorted(str(fault[0]) if isinstance(fault, tuple | list) else str(fault) for fault in faults)
+    if names:
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        raise LibraryError(
+            f"model.weights = {str(folder)!r} does not fit {type(model).__name__}: absent or of another shape are "
+            f"{', '.join(names[:SHOWN])}{more}; check model.options and the architecture"
+        )
+    state = loaded.float().state_dict()
+    if bad := next((name for name, tensor in state.items() if not torch.isfinite(tensor).all()), None):
+        raise LibraryError(f"model.weights = {str(folder)!r}: {bad} holds NaN or infinite values")
+    model.load_state_dict(state)
+    aside = sorted(said.get("unexpected_keys", ()))
+    return (
+        f"{folder.name}: {len(aside)} other tensors left aside ({', '.join(aside[:SHOWN])})" if aside else ""
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the library's bars and reports off the terminal meanwhile: what is wrong is said in one line."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def files(name: str) -> Iterable[Path]:
     """Returns the descriptions in a folder, or the config file; weights go along by `model.weights`."""
     path = Path(name)
@@ -136,4 +199,4 @@ def files(name: str) -> Iterable[Path]:
     return [path / known for known in (CONFIG, PREPROCESSOR) if (path / known).is_file()]
 
 
-libraries.register("hf")(Library(make, expects, files))
+libraries.register("hf")(Library(make, expects, files, load))

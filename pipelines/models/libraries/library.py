@@ -52,12 +52,14 @@ def _no_files(name: str) -> Iterable[Path]:
 class Library:
     """Adapter of a library. make: returns the network, with new weights. expects: what its metadata say of inputs.
 
-    files: those here that a name stands for, which go along with a job.
+    files: those here that a name stands for, which go along with a job. load: copies the weights of a folder into the
+    network, and returns in a line what was found; None = the library has no folders of weights.
     """
 
     make: Callable[[Asked], nn.Module]
     expects: Callable[[str, nn.Module], Expected]
     files: Callable[[str], Iterable[Path]] = _no_files
+    load: Callable[[nn.Module, Path], str] | None = None
 
 
 libraries: Registry[Library] = Registry("library")

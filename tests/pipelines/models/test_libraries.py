@@ -12,12 +12,14 @@ import torch
 from torch import nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.cluster.package import PackedSections, pack
+from prunefront.pipelines.config.read import load, parse
 from prunefront.pipelines.config.sections import ModelSection
 from prunefront.pipelines.formats.weights import save_weights
 from prunefront.pipelines.models import build
 from prunefront.pipelines.models.libraries import libraries, library_of
 from prunefront.pipelines.prepare.inspection import InspectedSections, inspect
+from prunefront.pipelines.prepare.network import load_given
 
 TIMM = """
 from torch import nn
@@ -83,6 +85,7 @@ def get_model_weights(name):
 TRANSFORMERS = """
 import json
 from pathlib import Path
+from safetensors.torch import load_file
 from torch import nn
 
 class Config:
@@ -93,6 +96,15 @@ class PreTrainedModel(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *, config, local_files_only, use_safetensors, **more):
+        assert local_files_only and use_safetensors
+        assert more == {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        made = cls(config)
+        there = load_file(Path(pretrained_model_name_or_path, "model.safetensors"))
+        absent, unknown = made.load_state_dict(there, strict=False)
+        return made, {"missing_keys": set(absent), "unexpected_keys": set(unknown), "mismatched_keys": set()}
 
 class TinyForImageClassification(PreTrainedModel):
     def __init__(self, config):
@@ -205,8 +217,52 @@ def test_weights_in_a_folder_are_not_left_aside(stand_ins: Path) -> None:
         PrunefrontError, match=r"holds weights \(model.safetensors\), which the study does not name"
     ):
         make("hf:net", shape=(1, 8, 8))
-    make("hf:net", shape=(1, 8, 8), weights=place / "model.safetensors")
     make("hf:net/config.json", shape=(1, 8, 8))
+    section = ModelSection(factory="hf:net", weights=place)
+    again = build(section, classes=10, input_shape=(1, 8, 8), seed=7)
+    assert not torch.equal(again.first.weight, trained.first.weight)
+    assert load_given(again, section) == ""
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, trained.state_dict()[name])
+
+
+def test_a_folder_of_weights_that_does_not_fit_is_refused(stand_ins: Path) -> None:
+    place = folder(stand_ins, architectures=["TinyForImageClassification"])
+    section = ModelSection(factory="hf:net", weights=place)
+    model = build(section, classes=10, input_shape=(1, 8, 8))
+    before = model.first.weight.clone()
+    with pytest.raises(PrunefrontError, match=r"has no \.safetensors, and nothing else is read"):
+        load_given(model, section)
+    save_weights(nn.ModuleDict({"first": nn.Conv2d(1, 8, 3)}), place / "model.safetensors")
+    with pytest.raises(
+        PrunefrontError,
+        match=r"does not fit TinyForImageClassification: absent or of another shape are last.bias, last.weight;",
+    ):
+        load_given(model, section)
+    assert torch.equal(model.first.weight, before)
+    with pytest.raises(PrunefrontError, match=r"is a folder, which only networks of transformers have"):
+        load_given(model, ModelSection(factory="digits_cnn", weights=place))
+
+
+def test_a_folder_goes_along_with_a_job(stand_ins: Path) -> None:
+    place = folder(stand_ins)
+    for name in ("model.safetensors", "preprocessor_config.json", "other.bin"):
+        (place / name).write_text("{}")
+    for sections, expected in (
+        ({"factory": "hf:net"}, {"net/config.json", "net/preprocessor_config.json"}),
+        (
+            {"factory": "hf:net", "weights": "net"},
+            {"net/config.json", "net/preprocessor_config.json", "net/model.safetensors"},
+        ),
+        ({"factory": "hf:/far/net"}, set()),
+    ):
+        lines = "\n".join(f'{key} = "{value}"' for key, value in sections.items())
+        (stand_ins / "s.toml").write_text(f'name = "s"\n[model]\n{lines}\n')
+        read = load(stand_ins / "s.toml", base=Path())
+        assert set(pack(stand_ins / "s.toml", read.part(PackedSections)).files) == {"s.toml"} | expected
+    (stand_ins / "s.toml").write_text('name = "s"\n[model]\nfactory = "hf:gone"\n')
+    with pytest.raises(PrunefrontError, match=r"'hf:gone' names what is no file or folder"):
+        pack(stand_ins / "s.toml", load(stand_ins / "s.toml", base=Path()).part(PackedSections))
 
 
 @pytest.mark.parametrize(
