@@ -224,7 +224,7 @@ def said_of_inputs(section: ModelSection, model: nn.Module, splits: Splits | Par
     normalised = {} if expected.mean is None or expected.std is None else {
         "mean": expected.mean, "std": expected.std,
     }  # fmt: skip
-    parts = [f"images of {' × '.join(map(str, expected.shape))}"] * (expected.shape is not None)
+    parts = [] if expected.shape is None else [f"images of {' × '.join(map(str, expected.shape))}"]
     parts += [f"{name} {[round(v, 4) for v in values]}" for name, values in normalised.items()]
     if not parts or splits.input_shape is None:
         return []
