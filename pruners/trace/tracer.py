@@ -362,6 +362,8 @@ def _apply_rule(node: Node, value_of: Any, ledger: Ledger, policy: _Policy, stat
 
 def _by_rule(ledger: Ledger, call: Call, node: Node) -> Value:
     """Returns what the operator's rule makes of its arguments. Raises UnsupportedOp where there is none that fits."""
+    if _is_complex(node):
+        raise UnsupportedOp("complex numbers, as of Fourier transforms, are not followed")
     if call.op not in RULES:
         raise UnsupportedOp("")
     try:
@@ -376,6 +378,13 @@ def _by_rule(ledger: Ledger, call: Call, node: Node) -> Value:
         assert isinstance(result, Labels)
         return replace(result, uniform=True)
     return result
+
+
+def _is_complex(node: Node) -> bool:
+    """Tells whether an operator takes or gives complex numbers: how weights of these rank and repair is not defined."""
+    held = [one.meta.get("val") for one in (node, *node.all_input_nodes)]
+    leaves = torch.utils._pytree.tree_leaves(held)
+    return any(isinstance(leaf, Tensor) and leaf.is_complex() for leaf in leaves)
 
 
 _KEEPS_NUMBERS = frozenset(
