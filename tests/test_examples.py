@@ -28,7 +28,9 @@ def test_one_process_searches_without_ray_and_needs_one_import(tmp_path: Path) -
     *rows, last = run("one_process.py", tmp_path).splitlines()
     points = {line.split()[-1]: [float(line.split()[0]), float(line.split()[1])] for line in rows}
     assert len(points) > 3
-    assert points["dense"][1] == 1.0
+    assert points["dense"][1] == pytest.approx(
+        1.0, abs=0.2
+    )  # measured beside itself, on a machine that may be busy
     best = last.split(": ")[1].split(",")[0]
     assert points[best][1] <= 1.0
     # strictly below: the ratio is printed rounded, and one a little over the dense network's also reads 1.00

@@ -5,6 +5,7 @@ processes, so `ray stop` there stops only Ray there. It is gone, with every proc
 ends or the test process dies. Needs root.
 """
 
+import itertools
 import os
 import subprocess
 import time
@@ -45,6 +46,8 @@ class Host:
         _run("ip", "link", "set", self.cable, "down")
 
 
+_made = itertools.count()
+
 SSH_OPTIONS = ("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR")
 
 
@@ -54,10 +57,12 @@ def host(folder: Path, *, bashrc: str = "", start_seconds: float = 20.0) -> Iter
 
     Raises RuntimeError, with sshd's log, if it cannot be reached within `start_seconds`.
     """
-    number = os.getpid() % 2**14  # a /30 network for each process that makes a host
+    count = next(_made)
+    # a /30 network for each host: the cable of an earlier one goes some time after its namespace
+    number = (os.getpid() * 7 + count) % 2**14
     base = f"10.78.{number >> 6}"
     outside, inside = f"{base}.{(number & 63) * 4 + 1}", f"{base}.{(number & 63) * 4 + 2}"
-    cable = f"host{os.getpid()}"
+    cable = f"host{os.getpid()}-{count}"
 
     for name in ("home/.ssh", "ray"):
         (folder / name).mkdir(parents=True, mode=0o700)
