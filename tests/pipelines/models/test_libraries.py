@@ -20,6 +20,7 @@ from prunefront.pipelines.models import build
 from prunefront.pipelines.models.libraries import libraries, library_of
 from prunefront.pipelines.prepare.inspection import InspectedSections, inspect
 from prunefront.pipelines.prepare.network import load_given
+from prunefront.pruners.trace.tracer import trace
 
 TIMM = """
 from torch import nn
@@ -359,3 +360,15 @@ def test_a_library_that_is_absent_is_named(
 def test_a_file_is_no_factory(file: str) -> None:
     with pytest.raises(PrunefrontError, match=r"give the network's Python code, 'module:callable'"):
         make(file)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_program_is_no_network(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = torch.jit.trace(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), torch.ones(1, 1, 8, 8))
+    program.save(str(here / "net.pt"))
+    with pytest.raises(
+        PrunefrontError, match=r"returned a TorchScript program: .*save_file\(dict\(program.state_dict"
+    ):
+        make("torch:jit.load", shape=(1, 8, 8), options={"f": "net.pt"})
+    with pytest.raises(PrunefrontError, match=r"is a TorchScript program, whose operators are fixed"):
+        trace(program, torch.ones(2, 1, 8, 8))
