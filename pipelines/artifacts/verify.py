@@ -305,4 +305,4 @@ def _built_in(section: ModelSection) -> ModelSection | None:
     """Returns the artifact's own factory where it is a model of ours, hence no foreign code; else None."""
     from prunefront.pipelines.models import models
 
-    return section.model_copy(update={"weights": None}) if section.factory in models else None
+    return section.model_copy(update={"weights": None, "rules": None}) if section.factory in models else None

@@ -6,9 +6,11 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.imported import module_of
 from prunefront.pipelines.config.read import ConfigError
 from prunefront.pipelines.config.sections import (
     ArtifactSection,
@@ -103,14 +105,15 @@ def pack(
     }
     own = {key: file.parent / path for key, path in named.items() if not path.is_absolute()}
     for key, source in own.items():
-        if not source.is_file():
+        if not (source.is_file() or (key == "model.weights" and _folder_of_weights(source))):
             raise PackageError(
                 f"{key}: there is no file {source}; a relative path means a file that is sent with the job"
             )
-    files = dict(_beside(file, own.values()))
+    files = dict(_beside(file, chain.from_iterable(_folder_of_weights(s) or [s] for s in own.values())))
     place = next(iter(files))
     for target, source in (
-        *_modules(_specs(study), here),
+        *_modules((*_specs(study), *_rules(study.model)), here),
+        *_of_library(study.model.factory, here),
         *_included(include, here),
     ):
         if not files.setdefault(target, source).samefile(source):
@@ -190,6 +193,38 @@ def _modules(specs: Iterable[str], here: Path) -> Iterator[tuple[str, Path]]:
         for source in _sources(name, here):
             yield source.relative_to(here).as_posix(), source
             todo += _imports(source)
+
+
+def _folder_of_weights(folder: Path) -> list[Path]:
+    """Returns the files that are read of a folder of weights; none for what is no such folder."""
+    weights = sorted(folder.glob("*.safetensors"))
+    return [*weights, *sorted(folder.glob("*.json"))] if weights else []
+
+
+def _of_library(factory: str, here: Path) -> Iterator[tuple[str, Path]]:
+    """Yields the files in `here` that the name of a library's network stands for, such as a folder with its config."""
+    if ":" not in factory:
+        return
+    from prunefront.pipelines.models.libraries import (
+        library_of,
+    )  # with torch, which a study of the zoo does not need
+
+    found = library_of(factory)
+    for path in () if found is None else found[0].files(found[1]):
+        if is_absolute(path):
+            continue
+        whole = (here / path).resolve()
+        if not whole.is_relative_to(here) or not whole.is_file():
+            raise PackageError(
+                f"model.factory = {factory!r} names what is no file or folder in {here}; put it there, or on storage "
+                "that the cluster's machines see, and give its absolute path"
+            )
+        yield whole.relative_to(here).as_posix(), whole
+
+
+def _rules(model: ModelSection) -> tuple[str, ...]:
+    """Returns the module of the study's own channel rules in the form `module:`; none where it has none."""
+    return () if model.rules is None else (f"{module_of(model.rules, key='model.rules')}:",)
 
 
 def _sources(name: str, here: Path) -> list[Path]:

@@ -1,10 +1,11 @@
-"""`module:callable` from a study file to the callable itself."""
+"""`module:callable` from a study file to the callable itself, and modules of rules."""
 
 import importlib
 import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from prunefront.errors import PrunefrontError
@@ -23,24 +24,7 @@ def import_callable(spec: str, *, key: str) -> Callable[..., Any]:
     module_name, colon, path = spec.partition(":")
     if not (colon and all(part.isidentifier() for part in (*module_name.split("."), *path.split(".")))):
         raise NotImportable(f"{key} = {spec!r} is not of the form 'package.module:callable'")
-    here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        target: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = error.name or module_name
-        if module_name == missing or module_name.startswith(f"{missing}."):
-            raise NotImportable(
-                f"{key} = {spec!r}: there is no module {missing!r}, neither installed nor in {here}"
-            ) from error
-        raise NotImportable(
-            f"{key} = {spec!r}: {module_name} was found, but it needs {missing!r}, which is not installed"
-        ) from error
-    except Exception as error:
-        raise NotImportable(
-            f"{key} = {spec!r}: importing {module_name} failed: {type(error).__name__}: {one_line(error)}"
-        ) from error
+    target: Any = _imported(module_name, key=key, spec=spec)
     for part in path.split("."):
         if not hasattr(target, part):
             names = [name for name in dir(target) if callable(getattr(target, name)) and name[0] != "_"]
@@ -51,6 +35,52 @@ def import_callable(spec: str, *, key: str) -> Callable[..., Any]:
     if not callable(target):
         raise NotImportable(f"{key} = {spec!r} is a {type(target).__name__}, which cannot be called")
     return target  # type: ignore[no-any-return]  # callable() narrows Any to a callable of unknown signature
+
+
+def import_rules(spec: str, *, key: str) -> None:
+    """Imports the module that registers rules, `package.module` or `folder/file.py` in the current folder.
+
+    key: as in `import_callable`. Raises NotImportable, and what the file itself raises as PrunefrontError.
+    """
+    _imported(module_of(spec, key=key), key=key, spec=spec)
+
+
+def module_of(spec: str, *, key: str) -> str:
+    """Returns the dotted module that `package.module`, or a file in the current folder, is imported as.
+
+    A file is a module too, so that workers and jobs find it as they find the module of a factory. Raises NotImportable.
+    """
+    name = spec.removesuffix(".py").replace("/", ".") if spec.endswith(".py") else spec
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise NotImportable(
+            f"{key} = {spec!r} is no module: write 'package.module', or a path from the current folder such as "
+            "'folder/file.py', of letters, digits and underscores"
+        )
+    return name
+
+
+def _imported(module_name: str, *, key: str, spec: str) -> ModuleType:
+    """Returns a module, which may lie in the current folder. Raises NotImportable."""
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        if module_name == missing or module_name.startswith(f"{missing}."):
+            raise NotImportable(
+                f"{key} = {spec!r}: there is no module {missing!r}, neither installed nor in {here}"
+            ) from error
+        raise NotImportable(
+            f"{key} = {spec!r}: {module_name} was found, but it needs {missing!r}, which is not installed"
+        ) from error
+    except PrunefrontError:
+        raise
+    except Exception as error:
+        raise NotImportable(
+            f"{key} = {spec!r}: importing {module_name} failed: {type(error).__name__}: {one_line(error)}"
+        ) from error
 
 
 def call(function: Callable[..., Any], options: Mapping[str, Any], *, key: str, spec: str) -> Any:

@@ -1,6 +1,7 @@
 """Sections of a study file, as `read.load` returns them. `list settings` prints the docstrings of their keys."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
@@ -56,6 +57,29 @@ Places = Annotated[Path | str | tuple[Path | str, ...], PlainValidator(_places),
 """A path or s3://bucket/key as a str, either perhaps with wildcards; or a tuple of them."""
 
 
+def _multiples(asked: object) -> int | dict[str, int]:
+    """Returns a number of at least 1, or a table of them."""
+    if isinstance(asked, Mapping) and asked:
+        return {str(pattern): _multiple(number, f" for {pattern!r}") for pattern, number in asked.items()}
+    return _multiple(asked)
+
+
+def _multiple(asked: object, where: str = "") -> int:
+    whole = isinstance(asked, int) or (isinstance(asked, float) and asked.is_integer())
+    if not whole:
+        raise ValueError(
+            f'should be an integer{where}, or a table of them such as {{ "*" = 8, "head*" = 1 }}'
+        )
+    assert isinstance(asked, int | float)
+    if asked < 1:
+        raise ValueError(f"should be greater than or equal to 1{where}")
+    return int(asked)
+
+
+Multiples = Annotated[int | dict[str, int], PlainValidator(_multiples)]
+"""A number of at least 1, or a table from patterns to them."""
+
+
 class Section(BaseModel):
     """A part of a study file: frozen, and closed, so that an unknown key is an error."""
 
@@ -66,16 +90,21 @@ class ModelSection(Section):
     """Trained network: its code and its weights."""
 
     factory: str
-    """Name in the zoo (`prunefront list models`), or `module:callable` that returns the nn.Module."""
+    """Name in the zoo (`prunefront list models`), `module:callable` that returns the nn.Module, or a network of an
+    installed library: `timm:NAME`, `torchvision:NAME`, `hf:FOLDER` (docs/networks-of-libraries.md)."""
     options: dict[str, Any] = {}
-    """Keyword arguments of the factory."""
+    """Keyword arguments of the factory; for `hf`, settings of the config."""
     weights: Path | None = None
     """`.safetensors`, or a `.pt`, `.pth`, `.ckpt` or `.bin` checkpoint that holds a state dict, under whatever key and
-    prefix. Without it, the study trains the network first, as [dense] says."""
+    prefix; for `hf`, the folder of a transformers network. Without it, the study trains the network first, as [dense]
+    says."""
     weights_key: str | None = None
     """State dict of `weights` to take if several fit, e.g. "ema", or "state_dict/student" for one behind a prefix."""
     license: str | None = None
     """Licence of the network, for the cards of networks made from it, e.g. "apache-2.0"."""
+    rules: str | None = None
+    """Module, or "folder/file.py" from the current folder, with channel rules of your own for operators that have none
+    (docs/add-an-operator.md)."""
     initial: Path | None = None
     """Weights before training, for the control `lottery_ticket`. A study that trains the network knows them."""
 
@@ -190,8 +219,10 @@ class SpaceSection(Section):
     """Upper bound of each group's ratio. `redundancy`: by the rank of its gradients."""
     max_ratio: Ratio = 0.9
     """Largest fraction of its units that a group may lose."""
-    round_to: Annotated[int, Field(ge=1)] = 1
-    """Divisor of every kept channel count."""
+    round_to: Multiples = 1
+    """Divisor of every kept channel count. Or a table from patterns of group names, { "*" = 8, "head*" = 1 }: the most
+    specific that fits counts (the group's own name, else the one with most characters beside wildcards), wherever it
+    stands; a group that none fits has 1. `prunefront inspect` shows each group's."""
     frozen: tuple[str, ...] = ()
     """Modules that stay as they are, by path or pattern: "layer4.*"."""
     strict: bool = False

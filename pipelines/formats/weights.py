@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -135,6 +136,12 @@ def read_state_dicts(path: Path) -> list[StateDict]:
             raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
     elif path.suffix in TORCH_SUFFIXES:
         content = _read_torch(path)
+    elif path.suffix == ".onnx":
+        raise WeightsError(
+            f"{path} is an ONNX file, whose tensors have no names of a torch network any more; give the state dict of "
+            "the network that it was exported from: safetensors.torch.save_file(model.state_dict(), "
+            "'weights.safetensors')"
+        )
     else:
         raise WeightsError(f"weights must be .safetensors, {', '.join(TORCH_SUFFIXES)}; got {path.name}")
     found = state_dicts(content)
@@ -145,7 +152,28 @@ def read_state_dicts(path: Path) -> list[StateDict]:
     return found
 
 
+def _is_script(path: Path) -> bool:
+    """Tells whether a file holds a TorchScript program: an archive with code beside its constants."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2] for name in archive.namelist()}
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        ValueError,
+        NotImplementedError,
+    ):  # torch says what else is wrong with it
+        return False
+    return "constants.pkl" in names
+
+
 def _read_torch(path: Path) -> object:
+    if _is_script(path):
+        raise WeightsError(
+            f"{path} is a TorchScript program, which is code; take its weights out of it where it was made: "
+            f"safetensors.torch.save_file(dict(torch.jit.load({path.name!r}).state_dict()), 'weights.safetensors'), "
+            "and give the network's Python code as model.factory"
+        )
     try:
         # checkpoints often hold the arguments of the program that wrote them; a Namespace only holds values
         with torch.serialization.safe_globals([argparse.Namespace]):

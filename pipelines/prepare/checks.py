@@ -28,6 +28,7 @@ from prunefront.pruners.criteria import criteria
 from prunefront.pruners.granularities import granularities, layer_granularities
 from prunefront.pruners.granularities.block import stack_granularities
 from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.plan.multiples import check_multiples
 from prunefront.pruners.procedures import procedures
 from prunefront.pruners.quantisers import quantisers
 from prunefront.pruners.scoring import available, why_not
@@ -118,6 +119,7 @@ def check_graph(
     """Raises PrunefrontError for what of a study does not go with its network, as far as is known before any score:
     groups that there are not, a space without a choice, bounds on exact costs that no network of the space meets."""
     check_per_group(section.per_group, graph)
+    check_multiples(section.round_to, [g.name for g in graph.groups])
     check_space(graph, section, quantisation)
     space = widest_space(graph, section, quantisation)
     check_bounds(graph, space, section, quantisation, goal.constraints)

@@ -379,7 +379,7 @@ def _ways(name: str, section: SpaceSection, quantisation: QuantisationSection) -
     ways = []
     if "channel" in section.granularities:
         ways.append(f"raise space.max_ratio (now {section.max_ratio:g})")
-    if section.round_to > 1:
+    if section.round_to != 1:
         ways.append(f"lower space.round_to (now {section.round_to})")
     if section.bound != "none":
         ways.append(f"set space.bound = 'none' (now {section.bound!r})")

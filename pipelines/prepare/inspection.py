@@ -15,7 +15,13 @@ from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.checks import NamingSections, check_names, check_per_group
 from prunefront.pipelines.prepare.feasibility import Infeasible, check_bounds, exact_values, least
 from prunefront.pipelines.prepare.misfits import misfits
-from prunefront.pipelines.prepare.network import classes_of, example_input, load_given, trace_model
+from prunefront.pipelines.prepare.network import (
+    classes_of,
+    example_input,
+    load_given,
+    said_of_inputs,
+    trace_model,
+)
 from prunefront.pipelines.prepare.problem import offered, widest_space
 from prunefront.pipelines.prepare.repairs import rough
 from prunefront.pipelines.prepare.training import check_task
@@ -26,7 +32,9 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
 from prunefront.pruners.graph.pruning_plan import inside
 from prunefront.pruners.plan.cost import cost, locked_macs
 from prunefront.pruners.plan.decide import keep_counts
+from prunefront.pruners.plan.multiples import check_multiples, multiple_of
 from prunefront.pruners.scoring import why_not
+from prunefront.pruners.trace.rules import OWN
 from prunefront.search.outcomes.constraints import EXACT, ConstraintError
 
 REPAIRS = {
@@ -60,15 +68,16 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         """notes (lines on how data and weights were read, and on what the trial of the cuts could not see), misfits
-        (lines on what the study asks for and its network cannot have), groups (name, units, members, keeps, criteria,
-        left_out), frozen (name, channels, macs, reason), stacks (name, blocks), unstacked, layers (name, shape, macs,
-        keeps, bits, left_out), unlayered, macs, params, size_bytes, constraints (bound, limit, smallest), infeasible,
-        repair (what weights are fitted by after a cut), roughly_repaired (lines on too wide ones).
+        (lines on what the study asks for and its network cannot have), groups (name, units, members, keeps, multiple,
+        criteria, left_out), frozen (name, channels, macs, reason), stacks (name, blocks), unstacked, layers (name,
+        shape, macs, keeps, bits, left_out), unlayered, macs, params, size_bytes, constraints (bound, limit, smallest),
+        infeasible, repair (what weights are fitted by after a cut), roughly_repaired (lines on too wide ones).
 
-        macs of frozen channels: those that no cut reaches because of them. left_out: criterion -> why it does not fit
-        the group, or granularity -> why the layer cannot take it. unstacked, unlayered: path or name -> why it is left
-        alone. limit: null where it is known after training alone. smallest: what a network of the space has that is
-        about the smallest. Stacks and layers are there where the study file asks for them.
+        multiple: what kept channels of the group are a multiple of. macs of frozen channels: those that no cut reaches
+        because of them. left_out: criterion -> why it does not fit the group, or granularity -> why the layer cannot
+        take it. unstacked, unlayered: path or name -> why it is left alone. limit: null where it is known after
+        training alone. smallest: what a network of the space has that is about the smallest. Stacks and layers are
+        there where the study file asks for them.
         """
         price = cost(self.graph)
         space = self.study.space
@@ -81,6 +90,7 @@ class Inspection:
                     "units": g.units,
                     "members": [f"{m.tensor}[{m.dim}]" for m in g.members],
                     "keeps": list(keep_counts(g, space.max_ratio, space.round_to)),
+                    "multiple": multiple_of(g.name, space.round_to),
                     "criteria": [c for c in asked if c not in reasons],
                     "left_out": reasons,
                 }
@@ -188,10 +198,14 @@ def inspect(study: InspectedSections) -> Inspection:
     model = build(study.model, classes=classes, input_shape=splits.input_shape, seed=study.seed)
     if found := load_given(model, study.model):
         notes.append(found)
+    notes += said_of_inputs(study.model, model, splits)
+    if study.model.rules is not None:
+        notes.append(f"channel rules of your own ({study.model.rules}): {', '.join(sorted(OWN))}")
     graph = trace_model(
         model, study.model.factory, study.space, study.quantisation, example_input(model, splits, 2)
     )
     check_per_group(study.space.per_group, graph)
+    check_multiples(study.space.round_to, [g.name for g in graph.groups])
     infeasible = None
     if study.goal.constraints:
         space = widest_space(graph, study.space, study.quantisation)
@@ -222,12 +236,15 @@ def print_inspection(found: Inspection, console: Console) -> None:
             smallest = "" if row["smallest"] is None else f"{row['smallest']:,.0f}"
             table.add_row(*map(Text, (row["bound"], limit, smallest)))
         console.print(table)
-    table = Table("group", "units", "may keep", "members", "criteria", box=None, padding=(0, 2, 0, 0))
+    rounded = any(group["multiple"] > 1 for group in data["groups"])
+    titles = ("group", "units", "may keep", *("multiple of",) * rounded, "members", "criteria")
+    table = Table(*titles, box=None, padding=(0, 2, 0, 0))
     for group in data["groups"]:
         keeps = group["keeps"]
         spread = f"{keeps[0]}–{keeps[-1]}" if len(keeps) > 1 else "all"
         shown = ", ".join(sorted({m.rpartition(".")[0] for m in group["members"]}))
-        cells = (group["name"], str(group["units"]), spread, shown, ", ".join(group["criteria"]))
+        multiple = (str(group["multiple"]),) * rounded
+        cells = (group["name"], str(group["units"]), spread, *multiple, shown, ", ".join(group["criteria"]))
         table.add_row(*map(Text, cells))
     console.print(table)
     if data["stacks"]:

@@ -28,7 +28,8 @@ from prunefront.pipelines.formats.weights import load_weights, save_weights
 from prunefront.pipelines.journal.journal import altered_file_error, write_json
 from prunefront.pipelines.journal.layout import PREPARED
 from prunefront.pipelines.measure.quality import judged, targets_of
-from prunefront.pipelines.models import build
+from prunefront.pipelines.models import build, expected_inputs
+from prunefront.pipelines.models.libraries import library_of
 from prunefront.pipelines.prepare.checks import check_graph
 from prunefront.pipelines.prepare.problem import objectives
 from prunefront.pipelines.prepare.read_prepared import (
@@ -133,6 +134,8 @@ def dense_network(study: NetworkSections, say: Say) -> Network:
     say(_said(splits))
     classes = classes_of(study.model, task, splits)
     model = build(study.model, classes=classes, input_shape=splits.input_shape, seed=study.seed)
+    for line in said_of_inputs(study.model, model, splits):
+        say(line)
     check_takes(model, splits, task)
 
     def traced() -> ChannelGraph:
@@ -183,6 +186,14 @@ def load_given(model: nn.Module, section: ModelSection) -> str:
     """Loads the trained weights that a study file names; returns what was found in the file, "" for plain weights."""
     if section.weights is None:
         return ""
+    if section.weights.is_dir():
+        found = library_of(section.factory)
+        if found is None or found[0].load is None:
+            raise PrunefrontError(
+                f"model.weights = {str(section.weights)!r} is a folder, which only networks of transformers have "
+                "(model.factory = 'hf:FOLDER'); give a file"
+            )
+        return found[0].load(model, section.weights)
     return load_weights(model, section.weights, key=section.weights_key, setting="model.weights_key")
 
 
@@ -207,6 +218,29 @@ def _said(splits: Splits | Parts) -> str:
     what = "samples" if shape is None else f"images of {' × '.join(map(str, shape))}"
     classes = "" if splits.classes is None else f", {splits.classes} classes"
     return f"data: {train} training, {validation} validation and {test} test {what}{classes}"
+
+
+def said_of_inputs(section: ModelSection, model: nn.Module, splits: Splits | Parts) -> list[str]:
+    """Returns, in a line, the images that a library's network was made for, and what of the data differs from that."""
+    expected = expected_inputs(section, model)
+    normalised = {} if expected.mean is None or expected.std is None else {
+        "mean": expected.mean, "std": expected.std,
+    }  # fmt: skip
+    parts = [] if expected.shape is None else [f"images of {' × '.join(map(str, expected.shape))}"]
+    parts += [f"{name} {[round(v, 4) for v in values]}" for name, values in normalised.items()]
+    if not parts or splits.input_shape is None:
+        return []
+    differs = []
+    if expected.shape not in (None, splits.input_shape):
+        differs.append(f"the data's are {' × '.join(map(str, splits.input_shape))}")
+    transform = getattr(splits, "transform", None)
+    for name, values in normalised.items():
+        ours = getattr(transform, name, None)
+        if ours is not None and (len(ours) != len(values) or not np.allclose(ours, values, atol=1e-3)):
+            differs.append(f"the data's {name} is {[round(float(v), 4) for v in ours]} (set data.{name})")
+    return [
+        f"{section.factory} was made for {', '.join(parts)}" + (f"; {'; '.join(differs)}" if differs else "")
+    ]
 
 
 def classes_of(model: ModelSection, task: Task, splits: Splits | Parts) -> int | None:

@@ -9,6 +9,7 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.pruning_plan import DENSE, Scores
 from prunefront.pruners.plan.cost import macs
 from prunefront.pruners.plan.layer_counts import recount_layers
+from prunefront.pruners.plan.multiples import RoundTo
 from prunefront.search.space.candidate import Candidate
 
 
@@ -29,7 +30,7 @@ def control_job(
     scores: Scores,
     *,
     dense_epochs: int,
-    round_to: int,
+    round_to: RoundTo,
     seed: int,
 ) -> Job:
     """Returns the job that makes the control `name` of a network; the dense one was trained for `dense_epochs`.

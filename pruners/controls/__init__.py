@@ -16,6 +16,7 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.pruning_plan import GroupPlan, PruningPlan, Scores
 from prunefront.pruners.plan.cost import macs
 from prunefront.pruners.plan.decide import keep_counts
+from prunefront.pruners.plan.multiples import RoundTo
 from prunefront.registry import Registry, summary_of
 
 Start = Literal["dense", "fresh", "initial"]
@@ -35,7 +36,7 @@ class Subject:
     scores: Scores
     epochs: int
     dense_epochs: int
-    round_to: int = 1
+    round_to: RoundTo = 1
     seed: int = 0
 
     def macs_ratio(self) -> float:

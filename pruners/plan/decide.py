@@ -17,6 +17,7 @@ from prunefront.pruners.graph.pruning_plan import (
     inside,
     removed_blocks,
 )
+from prunefront.pruners.plan.multiples import RoundTo, multiple_of
 
 
 def channels_per_unit(group: ChannelGroup) -> int:
@@ -24,18 +25,20 @@ def channels_per_unit(group: ChannelGroup) -> int:
     return len(group.members[0].index[0])
 
 
-def keep_counts(group: ChannelGroup, max_ratio: float = 0.9, round_to: int = 1) -> tuple[int, ...]:
+def keep_counts(group: ChannelGroup, max_ratio: float = 0.9, round_to: RoundTo = 1) -> tuple[int, ...]:
     """Returns the counts of kept units that may be asked of a group, ascending; the last is always the dense one.
 
     At least `max(1, units·(1 - max_ratio))` units stay. A global ranking can otherwise delete a layer, as Network
-    Slimming's authors report. With `round_to`, the channels of every other count are a multiple of it.
+    Slimming's authors report. With `round_to`, the channels of every other count are a multiple of it, or of what it
+    says for this group (`multiples.multiple_of`).
     """
     least = max(1, int(np.ceil(group.units * (1.0 - max_ratio) - 1e-9)))
-    counts = [k for k in range(least, group.units) if k * channels_per_unit(group) % round_to == 0]
+    multiple = multiple_of(group.name, round_to)
+    counts = [k for k in range(least, group.units) if k * channels_per_unit(group) % multiple == 0]
     return (*counts, group.units)
 
 
-def nearest_keep_count(group: ChannelGroup, ratio: float, round_to: int = 1) -> int:
+def nearest_keep_count(group: ChannelGroup, ratio: float, round_to: RoundTo = 1) -> int:
     """Returns the number of units that a ratio leaves: the nearest possible count, ties towards keeping more.
 
     Raises RatioError if the ratio leaves no unit at all. With `round_to` it returns the nearest multiple above zero
@@ -43,7 +46,7 @@ def nearest_keep_count(group: ChannelGroup, ratio: float, round_to: int = 1) -> 
     """
     # 5 · (1 - 0.9) is a little below one half in floating point: without rounding a tie is not seen as one
     target = round(group.units * (1.0 - ratio), 9)
-    if round_to == 1:
+    if multiple_of(group.name, round_to) == 1:
         count = int(np.floor(target + 0.5))
         if count < 1:
             raise RatioError(
@@ -60,7 +63,7 @@ def plan(
     choices: Mapping[str, GroupChoice],
     scores: Scores,
     *,
-    round_to: int = 1,
+    round_to: RoundTo = 1,
     quantisation: Quantisation = DEFAULT_QUANTISATION,
 ) -> PruningPlan:
     """Decides which units stay. Groups, stacks and layers that `choices` leaves out stay as they are.
@@ -116,7 +119,9 @@ def _as_group(stack: Stack) -> ChannelGroup:
     return ChannelGroup(stack.name, len(stack.blocks), ())
 
 
-def _plan_group(group: ChannelGroup, choice: GroupChoice | None, scores: Scores, round_to: int) -> GroupPlan:
+def _plan_group(
+    group: ChannelGroup, choice: GroupChoice | None, scores: Scores, round_to: RoundTo
+) -> GroupPlan:
     if choice is None:
         return GroupPlan(group.name, GroupChoice("none"), group.units, tuple(range(group.units)), 0.0)
     explicit = choice.kept_units()

@@ -14,6 +14,11 @@ def refuse(model: nn.Module) -> None:
             f"{name} wraps the network to run it on several devices: trace the network itself, model.module, and wrap "
             "the pruned one afterwards"
         )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise NotTraceable(
+            f"{name} is a TorchScript program, whose operators are fixed: trace the nn.Module that it was made of, "
+            "with the program's state_dict() loaded"
+        )
     for path, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, torch.Tensor) and tensor.is_meta:
             raise NotTraceable(

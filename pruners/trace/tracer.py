@@ -362,6 +362,8 @@ def _apply_rule(node: Node, value_of: Any, ledger: Ledger, policy: _Policy, stat
 
 def _by_rule(ledger: Ledger, call: Call, node: Node) -> Value:
     """Returns what the operator's rule makes of its arguments. Raises UnsupportedOp where there is none that fits."""
+    if _is_complex(node):
+        raise UnsupportedOp("complex numbers, as of Fourier transforms, are not followed")
     if call.op not in RULES:
         raise UnsupportedOp("")
     try:
@@ -376,6 +378,13 @@ def _by_rule(ledger: Ledger, call: Call, node: Node) -> Value:
         assert isinstance(result, Labels)
         return replace(result, uniform=True)
     return result
+
+
+def _is_complex(node: Node) -> bool:
+    """Tells whether an operator takes or gives complex numbers: how weights of these rank and repair is not defined."""
+    held = [one.meta.get("val") for one in (node, *node.all_input_nodes)]
+    leaves = torch.utils._pytree.tree_leaves(held)
+    return any(isinstance(leaf, Tensor) and leaf.is_complex() for leaf in leaves)
 
 
 _KEEPS_NUMBERS = frozenset(
@@ -494,4 +503,4 @@ def _refusal(node: Node, detail: str) -> str:
     around = _modules(node)
     instead = "Write it with matmul" if "einsum" in full else "Write it with other operators"
     freeze = f'freeze it: frozen = ["{around[-1]}"]' if around else "trace it without strict"
-    return f"{what}. {instead}, add a rule in pruners/trace/rules/, or {freeze}."
+    return f"{what}. {instead}, add a rule of your own (docs/add-an-operator.md), or {freeze}."

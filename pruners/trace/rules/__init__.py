@@ -8,9 +8,9 @@ produce and which columns consume. The tracer refuses an operator without a rule
 import pkgutil
 from importlib import import_module
 
-from prunefront.pruners.trace.rules.call import RULES, Call, Rule, Value, is_tensor, rule
+from prunefront.pruners.trace.rules.call import OWN, RULES, Call, Rule, Value, channel_rule, is_tensor, rule
 
 for _neighbour in pkgutil.iter_modules(__path__):  # a new file of rules is found by itself
     import_module(f"{__name__}.{_neighbour.name}")
 
-__all__ = ["RULES", "Call", "Rule", "Value", "is_tensor", "rule"]
+__all__ = ["OWN", "RULES", "Call", "Rule", "Value", "channel_rule", "is_tensor", "rule"]

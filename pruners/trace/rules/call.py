@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from prunefront.errors import PrunefrontError
 from prunefront.pruners.trace.labels import Labels, Ledger, Shape, Stored
 
 Value = Any  # Labels, Stored, a list of them, or a plain argument
@@ -49,6 +50,8 @@ class Call:
 
 Rule = Callable[[Ledger, Call], Value]
 RULES: dict[str, Rule] = {}
+OWN: dict[str, Rule] = {}
+"""Those among RULES that people have written for operators of theirs, in this process."""
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -62,6 +65,46 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return add
+
+
+def channel_rule(*operators: str) -> Callable[[Rule], Rule]:
+    """Returns a decorator that registers one's own rule for operators that have none (docs/add-an-operator.md).
+
+    operators: as `prunefront inspect` names them: `aten.rot90`, `mylib.op`, or without what stands before the dot. A
+    rule holds for this process. The cuts of a network that meets it are tried on the example, as with any rule. The
+    same function may be defined again, as notebooks do. Raises PrunefrontError for an operator that has another rule.
+    """
+    names = [_bare(operator) for operator in operators]
+    if not names:
+        raise PrunefrontError("channel_rule needs the name of an operator, e.g. @channel_rule('aten.rot90')")
+
+    def add(function: Rule) -> Rule:
+        for name in names:
+            there = OWN.get(name)
+            again = there is not None and _place(there) == _place(function)
+            if name in RULES and not again:
+                whose = f"by {'.'.join(_place(there))}" if there else "of prunefront's own"
+                raise PrunefrontError(
+                    f"{'.'.join(_place(function))} is a channel rule for operator {name!r}, which has one already, "
+                    f"{whose}; leave it out"
+                )
+        for name in names:
+            RULES[name] = OWN[name] = function
+        return function
+
+    return add
+
+
+def _bare(operator: str) -> str:
+    """Returns an operator's name without its library, and without the underscore of those that work in place."""
+    name = operator.replace("::", ".").rpartition(".")[2]
+    if not name.isidentifier():
+        raise PrunefrontError(f"channel_rule: {operator!r} names no operator; write e.g. 'aten.rot90'")
+    return name if name.startswith("_") and name.endswith("__") else name.rstrip("_")
+
+
+def _place(function: Rule) -> tuple[str, str]:
+    return function.__module__, getattr(function, "__qualname__", type(function).__name__)
 
 
 def is_tensor(value: Value) -> bool:

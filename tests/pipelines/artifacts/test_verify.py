@@ -125,6 +125,8 @@ def test_a_network_of_the_zoo_needs_no_trust(tmp_path: Path, splits: Splits) -> 
     onnx_file = (folder / "model.onnx").read_bytes()
     alike = onnx_quality(onnx_file, splits.part("test"), CLASSIFICATION, threads=1)
     assert alike == quality(model, splits.part("test"), CLASSIFICATION)
+    _rewrite(folder, lambda plan, row: plan["model"].update(rules="rules_of_an_artifact"))
+    assert verify(folder, splits=lambda section: splits).ok  # and nothing of that name was imported
 
 
 FALSE: dict[str, tuple[str, Callable[[dict[str, Any], dict[str, Any]], object]]] = {

@@ -98,6 +98,15 @@ def test_modules_go_along_with_those_that_they_import(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("rules", ["own/turns.py", "own.turns"])
+def test_channel_rules_of_ones_own_go_along(tmp_path: Path, rules: str) -> None:
+    put(tmp_path / "own/turns.py", "import helpers\n")
+    put(tmp_path / "helpers.py", "import numpy\n")
+    put(tmp_path / "other.py")
+    file = study(tmp_path, model=f'factory = "digits_cnn"\nrules = "{rules}"')
+    assert set(pack_file(file, here=tmp_path).files) == {"s.toml", "own/turns.py", "helpers.py"}
+
+
 def test_modules_called_like_our_folders_go_along(tmp_path: Path) -> None:
     put(tmp_path / "search/models.py", "import utils.layers\nimport models\nimport prunefront.search\n")
     put(tmp_path / "pipelines/__init__.py", "from pruners import images\n")

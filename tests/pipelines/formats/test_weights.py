@@ -293,6 +293,21 @@ def test_files_that_are_none(tmp_path: Path, name: str) -> None:
         with pytest.raises(WeightsError) as caught:
             load_weights(net(), tmp_path / name)
         assert "\n" not in str(caught.value)
-    (tmp_path / "w.onnx").write_bytes(b"x")
-    with pytest.raises(WeightsError, match=r"must be \.safetensors, \.pt, \.pth, \.ckpt, \.bin; got w\.onnx"):
-        load_weights(net(), tmp_path / "w.onnx")
+    (tmp_path / "w.h5").write_bytes(b"x")
+    with pytest.raises(WeightsError, match=r"must be \.safetensors, \.pt, \.pth, \.ckpt, \.bin; got w\.h5"):
+        load_weights(net(), tmp_path / "w.h5")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_programs_are_refused_with_the_way_to_their_weights(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(2, 2))
+    torch.jit.trace(net, torch.ones(1, 2)).save(str(tmp_path / "net.pt"))
+    with pytest.raises(
+        WeightsError, match=r"is a TorchScript program.*torch\.jit\.load\('net\.pt'\)\.state_dict"
+    ):
+        load_weights(net, tmp_path / "net.pt")
+    (tmp_path / "net.onnx").write_bytes(b"x")
+    with pytest.raises(WeightsError, match=r"is an ONNX file"):
+        load_weights(net, tmp_path / "net.onnx")
+    torch.save(net.state_dict(), tmp_path / "plain.pt")
+    assert load_weights(net, tmp_path / "plain.pt") == ""

@@ -1,5 +1,6 @@
 """The zoo: published sizes, export, shared weights; factories of the user's own."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import ModelSection
 from prunefront.pipelines.formats.weights import load_weights
 from prunefront.pipelines.models import build, models
+from prunefront.pipelines.prepare.inspection import InspectedSections, Inspection, inspect
+from prunefront.pruners.trace.rules import OWN as OWN_RULES
+from prunefront.pruners.trace.rules import RULES
 
 WEIGHTS = Path(__file__).parents[4] / "shared" / "data" / "resnet20-cifar10.safetensors"
 
@@ -151,3 +156,82 @@ def test_a_zoo_model_that_cannot_be_had(factory: str, options: dict[str, object]
         build(ModelSection(factory=factory, options=options), classes=10, input_shape=(1, 8, 8))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+RULES_FILE = """
+import numpy as np
+from prunefront.pruners.trace.labels import Labels, move
+from prunefront.pruners.trace.rules import channel_rule
+
+@channel_rule("aten.rot90")
+def half_turn(ledger, call):
+    dims = tuple(d % len(call.first.shape) for d in call["dims"])
+    return move(call.first, lambda x: Labels(np.flip(x.data, dims), x.shape))
+"""
+ROTATED = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 8, 3), nn.Linear(8, 10)
+    def forward(self, x):
+        return self.last(torch.rot90(self.first(x), 2, (1, 2)).mean((2, 3)))
+"""
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    """Forgets the rules that a test registered."""
+    rules, own = dict(RULES), dict(OWN_RULES)
+    yield
+    for registry, before in ((RULES, rules), (OWN_RULES, own)):
+        registry.clear()
+        registry.update(before)
+
+
+@pytest.mark.usefixtures("registered")
+def test_a_studys_own_rules_are_imported_with_its_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_turns").mkdir()
+    (tmp_path / "own_turns" / "turns.py").write_text(RULES_FILE)
+    (tmp_path / "rotated.py").write_text(ROTATED)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def inspected(**model: str) -> Inspection:
+        asked = {"name": "s", "model": {"factory": "rotated:Net", **model}, "space": {"criteria": ["l1"]}}
+        return inspect(parse(asked, source="s", base=Path()).part(InspectedSections))
+
+    with pytest.raises(PrunefrontError, match=r"aten\.rot90 .*which has no channel rule"):
+        inspected()  # nothing else is there to prune
+    found = inspected(rules="own_turns/turns.py").to_json()
+    assert [group["name"] for group in found["groups"]] == ["first"]
+    assert "channel rules of your own (own_turns/turns.py): rot90" in found["notes"]
+    inspected(rules="own_turns.turns")  # the same module by its name
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ("nowhere.py", "model.rules = 'nowhere.py': there is no module 'nowhere'"),
+        ("/abs/turns.py", "is no module: write 'package.module'"),
+        ("my-rules.py", "letters, digits and underscores"),
+        ("broken_rules_file.py", "importing broken_rules_file failed: ZeroDivisionError"),
+        ("taken_rules_file.py", "operator 'relu', which has one already, of prunefront's own"),
+        ("empty_rules_file.py", "registers no channel rule"),
+    ],
+)
+def test_rules_that_cannot_be_used_are_said_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rules: str, said: str
+) -> None:
+    (tmp_path / "broken_rules_file.py").write_text("1 / 0\n")
+    (tmp_path / "empty_rules_file.py").write_text("")
+    (tmp_path / "taken_rules_file.py").write_text(RULES_FILE.replace("rot90", "relu"))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(PrunefrontError) as refused:
+        build(ModelSection(factory="digits_cnn", rules=rules), classes=10, input_shape=(1, 8, 8))
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)

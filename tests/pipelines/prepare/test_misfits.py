@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import QuantisationSection, SpaceSection
 from prunefront.pipelines.events.display import Display
-from prunefront.pipelines.prepare.inspection import InspectedSections, inspect, print_inspection
+from prunefront.pipelines.prepare.inspection import InspectedSections, Inspection, inspect, print_inspection
 from prunefront.pipelines.prepare.misfits import misfits
 from prunefront.pipelines.prepare.problem import widest_space
 from prunefront.pipelines.study.run import run
@@ -91,6 +92,24 @@ def test_inspect_says_that_nothing_can_go(tmp_path: Path) -> None:
         parse(STUDY | {"space": space}, source="s", base=tmp_path).part(InspectedSections)
     ).to_json()["misfits"]
     assert line.startswith("nothing can be pruned")
+
+
+def test_inspect_shows_what_each_group_is_rounded_to(tmp_path: Path) -> None:
+    def inspected(round_to: object) -> Inspection:
+        asked = {**STUDY, "space": {"criteria": ["l1"], "round_to": round_to}}
+        return inspect(parse(asked, source="s", base=tmp_path).part(InspectedSections))
+
+    names = [group["name"] for group in inspected(1).to_json()["groups"]]
+    found = inspected({"*": 4, names[0]: 1})
+    groups = found.to_json()["groups"]
+    assert [group["multiple"] for group in groups] == [1, *[4] * (len(names) - 1)]
+    assert all(keep % group["multiple"] == 0 for group in groups for keep in group["keeps"][:-1])
+    assert any(keep % 4 for keep in groups[0]["keeps"])
+    console = Console(record=True, width=200)
+    print_inspection(found, console)
+    assert "multiple of" in console.export_text()
+    with pytest.raises(PrunefrontError, match=f"'nowhere\\*', which fits no channel group.*{names[0]}"):
+        inspected({"nowhere*": 4})
 
 
 @pytest.mark.slow

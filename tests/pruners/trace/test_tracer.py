@@ -1,6 +1,7 @@
 """Tests of the channel graph: complete, consistent, plain data; networks that are refused, by name."""
 
 import pickle
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -561,3 +562,47 @@ def test_a_cache_that_the_export_fills_is_named_and_one_that_is_full_does_no_har
     model, x = Cached().eval(), torch.randn(2, 5, 4)
     model(x)
     assert units(trace(model, x)) == {"one": 6}
+
+
+class Spectral(nn.Module):
+    """Channels that pass through complex numbers, between two that do not."""
+
+    def __init__(self, through: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.through = through
+        self.first, self.inner = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1)
+        self.between, self.last = nn.Conv2d(6, 8, 1), nn.Conv2d(8, 2, 1)
+        self.weight = nn.Parameter(torch.randn(6, 6, dtype=torch.complex64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.between(self.through(self, self.inner(F.relu(self.first(x)))))))
+
+
+SPECTRAL: dict[str, tuple[str, Callable[[Any, Tensor], Tensor]]] = {
+    "rfft2": ("fft_rfft2", lambda net, x: torch.fft.irfft2(torch.fft.rfft2(x) * 0.5, s=x.shape[-2:])),
+    "spectral convolution": (
+        "fft_rfft2",
+        lambda net, x: torch.fft.irfft2(torch.einsum("bihw,io->bohw", torch.fft.rfft2(x), net.weight)),
+    ),
+    "complex weights": (
+        "to|_to_copy|einsum",
+        lambda net, x: torch.einsum("bihw,io->bohw", x.to(torch.complex64), net.weight).abs(),
+    ),
+    "pairs": (
+        "view_as_complex",
+        lambda net, x: torch.view_as_complex(x.unflatten(3, (2, 2))).abs().repeat(1, 1, 1, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize(("operator", "through"), SPECTRAL.values(), ids=SPECTRAL)
+def test_complex_numbers_freeze_by_name_what_reaches_them_and_nothing_else(
+    operator: str, through: Callable[[Any, Tensor], Tensor]
+) -> None:
+    graph = trace(Spectral(through), torch.randn(2, 3, 4, 4))
+    assert units(graph) == {"first": 6, "between": 8}
+    why = reasons(graph)["inner"]
+    assert re.match(
+        rf"reaches aten\.({operator}) .*complex numbers, as of Fourier transforms, are not followed", why
+    )
+    assert "weight" not in {m.tensor for g in graph.groups for m in g.members}
