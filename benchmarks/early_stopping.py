@@ -36,7 +36,7 @@ from prunefront.pruners.graph.pruning_plan import DENSE
 from prunefront.pruners.plan.cost import cost
 from prunefront.search.outcomes.front import ParetoFront
 from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement
-from prunefront.search.promotion.finetuned_candidates import promote
+from prunefront.search.promotion.choose_for_training import promote
 from prunefront.search.promotion.halving import Rungs, levels
 from prunefront.search.searchers import searchers
 

@@ -42,7 +42,7 @@ from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.plan.cost import macs
 from prunefront.pruners.plan.decide import plan
 from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement
-from prunefront.search.promotion.finetuned_candidates import promote
+from prunefront.search.promotion.choose_for_training import promote
 from prunefront.search.promotion.halving import Rungs
 from prunefront.search.searchers import searchers
 from prunefront.search.space.candidate import Candidate

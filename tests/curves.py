@@ -7,7 +7,7 @@ import numpy as np
 
 from prunefront.search.outcomes.front import ParetoFront
 from prunefront.search.outcomes.measurement import OBJECTIVES, Measurement
-from prunefront.search.promotion.finetuned_candidates import promote
+from prunefront.search.promotion.choose_for_training import promote
 from prunefront.search.promotion.halving import Rungs
 
 OBJECTIVE_PAIR = (OBJECTIVES["accuracy"], OBJECTIVES["macs"])

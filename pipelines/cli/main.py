@@ -57,7 +57,7 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """Shows a key of a study file that has another name now as a notice; every other warning as Python does."""
-    from prunefront.pipelines.config.moved import MovedKey  # here: --help loads no settings
+    from prunefront.pipelines.config.earlier_keys import MovedKey  # here: --help loads no settings
 
     if issubclass(category, MovedKey):
         say(f"notice: {message}", err=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from prunefront.pipelines.config.moved import under_new_keys
+from prunefront.pipelines.config.earlier_keys import under_new_keys
 from prunefront.pipelines.config.sections import LATER_TRAINING, StudyConfig, TaskSection, TrainingSection
 from prunefront.pipelines.events.redaction import redact
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.config.moved import KeyTwice, MovedKey, under_new_keys
+from prunefront.pipelines.config.earlier_keys import KeyTwice, MovedKey, under_new_keys
 from prunefront.pipelines.config.sections import Section, StudyConfig
 from prunefront.search.outcomes.constraints import Bound
 

@@ -12,7 +12,7 @@ from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.formats.state_dicts import (
+from prunefront.pipelines.formats.read_checkpoint import (
     ROOT,
     Reading,
     StateDict,

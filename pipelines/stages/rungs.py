@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from prunefront.pipelines.config.sections import TrainingSection
-from prunefront.pipelines.workers.judge import Reached
+from prunefront.pipelines.workers.rung_results import Reached
 from prunefront.search.outcomes.measurement import Failure, Measurement, outcome_from_json
 from prunefront.search.promotion.halving import FEWEST_PAIRS, TRUSTED, Rungs, RungSummary, Verdict, levels
 from prunefront.search.space.problem import Problem

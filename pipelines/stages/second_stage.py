@@ -27,7 +27,7 @@ from prunefront.pipelines.stages.scoring_loop import Screening
 from prunefront.pipelines.stages.session import Session
 from prunefront.pipelines.tracking.tracker import candidate_params
 from prunefront.pipelines.workers.failures import PASSING, REFUSED
-from prunefront.pipelines.workers.judge import Reached
+from prunefront.pipelines.workers.rung_results import Reached
 from prunefront.pipelines.workers.trial import COSTS, MEASURED_ON, RESUMED, Checkpoints
 from prunefront.pipelines.workers.workbench import Job
 from prunefront.pipelines.workers.workers import Training, Workers
@@ -42,7 +42,7 @@ from prunefront.search.outcomes.measurement import (
     metrics_in,
     outcome_from_json,
 )
-from prunefront.search.promotion.finetuned_candidates import promote
+from prunefront.search.promotion.choose_for_training import promote
 from prunefront.search.promotion.halving import Rungs
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.problem import Problem

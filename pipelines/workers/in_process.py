@@ -14,7 +14,7 @@ from prunefront.pipelines.stores.spool import Refuge
 from prunefront.pipelines.tasks import make_task
 from prunefront.pipelines.workers.checkpoints import Folder
 from prunefront.pipelines.workers.inheritance import Inheritance, Parent
-from prunefront.pipelines.workers.judge import OUTCOME, Judge, OnRung
+from prunefront.pipelines.workers.rung_results import OUTCOME, Judge, OnRung
 from prunefront.pipelines.workers.scoring import Scored, ScoringWorker, hand_on
 from prunefront.pipelines.workers.trial import OnTrained, Trial, outcome_of
 from prunefront.pipelines.workers.workbench import Workbench, on_device

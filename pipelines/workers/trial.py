@@ -12,7 +12,7 @@ from torch import nn
 from prunefront.pipelines.measure.target import machine_fields
 from prunefront.pipelines.workers.evaluate import Evaluator, Progress
 from prunefront.pipelines.workers.failures import failure
-from prunefront.pipelines.workers.judge import EPOCH, MEASURED, OUTCOME
+from prunefront.pipelines.workers.rung_results import EPOCH, MEASURED, OUTCOME
 from prunefront.pipelines.workers.train import Keep
 from prunefront.pipelines.workers.workbench import Job, Workbench
 from prunefront.pruners.graph.pruning_plan import DENSE, PruningPlan

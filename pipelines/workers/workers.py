@@ -10,7 +10,7 @@ from prunefront.pipelines.config.sections import MeasureSection
 from prunefront.pipelines.measure.target import Target
 from prunefront.pipelines.stores.spool import Refuge
 from prunefront.pipelines.workers.inheritance import Inheritance
-from prunefront.pipelines.workers.judge import OnRung
+from prunefront.pipelines.workers.rung_results import OnRung
 from prunefront.pipelines.workers.trial import Checkpoints, OnTrained
 from prunefront.pipelines.workers.workbench import Job, Workbench
 from prunefront.pruners.graph.pruning_plan import PruningPlan

@@ -20,7 +20,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from prunefront.errors import NotTraceable, UnknownName, UnsupportedOp
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.trace import handwritten, probe, sites, stacks
+from prunefront.pruners.trace import check_cuts, handwritten, sites, stacks
 from prunefront.pruners.trace.fake import Rehearsal, quiet_about_sizes, rehearse, watch_calls
 from prunefront.pruners.trace.groups import collect_groups, groups_with
 from prunefront.pruners.trace.labels import Labels, Ledger, Stored, Use, blank
@@ -59,7 +59,7 @@ def trace(
         graph, rehearsal = _read(model, inputs, _Policy(frozen, strict))
     found, unstacked = stacks.find_stacks(model, graph, rehearsal.example, frozen)
     graph = replace(graph, stacks=found, unstacked=unstacked)
-    return probe.verify(model, graph, inputs, rehearsal) if verify else graph
+    return check_cuts.verify(model, graph, inputs, rehearsal) if verify else graph
 
 
 @contextmanager

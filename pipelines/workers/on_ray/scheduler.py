@@ -7,7 +7,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from prunefront.pipelines.workers.judge import Judge
+from prunefront.pipelines.workers.rung_results import Judge
 
 
 class HalvingScheduler(FIFOScheduler):

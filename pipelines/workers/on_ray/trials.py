@@ -26,8 +26,8 @@ from ray.util.queue import Queue as EventQueue
 from prunefront.pipelines.cluster.connect import set_up_tune
 from prunefront.pipelines.cluster.patience import Patience
 from prunefront.pipelines.config.sections import ClusterSection
-from prunefront.pipelines.workers.judge import MEASURED, OUTCOME, Judge, OnRung, Reached
 from prunefront.pipelines.workers.on_ray.scheduler import HalvingScheduler
+from prunefront.pipelines.workers.rung_results import MEASURED, OUTCOME, Judge, OnRung, Reached
 from prunefront.pipelines.workers.trial import QUALITY, Checkpoints, OnTrained, Queue, Trial
 from prunefront.pipelines.workers.workbench import Workbench
 from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome, outcome_from_json

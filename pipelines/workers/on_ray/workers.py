@@ -21,11 +21,11 @@ from prunefront.pipelines.journal.layout import TUNE
 from prunefront.pipelines.measure.target import Target
 from prunefront.pipelines.stores.spool import Refuge
 from prunefront.pipelines.workers.inheritance import Inheritance
-from prunefront.pipelines.workers.judge import OnRung
 from prunefront.pipelines.workers.on_ray.checkpoints import kept_in
 from prunefront.pipelines.workers.on_ray.gather import gather
 from prunefront.pipelines.workers.on_ray.pool import ScoringPool
 from prunefront.pipelines.workers.on_ray.trials import Trials, finetune_all
+from prunefront.pipelines.workers.rung_results import OnRung
 from prunefront.pipelines.workers.trial import Checkpoints, OnTrained, Queue
 from prunefront.pipelines.workers.workbench import Workbench
 from prunefront.pipelines.workers.workers import Process, Say, Training

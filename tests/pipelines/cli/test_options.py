@@ -279,7 +279,7 @@ class TestReplace:
         assert "rows" in Path("t.json").read_text()
 
 
-@pytest.mark.filterwarnings("default::prunefront.pipelines.config.moved.MovedKey")
+@pytest.mark.filterwarnings("default::prunefront.pipelines.config.earlier_keys.MovedKey")
 def test_a_study_file_with_earlier_keys_works_with_a_line_for_each(run: Run, tmp_path: Path) -> None:
     study = tmp_path / "earlier.toml"
     study.write_text(f'controls = ["scratch_b"]\n{TEXT}[space]\nbits = [32, 8]\n')

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.trace.cut_trial import plan_of
 from prunefront.pruners.trace.tracer import trace
-from prunefront.pruners.trace.trial import plan_of
 
 Change = Callable[[Tensor], Tensor]
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from prunefront.errors import NotTraceable, PrunefrontError
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.graph.channel_graph import ChannelGraph
+from prunefront.pruners.trace.cut_trial import plan_of
 from prunefront.pruners.trace.tracer import trace
-from prunefront.pruners.trace.trial import plan_of
 
 
 def halved(model: nn.Module, graph: ChannelGraph) -> nn.Module:

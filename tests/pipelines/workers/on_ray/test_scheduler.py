@@ -13,9 +13,9 @@ from ray.tune.search.optuna import OptunaSearch
 
 from prunefront.pipelines.cluster.connect import connect
 from prunefront.pipelines.config.sections import ClusterSection
-from prunefront.pipelines.workers.judge import EPOCH, MEASURED, OUTCOME, Judge, Reached
 from prunefront.pipelines.workers.on_ray.scheduler import HalvingScheduler
 from prunefront.pipelines.workers.on_ray.trials import Guard, SearcherAdapter
+from prunefront.pipelines.workers.rung_results import EPOCH, MEASURED, OUTCOME, Judge, Reached
 from prunefront.search.outcomes.measurement import OBJECTIVES, Failure, Measurement, Outcome
 from prunefront.search.promotion.halving import Rungs
 from prunefront.search.searchers import searchers

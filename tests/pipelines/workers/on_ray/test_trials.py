@@ -13,8 +13,8 @@ from ray.tune.execution import tune_controller
 from ray.tune.search import Searcher as TuneSearcher
 
 from prunefront.choice import GroupChoice
-from prunefront.pipelines.workers.judge import OUTCOME
 from prunefront.pipelines.workers.on_ray.trials import SearcherAdapter, memory_is_no_mystery
+from prunefront.pipelines.workers.rung_results import OUTCOME
 from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome
 from prunefront.search.space.candidate import Candidate
 

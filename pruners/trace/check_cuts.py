@@ -14,10 +14,10 @@ from prunefront.pruners.cut.surgery import removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen
 from prunefront.pruners.graph.shapes import changed_attributes, shapes
 from prunefront.pruners.trace.attributes import Attributes, find_attributes
+from prunefront.pruners.trace.cut_trial import FEW, HALF, Drops, Trial, over_channels, plan_of
 from prunefront.pruners.trace.fake import FakeNetwork, Rehearsal, Run
 from prunefront.pruners.trace.groups import module_of
 from prunefront.pruners.trace.held import WidthError
-from prunefront.pruners.trace.trial import FEW, HALF, Drops, Trial, over_channels, plan_of
 from prunefront.text import first_line
 
 Failure = Callable[[Sequence[ChannelGroup]], str | None]

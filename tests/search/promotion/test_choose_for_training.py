@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from prunefront.errors import PrunefrontError
 from prunefront.search.outcomes.measurement import Constraint, Measurement
-from prunefront.search.promotion.finetuned_candidates import promote
+from prunefront.search.promotion.choose_for_training import promote
 
 
 def scored(accuracy: float, macs: float, noise: float = 0.0) -> Measurement:

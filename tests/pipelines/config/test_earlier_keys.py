@@ -9,7 +9,7 @@ import pytest
 
 import prunefront as pf
 from prunefront.pipelines.config.differences import differences
-from prunefront.pipelines.config.moved import MOVED, MovedKey, under_new_keys
+from prunefront.pipelines.config.earlier_keys import MOVED, MovedKey, under_new_keys
 from prunefront.pipelines.config.read import ConfigError, load, parse, settings
 
 EARLIER = """
