@@ -236,7 +236,7 @@ def narrower(model: nn.Module, epoch: int) -> None:
         ),
         ({"rate": 0.0}, "trained nothing: all weights are as they were"),
     ],
-    ids=str,
+    ids=["never calls", "calls too often", "changes shapes", "trains nothing"],
 )
 def test_a_bad_loop_is_told_in_one_line(options: dict[str, Any], said: str) -> None:
     with pytest.raises(LoopError, match=said) as caught:
