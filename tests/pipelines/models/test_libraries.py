@@ -163,10 +163,12 @@ def _only(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     tops = {"timm", "torchvision", "transformers"}
     for name in [name for name in sys.modules if name.partition(".")[0] in tops]:
         monkeypatch.delitem(sys.modules, name)
-    for place in SOURCES:  # setitem makes monkeypatch take them out again
+    for place in SOURCES:
         name = place.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         if (folder / place).exists():
-            monkeypatch.setitem(sys.modules, name, importlib.import_module(name))
+            monkeypatch.setitem(sys.modules, name, None)  # noted as absent before, so that it goes again
+            del sys.modules[name]
+            importlib.import_module(name)
 
 
 def make(
