@@ -108,8 +108,16 @@ def scored(task: Task, noted: Iterable[Noted]) -> dict[str, Estimate]:
                 f"judge of {type(task).__name__} noted {', '.join(sorted(names))} of one batch and "
                 f"{', '.join(sorted(later)) or 'nothing'} of a later one; the names must stay"
             )
-    found = task.score({name: torch.cat([note[name] for note in notes]) for name in names})
     wanted = [m.name for m in task.metrics]
+    if type(task).score is Task.score and (unnoted := [name for name in wanted if name not in names]):
+        raise TaskError(
+            f"judge of {type(task).__name__} noted no {unnoted[0]!r}, which is among its metrics; it noted "
+            f"{', '.join(sorted(names)) or 'nothing'}; note that name, or give the task a score of its own"
+        )
+    try:
+        found = task.score({name: torch.cat([note[name] for note in notes]) for name in names})
+    except NotFinite as error:
+        raise NotFinite(f"{type(task).__name__}, {', '.join(wanted)}: {error}") from None
     if missing := [name for name in wanted if not isinstance(found.get(name), Estimate)]:
         raise TaskError(
             f"score of {type(task).__name__} returned no {missing[0]!r}, which is among its metrics; it returned "

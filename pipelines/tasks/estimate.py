@@ -65,9 +65,11 @@ def of_sums(rows: Any, metric: Callable[[Floats], Floats]) -> Estimate:
     """Returns a metric that follows from sums over samples, with a bootstrap interval.
 
     rows: (n, k), what each sample adds. metric: sums (r, k) -> values (r,). Raises PrunefrontError for fewer than two
-    samples.
+    samples, NotFinite where a sample adds what is no number.
     """
     table = np.asarray(rows, dtype=np.float64)
+    if broken := int((~np.isfinite(table).all(1)).sum()):
+        raise NotFinite(f"a metric must be finite: the scores of {broken} of {len(table)} samples are not")
     table = table[np.lexsort(table.T)]  # sums of floats and draws must not depend on the order
     return bootstrap(len(table), lambda weights: metric(weights @ table))
 
