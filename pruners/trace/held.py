@@ -80,7 +80,7 @@ class Held(TorchFunctionMode):
     def __init__(self, earlier: Record | None = None) -> None:
         super().__init__()
         self.record, self.replayed = Record(), dict[str, None]()
-        self._earlier = None if earlier is None else iter(earlier.sites)
+        self._earlier = None if earlier is None else deque(earlier.sites)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -134,7 +134,7 @@ class Held(TorchFunctionMode):
         self.record.sites.append(_Site(kind, tuple(shape), held, groups))
         if self._earlier is None:
             return None
-        earlier = next(self._earlier, None)
+        earlier = self._earlier.popleft() if self._earlier else None
         if earlier is None or earlier.kind != kind:
             raise WidthError(f"{kind} is called where the dense network does something else")
         if earlier.groups != groups:
@@ -150,7 +150,8 @@ class Held(TorchFunctionMode):
         eps = given.get("eps", 1e-5)
         if func in GROUP_NORMS:
             groups = int(given["how"] if "how" in given else given["num_groups"])
-            if groups == x.shape[1]:  # each channel by itself
+            before = self._earlier[0].groups if self._earlier else 0
+            if groups == x.shape[1] and not before:  # each channel by itself, and not what a cut left of norm groups
                 self._site(kind, torch.Size(), ())
                 return result
             parts = x.reshape(x.shape[0], groups, -1)
