@@ -1,6 +1,7 @@
 """Trial of the cuts on the example input: groups that `forward` does not take are frozen instead of failing later."""
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -109,8 +110,21 @@ _IN_TRAINING = "in training mode, "
 
 
 def _choose_drops(graph: ChannelGraph, rng: np.random.Generator) -> Drops:
+    """Returns one unit, and about half of the units, of every group.
+
+    Groups of one width lose different numbers: `forward` may read the width of one off another.
+    """
     orders = {g.name: rng.permutation(g.units).tolist() for g in graph.groups}
-    return {name: (order[:1], order[: max(1, len(order) // 2)]) for name, order in orders.items()}
+    drops, alike = {}, Counter[int]()
+    for name, order in orders.items():
+        share = 0.3 + 0.4 * ((0.5 + alike[len(order)] * _GOLDEN) % 1)
+        alike[len(order)] += 1
+        drops[name] = order[:1], order[: max(1, round(share * len(order)))]
+    return drops
+
+
+_GOLDEN = 0.6180339887
+"""Its multiples, without their whole parts, lie far apart, the next ones most of all."""
 
 
 def _frozen(graph: ChannelGraph, reasons: dict[str, str], notes: Sequence[str]) -> ChannelGraph:

@@ -235,7 +235,7 @@ def _leaves(value: Value) -> list[Value]:
 def _run(graph: Graph, inputs: Sequence[Value], ledger: Ledger, policy: _Policy) -> Value:
     """Returns the labels of a graph's outputs."""
     values: dict[Node, Value] = dict(zip(graph.find_nodes(op="placeholder"), inputs, strict=True))
-    norms = handwritten.statistics(graph)
+    norms, live = handwritten.statistics(graph), _live(graph)
 
     def value_of(argument: Any) -> Any:
         if isinstance(argument, Node):
@@ -247,6 +247,8 @@ def _run(graph: Graph, inputs: Sequence[Value], ledger: Ledger, policy: _Policy)
     for node in graph.nodes:
         if node.op == "get_attr":  # the body of a block under no_grad or autocast
             values[node] = getattr(graph.owning_module, str(node.target))
+        elif node.op == "call_function" and node not in live:
+            values[node] = _blanks(node)
         elif node.op == "call_function" and _name(node) in (
             "wrap_with_set_grad_enabled",
             "wrap_with_autocast",
@@ -261,6 +263,16 @@ def _run(graph: Graph, inputs: Sequence[Value], ledger: Ledger, policy: _Policy)
         elif node.op == "output":
             return value_of(node.args[0])
     return None
+
+
+def _live(graph: Graph) -> set[Node]:
+    """Returns the operators whose results reach the output, or are written somewhere: not those asked for a size alone."""
+    live: set[Node] = set()
+    for node in reversed(graph.nodes):
+        checks = node.op == "call_function" and _name(node).startswith("_assert")
+        if node.op == "output" or _name(node).endswith("_") or (node.users.keys() & live and not checks):
+            live.add(node)
+    return live
 
 
 _VIEWS = frozenset(

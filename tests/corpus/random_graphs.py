@@ -45,9 +45,7 @@ class Network(nn.Module):
         values = [x]
         for (_, reads, run), layer in zip(self.steps, self.layers, strict=True):
             values.append(run(layer, *(values[i] for i in reads)))
-        return tuple(
-            head(_pooled(values[at])) for at, head in zip(self.ends, self.heads, strict=True)
-        )
+        return tuple(head(_pooled(values[at])) for at, head in zip(self.ends, self.heads, strict=True))
 
     def __repr__(self) -> str:
         lines = [
@@ -175,7 +173,9 @@ def recurrent(number: Number, x: Tensor) -> Made | None:
     if x.dim() != 3:
         return None
     kind = (nn.GRU, nn.LSTM, nn.RNN)[number(0, 2)]
-    layer = kind(x.shape[2], 4 * number(1, 2), number(1, 2), batch_first=True, bidirectional=bool(number(0, 1)))
+    layer = kind(
+        x.shape[2], 4 * number(1, 2), number(1, 2), batch_first=True, bidirectional=bool(number(0, 1))
+    )
     return layer, lambda layer, x: layer(x)[0]
 
 
@@ -207,7 +207,9 @@ def whole_parameter(number: Number, x: Tensor) -> Made | None:
 
 @operator
 def position(number: Number, x: Tensor) -> Made | None:
-    return Holding(x.shape[-2 if x.dim() > 2 else -1], 1) if x.dim() > 2 else None, lambda layer, x: x + layer.held
+    return Holding(
+        x.shape[-2 if x.dim() > 2 else -1], 1
+    ) if x.dim() > 2 else None, lambda layer, x: x + layer.held
 
 
 @operator
@@ -229,7 +231,9 @@ def squeeze_and_excite(number: Number, x: Tensor) -> Made | None:
     if x.dim() != 4:
         return None
     c = x.shape[1]
-    layer = nn.Sequential(nn.Conv2d(c, 4, 1), nn.ReLU(), nn.Conv2d(4, c if number(0, 2) else 1, 1), nn.Sigmoid())
+    layer = nn.Sequential(
+        nn.Conv2d(c, 4, 1), nn.ReLU(), nn.Conv2d(4, c if number(0, 2) else 1, 1), nn.Sigmoid()
+    )
     return layer, lambda layer, x: x * layer(x.mean((2, 3), keepdim=True))
 
 
@@ -489,7 +493,9 @@ plain(
     max_pool=lambda x: F.max_pool2d(image(x), 2),
     avg_pool=lambda x: F.avg_pool2d(image(x), 3, 1, 1),
     adaptive_pool=lambda x: F.adaptive_avg_pool2d(image(x), 2),
-    upsampled=lambda x: F.interpolate(image(x), scale_factor=2) if x.shape[2] < 8 else F.interpolate(x, size=4),
+    upsampled=lambda x: (
+        F.interpolate(image(x), scale_factor=2) if x.shape[2] < 8 else F.interpolate(x, size=4)
+    ),
     flattened=lambda x: image(x).flatten(1),
     as_tokens=lambda x: image(x).flatten(2).transpose(1, 2),
     channels_as_tokens=lambda x: image(x).flatten(2),
@@ -506,7 +512,9 @@ plain(
     mixed_tokens=lambda x: (tokens(x) @ x.mT / 4).softmax(-1) @ x,
     mixed_channels=lambda x: x @ (tokens(x).mT @ x / 4).softmax(-1),
     mean_token=lambda x: torch.cat([tokens(x), x.mean(1, keepdim=True)], 1),
-    as_image=lambda x: x[..., None, None].expand(-1, -1, 4, 4) if x.dim() == 2 else tokens(x).mT.unsqueeze(-1),
+    as_image=lambda x: (
+        x[..., None, None].expand(-1, -1, 4, 4) if x.dim() == 2 else tokens(x).mT.unsqueeze(-1)
+    ),
     as_one_token=lambda x: x[:, None] if x.dim() == 2 else tokens(x).flatten(0, 1),
 )
 
@@ -525,7 +533,9 @@ plain(
     attended=lambda x, y: (tokens(x) @ y.mT / 4).softmax(-1) @ y,
     similar=lambda x, y: x * F.cosine_similarity(x, y, axis_of(x), 1e-3).unsqueeze(axis_of(x)),
     outer=lambda x, y: x[:, :, None] * y[:, None] if x.dim() == y.dim() == 2 else tokens(x).mT @ y,
-    contracted=lambda x, y: torch.einsum("nlc,nmc->nlm", x, y) if x.dim() == 3 else (x * y).sum(-1, keepdim=True),
+    contracted=lambda x, y: (
+        torch.einsum("nlc,nmc->nlm", x, y) if x.dim() == 3 else (x * y).sum(-1, keepdim=True)
+    ),
     filled=lambda x, y: x.masked_fill(y < 0, 0.5),
 )
 
@@ -603,9 +613,7 @@ class _Growing:
         """Returns the network, its scales, shifts and statistics random."""
         read = {i for step in self.steps for i in step.reads}
         ends = [i for i in range(1, len(self.values)) if i not in read]
-        made = Network(
-            self.steps, [(i, nn.Linear(_pooled(self.values[i]).shape[-1], 3)) for i in ends]
-        )
+        made = Network(self.steps, [(i, nn.Linear(_pooled(self.values[i]).shape[-1], 3)) for i in ends])
         for parameter in made.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.3 * torch.randn(parameter.shape))

@@ -25,10 +25,13 @@ def check(model: nn.Module, x: Tensor) -> int:
     rng = np.random.default_rng(0)
     for _ in range(2):
         kept = [
-            sorted(rng.choice(g.units, rng.integers(1, g.units + 1), replace=False).tolist()) for g in graph.groups
+            sorted(rng.choice(g.units, rng.integers(1, g.units + 1), replace=False).tolist())
+            for g in graph.groups
         ]
         plan = keeping(graph, kept)
-        double = surgery.rebuilt(model, {}, lambda _, t: t.double() + 0.01 if t.is_floating_point() else t.clone())
+        double = surgery.rebuilt(
+            model, {}, lambda _, t: t.double() + 0.01 if t.is_floating_point() else t.clone()
+        )
         with torch.random.fork_rng():
             torch.manual_seed(1)
             fresh = torch.randn(x.shape, dtype=torch.float64)

@@ -199,8 +199,28 @@ def index_put(ledger: Ledger, call: Call) -> Value:
     data = x.data.squeeze(tuple(used))
     for _ in places:
         data = np.expand_dims(data, at)
-    ledger.meet(Labels(data, (*rest[:at], *places, *rest[at:])), values)
-    return ledger.canon(x)
+    met = ledger.meet(Labels(data, (*rest[:at], *places, *rest[at:]), x.uniform), values)
+    if not x.uniform or not isinstance(met, Labels) or not met.labelled():
+        return ledger.canon(x)
+    around = range(at, at + len(places))  # the target was one number everywhere: what is written gives it its channels
+    met = ledger.require_axes(met, set(range(len(met.shape))) - set(around), f"{call.op} writes channels at places")
+    data = met.data.squeeze(tuple(around))
+    for axis in used:
+        data = np.expand_dims(data, axis)
+    return Labels(data, x.shape)
+
+
+@rule("index_add", "index_copy", "scatter_add", "scatter_reduce")
+def gathered(ledger: Ledger, call: Call) -> Value:
+    """Adds rows of one tensor to places of another: along other axes than the channels', which meet."""
+    x, index = ledger.as_data(call["self"]), ledger.as_data(call["index"])
+    source = ledger.as_data(call.get("source", call.get("src")))
+    ledger.freeze(index.data, f"{call.op} writes at places that its channels name")
+    axis = call.axis()
+    if x.varies(axis) or source.varies(axis):
+        x, source = (ledger.drop(v, f"{call.op} picks its channels by number") for v in (x, source))
+    mine, its = (Labels(v.data, (*v.shape[:axis], 1, *v.shape[axis + 1 :]), v.uniform) for v in (x, source))
+    return Labels(ledger.meet_labels(mine, its).data, call.shape)
 
 
 @rule("slice_scatter", "select_scatter")

@@ -96,3 +96,11 @@ def window(ledger: Ledger, call: Call) -> Value:
     result = Labels(x.data, call.shape)
     pairs = call.op.endswith("with_indices") or call.op.startswith("adaptive_max")
     return [result, result] if pairs else result
+
+
+@rule("max_unpool2d", "max_unpool3d")
+def unpool(ledger: Ledger, call: Call) -> Value:
+    """Puts pixels back to the places of their own channel, which the indices name."""
+    x = ledger.as_data(ledger.meet(call["self"], call["indices"]))
+    n = int(call.op[-2])
+    return Labels(ledger.require_axes(x, range(len(x.shape) - n), f"{call.op} runs over its channels").data, call.shape)

@@ -255,3 +255,32 @@ def test_state_between_calls_is_carried_along(how: str) -> None:
     before = {name: t.clone() for name, t in model.state_dict().items()}
     assert free(trace(model, torch.randn(2, 3, 8, 8))) == {"make"}
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+
+class Borrowing(nn.Module):
+    """Reads the width of one layer off another one: right as long as both lose equally many."""
+
+    def __init__(self, borrows: bool) -> None:
+        super().__init__()
+        self.borrows = borrows
+        self.one, self.two = nn.Linear(6, 8), nn.Linear(6, 16)
+        self.left, self.right = nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, z = self.one(x), self.two(x)
+        width = y.shape[1] if self.borrows else z.shape[1] // 2
+        return self.left(y) + self.right(z.reshape(len(z), 2, width).sum(1))
+
+
+@pytest.mark.parametrize("borrows", [False, True])
+def test_a_width_that_is_read_off_another_layer_stays(borrows: bool) -> None:
+    graph = trace(Borrowing(borrows).eval(), torch.randn(2, 6))
+    assert free(graph) == (set() if borrows else {"one", "two"})
+
+
+def test_norm_groups_of_which_one_channel_is_left_are_still_norm_groups() -> None:
+    class Pairs(Normed):
+        def __init__(self) -> None:
+            super().__init__(nn.GroupNorm(8, 16))
+
+    assert free(trace(Pairs().eval(), torch.randn(2, 3, 8, 8))) == {"make"}
