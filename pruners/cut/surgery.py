@@ -191,17 +191,38 @@ def _key(attribute: SizeAttribute) -> tuple[str, str, int]:
 
 def mask(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
     """Returns a new module of the dense size with every dropped slice set to zero (the oracle of `apply`)."""
-    going = removed_positions(graph, plan)
+    going = _zeros(removed_positions(graph, plan))
 
     return _map_tensors(model, lambda name, tensor: _zeroed(tensor.clone(), going.get(name, {})))
 
 
 def mask_in_place(model: nn.Module, going: RemovedPositions) -> None:
     """Sets the dropped slices of a module to zero, *in place*."""
+    going = _zeros(going)
     with torch.no_grad():
         for name, tensor in model.state_dict(keep_vars=True).items():
             if name in going:
                 _zeroed(tensor, going[name])
+
+
+_GAINS = {"original1": "original0", "weight_v": "weight_g"}
+"""Last names of a direction, which weight norm divides by its length, and of its gain."""
+
+
+def _zeros(going: RemovedPositions) -> RemovedPositions:
+    """Returns the positions that are zero in a masked network: a gain of zero stands for a direction of zeros.
+
+    A direction of zeros has no length to be divided by.
+    """
+
+    def gained(name: str, dim: int) -> bool:
+        stem, dot, last = name.rpartition(".")
+        return last in _GAINS and dim in going.get(f"{stem}{dot}{_GAINS[last]}", {})
+
+    return {
+        name: {dim: positions for dim, positions in axes.items() if not gained(name, dim)}
+        for name, axes in going.items()
+    }
 
 
 def _zeroed(tensor: Tensor, going: Mapping[int, list[int]]) -> Tensor:

@@ -15,7 +15,7 @@ from prunefront.pruners.cut.surgery import removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen
 from prunefront.pruners.graph.shapes import changed_attributes, shapes
 from prunefront.pruners.trace.attributes import Attributes, find_attributes
-from prunefront.pruners.trace.cut_trial import FEW, HALF, Drops, Trial, over_channels, plan_of
+from prunefront.pruners.trace.cut_trial import FEW, FIXED, HALF, Drops, Trial, over_channels, plan_of
 from prunefront.pruners.trace.fake import FakeNetwork, Rehearsal, Run
 from prunefront.pruners.trace.groups import module_of
 from prunefront.pruners.trace.held import WidthError
@@ -86,9 +86,8 @@ def verify(
             if trained.failure(left) is not None:
                 fake = _Sizes(model, graph, part, drops, training=True)
                 for kind in (fake, trained):
-                    # an uncut network that differs from itself would show every group as wrong
-                    if kind.failure([]) is None:
-                        settle(kind.failure, _IN_TRAINING)
+                    # an uncut network that differs from itself would show every group as wrong: then sizes alone count
+                    settle(kind.failure if kind.failure([]) is None else _only_sizes(kind.failure), _IN_TRAINING)
                 if trained.failure([]) is not None:
                     notes.append(_NO_TRAINING.format("forward gives other values at each call there"))
         except NotTraceable as error:
@@ -107,6 +106,16 @@ def _helpful(
 _RANDOM = "forward draws random numbers in eval mode ({}): they were constants while the cuts were tried"
 _NO_TRAINING = "the cuts were not tried in training mode: {}"
 _IN_TRAINING = "in training mode, "
+
+
+def _only_sizes(failure: Failure) -> Failure:
+    """Returns the same trial, in which nothing counts but a forward that the cut network does not get through."""
+
+    def failing(groups: Sequence[ChannelGroup]) -> str | None:
+        why = failure(groups) if groups else None
+        return why if why is not None and why.startswith(FIXED) else None
+
+    return failing
 
 
 def _choose_drops(graph: ChannelGraph, rng: np.random.Generator) -> Drops:

@@ -23,6 +23,9 @@ from prunefront.text import first_line
 FEW, HALF = 0, 1
 """Cuts that are tried: one unit of every group, and about half of them."""
 
+FIXED = "forward fixes its size: "
+"""Beginning of the reason where a cut network does not run, or gives tensors of other shapes."""
+
 Drops = Mapping[str, Sequence[Sequence[int]]]
 """group -> units that go in each of these cuts, the first one's among those of the second."""
 
@@ -188,7 +191,7 @@ class Trial:
         except WidthError as error:
             return f"forward computes with its size: {error}"
         except Exception as error:  # the user's forward may raise anything on the cut network  # noqa: BLE001
-            return f"forward fixes its size: {first_line(error)}"
+            return f"{FIXED}{first_line(error)}"
         if [t.shape for t in self._other[precision][0]] != [t.shape for t in true]:
             del self._other[precision]  # those on the first example
             self._base = None
@@ -213,10 +216,10 @@ class Trial:
         bounds: Bounds,
     ) -> str | None:
         if len(made[0]) != len(true[0]):
-            return f"forward fixes its size: it gives {len(made[0])} tensors instead of {len(true[0])}"
+            return f"{FIXED}it gives {len(made[0])} tensors instead of {len(true[0])}"
         for one, two in zip(made[0], true[0], strict=True):
             if one.shape != two.shape:
-                return f"forward fixes its size: an output becomes {tuple(one.shape)} instead of {tuple(two.shape)}"
+                return f"{FIXED}an output becomes {tuple(one.shape)} instead of {tuple(two.shape)}"
             if two.numel() and bool(two.isnan().all()):
                 return "cannot be checked: an output on the example is not a number; give another example"
         real = [i for i, t in enumerate(true[0]) if t.is_floating_point() or t.is_complex()]

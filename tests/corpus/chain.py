@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 from prunefront.pipelines.formats import onnx_export
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.graph.channel_graph import ChannelGraph
-from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.plan.cost import cost, locked_macs
 from prunefront.pruners.saved import load_network, save_network
 from prunefront.pruners.trace.held import Held
@@ -59,11 +58,9 @@ def chain(make: Callable[[], Made], folder: Path, *, onnx: bool) -> Outcome:
     inputs_double = tree_map(_double, inputs)
     dense = outputs(double, inputs_double)
     cut = surgery.apply(double, graph, plan)
-    held, true = _masked(double, graph, plan, inputs_double)
-    if not all(bool(t.isfinite().all()) for t in true if t.is_floating_point()):
-        # the norm of a weight's row of zeros: it is enough that nobody reads such a channel
-        reading = [replace(g, members=tuple(m for m in g.members if m.role == "in")) for g in graph.groups]
-        held, true = _masked(double, replace(graph, groups=tuple(reading)), plan, inputs_double)
+    held = Held()
+    with held:
+        true = outputs(surgery.mask(double, graph, plan), inputs_double)
     replayed = Held(held.record) if any(g.name in graph.inexact for g in plan.groups if not g.dense) else Held()
     with replayed:
         mine = outputs(cut, inputs_double)
@@ -80,15 +77,6 @@ def chain(make: Callable[[], Made], folder: Path, *, onnx: bool) -> Outcome:
         onnx_export.export(cut.eval(), inputs if len(inputs) > 1 else inputs[0], folder / "net.onnx")
         onnx_export.check(cut, folder / "net.onnx", inputs if len(inputs) > 1 else inputs[0], tolerance=1e-3)
     return outcome
-
-
-def _masked(
-    model: nn.Module, graph: ChannelGraph, plan: PruningPlan, inputs: tuple[Any, ...]
-) -> tuple[Held, list[Tensor]]:
-    """Returns the outputs of the masked network, and what its norms saw."""
-    held = Held()
-    with held:
-        return held, outputs(surgery.mask(model, graph, plan), inputs)
 
 
 def outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
