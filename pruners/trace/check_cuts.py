@@ -1,6 +1,7 @@
 """Trial of the cuts on the example input: groups that `forward` does not take are frozen instead of failing later."""
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,10 +14,11 @@ from prunefront.errors import NotTraceable
 from prunefront.pruners.cut.surgery import removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen
 from prunefront.pruners.graph.shapes import changed_attributes, shapes
-from prunefront.pruners.trace.attributes import Attributes, find_attributes
+from prunefront.pruners.trace.arguments import Inputs
+from prunefront.pruners.trace.attributes import Attributes, find_attributes, kinds_of
 from prunefront.pruners.trace.cut_trial import FEW, HALF, Drops, Trial, over_channels, plan_of
 from prunefront.pruners.trace.fake import FakeNetwork, Rehearsal, Run
-from prunefront.pruners.trace.groups import module_of
+from prunefront.pruners.trace.groups import merge, module_of, possible_merges
 from prunefront.pruners.trace.held import WidthError
 from prunefront.text import first_line
 
@@ -27,7 +29,7 @@ Failure = Callable[[Sequence[ChannelGroup]], str | None]
 def verify(
     model: nn.Module,
     graph: ChannelGraph,
-    example: tuple[Any, ...],
+    example: Inputs,
     rehearsal: Rehearsal | None = None,
     *,
     seed: int = 0,
@@ -63,6 +65,12 @@ def verify(
             sizes, trial = sizes.setting(attributes), Trial(model, graph, part, drops, seed=seed)
             reasons.clear()
             settle(sizes.failure)
+        if reasons and (merged := _merged(model, graph, sizes, reasons)) is not None:
+            trial.close()
+            graph, drops = merged, _choose_drops(merged, np.random.default_rng(seed))
+            sizes, trial = sizes.of(graph, drops), Trial(model, graph, part, drops, seed=seed)
+            reasons.clear()
+            settle(sizes.failure)
         settle(trial.failure)
     if graph.inexact:
         alone = trial.failure if sizes.dense is None else sizes.failure
@@ -95,6 +103,33 @@ def verify(
     return _frozen(graph, reasons, notes)
 
 
+def _merged(
+    model: nn.Module, graph: ChannelGraph, sizes: "_Sizes", reasons: Mapping[str, str]
+) -> ChannelGraph | None:
+    """Returns the graph with groups merged, and numbers set, that fail alone and pass together; None if none do."""
+    failing = [g for g in graph.groups if g.name in reasons]
+    found, helps = graph, False
+    for sets in possible_merges(failing):
+        alone = {g.name for g in found.groups}
+        if not all(name in alone for held in sets for name in held):
+            continue  # merged by now
+        tried = merge(found, sets)
+        firsts = {held[0] for held in sets}
+        samples = kinds_of([g for g in tried.groups if g.name in firsts])
+        fake = sizes.of(tried, _choose_drops(tried, np.random.default_rng(0)))
+        why = [fake.failure([g]) for g in samples]
+        if any(why) and len({module_of(name) for name in sets[0]}) == 1:  # parts of one module
+            setting = find_attributes(
+                model, tried, samples, lambda made, g, fake=fake: fake.setting(made).failure([g])
+            )
+            kept = [a for a in found.attributes if a not in setting]
+            tried = replace(tried, attributes=(*kept, *setting))
+            why = [fake.setting(tried.attributes).failure([g]) for g in samples]
+        if not any(why):
+            found, helps = tried, True
+    return found if helps else None
+
+
 def _helpful(
     model: nn.Module, graph: ChannelGraph, sizes: "_Sizes", reasons: Mapping[str, str]
 ) -> Attributes:
@@ -109,8 +144,18 @@ _IN_TRAINING = "in training mode, "
 
 
 def _choose_drops(graph: ChannelGraph, rng: np.random.Generator) -> Drops:
-    orders = {g.name: rng.permutation(g.units).tolist() for g in graph.groups}
-    return {name: (order[:1], order[: max(1, len(order) // 2)]) for name, order in orders.items()}
+    """Returns one unit of each group, and about half: of groups of the same width, other numbers as far as possible.
+
+    So widths that `forward` takes to be the same show.
+    """
+    drops, seen = {}, Counter[int]()
+    for g in graph.groups:
+        order = rng.permutation(g.units).tolist()
+        least = max(1, g.units // 4)
+        counts = sorted(range(least, g.units - least + 1), key=lambda n, half=g.units // 2: abs(n - half)) or [1]
+        drops[g.name] = order[:1], order[: counts[seen[g.units] % len(counts)]]
+        seen[g.units] += 1
+    return drops
 
 
 def _frozen(graph: ChannelGraph, reasons: dict[str, str], notes: Sequence[str]) -> ChannelGraph:
@@ -183,13 +228,19 @@ class _Sizes:
         self,
         model: nn.Module,
         graph: ChannelGraph,
-        example: tuple[Any, ...],
+        example: Inputs,
         drops: Drops,
         *,
         training: bool = False,
     ) -> None:
         self.network, self.graph, self.example, self.drops = FakeNetwork(model), graph, example, drops
         self.training = training
+
+    def of(self, graph: ChannelGraph, drops: Drops) -> "_Sizes":
+        """Returns the same trials of other groups of the network."""
+        made = copy.copy(self)
+        made.graph, made.drops = graph, drops
+        return made
 
     def setting(self, attributes: Attributes) -> "_Sizes":
         """Returns the same trials with numbers in modules set after the cuts."""

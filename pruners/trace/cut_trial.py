@@ -15,8 +15,10 @@ from prunefront.pruners.cut import surgery
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
 from prunefront.pruners.graph.pruning_plan import GroupPlan, PruningPlan
 from prunefront.pruners.graph.shapes import changed_attributes, shapes
+from prunefront.pruners.trace.arguments import Inputs, tensors_of
 from prunefront.pruners.trace.compare import FIRST_LOOK, FLOAT32, FLOAT64, NARROW, Bounds, compare
-from prunefront.pruners.trace.held import Held, Record, WidthError, own_chance, tensors_of
+from prunefront.pruners.trace.held import Held, Record, WidthError, own_chance
+from prunefront.pruners.units.attention import spell
 from prunefront.pruners.units.eval_mode import train_but_norms
 from prunefront.text import first_line
 
@@ -60,7 +62,7 @@ class Trial:
         self,
         model: nn.Module,
         graph: ChannelGraph,
-        example: tuple[Any, ...],
+        example: Inputs,
         drops: Drops,
         *,
         training: bool = False,
@@ -86,7 +88,7 @@ class Trial:
                 return why
         return None
 
-    def go_on(self, example: tuple[Any, ...]) -> None:
+    def go_on(self, example: Inputs) -> None:
         """Takes another example from now on, with the networks as they are."""
         self.example = example
 
@@ -152,6 +154,7 @@ class Trial:
                 return network
         self._base = self._cut = None  # the old copy goes before the new one comes
         network = surgery.rebuilt(self.model, {}, lambda _, tensor: _as(tensor, precision))
+        spell(network)  # as the cut one is: their statistics are compared one by one
         network.eval()
         if self.training:
             train_but_norms(network)
@@ -250,7 +253,7 @@ class Trial:
         )  # a forward may work in place
         held = Held(earlier)
         with torch.no_grad(), own_chance(), held:
-            outputs = network(*inputs)
+            outputs = inputs.call(network)
         return tensors_of(outputs), held.record, tuple(held.replayed)
 
 

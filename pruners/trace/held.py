@@ -289,8 +289,3 @@ def own_chance() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(legacy)  # noqa: NPY002
-
-
-def tensors_of(outputs: Any) -> list[Tensor]:
-    """Returns all tensors of a network's output."""
-    return [t for t in _pytree.tree_leaves(outputs) if isinstance(t, Tensor)]
