@@ -187,7 +187,7 @@ class Trial:
             _fill(cut, masked, going)
             self._base = None
         try:
-            made, observed, replayed = self._run(cut, precision, record)
+            made, observed, replayed = self._run(cut, precision, record, self._kept(going))
         except WidthError as error:
             return f"forward computes with its size: {error}"
         except Exception as error:  # the user's forward may raise anything on the cut network  # noqa: BLE001
@@ -200,6 +200,15 @@ class Trial:
         if (why := over_channels(self.graph, groups, replayed)) is not None:
             return why
         return self._judge((made, observed), (true, record), self._other[precision], bounds)
+
+    def _kept(self, going: surgery.RemovedPositions) -> list[tuple[int, Sequence[int]]]:
+        """Returns size and positions left of every axis that is cut, each once."""
+        found = {
+            (self.graph.shapes[name][axis], tuple(surgery.left_positions(self.graph, going, name, axis)))
+            for name, axes in going.items()
+            for axis in axes
+        }
+        return sorted(found)
 
     def _apply(self, network: nn.Module, plan: PruningPlan) -> nn.Module:
         """Returns the cut network, the one of the last look if that had the same plan and the same weights."""
@@ -246,12 +255,16 @@ class Trial:
         return None
 
     def _run(
-        self, network: nn.Module, precision: torch.dtype | None, earlier: Record | None = None
+        self,
+        network: nn.Module,
+        precision: torch.dtype | None,
+        earlier: Record | None = None,
+        kept: Sequence[tuple[int, Sequence[int]]] = (),
     ) -> tuple[list[Tensor], Record, tuple[str, ...]]:
         inputs = _pytree.tree_map(
             lambda value: _as(value, precision), self.example
         )  # a forward may work in place
-        held = Held(earlier)
+        held = Held(earlier, kept)
         with torch.no_grad(), own_chance(), held:
             outputs = inputs.call(network)
         return tensors_of(outputs), held.record, tuple(held.replayed)
