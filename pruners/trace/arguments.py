@@ -39,25 +39,30 @@ def tensors_of(outputs: Any) -> list[Tensor]:
     Objects that are no containers, such as a cache of keys and values, are state that the network takes back: a cut
     network fills them with what it makes itself. Their tensors count only where there are no others.
     """
-    return list(_tensors(outputs, set(), inside=False)) or list(_tensors(outputs, set(), inside=True))
+    found = list(_tensors(outputs, "", set()))
+    plain = [tensor for tensor, state in found if not state]
+    return plain or [tensor for tensor, _ in found]
 
 
 def state_of(outputs: Any) -> list[str]:
     """Returns the names of the types of objects in an output whose tensors do not count in `tensors_of`."""
-    if not list(_tensors(outputs, set(), inside=False)):
-        return []
-    leaves = [leaf for leaf in _pytree.tree_leaves(outputs) if not isinstance(leaf, Tensor)]
-    return sorted({type(leaf).__name__ for leaf in leaves if list(_tensors(leaf, set(), inside=True))})
+    states = {state for _, state in _tensors(outputs, "", set())}
+    return sorted(states - {""}) if "" in states else []
 
 
-def _tensors(value: Any, seen: set[int], *, inside: bool) -> Iterator[Tensor]:
-    """Yields tensors. seen: objects that were met, since they may hold each other. inside: look into all objects."""
+def _tensors(value: Any, state: str, seen: set[int]) -> Iterator[tuple[Tensor, str]]:
+    """Yields tensors, each with the type of the outermost object around it that is no container, "" for none.
+
+    seen: objects that were met, since they may hold each other.
+    """
     for leaf in _pytree.tree_leaves(value):
         if isinstance(leaf, Tensor):
-            yield leaf
-        elif id(leaf) in seen or isinstance(leaf, type | nn.Module):
+            yield leaf, state
+        elif isinstance(leaf, type | nn.Module) or id(leaf) in seen:
             continue
-        elif is_dataclass(leaf) or (inside and hasattr(leaf, "__dict__")):
+        elif is_dataclass(leaf):
             seen.add(id(leaf))
-            held = [getattr(leaf, f.name) for f in fields(leaf)] if is_dataclass(leaf) else vars(leaf)
-            yield from _tensors(held, seen, inside=inside)
+            yield from _tensors([getattr(leaf, f.name) for f in fields(leaf)], state, seen)
+        elif hasattr(leaf, "__dict__"):
+            seen.add(id(leaf))
+            yield from _tensors(vars(leaf), state or type(leaf).__name__, seen)

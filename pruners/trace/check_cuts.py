@@ -1,7 +1,7 @@
 """Trial of the cuts on the example input: groups that `forward` does not take are frozen instead of failing later."""
 
 import copy
-from collections import Counter
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -115,12 +115,13 @@ def _merged(
             continue  # merged by now
         tried = merge(found, sets)
         firsts = {held[0] for held in sets}
-        samples = kinds_of([g for g in tried.groups if g.name in firsts])
+        together = [g for g in tried.groups if g.name in firsts]
+        samples = kinds_of(together)
         fake = sizes.of(tried, _choose_drops(tried, np.random.default_rng(0)))
         why = [fake.failure([g]) for g in samples]
         if any(why) and len({module_of(name) for name in sets[0]}) == 1:  # parts of one module
             setting = find_attributes(
-                model, tried, samples, lambda made, g, fake=fake: fake.setting(made).failure([g])
+                model, tried, together, lambda made, g, fake=fake: fake.setting(made).failure([g])
             )
             kept = [a for a in found.attributes if a not in setting]
             tried = replace(tried, attributes=(*kept, *setting))
@@ -144,17 +145,15 @@ _IN_TRAINING = "in training mode, "
 
 
 def _choose_drops(graph: ChannelGraph, rng: np.random.Generator) -> Drops:
-    """Returns one unit of each group, and about half: of groups of the same width, other numbers as far as possible.
+    """Returns one unit of each group, and about half: of neighbouring groups other shares, between 1/4 and 3/4.
 
-    So widths that `forward` takes to be the same show.
+    So widths that `forward` takes to be the same show. Shares follow the golden ratio, which spreads them evenly.
     """
-    drops, seen = {}, Counter[int]()
-    for g in graph.groups:
+    drops = {}
+    for number, g in enumerate(graph.groups):
         order = rng.permutation(g.units).tolist()
-        least = max(1, g.units // 4)
-        counts = sorted(range(least, g.units - least + 1), key=lambda n, half=g.units // 2: abs(n - half)) or [1]
-        drops[g.name] = order[:1], order[: counts[seen[g.units] % len(counts)]]
-        seen[g.units] += 1
+        share = 0.25 + 0.5 * ((0.5 + number * (math.sqrt(5) - 1) / 2) % 1)
+        drops[g.name] = order[:1], order[: max(1, min(g.units - 1, round(g.units * share)))]
     return drops
 
 
