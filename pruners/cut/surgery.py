@@ -18,6 +18,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, SizeAttribute, TensorSlice
 from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.graph.shapes import changed_attributes, reduced_layer, shapes
+from prunefront.pruners.units.attention import fit_widths
 from prunefront.pruners.units.eval_mode import eval_mode
 
 RemovedPositions = dict[str, dict[int, list[int]]]
@@ -372,6 +373,7 @@ def _content(cell: CellType) -> Any:
 def _sync(model: nn.Module, going: RemovedPositions) -> None:
     """Sets the sizes that modules keep as attributes to those of their weights. going: the dropped positions."""
     names = first_names(model)
+    fit_widths(model)
     for path, module in model.named_modules():
         _sync_one(
             module, next((going[name].get(0, []) for name in _weights(path, names) if name in going), [])

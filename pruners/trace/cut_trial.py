@@ -15,8 +15,10 @@ from prunefront.pruners.cut import surgery
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
 from prunefront.pruners.graph.pruning_plan import GroupPlan, PruningPlan
 from prunefront.pruners.graph.shapes import changed_attributes, shapes
+from prunefront.pruners.trace.arguments import Inputs, tensors_of
 from prunefront.pruners.trace.compare import FIRST_LOOK, FLOAT32, FLOAT64, NARROW, Bounds, compare
-from prunefront.pruners.trace.held import Held, Record, WidthError, own_chance, tensors_of
+from prunefront.pruners.trace.held import Held, Record, WidthError, own_chance
+from prunefront.pruners.units.attention import spell
 from prunefront.pruners.units.eval_mode import train_but_norms
 from prunefront.text import first_line
 
@@ -63,7 +65,7 @@ class Trial:
         self,
         model: nn.Module,
         graph: ChannelGraph,
-        example: tuple[Any, ...],
+        example: Inputs,
         drops: Drops,
         *,
         training: bool = False,
@@ -89,7 +91,7 @@ class Trial:
                 return why
         return None
 
-    def go_on(self, example: tuple[Any, ...]) -> None:
+    def go_on(self, example: Inputs) -> None:
         """Takes another example from now on, with the networks as they are."""
         self.example = example
 
@@ -155,6 +157,7 @@ class Trial:
                 return network
         self._base = self._cut = None  # the old copy goes before the new one comes
         network = surgery.rebuilt(self.model, {}, lambda _, tensor: _as(tensor, precision))
+        spell(network)  # as the cut one is: their statistics are compared one by one
         network.eval()
         if self.training:
             train_but_norms(network)
@@ -187,7 +190,7 @@ class Trial:
             _fill(cut, masked, going)
             self._base = None
         try:
-            made, observed, replayed = self._run(cut, precision, record)
+            made, observed, replayed = self._run(cut, precision, record, self._kept(going))
         except WidthError as error:
             return f"forward computes with its size: {error}"
         except Exception as error:  # the user's forward may raise anything on the cut network  # noqa: BLE001
@@ -200,6 +203,15 @@ class Trial:
         if (why := over_channels(self.graph, groups, replayed)) is not None:
             return why
         return self._judge((made, observed), (true, record), self._other[precision], bounds)
+
+    def _kept(self, going: surgery.RemovedPositions) -> list[tuple[int, Sequence[int]]]:
+        """Returns size and positions left of every axis that is cut, each once."""
+        found = {
+            (self.graph.shapes[name][axis], tuple(surgery.left_positions(self.graph, going, name, axis)))
+            for name, axes in going.items()
+            for axis in axes
+        }
+        return sorted(found)
 
     def _apply(self, network: nn.Module, plan: PruningPlan) -> nn.Module:
         """Returns the cut network, the one of the last look if that had the same plan and the same weights."""
@@ -246,14 +258,18 @@ class Trial:
         return None
 
     def _run(
-        self, network: nn.Module, precision: torch.dtype | None, earlier: Record | None = None
+        self,
+        network: nn.Module,
+        precision: torch.dtype | None,
+        earlier: Record | None = None,
+        kept: Sequence[tuple[int, Sequence[int]]] = (),
     ) -> tuple[list[Tensor], Record, tuple[str, ...]]:
         inputs = _pytree.tree_map(
             lambda value: _as(value, precision), self.example
         )  # a forward may work in place
-        held = Held(earlier)
+        held = Held(earlier, kept)
         with torch.no_grad(), own_chance(), held:
-            outputs = network(*inputs)
+            outputs = inputs.call(network)
         return tensors_of(outputs), held.record, tuple(held.replayed)
 
 

@@ -73,12 +73,14 @@ class Held(TorchFunctionMode):
 
     Random numbers become constants, dropout passes everything. The statistics of a norm whose width is another one than
     in the record are those of the record; so are means over channels of another number and the default scale of
-    attention. replayed: names of norms, and attention, for which that was so. Raises WidthError for a group norm with
-    another number of groups.
+    attention. replayed: names of norms, and attention, for which that was so. kept: size of an axis and the positions
+    that are left of it, for every axis that was cut: where statistics of rows that stay were of more columns, those of
+    the record are taken row by row. Raises WidthError for a group norm with another number of groups.
     """
 
-    def __init__(self, earlier: Record | None = None) -> None:
+    def __init__(self, earlier: Record | None = None, kept: Sequence[tuple[int, Sequence[int]]] = ()) -> None:
         super().__init__()
+        self._kept = kept
         self.record, self.replayed = Record(), dict[str, None]()
         self._earlier = None if earlier is None else deque(earlier.sites)
 
@@ -195,8 +197,31 @@ class Held(TorchFunctionMode):
                 math.prod(earlier.shape) // max(1, earlier.held[0].numel()),
                 x.numel() // max(1, made[0].numel()),
             )
-            return result if before == now else _over(name, before, x, args[1:], kwargs)
+            if before == now:
+                return result
+            over = _over(name, before, x, args[1:], kwargs)
+            return self._rows(over, earlier.held)
         return type(result)(earlier.held) if isinstance(result, tuple) else earlier.held[0].clone()
+
+    def _rows(self, over: Any, held: tuple[Tensor, ...]) -> Any:
+        """Returns the statistics held of the rows that stay; `over`, which counts cut columns as zeros, if unknown.
+
+        Of rows that may be meant, the nearest to `over` are: columns that were zero need not be by then.
+        """
+        made = over if isinstance(over, tuple) else (over,)
+        cut = [i for i, (a, b) in enumerate(zip(made[0].shape, held[0].shape, strict=False)) if a != b]
+        if len(cut) != 1 or made[0].dim() != held[0].dim():
+            return over
+        sizes = held[0].shape[cut[0]], made[0].shape[cut[0]]
+        found = [
+            [t.index_select(cut[0], torch.tensor(positions, device=t.device)) for t in held]
+            for size, positions in self._kept
+            if (size, len(positions)) == sizes
+        ]
+        if not found:
+            return over
+        rows = min(found, key=lambda rows: float((rows[0] - made[0]).abs().sum()))
+        return type(over)(rows) if isinstance(over, tuple) else rows[0]
 
     def _batch_norm(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Normalises a weight by its own statistics, which count the channels that are cut as zeros."""
@@ -290,8 +315,3 @@ def own_chance() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(legacy)  # noqa: NPY002
-
-
-def tensors_of(outputs: Any) -> list[Tensor]:
-    """Returns all tensors of a network's output."""
-    return [t for t in _pytree.tree_leaves(outputs) if isinstance(t, Tensor)]

@@ -198,6 +198,10 @@ class Ledger:
         self._stored[name] = Stored(name, tuple(at), shape)
         return self._stored[name]
 
+    def elements(self, name: str) -> int:
+        """Returns the number of elements of a stored tensor as a whole."""
+        return int(np.prod(self._stored[name].shape))
+
     def axis_of(self, node: int) -> tuple[str, int]:
         """Returns the tensor and axis on which a node lies."""
         name, dim, _, _ = self.axes[int(np.searchsorted(self._starts, node, side="right")) - 1]
