@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -94,7 +93,9 @@ def verify(
                 fake = _Sizes(model, graph, part, drops, training=True)
                 for kind in (fake, trained):
                     # an uncut network that differs from itself would show every group as wrong: then sizes alone count
-                    settle(kind.failure if kind.failure([]) is None else _only_sizes(kind.failure), _IN_TRAINING)
+                    settle(
+                        kind.failure if kind.failure([]) is None else _only_sizes(kind.failure), _IN_TRAINING
+                    )
                 if trained.failure([]) is not None:
                     notes.append(_NO_TRAINING.format("forward gives other values at each call there"))
         except NotTraceable as error:

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree
 
 LAYER_NORMS = frozenset({F.layer_norm, torch.layer_norm})
 GROUP_NORMS = frozenset({F.group_norm, torch.group_norm})
@@ -153,7 +152,9 @@ class Held(TorchFunctionMode):
         if func in GROUP_NORMS:
             groups = int(given["how"] if "how" in given else given["num_groups"])
             before = self._earlier[0].groups if self._earlier else 0
-            if groups == x.shape[1] and not before:  # each channel by itself, and not what a cut left of norm groups
+            if (
+                groups == x.shape[1] and not before
+            ):  # each channel by itself, and not what a cut left of norm groups
                 self._site(kind, torch.Size(), ())
                 return result
             parts = x.reshape(x.shape[0], groups, -1)

@@ -1,9 +1,11 @@
 """Tracing of a module with an example input: `torch.export`, then a walk over the operators on labels."""
 
+import functools
 import gc
 import logging
 import operator
 import re
+import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +21,13 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from prunefront.errors import NotTraceable, UnknownName, UnsupportedOp
+from prunefront.pruners.cut import surgery
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.trace import check_cuts, handwritten, sites, stacks
 from prunefront.pruners.trace.arguments import Inputs, state_of, tensors_of
 from prunefront.pruners.trace.fake import Rehearsal, quiet_about_sizes, rehearse, watch_calls
 from prunefront.pruners.trace.groups import collect_groups, groups_with
+from prunefront.pruners.trace.held import own_chance
 from prunefront.pruners.trace.labels import Labels, Ledger, Stored, Use, blank
 from prunefront.pruners.trace.refusals import refuse
 from prunefront.pruners.trace.rules import RULES, Call, Value, is_tensor
@@ -79,6 +83,7 @@ def _collector_paused() -> Iterator[None]:
 
 def _read(model: nn.Module, inputs: Inputs, policy: "_Policy") -> tuple[ChannelGraph, Rehearsal]:
     """Returns the channel graph without stacks, before any cut is tried, and the first runs of the network."""
+    _fill_caches(model, inputs)
     with watch_calls(model) as calls:
         program, state = _export(model, inputs)
     tensors = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
@@ -111,6 +116,27 @@ def _read(model: nn.Module, inputs: Inputs, policy: "_Policy") -> tuple[ChannelG
         notes=tuple(map(_STATE.format, state)),
     )
     return graph, rehearsal
+
+
+def _fill_caches(model: nn.Module, inputs: Inputs) -> None:
+    """Runs a model once whose code keeps results (`functools.lru_cache`): the export would keep tensors without values.
+
+    A model that does not run is left to the export, which says why.
+    """
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    files = {k.__module__ for k in kinds if not k.__module__.startswith(("torch.", "builtins"))}
+    places = [*kinds, *(sys.modules[name] for name in files if name in sys.modules)]
+    if any(
+        isinstance(held, functools._lru_cache_wrapper) for place in places for held in vars(place).values()
+    ):
+        with (
+            torch.no_grad(),
+            own_chance(),
+            suppress(Exception),
+        ):  # whatever forward raises: the export says it
+            copied = surgery.rebuilt(model, {}, lambda _, tensor: tensor.clone())
+            copied.eval()
+            torch.utils._pytree.tree_map_only(Tensor, torch.clone, inputs).call(copied)
 
 
 def frozen_modules(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:

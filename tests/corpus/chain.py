@@ -61,7 +61,9 @@ def chain(make: Callable[[], Made], folder: Path, *, onnx: bool) -> Outcome:
     held = Held()
     with held:
         true = outputs(surgery.mask(double, graph, plan), inputs_double)
-    replayed = Held(held.record) if any(g.name in graph.inexact for g in plan.groups if not g.dense) else Held()
+    replayed = (
+        Held(held.record) if any(g.name in graph.inexact for g in plan.groups if not g.dense) else Held()
+    )
     with replayed:
         mine = outputs(cut, inputs_double)
     assert [t.shape for t in mine] == [t.shape for t in dense]

@@ -388,7 +388,7 @@ def regnet() -> nn.Module:
     )
 
 
-@family(IMAGE)
+@family(IMAGE, locked=0.25, why="shuffles between grouped convolutions tie all of their channels")
 def shufflenet_v1() -> nn.Module:
     """Grouped 1×1 convolutions, with the shuffle written out."""
 
@@ -431,7 +431,7 @@ def attention_of_channels() -> nn.Module:
     )  # fmt: skip
 
 
-@family(IMAGE)
+@family(IMAGE, locked=0.1, why="a convolution slides over the channels")
 def efficient_channel_attention() -> nn.Module:
     """ECA: a convolution that slides over the channels, which therefore stay."""
 

@@ -44,7 +44,7 @@ def wavenet() -> nn.Module:
     )  # fmt: skip
 
 
-@family((2, 8, 24))
+@family((2, 8, 24), locked=0.2, why="q is divided into a free number of heads, k into a fixed one")
 def whisper() -> nn.Module:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
@@ -68,14 +68,14 @@ WAVES = {
 }  # fmt: skip
 
 
-@family((2, 400))
+@family((2, 400), locked=0.3, why="what training masks by chance is replaced by one vector of fixed width")
 def wav2vec2() -> nn.Module:
     from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
     return only(Wav2Vec2ForCTC(Wav2Vec2Config(**WAVES)), "logits")
 
 
-@family((2, 400))
+@family((2, 400), locked=0.3, why="what training masks by chance is replaced by one vector of fixed width")
 def hubert() -> nn.Module:
     from transformers import HubertConfig, HubertForSequenceClassification
 
@@ -116,7 +116,7 @@ def deep_speech() -> nn.Module:
     )  # fmt: skip
 
 
-@family((2, 8, 40))
+@family((2, 8, 40), locked=0.1, why="the first depthwise convolution works on the input")
 def keyword_spotting() -> nn.Module:
     """Separable convolutions along time (QuartzNet, MatchboxNet)."""
 

@@ -85,11 +85,14 @@ def beit() -> nn.Module:
 
 @family((2, 3, 16, 16))
 def dinov2() -> nn.Module:
-    from transformers import Dinov2Config, Dinov2Model
+    from transformers import Dinov2Config, Dinov2ForImageClassification
 
     sizes = {**SMALL, "mlp_ratio": 2}
     sizes.pop("intermediate_size")
-    return only(Dinov2Model(Dinov2Config(**sizes, **PIXELS, use_swiglu_ffn=True)), "pooler_output")
+    return only(
+        Dinov2ForImageClassification(Dinov2Config(**sizes, **PIXELS, use_swiglu_ffn=True, num_labels=5)),
+        "logits",
+    )
 
 
 @family(IMAGE)
@@ -103,7 +106,7 @@ def swin() -> nn.Module:
         depths=[2, 2],
         num_heads=[2, 4],
         window_size=2,
-        mlp_ratio=2,
+        mlp_ratio=2.0,
         num_labels=5,
     )
     return only(SwinForImageClassification(config), "logits")
@@ -120,7 +123,7 @@ def swin_v2() -> nn.Module:
         depths=[2],
         num_heads=[2],
         window_size=4,
-        mlp_ratio=2,
+        mlp_ratio=2.0,
         num_labels=5,
     )
     return only(Swinv2ForImageClassification(config), "logits")
@@ -154,7 +157,7 @@ def hiera() -> nn.Module:
 
     config = HieraConfig(
         image_size=[32, 32], embed_dim=8, depths=[1, 2], num_heads=[1, 2], query_stride=[2, 2], num_query_pool=1,
-        masked_unit_size=[4, 4], masked_unit_attention=[True, False], mlp_ratio=2, num_labels=5,
+        masked_unit_size=[4, 4], masked_unit_attention=[True, False], mlp_ratio=2.0, num_labels=5,
     )  # fmt: skip
     return only(HieraForImageClassification(config), "logits")
 
@@ -165,7 +168,7 @@ def mobilevit() -> nn.Module:
 
     config = MobileViTConfig(
         image_size=32, hidden_sizes=[16, 16, 16], neck_hidden_sizes=[8, 8, 12, 16, 16, 16, 24], num_attention_heads=2,
-        mlp_ratio=2, expand_ratio=2, num_labels=5,
+        mlp_ratio=2.0, expand_ratio=2, num_labels=5,
     )  # fmt: skip
     return only(MobileViTForImageClassification(config), "logits")
 

@@ -103,4 +103,6 @@ def unpool(ledger: Ledger, call: Call) -> Value:
     """Puts pixels back to the places of their own channel, which the indices name."""
     x = ledger.as_data(ledger.meet(call["self"], call["indices"]))
     n = int(call.op[-2])
-    return Labels(ledger.require_axes(x, range(len(x.shape) - n), f"{call.op} runs over its channels").data, call.shape)
+    return Labels(
+        ledger.require_axes(x, range(len(x.shape) - n), f"{call.op} runs over its channels").data, call.shape
+    )
