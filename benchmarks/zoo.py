@@ -1,10 +1,10 @@
-"""The chain of `tests/corpus` over networks of installed timm and torchvision: `make zoo`, or `python -m benchmarks.zoo`.
+"""The chain of `tests/corpus` over networks of installed timm and torchvision: `make zoo`.
 
     python -m benchmarks.zoo [--rows FILE] [--seconds N] [NAME …]
 
 NAME is `timm:…` or `torchvision:…`; without names, those of `NAMES` whose library is installed. Each network has random
-weights, the smallest input that it takes, and a process of its own; --seconds ends it. A row a network goes to FILE, from
-which a second call continues. The summary of all rows is printed as Markdown.
+weights, the smallest input that it takes, and a process of its own, which --seconds of CPU time end. A row a network goes
+to FILE, from which a second call continues. The summary of all rows is printed as Markdown.
 """
 
 import argparse
@@ -31,25 +31,27 @@ from tests.corpus.chain import chain
 from tests.corpus.family import Made
 
 TIMM = """
-resnet18 resnet26t resnet50 resnetv2_50 resnetv2_50x1_bit wide_resnet50_2 resnext50_32x4d seresnet50 seresnext26t_32x4d
-resnest14d resnest26d ecaresnet26t skresnet18 gcresnet33ts cspresnet50 cspdarknet53 darknet53 res2net50_14w_8s
-res2next50 regnetx_002 regnety_002 regnetz_b16 densenet121 dla34 dla46_c dla60_res2net dpn68 vgg11 vgg11_bn vgg16_bn
-inception_v3 inception_v4 inception_next_atto inception_resnet_v2 xception41 xception65 mobilenetv1_100 mobilenetv2_100
-mobilenetv3_small_100 mobilenetv3_large_100 mobilenetv4_conv_small mobilenetv4_hybrid_medium mobileone_s0 mnasnet_100
-spnasnet_100 fbnetc_100 fbnetv3_b semnasnet_100 efficientnet_b0 efficientnet_lite0 efficientnetv2_rw_t tf_efficientnetv2_b0
-tinynet_e mixnet_s lcnet_050 ghostnet_100 ghostnetv2_100 hardcorenas_a hrnet_w18_small repvgg_a0 repghostnet_050 rexnet_100
-selecsls42b nfnet_l0 dm_nfnet_f0 nf_resnet50 convnext_atto convnext_tiny convnextv2_atto convmixer_768_32 convit_tiny
-focalnet_tiny_srf edgenext_xx_small efficientformer_l1 efficientformerv2_s0 efficientvit_b0 efficientvit_m0 fastvit_t8
-repvit_m0_9 starnet_s1 vanillanet_5 vovnet39a ese_vovnet19b_dw visformer_tiny poolformer_s12 poolformerv2_s12
-caformer_s18 convformer_s18 gmixer_24_224 gmlp_s16_224 mixer_s32_224 resmlp_12_224 vit_tiny_patch16_224
-vit_small_patch32_224 vit_base_patch32_224 vit_relpos_small_patch16_224 vit_small_patch14_dinov2 vit_tiny_r_s16_p8_224
-deit_tiny_patch16_224 deit_tiny_distilled_patch16_224 deit3_small_patch16_224 beit_base_patch16_224 beitv2_base_patch16_224
-eva02_tiny_patch14_224 cait_xxs24_224 xcit_nano_12_p16_224 xcit_tiny_12_p8_224 crossvit_tiny_240 coat_lite_tiny coatnet_0_224
-coatnext_nano_rw_224 maxvit_nano_rw_256 davit_tiny gcvit_xxtiny hiera_tiny_224 levit_128s levit_conv_128s mambaout_femto
-mobilevit_xxs mobilevitv2_050 mvitv2_tiny nest_tiny nextvit_small pit_ti_224 pvt_v2_b0 rdnet_tiny sequencer2d_s
-shvit_s1 swiftformer_xs swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 swin_s3_tiny_224 tiny_vit_5m_224
-tnt_s_patch16_224 tresnet_m twins_pcpvt_small twins_svt_small volo_d1_224 hgnet_tiny hgnetv2_b0 csatv2 bat_resnext26ts
-botnet26t_256 halonet26t lambda_resnet26t sebotnet33ts_256 eca_nfnet_l0
+resnet18 resnet26t resnet50 resnetv2_50 resnetv2_50x1_bit wide_resnet50_2 resnext50_32x4d seresnet50
+seresnext26t_32x4d resnest14d resnest26d ecaresnet26t skresnet18 gcresnet33ts cspresnet50 cspdarknet53 darknet53
+res2net50_14w_8s res2next50 regnetx_002 regnety_002 regnetz_b16 densenet121 dla34 dla46_c dla60_res2net dpn68 vgg11
+vgg11_bn vgg16_bn inception_v3 inception_v4 inception_next_atto inception_resnet_v2 xception41 xception65
+mobilenetv1_100 mobilenetv2_100 mobilenetv3_small_100 mobilenetv3_large_100 mobilenetv4_conv_small
+mobilenetv4_hybrid_medium mobileone_s0 mnasnet_100 spnasnet_100 fbnetc_100 fbnetv3_b semnasnet_100 efficientnet_b0
+efficientnet_lite0 efficientnetv2_rw_t tf_efficientnetv2_b0 tinynet_e mixnet_s lcnet_050 ghostnet_100 ghostnetv2_100
+hardcorenas_a hrnet_w18_small repvgg_a0 repghostnet_050 rexnet_100 selecsls42b nfnet_l0 dm_nfnet_f0 nf_resnet50
+convnext_atto convnext_tiny convnextv2_atto convmixer_768_32 convit_tiny focalnet_tiny_srf edgenext_xx_small
+efficientformer_l1 efficientformerv2_s0 efficientvit_b0 efficientvit_m0 fastvit_t8 repvit_m0_9 starnet_s1
+vanillanet_5 vovnet39a ese_vovnet19b_dw visformer_tiny poolformer_s12 poolformerv2_s12 caformer_s18 convformer_s18
+gmixer_24_224 gmlp_s16_224 mixer_s32_224 resmlp_12_224 vit_tiny_patch16_224 vit_small_patch32_224
+vit_base_patch32_224 vit_relpos_small_patch16_224 vit_small_patch14_dinov2 vit_tiny_r_s16_p8_224
+deit_tiny_patch16_224 deit_tiny_distilled_patch16_224 deit3_small_patch16_224 beit_base_patch16_224
+beitv2_base_patch16_224 eva02_tiny_patch14_224 cait_xxs24_224 xcit_nano_12_p16_224 xcit_tiny_12_p8_224
+crossvit_tiny_240 coat_lite_tiny coatnet_0_224 coatnext_nano_rw_224 maxvit_nano_rw_256 davit_tiny gcvit_xxtiny
+hiera_tiny_224 levit_128s levit_conv_128s mambaout_femto mobilevit_xxs mobilevitv2_050 mvitv2_tiny nest_tiny
+nextvit_small pit_ti_224 pvt_v2_b0 rdnet_tiny sequencer2d_s shvit_s1 swiftformer_xs swin_tiny_patch4_window7_224
+swinv2_tiny_window8_256 swin_s3_tiny_224 tiny_vit_5m_224 tnt_s_patch16_224 tresnet_m twins_pcpvt_small
+twins_svt_small volo_d1_224 hgnet_tiny hgnetv2_b0 csatv2 bat_resnext26ts botnet26t_256 halonet26t lambda_resnet26t
+sebotnet33ts_256 eca_nfnet_l0
 """
 TORCHVISION = """
 alexnet vgg11 googlenet inception_v3 squeezenet1_0 resnet18 densenet121 mobilenet_v2 mobilenet_v3_small mnasnet0_5

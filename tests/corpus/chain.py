@@ -91,7 +91,7 @@ def _double(value: Any) -> Any:
 
 
 def _train_step(model: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Does a forward and a backward pass in training mode. Every parameter of a cut layer that is used gets a gradient."""
+    """Does a forward and a backward pass in training mode."""
     made = [t for t in tree_leaves(model.train()(*inputs)) if isinstance(t, Tensor) and t.requires_grad]
     total = sum((t.float().square().mean() for t in made), torch.zeros(()))
     total.backward()  # type: ignore[no-untyped-call]

@@ -362,10 +362,13 @@ def deep_layer_aggregation() -> nn.Module:
         return net.head(tree)
 
     return Graph(
-        forward, stem=conv_bn(3, 12, 3, 2), left=Residual(nn.Sequential(conv_bn(12, 12), bare(12, 12)), None, nn.ReLU()),
-        right=Residual(nn.Sequential(conv_bn(12, 12), bare(12, 12)), None, nn.ReLU()), root=bare(36, 12, 1),
+        forward,
+        stem=conv_bn(3, 12, 3, 2),
+        left=Residual(nn.Sequential(conv_bn(12, 12), bare(12, 12)), None, nn.ReLU()),
+        right=Residual(nn.Sequential(conv_bn(12, 12), bare(12, 12)), None, nn.ReLU()),
+        root=bare(36, 12, 1),
         head=classifier(12),
-    )  # fmt: skip
+    )
 
 
 @family(IMAGE)

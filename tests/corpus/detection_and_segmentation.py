@@ -119,10 +119,13 @@ def yolo() -> nn.Module:
         return torch.cat([sides, scores], 1)
 
     return Graph(
-        forward, body=nn.Sequential(conv_bn(3, 8, 3, 2), Partial(8, 16), conv_bn(16, 16, 3, 2)), reduce=conv_bn(16, 8, 1),
-        expand=conv_bn(32, 16, 1), boxes=nn.Sequential(conv_bn(16, 12), nn.Conv2d(12, 16, 1)),
+        forward,
+        body=nn.Sequential(conv_bn(3, 8, 3, 2), Partial(8, 16), conv_bn(16, 16, 3, 2)),
+        reduce=conv_bn(16, 8, 1),
+        expand=conv_bn(32, 16, 1),
+        boxes=nn.Sequential(conv_bn(16, 12), nn.Conv2d(12, 16, 1)),
         scores=nn.Sequential(conv_bn(16, 12), nn.Conv2d(12, 3, 1)),
-    )  # fmt: skip
+    )
 
 
 @family(IMAGE)
@@ -151,10 +154,13 @@ def ssd() -> nn.Module:
         return boxes, kinds.softmax(-1), torch.cat(places)
 
     return Graph(
-        forward, first=conv_bn(3, 12, 3, 4), second=nn.Sequential(conv_bn(12, 8, 1), conv_bn(8, 16, 3, 2)), unit=Unit(12),
+        forward,
+        first=conv_bn(3, 12, 3, 4),
+        second=nn.Sequential(conv_bn(12, 8, 1), conv_bn(8, 16, 3, 2)),
+        unit=Unit(12),
         boxes=nn.ModuleList([nn.Conv2d(12, 8, 3, padding=1), nn.Conv2d(16, 8, 3, padding=1)]),
         kinds=nn.ModuleList([nn.Conv2d(12, 6, 3, padding=1), nn.Conv2d(16, 6, 3, padding=1)]),
-    )  # fmt: skip
+    )
 
 
 @family(IMAGE)
@@ -253,9 +259,12 @@ def hourglass_pose() -> nn.Module:
         return heat, flat @ torch.linspace(0, 1, flat.shape[-1], dtype=x.dtype)
 
     return Graph(
-        forward, stem=conv_bn(3, 12, 3, 2), low=nn.Sequential(conv_bn(12, 16), conv_bn(16, 12)), skip=conv_bn(12, 12, 1),
+        forward,
+        stem=conv_bn(3, 12, 3, 2),
+        low=nn.Sequential(conv_bn(12, 16), conv_bn(16, 12)),
+        skip=conv_bn(12, 12, 1),
         heat=nn.Conv2d(12, 5, 1),
-    )  # fmt: skip
+    )
 
 
 @family((2, 6, 32, 32))

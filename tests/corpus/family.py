@@ -29,6 +29,7 @@ class Family:
 
     make: gives the net in eval mode and its inputs. kind: the file that it stands in. locked: share of the MACs that no
     cut reaches, at most. why: the reason, where that is not near zero. onnx: exported in CI, not only by `make long`.
+    long: left to `make long`, as it takes more than five seconds.
     """
 
     name: str
@@ -37,13 +38,18 @@ class Family:
     locked: float = 0.05
     why: str = ""
     onnx: bool = False
+    long: bool = False
 
 
 FAMILIES: dict[str, Family] = {}
 
 
 def family(
-    *inputs: tuple[int, ...] | Tokens, locked: float = 0.05, why: str = "", onnx: bool = False
+    *inputs: tuple[int, ...] | Tokens,
+    locked: float = 0.05,
+    why: str = "",
+    onnx: bool = False,
+    long: bool = False,
 ) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.Module]]:
     """Files a function that makes a network under its name, with random inputs."""
 
@@ -54,7 +60,7 @@ def family(
                 return randomise(make()), tuple(map(_drawn, inputs))
 
         kind = make.__module__.rpartition(".")[2].replace("_", " ")
-        FAMILIES[make.__name__] = Family(make.__name__, made, kind, locked, why, onnx)
+        FAMILIES[make.__name__] = Family(make.__name__, made, kind, locked, why, onnx, long)
         return make
 
     return file

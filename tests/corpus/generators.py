@@ -119,8 +119,11 @@ def style_generator() -> nn.Module:
         return net.out(x)
 
     return Graph(
-        forward, map=nn.Sequential(nn.Linear(12, 16), nn.LeakyReLU(), nn.Linear(16, 16), nn.LeakyReLU()), constant=Constant(),
+        forward,
+        map=nn.Sequential(nn.Linear(12, 16), nn.LeakyReLU(), nn.Linear(16, 16), nn.LeakyReLU()),
+        constant=Constant(),
         layers=nn.ModuleList([nn.Conv2d(12, 12, 3, padding=1), nn.Conv2d(12, 8, 3, padding=1)]),
         scales=nn.ModuleList([nn.Linear(16, 12), nn.Linear(16, 8)]),
-        shifts=nn.ModuleList([nn.Linear(16, 12), nn.Linear(16, 8)]), out=nn.Conv2d(8, 3, 1),
-    )  # fmt: skip
+        shifts=nn.ModuleList([nn.Linear(16, 12), nn.Linear(16, 8)]),
+        out=nn.Conv2d(8, 3, 1),
+    )

@@ -118,7 +118,7 @@ def mpnet() -> nn.Module:
     return only(MPNetModel(MPNetConfig(**ENCODER)), "pooler_output")
 
 
-@family(WORDS)
+@family(WORDS, long=True)
 def gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -135,14 +135,20 @@ def gpt_neox() -> nn.Module:
     return only(GPTNeoXForCausalLM(GPTNeoXConfig(**ENCODER, use_cache=False)), "logits")
 
 
-@family(WORDS)
+@family(WORDS, long=True)
 def opt() -> nn.Module:
     from transformers import OPTConfig, OPTForCausalLM
 
     config = OPTConfig(
-        vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, ffn_dim=24, max_position_embeddings=16,
-        word_embed_proj_dim=8, use_cache=False,
-    )  # fmt: skip
+        vocab_size=20,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=24,
+        max_position_embeddings=16,
+        word_embed_proj_dim=8,
+        use_cache=False,
+    )
     return only(OPTForCausalLM(config), "logits")
 
 
@@ -196,7 +202,7 @@ def phi3() -> nn.Module:
     return only(Phi3ForCausalLM(Phi3Config(**settings)), "logits")
 
 
-@family(WORDS)
+@family(WORDS, long=True)
 def t5() -> nn.Module:
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -213,9 +219,17 @@ def bart() -> nn.Module:
     from transformers import BartConfig, BartForConditionalGeneration
 
     config = BartConfig(
-        vocab_size=20, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4,
-        encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=16, use_cache=False,
-    )  # fmt: skip
+        vocab_size=20,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        max_position_embeddings=16,
+        use_cache=False,
+    )
     model = BartForConditionalGeneration(config)
     return Graph(lambda net, x: net.model(input_ids=x, decoder_input_ids=x).logits, model=model)
 

@@ -12,7 +12,13 @@ from tests.corpus import (
 from tests.corpus.family import FAMILIES
 
 FILES = (
-    convolutional, detection_and_segmentation, vision_transformers, language, speech, generators, sequences_points_tables
-)  # fmt: skip
+    convolutional,
+    detection_and_segmentation,
+    vision_transformers,
+    language,
+    speech,
+    generators,
+    sequences_points_tables,
+)
 
 __all__ = ["FAMILIES", "FILES"]

@@ -72,7 +72,7 @@ def along(vector: Tensor, x: Tensor) -> Tensor:
 
 
 OPERATORS: dict[str, tuple[int, Callable[..., Made | None]]] = {}
-"""name -> how many tensors it takes, and what makes it of a drawer of numbers and of these; None where it does not fit."""
+"""name -> how many tensors it takes, and what makes it of a drawer of numbers and of these; None where none fits."""
 
 
 def operator(function: Callable[..., Made | None]) -> Callable[..., Made | None]:
@@ -244,21 +244,19 @@ class Attention(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        n, l, c = x.shape
+        n, tokens, c = x.shape
         if self.how == 0:
-            q, k, v = self.qkv(x).reshape(n, l, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            q, k, v = self.qkv(x).reshape(n, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         elif self.how == 1:
-            q, k, v = (t.reshape(n, l, self.heads, -1).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+            q, k, v = (t.reshape(n, tokens, self.heads, -1).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
         elif self.how == 2:
             split = self.qkv(x).split(self.width, -1)
-            q, k, v = (t.view(n, l, self.heads, self.width // self.heads).transpose(1, 2) for t in split)
+            q, k, v = (t.view(n, tokens, self.heads, self.width // self.heads).transpose(1, 2) for t in split)
         else:
-            q, k, v = self.qkv(x).view(n, l, -1, 3, c // self.heads).permute(3, 0, 2, 1, 4)
-        if self.how % 2:
-            y = F.scaled_dot_product_attention(q, k, v)
-        else:
-            y = (q @ k.mT * 0.5).softmax(-1) @ v
-        return self.out(y.transpose(1, 2).reshape(n, l, -1))
+            q, k, v = self.qkv(x).view(n, tokens, -1, 3, c // self.heads).permute(3, 0, 2, 1, 4)
+        own = self.how % 2 == 0
+        y = (q @ k.mT * 0.5).softmax(-1) @ v if own else F.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).reshape(n, tokens, -1))
 
 
 @operator

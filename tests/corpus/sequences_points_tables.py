@@ -109,9 +109,13 @@ def forecasting_by_stacks() -> nn.Module:
         return total
 
     return Graph(
-        forward, bodies=nn.ModuleList(nn.Sequential(nn.Linear(96, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU()) for _ in "ab"),
-        backs=nn.ModuleList(nn.Linear(12, 96) for _ in "ab"), forths=nn.ModuleList(nn.Linear(12, 4) for _ in "ab"),
-    )  # fmt: skip
+        forward,
+        bodies=nn.ModuleList(
+            nn.Sequential(nn.Linear(96, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU()) for _ in "ab"
+        ),
+        backs=nn.ModuleList(nn.Linear(12, 96) for _ in "ab"),
+        forths=nn.ModuleList(nn.Linear(12, 4) for _ in "ab"),
+    )
 
 
 @family((2, 30, 3), locked=0.1)
@@ -170,10 +174,12 @@ def recommendation() -> nn.Module:
         return net.top(torch.cat([every[:, 0], pairs], 1)) + net.wide(numbers)
 
     return Graph(
-        forward, bottom=nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8)),
-        tables=nn.ModuleList(nn.Embedding(8, 8) for _ in range(3)), top=nn.Sequential(nn.Linear(24, 12), nn.ReLU(), nn.Linear(12, 1)),
+        forward,
+        bottom=nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8)),
+        tables=nn.ModuleList(nn.Embedding(8, 8) for _ in range(3)),
+        top=nn.Sequential(nn.Linear(24, 12), nn.ReLU(), nn.Linear(12, 1)),
         wide=nn.Linear(6, 1),
-    )  # fmt: skip
+    )
 
 
 @family((2, 8))

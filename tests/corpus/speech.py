@@ -44,15 +44,28 @@ def wavenet() -> nn.Module:
     )  # fmt: skip
 
 
-@family((2, 8, 24), locked=0.2, why="q is divided into a free number of heads, k into a fixed one")
+@family((2, 8, 24), locked=0.2, why="q is divided into a free number of heads, k into a fixed one", long=True)
 def whisper() -> nn.Module:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     config = WhisperConfig(
-        vocab_size=20, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4,
-        encoder_ffn_dim=24, decoder_ffn_dim=24, num_mel_bins=8, max_source_positions=12, max_target_positions=8,
-        use_cache=False, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
-    )  # fmt: skip
+        vocab_size=20,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        num_mel_bins=8,
+        max_source_positions=12,
+        max_target_positions=8,
+        use_cache=False,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
 
     def forward(net: Any, x: Tensor) -> Tensor:
         words = torch.arange(5, device=x.device).expand(len(x), -1)
@@ -90,9 +103,17 @@ def spectrogram_transformer() -> nn.Module:
     from transformers import ASTConfig, ASTForAudioClassification
 
     config = ASTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, patch_size=8, frequency_stride=8,
-        time_stride=8, max_length=24, num_mel_bins=16, num_labels=3,
-    )  # fmt: skip
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=24,
+        patch_size=8,
+        frequency_stride=8,
+        time_stride=8,
+        max_length=24,
+        num_mel_bins=16,
+        num_labels=3,
+    )
     return only(ASTForAudioClassification(config), "logits")
 
 
@@ -110,10 +131,12 @@ def deep_speech() -> nn.Module:
         return net.head(y).log_softmax(-1)
 
     return Graph(
-        forward, conv=nn.Sequential(nn.Conv2d(1, 6, 3, (2, 2), 1), nn.BatchNorm2d(6), nn.Hardtanh(0, 20)),
+        forward,
+        conv=nn.Sequential(nn.Conv2d(1, 6, 3, (2, 2), 1), nn.BatchNorm2d(6), nn.Hardtanh(0, 20)),
         norms=nn.ModuleList([nn.BatchNorm1d(24), nn.BatchNorm1d(10)]),
-        layers=nn.ModuleList(nn.GRU(n, 10, bidirectional=True, batch_first=True) for n in (24, 10)), head=nn.Linear(10, 9),
-    )  # fmt: skip
+        layers=nn.ModuleList(nn.GRU(n, 10, bidirectional=True, batch_first=True) for n in (24, 10)),
+        head=nn.Linear(10, 9),
+    )
 
 
 @family((2, 8, 40), locked=0.1, why="the first depthwise convolution works on the input")

@@ -86,6 +86,7 @@ def rows() -> dict[str, dict[str, Any]]:
                     f"{name} does not go through the chain; tests/corpus/test_corpus.py says why"
                 )
             found[name] = json.loads(place.read_text())
+            print(name, f"{found[name]['reached']:.0%}", flush=True)  # noqa: T201
     return found
 
 
@@ -97,7 +98,7 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     text = HEAD + (
         f"\n{len(found)} families; the median that is reached is {statistics.median(reached):.0%}, and below 80 % are "
         + ("; ".join(f"{name} ({FAMILIES[name].why})" for name in low) or "none")
-        + f".\n{datetime.now(UTC):%Y-%m-%d}, {versions}, one thread on {platform.machine()} with {os.cpu_count()} cores.\n"
+        + f".\n{datetime.now(UTC):%Y-%m-%d}, {versions}, one thread of {os.cpu_count()}, {platform.machine()}.\n"
     )
     for kind in dict.fromkeys(family.kind for family in FAMILIES.values()):
         text += f"\n## {kind.capitalize()}\n{COLUMNS}"

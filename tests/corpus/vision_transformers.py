@@ -73,7 +73,7 @@ def deit() -> nn.Module:
     return only(DeiTForImageClassificationWithTeacher(DeiTConfig(**SMALL, **PIXELS, num_labels=5)), "logits")
 
 
-@family((2, 3, 16, 16))
+@family((2, 3, 16, 16), long=True)
 def beit() -> nn.Module:
     from transformers import BeitConfig, BeitForImageClassification
 
@@ -95,7 +95,7 @@ def dinov2() -> nn.Module:
     )
 
 
-@family(IMAGE)
+@family(IMAGE, long=True)
 def swin() -> nn.Module:
     from transformers import SwinConfig, SwinForImageClassification
 
@@ -112,7 +112,7 @@ def swin() -> nn.Module:
     return only(SwinForImageClassification(config), "logits")
 
 
-@family(IMAGE)
+@family(IMAGE, long=True)
 def swin_v2() -> nn.Module:
     from transformers import Swinv2Config, Swinv2ForImageClassification
 
@@ -129,18 +129,31 @@ def swin_v2() -> nn.Module:
     return only(Swinv2ForImageClassification(config), "logits")
 
 
-@family(IMAGE)
+@family(
+    IMAGE,
+    locked=0.75,
+    why="its attention takes three widths for one another, which is not followed yet",
+    long=True,
+)
 def pvt_v2() -> nn.Module:
     from transformers import PvtV2Config, PvtV2ForImageClassification
 
     config = PvtV2Config(
-        image_size=32, hidden_sizes=[8, 16], depths=[1, 1], num_attention_heads=[2, 4], sr_ratios=[2, 1], mlp_ratios=[2, 2],
-        patch_sizes=[7, 3], strides=[4, 2], num_encoder_blocks=2, num_labels=5,
-    )  # fmt: skip
+        image_size=32,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        num_attention_heads=[2, 4],
+        sr_ratios=[2, 1],
+        mlp_ratios=[2, 2],
+        patch_sizes=[7, 3],
+        strides=[4, 2],
+        num_encoder_blocks=2,
+        num_labels=5,
+    )
     return only(PvtV2ForImageClassification(config), "logits")
 
 
-@family(IMAGE)
+@family(IMAGE, long=True)
 def segformer() -> nn.Module:
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
@@ -178,9 +191,16 @@ def levit() -> nn.Module:
     from transformers import LevitConfig, LevitForImageClassification
 
     config = LevitConfig(
-        image_size=32, hidden_sizes=[16, 24], num_attention_heads=[2, 3], depths=[1, 1], key_dim=[4, 4], mlp_ratio=[2, 2],
-        attention_ratio=[2, 2], down_ops=[["Subsample", 4, 4, 4, 2, 2]], num_labels=5,
-    )  # fmt: skip
+        image_size=32,
+        hidden_sizes=[16, 24],
+        num_attention_heads=[2, 3],
+        depths=[1, 1],
+        key_dim=[4, 4],
+        mlp_ratio=[2, 2],
+        attention_ratio=[2, 2],
+        down_ops=[["Subsample", 4, 4, 4, 2, 2]],
+        num_labels=5,
+    )
     return only(LevitForImageClassification(config), "logits")
 
 

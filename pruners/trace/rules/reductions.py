@@ -36,7 +36,7 @@ def reduction(ledger: Ledger, call: Call) -> Value:
     keepdim = bool(call.get("keepdim"))
     result: Labels | Stored
     if isinstance(tensors[0], Stored) and call.op in _OF_WEIGHTS:
-        if call.op not in ("sum", "norm", "linalg_vector_norm"):
+        if call.op not in ("sum", "norm", "linalg_vector_norm", "amax", "amin"):
             _note_inexact(ledger, tensors[0], over)
         result = ledger.reduce_stored(tensors[0], over, keepdim)
     else:
@@ -52,7 +52,9 @@ def cosine_similarity(ledger: Ledger, call: Call) -> Value:
     return _reduced(ledger, replace(call, statistic="sum"), met, {int(call["dim"]) % len(met.shape)}, False)
 
 
-_OF_WEIGHTS = frozenset({"mean", "sum", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm"})
+_OF_WEIGHTS = frozenset(
+    {"mean", "sum", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm", "amax", "amin"}
+)
 
 
 def _note_inexact(ledger: Ledger, weight: Stored, over: set[int]) -> None:

@@ -68,6 +68,21 @@ def test_nothing_in_an_output_hides_a_wrong_cut(behind: Callable[[Tensor, Tensor
     assert free(trace(Tail(same, behind).eval(), x)) == {"make"}
 
 
+STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
+    "spread": lambda y: y.flatten(1).std(1),
+    "variance": lambda y: y.var(1).mean((1, 2)),
+    "root mean square": lambda y: y.pow(2).mean(1).sqrt(),
+}
+
+
+@pytest.mark.parametrize("statistic", STATISTICS.values(), ids=STATISTICS)
+def test_a_statistic_that_is_given_out_is_no_norm_and_hides_nothing(statistic: Change) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    assert free(trace(Tail(swapped, lambda y, _: statistic(y)).eval(), x)) == set()
+    assert free(trace(Tail(same, lambda y, _: statistic(y)).eval(), x)) == {"make"}
+
+
 @pytest.mark.parametrize("behind", [lambda y, x: y * torch.nan, lambda y, x: y * 0.0 + 1.0])
 def test_an_output_that_shows_nothing_lets_nothing_be_cut(behind: Callable[[Tensor, Tensor], Any]) -> None:
     graph = trace(Tail(same, behind).eval(), torch.randn(2, 3, 8, 8))
