@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick long fuzz lint audit bench docs clean
+.PHONY: help setup demo test quick long fuzz lint audit bench zoo docs clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 # What `make setup` last installed for; pyproject.toml newer than this means: install again.
 INSTALLED := $(VENV)/installed
 N ?= 500
+ROWS ?= zoo.jsonl
 STUDY ?= examples/digits.toml
 # Extras of pyproject.toml to install; machines of a cluster need none (scripts/setup-host.sh).
 EXTRAS ?= dev
@@ -52,6 +53,9 @@ audit: setup  ## known holes in what is installed; says NOT CHECKED where the ad
 
 bench: setup  ## what a search costs beside the work itself
 	@$(BIN)/python -m benchmarks.search_overhead
+
+zoo: setup  ## the corpus' chain over the networks of installed timm and torchvision (hours); ROWS=… keeps the rows
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo --rows $(ROWS)
 
 docs: setup  ## the tables of docs/methods.md and docs/networks.md, written anew
 	@$(BIN)/python -m prunefront.pipelines.cli.catalogue docs/methods.md

@@ -3,8 +3,8 @@
     python -m benchmarks.zoo [--rows FILE] [--seconds N] [NAME …]
 
 NAME is `timm:…` or `torchvision:…`; without names, those of `NAMES` whose library is installed. Each network has random
-weights, the smallest input that it takes, and a process of its own, which --seconds of CPU time end. A row a network goes
-to FILE, from which a second call continues. The summary of all rows is printed as Markdown.
+weights, the smallest input that it takes, and a process of its own, which --seconds of CPU time end. A row a
+network goes to FILE, from which a second call continues. The summary of all rows is printed as Markdown.
 """
 
 import argparse

@@ -97,7 +97,7 @@ def _origin(value: Any) -> Any:
 
 
 def _scales(node: Node, *, root: bool = True) -> bool:
-    """Says whether something is divided by a statistic, or by its root. A statistic that is only given out is no norm."""
+    """Says whether something is divided by a statistic, or its root. A statistic that is only given out is no norm."""
     chain = {node, *_behind(node)}
     powers = {n: n.args[1] for n in chain if name(n) == "pow"}
     roots = [n for n in chain if name(n) in ("sqrt", "rsqrt") or powers.get(n) in (0.5, -0.5)]

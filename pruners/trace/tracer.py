@@ -317,7 +317,7 @@ def _run(graph: Graph, inputs: Sequence[Value], ledger: Ledger, policy: _Policy)
 
 
 def _live(graph: Graph) -> set[Node]:
-    """Returns the operators whose results reach the output or are written somewhere, not those asked for a size alone."""
+    """Returns the operators whose results reach the output or are written; not those asked for a size alone."""
     live: set[Node] = set()
     for node in reversed(graph.nodes):
         checks = node.op == "call_function" and _name(node).startswith("_assert")

@@ -10,10 +10,23 @@ from prunefront.pruners.trace.tracer import trace
 from tests.corpus.chain import outputs
 from tests.corpus.networks import FAMILIES
 
-NAMES = (
-    "vgg_bn resnet_bottleneck mobilenet_v3 densenet repvgg squeezenet preactivated_resnet xception selective_kernels "
-    "hrnet deep_layer_aggregation efficientnet_v2 unet deeplab convolutional_autoencoder"
-).split()
+NAMES = [
+    "vgg_bn",
+    "resnet_bottleneck",
+    "mobilenet_v3",
+    "densenet",
+    "repvgg",
+    "squeezenet",
+    "preactivated_resnet",
+    "xception",
+    "selective_kernels",
+    "hrnet",
+    "deep_layer_aggregation",
+    "efficientnet_v2",
+    "unet",
+    "deeplab",
+    "convolutional_autoencoder",
+]
 
 
 def theirs(name: str, held: set[str]) -> int:
