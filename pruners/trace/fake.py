@@ -155,9 +155,7 @@ def rehearse(model: nn.Module, example: Inputs, calls: Calls, outputs: int) -> R
     return _rehearsal(example, False, evaluating, _or_none(lambda: network.run(example, training=True)))
 
 
-def _rehearsal(
-    example: Inputs, small: bool, evaluating: Run | None, training: Run | None
-) -> Rehearsal:
+def _rehearsal(example: Inputs, small: bool, evaluating: Run | None, training: Run | None) -> Rehearsal:
     alike = (
         evaluating is not None
         and training is not None

@@ -159,7 +159,9 @@ def fit_widths(model: nn.Module) -> None:
             module.vdim = module.embed_dim if packed is not None else module.v_proj_weight.shape[1]
     for module in model.modules():
         if isinstance(module, nn.Transformer):
-            width = next((m.embed_dim for m in module.modules() if isinstance(m, CutAttention)), module.d_model)
+            width = next(
+                (m.embed_dim for m in module.modules() if isinstance(m, CutAttention)), module.d_model
+            )
             module.d_model = width
 
 

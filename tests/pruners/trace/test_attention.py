@@ -189,7 +189,9 @@ def test_attention_alone(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(cut(x), masked(x), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(cut.eval()(x), masked(x), rtol=1e-9, atol=1e-9)
     again = surgery.reduced_graph(graph, plan)
-    twice = surgery.apply(cut, again, keeping(again, [range(1, max(2, g.units)) if g.units > 1 else [0] for g in again.groups]))
+    twice = surgery.apply(
+        cut, again, keeping(again, [range(1, max(2, g.units)) if g.units > 1 else [0] for g in again.groups])
+    )
     assert twice(x).shape == true.shape
     save_network(cut.float(), graph, plan, tmp_path)
     loaded = load_network(made(ALONE[name]), tmp_path)
@@ -207,7 +209,10 @@ def test_whole_networks(name: str, tmp_path: Path) -> None:
     assert any(g.units == WIDTH for g in graph.groups)  # the embedding
     exact = keeping(
         graph,
-        [range(g.units) if g.name in graph.inexact else k for g, k in zip(graph.groups, uneven(graph), strict=True)],
+        [
+            range(g.units) if g.name in graph.inexact else k
+            for g, k in zip(graph.groups, uneven(graph), strict=True)
+        ],
     )
     double = model.double()
     inputs = x.double() if x.is_floating_point() else x
