@@ -29,8 +29,7 @@ from prunefront.pipelines.journal.journal import altered_file_error, write_json
 from prunefront.pipelines.journal.layout import PREPARED
 from prunefront.pipelines.measure.quality import judged, targets_of
 from prunefront.pipelines.models import build, expected_inputs
-from prunefront.pipelines.models.libraries import Expected
-from prunefront.pipelines.models.libraries import library_of
+from prunefront.pipelines.models.libraries import Expected, library_of
 from prunefront.pipelines.prepare.checks import check_graph
 from prunefront.pipelines.prepare.problem import objectives
 from prunefront.pipelines.prepare.read_prepared import (
@@ -254,9 +253,9 @@ def check_normalisation(
     if differs:
         name, ours = next(iter(differs.items()))
         raise PrunefrontError(
-            f"model.weights of {section.factory} were made for images of {name} {_rounded(wanted[name])}, and the data's "
-            f"is {_rounded(ours)}: set data.mean = {_rounded(wanted['mean'])} and data.std = {_rounded(wanted['std'])}, "
-            "or both to what your weights were trained with"
+            f"model.weights of {section.factory} were made for images of {name} {_rounded(wanted[name])}, and the "
+            f"data's is {_rounded(ours)}: set data.mean = {_rounded(wanted['mean'])} and data.std = "
+            f"{_rounded(wanted['std'])}, or both to what your weights were trained with"
         )
 
 

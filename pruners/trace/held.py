@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree
 
 LAYER_NORMS = frozenset({F.layer_norm, torch.layer_norm})
 GROUP_NORMS = frozenset({F.group_norm, torch.group_norm})

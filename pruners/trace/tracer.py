@@ -44,10 +44,10 @@ def trace(
 ) -> ChannelGraph:
     """Returns the channel graph of a model in eval mode; the model is left as it was.
 
-    example: one input, or a tuple of positional inputs; axis 0 is the batch. kwargs: inputs by keyword. frozen: paths of modules that shall stay
-    as they are, or patterns like `layer4.*`. verify: cut every group once on the example and freeze those whose forward
-    pass does not take it (sizes written into `forward`). An operator without a channel rule freezes the channels that
-    reach it; with `strict` it is an error. Raises NotTraceable where `torch.export` fails, UnknownName for a frozen
+    example: one input, or a tuple of positional inputs; axis 0 is the batch. kwargs: inputs by keyword. frozen: paths
+    of modules that shall stay as they are, or patterns like `layer4.*`. verify: cut every group once on the example and
+    freeze those whose forward pass does not take it (sizes written into `forward`). An operator without a channel rule
+    freezes the channels that reach it; with `strict` it is an error. Raises NotTraceable where `torch.export` fails, UnknownName for a frozen
     path that the model lacks, and UnsupportedOp under `strict`.
 
     >>> import torch

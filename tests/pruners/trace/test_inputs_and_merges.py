@@ -78,7 +78,7 @@ class Reduced(nn.Module):
         self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        b, n, c = x.shape
+        b, _, c = x.shape
         small = self.fewer(x.permute(0, 2, 1).reshape(b, c, 4, 4)).reshape(b, c, -1).permute(0, 2, 1)
         q, k, v = (
             layer(y).view(b, -1, 1, self.head_dim).transpose(1, 2)
