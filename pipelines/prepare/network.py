@@ -340,6 +340,7 @@ def trace_model(
         model.eval(),
         example,
         frozen=section.frozen,
+        merged=section.merged,
         strict=section.strict,
     )
     paths = [path for path, _ in model.named_modules() if path]

@@ -7,8 +7,10 @@ from itertools import combinations, takewhile
 
 import numpy as np
 
+from prunefront.errors import PrunefrontError, UnknownName
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen, TensorSlice
 from prunefront.pruners.trace.labels import IntArray, Ledger
+from prunefront.text import did_you_mean
 
 Axis = tuple[str, int]
 """Tensor and axis."""
@@ -155,6 +157,34 @@ def possible_merges(groups: Sequence[ChannelGroup]) -> Iterator[Sets]:
                     sets.setdefault(nearest.name, [nearest]).append(group)
             if sets and all(len({_kind(g) for g in held}) == count for held in sets.values()):
                 yield tuple(tuple(g.name for g in held) for held in sets.values())
+
+
+def merge_by_hand(graph: ChannelGraph, sets: Sequence[Sequence[str]]) -> ChannelGraph:
+    """Returns the graph with sets of groups merged as a person asks for, each under its first one's name.
+
+    Raises UnknownName for a group that the graph lacks, PrunefrontError for one that is in two sets, or whose units are
+    no multiple of the first one's.
+    """
+    units = {g.name: g.units for g in graph.groups}
+    seen: set[str] = set()
+    for held in sets:
+        for name in held:
+            if name not in units:
+                raise UnknownName(
+                    f"merged names group {name!r}, which the network does not have; {did_you_mean(name, units)}"
+                    f"there are: {', '.join(list(units)[:8])} …"
+                )
+            if name in seen:
+                raise PrunefrontError(
+                    f"merged names group {name!r} twice; put all that belong together into one set"
+                )
+            seen.add(name)
+            if units[name] % units[held[0]]:
+                raise PrunefrontError(
+                    f"merged: group {name!r} has {units[name]} units, no multiple of the {units[held[0]]} of "
+                    f"{held[0]!r}; merge groups of one width, and name the narrowest first"
+                )
+    return merge(graph, tuple(map(tuple, sets))) if sets else graph
 
 
 def merge(graph: ChannelGraph, sets: Sets) -> ChannelGraph:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunefront.errors import NotTraceable
+from prunefront.errors import NotTraceable, PrunefrontError
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.trace.arguments import state_of, tensors_of
 from prunefront.pruners.trace.tracer import trace
@@ -139,6 +139,28 @@ def test_equal_cuts_do_not_hide_that_widths_must_be_equal() -> None:
     plan = keeping(graph, [[0, 3, 4]])
     cut, masked = (make(model, graph, plan)(x) for make in (surgery.apply, surgery.mask))
     torch.testing.assert_close(cut, masked, rtol=1e-12, atol=1e-12)
+
+
+def test_groups_are_merged_by_hand() -> None:
+    torch.manual_seed(0)
+    model = randomise(
+        nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+    )
+    x = torch.randn(3, 4).double()
+    model.double()
+    graph = trace(model, x, merged=[["0", "2"]])
+    assert [(g.name, g.units) for g in graph.groups] == [("0", 6)]
+    plan = keeping(graph, [[1, 2, 5]])
+    cut = surgery.apply(model, graph, plan)
+    assert [cut[0].out_features, cut[2].out_features] == [3, 6]
+    torch.testing.assert_close(cut(x), surgery.mask(model, graph, plan)(x), rtol=1e-12, atol=1e-12)
+    for sets, said in (
+        ([["0", "3"]], "group '3', which the network does not have"),
+        ([["2", "0"]], "has 6 units, no multiple of the 12 of '2'"),
+        ([["0", "2"], ["2", "0"]], "names group '2' twice"),
+    ):
+        with pytest.raises(PrunefrontError, match=said):
+            trace(model, x, merged=sets)
 
 
 class Standardised(nn.Conv2d):
