@@ -133,8 +133,8 @@ def _alike(
 Sets = tuple[tuple[str, ...], ...]
 """Names of groups that are merged, set by set."""
 
-_MOST_KINDS = 6
-"""Most kinds of groups, alike but for the numbers in their names, of which sets are tried."""
+_MOST_KINDS, _MOST_IN_THREES = 6, 4
+"""Most kinds of groups, alike but for the numbers in their names, of which pairs are tried, and sets of three."""
 
 
 def possible_merges(groups: Sequence[ChannelGroup]) -> Iterator[Sets]:
@@ -146,8 +146,9 @@ def possible_merges(groups: Sequence[ChannelGroup]) -> Iterator[Sets]:
     kinds: dict[str, list[ChannelGroup]] = {}
     for group in groups:
         kinds.setdefault(_kind(group), []).append(group)
-    for count in (2, 3):
-        for chosen in combinations(list(kinds.values())[:_MOST_KINDS], count):
+    few = list(kinds.values())[:_MOST_KINDS]
+    for count in (2, 3) if len(few) <= _MOST_IN_THREES else (2,):
+        for chosen in combinations(few, count):
             first, *others = sorted(chosen, key=lambda kind: kind[0].units)
             sets: dict[str, list[ChannelGroup]] = {}
             for group in (g for kind in others for g in kind):
