@@ -1,9 +1,11 @@
 """Cutting channels: a new, smaller, ordinary module from a plan, the same by zeroing, the same from stored weights."""
 
 import copy
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from itertools import chain
+from operator import itemgetter
 from types import CellType, FunctionType
 from typing import Any
 
@@ -42,8 +44,7 @@ def removed_positions(graph: ChannelGraph, plan: PruningPlan) -> RemovedPosition
             continue
         for member in group.members:
             positions = going.setdefault(member.tensor, {}).setdefault(member.dim, [])
-            for unit in units:
-                positions.extend(member.index[unit])
+            positions.extend(chain.from_iterable(itemgetter(*units, units[0])(member.index)[:-1]))
     return going
 
 
@@ -322,6 +323,10 @@ def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Returns a deep copy. memo: id of a part -> its replacement. Raises PrunefrontError if torch cannot copy it."""
     for _, name, module in _computed_weights(model):
         memo.setdefault(id(getattr(module, name)), getattr(module, name).detach())
+    for module in model.modules():  # most of a module are empty dictionaries, which deepcopy is slow at
+        for held in vars(module).values():
+            if type(held) in (dict, OrderedDict) and not held:
+                memo.setdefault(id(held), type(held)())
     try:
         copied = copy.deepcopy(model, memo)
     except RuntimeError as error:  # torch refuses tensors with a history
@@ -397,8 +402,10 @@ def _sync_one(module: nn.Module, rows: list[int]) -> None:
         suffix = "_l0" if isinstance(module, nn.RNNBase) else ""
         inner, recurrent = (getattr(module, f"weight_{kind}{suffix}") for kind in ("ih", "hh"))
         module.input_size, module.hidden_size = inner.shape[1], recurrent.shape[1]
-    with eval_mode(module):  # a computed weight may change what it is computed from, in training mode
-        weight = getattr(module, "weight", None)
+    weight = module._parameters.get("weight")
+    if weight is None:
+        with eval_mode(module):  # a computed weight may change what it is computed from, in training mode
+            weight = getattr(module, "weight", None)
     if weight is None:  # a batch norm without scale still knows its width
         weight = getattr(module, "running_mean", None)
     if not isinstance(weight, Tensor):

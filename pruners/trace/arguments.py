@@ -1,4 +1,4 @@
-"""What a network is called with, by place and by keyword, and the tensors in whatever it gives."""
+"""Arguments of a network, by place and by keyword, and the tensors in whatever it gives."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass

@@ -118,15 +118,15 @@ def _merged(
         together = [g for g in tried.groups if g.name in firsts]
         samples = kinds_of(together)
         fake = sizes.of(tried, _choose_drops(tried, np.random.default_rng(0)))
-        why = [fake.failure([g]) for g in samples]
-        if any(why) and len({module_of(name) for name in sets[0]}) == 1:  # parts of one module
+        fails = any(fake.failure([g]) for g in samples)
+        if fails and len({module_of(name) for name in sets[0]}) == 1:  # parts of one module
             setting = find_attributes(
                 model, tried, together, lambda made, g, fake=fake: fake.setting(made).failure([g])
             )
             kept = [a for a in found.attributes if a not in setting]
             tried = replace(tried, attributes=(*kept, *setting))
-            why = [fake.setting(tried.attributes).failure([g]) for g in samples]
-        if not any(why):
+            fails = any(fake.setting(tried.attributes).failure([g]) for g in samples)
+        if not fails:
             found, helps = tried, True
     return found if helps else None
 

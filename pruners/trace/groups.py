@@ -7,8 +7,10 @@ from itertools import combinations, takewhile
 
 import numpy as np
 
+from prunefront.errors import PrunefrontError, UnknownName
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen, TensorSlice
 from prunefront.pruners.trace.labels import IntArray, Ledger
+from prunefront.text import did_you_mean
 
 Axis = tuple[str, int]
 """Tensor and axis."""
@@ -131,8 +133,8 @@ def _alike(
 Sets = tuple[tuple[str, ...], ...]
 """Names of groups that are merged, set by set."""
 
-_MOST_KINDS = 6
-"""Most kinds of groups, alike but for the numbers in their names, of which sets are tried."""
+_MOST_KINDS, _MOST_IN_THREES = 6, 4
+"""Most kinds of groups, alike but for the numbers in their names, of which pairs are tried, and sets of three."""
 
 
 def possible_merges(groups: Sequence[ChannelGroup]) -> Iterator[Sets]:
@@ -144,8 +146,9 @@ def possible_merges(groups: Sequence[ChannelGroup]) -> Iterator[Sets]:
     kinds: dict[str, list[ChannelGroup]] = {}
     for group in groups:
         kinds.setdefault(_kind(group), []).append(group)
-    for count in (2, 3):
-        for chosen in combinations(list(kinds.values())[:_MOST_KINDS], count):
+    few = list(kinds.values())[:_MOST_KINDS]
+    for count in (2, 3) if len(few) <= _MOST_IN_THREES else (2,):
+        for chosen in combinations(few, count):
             first, *others = sorted(chosen, key=lambda kind: kind[0].units)
             sets: dict[str, list[ChannelGroup]] = {}
             for group in (g for kind in others for g in kind):
@@ -155,6 +158,34 @@ def possible_merges(groups: Sequence[ChannelGroup]) -> Iterator[Sets]:
                     sets.setdefault(nearest.name, [nearest]).append(group)
             if sets and all(len({_kind(g) for g in held}) == count for held in sets.values()):
                 yield tuple(tuple(g.name for g in held) for held in sets.values())
+
+
+def merge_by_hand(graph: ChannelGraph, sets: Sequence[Sequence[str]]) -> ChannelGraph:
+    """Returns the graph with sets of groups merged as a person asks for, each under its first one's name.
+
+    Raises UnknownName for a group that the graph lacks, PrunefrontError for one that is in two sets, or whose units are
+    no multiple of the first one's.
+    """
+    units = {g.name: g.units for g in graph.groups}
+    seen: set[str] = set()
+    for held in sets:
+        for name in held:
+            if name not in units:
+                raise UnknownName(
+                    f"merged names group {name!r}, which the network does not have; {did_you_mean(name, units)}"
+                    f"there are: {', '.join(list(units)[:8])} …"
+                )
+            if name in seen:
+                raise PrunefrontError(
+                    f"merged names group {name!r} twice; put all that belong together into one set"
+                )
+            seen.add(name)
+            if units[name] % units[held[0]]:
+                raise PrunefrontError(
+                    f"merged: group {name!r} has {units[name]} units, no multiple of the {units[held[0]]} of "
+                    f"{held[0]!r}; merge groups of one width, and name the narrowest first"
+                )
+    return merge(graph, tuple(map(tuple, sets))) if sets else graph
 
 
 def merge(graph: ChannelGraph, sets: Sets) -> ChannelGraph:

@@ -26,7 +26,7 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.trace import check_cuts, handwritten, sites, stacks
 from prunefront.pruners.trace.arguments import Inputs, state_of, tensors_of
 from prunefront.pruners.trace.fake import Rehearsal, quiet_about_sizes, rehearse, watch_calls
-from prunefront.pruners.trace.groups import collect_groups, groups_with
+from prunefront.pruners.trace.groups import collect_groups, groups_with, merge_by_hand
 from prunefront.pruners.trace.held import own_chance
 from prunefront.pruners.trace.labels import Labels, Ledger, Stored, Use, blank
 from prunefront.pruners.trace.refusals import refuse
@@ -43,16 +43,18 @@ def trace(
     *,
     kwargs: Mapping[str, Any] | None = None,
     frozen: Sequence[str] = (),
+    merged: Sequence[Sequence[str]] = (),
     verify: bool = True,
     strict: bool = False,
 ) -> ChannelGraph:
     """Returns the channel graph of a model in eval mode; the model is left as it was.
 
-    example: one input, or a tuple of positional inputs; axis 0 is the batch. kwargs: inputs by keyword. frozen: paths of modules that shall stay
-    as they are, or patterns like `layer4.*`. verify: cut every group once on the example and freeze those whose forward
-    pass does not take it (sizes written into `forward`). An operator without a channel rule freezes the channels that
-    reach it; with `strict` it is an error. Raises NotTraceable where `torch.export` fails, UnknownName for a frozen
-    path that the model lacks, and UnsupportedOp under `strict`.
+    example: one input, or a tuple of positional inputs; axis 0 is the batch. kwargs: inputs by keyword. frozen: paths
+    of modules that shall stay as they are, or patterns like `layer4.*`. merged: sets of groups that shall lose the same
+    units. verify: cut every group once on the example and freeze those whose forward pass does not take it (sizes
+    written into `forward`). An operator without a channel rule freezes the channels that reach it; with `strict` it is
+    an error. Raises NotTraceable where `torch.export` fails, UnknownName for a frozen path or a merged group that the
+    model lacks, PrunefrontError for groups that cannot be merged, and UnsupportedOp under `strict`.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
@@ -64,6 +66,7 @@ def trace(
     inputs = Inputs.of(example, kwargs)
     with _collector_paused():
         graph, rehearsal = _read(model, inputs, _Policy(frozen, strict))
+    graph = merge_by_hand(graph, merged)
     found, unstacked = stacks.find_stacks(model, graph, rehearsal.example, frozen)
     graph = replace(graph, stacks=found, unstacked=unstacked)
     return check_cuts.verify(model, graph, inputs, rehearsal) if verify else graph

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunefront.pruners.criteria import criteria
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.plan.cost import cost, locked_macs
