@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick long fuzz lint audit bench docs clean
+.PHONY: help setup demo test quick long torch-next fuzz lint audit bench zoo docs clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,18 +11,23 @@ BIN := $(VENV)/bin
 # What `make setup` last installed for; pyproject.toml newer than this means: install again.
 INSTALLED := $(VENV)/installed
 N ?= 500
+ROWS ?= zoo.jsonl
 STUDY ?= examples/digits.toml
 # Extras of pyproject.toml to install; machines of a cluster need none (scripts/setup-host.sh).
 EXTRAS ?= dev
+# pyproject.toml lets in more: CI tests everything with this one, `make torch-next` what knows torch with the newest.
+TORCH ?= torch==2.13.*
+NEXT_TORCH ?= torch==2.14.*
+NEXT ?= .venv-next
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED)  ## make .venv and install everything into it; does nothing the second time
 
 $(INSTALLED): pyproject.toml scripts/install.sh
-	@scripts/install.sh "$(PYTHON)" "$(VENV)" "$(EXTRAS)"
+	@scripts/install.sh "$(PYTHON)" "$(VENV)" "$(EXTRAS)" "$(TORCH)"
 	@touch $@
 
 demo: setup  ## search real images for small, fast networks (a few minutes) and print the front
@@ -42,6 +47,10 @@ fuzz: setup  ## 500 hostile inputs for each reader of a file (minutes); N=… fo
 long: services  ## what is too long for CI: whole studies, and every fault once (an hour)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "long or faults"
 
+torch-next:  ## the tests of pruners and search with the newest torch, in .venv-next (6 GB, with CUDA where pip brings it)
+	@scripts/install.sh "$(PYTHON)" "$(NEXT)" "$(EXTRAS)" "$(NEXT_TORCH)"
+	@OMP_NUM_THREADS=1 $(NEXT)/bin/python -m pytest -q tests/pruners tests/search tests/corpus
+
 lint: setup  ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -53,12 +62,15 @@ audit: setup  ## known holes in what is installed; says NOT CHECKED where the ad
 bench: setup  ## what a search costs beside the work itself
 	@$(BIN)/python -m benchmarks.search_overhead
 
+zoo: setup  ## the corpus' chain over the networks of installed timm and torchvision (hours); ROWS=… keeps the rows
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo --rows $(ROWS)
+
 docs: setup  ## the tables of docs/methods.md and docs/networks.md, written anew
 	@$(BIN)/python -m prunefront.pipelines.cli.catalogue docs/methods.md
 	@$(BIN)/python -m tests.corpus.table docs/networks.md
 
 clean:  ## remove the environment and every cache; studies stay
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info build
+	@rm -rf $(VENV) .venv-next .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info build
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # In CI a service that is missing is installed first, and a test that cannot find it fails instead of being skipped.

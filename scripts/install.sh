@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes a virtual environment and installs prunefront into it: scripts/install.sh PYTHON VENV EXTRAS (called by `make setup`).
+# Makes a virtual environment and installs prunefront into it: scripts/install.sh PYTHON VENV EXTRAS TORCH (called by `make setup`).
 set -euo pipefail
-python=$1 venv=$2 extras=$3
+python=$1 venv=$2 extras=$3 torch=$4
 minimum=3.11
 
 fail() { printf 'setup: %s\n' "$1" >&2; exit 2; }
@@ -22,9 +22,7 @@ pip=("$venv/bin/python" -m pip --quiet --quiet) # errors are still shown
 
 # torch goes first and alone: it is the big one, and pip then takes its CPU build (2.13.0+cpu sorts above 2.13.0) wherever
 # its configuration offers one: find-links, a mirror, or PIP_EXTRA_INDEX_URL set to PyTorch's CPU index. Otherwise the
-# default index decides, which on x86 Linux brings CUDA along.
-torch=$(sed -nE 's/^ *"(torch *[<>=~!][^"]*)",?$/\1/p' pyproject.toml)
-[ -n "$torch" ] || fail "pyproject.toml names no torch"
+# default index decides, which on x86 Linux brings CUDA along. TORCH (Makefile) is narrower than pyproject.toml, which fits it.
 if ! "$venv/bin/python" -c "import torch" 2>/dev/null; then
     echo "setup: installing $torch"
     "${pip[@]}" install "$torch"

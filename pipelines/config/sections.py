@@ -225,6 +225,9 @@ class SpaceSection(Section):
     stands; a group that none fits has 1. `prunefront inspect` shows each group's."""
     frozen: tuple[str, ...] = ()
     """Modules that stay as they are, by path or pattern: "layer4.*"."""
+    merged: tuple[Annotated[tuple[str, ...], Field(min_length=2)], ...] = ()
+    """Groups that lose the same units, [["layer1.0.conv1", "layer1.1.conv1"]], of each set the first one's name: fewer
+    choices to search. `prunefront inspect` names the groups; units of the others must be a multiple of the first's."""
     strict: bool = False
     """Refuse a network with an operator that has no channel rule. Otherwise only the channels that reach it stay."""
     calibration_images: Annotated[int, Field(ge=1)] = 1024

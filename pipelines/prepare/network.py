@@ -1,7 +1,7 @@
 """The dense network of a study: loaded or trained, and traced. Every candidate only reads it."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from prunefront.pipelines.journal.journal import altered_file_error, write_json
 from prunefront.pipelines.journal.layout import PREPARED
 from prunefront.pipelines.measure.quality import judged, targets_of
 from prunefront.pipelines.models import build, expected_inputs
-from prunefront.pipelines.models.libraries import library_of
+from prunefront.pipelines.models.libraries import Expected, library_of
 from prunefront.pipelines.prepare.checks import check_graph
 from prunefront.pipelines.prepare.problem import objectives
 from prunefront.pipelines.prepare.read_prepared import (
@@ -136,6 +136,7 @@ def dense_network(study: NetworkSections, say: Say) -> Network:
     model = build(study.model, classes=classes, input_shape=splits.input_shape, seed=study.seed)
     for line in said_of_inputs(study.model, model, splits):
         say(line)
+    check_normalisation(study.model, study.data, model, splits)
     check_takes(model, splits, task)
 
     def traced() -> ChannelGraph:
@@ -223,24 +224,61 @@ def _said(splits: Splits | Parts) -> str:
 def said_of_inputs(section: ModelSection, model: nn.Module, splits: Splits | Parts) -> list[str]:
     """Returns, in a line, the images that a library's network was made for, and what of the data differs from that."""
     expected = expected_inputs(section, model)
-    normalised = {} if expected.mean is None or expected.std is None else {
-        "mean": expected.mean, "std": expected.std,
-    }  # fmt: skip
+    normalised = _normalised(expected)
     parts = [] if expected.shape is None else [f"images of {' × '.join(map(str, expected.shape))}"]
-    parts += [f"{name} {[round(v, 4) for v in values]}" for name, values in normalised.items()]
+    parts += [f"{name} {_rounded(values)}" for name, values in normalised.items()]
     if not parts or splits.input_shape is None:
         return []
     differs = []
     if expected.shape not in (None, splits.input_shape):
         differs.append(f"the data's are {' × '.join(map(str, splits.input_shape))}")
-    transform = getattr(splits, "transform", None)
-    for name, values in normalised.items():
-        ours = getattr(transform, name, None)
-        if ours is not None and (len(ours) != len(values) or not np.allclose(ours, values, atol=1e-3)):
-            differs.append(f"the data's {name} is {[round(float(v), 4) for v in ours]} (set data.{name})")
+    for name, ours in _otherwise(normalised, splits).items():
+        differs.append(f"the data's {name} is {_rounded(ours)} (set data.{name})")
     return [
         f"{section.factory} was made for {', '.join(parts)}" + (f"; {'; '.join(differs)}" if differs else "")
     ]
+
+
+def check_normalisation(
+    section: ModelSection, data: DataSection, model: nn.Module, splits: Splits | Parts
+) -> None:
+    """Raises PrunefrontError where trained weights of a library were made for other numbers than the data's default.
+
+    What the study says itself, in data.mean and data.std, is its own affair.
+    """
+    if section.weights is None or (data.mean is not None and data.std is not None):
+        return
+    wanted = _normalised(expected_inputs(section, model))
+    differs = _otherwise(wanted, splits)
+    if differs:
+        name, ours = next(iter(differs.items()))
+        raise PrunefrontError(
+            f"model.weights of {section.factory} were made for images of {name} {_rounded(wanted[name])}, and the "
+            f"data's is {_rounded(ours)}: set data.mean = {_rounded(wanted['mean'])} and data.std = "
+            f"{_rounded(wanted['std'])}, or both to what your weights were trained with"
+        )
+
+
+def _normalised(expected: Expected) -> dict[str, Sequence[float]]:
+    """Returns the mean and standard deviation that a library gives; neither where it lacks one."""
+    if expected.mean is None or expected.std is None:
+        return {}
+    return {"mean": expected.mean, "std": expected.std}
+
+
+def _otherwise(wanted: Mapping[str, Sequence[float]], splits: Splits | Parts) -> dict[str, Sequence[float]]:
+    """Returns those of the data's mean and standard deviation that are not the wanted ones."""
+    transform = getattr(splits, "transform", None)
+    found = {}
+    for name, values in wanted.items():
+        ours = getattr(transform, name, None)
+        if ours is not None and (len(ours) != len(values) or not np.allclose(ours, values, atol=1e-3)):
+            found[name] = ours
+    return found
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(float(v), 4) for v in values]
 
 
 def classes_of(model: ModelSection, task: Task, splits: Splits | Parts) -> int | None:
@@ -302,6 +340,7 @@ def trace_model(
         model.eval(),
         example,
         frozen=section.frozen,
+        merged=section.merged,
         strict=section.strict,
     )
     paths = [path for path, _ in model.named_modules() if path]

@@ -21,6 +21,7 @@ from prunefront.pruners.statistics.contributions import (
     output_positions,
     patches,
 )
+from prunefront.pruners.units.attention import spelled
 from prunefront.pruners.units.eval_mode import eval_mode
 from prunefront.pruners.units.view import consumers
 from prunefront.pruners.units.watch import CONVOLUTIONS, TRANSPOSED, OnOutput, Product, Watch
@@ -127,7 +128,7 @@ def _forward(model: nn.Module, calls: Mapping[str, int], batch: Batch, see: OnOu
             raise _Stop
 
     tensors = model.state_dict(keep_vars=True)
-    with suppress(_Stop), Watch({name: tensors[name] for name in calls}, on_output=count):
+    with spelled(model), suppress(_Stop), Watch({name: tensors[name] for name in calls}, on_output=count):
         model(*_arguments(batch))
 
 
@@ -143,7 +144,7 @@ def _calls(model: nn.Module, names: Iterable[str], batch: Batch) -> dict[str, in
         if grouped or product.func in TRANSPOSED:
             unfit.add(product.name)
 
-    with Watch({name: tensors[name] for name in names}, see):
+    with spelled(model), Watch({name: tensors[name] for name in names}, see):
         model(*_arguments(batch))
     return {name: count for name, count in counts.items() if name not in unfit}
 

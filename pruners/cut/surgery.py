@@ -1,9 +1,11 @@
 """Cutting channels: a new, smaller, ordinary module from a plan, the same by zeroing, the same from stored weights."""
 
 import copy
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from itertools import chain
+from operator import itemgetter
 from types import CellType, FunctionType
 from typing import Any
 
@@ -18,6 +20,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, SizeAttribute, TensorSlice
 from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.graph.shapes import changed_attributes, reduced_layer, shapes
+from prunefront.pruners.units.attention import fit_widths
 from prunefront.pruners.units.eval_mode import eval_mode
 
 RemovedPositions = dict[str, dict[int, list[int]]]
@@ -41,8 +44,7 @@ def removed_positions(graph: ChannelGraph, plan: PruningPlan) -> RemovedPosition
             continue
         for member in group.members:
             positions = going.setdefault(member.tensor, {}).setdefault(member.dim, [])
-            for unit in units:
-                positions.extend(member.index[unit])
+            positions.extend(chain.from_iterable(itemgetter(*units, units[0])(member.index)[:-1]))
     return going
 
 
@@ -191,17 +193,38 @@ def _key(attribute: SizeAttribute) -> tuple[str, str, int]:
 
 def mask(model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> nn.Module:
     """Returns a new module of the dense size with every dropped slice set to zero (the oracle of `apply`)."""
-    going = removed_positions(graph, plan)
+    going = _zeros(removed_positions(graph, plan))
 
     return _map_tensors(model, lambda name, tensor: _zeroed(tensor.clone(), going.get(name, {})))
 
 
 def mask_in_place(model: nn.Module, going: RemovedPositions) -> None:
     """Sets the dropped slices of a module to zero, *in place*."""
+    going = _zeros(going)
     with torch.no_grad():
         for name, tensor in model.state_dict(keep_vars=True).items():
             if name in going:
                 _zeroed(tensor, going[name])
+
+
+_GAINS = {"original1": "original0", "weight_v": "weight_g"}
+"""Last names of a direction, which weight norm divides by its length, and of its gain."""
+
+
+def _zeros(going: RemovedPositions) -> RemovedPositions:
+    """Returns the positions that are zero in a masked network: a gain of zero stands for a direction of zeros.
+
+    A direction of zeros has no length to be divided by.
+    """
+
+    def gained(name: str, dim: int) -> bool:
+        stem, dot, last = name.rpartition(".")
+        return last in _GAINS and dim in going.get(f"{stem}{dot}{_GAINS[last]}", {})
+
+    return {
+        name: {dim: positions for dim, positions in axes.items() if not gained(name, dim)}
+        for name, axes in going.items()
+    }
 
 
 def _zeroed(tensor: Tensor, going: Mapping[int, list[int]]) -> Tensor:
@@ -300,6 +323,10 @@ def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Returns a deep copy. memo: id of a part -> its replacement. Raises PrunefrontError if torch cannot copy it."""
     for _, name, module in _computed_weights(model):
         memo.setdefault(id(getattr(module, name)), getattr(module, name).detach())
+    for module in model.modules():  # most of a module are empty dictionaries, which deepcopy is slow at
+        for held in vars(module).values():
+            if type(held) in (dict, OrderedDict) and not held:
+                memo.setdefault(id(held), type(held)())
     try:
         copied = copy.deepcopy(model, memo)
     except RuntimeError as error:  # torch refuses tensors with a history
@@ -351,6 +378,7 @@ def _content(cell: CellType) -> Any:
 def _sync(model: nn.Module, going: RemovedPositions) -> None:
     """Sets the sizes that modules keep as attributes to those of their weights. going: the dropped positions."""
     names = first_names(model)
+    fit_widths(model)
     for path, module in model.named_modules():
         _sync_one(
             module, next((going[name].get(0, []) for name in _weights(path, names) if name in going), [])
@@ -374,8 +402,10 @@ def _sync_one(module: nn.Module, rows: list[int]) -> None:
         suffix = "_l0" if isinstance(module, nn.RNNBase) else ""
         inner, recurrent = (getattr(module, f"weight_{kind}{suffix}") for kind in ("ih", "hh"))
         module.input_size, module.hidden_size = inner.shape[1], recurrent.shape[1]
-    with eval_mode(module):  # a computed weight may change what it is computed from, in training mode
-        weight = getattr(module, "weight", None)
+    weight = module._parameters.get("weight")
+    if weight is None:
+        with eval_mode(module):  # a computed weight may change what it is computed from, in training mode
+            weight = getattr(module, "weight", None)
     if weight is None:  # a batch norm without scale still knows its width
         weight = getattr(module, "running_mean", None)
     if not isinstance(weight, Tensor):

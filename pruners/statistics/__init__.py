@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
+from prunefront.pruners.units.attention import spell
 from prunefront.pruners.units.inputs import count_images
 from prunefront.registry import Registry, summary_of
 
@@ -178,6 +179,7 @@ def run(
 ) -> Values:
     """Does one task; the model stays as it is. Raises PrunefrontError where something cannot be observed."""
     dense = copy.deepcopy(model).eval().requires_grad_(False)
+    spell(dense)  # products within attention are observed too
     return statistics[task.statistic].collect(
         Inquiry(
             model=dense,

@@ -21,10 +21,13 @@ _MOST_KINDS = 16
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """One attribute of one class of modules. options: by rank, the axis that it follows in each of these modules."""
+    """One attribute of one class of modules.
+
+    options: by rank, the axis that it follows in each of these modules, None where it stays.
+    """
 
     name: str
-    options: tuple[Attributes, ...]
+    options: tuple[tuple[SizeAttribute | None, ...], ...]
 
 
 def find_attributes(
@@ -37,7 +40,7 @@ def find_attributes(
     the same by chance does not help, and stays. failing: groups that fail without any.
     """
     kinds = _kinds(model, graph, failing)[:_MOST_KINDS]
-    samples = _samples(failing)
+    samples = kinds_of(failing)
     chosen: list[int | None] = [0] * len(kinds)
 
     def passing() -> int:
@@ -63,11 +66,15 @@ def find_attributes(
 
 def _resolved(kinds: Sequence[_Kind], chosen: Sequence[int | None]) -> Attributes:
     return tuple(
-        a for kind, at in zip(kinds, chosen, strict=True) if at is not None for a in kind.options[at]
+        a
+        for kind, at in zip(kinds, chosen, strict=True)
+        if at is not None
+        for a in kind.options[at]
+        if a is not None
     )
 
 
-def _samples(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+def kinds_of(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
     """Returns one of each kind of groups: those of equal blocks differ in their numbers alone."""
     found: dict[tuple[object, ...], ChannelGroup] = {}
     for group in groups:
@@ -78,11 +85,11 @@ def _samples(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
 
 def _kinds(model: nn.Module, graph: ChannelGraph, failing: Sequence[ChannelGroup]) -> list[_Kind]:
     names = {g.name for g in failing}
-    found: dict[tuple[str, str, int], list[list[SizeAttribute]]] = {}
+    found: dict[tuple[str, str, int], list[list[SizeAttribute | None]]] = {}
     for path, module in model.named_modules():
         for name, place, value in _numbers(module):
             options = list(_axes(graph, names, path, name, place, value))
-            if options:
+            if any(options):
                 found.setdefault((type(module).__qualname__, name, place), []).append(options)
     kinds = []
     for (_, name, _), modules in found.items():
@@ -105,11 +112,21 @@ def _numbers(module: nn.Module) -> Iterator[tuple[str, int, int]]:
             yield name, len(held) - 1, held[-1]
 
 
+def _own_axes(graph: ChannelGraph, path: str) -> Iterator[tuple[str, int, int]]:
+    """Yields tensor, axis and size of the tensors that a module itself holds."""
+    for tensor, shape in graph.shapes.items():
+        if path and tensor.rpartition(".")[0] == path:
+            yield from ((tensor, dim, size) for dim, size in enumerate(shape))
+
+
 def _axes(
     graph: ChannelGraph, failing: set[str], path: str, name: str, place: int, value: int
-) -> Iterator[SizeAttribute]:
-    """Yields what an attribute may follow, the likeliest first, one axis for each group."""
-    found: list[tuple[int, int, str, SizeAttribute]] = []
+) -> Iterator[SizeAttribute | None]:
+    """Yields what an attribute may follow, the likeliest first, one axis for each group; None for one that stays."""
+    found: list[tuple[int, int, str, SizeAttribute | None]] = []
+    cut = {(m.tensor, m.dim) for g in graph.groups if g.name in failing for m in g.members}
+    if any((tensor, dim) not in cut and size == value for tensor, dim, size in _own_axes(graph, path)):
+        found.append((1, 0, "", None))
     for group in graph.groups:
         if group.name not in failing:
             continue

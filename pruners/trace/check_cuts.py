@@ -1,10 +1,10 @@
 """Trial of the cuts on the example input: groups that `forward` does not take are frozen instead of failing later."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -13,10 +13,11 @@ from prunefront.errors import NotTraceable
 from prunefront.pruners.cut.surgery import removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen
 from prunefront.pruners.graph.shapes import changed_attributes, shapes
-from prunefront.pruners.trace.attributes import Attributes, find_attributes
-from prunefront.pruners.trace.cut_trial import FEW, HALF, Drops, Trial, over_channels, plan_of
+from prunefront.pruners.trace.arguments import Inputs
+from prunefront.pruners.trace.attributes import Attributes, find_attributes, kinds_of
+from prunefront.pruners.trace.cut_trial import FEW, FIXED, HALF, Drops, Trial, over_channels, plan_of
 from prunefront.pruners.trace.fake import FakeNetwork, Rehearsal, Run
-from prunefront.pruners.trace.groups import module_of
+from prunefront.pruners.trace.groups import merge, module_of, possible_merges
 from prunefront.pruners.trace.held import WidthError
 from prunefront.text import first_line
 
@@ -27,7 +28,7 @@ Failure = Callable[[Sequence[ChannelGroup]], str | None]
 def verify(
     model: nn.Module,
     graph: ChannelGraph,
-    example: tuple[Any, ...],
+    example: Inputs,
     rehearsal: Rehearsal | None = None,
     *,
     seed: int = 0,
@@ -63,6 +64,12 @@ def verify(
             sizes, trial = sizes.setting(attributes), Trial(model, graph, part, drops, seed=seed)
             reasons.clear()
             settle(sizes.failure)
+        if reasons and (merged := _merged(model, graph, sizes, reasons)) is not None:
+            trial.close()
+            graph, drops = merged, _choose_drops(merged, np.random.default_rng(seed))
+            sizes, trial = sizes.of(graph, drops), Trial(model, graph, part, drops, seed=seed)
+            reasons.clear()
+            settle(sizes.failure)
         settle(trial.failure)
     if graph.inexact:
         alone = trial.failure if sizes.dense is None else sizes.failure
@@ -85,14 +92,43 @@ def verify(
             if trained.failure(left) is not None:
                 fake = _Sizes(model, graph, part, drops, training=True)
                 for kind in (fake, trained):
-                    # an uncut network that differs from itself would show every group as wrong
-                    if kind.failure([]) is None:
-                        settle(kind.failure, _IN_TRAINING)
+                    # an uncut network that differs from itself would show every group as wrong: then sizes alone count
+                    settle(
+                        kind.failure if kind.failure([]) is None else _only_sizes(kind.failure), _IN_TRAINING
+                    )
                 if trained.failure([]) is not None:
                     notes.append(_NO_TRAINING.format("forward gives other values at each call there"))
         except NotTraceable as error:
             notes.append(_NO_TRAINING.format(error))
     return _frozen(graph, reasons, notes)
+
+
+def _merged(
+    model: nn.Module, graph: ChannelGraph, sizes: "_Sizes", reasons: Mapping[str, str]
+) -> ChannelGraph | None:
+    """Returns the graph with groups merged, and numbers set, that fail alone and pass together; None if none do."""
+    failing = [g for g in graph.groups if g.name in reasons]
+    found, helps = graph, False
+    for sets in possible_merges(failing):
+        alone = {g.name for g in found.groups}
+        if not all(name in alone for held in sets for name in held):
+            continue  # merged by now
+        tried = merge(found, sets)
+        firsts = {held[0] for held in sets}
+        together = [g for g in tried.groups if g.name in firsts]
+        samples = kinds_of(together)
+        fake = sizes.of(tried, _choose_drops(tried, np.random.default_rng(0)))
+        fails = any(fake.failure([g]) for g in samples)
+        if fails and len({module_of(name) for name in sets[0]}) == 1:  # parts of one module
+            setting = find_attributes(
+                model, tried, together, lambda made, g, fake=fake: fake.setting(made).failure([g])
+            )
+            kept = [a for a in found.attributes if a not in setting]
+            tried = replace(tried, attributes=(*kept, *setting))
+            fails = any(fake.setting(tried.attributes).failure([g]) for g in samples)
+        if not fails:
+            found, helps = tried, True
+    return found if helps else None
 
 
 def _helpful(
@@ -108,9 +144,27 @@ _NO_TRAINING = "the cuts were not tried in training mode: {}"
 _IN_TRAINING = "in training mode, "
 
 
+def _only_sizes(failure: Failure) -> Failure:
+    """Returns the same trial, in which nothing counts but a forward that the cut network does not get through."""
+
+    def failing(groups: Sequence[ChannelGroup]) -> str | None:
+        why = failure(groups) if groups else None
+        return why if why is not None and why.startswith(FIXED) else None
+
+    return failing
+
+
 def _choose_drops(graph: ChannelGraph, rng: np.random.Generator) -> Drops:
-    orders = {g.name: rng.permutation(g.units).tolist() for g in graph.groups}
-    return {name: (order[:1], order[: max(1, len(order) // 2)]) for name, order in orders.items()}
+    """Returns one unit of each group, and about half: of neighbouring groups other shares, between 1/4 and 3/4.
+
+    So widths that `forward` takes to be the same show. Shares follow the golden ratio, which spreads them evenly.
+    """
+    drops = {}
+    for number, g in enumerate(graph.groups):
+        order = rng.permutation(g.units).tolist()
+        share = 0.25 + 0.5 * ((0.5 + number * (math.sqrt(5) - 1) / 2) % 1)
+        drops[g.name] = order[:1], order[: max(1, min(g.units - 1, round(g.units * share)))]
+    return drops
 
 
 def _frozen(graph: ChannelGraph, reasons: dict[str, str], notes: Sequence[str]) -> ChannelGraph:
@@ -183,13 +237,19 @@ class _Sizes:
         self,
         model: nn.Module,
         graph: ChannelGraph,
-        example: tuple[Any, ...],
+        example: Inputs,
         drops: Drops,
         *,
         training: bool = False,
     ) -> None:
         self.network, self.graph, self.example, self.drops = FakeNetwork(model), graph, example, drops
         self.training = training
+
+    def of(self, graph: ChannelGraph, drops: Drops) -> "_Sizes":
+        """Returns the same trials of other groups of the network."""
+        made = copy.copy(self)
+        made.graph, made.drops = graph, drops
+        return made
 
     def setting(self, attributes: Attributes) -> "_Sizes":
         """Returns the same trials with numbers in modules set after the cuts."""

@@ -15,13 +15,18 @@ from prunefront.pruners.cut import surgery
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup
 from prunefront.pruners.graph.pruning_plan import GroupPlan, PruningPlan
 from prunefront.pruners.graph.shapes import changed_attributes, shapes
+from prunefront.pruners.trace.arguments import Inputs, tensors_of
 from prunefront.pruners.trace.compare import FIRST_LOOK, FLOAT32, FLOAT64, NARROW, Bounds, compare
-from prunefront.pruners.trace.held import Held, Record, WidthError, own_chance, tensors_of
+from prunefront.pruners.trace.held import Held, Record, WidthError, own_chance
+from prunefront.pruners.units.attention import spell
 from prunefront.pruners.units.eval_mode import train_but_norms
 from prunefront.text import first_line
 
 FEW, HALF = 0, 1
 """Cuts that are tried: one unit of every group, and about half of them."""
+
+FIXED = "forward fixes its size: "
+"""Beginning of the reason where a cut network does not run, or gives tensors of other shapes."""
 
 Drops = Mapping[str, Sequence[Sequence[int]]]
 """group -> units that go in each of these cuts, the first one's among those of the second."""
@@ -60,7 +65,7 @@ class Trial:
         self,
         model: nn.Module,
         graph: ChannelGraph,
-        example: tuple[Any, ...],
+        example: Inputs,
         drops: Drops,
         *,
         training: bool = False,
@@ -86,7 +91,7 @@ class Trial:
                 return why
         return None
 
-    def go_on(self, example: tuple[Any, ...]) -> None:
+    def go_on(self, example: Inputs) -> None:
         """Takes another example from now on, with the networks as they are."""
         self.example = example
 
@@ -152,6 +157,7 @@ class Trial:
                 return network
         self._base = self._cut = None  # the old copy goes before the new one comes
         network = surgery.rebuilt(self.model, {}, lambda _, tensor: _as(tensor, precision))
+        spell(network)  # as the cut one is: their statistics are compared one by one
         network.eval()
         if self.training:
             train_but_norms(network)
@@ -184,11 +190,11 @@ class Trial:
             _fill(cut, masked, going)
             self._base = None
         try:
-            made, observed, replayed = self._run(cut, precision, record)
+            made, observed, replayed = self._run(cut, precision, record, self._kept(going))
         except WidthError as error:
             return f"forward computes with its size: {error}"
         except Exception as error:  # the user's forward may raise anything on the cut network  # noqa: BLE001
-            return f"forward fixes its size: {first_line(error)}"
+            return f"{FIXED}{first_line(error)}"
         if [t.shape for t in self._other[precision][0]] != [t.shape for t in true]:
             del self._other[precision]  # those on the first example
             self._base = None
@@ -197,6 +203,15 @@ class Trial:
         if (why := over_channels(self.graph, groups, replayed)) is not None:
             return why
         return self._judge((made, observed), (true, record), self._other[precision], bounds)
+
+    def _kept(self, going: surgery.RemovedPositions) -> list[tuple[int, Sequence[int]]]:
+        """Returns size and positions left of every axis that is cut, each once."""
+        found = {
+            (self.graph.shapes[name][axis], tuple(surgery.left_positions(self.graph, going, name, axis)))
+            for name, axes in going.items()
+            for axis in axes
+        }
+        return sorted(found)
 
     def _apply(self, network: nn.Module, plan: PruningPlan) -> nn.Module:
         """Returns the cut network, the one of the last look if that had the same plan and the same weights."""
@@ -213,10 +228,10 @@ class Trial:
         bounds: Bounds,
     ) -> str | None:
         if len(made[0]) != len(true[0]):
-            return f"forward fixes its size: it gives {len(made[0])} tensors instead of {len(true[0])}"
+            return f"{FIXED}it gives {len(made[0])} tensors instead of {len(true[0])}"
         for one, two in zip(made[0], true[0], strict=True):
             if one.shape != two.shape:
-                return f"forward fixes its size: an output becomes {tuple(one.shape)} instead of {tuple(two.shape)}"
+                return f"{FIXED}an output becomes {tuple(one.shape)} instead of {tuple(two.shape)}"
             if two.numel() and bool(two.isnan().all()):
                 return "cannot be checked: an output on the example is not a number; give another example"
         real = [i for i, t in enumerate(true[0]) if t.is_floating_point() or t.is_complex()]
@@ -243,14 +258,18 @@ class Trial:
         return None
 
     def _run(
-        self, network: nn.Module, precision: torch.dtype | None, earlier: Record | None = None
+        self,
+        network: nn.Module,
+        precision: torch.dtype | None,
+        earlier: Record | None = None,
+        kept: Sequence[tuple[int, Sequence[int]]] = (),
     ) -> tuple[list[Tensor], Record, tuple[str, ...]]:
         inputs = _pytree.tree_map(
             lambda value: _as(value, precision), self.example
         )  # a forward may work in place
-        held = Held(earlier)
+        held = Held(earlier, kept)
         with torch.no_grad(), own_chance(), held:
-            outputs = network(*inputs)
+            outputs = inputs.call(network)
         return tensors_of(outputs), held.record, tuple(held.replayed)
 
 

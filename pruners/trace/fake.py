@@ -13,7 +13,9 @@ from torch.utils import _pytree
 
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.graph.channel_graph import SizeAttribute
-from prunefront.pruners.trace.held import Held, Record, own_chance, tensors_of
+from prunefront.pruners.trace.arguments import Inputs, tensors_of
+from prunefront.pruners.trace.held import Held, Record, own_chance
+from prunefront.pruners.units.attention import spell
 from prunefront.pruners.units.eval_mode import train_but_norms
 
 Shape = tuple[int, ...]
@@ -39,7 +41,7 @@ class FakeNetwork:
 
     def run(
         self,
-        example: Any,
+        example: Inputs,
         sizes: Mapping[str, Shape] | None = None,
         going: surgery.RemovedPositions | None = None,
         *,
@@ -68,16 +70,17 @@ class FakeNetwork:
 
 
 def _set_mode(network: nn.Module, *, training: bool) -> None:
+    spell(network)
     network.eval()
     if training:
         train_but_norms(network)
 
 
-def _observe(network: nn.Module, inputs: tuple[Any, ...], earlier: Record | None = None) -> Run:
+def _observe(network: nn.Module, inputs: Inputs, earlier: Record | None = None) -> Run:
     """Runs a network, with the statistics of an earlier run if there is one, and returns what shows."""
     held = Held(earlier)
     with watch_calls(network) as calls, own_chance(), torch.no_grad(), held:
-        outputs = tensors_of(network(*inputs))
+        outputs = tensors_of(inputs.call(network))
     shapes = tuple(tuple(map(int, t.shape)) for t in outputs)
     return Run(shapes, tuple(calls), held.record, tuple(held.replayed))
 
@@ -122,13 +125,13 @@ class Rehearsal:
     calls the same modules and operators as eval mode, dropout left out. trains: whether forward runs in training mode.
     """
 
-    example: tuple[Any, ...]
+    example: Inputs
     small: bool
     trains_alike: bool
     trains: bool
 
 
-def rehearse(model: nn.Module, example: tuple[Any, ...], calls: Calls, outputs: int) -> Rehearsal:
+def rehearse(model: nn.Module, example: Inputs, calls: Calls, outputs: int) -> Rehearsal:
     """Runs a copy of a network in both modes: on a small part of the example, else on the whole without values.
 
     calls, outputs: calls and number of output tensors on the whole example. A small part serves if both are the same
@@ -152,9 +155,7 @@ def rehearse(model: nn.Module, example: tuple[Any, ...], calls: Calls, outputs: 
     return _rehearsal(example, False, evaluating, _or_none(lambda: network.run(example, training=True)))
 
 
-def _rehearsal(
-    example: tuple[Any, ...], small: bool, evaluating: Run | None, training: Run | None
-) -> Rehearsal:
+def _rehearsal(example: Inputs, small: bool, evaluating: Run | None, training: Run | None) -> Rehearsal:
     alike = (
         evaluating is not None
         and training is not None
@@ -180,7 +181,7 @@ SMALL = 64
 """Side of the images on which a network is tried instead of larger ones."""
 
 
-def _small_part(example: tuple[Any, ...]) -> tuple[Any, ...] | None:
+def _small_part(example: Inputs) -> Inputs | None:
     """Returns a smaller part of the example; None if it is small itself.
 
     Images and volumes are cropped to `SMALL` along every axis whose size is a larger multiple of 32, and no more than
@@ -197,6 +198,6 @@ def _small_part(example: tuple[Any, ...]) -> tuple[Any, ...] | None:
                 value = value.narrow(axis, 0, SMALL)
         return value.clone()
 
-    small: tuple[Any, ...] = _pytree.tree_map_only(Tensor, part, example)
+    small: Inputs = _pytree.tree_map_only(Tensor, part, example)
     alike = all(a.shape == b.shape for a, b in zip(leaves, tensors_of(small), strict=True))
     return None if alike else small

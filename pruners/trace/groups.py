@@ -1,11 +1,16 @@
 """From the ledger of a walk to channel groups, and the reasons of all other channels."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations, takewhile
 
 import numpy as np
 
-from prunefront.pruners.graph.channel_graph import ChannelGroup, Frozen, TensorSlice
+from prunefront.errors import PrunefrontError, UnknownName
+from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen, TensorSlice
 from prunefront.pruners.trace.labels import IntArray, Ledger
+from prunefront.text import did_you_mean
 
 Axis = tuple[str, int]
 """Tensor and axis."""
@@ -120,3 +125,116 @@ def _alike(
             name, dim, _, _ = ledger.axes[number]
             found[name, dim] = tuple(map(tuple, mine.tolist()))
         yield classes[members].tolist(), found
+
+
+# ---- groups that only go together --------------------------------------------------------------------------------
+
+
+Sets = tuple[tuple[str, ...], ...]
+"""Names of groups that are merged, set by set."""
+
+_MOST_KINDS, _MOST_IN_THREES = 6, 4
+"""Most kinds of groups, alike but for the numbers in their names, of which pairs are tried, and sets of three."""
+
+
+def possible_merges(groups: Sequence[ChannelGroup]) -> Iterator[Sets]:
+    """Yields what may be merged of groups that cannot be cut alone, since `forward` takes their widths as one.
+
+    Groups of two or three kinds, alike but for the numbers in their names, are merged: each with the nearest of the
+    kind with the fewest units, whose units theirs have to be a multiple of.
+    """
+    kinds: dict[str, list[ChannelGroup]] = {}
+    for group in groups:
+        kinds.setdefault(_kind(group), []).append(group)
+    few = list(kinds.values())[:_MOST_KINDS]
+    for count in (2, 3) if len(few) <= _MOST_IN_THREES else (2,):
+        for chosen in combinations(few, count):
+            first, *others = sorted(chosen, key=lambda kind: kind[0].units)
+            sets: dict[str, list[ChannelGroup]] = {}
+            for group in (g for kind in others for g in kind):
+                fitting = [g for g in first if group.units % g.units == 0]
+                if fitting:
+                    nearest = max(fitting, key=lambda g: _alike_names(g.name, group.name))
+                    sets.setdefault(nearest.name, [nearest]).append(group)
+            if sets and all(len({_kind(g) for g in held}) == count for held in sets.values()):
+                yield tuple(tuple(g.name for g in held) for held in sets.values())
+
+
+def merge_by_hand(graph: ChannelGraph, sets: Sequence[Sequence[str]]) -> ChannelGraph:
+    """Returns the graph with sets of groups merged as a person asks for, each under its first one's name.
+
+    Raises UnknownName for a group that the graph lacks, PrunefrontError for one that is in two sets, or whose units are
+    no multiple of the first one's.
+    """
+    units = {g.name: g.units for g in graph.groups}
+    seen: set[str] = set()
+    for held in sets:
+        for name in held:
+            if name not in units:
+                raise UnknownName(
+                    f"merged names group {name!r}, which the network does not have; {did_you_mean(name, units)}"
+                    f"there are: {', '.join(list(units)[:8])} …"
+                )
+            if name in seen:
+                raise PrunefrontError(
+                    f"merged names group {name!r} twice; put all that belong together into one set"
+                )
+            seen.add(name)
+            if units[name] % units[held[0]]:
+                raise PrunefrontError(
+                    f"merged: group {name!r} has {units[name]} units, no multiple of the {units[held[0]]} of "
+                    f"{held[0]!r}; merge groups of one width, and name the narrowest first"
+                )
+    return merge(graph, tuple(map(tuple, sets))) if sets else graph
+
+
+def merge(graph: ChannelGraph, sets: Sets) -> ChannelGraph:
+    """Returns the graph with each set of groups as one of the first one's name; unit u of it is u of each.
+
+    Of a group with m times as many units, the units u, u + n, u + 2 n … go together, n the number of the merged one.
+    """
+    groups = {g.name: g for g in graph.groups}
+    into = {name: held[0] for held in sets for name in held}
+    made = []
+    for group in graph.groups:
+        if into.get(group.name, group.name) != group.name:
+            continue
+        held = next((held for held in sets if held[0] == group.name), (group.name,))
+        members = [m for name in held for m in _regrouped(groups[name], group.units)]
+        made.append(ChannelGroup(group.name, group.units, tuple(_joined(members))))
+
+    def renamed(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(into.get(name, name) for name in names))
+
+    return replace(
+        graph, groups=tuple(made), inexact=renamed(graph.inexact), rectified=renamed(graph.rectified)
+    )
+
+
+def _regrouped(group: ChannelGroup, units: int) -> Iterator[TensorSlice]:
+    """Yields the members of a group in so many units."""
+    for member in group.members:
+        index = tuple(tuple(p for part in member.index[u::units] for p in part) for u in range(units))
+        yield replace(member, index=index)
+
+
+def _joined(members: Iterable[TensorSlice]) -> Iterator[TensorSlice]:
+    """Yields the members with those on the same axis as one."""
+    found: dict[Axis, TensorSlice] = {}
+    for member in members:
+        key = member.tensor, member.dim
+        if key in found:
+            index = tuple(a + b for a, b in zip(found[key].index, member.index, strict=True))
+            member = replace(found[key], index=index)
+        found[key] = member
+    yield from found.values()
+
+
+def _kind(group: ChannelGroup) -> str:
+    return re.sub(r"\d+", "#", group.name)
+
+
+def _alike_names(left: str, right: str) -> int:
+    """Returns how many parts two paths have in common, from the first on."""
+    pairs = zip(left.split("."), right.split("."), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -78,7 +78,7 @@ def _kind(node: Node, source: Node) -> Kind:
             return "mean" if _scales(node) else ""
         return "mean" if _centres(node, source) or _divides(node, source) else ""
     if op in ("var", "std", "var_mean", "std_mean"):
-        return "mean" if _scales(node) or op.startswith("std") else ""
+        return "mean" if _scales(node, root=op.startswith("var")) else ""
     return ""
 
 
@@ -96,12 +96,15 @@ def _origin(value: Any) -> Any:
     return value
 
 
-def _scales(node: Node) -> bool:
-    """Says whether a statistic's root scales something."""
-    return any(
-        name(n) in ("rsqrt", "sqrt", "reciprocal") or (name(n) == "pow" and n.args[1] in (0.5, -0.5))
-        for n in _behind(node)
-    )
+def _scales(node: Node, *, root: bool = True) -> bool:
+    """Says whether something is divided by a statistic, or its root. A statistic that is only given out is no norm."""
+    chain = {node, *_behind(node)}
+    powers = {n: n.args[1] for n in chain if name(n) == "pow"}
+    roots = [n for n in chain if name(n) in ("sqrt", "rsqrt") or powers.get(n) in (0.5, -0.5)]
+    inverse = [n for n in chain if name(n) in ("rsqrt", "reciprocal") or powers.get(n) in (-0.5, -1)]
+    divides = any(name(user) == "div" and user.args[1] in chain for n in chain for user in n.users)
+    multiplies = any(name(user) == "mul" for n in inverse for user in _users_through_casts(n))
+    return (bool(roots) or not root) and (divides or multiplies)
 
 
 def _divides(node: Node, source: Node) -> bool:

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree
 
 LAYER_NORMS = frozenset({F.layer_norm, torch.layer_norm})
 GROUP_NORMS = frozenset({F.group_norm, torch.group_norm})
@@ -73,14 +72,16 @@ class Held(TorchFunctionMode):
 
     Random numbers become constants, dropout passes everything. The statistics of a norm whose width is another one than
     in the record are those of the record; so are means over channels of another number and the default scale of
-    attention. replayed: names of norms, and attention, for which that was so. Raises WidthError for a group norm with
-    another number of groups.
+    attention. replayed: names of norms, and attention, for which that was so. kept: size of an axis and the positions
+    that are left of it, for every axis that was cut: where statistics of rows that stay were of more columns, those of
+    the record are taken row by row. Raises WidthError for a group norm with another number of groups.
     """
 
-    def __init__(self, earlier: Record | None = None) -> None:
+    def __init__(self, earlier: Record | None = None, kept: Sequence[tuple[int, Sequence[int]]] = ()) -> None:
         super().__init__()
+        self._kept = kept
         self.record, self.replayed = Record(), dict[str, None]()
-        self._earlier = None if earlier is None else iter(earlier.sites)
+        self._earlier = None if earlier is None else deque(earlier.sites)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -134,7 +135,7 @@ class Held(TorchFunctionMode):
         self.record.sites.append(_Site(kind, tuple(shape), held, groups))
         if self._earlier is None:
             return None
-        earlier = next(self._earlier, None)
+        earlier = self._earlier.popleft() if self._earlier else None
         if earlier is None or earlier.kind != kind:
             raise WidthError(f"{kind} is called where the dense network does something else")
         if earlier.groups != groups:
@@ -150,7 +151,10 @@ class Held(TorchFunctionMode):
         eps = given.get("eps", 1e-5)
         if func in GROUP_NORMS:
             groups = int(given["how"] if "how" in given else given["num_groups"])
-            if groups == x.shape[1]:  # each channel by itself
+            before = self._earlier[0].groups if self._earlier else 0
+            if (
+                groups == x.shape[1] and not before
+            ):  # each channel by itself, and not what a cut left of norm groups
                 self._site(kind, torch.Size(), ())
                 return result
             parts = x.reshape(x.shape[0], groups, -1)
@@ -194,8 +198,31 @@ class Held(TorchFunctionMode):
                 math.prod(earlier.shape) // max(1, earlier.held[0].numel()),
                 x.numel() // max(1, made[0].numel()),
             )
-            return result if before == now else _over(name, before, x, args[1:], kwargs)
+            if before == now:
+                return result
+            over = _over(name, before, x, args[1:], kwargs)
+            return self._rows(over, earlier.held)
         return type(result)(earlier.held) if isinstance(result, tuple) else earlier.held[0].clone()
+
+    def _rows(self, over: Any, held: tuple[Tensor, ...]) -> Any:
+        """Returns the statistics held of the rows that stay; `over`, which counts cut columns as zeros, if unknown.
+
+        Of rows that may be meant, the nearest to `over` are: columns that were zero need not be by then.
+        """
+        made = over if isinstance(over, tuple) else (over,)
+        cut = [i for i, (a, b) in enumerate(zip(made[0].shape, held[0].shape, strict=False)) if a != b]
+        if len(cut) != 1 or made[0].dim() != held[0].dim():
+            return over
+        sizes = held[0].shape[cut[0]], made[0].shape[cut[0]]
+        found = [
+            [t.index_select(cut[0], torch.tensor(positions, device=t.device)) for t in held]
+            for size, positions in self._kept
+            if (size, len(positions)) == sizes
+        ]
+        if not found:
+            return over
+        rows = min(found, key=lambda rows: float((rows[0] - made[0]).abs().sum()))
+        return type(over)(rows) if isinstance(over, tuple) else rows[0]
 
     def _batch_norm(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Normalises a weight by its own statistics, which count the channels that are cut as zeros."""
@@ -289,8 +316,3 @@ def own_chance() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(legacy)  # noqa: NPY002
-
-
-def tensors_of(outputs: Any) -> list[Tensor]:
-    """Returns all tensors of a network's output."""
-    return [t for t in _pytree.tree_leaves(outputs) if isinstance(t, Tensor)]

@@ -117,7 +117,9 @@ def move(value: "Labels | Stored", function: Callable[[Labels], Labels]) -> "Lab
 def lift(labels: Labels, rank: int) -> Labels:
     """Returns the same labels with axes of size 1 in front, as broadcasting adds them."""
     extra = (1,) * (rank - len(labels.shape))
-    return Labels(labels.data.reshape(extra + labels.data.shape), extra + labels.shape)
+    return Labels(
+        labels.data.reshape(extra + labels.data.shape), extra + labels.shape, labels.uniform, labels.stretched
+    )
 
 
 def reshape_runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -196,6 +198,10 @@ class Ledger:
         self._stored[name] = Stored(name, tuple(at), shape)
         return self._stored[name]
 
+    def elements(self, name: str) -> int:
+        """Returns the number of elements of a stored tensor as a whole."""
+        return int(np.prod(self._stored[name].shape))
+
     def axis_of(self, node: int) -> tuple[str, int]:
         """Returns the tensor and axis on which a node lies."""
         name, dim, _, _ = self.axes[int(np.searchsorted(self._starts, node, side="right")) - 1]
@@ -263,7 +269,8 @@ class Ledger:
 
     def canon(self, labels: Labels) -> Labels:
         """Returns the same tensor with every label replaced by its representative."""
-        return squash(self.find(labels.data), labels.shape)
+        found = squash(self.find(labels.data), labels.shape)
+        return Labels(found.data, found.shape, labels.uniform, labels.stretched)
 
     def tie(self, labels: Labels, axis: int) -> Labels:
         """Unites labels along an axis. Places without a label freeze those that they would be tied to."""
@@ -319,8 +326,11 @@ class Ledger:
         """Does `meet` for two activations."""
         shape = np.broadcast_shapes(left.shape, right.shape)
         if left.uniform or right.uniform:  # one number everywhere takes any width
-            kept = self.canon(right if left.uniform else left)
-            return Labels(lift(kept, len(shape)).data, shape, left.uniform and right.uniform)
+            kept = lift(self.canon(right if left.uniform else left), len(shape))
+            grown = frozenset(
+                len(shape) - i for i, (n, m) in enumerate(zip(kept.shape, shape, strict=True)) if n == 1 != m
+            )
+            return Labels(kept.data, shape, left.uniform and right.uniform, kept.stretched | grown)
         a, b = (self.canon(lift(x, len(shape))) for x in (left, right))
         spread_a = any(b.varies(i) and not a.varies(i) for i in range(len(shape)))
         spread_b = any(a.varies(i) and not b.varies(i) for i in range(len(shape)))
@@ -352,7 +362,8 @@ class Ledger:
         if (single or labels.uniform) and shape == stored.shape:
             return stored  # a scalar changes values, not places
         if not labels.varying():
-            return self.meet_labels(labels, self.as_data(stored))
+            made = self._spread_over(labels, stored, shape)
+            return self.meet_labels(labels, self.as_data(stored)) if made is None else made
         held = lift(labels, len(shape))
         aligned = False
         for at in stored.at:
@@ -370,6 +381,24 @@ class Ledger:
             self.as_data(stored)
             self.freeze(held.data, f"meets {stored.name} in a layout that cannot be cut")
         return Labels(held.data, shape)
+
+    def _spread_over(self, labels: Labels, stored: Stored, shape: Shape) -> Labels | None:
+        """Returns a tensor whose channels a stored one makes: along an axis where the other one has a single entry.
+
+        None where it makes none, or several.
+        """
+        single = [i for i, n in enumerate(lift(labels, len(shape)).shape) if n == 1 != shape[i]]
+        if labels.labelled() or len(single) != 1:
+            return None
+        made = [at for at in stored.at if lift(at, len(shape)).varying() == (single[0],)]
+        if len(made) != 1:
+            return None
+        for at in stored.at:
+            if at is not made[0]:
+                self.freeze(at.data, f"{stored.name} meets channels of fixed width")
+        nodes = made[0].data.reshape(-1)
+        self.claim(nodes, "out", producer=True)
+        return along(nodes, single[0], shape)
 
     def _meet_stored(self, left: Stored, right: Stored) -> Stored:
         rank = max(len(left.shape), len(right.shape))

@@ -16,7 +16,8 @@ from prunefront.pruners.cut.blocks import block_tensors, zero_block
 from prunefront.pruners.cut.surgery import deep_copy
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.layers import Stack
-from prunefront.pruners.trace.held import Held, own_chance, tensors_of
+from prunefront.pruners.trace.arguments import Inputs, tensors_of
+from prunefront.pruners.trace.held import Held, own_chance
 
 _TOLERANCE = 1e-3
 """Largest difference between outputs that count as equal, as a share of the largest output.
@@ -35,7 +36,7 @@ def _widened(tensor: Tensor) -> Tensor:
 def find_stacks(
     model: nn.Module,
     graph: ChannelGraph,
-    example: tuple[Any, ...],
+    example: Inputs,
     frozen: Sequence[str] = (),
     *,
     seed: int = 0,
@@ -128,7 +129,7 @@ def _names(model: nn.Module) -> list[list[str]]:
 class _Trial:
     """A copy of the model on which blocks are tried one after the other."""
 
-    def __init__(self, model: nn.Module, example: tuple[Any, ...], paths: Collection[str], seed: int) -> None:
+    def __init__(self, model: nn.Module, example: Inputs, paths: Collection[str], seed: int) -> None:
         self.example, self.model = example, _perturb(deep_copy(model, {}), seed)
         if any(p.dtype in _NARROW for p in model.parameters()):  # rounding hides much there
             wide = _pytree.tree_map_only(Tensor, _widened, example), deep_copy(self.model, {}).float()
@@ -216,7 +217,7 @@ class _Trial:
     def _run(self) -> list[Tensor]:
         inputs = _pytree.tree_map_only(Tensor, torch.clone, self.example)  # a forward may work in place
         with torch.no_grad(), own_chance(), Held():
-            outputs = tensors_of(self.model(*inputs))
+            outputs = tensors_of(inputs.call(self.model))
         if any(isinstance(t, FakeTensor) for t in outputs):
             raise NotTraceable(
                 f"forward of {type(self.model).__name__} keeps a tensor outside of its modules, as functools.lru_cache "
@@ -230,11 +231,11 @@ def _pass_on(x: Tensor) -> Tensor:
     return x
 
 
-def _runs(example: tuple[Any, ...], model: nn.Module) -> bool:
+def _runs(example: Inputs, model: nn.Module) -> bool:
     """Says whether a model with other number types than its own runs on an example."""
     try:
         with torch.no_grad(), own_chance():
-            model(*_pytree.tree_map_only(Tensor, torch.clone, example))
+            _pytree.tree_map_only(Tensor, torch.clone, example).call(model)
     except Exception:  # a forward with hard-coded number types may raise anything  # noqa: BLE001
         return False
     return True

@@ -1,9 +1,11 @@
 """Tracing of a module with an example input: `torch.export`, then a walk over the operators on labels."""
 
+import functools
 import gc
 import logging
 import operator
 import re
+import sys
 import sysconfig
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,14 +21,18 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from prunefront.errors import NotTraceable, UnknownName, UnsupportedOp
+from prunefront.pruners.cut import surgery
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.trace import check_cuts, handwritten, sites, stacks
+from prunefront.pruners.trace.arguments import Inputs, state_of, tensors_of
 from prunefront.pruners.trace.fake import Rehearsal, quiet_about_sizes, rehearse, watch_calls
-from prunefront.pruners.trace.groups import collect_groups, groups_with
+from prunefront.pruners.trace.groups import collect_groups, groups_with, merge_by_hand
+from prunefront.pruners.trace.held import own_chance
 from prunefront.pruners.trace.labels import Labels, Ledger, Stored, Use, blank
 from prunefront.pruners.trace.refusals import refuse
 from prunefront.pruners.trace.rules import RULES, Call, Value, is_tensor
 from prunefront.pruners.trace.rules.joining import write_part
+from prunefront.pruners.units.attention import spelled
 from prunefront.pruners.units.eval_mode import eval_mode, training_mode
 from prunefront.text import did_you_mean, first_line
 
@@ -35,17 +41,20 @@ def trace(
     model: nn.Module,
     example: Tensor | tuple[Any, ...],
     *,
+    kwargs: Mapping[str, Any] | None = None,
     frozen: Sequence[str] = (),
+    merged: Sequence[Sequence[str]] = (),
     verify: bool = True,
     strict: bool = False,
 ) -> ChannelGraph:
     """Returns the channel graph of a model in eval mode; the model is left as it was.
 
-    example: one input, or a tuple of positional inputs; axis 0 is the batch. frozen: paths of modules that shall stay
-    as they are, or patterns like `layer4.*`. verify: cut every group once on the example and freeze those whose forward
-    pass does not take it (sizes written into `forward`). An operator without a channel rule freezes the channels that
-    reach it; with `strict` it is an error. Raises NotTraceable where `torch.export` fails, UnknownName for a frozen
-    path that the model lacks, and UnsupportedOp under `strict`.
+    example: one input, or a tuple of positional inputs; axis 0 is the batch. kwargs: inputs by keyword. frozen: paths
+    of modules that shall stay as they are, or patterns like `layer4.*`. merged: sets of groups that shall lose the same
+    units. verify: cut every group once on the example and freeze those whose forward pass does not take it (sizes
+    written into `forward`). An operator without a channel rule freezes the channels that reach it; with `strict` it is
+    an error. Raises NotTraceable where `torch.export` fails, UnknownName for a frozen path or a merged group that the
+    model lacks, PrunefrontError for groups that cannot be merged, and UnsupportedOp under `strict`.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
@@ -54,9 +63,10 @@ def trace(
     """
     frozen = frozen_modules(model, frozen)
     refuse(model)
-    inputs = example if isinstance(example, tuple) else (example,)
+    inputs = Inputs.of(example, kwargs)
     with _collector_paused():
         graph, rehearsal = _read(model, inputs, _Policy(frozen, strict))
+    graph = merge_by_hand(graph, merged)
     found, unstacked = stacks.find_stacks(model, graph, rehearsal.example, frozen)
     graph = replace(graph, stacks=found, unstacked=unstacked)
     return check_cuts.verify(model, graph, inputs, rehearsal) if verify else graph
@@ -74,10 +84,11 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _read(model: nn.Module, inputs: tuple[Any, ...], policy: "_Policy") -> tuple[ChannelGraph, Rehearsal]:
+def _read(model: nn.Module, inputs: Inputs, policy: "_Policy") -> tuple[ChannelGraph, Rehearsal]:
     """Returns the channel graph without stacks, before any cut is tried, and the first runs of the network."""
+    _fill_caches(model, inputs)
     with watch_calls(model) as calls:
-        program = _export(model, inputs)
+        program, state = _export(model, inputs)
     tensors = {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
     first_names: dict[int, str] = {}
     for name, tensor in tensors.items():
@@ -90,7 +101,7 @@ def _read(model: nn.Module, inputs: tuple[Any, ...], policy: "_Policy") -> tuple
     if rehearsal.trains and not rehearsal.trains_alike:
         # a branch that cannot be walked is left to the trial, which freezes what it reads
         with ledger.only_ties("in training mode"), suppress(NotTraceable, UnsupportedOp):
-            _walk(_export(model, inputs, training=True), names, ledger, policy)
+            _walk(_export(model, inputs, training=True)[0], names, ledger, policy)
     groups, held = collect_groups(ledger)
     layers, unlayered = sites.find_layers(model, ledger, names, policy.frozen)
     graph = ChannelGraph(
@@ -105,8 +116,30 @@ def _read(model: nn.Module, inputs: tuple[Any, ...], policy: "_Policy") -> tuple
         element_bytes={name: t.element_size() for name, t in own.items() if t.element_size() != 4},
         layers=layers,
         unlayered=unlayered,
+        notes=tuple(map(_STATE.format, state)),
     )
     return graph, rehearsal
+
+
+def _fill_caches(model: nn.Module, inputs: Inputs) -> None:
+    """Runs a model once whose code keeps results (`functools.lru_cache`): the export would keep tensors without values.
+
+    A model that does not run is left to the export, which says why.
+    """
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    files = {k.__module__ for k in kinds if not k.__module__.startswith(("torch.", "builtins"))}
+    places = [*kinds, *(sys.modules[name] for name in files if name in sys.modules)]
+    if any(
+        isinstance(held, functools._lru_cache_wrapper) for place in places for held in vars(place).values()
+    ):
+        with (
+            torch.no_grad(),
+            own_chance(),
+            suppress(Exception),
+        ):  # whatever forward raises: the export says it
+            copied = surgery.rebuilt(model, {}, lambda _, tensor: tensor.clone())
+            copied.eval()
+            torch.utils._pytree.tree_map_only(Tensor, torch.clone, inputs).call(copied)
 
 
 def frozen_modules(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
@@ -127,6 +160,9 @@ def frozen_modules(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]
     return tuple(found)
 
 
+_STATE = "the tensors in a {} that forward gives are not held fixed: a cut network fills it with its own"
+
+
 @contextmanager
 def _plain_attention() -> Iterator[None]:
     """Keeps attention from the fused operator, which hides where the channels go."""
@@ -139,11 +175,13 @@ def _plain_attention() -> Iterator[None]:
 
 
 def _export(
-    model: nn.Module, inputs: tuple[Any, ...], *, training: bool = False
-) -> torch.export.ExportedProgram:
-    with training_mode(model) if training else eval_mode(model), _plain_attention(), _quiet():
+    model: nn.Module, inputs: Inputs, *, training: bool = False
+) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
+    """Returns the operators of a network, and the types of what it gives that is state rather than output."""
+    mode = training_mode(model) if training else eval_mode(model)
+    with mode, _plain_attention(), spelled(model), _bare_outputs(model) as state, _quiet():
         try:
-            return torch.export.export(model, inputs)
+            return torch.export.export(model, inputs.args, dict(inputs.kwargs)), tuple(state)
         except Exception as error:  # a model may fail in any way: the error is reported
             line = first_line(error).rstrip(".")
             where = _user_frame(error)
@@ -151,6 +189,22 @@ def _export(
                 f"torch.export cannot turn {type(model).__name__} into a graph{where}: "
                 f"{type(error).__name__}: {line}. Change that line, or give an example input that fits"
             ) from error
+
+
+@contextmanager
+def _bare_outputs(model: nn.Module) -> Iterator[dict[str, None]]:
+    """Lets a network give its tensors alone, whatever holds them; notes the types of objects that are its state."""
+    state: dict[str, None] = {}
+
+    def bare(module: nn.Module, args: Any, output: Any) -> tuple[Tensor, ...]:
+        state.update(dict.fromkeys(state_of(output)))
+        return tuple(tensors_of(output))
+
+    hook = model.register_forward_hook(bare)
+    try:
+        yield state
+    finally:
+        hook.remove()
 
 
 @contextmanager
@@ -187,7 +241,7 @@ def _output_tensors(program: torch.export.ExportedProgram) -> list[str]:
     return [name for name in program.graph_signature.user_outputs if isinstance(name, str)]
 
 
-def _batch(inputs: tuple[Any, ...]) -> int:
+def _batch(inputs: Inputs) -> int:
     leaves = torch.utils._pytree.tree_leaves(inputs)
     return next((int(t.shape[0]) for t in leaves if isinstance(t, Tensor) and t.dim() and t.shape[0]), 1)
 
@@ -235,7 +289,7 @@ def _leaves(value: Value) -> list[Value]:
 def _run(graph: Graph, inputs: Sequence[Value], ledger: Ledger, policy: _Policy) -> Value:
     """Returns the labels of a graph's outputs."""
     values: dict[Node, Value] = dict(zip(graph.find_nodes(op="placeholder"), inputs, strict=True))
-    norms = handwritten.statistics(graph)
+    norms, live = handwritten.statistics(graph), _live(graph)
 
     def value_of(argument: Any) -> Any:
         if isinstance(argument, Node):
@@ -247,6 +301,8 @@ def _run(graph: Graph, inputs: Sequence[Value], ledger: Ledger, policy: _Policy)
     for node in graph.nodes:
         if node.op == "get_attr":  # the body of a block under no_grad or autocast
             values[node] = getattr(graph.owning_module, str(node.target))
+        elif node.op == "call_function" and node not in live:
+            values[node] = _blanks(node)
         elif node.op == "call_function" and _name(node) in (
             "wrap_with_set_grad_enabled",
             "wrap_with_autocast",
@@ -261,6 +317,16 @@ def _run(graph: Graph, inputs: Sequence[Value], ledger: Ledger, policy: _Policy)
         elif node.op == "output":
             return value_of(node.args[0])
     return None
+
+
+def _live(graph: Graph) -> set[Node]:
+    """Returns the operators whose results reach the output or are written; not those asked for a size alone."""
+    live: set[Node] = set()
+    for node in reversed(graph.nodes):
+        checks = node.op == "call_function" and _name(node).startswith("_assert")
+        if node.op == "output" or _name(node).endswith("_") or (node.users.keys() & live and not checks):
+            live.add(node)
+    return live
 
 
 _VIEWS = frozenset(

@@ -150,9 +150,11 @@ def _tie_strides(ledger: Ledger, labels: Labels, axis: int, first: int, stop: in
 @rule("index_select", "index", "gather", "take_along_dim")
 def indexing(ledger: Ledger, call: Call) -> Value:
     """Freezes an indexed channel axis, since index numbers stay the same; other axes keep the labels."""
-    x = ledger.as_data(call.first)
     for index in call.tensors()[1:]:
         ledger.freeze(ledger.as_data(index).data, f"{call.op} looks up one entry per channel")
+    if isinstance(call.first, Stored) and _picks_rows(call):
+        return _rows(ledger, call.first, call)
+    x = ledger.as_data(call.first)
     if call.op in ("index_select", "gather", "take_along_dim"):
         axis = call.axis()
         if x.varies(axis):
@@ -164,6 +166,26 @@ def indexing(ledger: Ledger, call: Call) -> Value:
     if not x.labelled():
         return blank(call.shape)
     return Labels(_indexed(x.data, used, call), call.shape)
+
+
+def _picks_rows(call: Call) -> bool:
+    """Says whether rows of a matrix are looked up, as relative positions are, and nothing of its columns."""
+    if len(call.first.shape) != 2:
+        return False
+    if call.op == "index_select":
+        return call.axis() == 0
+    return call.op == "index" and [i is not None for i in (*call["indices"], None)][:2] == [True, False]
+
+
+def _rows(ledger: Ledger, table: Stored, call: Call) -> Labels:
+    """Returns rows of a stored table, whose columns make channels."""
+    columns = table.axis_nodes(1)
+    if columns is None or table.axis_nodes(0) is None:
+        ledger.as_data(table)
+        return blank(call.shape)
+    ledger.freeze(np.asarray(table.axis_nodes(0)), "is an index into a table")
+    ledger.claim(columns, "out", producer=True)
+    return along(columns, len(call.shape) - 1, call.shape)
 
 
 def _indexed(data: IntArray, used: Sequence[int], call: Call) -> IntArray:
@@ -199,8 +221,32 @@ def index_put(ledger: Ledger, call: Call) -> Value:
     data = x.data.squeeze(tuple(used))
     for _ in places:
         data = np.expand_dims(data, at)
-    ledger.meet(Labels(data, (*rest[:at], *places, *rest[at:])), values)
-    return ledger.canon(x)
+    met = ledger.meet(Labels(data, (*rest[:at], *places, *rest[at:]), x.uniform), values)
+    if not x.uniform or not isinstance(met, Labels) or not met.labelled():
+        return ledger.canon(x)
+    around = range(
+        at, at + len(places)
+    )  # the target was one number everywhere: what is written gives it its channels
+    met = ledger.require_axes(
+        met, set(range(len(met.shape))) - set(around), f"{call.op} writes channels at places"
+    )
+    data = met.data.squeeze(tuple(around))
+    for axis in used:
+        data = np.expand_dims(data, axis)
+    return Labels(data, x.shape)
+
+
+@rule("index_add", "index_copy", "scatter_add", "scatter_reduce")
+def gathered(ledger: Ledger, call: Call) -> Value:
+    """Adds rows of one tensor to places of another: along other axes than the channels', which meet."""
+    x, index = ledger.as_data(call["self"]), ledger.as_data(call["index"])
+    source = ledger.as_data(call.get("source", call.get("src")))
+    ledger.freeze(index.data, f"{call.op} writes at places that its channels name")
+    axis = call.axis()
+    if x.varies(axis) or source.varies(axis):
+        x, source = (ledger.drop(v, f"{call.op} picks its channels by number") for v in (x, source))
+    mine, its = (Labels(v.data, (*v.shape[:axis], 1, *v.shape[axis + 1 :]), v.uniform) for v in (x, source))
+    return Labels(ledger.meet_labels(mine, its).data, call.shape)
 
 
 @rule("slice_scatter", "select_scatter")

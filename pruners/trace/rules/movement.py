@@ -89,7 +89,13 @@ def permutation(ledger: Ledger, call: Call) -> Value:
     return move(call.first, lambda x: Labels(x.data.transpose(order), tuple(x.shape[i] for i in order)))
 
 
-@rule("expand", "expand_as", "broadcast_to", "broadcast_tensors")
+@rule("broadcast_tensors")
+def broadcast(ledger: Ledger, call: Call) -> Value:
+    """Copies several tensors along axes of size one."""
+    return [expand(ledger, Call("expand", {"self": one}, call.shape)) for one in call["tensors"]]
+
+
+@rule("expand", "expand_as", "broadcast_to")
 def expand(ledger: Ledger, call: Call) -> Value:
     """Copies along axes of size one: the labels stay uniform there."""
     before = lift(blank(call.first.shape), len(call.shape)).shape

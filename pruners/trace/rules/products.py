@@ -19,6 +19,10 @@ def weight_nodes(weight: Stored, axis: int) -> IntArray:
 
 
 def record_macs(ledger: Ledger, weight: Stored, positions: int) -> None:
+    """Records the use of a weight. Of one that is a part of a stored tensor, positions count as that part of them."""
+    part, whole = prod(weight.shape), ledger.elements(weight.name)
+    if part < whole:
+        positions = positions * part // whole
     ledger.ops.append(MacOp(weight.name, max(1, positions // ledger.batch)))
 
 

@@ -36,7 +36,7 @@ def reduction(ledger: Ledger, call: Call) -> Value:
     keepdim = bool(call.get("keepdim"))
     result: Labels | Stored
     if isinstance(tensors[0], Stored) and call.op in _OF_WEIGHTS:
-        if call.op not in ("sum", "norm", "linalg_vector_norm"):
+        if call.op not in ("sum", "norm", "linalg_vector_norm", "amax", "amin"):
             _note_inexact(ledger, tensors[0], over)
         result = ledger.reduce_stored(tensors[0], over, keepdim)
     else:
@@ -52,7 +52,9 @@ def cosine_similarity(ledger: Ledger, call: Call) -> Value:
     return _reduced(ledger, replace(call, statistic="sum"), met, {int(call["dim"]) % len(met.shape)}, False)
 
 
-_OF_WEIGHTS = frozenset({"mean", "sum", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm"})
+_OF_WEIGHTS = frozenset(
+    {"mean", "sum", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm", "amax", "amin"}
+)
 
 
 def _note_inexact(ledger: Ledger, weight: Stored, over: set[int]) -> None:
@@ -96,3 +98,13 @@ def window(ledger: Ledger, call: Call) -> Value:
     result = Labels(x.data, call.shape)
     pairs = call.op.endswith("with_indices") or call.op.startswith("adaptive_max")
     return [result, result] if pairs else result
+
+
+@rule("max_unpool2d", "max_unpool3d")
+def unpool(ledger: Ledger, call: Call) -> Value:
+    """Puts pixels back to the places of their own channel, which the indices name."""
+    x = ledger.as_data(ledger.meet(call["self"], call["indices"]))
+    n = int(call.op[-2])
+    return Labels(
+        ledger.require_axes(x, range(len(x.shape) - n), f"{call.op} runs over its channels").data, call.shape
+    )

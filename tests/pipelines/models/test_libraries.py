@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,12 +15,12 @@ from torch import nn
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.package import PackedSections, pack
 from prunefront.pipelines.config.read import load, parse
-from prunefront.pipelines.config.sections import ModelSection
+from prunefront.pipelines.config.sections import DataSection, ModelSection
 from prunefront.pipelines.formats.weights import save_weights
 from prunefront.pipelines.models import build
 from prunefront.pipelines.models.libraries import libraries, library_of
 from prunefront.pipelines.prepare.inspection import InspectedSections, inspect
-from prunefront.pipelines.prepare.network import load_given
+from prunefront.pipelines.prepare.network import check_normalisation, load_given
 from prunefront.pruners.trace.tracer import trace
 
 TIMM = """
@@ -129,12 +130,34 @@ class AutoConfig:
             k: v for k, v in over.items() if k not in given
         }
 """
+ULTRALYTICS_TASKS = """
+from torch import nn
+ASKED = []
+
+def guess_model_task(model):
+    return "classify" if "-cls" in model else "detect"
+
+class DetectionModel(nn.Sequential):
+    def __init__(self, cfg, ch=3, nc=None, verbose=True):
+        ASKED.append((type(self).__name__, cfg, ch, nc, verbose))
+        if cfg != "tiny.yaml":
+            raise FileNotFoundError(f"'{cfg}' does not exist")
+        super().__init__(nn.Conv2d(ch, 8, 3), nn.SiLU(), nn.Conv2d(8, nc or 80, 1))
+
+class ClassificationModel(nn.Sequential):
+    def __init__(self, cfg, ch=3, nc=None, verbose=True):
+        pool = nn.AdaptiveAvgPool2d(1)
+        super().__init__(nn.Conv2d(ch, 8, 3), nn.ReLU(), pool, nn.Flatten(), nn.Linear(8, nc or 1000))
+"""
 SOURCES = {
     "timm/__init__.py": TIMM,
     "timm/data.py": TIMM_DATA,
     "torchvision/__init__.py": "",
     "torchvision/models.py": TORCHVISION_MODELS,
     "transformers/__init__.py": TRANSFORMERS,
+    "ultralytics/__init__.py": "",
+    "ultralytics/nn/__init__.py": "",
+    "ultralytics/nn/tasks.py": ULTRALYTICS_TASKS,
 }
 CONFIG = {"num_channels": 1, "width": 8, "num_labels": 10, "image_size": 8}
 
@@ -160,7 +183,7 @@ def stand_ins(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def _only(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Makes packages in a folder importable before others of their names, which are forgotten meanwhile."""
     monkeypatch.syspath_prepend(folder)
-    tops = {"timm", "torchvision", "transformers"}
+    tops = {place.partition("/")[0] for place in SOURCES}
     for name in [name for name in sys.modules if name.partition(".")[0] in tops]:
         monkeypatch.delitem(sys.modules, name)
     for place in SOURCES:
@@ -192,6 +215,21 @@ def test_a_network_of_torchvision_downloads_nothing(stand_ins: Path) -> None:
     assert make("torchvision:tiny")[-1].out_features == 10
     assert make("torchvision:segmenter", classes=None, options={"num_classes": 4}).out_channels == 4
     assert sys.modules["torchvision.models"].ASKED == [("tiny", None, "absent"), ("segmenter", None, None)]
+
+
+def test_a_network_of_ultralytics_by_its_description(stand_ins: Path) -> None:
+    found = make("ultralytics:tiny.yaml", classes=None, shape=(1, 32, 32), options={"nc": 4})
+    assert (type(found).__name__, found[0].in_channels, found[-1].out_channels) == ("DetectionModel", 1, 4)
+    assert make("ultralytics:tiny.yaml", classes=None, options={"nc": 6})[-1].out_channels == 6
+    assert make("ultralytics:tiny-cls.yaml")[-1].out_features == 10
+    asked = sys.modules["ultralytics.nn.tasks"].ASKED
+    assert asked[:2] == [
+        ("DetectionModel", "tiny.yaml", 1, 4, False),
+        ("DetectionModel", "tiny.yaml", 3, 6, False),
+    ]
+    library, name = library_of("ultralytics:tiny.yaml") or pytest.fail("no adapter")
+    assert library.expects(name, found).mean == (0.0,)
+    assert [g.units for g in trace(found, torch.randn(2, 1, 9, 9)).groups] == [8]
 
 
 def folder(here: Path, **more: object) -> Path:
@@ -287,6 +325,25 @@ def test_inspect_says_what_a_network_was_made_for(stand_ins: Path, factory: str,
     assert [g["units"] for g in found["groups"]] == [8]
 
 
+@pytest.mark.parametrize("said", [{}, {"mean": [0.3], "std": [0.4]}])
+def test_weights_are_not_given_other_images_in_silence(stand_ins: Path, said: dict[str, Any]) -> None:
+    model = make("timm:tiny", shape=(1, 8, 8))
+    save_weights(model, stand_ins / "w.safetensors")
+    splits = SimpleNamespace(
+        input_shape=(1, 8, 8),
+        transform=SimpleNamespace(mean=said.get("mean", [0.1]), std=said.get("std", [0.2])),
+    )
+    section = ModelSection(factory="timm:tiny", weights=stand_ins / "w.safetensors")
+    data = DataSection(**{key: tuple(values) for key, values in said.items()})
+    if said:  # what a study says is its own affair
+        check_normalisation(section, data, model, splits)
+        return
+    check_normalisation(ModelSection(factory="timm:tiny"), data, model, splits)  # nothing was trained yet
+    with pytest.raises(PrunefrontError, match=r"set data.mean = \[0.5\] and data.std = \[0.25\]") as refused:
+        check_normalisation(section, data, model, splits)
+    assert "\n" not in str(refused.value)
+
+
 def test_torchvision_says_what_its_weights_were_made_for(stand_ins: Path) -> None:
     library, name = library_of("torchvision:tiny") or pytest.fail("no adapter")
     expected = library.expects(name, make("torchvision:tiny"))
@@ -318,6 +375,13 @@ def test_a_callable_of_an_installed_package_is_called(stand_ins: Path) -> None:
         ("torchvision:tiny", {"weights": "DEFAULT"}, "model.options.weights would load weights"),
         ("torchvision:tinny", {}, "ValueError: Unknown model tinny"),
         ("hf:someone/net", {}, "names on a hub are not looked up"),
+        ("ultralytics:best.pt", {}, "runs code when it is read: save its weights once"),
+        ("ultralytics:other.yaml", {}, "FileNotFoundError: 'other.yaml' does not exist"),
+        (
+            "ultralytics:tiny.yaml",
+            {"task": "fly"},
+            "task 'fly' is not known; set model.options.task to one of detect",
+        ),
         ("hf:net", {"trust_remote_code": True}, "code of a network's folder never runs"),
         ("hf:net", {"widht": 3}, "model.options.widht is no setting of Config"),
         (
@@ -338,7 +402,13 @@ def test_what_cannot_be_had_is_said_in_a_line(
 
 
 @pytest.mark.parametrize(
-    ("factory", "package"), [("timm:x", "timm"), ("torchvision:x", "torchvision"), ("hf:net", "transformers")]
+    ("factory", "package"),
+    [
+        ("timm:x", "timm"),
+        ("torchvision:x", "torchvision"),
+        ("hf:net", "transformers"),
+        ("ultralytics:x.yaml", "ultralytics"),
+    ],
 )
 def test_a_library_that_is_absent_is_named(
     here: Path, monkeypatch: pytest.MonkeyPatch, factory: str, package: str

@@ -68,6 +68,21 @@ def test_nothing_in_an_output_hides_a_wrong_cut(behind: Callable[[Tensor, Tensor
     assert free(trace(Tail(same, behind).eval(), x)) == {"make"}
 
 
+STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
+    "spread": lambda y: y.flatten(1).std(1),
+    "variance": lambda y: y.var(1).mean((1, 2)),
+    "root mean square": lambda y: y.pow(2).mean(1).sqrt(),
+}
+
+
+@pytest.mark.parametrize("statistic", STATISTICS.values(), ids=STATISTICS)
+def test_a_statistic_that_is_given_out_is_no_norm_and_hides_nothing(statistic: Change) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    assert free(trace(Tail(swapped, lambda y, _: statistic(y)).eval(), x)) == set()
+    assert free(trace(Tail(same, lambda y, _: statistic(y)).eval(), x)) == {"make"}
+
+
 @pytest.mark.parametrize("behind", [lambda y, x: y * torch.nan, lambda y, x: y * 0.0 + 1.0])
 def test_an_output_that_shows_nothing_lets_nothing_be_cut(behind: Callable[[Tensor, Tensor], Any]) -> None:
     graph = trace(Tail(same, behind).eval(), torch.randn(2, 3, 8, 8))
@@ -255,3 +270,32 @@ def test_state_between_calls_is_carried_along(how: str) -> None:
     before = {name: t.clone() for name, t in model.state_dict().items()}
     assert free(trace(model, torch.randn(2, 3, 8, 8))) == {"make"}
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+
+class Borrowing(nn.Module):
+    """Reads the width of one layer off another one: right as long as both lose equally many."""
+
+    def __init__(self, borrows: bool) -> None:
+        super().__init__()
+        self.borrows = borrows
+        self.one, self.two = nn.Linear(6, 8), nn.Linear(6, 16)
+        self.left, self.right = nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, z = self.one(x), self.two(x)
+        width = y.shape[1] if self.borrows else z.shape[1] // 2
+        return self.left(y) + self.right(z.reshape(len(z), 2, width).sum(1))
+
+
+@pytest.mark.parametrize("borrows", [False, True])
+def test_a_width_that_is_read_off_another_layer_stays(borrows: bool) -> None:
+    graph = trace(Borrowing(borrows).eval(), torch.randn(2, 6))
+    assert free(graph) == (set() if borrows else {"one", "two"})
+
+
+def test_norm_groups_of_which_one_channel_is_left_are_still_norm_groups() -> None:
+    class Pairs(Normed):
+        def __init__(self) -> None:
+            super().__init__(nn.GroupNorm(8, 16))
+
+    assert free(trace(Pairs().eval(), torch.randn(2, 3, 8, 8))) == {"make"}
