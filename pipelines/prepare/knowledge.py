@@ -82,6 +82,8 @@ def know(
     wanted = frozenset(chain.from_iterable(allocators[a].needs for a in asked)) - {SCORES}
     if section.bound == "redundancy":
         wanted |= {"gradient_gram"}
+    if moments and "channel" in section.granularities:
+        wanted |= {"error_curve"}
     if not network.task.labels:
         _check_needs_no_labels(names, asked)
     needs = needs_of(names) | wanted | moments

@@ -6,6 +6,7 @@ from itertools import chain, islice
 from math import prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prunefront.errors import PrunefrontError, RatioError
 from prunefront.pipelines.config.sections import GoalSection, QuantisationSection, SpaceSection, StartSection
@@ -318,10 +319,24 @@ def problem(
         constraints=constraints(goal.constraints, graph, known),
         seeds=seeds,
         scores=scores,
+        curves=error_curves(space, facts),
         costs=cost_model(graph, space),
         chance=chance,
         evaluations=candidates,
     )
+
+
+def error_curves(
+    space: SearchSpace, facts: Mapping[str, PerGroup]
+) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """Returns `Problem.curves` from what moments tell of the removal of units; they are those of criterion `obs`."""
+    known = facts.get("error_curve", {})
+    found = {
+        g.name: np.array([known[g.name][g.units - keep - 1] if keep < g.units else 0.0 for keep in g.keeps])
+        for g in space.groups
+        if g.kind == "channels" and g.name in known
+    }
+    return {"obs": found} if found else {}
 
 
 def _keeps(

@@ -27,8 +27,9 @@ FACTS: Mapping[str, Callable[[int], tuple[int, ...]]] = {
     "gradient_gram": lambda units: (units, units),
     "selection_loss": lambda units: (units + 1,),
     "sensitivity": lambda units: (len(RATIOS),),
+    "error_curve": lambda units: (units,),
 }
-"""The shape of what allocators read of a group."""
+"""The shape of what allocators and searchers read of a group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,12 @@ def read_scores(folder: Path, graph: ChannelGraph) -> Nested:
 
 def read_facts(folder: Path, graph: ChannelGraph) -> Nested:
     """Reads field -> group -> array, for allocators. Raises as `read_scores`."""
-    return _fitting(folder / "facts.safetensors", graph, FACTS.get)
+    path = folder / "facts.safetensors"
+    found = _fitting(path, graph, FACTS.get)
+    for group, curve in found.get("error_curve", {}).items():
+        if not (np.isfinite(curve).all() and (np.diff(curve, prepend=0.0) >= 0).all()):
+            raise altered_file_error(path, f"the error of group {group!r:.60} does not grow with what is cut")
+    return found
 
 
 def read_moments(folder: Path, graph: ChannelGraph) -> dict[str, NDArray[np.float64]]:

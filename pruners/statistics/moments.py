@@ -94,7 +94,12 @@ def any_group(group: ChannelGroup, graph: ChannelGraph) -> None:
 
 @statistic(
     "moments",
-    fields={"moments": no_consumer, "layer_moments": any_group, "removal_error": too_wide},
+    fields={
+        "moments": no_consumer,
+        "layer_moments": any_group,
+        "removal_error": too_wide,
+        "error_curve": too_wide,
+    },
     takes="reconstruction",
     cost="one forward pass; time in the cube of a layer's inputs (ResNet-20, 1,024 images: 4 s)",
     split="groups",
@@ -109,8 +114,9 @@ def moments(inquiry: Inquiry) -> Values:
     has no entry. layer_moments: the same for layers that read no group.
 
     removal_error: [units], Optimal Brain Surgeon over groups of columns (Hassibi and Stork 1993; Frantar and Alistarh
-    2022, 2208.11580): see `greedy_errors`. Raises PrunefrontError where a reader is taken by no call, and where an
-    input is not finite.
+    2022, 2208.11580): see `greedy_errors`. error_curve: [units], the same errors sorted, the k-th that of k units less;
+    a group has none where a reader is taken by no call. Raises PrunefrontError for such a group's removal_error, and
+    where an input is not finite.
     """
     forms = moment_forms(inquiry.graph)
     owner = owners(inquiry.graph)
@@ -122,7 +128,8 @@ def moments(inquiry: Inquiry) -> Values:
         "layer_moments": [n for n in own if n not in reading] if "layer_moments" in inquiry.fields else [],
     }
     read: dict[str, tuple[str, ...]] = {}
-    if "removal_error" in inquiry.fields:
+    errors = inquiry.fields & {"removal_error", "error_curve"}
+    if errors:
         read = {
             g.name: tuple(dict.fromkeys(m.tensor for m in consumers(g)))
             for g in inquiry.groups
@@ -137,10 +144,17 @@ def moments(inquiry: Inquiry) -> Values:
         for field, names in wanted.items()
         if field in inquiry.fields
     }
-    if "removal_error" in inquiry.fields:
-        values["removal_error"] = {
-            name: _removal_errors(inquiry, inquiry.graph.group(name), found) for name in read
+    if errors:
+        taken = {name for name, weights in read.items() if all(w in found for w in weights)}
+        of = {
+            name: _removal_errors(inquiry, inquiry.graph.group(name), found)
+            for name in read
+            if name in taken or "removal_error" in errors
         }
+        if "removal_error" in errors:
+            values["removal_error"] = of
+        if "error_curve" in errors:
+            values["error_curve"] = {name: error.sort().values for name, error in of.items()}
     return {field: groups for field, groups in values.items() if groups}
 
 

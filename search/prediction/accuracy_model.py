@@ -6,10 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunefront.search.prediction.one_thread import one_thread
-from prunefront.search.space.encoding import Encoding, Floats, Rows
+from prunefront.search.space.encoding import NO_CURVES, Curves, Encoding, Floats, Rows, error_table
 
 POWERS = (1.0, 2.0, 4.0)
 """Powers of the depth of a cut: a group's loss is a sum of these, so that it may begin flat and end steep."""
+
+ERROR_POWERS = (1.0, 2.0, 0.0)
+"""Powers of a cut's error that stand in place of POWERS where its curve is known; 0: none.
+
+The log of quality falls about in proportion to the sum of errors while that is small: ResNet-20 on CIFAR-10, a uniform
+sweep by `obs`: 0.15 to 0.24 of the sum up to a sum of 0.66, 0.29 to 0.54 beyond (benchmarks/searchers.py).
+"""
 
 SCALES = (0.03, 0.1, 0.3, 1.0)
 """Prior standard deviations of a group's loss at its deepest cut; the likelihood chooses one."""
@@ -56,18 +63,19 @@ class Posterior:
 class AccuracyModel:
     """Model of log utility = that of the dense network − Σ_g loss of group g's option − interaction of groups.
 
-    The losses are a linear model with Gaussian weights on powers of the depth of a cut. The depth is the logarithm of
-    the kept share over that of the least kept share. Weights are pooled over groups, per group, per way of ranking and
-    cutting, and per both.
+    The losses are a linear model with Gaussian weights on powers of a cut's error where its curve is known, and else of
+    its depth. The depth is the logarithm of the kept share over that of the least kept share. Weights are pooled over
+    groups, per group, per way of ranking and cutting, and per both.
 
     The interaction is a Matérn-5/2 process (Rasmussen & Williams 2006, equation 4.17) whose coordinates are the losses.
     So options that cost nothing are near each other, whatever their names. Its variance grows with the loss, as groups
     that are not cut do not interact.
     """
 
-    def __init__(self, encoding: Encoding) -> None:
+    def __init__(self, encoding: Encoding, curves: Curves = NO_CURVES) -> None:
+        """curves: as `Problem.curves`."""
         self.encoding = encoding
-        self._features = _features(encoding)
+        self._features = _features(encoding, curves)
 
     @one_thread
     def fit(self, rows: Rows, loss: Floats, variance: Floats, settings: Settings | None = None) -> Posterior:
@@ -170,10 +178,16 @@ def _depths(encoding: Encoding) -> Floats:
     return np.asarray(logs / np.where(deepest > 0, deepest, 1.0))
 
 
-def _features(encoding: Encoding) -> NDArray[np.float64]:
+def _features(encoding: Encoding, curves: Curves) -> NDArray[np.float64]:
     """Returns the features of each option [G, O, D], each times its prior standard deviation in units of the scale."""
-    depth = _depths(encoding)
-    powers = np.stack([depth**p for p in POWERS], axis=2) / np.sqrt(len(POWERS))
+    depth, (error, known) = _depths(encoding), error_table(encoding, curves)
+    powers = np.stack(
+        [
+            np.where(known[:, None], error**e if e else 0.0, depth**p)
+            for p, e in zip(POWERS, ERROR_POWERS, strict=True)
+        ],
+        axis=2,
+    ) / np.sqrt(len(POWERS))
     count, most, j = powers.shape
     variants = sorted(
         {(kind, str(getattr(c, kind))) for options in encoding.options for c in options for kind in _KINDS}

@@ -1,7 +1,7 @@
 """Sensitivity of a network to cuts of single groups, and the networks that it suggests."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +10,7 @@ from prunefront.search.outcomes.measurement import ACCURACY, Measurement, Metric
 from prunefront.search.outcomes.utility import utilities, utility
 from prunefront.search.prediction.accuracy_model import AccuracyModel
 from prunefront.search.space.candidate import Candidate
-from prunefront.search.space.encoding import Encoding, Floats, Rows
+from prunefront.search.space.encoding import Encoding, Floats, Rows, error_table
 from prunefront.search.space.heuristics import van_der_corput
 from prunefront.search.space.problem import Problem
 from prunefront.search.space.search_space import GroupSpace
@@ -27,6 +27,15 @@ UNIFORM_SHARES = (0.7, 0.5)
 PROBE_BUDGET_SHARE = 0.4
 """Largest share of a known budget that probes may take."""
 
+ALLOCATIONS = 8
+"""Number of whole networks that give error curves their scale, and are a first front."""
+
+MOST_ERROR = 0.25
+"""Largest mean error of such a network, where there are enough below it: beyond, little more than chance is left."""
+
+EXACT_GROUPS = 100
+"""Most groups for which a knapsack is solved exactly; with more, a step of one group is less than its time is worth."""
+
 PROBE = "probe"
 """First word of the origin of a probe."""
 
@@ -37,16 +46,23 @@ def is_probe(candidate: Candidate) -> bool:
 
 
 class Sensitivity:
-    """The probes of a problem, and the loss of each option of each group by itself once they are measured.
+    """What is asked first, and the loss of each option of each group by itself once it is measured.
 
-    most: largest number of probes. Two cuts of each group are enough, and probes take only part of a known budget.
+    Where error curves are known, a handful of whole networks along them gives their scale; a group without a curve is
+    probed by itself. most: largest number of probes. Two cuts of each group are enough, and probes take only part of a
+    known budget.
     """
 
     def __init__(self, problem: Problem, most: int) -> None:
-        groups, ways = len(problem.space.groups), len(_comparisons(problem.space.groups))
+        bare = [g for g in problem.space.groups if not any(g.name in of for of in problem.curves.values())]
+        ways = len(_comparisons(problem.space.groups))
         if problem.evaluations:
             most = min(most, int(PROBE_BUDGET_SHARE * problem.evaluations))
-        self.candidates = probes(problem, min(most, ways + 2 * groups) + 1) if most else ()
+        self.candidates: tuple[Candidate, ...] = ()
+        if most:
+            dense, *alone = probes(problem, min(most, ways + 2 * len(bare)) + 1, bare)
+            self.candidates = dense, *_allocations(_Same(problem), min(most, ALLOCATIONS)), *alone
+        self._curves = problem.curves
         self._chance = problem.chance
         self._metric = quality_of(problem.objectives) or ACCURACY
         self._space = problem.space
@@ -75,7 +91,7 @@ class Sensitivity:
             if found and found[0][0] == self.candidates[0]:  # the dense network
                 rows = np.array([self._encoding.encode(c) for c, _ in found])
                 loss, variance = losses_and_variances([m for _, m in found], self._metric, self._chance)
-                self._losses = AccuracyModel(self._encoding).fit(rows, loss, variance).losses
+                self._losses = AccuracyModel(self._encoding, self._curves).fit(rows, loss, variance).losses
         return self._losses
 
     def suggestions(self, table: Floats, problem: Problem, count: int) -> tuple[Candidate, ...]:
@@ -107,6 +123,59 @@ class Sensitivity:
         return found
 
 
+class _Same:
+    """A problem as a key: equal to itself alone. The members of a portfolio have the same problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.problem is self.problem
+
+    def __hash__(self) -> int:
+        return id(self.problem)
+
+
+@lru_cache(maxsize=1)
+def _allocations(same: _Same, count: int) -> tuple[Candidate, ...]:
+    return allocations(same.problem, count)
+
+
+def allocations(problem: Problem, count: int) -> tuple[Candidate, ...]:
+    """Returns at most `count` networks of least error for what they cost, every prefix spread over the costs.
+
+    The error is the sum over groups by `Problem.curves`, the cost the first objective that is known exactly. A sweep of
+    `trade_offs` gives the costs; for each of them a knapsack is solved. None where curves or costs are unknown, or all
+    such networks break the bounds on costs.
+    """
+    costs, encoding = problem.costs, Encoding(problem.space)
+    error, known = error_table(encoding, problem.curves)
+    names = [o.name for o in problem.objectives if costs is not None and o.name in costs.amounts]
+    if not known.any() or not names or costs is None:
+        return ()
+    (saved,) = savings(encoding, lambda rows: costs(encoding, rows)[names[0]][:, None])
+    # an option whose error is its own criterion's goes before those that borrow it
+    own = encoding.table(
+        [[float(c.criterion in problem.curves) for c in o] for o in encoding.options], fill=0.0
+    )
+    closed = ~known[:, None] & (np.arange(error.shape[1]) != encoding.dense[:, None])
+    price = np.where(closed, np.inf, error * (1.0 + 1e-6 * (1.0 - own)))
+    rows = trade_offs(encoding, price, saved, 8 * count)
+    rows = rows[(rows != encoding.dense).any(axis=1)]
+    rows = rows[problem.meets_cost_bounds(costs(encoding, rows))]
+    mild = encoding.look_up(error, rows).sum(axis=1) <= MOST_ERROR * known.sum()
+    rows = rows[mild] if mild.sum() >= count else rows
+    order = np.argsort(costs(encoding, rows)[names[0]], kind="stable")
+    order = order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))]
+    found = []
+    for row in rows[order[van_der_corput(len(order))]]:
+        if len(row) <= EXACT_GROUPS:
+            exact = least_loss(encoding, price, saved, float(encoding.look_up(saved, row[None]).sum()))
+            row = exact if problem.meets_cost_bounds(costs(encoding, exact[None]))[0] else row
+        found.append(encoding.decode(row, "least error at its cost"))
+    return tuple(found)
+
+
 def losses_and_variances(
     measured: Sequence[Measurement], metric: Metric, chance: float
 ) -> tuple[Floats, Floats]:
@@ -124,24 +193,27 @@ def losses_and_variances(
     return loss, (error / np.maximum(above, 1e-3)) ** 2
 
 
-def probes(problem: Problem, limit: int) -> tuple[Candidate, ...]:
+def probes(problem: Problem, limit: int, alone: Sequence[GroupSpace] | None = None) -> tuple[Candidate, ...]:
     """Returns at most `limit` candidates that show how much each group can lose.
 
-    They are dense, then each way to rank and cut in all groups, then each group cut alone by its first criterion. Deep
+    They are dense, then each way to rank and cut in all groups, then each of the groups `alone`, None = all, cut by
+    itself by its first criterion. Deep
     cuts come before shallow ones, and groups with more of the MACs first, so that a small limit is spent where most can
     be saved.
     """
     space = problem.space
     found: dict[str, Candidate] = {}
     ways = [*_comparisons(space.groups)]
-    alone = [
+    single = [
         _single_cut(problem, group, keep)
         for share in PROBED_SHARES
-        for group in sorted(space.groups, key=lambda g: (-g.unit_macs * g.units, g.name))
+        for group in sorted(
+            space.groups if alone is None else alone, key=lambda g: (-g.unit_macs * g.units, g.name)
+        )
         for keep in [group.nearest(group.units * share)]
         if keep < group.units
     ]
-    for candidate in (space.dense(), *ways, *alone):
+    for candidate in (space.dense(), *ways, *single):
         if len(found) == limit:
             break
         found.setdefault(candidate.key(), candidate)
@@ -194,6 +266,34 @@ def savings(encoding: Encoding, costs: Callable[[Rows], Floats]) -> list[Floats]
     saved = 1.0 - costs(np.vstack(rows)) / dense
     edges = np.cumsum([0, *encoding.sizes])
     return [encoding.table([list(column[a:b]) for a, b in pairwise(edges)], fill=0.0) for column in saved.T]
+
+
+def least_loss(encoding: Encoding, losses: Floats, saved: Floats, goal: float) -> Rows:
+    """Returns the row [G] of least loss whose savings add up to `goal` or more: a knapsack with one option per group.
+
+    losses: [G, O], infinite for what must not be chosen. saved: [G, O], as one of `savings`. The solution is within a
+    thousandth of the optimum (scipy's HiGHS). Raises ValueError where the goal is out of reach.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # slow to import
+    from scipy.sparse import csr_array
+
+    able = (np.arange(losses.shape[1])[None, :] < encoding.sizes[:, None]) & np.isfinite(losses)
+    group, option = np.nonzero(able)
+    one = csr_array((np.ones(len(group)), (group, np.arange(len(group)))))
+    enough = saved[able][None, :]
+    solved = milp(
+        losses[able],
+        integrality=np.ones(len(group)),
+        bounds=Bounds(0, 1),
+        constraints=[LinearConstraint(one, 1, 1), LinearConstraint(enough, goal, np.inf)],
+        options={"mip_rel_gap": 1e-3},
+    )
+    if solved.x is None:
+        raise ValueError(f"no candidate saves {goal:g}: {solved.message}")
+    row = encoding.dense.copy()
+    chosen = solved.x > 0.5
+    row[group[chosen]] = option[chosen]
+    return row
 
 
 def trade_offs(encoding: Encoding, losses: Floats, saved: Floats, count: int) -> Rows:

@@ -86,7 +86,7 @@ class Surrogate:
         self._costs = [name for name in names if name != metric.name] or ["macs"]
         self._sensitivity = Sensitivity(problem, self.options.probes)
         self._encoding = Encoding(problem.space)
-        self._model = AccuracyModel(self._encoding)
+        self._model = AccuracyModel(self._encoding, problem.curves)
         self._queue: list[Candidate] = []
         self._settings: Settings | None = None
         self._settings_at = 0  # number of tells when they were chosen
@@ -246,12 +246,8 @@ class Surrogate:
 
     def _meets_constraints(self, costs: Floats) -> NDArray[np.bool_]:
         """Returns a mask [n] of the costs [n, C] that meet the constraints on costs."""
-        fine = np.ones(len(costs), dtype=np.bool_)
-        for bound in self._ledger.problem.constraints:
-            if bound.name in self._costs:
-                values = costs[:, self._costs.index(bound.name)]
-                fine &= (values >= bound.low) & (values <= bound.high)
-        return fine
+        values = dict(zip(self._costs, costs.T, strict=True))
+        return self._ledger.problem.meets_cost_bounds(values)
 
 
 def most_informative(

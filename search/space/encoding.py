@@ -1,6 +1,6 @@
 """Candidates as rows of whole numbers, so that many can be judged at once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -12,6 +12,8 @@ from prunefront.search.space.search_space import GroupSpace, SearchSpace
 
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Curves = Mapping[str, Mapping[str, Floats]]
+NO_CURVES: Curves = {}
 
 
 class Encoding:
@@ -107,6 +109,26 @@ class Encoding:
     def look_up(self, table: Floats, rows: Rows) -> Floats:
         """Returns the values [n, G] of a table [G, O] for rows [n, G]."""
         return np.asarray(table[np.arange(rows.shape[1]), rows], dtype=np.float64)
+
+
+def error_table(encoding: Encoding, curves: Curves) -> tuple[Floats, NDArray[np.bool_]]:
+    """Returns the error of each option [G, O] by the curves, and which groups have one [G]; 0 where none is known.
+
+    curves: as `Problem.curves`. An option whose own criterion has no curve takes the first criterion's that has.
+    """
+    rows, known = [], []
+    for group, options in zip(encoding.space.groups, encoding.options, strict=True):
+        able = {name: of[group.name] for name, of in curves.items() if group.name in of}
+        known.append(bool(able))
+        first = next(iter(able.values()), np.zeros(len(group.keeps)))
+        place = {keep: i for i, keep in enumerate(group.keeps)}
+        rows.append(
+            [
+                float(able.get(c.criterion, first)[place[round(group.units * (1.0 - c.ratio))]])
+                for c in options
+            ]
+        )
+    return encoding.table(rows, fill=0.0), np.array(known)
 
 
 def _options(group: GroupSpace) -> tuple[GroupChoice, ...]:
