@@ -118,7 +118,10 @@ class Place(Event):
 
 
 class Trained(Event):
-    """Outcome of a network's training in the second stage. artifact: id of the published network."""
+    """Outcome of a network's training in the second stage.
+
+    artifact: id of the published network. exported: why it was exported to ONNX, "" = the dense one's file was filled.
+    """
 
     name: Text
     outcome: OutcomeData
@@ -126,6 +129,7 @@ class Trained(Event):
     epochs: Count = 0
     seconds: Number = 0.0
     measured_on: Place | None = None
+    exported: Text = ""
 
 
 class Published(Event):

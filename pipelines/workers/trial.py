@@ -34,8 +34,9 @@ RESUMED = "resumed"
 QUALITY = "quality"
 """Key of a result: the quality, more = better, for whoever watches the trials."""
 
-COSTS = ("epoch_seconds", "latency_seconds", "artifact_bytes")
-"""Keys of a trial's last result: seconds of an epoch and of the latency measurement, bytes of the artifact."""
+COSTS = ("epoch_seconds", "latency_seconds", "artifact_bytes", "exported")
+"""Keys of a trial's last result: seconds of an epoch and of the latency measurement, bytes of the artifact; why its
+network was exported to ONNX, which takes seconds, where it was."""
 
 
 class Queue:
@@ -149,6 +150,7 @@ class Trial:
             **({"epoch_seconds": round(trained / job.epochs, 3)} if job.epochs and not self._resumed else {}),
             "latency_seconds": round(self._evaluator.timing_seconds, 3),
             "artifact_bytes": artifact.size_bytes,
+            **({"exported": self._evaluator.exported} if self._evaluator.exported else {}),
         }
 
     def _trained(self, job: Job) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:

@@ -96,6 +96,9 @@ def test_every_network_of_the_front_verifies_and_its_file_is_as_large_as_said(
     searched: tuple[Path, list[dict[str, Any]]],
 ) -> None:
     folder, rows = searched
+    # only networks of the front are exported as torch programs too
+    programs = {path.parent.name for path in folder.glob("studies/*/artifacts/*/model.pt2")}
+    assert programs == {row["artifact"].rpartition("/")[2] for row in rows}
     for row in rows:
         out = folder / row["key"]
         prunefront("fetch", "s.toml", "--key", row["key"], "-o", str(out), folder=folder)
