@@ -48,7 +48,9 @@ class FileRecord:
 def _complete(files: Mapping[str, FileRecord]) -> Mapping[str, FileRecord]:
     if {*files, PROGRAM} != set(LIMITS):
         listed = ", ".join(f"{name!r:.60}" for name in list(files)[:8]) or "no files"
-        raise ValueError(f"it lists {listed}; an artifact is exactly {', '.join(LIMITS)}, perhaps without {PROGRAM}")
+        raise ValueError(
+            f"it lists {listed}; an artifact is exactly {', '.join(LIMITS)}, perhaps without {PROGRAM}"
+        )
     for name, record in files.items():
         check_size(record, LIMITS[name], name)
     return {name: files[name] for name in LIMITS if name in files}

@@ -109,7 +109,9 @@ class Refill:
         found = {first[name] for source in self._sources.values() for name in source.tensors()}
         floats = (first[name] for name, values in state.items() if values.dtype.kind == "f")
         if lost := next((name for name in floats if name not in found), None):
-            raise NotRefillable(f"the dense network's ONNX file does not hold {lost!r} in a form that is known")
+            raise NotRefillable(
+                f"the dense network's ONNX file does not hold {lost!r} in a form that is known"
+            )
 
     def file(self, network: nn.Module) -> bytes:
         """Returns the ONNX file of a network of the dense one's modules, some of them narrower or of fewer bits.
@@ -117,7 +119,9 @@ class Refill:
         Raises NotRefillable for a network of other modules.
         """
         state = _state(network)
-        more = {name for name in state if name.removesuffix("_scale").removesuffix("_offset") not in self._names}
+        more = {
+            name for name in state if name.removesuffix("_scale").removesuffix("_offset") not in self._names
+        }
         if other := sorted(more | (self._names - state.keys())):
             raise NotRefillable(f"the network's tensors are not the dense one's, {other[0]!r} for one")
         proto = onnx.ModelProto()

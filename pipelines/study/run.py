@@ -190,7 +190,9 @@ def _stages(
         front += control(session, second, network, knowledge.scores, front, workers)
     with timing.stage("report"):
         dense = DenseModel(config.model, network.classes, network.input_shape)
-        rows = _report(session, config.task, network, dense, front, workers, threads=config.cluster.cpus_per_worker)
+        rows = _report(
+            session, config.task, network, dense, front, workers, threads=config.cluster.cpus_per_worker
+        )
     write_json(
         config.path / TIMING,
         {"seconds": timing.seconds, "busy": timing.busy, "workers": timing.workers},

@@ -393,7 +393,9 @@ class Evaluator:
             self.exported = ""
         except PrunefrontError as error:
             self.exported = one_line(error, 200)
-            log.info("the network is exported, as the dense one's ONNX file cannot be filled: %s", self.exported)
+            log.info(
+                "the network is exported, as the dense one's ONNX file cannot be filled: %s", self.exported
+            )
             export(model, examples, path)
             check(model, path, examples)
 

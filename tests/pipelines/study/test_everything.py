@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from prunefront.pipelines.artifacts.manifest import LIMITS
+from tests.commands import command
 
 pytestmark = pytest.mark.slow
 
@@ -65,9 +66,12 @@ def make():
 
 
 def prunefront(*arguments: str, folder: Path, code: int = 0) -> str:
-    done = subprocess.run(
-        [PROGRAM, *arguments], cwd=folder, capture_output=True, text=True, timeout=400, check=False
-    )
+    if arguments[0] == "search":
+        done: Any = subprocess.run(
+            [PROGRAM, *arguments], cwd=folder, capture_output=True, text=True, timeout=400, check=False
+        )
+    else:
+        done = command(*arguments, folder=folder)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout if "--json" in arguments else done.stdout + done.stderr
 

@@ -37,6 +37,7 @@ from prunefront.pipelines.study.folder import open_folder
 from prunefront.pipelines.study.run import next_steps
 from prunefront.pipelines.tracking.tracker import MlflowTracker
 from prunefront.pipelines.workers.failures import failure
+from tests.commands import command
 from tests.services.test_mlflow_server import free_port
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 deprecates
@@ -309,14 +310,18 @@ def journal(folder: Path) -> list[dict[str, Any]]:
 
 
 def prunefront(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [PROGRAM, *arguments],
-        cwd=folder,
-        env=os.environ | REPORTED,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    if arguments[0] == "search":
+        done: Any = subprocess.run(
+            [PROGRAM, *arguments],
+            cwd=folder,
+            env=os.environ | REPORTED,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    else:
+        done = command(*arguments, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from prunefront.pruners.controls import controls
+from tests.commands import command
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +49,12 @@ workers = 2
 
 
 def prunefront(*arguments: str, folder: Path) -> str:
-    done = subprocess.run([PROGRAM, *arguments], cwd=folder, capture_output=True, text=True, timeout=400)
+    if arguments[0] == "search":
+        done: Any = subprocess.run(
+            [PROGRAM, *arguments], cwd=folder, capture_output=True, text=True, timeout=400, check=False
+        )
+    else:
+        done = command(*arguments, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
