@@ -120,7 +120,8 @@ class Place(Event):
 class Trained(Event):
     """Outcome of a network's training in the second stage.
 
-    artifact: id of the published network. exported: why it was exported to ONNX, "" = the dense one's file was filled.
+    artifact: id of the published network. publish_seconds: of writing, checking and sending its files. exported: why it
+    was exported to ONNX, "" = the dense one's file was filled.
     """
 
     name: Text
@@ -129,6 +130,7 @@ class Trained(Event):
     epochs: Count = 0
     seconds: Number = 0.0
     measured_on: Place | None = None
+    publish_seconds: Number = 0.0
     exported: Text = ""
 
 
