@@ -167,7 +167,7 @@ def main() -> None:
         f"{over['pairs']} pairs, {over['seconds']:.3f} s each)\n"
         f"share:  {search['share']:.0%} of {search['workers']} workers' time: {stages}; "
         f"{search['share_of_all_stages']:.0%} of all stages\n"
-        f"beside: {beside['median']:.2f} s a network, {beside['most']:.2f} s at most; {search['exported']} were exported"
+        f"beside: {beside['median']:.2f} s a network, {beside['most']:.2f} s at most; exported: {search['exported']}"
     )
     report(given, {"score": scored, "search": search}, text, ("torch", "ray", "prunefront"))
 
