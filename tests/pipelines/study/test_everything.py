@@ -43,7 +43,7 @@ huffman = true
 [measure]
 pairs = 20
 [cluster]
-workers = 2
+workers = 1
 """
 
 NET = """
@@ -81,7 +81,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
     folder = tmp_path_factory.mktemp("everything")
     (folder / "s.toml").write_text(STUDY)
     (folder / "everything_net.py").write_text(NET)
-    said = prunefront("search", "s.toml", folder=folder)
+    said = prunefront("search", "s.toml", "--without-ray", folder=folder)
     assert "1 stack of blocks," in said
     return folder, json.loads(prunefront("front", "s.toml", "--json", folder=folder))
 

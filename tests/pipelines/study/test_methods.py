@@ -44,7 +44,7 @@ precision = "float32"
 [measure]
 pairs = 20
 [cluster]
-workers = 2
+workers = 1
 """
 
 
@@ -63,7 +63,7 @@ def prunefront(*arguments: str, folder: Path) -> str:
 def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("methods")
     (folder / "s.toml").write_text(STUDY)
-    return folder, prunefront("search", "s.toml", folder=folder)
+    return folder, prunefront("search", "s.toml", "--without-ray", folder=folder)
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -117,5 +117,5 @@ def test_a_network_that_a_procedure_chose_units_for_can_be_fetched_and_verified(
 def test_a_finished_study_repeats_nothing(searched: tuple[Path, str]) -> None:
     folder, _ = searched
     before = (folder / "studies" / "methods" / "journal.jsonl").read_text()
-    prunefront("search", "s.toml", "--resume", folder=folder)
+    prunefront("search", "s.toml", "--without-ray", "--resume", folder=folder)
     assert (folder / "studies" / "methods" / "journal.jsonl").read_text() == before
