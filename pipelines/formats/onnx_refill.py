@@ -57,7 +57,7 @@ class _Norm:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Where a tensor of the file comes from.
+    """Origin of a tensor of the file.
 
     tensor: of the state dict; None = a bias that the layer did not have. axes: of the tensor, for each axis of the
     file's; None = an axis of length 1. norm: folded in. channels: axis of the norm's channels in the file's tensor;

@@ -18,7 +18,7 @@ from prunefront.search.outcomes.measurement import Failure
 
 @dataclass(frozen=True, slots=True)
 class DenseModel:
-    """What makes a study's dense network. classes, input_shape: as `models.build` takes them."""
+    """Makings of a study's dense network. classes, input_shape: as `models.build` takes them."""
 
     section: ModelSection
     classes: int | None
