@@ -206,7 +206,7 @@ def test_a_second_search_does_not_overwrite_the_first(searched: Path) -> None:
 
 
 def test_a_killed_search_is_resumed_and_repeats_nothing(tmp_path: Path) -> None:
-    (tmp_path / "s.toml").write_text(STUDY)
+    (tmp_path / "s.toml").write_text(STUDY.replace("candidates = 4", "candidates = 1"))
     first = subprocess.Popen(
         [PROGRAM, "search", "s.toml"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
