@@ -115,6 +115,16 @@ def test_every_network_of_the_front_verifies_and_its_file_is_as_large_as_said(
         assert "MIT" in card
 
 
+def test_only_networks_of_other_modules_than_the_dense_one_are_exported_to_onnx(
+    searched: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    folder, _ = searched
+    lines = (folder / "studies" / "everything" / "journal.jsonl").read_text().splitlines()
+    why = {e["name"]: e.get("exported", "") for e in map(json.loads, lines) if e["event"] == "trained"}
+    assert why["dense"] == why["dense-finetuned"] == ""  # the dense one's file was filled
+    assert any("tensors are not the dense one's" in reason for reason in why.values()), why
+
+
 def test_a_fetched_network_is_exported(searched: tuple[Path, list[dict[str, Any]]]) -> None:
     folder, rows = searched
     key = next(row["key"] for row in rows if row["made"])
