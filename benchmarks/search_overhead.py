@@ -1,7 +1,11 @@
 """Overhead of a search beside the work itself.
 
 share:  part of the search's wall time, times workers, that workers spend on pruning, training and measuring. The clock
-        runs from the first ask to the last tell, the start of worker processes included.
+        runs from the first ask to the last tell, the start of worker processes included. Publishing is no work in this
+        sense. `all stages` divides the same work by the whole run's time: nothing that the driver does alone counts,
+        not even the dense network's training.
+beside: seconds that a network costs beside its training and timing: its files written, checked and sent, and the wait
+        for the machine's turn to be timed; median and most.
 score:  time of one first score (surgery, batch norm statistics, validation) over its bare forward passes, the same
         network and the same images, run in turn; median of per-pair ratios.
 
@@ -10,7 +14,9 @@ score:  time of one first score (surgery, batch norm statistics, validation) ove
 
 import json
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -23,6 +29,8 @@ from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import ModelSection
 from prunefront.pipelines.data import SearchData, Split, Transform
 from prunefront.pipelines.events.display import Display
+from prunefront.pipelines.journal.journal import read_events
+from prunefront.pipelines.journal.layout import JOURNAL
 from prunefront.pipelines.models import build
 from prunefront.pipelines.study.run import run
 from prunefront.pipelines.workers.evaluate import Evaluator
@@ -57,22 +65,28 @@ def share(quick: bool) -> dict[str, Any]:
         config = parse(settings, source="benchmark", base=Path())
         run(config, display=Display(Console(stderr=True)))
         timing = json.loads((config.path / "timing.json").read_text())
+        trained = [e for e in read_events(config.path / JOURNAL) if e["event"] == "trained"]
     stages = ("screen", "finetune")
+    beside = [event.get("publish_seconds", 0.0) for event in trained]
+    busy = {**timing["busy"], "finetune": timing["busy"]["finetune"] - sum(beside)}
     return {
         "workers": timing["workers"],
         "seconds": {name: round(timing["seconds"][name], 1) for name in stages},
-        "busy_seconds": {name: round(timing["busy"][name], 1) for name in stages},
+        "busy_seconds": {name: round(busy[name], 1) for name in stages},
         "share_by_stage": {
-            name: round(timing["busy"][name] / timing["seconds"][name] / timing["workers"], 3)
-            for name in stages
+            name: round(busy[name] / timing["seconds"][name] / timing["workers"], 3) for name in stages
         },
-        "share": round(
-            sum(timing["busy"][n] for n in stages)
-            / sum(timing["seconds"][n] for n in stages)
-            / timing["workers"],
-            3,
-        ),
+        "share": _share(busy, timing, stages),
+        "share_of_all_stages": _share(busy, timing, timing["seconds"]),
+        "beside_seconds": {"median": round(median(beside), 3), "most": round(max(beside), 3)},
+        "exported": sum(bool(event.get("exported")) for event in trained),
     }
+
+
+def _share(busy: Mapping[str, float], timing: Mapping[str, Any], stages: Iterable[str]) -> float:
+    """Returns the workers' busy time as part of the time of these stages."""
+    wall: float = sum(timing["seconds"][name] for name in stages)
+    return round(sum(busy.values()) / wall / timing["workers"], 3)
 
 
 def bench(images: int) -> Workbench:
@@ -144,13 +158,16 @@ def main() -> None:
     torch.set_num_threads(1)
     scored, search = score_overhead(given.quick), share(given.quick)
     over = scored["over_bare_forwards"]
+    beside = search["beside_seconds"]
     stages = ", ".join(
         f"{n} {s:.0%} of {search['seconds'][n]} s" for n, s in search["share_by_stage"].items()
     )
     text = (
         f"score:  {over['ratio']:.3f}x its bare forward passes (95 % {over['low']:.3f} to {over['high']:.3f}, "
         f"{over['pairs']} pairs, {over['seconds']:.3f} s each)\n"
-        f"share:  {search['share']:.0%} of {search['workers']} workers' time: {stages}"
+        f"share:  {search['share']:.0%} of {search['workers']} workers' time: {stages}; "
+        f"{search['share_of_all_stages']:.0%} of all stages\n"
+        f"beside: {beside['median']:.2f} s a network, {beside['most']:.2f} s at most; exported: {search['exported']}"
     )
     report(given, {"score": scored, "search": search}, text, ("torch", "ray", "prunefront"))
 

@@ -35,7 +35,7 @@ STUDY: dict[str, Any] = {
     "model": {"factory": "digits_cnn", "options": {"width": 4}},
     "data": {"train_limit": 400, "test_limit": 200, "validation": 100},
     "dense": {"epochs": 2},
-    "search": {"candidates": 6, "searcher": "evolution"},
+    "search": {"candidates": 12, "searcher": "evolution"},
     "training": {"candidates": 2, "epochs": 2, "early_stopping": True, "precision": "float32"},
     "measure": {"pairs": 10},
     "controls": {"methods": ["scratch_e"], "networks": 1},
@@ -112,26 +112,42 @@ def test_a_study_is_named_by_its_file_its_settings_or_itself(tmp_path: Path) -> 
         pf.load_front("nowhere")
 
 
+SEARCH = "front = pf.search(study, quiet=True, without_ray={}); print('ray' in sys.modules, len(front))"
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder in which a study was searched without Ray, and what that printed."""
+    folder = tmp_path_factory.mktemp("searched")
+    return folder, run(SEARCH.format(True), folder)
+
+
 @pytest.mark.slow
-def test_a_search_without_ray_finds_what_one_worker_of_ray_finds(tmp_path: Path) -> None:
-    """Same seed, same order: the first stage scores the same candidates, to the last digit."""
-    asked = "front = pf.search(study, quiet=True, without_ray={}); print('ray' in sys.modules, len(front))"
-    told = {}
-    for name, without in (("local", True), ("ray", False)):
-        loaded, rows = run(asked.format(without), tmp_path, name=name).split()
-        assert loaded == str(not without), "Ray is loaded where it is used, and nowhere else"
+def test_a_search_without_ray_finds_what_one_worker_of_ray_finds(
+    searched: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Same seed, same order: the first stage asks for and scores the same candidates, to the last digit."""
+    outputs = {"local": searched, "ray": (tmp_path, run(SEARCH.format(False), tmp_path))}
+    asked, told = {}, {}
+    for name, (folder, printed) in outputs.items():
+        loaded, rows = printed.split()
+        assert loaded == str(name == "ray"), "Ray is loaded where it is used, and nowhere else"
         assert int(rows) >= 3  # dense, dense fine-tuned, and a candidate or its control
-        lines = (tmp_path / "studies" / name / "journal.jsonl").read_text().splitlines()
+        lines = (folder / "studies" / "door" / "journal.jsonl").read_text().splitlines()
         events = [json.loads(line) for line in lines]
+        asked[name] = [e["candidate"] for e in events if e["event"] == "asked"]
         told[name] = [(e["key"], e["outcome"]) for e in events if e["event"] == "told"]
         assert {e["event"] for e in events} >= {"asked", "told", "promoted", "trained", "published"}
+        # every network is one whose file the dense one's could be filled for
+        assert not [e for e in events if e.get("exported")]
+    assert asked["local"] == asked["ray"]
     assert told["local"] == told["ray"]
-    assert len(told["local"]) == 6
+    assert len(told["local"]) == 12
 
 
 @pytest.mark.slow
-def test_a_search_without_ray_is_resumed_and_its_front_read(tmp_path: Path) -> None:
-    first = run("print(len(pf.search(study, quiet=True, without_ray=True)))", tmp_path)
+def test_a_search_without_ray_is_resumed_and_its_front_read(searched: tuple[Path, str]) -> None:
+    folder, printed = searched
     more = run(
         "front = pf.search(study, quiet=True, without_ray=True, resume=True)\n"
         "again = pf.load_front('door')\n"
@@ -139,9 +155,9 @@ def test_a_search_without_ray_is_resumed_and_its_front_read(tmp_path: Path) -> N
         "best = front.best(under={'latency_ms': 1e6})\n"
         "assert best.accuracy == max(row.accuracy for row in front)\n"
         "print(len(front))",
-        tmp_path,
+        folder,
     )
-    assert first == more
+    assert printed.split()[1] == more.strip()
 
 
 def test_several_processes_are_not_had_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

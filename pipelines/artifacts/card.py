@@ -39,18 +39,25 @@ session = onnxruntime.InferenceSession("best/model.onnx", providers=["CPUExecuti
 images = np.zeros((1, {shape}), np.float32)  # normalised as in training
 (logits,) = session.run(None, {{"images": images}})
 ```
+"""
 
+PROGRAM = """\
 `model.pt2` is for `torch.export.load`, which **can run code that a file holds**. Load it only if you trust whoever
 published it; otherwise make your own from the weights: `prunefront export best --format pt2`.
 """
 
+NO_PROGRAM = """\
+For `torch.export.load`: `prunefront export best --format pt2` makes a `.pt2` file from the weights.
+"""
 
-def card(description: Mapping[str, Any], measurement: Mapping[str, Any]) -> str:
+
+def card(description: Mapping[str, Any], measurement: Mapping[str, Any], *, program: bool) -> str:
     """Returns the text of an artifact's card.md, the same for the same content.
 
     description: content of plan.json. measurement: content of measurement.json; before the test images were seen, it
     has the quality on validation images, and the card says so. Licences are stated by `license` in the sections
-    `model` and `data`. Raises PrunefrontError for content that no study writes.
+    `model` and `data`. program: whether the artifact holds `model.pt2`. Raises PrunefrontError for content that no
+    study writes.
     """
     try:
         plan = PruningPlan.from_json(_section(description, "plan"))
@@ -79,6 +86,7 @@ def card(description: Mapping[str, Any], measurement: Mapping[str, Any]) -> str:
             "## How to load it",
             "",
             LOADING.format(shape=", ".join(str(int(n)) for n in description["input_shape"] or ())),
+            PROGRAM if program else NO_PROGRAM,
         ]
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         # raised by plain code on JSON of the wrong form

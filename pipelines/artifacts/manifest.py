@@ -1,4 +1,4 @@
-"""The manifest of a published network: its six files with their digests. Nothing is unpickled.
+"""The manifest of a published network: its files with their digests. Nothing is unpickled.
 
 An artifact is a set of objects under `<root>/<id>/`. The manifest is written last, so an artifact without one was never
 finished, and the id holds the manifest's digest, so a URI names content, not a place.
@@ -27,7 +27,9 @@ LIMITS: Mapping[str, int] = {
     "model.pt2": 16 << 30,
     "card.md": 1 << 20,
 }
-"""Every file that an artifact holds, no more and no less, and the most bytes each may have."""
+"""Every file that an artifact may hold, and the most bytes each may have."""
+PROGRAM = "model.pt2"
+"""The one file that may be missing: only networks of a front have it."""
 MANIFEST_LIMIT = 64 << 10
 """Largest manifest, in bytes."""
 
@@ -44,12 +46,14 @@ class FileRecord:
 
 
 def _complete(files: Mapping[str, FileRecord]) -> Mapping[str, FileRecord]:
-    if set(files) != set(LIMITS):
+    if {*files, PROGRAM} != set(LIMITS):
         listed = ", ".join(f"{name!r:.60}" for name in list(files)[:8]) or "no files"
-        raise ValueError(f"it lists {listed}; an artifact is exactly {', '.join(LIMITS)}")
+        raise ValueError(
+            f"it lists {listed}; an artifact is exactly {', '.join(LIMITS)}, perhaps without {PROGRAM}"
+        )
     for name, record in files.items():
         check_size(record, LIMITS[name], name)
-    return {name: files[name] for name in LIMITS}
+    return {name: files[name] for name in LIMITS if name in files}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from prunefront.pipelines.artifacts.manifest import (
     LIMITS,
     MANIFEST,
     MANIFEST_LIMIT,
+    PROGRAM,
     FileRecord,
     Manifest,
     is_artifact_name,
@@ -37,15 +38,17 @@ def publish(store: ArtifactStore, folder: Path, name: str) -> Artifact:
     """Copies the files of a pruned network from `folder` into the store, then the manifest, which `folder` keeps too.
 
     Publishing the same content again changes nothing and sends nothing. Where the stored manifest is absent or differs,
-    an earlier upload was cut short, and all is sent again. Raises ArtifactError for a file that is not there.
+    an earlier upload was cut short, and all is sent again. Raises ArtifactError for a file that is not there, but for
+    `model.pt2`, which only networks of a front have.
     """
     if not is_artifact_name(name):
         raise ArtifactError(f"{name!r:.80} cannot name an artifact; possible: letters, digits, '.', '_', '-'")
-    manifest = Manifest(name, {n: _measure(folder / n, limit) for n, limit in LIMITS.items()})
+    present = {n: limit for n, limit in LIMITS.items() if n != PROGRAM or (folder / n).exists()}
+    manifest = Manifest(name, {n: _measure(folder / n, limit) for n, limit in present.items()})
     local = folder / MANIFEST
     write_whole(local, lambda out: out.write(manifest.text().encode()))
     if not _is_stored(store, manifest):
-        for file in LIMITS:
+        for file in manifest.files:
             store.put(f"{manifest.id}/{file}", folder / file)
         store.put(f"{manifest.id}/{MANIFEST}", local)
     return Artifact(f"{store.uri}/{manifest.id}", manifest.id, manifest.sha256, manifest.size_bytes)
@@ -57,7 +60,8 @@ def _measure(file: Path, limit: int) -> FileRecord:
         return measure_file(file)
     except OSError as error:
         raise ArtifactError(
-            f"{file} cannot be published: {error.strerror}; an artifact is exactly {', '.join(LIMITS)}"
+            f"{file} cannot be published: {error.strerror}; an artifact is exactly {', '.join(LIMITS)}, perhaps "
+            f"without {PROGRAM}"
         ) from None
 
 

@@ -1,6 +1,7 @@
 """Cuts a pruned network's ONNX file out of the dense one's in milliseconds; an export would take seconds.
 
-These files are for timing alone. A published file is exported (`formats.onnx_export`) and compared with torch.
+These files are for timing alone. A published file has the trained weights (`formats.onnx_refill`) and is compared with
+torch.
 `same_as_exported` checks that both ways give the same file: it compares their bytes for one plan of the network.
 """
 
@@ -47,7 +48,7 @@ def cut(dense: bytes, graph: ChannelGraph, plan: PruningPlan) -> bytes:
                     dense_outputs = graph.shapes[node.input[1]][0]
                     attribute.i = attribute.i * tensors[node.input[1]].dims[0] // dense_outputs
         elif node.op_type == "Reshape" and node.input[1] in tensors:
-            _flatten_to(tensors[node.input[1]], readers.get(node.output[0]), tensors)
+            flatten_to(tensors[node.input[1]], readers.get(node.output[0]), tensors)
     written: bytes = proto.SerializeToString(deterministic=True)
     return written
 
@@ -72,7 +73,7 @@ def _axes(name: str, going: RemovedPositions) -> dict[int, list[int]]:
     return going.get(name, {})
 
 
-def _flatten_to(
+def flatten_to(
     shape: onnx.TensorProto, reader: onnx.NodeProto | None, tensors: dict[str, onnx.TensorProto]
 ) -> None:
     """Sets the features of `x.reshape(-1, features)` to the number that the linear layer behind it now reads."""

@@ -118,7 +118,11 @@ class Place(Event):
 
 
 class Trained(Event):
-    """Outcome of a network's training in the second stage. artifact: id of the published network."""
+    """Outcome of a network's training in the second stage.
+
+    artifact: id of the published network. publish_seconds: of writing, checking and sending its files. exported: why it
+    was exported to ONNX, "" = the dense one's file was filled.
+    """
 
     name: Text
     outcome: OutcomeData
@@ -126,6 +130,8 @@ class Trained(Event):
     epochs: Count = 0
     seconds: Number = 0.0
     measured_on: Place | None = None
+    publish_seconds: Number = 0.0
+    exported: Text = ""
 
 
 class Published(Event):

@@ -14,11 +14,14 @@ import numpy as np
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.card import card
 from prunefront.pipelines.artifacts.fetch import fetch_from
+from prunefront.pipelines.artifacts.manifest import PROGRAM
 from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.artifacts.verify import CHECKED_INPUTS, onnx_outputs, onnx_quality
 from prunefront.pipelines.config.sections import TaskSection
 from prunefront.pipelines.data import Samples
+from prunefront.pipelines.data.samples import example_of
 from prunefront.pipelines.fronts.row import FrontRow, describe_plan, front_objectives
+from prunefront.pipelines.stages.program import DenseModel, add_programs
 from prunefront.pipelines.stores.store import ArtifactStore, StoreAway, StoreRefused
 from prunefront.pipelines.tasks import Estimate, make_task
 from prunefront.pipelines.workers.failures import failure
@@ -124,8 +127,10 @@ def report(
     workers: Workers,
     *,
     threads: int,
+    dense_model: DenseModel,
+    say: Callable[[str], None],
 ) -> tuple[list[FrontRow], dict[str, Failure]]:
-    """Scores each network's ONNX file on the test data and publishes it again with that measurement.
+    """Scores each network's ONNX file on the test data and publishes it again with that measurement, and as `.pt2`.
 
     The set of rows is given: nothing is selected by a test figure. A row that turns out dominated on the test figures
     stays, and says so. Returns the rows, fastest first, and by name the networks that could not be fetched, run or
@@ -156,6 +161,7 @@ def report(
             qualities, logits[network.name] = tested
             latency = json.loads((folders[network.name] / "measurement.json").read_text())["latency"]
             rows[network.name] = _row(network, graph, task.quality, qualities, latency)
+        add_programs({n: folders[n] for n in rows}, dense_model, example_of(test, 3), workers, say)
         published = []
         for name, row in _mark(rows).items():
             try:
@@ -238,5 +244,5 @@ def _publish(store: ArtifactStore, folder: Path, row: FrontRow, logits: list[lis
     }
     path.write_text(json.dumps(after, indent=1, sort_keys=True) + "\n")
     plan: dict[str, Any] = json.loads((folder / "plan.json").read_text())
-    (folder / "card.md").write_text(card(plan, after), encoding="utf-8")
+    (folder / "card.md").write_text(card(plan, after, program=(folder / PROGRAM).exists()), encoding="utf-8")
     return replace(row, artifact=publish(store, folder, row.key).uri)

@@ -27,6 +27,7 @@ from prunefront.pipelines.prepare.workbench import BenchSections, make_bench
 from prunefront.pipelines.stages.final import Trained, report
 from prunefront.pipelines.stages.first_stage import FirstStage, FirstStageSections, warm_started
 from prunefront.pipelines.stages.forecast import ForecastSections, forecast, steered
+from prunefront.pipelines.stages.program import DenseModel
 from prunefront.pipelines.stages.second_stage import (
     SecondStageSections,
     choose,
@@ -188,7 +189,10 @@ def _stages(
     with timing.stage("control"):
         front += control(session, second, network, knowledge.scores, front, workers)
     with timing.stage("report"):
-        rows = _report(session, config.task, network, front, workers, threads=config.cluster.cpus_per_worker)
+        dense = DenseModel(config.model, network.classes, network.input_shape)
+        rows = _report(
+            session, config.task, network, dense, front, workers, threads=config.cluster.cpus_per_worker
+        )
     write_json(
         config.path / TIMING,
         {"seconds": timing.seconds, "busy": timing.busy, "workers": timing.workers},
@@ -218,6 +222,7 @@ def _report(
     session: Session,
     section: TaskSection,
     network: Network,
+    dense: DenseModel,
     front: list[Trained],
     workers: Workers,
     *,
@@ -238,6 +243,8 @@ def _report(
         session.store,
         workers,
         threads=threads,
+        dense_model=dense,
+        say=session.display.say,
     )
     for name, failure in failures.items():
         session.journal.append("unreported", name=name, outcome=failure.to_json())

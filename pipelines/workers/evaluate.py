@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -20,10 +21,10 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.card import card
 from prunefront.pipelines.artifacts.publish import Artifact
 from prunefront.pipelines.data.samples import Samples, example_of, positional
-from prunefront.pipelines.formats import pt2_export
 from prunefront.pipelines.formats.example import forward, mapped
 from prunefront.pipelines.formats.int8 import check_int8, quantise_onnx
 from prunefront.pipelines.formats.onnx_export import check, export
+from prunefront.pipelines.formats.onnx_refill import Refill
 from prunefront.pipelines.formats.weights import unpack_weights
 from prunefront.pipelines.loops import Budget, make_loop
 from prunefront.pipelines.loops.running import epochs_of
@@ -62,6 +63,9 @@ from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.procedures.snapshot import Snapshot
 from prunefront.pruners.saved import PLAN, WEIGHTS, attributes_of, pack_network, plan_document, rebuild
 from prunefront.search.outcomes.measurement import Measurement
+from prunefront.text import one_line
+
+log = logging.getLogger(__name__)
 
 CALIBRATION_BATCH = 128
 
@@ -100,6 +104,9 @@ class Evaluator:
         self._repaired = _repaired(bench)
         self.timing_seconds = 0.0
         """Seconds that the last latency measurement took, without the wait for its slot."""
+        self.exported = ""
+        """Why the last network was exported to ONNX, which takes seconds; "" = the dense network's file was filled."""
+        self._refill: Refill | PrunefrontError | None = None
 
     def prune(self, plan: PruningPlan) -> nn.Module:
         """Returns the pruned network before any training: cut, repaired, its batch norm statistics estimated anew."""
@@ -350,18 +357,17 @@ class Evaluator:
             }
             _write(folder / PLAN, description)
             _write(folder / "measurement.json", record)
-            (folder / "card.md").write_text(card(description, record), encoding="utf-8")
+            (folder / "card.md").write_text(card(description, record, program=False), encoding="utf-8")
             store = open_store(self.bench.artifact_uri, self.bench.artifacts.endpoint_url)
             return measured, published(store, folder, name, self.bench.refuge), timed.where
 
     def _write_network(self, model: nn.Module, plan: PruningPlan, folder: Path) -> None:
-        """Weights, ONNX and pt2, each compared with torch before it counts."""
-        example, onnx = self._images(2), folder / "model.onnx"
+        """Weights and ONNX, each compared with torch before it counts."""
+        onnx = folder / "model.onnx"
         if integers(plan):
             whole = folder / "float.onnx"
             floats = with_float_inputs(model)
-            export(floats, example, whole)
-            check(floats, whole, self._images(3))
+            self._write_onnx(floats, whole)
             short = {p.layer.module for p in plan.layers if p.choice.bits <= 8}
             gone = removed_blocks(self.bench.graph, plan.stacks)
             left = {layer.module for layer in self.bench.graph.layers if not inside(layer.module, gone)}
@@ -370,15 +376,38 @@ class Evaluator:
             check_int8(whole, onnx, [self._images(3)])  # refuses outputs that are not finite
             whole.unlink()
         else:
-            export(model, example, onnx)
-            check(model, onnx, self._images(3))
-        pt2_export.export(model, example, folder / "model.pt2")
-        pt2_export.check(model, folder / "model.pt2", self._images(3))
+            self._write_onnx(model, onnx)
         pack_network(model, self.bench.graph, plan, folder / WEIGHTS, entropy=self.bench.artifacts.huffman)
         again = load_network_from(self.bench, plan, folder / WEIGHTS)
         with torch.no_grad():
+            example = self._images(2)
             if not _equal(forward(again, example), forward(model, example)):
                 raise PrunefrontError("the network read back from its file does not compute what was trained")
+
+    def _write_onnx(self, model: nn.Module, path: Path) -> None:
+        """Fills the dense network's file with the model's weights; exports the model where the two then differ."""
+        examples = self._images(3)
+        try:
+            path.write_bytes(self._filled(model))
+            check(model, path, examples)
+            self.exported = ""
+        except PrunefrontError as error:
+            self.exported = one_line(error, 200)
+            log.info(
+                "the network is exported, as the dense one's ONNX file cannot be filled: %s", self.exported
+            )
+            export(model, examples, path)
+            check(model, path, examples)
+
+    def _filled(self, model: nn.Module) -> bytes:
+        if self._refill is None:
+            try:
+                self._refill = Refill(self.bench.dense_onnx, self.bench.dense_model().cpu(), self._images(2))
+            except PrunefrontError as error:
+                self._refill = error
+        if isinstance(self._refill, PrunefrontError):
+            raise self._refill
+        return self._refill.file(model)
 
     def _prune(self, plan: PruningPlan) -> nn.Module:
         recipe = self.bench.recipe

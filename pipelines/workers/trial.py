@@ -34,8 +34,10 @@ RESUMED = "resumed"
 QUALITY = "quality"
 """Key of a result: the quality, more = better, for whoever watches the trials."""
 
-COSTS = ("epoch_seconds", "latency_seconds", "artifact_bytes")
-"""Keys of a trial's last result: seconds of an epoch and of the latency measurement, bytes of the artifact."""
+COSTS = ("epoch_seconds", "latency_seconds", "publish_seconds", "artifact_bytes", "exported")
+"""Keys of a trial's last result: seconds of an epoch, of the latency measurement, and of publishing beside it (files
+written and checked, the wait for the machine's turn); bytes of the artifact; why its network was exported to ONNX,
+which takes seconds, where it was."""
 
 
 class Queue:
@@ -138,7 +140,9 @@ class Trial:
                 yield report
         trained = time.perf_counter() - start
         measured = self._evaluator.measure(model, plan)
+        begun = time.perf_counter()
         measured, artifact, where = self._evaluator.publish(job.name, model, plan, measured)
+        published = time.perf_counter() - begun - self._evaluator.timing_seconds
         yield {
             OUTCOME: json.dumps(measured.to_json()),
             "artifact": artifact.uri,
@@ -148,7 +152,9 @@ class Trial:
             **({RESUMED: self._resumed} if self._resumed else {}),
             **({"epoch_seconds": round(trained / job.epochs, 3)} if job.epochs and not self._resumed else {}),
             "latency_seconds": round(self._evaluator.timing_seconds, 3),
+            "publish_seconds": round(published, 3),
             "artifact_bytes": artifact.size_bytes,
+            **({"exported": self._evaluator.exported} if self._evaluator.exported else {}),
         }
 
     def _trained(self, job: Job) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:

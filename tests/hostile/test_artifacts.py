@@ -19,7 +19,7 @@ from torch import nn
 
 from prunefront.choice import GroupChoice, pattern
 from prunefront.pipelines.artifacts.fetch import fetch, read_stored_front
-from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST, Manifest
+from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST, PROGRAM, Manifest
 from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.artifacts.verify import torch_network, verify
 from prunefront.pipelines.config.sections import ModelSection
@@ -97,7 +97,7 @@ def test_manifests(store: DirectoryStore, tmp_path: Path, content: st.DataObject
     given_ = content.draw(documents(genuine))
     manifest = answered(lambda: Manifest.parse(given_.decode(errors="replace"), source="x"))
     if manifest is not None:
-        assert set(manifest.files) == set(LIMITS)
+        assert {*manifest.files, PROGRAM} == set(LIMITS)
         assert Manifest.parse(manifest.text(), source="x") == manifest
     root = tmp_path / "store"
     identity = manifest.id if manifest is not None else "genuine-0123456789ab"

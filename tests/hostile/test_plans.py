@@ -91,4 +91,4 @@ def test_plans(tmp_path: Path, content: bytes) -> None:
 )
 @fuzzed
 def test_cards(description: Any, measurement: Any) -> None:
-    answered(lambda: card(as_lists(description), as_lists(measurement)))
+    answered(lambda: card(as_lists(description), as_lists(measurement), program=True))

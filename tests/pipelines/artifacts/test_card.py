@@ -71,7 +71,7 @@ TESTED = {
 
 
 def test_says_what_the_network_is_and_how_it_was_measured() -> None:
-    text = card(description(), TESTED)
+    text = card(description(), TESTED, program=True)
     for fact in (
         "# `3f6c0d1e9a2b4c57`",
         f"plan: `{PLAN.key()}`",
@@ -96,7 +96,10 @@ def test_says_what_the_network_is_and_how_it_was_measured() -> None:
     ):
         assert fact in text, fact
     assert "someone" not in text  # in which folder the images lay
-    assert card(description(), TESTED) == text
+    assert card(description(), TESTED, program=True) == text
+    without = card(description(), TESTED, program=False)
+    assert "model.pt2" not in without
+    assert "`prunefront export best --format pt2` makes a `.pt2` file" in without
 
 
 def test_before_the_test_images_were_seen_it_says_so() -> None:
@@ -107,7 +110,7 @@ def test_before_the_test_images_were_seen_it_says_so() -> None:
         "latency": LATENCY,
         "environment": ENVIRONMENT,
     }
-    text = card(description(), measured)
+    text = card(description(), measured, program=True)
     assert "90.00% ± 1.00% on validation images" in text
     assert "not looked at yet" in text
     assert "bytes: 108,000, 0.1 times" in text
@@ -124,7 +127,9 @@ def test_before_the_test_images_were_seen_it_says_so() -> None:
 )
 def test_the_licence_is_the_one_that_is_stated(stated: str | None, front: str | None, said: str) -> None:
     model = {"factory": "resnet20", "license": stated}
-    text = card(description(model=model, data={"source": "digits", "license": "CC-BY-4.0"}), TESTED)
+    text = card(
+        description(model=model, data={"source": "digits", "license": "CC-BY-4.0"}), TESTED, program=True
+    )
     matter = text.split("---")[1].splitlines()
     assert [line for line in matter if line.startswith("license")] == ([front] if front else [])
     assert said in text
@@ -160,13 +165,14 @@ def test_a_hostile_name_is_a_code_span_on_one_line() -> None:
             "of": HOSTILE,
             "environment": {**ENVIRONMENT, **names},
         },
+        program=True,
     )
     assert len(text) < 8000
     plain = re.sub(r"`[^`\n]+`", "", text.replace("```", ""))  # what is in no code span
     for mark in ("<script", "Owned", "javascript", "license: mit", "yyy", "\x1b", "\u2028", "{0}"):
         assert mark not in plain
     assert "\x1b" not in text
-    harmless = card(description(), TESTED)
+    harmless = card(description(), TESTED, program=True)
     # each line still begins as it does in a card without hostile names
     begins = {line.split("`")[0].strip() for line in text.splitlines()}
     assert {line for line in begins if line.startswith(("#", "---", "license"))} == {
@@ -190,5 +196,5 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize(("said", "measured"), BAD.values(), ids=BAD)
 def test_content_of_another_form_is_one_clear_error(said: dict[str, Any], measured: dict[str, Any]) -> None:
     with pytest.raises(PrunefrontError, match="no card can be written") as raised:
-        card(description(**said), {**TESTED, **measured})
+        card(description(**said), {**TESTED, **measured}, program=True)
     assert "\n" not in str(raised.value)

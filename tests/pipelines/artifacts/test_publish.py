@@ -22,6 +22,7 @@ from prunefront.pipelines.artifacts.fetch import fetch, fetch_from, read_stored_
 from prunefront.pipelines.artifacts.manifest import (
     LIMITS,
     MANIFEST,
+    PROGRAM,
     VERSION,
     Manifest,
     artifact_uri,
@@ -118,7 +119,21 @@ def test_an_upload_that_was_cut_short_is_mended(made: Path, tmp_path: Path, dama
     fetch_from(store, artifact.id, tmp_path / "out")
 
 
-@pytest.mark.parametrize("missing", sorted(LIMITS))
+def test_a_network_off_the_front_has_no_program(store: ArtifactStore, made: Path, tmp_path: Path) -> None:
+    whole = publish(store, made, "dense")
+    (made / PROGRAM).unlink()
+    artifact = publish(store, made, "dense")
+    assert artifact.id != whole.id
+    out = fetch_from(store, artifact.id, tmp_path / "out")
+    assert {f.name for f in out.iterdir()} == {*LIMITS, MANIFEST} - {PROGRAM}
+    assert check_digests(out).sha256 == artifact.sha256
+    # who takes away the file of one that has it has another artifact, or none
+    store.put(f"{whole.id}/{MANIFEST}", made / MANIFEST)
+    with pytest.raises(ArtifactError, match=f"belongs to {artifact.id}, not to {whole.id}"):
+        fetch_from(store, whole.id, tmp_path / "other")
+
+
+@pytest.mark.parametrize("missing", sorted(LIMITS.keys() - {PROGRAM}))
 def test_nothing_is_published_without_all_files(made: Path, missing: str) -> None:
     store = MemoryStore()
     (made / missing).unlink()
@@ -284,7 +299,7 @@ ALMOST = st.fixed_dictionaries(
 @given(data=JSON | ALMOST)
 def test_no_json_breaks_the_manifest_reader(data: object) -> None:
     with contextlib.suppress(ArtifactError):
-        assert set(Manifest.parse(json.dumps(data), source="here").files) == set(LIMITS)
+        assert {*Manifest.parse(json.dumps(data), source="here").files, PROGRAM} == set(LIMITS)
 
 
 @given(

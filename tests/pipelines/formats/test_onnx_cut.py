@@ -1,5 +1,6 @@
-"""Cutting the dense ONNX file gives what exporting the pruned network gives, byte for byte; else it is told."""
+"""Cutting or filling the dense ONNX file gives what an export of the network gives, byte for byte; else it is told."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from prunefront.choice import GroupChoice, pattern
+from prunefront.errors import PrunefrontError
 from prunefront.pipelines.formats.onnx_cut import cut, same_as_exported
-from prunefront.pipelines.formats.onnx_export import export
-from prunefront.pipelines.formats.onnx_runtime import onnxruntime
+from prunefront.pipelines.formats.onnx_export import check, export
+from prunefront.pipelines.formats.onnx_refill import NotRefillable, Refill
 from prunefront.pipelines.models import models
 from prunefront.pipelines.stages.latency_table import planned
 from prunefront.pruners.cut.surgery import apply
@@ -59,15 +61,62 @@ def test_cutting_gives_the_bytes_that_exporting_gives(
     graph = trace(model, torch.randn(2, *shape))
     export(model, torch.zeros(2, *shape), tmp_path / "dense.onnx")
     dense = (tmp_path / "dense.onnx").read_bytes()
-    assert same_as_exported(dense, model, graph, random_plan(graph, 3))
-    # and the widths are those that were asked
-    aim = random_plan(graph, 4)
-    session = onnxruntime.InferenceSession(cut(dense, graph, aim))
-    images = torch.randn(3, *shape)
-    with torch.no_grad():
-        expected = apply(model, graph, aim).eval()(images)
-    found = session.run(None, {"images": images.numpy()})[0]
-    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-3)
+    small = apply(model, graph, random_plan(graph, 3)).eval()
+    export(small, torch.zeros(2, *shape), tmp_path / "small.onnx")
+    exported = (tmp_path / "small.onnx").read_bytes()
+    assert cut(dense, graph, random_plan(graph, 3)) == exported
+    # filled with weights, batch norms folded in: these are the dense ones still
+    refill = Refill(dense, model, torch.randn(2, *shape))
+    assert refill.file(model) == dense
+    assert refill.file(small) == exported
+    # other widths, and weights that were trained since
+    small = apply(model, graph, random_plan(graph, 4)).eval()
+    (tmp_path / "stale.onnx").write_bytes(refill.file(small))
+    check(small, tmp_path / "stale.onnx", torch.randn(3, *shape))
+    trained = lively(small)
+    (tmp_path / "trained.onnx").write_bytes(refill.file(trained))
+    check(trained, tmp_path / "trained.onnx", torch.randn(3, *shape))
+    with pytest.raises(PrunefrontError, match="differs from torch"):
+        check(trained, tmp_path / "stale.onnx", torch.randn(3, *shape))
+
+
+class Several(nn.Module):
+    """Norms after several kinds of layers, a slope for each channel, a weight that is used transposed and twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6)
+        self.up, self.up_norm = nn.ConvTranspose2d(6, 4, 2, groups=2), nn.BatchNorm2d(4, affine=False)
+        self.slope = nn.PReLU(4)
+        self.alone = nn.BatchNorm2d(4)
+        self.tokens = self.again = nn.Linear(7, 7)
+        self.flat, self.flat_norm = nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.slope(self.up_norm(self.up(self.norm(self.conv(x)))))
+        x = self.again(self.tokens(self.alone(torch.relu(x))))
+        return self.flat_norm(self.flat(x.mean((2, 3))))
+
+
+def test_each_kind_of_layer_gets_its_weights_and_those_of_the_norm_that_follows(tmp_path: Path) -> None:
+    images, model = torch.randn(4, 1, 8, 8), lively(Several())
+    export(model, images, tmp_path / "dense.onnx")
+    refill = Refill((tmp_path / "dense.onnx").read_bytes(), model, images)
+    trained = lively(copy.deepcopy(model))
+    (tmp_path / "trained.onnx").write_bytes(refill.file(trained))
+    check(trained, tmp_path / "trained.onnx", images)
+
+
+def test_what_cannot_be_filled_is_told(tmp_path: Path) -> None:
+    images, model = torch.randn(4, 1, 8, 8), lively(Several())
+    export(model, images, tmp_path / "dense.onnx")
+    dense = (tmp_path / "dense.onnx").read_bytes()
+    with pytest.raises(NotRefillable, match=r"does not hold 'conv\.weight'"):
+        Refill(dense, lively(copy.deepcopy(model)), images)  # the file of other weights
+    other = copy.deepcopy(model)
+    other.flat = nn.Sequential(model.flat)
+    with pytest.raises(NotRefillable, match=r"not the dense one's, 'flat\.0\.weight' for one"):
+        Refill(dense, model, images).file(other)
 
 
 class Reshapes(nn.Module):

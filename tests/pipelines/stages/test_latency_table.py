@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -41,9 +38,8 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.plan.cost import macs_of
 from prunefront.pruners.trace.tracer import trace
 from prunefront.search.prediction.latency import Axis, Operator, Point
+from tests.commands import command
 from tests.pipelines.formats.test_onnx_cut import Reshapes, lively
-
-ROOT = Path(__file__).parents[3]
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)`:FutureWarning")
 
@@ -327,17 +323,10 @@ pairs = 20
 """
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "prunefront.pipelines.cli.main", *arguments],
-        cwd=folder, capture_output=True, text=True, timeout=400, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-
-
 @pytest.mark.slow
 def test_the_command_measures_a_table_on_which_predictions_are_good(tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text(STUDY)
-    done = run(tmp_path, "latency-table", "s.toml", "--json", "--joint", "24")
+    done = command("latency-table", "s.toml", "--json", "--joint", "24", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert "networks to time" in done.stderr
@@ -352,10 +341,10 @@ def test_the_command_measures_a_table_on_which_predictions_are_good(tmp_path: Pa
     narrow = {g: keeps[0] for g, keeps in table.keeps.items()}
     assert table.predictor().ratio(narrow) < 0.7
 
-    again = run(tmp_path, "latency-table", "s.toml", "--joint", "24")
+    again = command("latency-table", "s.toml", "--joint", "24", folder=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "networks to time" not in again.stdout
-    other = run(tmp_path, "latency-table", "s.toml", "--joint", "5")
+    other = command("latency-table", "s.toml", "--joint", "5", folder=tmp_path)
     assert other.returncode == 2
     assert "--replace" in other.stderr
     assert "Traceback" not in other.stderr

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from prunefront.pipelines.artifacts.manifest import LIMITS
+from tests.commands import command
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +43,7 @@ huffman = true
 [measure]
 pairs = 20
 [cluster]
-workers = 2
+workers = 1
 """
 
 NET = """
@@ -65,9 +66,12 @@ def make():
 
 
 def prunefront(*arguments: str, folder: Path, code: int = 0) -> str:
-    done = subprocess.run(
-        [PROGRAM, *arguments], cwd=folder, capture_output=True, text=True, timeout=400, check=False
-    )
+    if arguments[0] == "search":
+        done: Any = subprocess.run(
+            [PROGRAM, *arguments], cwd=folder, capture_output=True, text=True, timeout=400, check=False
+        )
+    else:
+        done = command(*arguments, folder=folder)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout if "--json" in arguments else done.stdout + done.stderr
 
@@ -77,7 +81,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
     folder = tmp_path_factory.mktemp("everything")
     (folder / "s.toml").write_text(STUDY)
     (folder / "everything_net.py").write_text(NET)
-    said = prunefront("search", "s.toml", folder=folder)
+    said = prunefront("search", "s.toml", "--without-ray", folder=folder)
     assert "1 stack of blocks," in said
     return folder, json.loads(prunefront("front", "s.toml", "--json", folder=folder))
 
@@ -96,6 +100,9 @@ def test_every_network_of_the_front_verifies_and_its_file_is_as_large_as_said(
     searched: tuple[Path, list[dict[str, Any]]],
 ) -> None:
     folder, rows = searched
+    # only networks of the front are exported as torch programs too
+    programs = {path.parent.name for path in folder.glob("studies/*/artifacts/*/model.pt2")}
+    assert programs == {row["artifact"].rpartition("/")[2] for row in rows}
     for row in rows:
         out = folder / row["key"]
         prunefront("fetch", "s.toml", "--key", row["key"], "-o", str(out), folder=folder)
@@ -106,6 +113,16 @@ def test_every_network_of_the_front_verifies_and_its_file_is_as_large_as_said(
         card = (out / "card.md").read_text()
         assert row["key"] in card
         assert "MIT" in card
+
+
+def test_only_networks_of_other_modules_than_the_dense_one_are_exported_to_onnx(
+    searched: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    folder, _ = searched
+    lines = (folder / "studies" / "everything" / "journal.jsonl").read_text().splitlines()
+    why = {e["name"]: e.get("exported", "") for e in map(json.loads, lines) if e["event"] == "trained"}
+    assert why["dense"] == why["dense-finetuned"] == ""  # the dense one's file was filled
+    assert any("tensors are not the dense one's" in reason for reason in why.values()), why
 
 
 def test_a_fetched_network_is_exported(searched: tuple[Path, list[dict[str, Any]]]) -> None:
