@@ -312,6 +312,7 @@ class Evaluator:
             samples,
             self.task,
             teacher=self.dense,
+            known=self.bench.targets,
             precision=recipe.precision,
             channels_last=recipe.channels_last,
         )
