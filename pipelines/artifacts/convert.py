@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunefront.atomic import move_whole
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST, check_digests
+from prunefront.pipelines.artifacts.manifest import FILES, MANIFEST, check_digests
 from prunefront.pipelines.artifacts.verify import torch_network
 from prunefront.pipelines.config.sections import DataSection, ModelSection
 from prunefront.pipelines.data import Parts, Split, Splits, batches
@@ -99,7 +99,7 @@ def _check_place(folder: Path, format: str, out: Path, overwrite: bool) -> None:
         raise PrunefrontError(
             f"a file in the format {format!r} is called *{SUFFIXES[format]}, got {out.name!r}; rename it"
         )
-    if out.name in (*LIMITS, MANIFEST) and out.absolute().parent.resolve() == folder.resolve():
+    if out.name in (*FILES, MANIFEST) and out.absolute().parent.resolve() == folder.resolve():
         raise PrunefrontError(f"{out} is a file of the artifact, which stays as it is; choose another place")
     taken = [p for p in (out, out.with_suffix(".bin")) if p.exists() and (p == out or format == "openvino")]
     if taken and not overwrite:

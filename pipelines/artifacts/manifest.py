@@ -1,4 +1,4 @@
-"""The manifest of a published network: its six files with their digests. Nothing is unpickled.
+"""The manifest of a published network: its six or seven files with their digests. Nothing is unpickled.
 
 An artifact is a set of objects under `<root>/<id>/`. The manifest is written last, so an artifact without one was never
 finished, and the id holds the manifest's digest, so a URI names content, not a place.
@@ -27,7 +27,12 @@ LIMITS: Mapping[str, int] = {
     "model.pt2": 16 << 30,
     "card.md": 1 << 20,
 }
-"""Every file that an artifact holds, no more and no less, and the most bytes each may have."""
+"""Every file that an artifact holds, and the most bytes each may have."""
+TARGETS = "targets.safetensors"
+OPTIONAL: Mapping[str, int] = {TARGETS: 64 << 20}
+"""Files that an artifact may hold beside them: outputs of the dense network, for a task without labels."""
+FILES: Mapping[str, int] = {**LIMITS, **OPTIONAL}
+"""All files that an artifact may hold."""
 MANIFEST_LIMIT = 64 << 10
 """Largest manifest, in bytes."""
 
@@ -44,12 +49,12 @@ class FileRecord:
 
 
 def _complete(files: Mapping[str, FileRecord]) -> Mapping[str, FileRecord]:
-    if set(files) != set(LIMITS):
+    if set(files) - set(OPTIONAL) != set(LIMITS):
         listed = ", ".join(f"{name!r:.60}" for name in list(files)[:8]) or "no files"
         raise ValueError(f"it lists {listed}; an artifact is exactly {', '.join(LIMITS)}")
     for name, record in files.items():
-        check_size(record, LIMITS[name], name)
-    return {name: files[name] for name in LIMITS}
+        check_size(record, FILES[name], name)
+    return {name: files[name] for name in FILES if name in files}
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from prunefront.atomic import write_whole
 from prunefront.pipelines.artifacts.manifest import (
+    FILES,
     LIMITS,
     MANIFEST,
     MANIFEST_LIMIT,
@@ -36,16 +37,18 @@ class Artifact:
 def publish(store: ArtifactStore, folder: Path, name: str) -> Artifact:
     """Copies the files of a pruned network from `folder` into the store, then the manifest, which `folder` keeps too.
 
+    Files that an artifact may hold go along where they are there.
     Publishing the same content again changes nothing and sends nothing. Where the stored manifest is absent or differs,
     an earlier upload was cut short, and all is sent again. Raises ArtifactError for a file that is not there.
     """
     if not is_artifact_name(name):
         raise ArtifactError(f"{name!r:.80} cannot name an artifact; possible: letters, digits, '.', '_', '-'")
-    manifest = Manifest(name, {n: _measure(folder / n, limit) for n, limit in LIMITS.items()})
+    names = [n for n in FILES if n in LIMITS or (folder / n).exists()]
+    manifest = Manifest(name, {n: _measure(folder / n, FILES[n]) for n in names})
     local = folder / MANIFEST
     write_whole(local, lambda out: out.write(manifest.text().encode()))
     if not _is_stored(store, manifest):
-        for file in LIMITS:
+        for file in names:
             store.put(f"{manifest.id}/{file}", folder / file)
         store.put(f"{manifest.id}/{MANIFEST}", local)
     return Artifact(f"{store.uri}/{manifest.id}", manifest.id, manifest.sha256, manifest.size_bytes)

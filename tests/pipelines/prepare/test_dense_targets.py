@@ -51,7 +51,9 @@ def test_the_dense_network_sees_validation_data_once_per_study(tmp_path: Path) -
     evaluator = Evaluator(bench)
     calls: list[nn.Module] = []
     evaluator.dense.register_forward_hook(lambda model, args, out: calls.append(model))
-    pruned = evaluator.prune(PruningPlan(()))  # with batch norms estimated anew, so not the dense network itself
+    pruned = evaluator.prune(
+        PruningPlan(())
+    )  # with batch norms estimated anew, so not the dense network itself
     for _ in range(3):
         evaluator.score(PruningPlan(()))
         whole = evaluator.measure(pruned, PruningPlan(()))
