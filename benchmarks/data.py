@@ -2,8 +2,8 @@
 
 Both read the same JPEG files with the same number of processes and draw a random crop and a flip of each. The plain
 one is what people write: a data set that opens a file with Pillow, crops, flips, makes a float tensor, normalises it.
-Streams are timed without their cache of decoded images, while an empty one fills, and from a full one. Memory is the largest resident
-size of the process that trains plus that of its largest loader, in a fresh process for each size.
+Streams are timed without their cache of decoded images, while an empty one fills, and from a full one. Memory is the
+largest resident size of the process that trains plus that of its largest loader, in a fresh process for each size.
 
     python -m benchmarks.data [--quick] [--json] [--images 1200] [--loaders 2] [--pairs 6]
 """

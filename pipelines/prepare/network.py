@@ -233,7 +233,7 @@ def classes_of(model: ModelSection, task: Task, splits: Splits | Parts) -> int |
     return splits.classes if isinstance(task, Classification) or ":" not in model.factory else None
 
 
-def example_input(model: nn.Module, splits: Splits | Parts, count: int) -> Any:
+def example_input(model: nn.Module, splits: DataSet, count: int) -> Any:
     """Returns inputs of the network by place: random images of the data's size, or else real samples."""
     if (shape := splits.input_shape) is not None:
         return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
