@@ -24,6 +24,7 @@ from prunefront.pipelines.measure.dense_outputs import DenseOutputs
 from prunefront.pipelines.measure.quality import JUDGED_AT_ONCE, judged, quality, scored
 from prunefront.pipelines.stores.store import ArtifactError
 from prunefront.pipelines.tasks import Estimate, Task, make_task
+from prunefront.pipelines.tasks.classification import Classification
 from prunefront.search.outcomes.measurement import Metric
 
 MOST_OUTPUTS = 1000
@@ -282,7 +283,7 @@ def _check_torch(
     from prunefront.pipelines.models import build
     from prunefront.pruners.saved import count_trained, load_network
 
-    classes = splits.classes if task.quality.name == "accuracy" or ":" not in section.factory else None
+    classes = splits.classes if isinstance(task, Classification) or ":" not in section.factory else None
     dense = build(section, classes=classes, input_shape=splits.input_shape)
     model = load_network(dense, folder)
     params = count_trained(model, recorded.plan)

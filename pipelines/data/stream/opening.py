@@ -225,7 +225,7 @@ def _check_leaks(found: _Found, say: Say) -> None:
             shared += any(found.held.read(other) == content for other in same[:MOST_COMPARED])
         if shared > max(1, LEAK_LIMIT * len(few)):
             raise DataError(
-                f"{shared} of {len(few)} {name} images are also training images, so accuracy would mean nothing; "
+                f"{shared} of {len(few)} {name} images are also training images, so quality would mean nothing; "
                 "give different images"
             )
         if shared:
