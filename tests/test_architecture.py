@@ -370,7 +370,6 @@ CLASSIFYING = re.compile(r"cross[_-]?entropy|\b[Aa]ccurac|\bargmax\(1\)")
 """What is said of networks that classify alone. The constant ACCURACY, a metric among others, is none."""
 
 MAY_CLASSIFY = {
-    "pipelines/artifacts/card.py": "cards of studies before tasks",
     "pipelines/cli/artifact.py": "an example in a help text",
     "pipelines/cli/complete.py": "names that a shell completes",
     "pipelines/config/bounds.py": "an example of a bound",
