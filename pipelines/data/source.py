@@ -35,6 +35,10 @@ class Loaded:
     empty: frozenset[int] = frozenset()
 
 
+SHARD = {"parquet": ".parquet", "webdataset": ".tar"}
+"""Source -> how the names of its files end."""
+
+
 def validation_count(rows: int, wanted: int | None) -> int:
     """Returns the number of validation images, by default a sixth of `rows` training images.
 
@@ -73,7 +77,7 @@ def folder_of(section: DataSection, key: str) -> Path:
     if isinstance(place, str):
         raise DataError(
             f"data.{key} = {place!r}: data.source = {section.source!r} reads a folder; images in S3 come as parquet "
-            "files, source = 'parquet'"
+            "files, source = 'parquet', or tar shards, source = 'webdataset'"
         )
     if not place.exists():
         raise DataError(f"data.{key}: there is no folder {place}")
@@ -103,7 +107,9 @@ def places_of(section: DataSection, key: str) -> list[Path | str]:
     found: list[Path | str] = []
     for place in _asked(section, key, "file"):
         if isinstance(place, str):
-            found += _objects(place, section.endpoint_url, key)
+            # an address that ends with "/" is all shards below it
+            pattern = f"{place}*{SHARD.get(section.source, '')}" if place.endswith("/") else place
+            found += _objects(pattern, section.endpoint_url, key)
         elif not place.exists() and any(c in str(place) for c in WILDCARDS):
             matching = sorted(glob.glob(str(place), recursive=True))
             if not matching:
@@ -117,7 +123,7 @@ def places_of(section: DataSection, key: str) -> list[Path | str]:
         if isinstance(place, Path) and not place.is_file():
             raise DataError(
                 f"data.{key}: {place} is not a file, which data.source = {section.source!r} needs; for files in a "
-                f"folder give a pattern, such as {place}/*.parquet"
+                f"folder give a pattern, such as {place}/*{SHARD.get(section.source, '.parquet')}"
             )
     return found
 
