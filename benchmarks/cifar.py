@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from benchmarks.accuracy import accuracy
 from benchmarks.local_study import LocalStudy
-from prunefront.pipelines.measure.accuracy import accuracy
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.workbench import Job
 from prunefront.pruners.graph.pruning_plan import PruningPlan

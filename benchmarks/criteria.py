@@ -31,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from benchmarks.accuracy import accuracy
 from benchmarks.cifar import IMAGES, WEIGHTS
 from benchmarks.harness import arguments, report, say, spread, table
 from prunefront.choice import GroupChoice
@@ -38,7 +39,6 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import DataSection, ModelSection
 from prunefront.pipelines.data import SearchData, batches, load
 from prunefront.pipelines.formats.weights import load_weights
-from prunefront.pipelines.measure.accuracy import accuracy
 from prunefront.pipelines.models import build
 from prunefront.pipelines.workers.train import Recipe, begin, carry_out, train
 from prunefront.pruners.criteria import criteria

@@ -2,8 +2,8 @@
 
 Both read the same JPEG files with the same number of processes and draw a random crop and a flip of each. The plain
 one is what people write: a data set that opens a file with Pillow, crops, flips, makes a float tensor, normalises it.
-Streams are timed without their cache of decoded images, and once more from a full one. Memory is the largest resident
-size of the process that trains plus that of its largest loader, in a fresh process for each size.
+Streams are timed without their cache of decoded images, while an empty one fills, and from a full one. Memory is the
+largest resident size of the process that trains plus that of its largest loader, in a fresh process for each size.
 
     python -m benchmarks.data [--quick] [--json] [--images 1200] [--loaders 2] [--pairs 6]
 """
@@ -11,6 +11,7 @@ size of the process that trains plus that of its largest loader, in a fresh proc
 import multiprocessing
 import os
 import resource
+import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -27,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.harness import alternate, arguments, report, say, table
 from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data import Parts, Samples, open_data
-from prunefront.pipelines.data.cache import FOLDER_VARIABLE
+from prunefront.pipelines.data.cache import FOLDER_VARIABLE, cache_folder
 from prunefront.pipelines.data.stream.images import random_box
 
 PHOTO = (375, 500)
@@ -108,6 +109,13 @@ def one_pass(part: Samples) -> int:
     return sum(batch.count for batch in part.batches(BATCH, rng=np.random.default_rng(0)))
 
 
+def filling_pass(part: Samples) -> int:
+    """Takes a pass that begins without any cached image, and so resizes and writes each."""
+    for folder in cache_folder().glob("*.pixels"):
+        shutil.rmtree(folder)
+    return one_pass(part)
+
+
 def plain_pass(paths: list[Path], loaders: int) -> int:
     """Does the same with a plain loader."""
     loader: Iterator[Any] = iter(DataLoader(Plain(paths), BATCH, shuffle=True, num_workers=loaders))
@@ -142,11 +150,14 @@ def main() -> None:
         paths = sorted((folder / "train").rglob("*.JPEG"))[: part.count]
         cached = streamed(folder, given.loaders, 10.0)
         speeds = {}
-        for name, mine in (("decoded anew", part), ("from a full cache", cached)):
+        ways = {
+            "decoded anew": lambda: one_pass(part),
+            "while the cache fills": lambda: filling_pass(cached),
+            "from a full cache": lambda: one_pass(cached),
+        }
+        for name, mine in ways.items():
             say(f"timing {name}")
-            speeds[name] = alternate(
-                lambda mine=mine: one_pass(mine), lambda: plain_pass(paths, given.loaders), pairs
-            )
+            speeds[name] = alternate(mine, lambda: plain_pass(paths, given.loaders), pairs)
         memory = {}
         base = 250 if given.quick else 1000
         for times in (1, 4, 16):

@@ -25,11 +25,11 @@ from typing import Any
 
 from torch import nn
 
+from benchmarks.accuracy import accuracy
 from benchmarks.cifar import train_plan
 from benchmarks.harness import arguments, choose, report, say, table
 from benchmarks.peers import OURS, PEERS
 from benchmarks.reference import CHANCE, Reference
-from prunefront.pipelines.measure.accuracy import accuracy
 from prunefront.pipelines.prepare.problem import problem
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.train import train

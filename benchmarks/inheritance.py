@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.accuracy import accuracy
 from benchmarks.harness import arguments, plus_minus, report, say, table
 from benchmarks.local_study import LocalStudy
 from prunefront.pipelines.formats.weights import pack_weights
 from prunefront.pipelines.journal.journal import Journal
-from prunefront.pipelines.measure.accuracy import accuracy
 from prunefront.pipelines.prepare.network import Network
 from prunefront.pipelines.stages.scoring_loop import Screening
 from prunefront.pipelines.workers.evaluate import Evaluator

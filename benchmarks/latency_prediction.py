@@ -48,7 +48,8 @@ def subject(factory: str) -> Subject:
         for tensor in model.state_dict().values():
             if tensor.is_floating_point():
                 tensor.add_(0.01 + 0.01 * torch.rand(tensor.shape))
-    return Subject(model, trace(model, torch.randn(2, *SHAPE)), exported(model, SHAPE), SHAPE)
+    example = torch.randn(2, *SHAPE)
+    return Subject(model, trace(model, example), exported(model, example), example)
 
 
 def additive(points: Sequence[Point], kept: Mapping[str, int], units: Mapping[str, int]) -> float:

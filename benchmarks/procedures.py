@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.accuracy import accuracy
 from benchmarks.harness import arguments, plus_minus, report, table
 from prunefront.choice import GroupChoice
 from prunefront.pipelines.config.sections import DataSection, ModelSection
 from prunefront.pipelines.data import SearchData, batches, load
-from prunefront.pipelines.measure.accuracy import accuracy
 from prunefront.pipelines.models import build
 from prunefront.pipelines.workers.train import Recipe, begin, carry_out, train
 from prunefront.pruners.graph.channel_graph import ChannelGraph

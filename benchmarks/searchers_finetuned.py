@@ -30,12 +30,12 @@ import numpy as np
 import optuna
 from torch import nn
 
+from benchmarks.accuracy import accuracy
 from benchmarks.cifar import train_plan
 from benchmarks.curves import draw
 from benchmarks.harness import arguments, choose, report, say, table
 from benchmarks.peers import MAX_RATIO, Moasha, Optuna, Peer, at_ratios, random, tpe
 from benchmarks.reference import CHANCE, Reference
-from prunefront.pipelines.measure.accuracy import accuracy
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.train import train
 from prunefront.pruners.graph.pruning_plan import PruningPlan

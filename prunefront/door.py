@@ -48,8 +48,8 @@ def search(
 ) -> "Front":
     """Runs a study to its end and returns its front, fastest network first.
 
-    The dense network and the controls are among the rows. Accuracies are fractions of 1 on test images, latencies
-    milliseconds on the study's runtime, sizes bytes.
+    The dense network and the controls are among the rows. Shares such as accuracy are fractions of 1 on test images,
+    latencies milliseconds on the study's runtime, sizes bytes.
 
     study: as in `load_study`. address: of a Ray cluster; None = Ray starts on this machine. without_ray: everything
     runs in this process, one candidate after another: for notebooks and debuggers. resume: go on where the study

@@ -364,3 +364,43 @@ def test_the_safety_rules_can_fail(source: str) -> None:
 )
 def test_the_intended_arrows_pass(name: str, source: str) -> None:
     assert violations(name, source) == unsafe(name, source) == []
+
+
+CLASSIFYING = re.compile(r"cross[_-]?entropy|\b[Aa]ccurac|\bargmax\(1\)")
+"""What is said of networks that classify alone. The constant ACCURACY, a metric among others, is none."""
+
+MAY_CLASSIFY = {
+    "pipelines/cli/artifact.py": "an example in a help text",
+    "pipelines/cli/complete.py": "names that a shell completes",
+    "pipelines/config/bounds.py": "an example of a bound",
+    "pipelines/config/sections.py": "objectives of a study that names no task",
+    "pipelines/formats/int8.py": "int8 files of classifiers may be asked to keep classes",
+    "pipelines/fronts/front.py": "an example",
+    "pipelines/fronts/row.py": "fronts of studies before tasks, and `row.accuracy`",
+    "pipelines/journal/metrics.py": "journals of studies before tasks",
+    "pipelines/prepare/network.py": "metrics whose chance level is one in the number of classes",
+    "pipelines/prepare/problem.py": "objectives of a study that names none",
+    "prunefront/door.py": "an example",
+    "pruners/allocators/sensitivity.py": "what a paper measured",
+    "pruners/procedures/channels/iterative.py": "advice in a table",
+    "pruners/procedures/channels/tick_tock.py": "advice in a table",
+    "pruners/procedures/run.py": "default of a loss that every study replaces by its task's",
+    "pruners/scoring.py": "default of a loss that every study replaces by its task's",
+    "pruners/shrink.py": "default of a loss, where there is no study",
+    "pruners/statistics/__init__.py": "default of a loss that every study replaces by its task's",
+    "pruners/statistics/selection.py": "auxiliary classifiers of the paper; other losses use the network's own",
+    "pruners/statistics/sensitivity.py": "what a paper measured",
+    "search/outcomes/constraints.py": "bounds on accuracy as they were written before tasks",
+    "search/outcomes/measurement.py": "the metric of studies that name no task",
+}
+"""Modules outside `pipelines/tasks` that mention classification, and why."""
+
+
+def test_only_tasks_know_what_networks_are_judged_by() -> None:
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for path in SOURCES
+        if "pipelines/tasks/" not in path.as_posix() and CLASSIFYING.search(path.read_text(encoding="utf-8"))
+    }
+    assert not found - MAY_CLASSIFY.keys(), "say quality, or the metric's own name"
+    assert not MAY_CLASSIFY.keys() - found, "these mention it no longer: take them off the list"

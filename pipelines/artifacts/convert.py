@@ -1,23 +1,26 @@
 """Converts a fetched artifact to another format, for `prunefront export`."""
 
+import inspect
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from prunefront.atomic import move_whole
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST, check_digests
+from prunefront.pipelines.artifacts.manifest import FILES, MANIFEST, check_digests
 from prunefront.pipelines.artifacts.verify import torch_network
 from prunefront.pipelines.config.sections import DataSection, ModelSection
-from prunefront.pipelines.data import Parts, Split, Splits, batches
-from prunefront.pipelines.data import load as load_splits
+from prunefront.pipelines.data import Inputs, Part, Parts, Split, Splits, batches
+from prunefront.pipelines.data import open_data as load_splits
 from prunefront.pipelines.formats import onnx_export, openvino_export, pt2_export
+from prunefront.pipelines.formats.example import NAMES, Example
 from prunefront.pipelines.formats.int8 import check_int8, quantise_onnx
 from prunefront.pipelines.formats.onnx_runtime import open_session
 from prunefront.pipelines.stores.store import ArtifactError, parse_json
@@ -99,7 +102,7 @@ def _check_place(folder: Path, format: str, out: Path, overwrite: bool) -> None:
         raise PrunefrontError(
             f"a file in the format {format!r} is called *{SUFFIXES[format]}, got {out.name!r}; rename it"
         )
-    if out.name in (*LIMITS, MANIFEST) and out.absolute().parent.resolve() == folder.resolve():
+    if out.name in (*FILES, MANIFEST) and out.absolute().parent.resolve() == folder.resolve():
         raise PrunefrontError(f"{out} is a file of the artifact, which stays as it is; choose another place")
     taken = [p for p in (out, out.with_suffix(".bin")) if p.exists() and (p == out or format == "openvino")]
     if taken and not overwrite:
@@ -108,7 +111,7 @@ def _check_place(folder: Path, format: str, out: Path, overwrite: bool) -> None:
 
 def _pt2(folder: Path, draft: Path, model: nn.Module) -> str:
     source = folder / "model.onnx"
-    examples = _examples(source)
+    examples = _examples(source, model)
     pt2_export.export(model, examples, draft)
     worst = pt2_export.check(model, draft, examples)
     if _plan(folder).get("onnx") == "int8":
@@ -128,16 +131,19 @@ def _int8(
         raise PrunefrontError(
             "the artifact's model.onnx computes in integers already; the format onnx copies it"
         )
+    told = _plan(folder).get("task")
+    classifies = told is None or (isinstance(told, dict) and told.get("name") == "classification")
+    if agreement is not None and not classifies:
+        raise PrunefrontError(
+            "the least share of samples that keep their class is of networks that classify, and this one does not; "
+            "leave it out, and compare the files' quality"
+        )
     loaded = splits(data or _data_of(folder))
-    if not isinstance(loaded, Splits):
-        raise PrunefrontError("the format int8 is calibrated on images in memory, which these data are not")
     source = folder / "model.onnx"
-    quantise_onnx(source, _images(loaded, loaded.train), draft, exclude=exclude)
-    found = check_int8(source, draft, _images(loaded, loaded.validation), agreement=agreement)
-    return (
-        f"the same class for {found.agreement:.2%} of {found.images} validation images, outputs within "
-        f"{found.relative:.2%} of the largest"
-    )
+    quantise_onnx(source, _images(loaded, "train"), draft, exclude=exclude)
+    found = check_int8(source, draft, _images(loaded, "validation"), agreement=agreement)
+    same = f"the same class for {found.agreement:.2%} of" if classifies else "on"
+    return f"{same} {found.images} validation images, outputs within {found.relative:.2%} of the largest"
 
 
 def _plan(folder: Path) -> dict[str, object]:
@@ -167,16 +173,50 @@ def _data_of(folder: Path) -> DataSection:
     return section
 
 
-def _images(splits: Splits, part: Split) -> Iterator[Tensor]:
-    """Yields batches of images from all over a split, which may be sorted by class."""
-    chosen = part[:: max(1, -(-len(part) // IMAGES))]
-    return (images for images, _ in batches(chosen, splits.transform, BATCH))
+def _images(splits: Splits | Parts, name: Part) -> Iterator[Inputs]:
+    """Yields batches from all over a part, which may be sorted by class; of streams and own data, shuffled ones."""
+    if isinstance(splits, Splits):
+        split: Split = getattr(splits, name)
+        chosen = split[:: max(1, -(-len(split) // IMAGES))]
+        return (Inputs((images,)) for images, _ in batches(chosen, splits.transform, BATCH))
+    part = splits.part(name)
+    if name == "validation":  # compared plain, as it is judged
+        return (batch.inputs for batch in part.first(IMAGES).batches(BATCH))
+    shuffled = part.batches(BATCH, rng=np.random.default_rng(0))
+    return (batch.inputs for batch in islice(shuffled, IMAGES // BATCH))
 
 
-def _examples(source: Path) -> Tensor:
-    """Three inputs (3, ...) of normal noise for an ONNX file."""
-    shape = open_session(source, threads=1).get_inputs()[0].shape[1:]
-    if not all(isinstance(size, int) for size in shape):
-        raise PrunefrontError(f"{source} takes inputs of any size {shape}; possible is one size of images")
-    noise = np.random.default_rng(0).standard_normal((3, *shape), dtype=np.float32)
-    return torch.from_numpy(noise)
+def _examples(source: Path, model: nn.Module | None = None) -> Example:
+    """Returns three inputs for an ONNX file, by place: normal noise, and zeros where integers are taken.
+
+    model: says at which place each of several inputs goes. Raises PrunefrontError for inputs of any size, and for ones
+    that are no parameters of its forward.
+    """
+    session = open_session(source, threads=1)
+    found = {}
+    for entry in session.get_inputs():
+        shape = entry.shape[1:]
+        if not all(isinstance(size, int) for size in shape):
+            raise PrunefrontError(f"{source} takes inputs of any size {shape}; possible is one size")
+        if entry.type == "tensor(float)":
+            noise = np.random.default_rng(0).standard_normal((3, *shape), dtype=np.float32)
+            found[entry.name] = torch.from_numpy(noise)
+        else:
+            found[entry.name] = torch.zeros((3, *shape), dtype=KINDS.get(entry.type, torch.int64))
+    if len(found) == 1 or model is None:
+        values = tuple(found.values())
+        return values[0] if len(values) == 1 else values
+    places = [*inspect.signature(model.forward).parameters]
+    listed = session.get_modelmeta().custom_metadata_map.get(NAMES)
+    if missing := [
+        name for name in (listed.split("|") if listed else found) if name not in places or name not in found
+    ]:
+        raise PrunefrontError(
+            f"the network's input {missing[0]!r} is part of another one, or has no effect, so that no example of it "
+            "can be made; the artifact's model.pt2 is that file already"
+        )
+    return tuple(found.get(name) for name in places[: max(map(places.index, found)) + 1])
+
+
+KINDS = {"tensor(bool)": torch.bool, "tensor(int32)": torch.int32, "tensor(double)": torch.float64}
+"""Type of an ONNX input -> torch's, where it is neither float nor int64."""

@@ -24,12 +24,16 @@ LIMITS: Mapping[str, int] = {
     "plan.json": 64 << 20,
     "measurement.json": 64 << 20,
     "model.onnx": 2 << 30,  # the most that one protobuf message can hold
-    "model.pt2": 16 << 30,
     "card.md": 1 << 20,
 }
-"""Every file that an artifact may hold, and the most bytes each may have."""
+"""Every file that an artifact holds, and the most bytes each may have."""
 PROGRAM = "model.pt2"
-"""The one file that may be missing: only networks of a front have it."""
+TARGETS = "targets.safetensors"
+OPTIONAL: Mapping[str, int] = {PROGRAM: 16 << 30, TARGETS: 64 << 20}
+"""Files that an artifact may hold beside them: the exported program of networks of a front; outputs of the dense
+network, for a task without labels."""
+FILES: Mapping[str, int] = {**LIMITS, **OPTIONAL}
+"""All files that an artifact may hold."""
 MANIFEST_LIMIT = 64 << 10
 """Largest manifest, in bytes."""
 
@@ -46,14 +50,14 @@ class FileRecord:
 
 
 def _complete(files: Mapping[str, FileRecord]) -> Mapping[str, FileRecord]:
-    if {*files, PROGRAM} != set(LIMITS):
+    if set(files) - set(OPTIONAL) != set(LIMITS):
         listed = ", ".join(f"{name!r:.60}" for name in list(files)[:8]) or "no files"
         raise ValueError(
-            f"it lists {listed}; an artifact is exactly {', '.join(LIMITS)}, perhaps without {PROGRAM}"
+            f"it lists {listed}; an artifact is exactly {', '.join(LIMITS)}, and perhaps {', '.join(OPTIONAL)}"
         )
     for name, record in files.items():
-        check_size(record, LIMITS[name], name)
-    return {name: files[name] for name in LIMITS if name in files}
+        check_size(record, FILES[name], name)
+    return {name: files[name] for name in FILES if name in files}
 
 
 @dataclass(frozen=True, slots=True)

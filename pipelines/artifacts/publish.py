@@ -5,10 +5,11 @@ from pathlib import Path
 
 from prunefront.atomic import write_whole
 from prunefront.pipelines.artifacts.manifest import (
+    FILES,
     LIMITS,
     MANIFEST,
     MANIFEST_LIMIT,
-    PROGRAM,
+    OPTIONAL,
     FileRecord,
     Manifest,
     is_artifact_name,
@@ -37,18 +38,18 @@ class Artifact:
 def publish(store: ArtifactStore, folder: Path, name: str) -> Artifact:
     """Copies the files of a pruned network from `folder` into the store, then the manifest, which `folder` keeps too.
 
+    Files that an artifact may hold go along where they are there.
     Publishing the same content again changes nothing and sends nothing. Where the stored manifest is absent or differs,
-    an earlier upload was cut short, and all is sent again. Raises ArtifactError for a file that is not there, but for
-    `model.pt2`, which only networks of a front have.
+    an earlier upload was cut short, and all is sent again. Raises ArtifactError for another file that is not there.
     """
     if not is_artifact_name(name):
         raise ArtifactError(f"{name!r:.80} cannot name an artifact; possible: letters, digits, '.', '_', '-'")
-    present = {n: limit for n, limit in LIMITS.items() if n != PROGRAM or (folder / n).exists()}
-    manifest = Manifest(name, {n: _measure(folder / n, limit) for n, limit in present.items()})
+    names = [n for n in FILES if n in LIMITS or (folder / n).exists()]
+    manifest = Manifest(name, {n: _measure(folder / n, FILES[n]) for n in names})
     local = folder / MANIFEST
     write_whole(local, lambda out: out.write(manifest.text().encode()))
     if not _is_stored(store, manifest):
-        for file in manifest.files:
+        for file in names:
             store.put(f"{manifest.id}/{file}", folder / file)
         store.put(f"{manifest.id}/{MANIFEST}", local)
     return Artifact(f"{store.uri}/{manifest.id}", manifest.id, manifest.sha256, manifest.size_bytes)
@@ -60,8 +61,8 @@ def _measure(file: Path, limit: int) -> FileRecord:
         return measure_file(file)
     except OSError as error:
         raise ArtifactError(
-            f"{file} cannot be published: {error.strerror}; an artifact is exactly {', '.join(LIMITS)}, perhaps "
-            f"without {PROGRAM}"
+            f"{file} cannot be published: {error.strerror}; an artifact is exactly {', '.join(LIMITS)}, and "
+            f"perhaps {', '.join(OPTIONAL)}"
         ) from None
 
 

@@ -24,7 +24,8 @@ class ArtifactRecord:
     """The content of plan.json and measurement.json, checked for form. logits: (k, classes), finite.
 
     integers: the ONNX network computes in integers, so that torch's floats differ from it. plan_key, achieved: key and
-    ratios as the files state them. planned_key, planned: key and ratios worked out from the plan.
+    ratios as the files state them. planned_key, planned: key and ratios worked out from the plan. sampled: of a task
+    without labels, the number of test samples that the dense network's outputs are published of, and quality on them.
     """
 
     key: str
@@ -42,6 +43,7 @@ class ArtifactRecord:
     params: int
     achieved: Mapping[str, float]
     logits: NDArray[np.float64]
+    sampled: tuple[int, float] | None = None
 
 
 def read_record(folder: Path) -> ArtifactRecord:
@@ -70,6 +72,7 @@ def read_record(folder: Path) -> ArtifactRecord:
             params=measurement.get("params", int),
             achieved={str(name): float(ratio) for name, ratio in achieved.items()},
             logits=_read_logits(outputs),
+            sampled=_read_sampled(measurement),
         )
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         # raised by plain code on JSON of the wrong form
@@ -77,6 +80,13 @@ def read_record(folder: Path) -> ArtifactRecord:
             f"{folder}: plan.json or measurement.json is not what prunefront writes ({type(error).__name__}: "
             f"{error!s:.120})"
         ) from None
+
+
+def _read_sampled(measurement: "Entries") -> tuple[int, float] | None:
+    if measurement.data.get("sampled") is None:
+        return None
+    found = Entries(measurement.file, measurement.get("sampled", dict), "sampled.")
+    return found.get("samples", int), float(found.get("quality", (int, float)))
 
 
 def _metric(measurement: "Entries") -> str:

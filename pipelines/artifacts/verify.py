@@ -12,16 +12,19 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.manifest import measure_file, read_manifest
+from prunefront.pipelines.artifacts.manifest import TARGETS, measure_file, read_manifest
 from prunefront.pipelines.artifacts.record import ArtifactRecord, Entries, read_record
 from prunefront.pipelines.config.sections import DataSection, ModelSection, TaskSection
 from prunefront.pipelines.data import Batch, Inputs, Parts, Samples, Splits
 from prunefront.pipelines.data import open_data as load_splits
 from prunefront.pipelines.formats.example import feed, outputs_of
+from prunefront.pipelines.formats.given_weights import load_given
 from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
-from prunefront.pipelines.measure.quality import judged, quality, scored
+from prunefront.pipelines.measure.dense_outputs import DenseOutputs
+from prunefront.pipelines.measure.quality import JUDGED_AT_ONCE, judged, quality, scored
 from prunefront.pipelines.stores.store import ArtifactError
 from prunefront.pipelines.tasks import Estimate, Task, make_task
+from prunefront.pipelines.tasks.classification import Classification
 from prunefront.search.outcomes.measurement import Metric
 
 MOST_OUTPUTS = 1000
@@ -102,18 +105,27 @@ def verify(
             "names it"
         )
     judge = make_task(asked)
-    if not judge.labels:
-        why = "outputs and quality: they are beside the dense network's, which is no part of the artifact"
+    targets = None if judge.labels else _targets(folder, recorded)
+    if targets is None and not judge.labels:
+        why = (
+            "outputs and quality: they are beside the dense network's, of which this artifact, made by an earlier "
+            "version, holds none; search again to publish them"
+        )
         return Verification((*files, *_check_plan(folder, recorded)), (why,))
     loaded = splits(section)
-    checks = (*files, *_check_plan(folder, recorded), *_check_onnx(folder, recorded, loaded, judge))
+    checks = (*files, *_check_plan(folder, recorded), *_check_onnx(folder, recorded, loaded, judge, targets))
     model = factory or _built_in(recorded.model)
     if model is None:
         name = recorded.model.factory
         reason = f"torch: {name!r} is code that an artifact may not import; pass the study file that names it"
         return Verification(checks, (reason,))
     skipped = ("outputs and quality in torch: the ONNX network computes in integers",) * recorded.integers
-    return Verification((*checks, *_check_torch(folder, recorded, loaded, model, judge)), skipped)
+    if targets is not None and targets.samples < recorded.images:
+        skipped += (
+            f"{judge.quality.name} on all {recorded.images} test samples: the dense network's outputs are published "
+            f"of the first {targets.samples}",
+        )
+    return Verification((*checks, *_check_torch(folder, recorded, loaded, model, judge, targets)), skipped)
 
 
 def torch_network(folder: Path, factory: ModelSection | None = None) -> nn.Module:
@@ -154,25 +166,62 @@ def _rows(outputs: Any, count: int) -> list[list[float]]:
 
 
 def onnx_quality(
-    onnx: bytes, samples: Samples, task: Task, *, threads: int, dense: bytes | None = None
+    onnx: bytes,
+    samples: Samples,
+    task: Task,
+    *,
+    threads: int,
+    dense: bytes | None = None,
+    known: DenseOutputs | None = None,
 ) -> Mapping[str, Estimate]:
     """Returns the task's metrics of an ONNX file, with 95 % intervals, on plain samples.
 
-    dense: the dense network's file, which a task without labels compares with. Raises PrunefrontError for a model that
+    A task without labels compares with the dense network. known: its outputs, as far as they are at hand; dense: its
+    file, for the rest. Raises PrunefrontError for a model that
     fails on them.
     """
-    noted = []
-    reference = None if dense is None else open_session(dense, threads)
+    noted, seen = [], 0
+    reference = None
     for outputs, batch in _run(onnx, samples, threads=threads):
         targets = batch.targets
         if not task.labels:
-            if reference is None:
-                raise PrunefrontError(
-                    "a task without labels compares networks with the dense one, which is missing"
-                )
-            targets = _forward(reference, batch.inputs)
+            targets = None if known is None else known.beside(outputs, seen, batch.count)
+            if targets is None:
+                if dense is None:
+                    raise PrunefrontError(
+                        "a task without labels compares networks with the dense one, which is missing"
+                    )
+                reference = reference or open_session(dense, threads)
+                targets = _forward(reference, batch.inputs)
+        seen += batch.count
         noted.append(judged(task, outputs, targets, batch.count))
     return scored(task, noted)
+
+
+def onnx_targets(dense: bytes, samples: Samples, *, threads: int, most: int) -> DenseOutputs:
+    """Returns outputs of the dense network's ONNX file, as `onnx_quality` takes them, without those after `most` bytes.
+
+    Raises PrunefrontError for a model that fails on the samples.
+    """
+    session = open_session(dense, threads)
+    return DenseOutputs.of(
+        [samples], lambda inputs: _forward(session, inputs), size=JUDGED_AT_ONCE, most=most
+    )
+
+
+def _targets(folder: Path, recorded: ArtifactRecord) -> DenseOutputs | None:
+    """Returns the published outputs of the dense network; None where an artifact has none. Raises ArtifactError."""
+    if recorded.sampled is None or TARGETS not in read_manifest(folder).files:
+        return None
+    try:
+        found = DenseOutputs.read(folder / TARGETS, {})
+    except PrunefrontError as error:
+        raise ArtifactError(f"{folder / TARGETS} holds no outputs of a dense network: {error}") from None
+    if found.samples != recorded.sampled[0]:
+        raise ArtifactError(
+            f"{folder / TARGETS} is of {found.samples} samples, and measurement.json says {recorded.sampled[0]}"
+        )
+    return found
 
 
 def _check_files(folder: Path) -> Iterator[Check]:
@@ -204,7 +253,11 @@ def _check_plan(folder: Path, recorded: ArtifactRecord) -> Iterator[Check]:
 
 
 def _check_onnx(
-    folder: Path, recorded: ArtifactRecord, splits: Splits | Parts, task: Task
+    folder: Path,
+    recorded: ArtifactRecord,
+    splits: Splits | Parts,
+    task: Task,
+    targets: DenseOutputs | None,
 ) -> Iterator[Check]:
     test = splits.part("test")
     if test.count is not None:
@@ -212,19 +265,25 @@ def _check_onnx(
     onnx = (folder / "model.onnx").read_bytes()
     logits = onnx_outputs(onnx, test.first(len(recorded.logits)))
     yield _compare_logits("outputs (onnx)", recorded, logits)
-    measured = onnx_quality(onnx, test, task, threads=torch.get_num_threads())
+    judged_on = test if targets is None else test.first(targets.samples)
+    measured = onnx_quality(onnx, judged_on, task, threads=torch.get_num_threads(), known=targets)
     yield _compare_quality("onnx", recorded, task.quality, measured)
 
 
 def _check_torch(
-    folder: Path, recorded: ArtifactRecord, splits: Splits | Parts, section: ModelSection, task: Task
+    folder: Path,
+    recorded: ArtifactRecord,
+    splits: Splits | Parts,
+    section: ModelSection,
+    task: Task,
+    targets: DenseOutputs | None,
 ) -> Iterator[Check]:
     """Yields the checks of the torch network: the factory's dense one, cut by the plan, with the stored weights."""
     # what only needs the ONNX file should not import the zoo
     from prunefront.pipelines.models import build
     from prunefront.pruners.saved import count_trained, load_network
 
-    classes = splits.classes if task.quality.name == "accuracy" or ":" not in section.factory else None
+    classes = splits.classes if isinstance(task, Classification) or ":" not in section.factory else None
     dense = build(section, classes=classes, input_shape=splits.input_shape)
     model = load_network(dense, folder)
     params = count_trained(model, recorded.plan)
@@ -234,7 +293,34 @@ def _check_torch(
     test = splits.part("test")
     logits = _torch_outputs(model, test.first(len(recorded.logits)))
     yield _compare_logits("outputs (torch)", recorded, logits)
-    yield _compare_quality("torch", recorded, task.quality, quality(model, test, task))
+    judged_on = test if targets is None else test.first(targets.samples)
+    yield _compare_quality("torch", recorded, task.quality, quality(model, judged_on, task, known=targets))
+    if targets is not None and section.weights is not None:
+        load_given(dense, section)
+        yield _check_targets(targets, dense.eval(), judged_on)
+
+
+def _check_targets(targets: DenseOutputs, dense: nn.Module, samples: Samples) -> Check:
+    """Returns the check of the published outputs, beside those of the dense weights that a study file names."""
+    seen, worst, largest = 0, 0.0, 1.0
+    with torch.inference_mode():
+        for batch in samples.batches(JUDGED_AT_ONCE):
+            mine = batch.inputs.call(dense)
+            theirs = targets.beside(mine, seen, batch.count)
+            seen += batch.count
+            for a, b in zip(*(_pytree.tree_leaves(o) for o in (mine, theirs)), strict=False):
+                if isinstance(a, Tensor) and a.shape == b.shape:
+                    worst = max(worst, float((a.float() - b.float()).abs().nan_to_num(torch.inf).max()))
+                    largest = max(largest, float(a.abs().max()))
+                elif isinstance(a, Tensor) or theirs is None:
+                    worst = torch.inf
+    allowed = OUTPUT_TOLERANCE * largest
+    return Check(
+        "targets (dense weights)",
+        f"{seen} samples, within {allowed:.2g}",
+        f"differ by {worst:.2g}",
+        worst <= allowed,
+    )
 
 
 def _stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
@@ -293,12 +379,15 @@ def _compare_quality(
     where: str, recorded: ArtifactRecord, metric: Metric, found: Mapping[str, Estimate]
 ) -> Check:
     measured = found[metric.name]
+    stated, of = recorded.quality, ""
+    if recorded.sampled is not None and recorded.sampled[0] != recorded.images:
+        stated, of = recorded.sampled[1], f" of {recorded.sampled[0]} samples"
     allowed = max(1.0, FLIP_TOLERANCE * measured.samples) / measured.samples
     if metric.scale != "share":
-        allowed *= max(abs(recorded.quality), measured.noise)
-    ok = abs(measured.value - recorded.quality) <= allowed + 1e-9
-    name = f"{metric.name} ({where})"
-    return Check(name, f"{recorded.quality:.4f} ± {allowed:.4f}", f"{measured.value:.4f}", ok)
+        allowed *= max(abs(stated), measured.noise)
+    ok = abs(measured.value - stated) <= allowed + 1e-9
+    name = f"{metric.name}{of} ({where})"
+    return Check(name, f"{stated:.4f} ± {allowed:.4f}", f"{measured.value:.4f}", ok)
 
 
 def _built_in(section: ModelSection) -> ModelSection | None:

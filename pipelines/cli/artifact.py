@@ -202,12 +202,12 @@ def in_place_of(out: Path) -> Iterator[Path]:
 
     Raises PrunefrontError where `out` holds anything but an artifact, which nobody means to lose.
     """
-    from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST
+    from prunefront.pipelines.artifacts.manifest import FILES, MANIFEST
 
     out = out.resolve()
     if out.exists():
         names = sorted(path.name for path in out.iterdir()) if out.is_dir() else [out.name]
-        foreign = [name for name in names if name not in (*LIMITS, MANIFEST)]
+        foreign = [name for name in names if name not in (*FILES, MANIFEST)]
         if foreign or (names and MANIFEST not in names):
             raise PrunefrontError(
                 f"{out} holds {', '.join(foreign[:3]) or 'no whole artifact'}, and --replace replaces only a fetched "

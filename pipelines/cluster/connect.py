@@ -74,7 +74,12 @@ def connect(
                 # the head could not start this client's process of its own; one that has only just begun may at once
                 ray.shutdown()
                 ray.init(**options)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+    except Exception as error:
+        known = isinstance(error, OSError | RuntimeError | ValueError | ray.exceptions.RayError)
+        if (
+            not known and type(error) is not Exception
+        ):  # as Ray raises it where a busy machine takes over 30 s
+            raise
         ray.shutdown()  # ends the part of it that did start
         if address is None:
             raise PrunefrontError(f"Ray could not be started on this machine: {_why(error)}") from error

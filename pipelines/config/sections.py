@@ -35,7 +35,7 @@ def _located(asked: object) -> Path | str:
     """Returns a path, or an S3 address as it stands, since pathlib would take one of its slashes."""
     if isinstance(asked, Path) or (isinstance(asked, str) and asked and "://" not in asked):
         return Path(asked)
-    if not isinstance(asked, str) or not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/.*[^/]", asked):
+    if not isinstance(asked, str) or not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/.+", asked):
         raise ValueError("should be a path or s3://bucket/key")
     return asked
 

@@ -148,7 +148,7 @@ def _check_leaks(splits: Splits) -> None:
         shared = sum(digest in known for digest in digests)
         if shared > LEAK_LIMIT * len(part):
             raise DataError(
-                f"{shared} of {len(part)} {name} images are also training images, so accuracy would mean nothing; "
+                f"{shared} of {len(part)} {name} images are also training images, so quality would mean nothing; "
                 "give different images"
             )
         if shared:

@@ -115,11 +115,20 @@ def machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def upright(source: bytes | Path, name: str, fit: Fit | None = None) -> Picture:
+Resize = Callable[[Image.Image, int, int], Image.Image]
+"""Image, width, height -> the image in that size."""
+
+
+def by_pillow(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Resizes in fixed point: the same bytes on every machine, on which digests of images in memory rest."""
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def upright(source: bytes | Path, name: str, fit: Fit | None = None, resize: Resize = by_pillow) -> Picture:
     """Returns an image as its EXIF orientation says, without alpha channel, its shorter side resized to `fit.resize`.
 
-    name: its name in an error. Raises DataError for an image that cannot be decoded, claims more than MOST_PIXELS, or
-    has more than 8 bits per pixel.
+    name: its name in an error. resize: does that. Raises DataError for an image that cannot be decoded, claims more
+    than MOST_PIXELS, or has more than 8 bits per pixel.
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
@@ -137,7 +146,7 @@ def upright(source: bytes | Path, name: str, fit: Fit | None = None) -> Picture:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
             plain = (ImageOps.exif_transpose(image) if turned else image).convert(mode)
             if fit is not None and resized:
-                plain = _shorter_side(plain, fit.resize)
+                plain = resize(plain, *_shorter_side(plain, fit.resize))
     except DataError:
         raise
     except Image.DecompressionBombWarning as error:  # where warnings are errors
@@ -163,10 +172,11 @@ def centre(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def _shorter_side(image: Image.Image, length: int) -> Image.Image:
+def _shorter_side(image: Image.Image, length: int) -> tuple[int, int]:
+    """Returns the width and height at which the shorter side has a length."""
     short = min(image.size)
     width, height = (max(length, round(side * length / short)) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BILINEAR)
+    return width, height
 
 
 def _of_size(source: bytes | Path, name: str, fit: Fit | None, size: tuple[int, ...], first: str) -> Picture:

@@ -2,8 +2,10 @@
 
 import fnmatch
 import glob
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from prunefront.pipelines.config.sections import DataSection
@@ -33,6 +35,14 @@ class Loaded:
     test: Split
     classes: int | None = None
     empty: frozenset[int] = frozenset()
+
+
+RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
+MOST_SHARDS = 100_000
+"""Most files that a range of numbers may stand for."""
+
+SHARD = {"parquet": ".parquet", "webdataset": ".tar"}
+"""Source -> how the names of its files end."""
 
 
 def validation_count(rows: int, wanted: int | None) -> int:
@@ -73,7 +83,7 @@ def folder_of(section: DataSection, key: str) -> Path:
     if isinstance(place, str):
         raise DataError(
             f"data.{key} = {place!r}: data.source = {section.source!r} reads a folder; images in S3 come as parquet "
-            "files, source = 'parquet'"
+            "files, source = 'parquet', or tar shards, source = 'webdataset'"
         )
     if not place.exists():
         raise DataError(f"data.{key}: there is no folder {place}")
@@ -101,9 +111,11 @@ def places_of(section: DataSection, key: str) -> list[Path | str]:
     Raises DataError for a place that is no file, and for a pattern that nothing matches.
     """
     found: list[Path | str] = []
-    for place in _asked(section, key, "file"):
+    for place in chain.from_iterable(map(_numbered, _asked(section, key, "file"))):
         if isinstance(place, str):
-            found += _objects(place, section.endpoint_url, key)
+            # an address that ends with "/" is all shards below it
+            pattern = f"{place}*{SHARD.get(section.source, '')}" if place.endswith("/") else place
+            found += _objects(pattern, section.endpoint_url, key)
         elif not place.exists() and any(c in str(place) for c in WILDCARDS):
             matching = sorted(glob.glob(str(place), recursive=True))
             if not matching:
@@ -117,9 +129,26 @@ def places_of(section: DataSection, key: str) -> list[Path | str]:
         if isinstance(place, Path) and not place.is_file():
             raise DataError(
                 f"data.{key}: {place} is not a file, which data.source = {section.source!r} needs; for files in a "
-                f"folder give a pattern, such as {place}/*.parquet"
+                f"folder give a pattern, such as {place}/*{SHARD.get(section.source, '.parquet')}"
             )
     return found
+
+
+def _numbered(place: Path | str) -> list[Path | str]:
+    """Returns the places that `train-{000..146}.tar` stands for, as WebDataset writes it; others as they are.
+
+    Raises DataError for more than MOST_SHARDS, and for a range that ends before it begins.
+    """
+    if (match := RANGE.search(str(place))) is None:
+        return [place]
+    first, last = match[1], match[2]
+    if not int(first) <= int(last) < int(first) + MOST_SHARDS:
+        raise DataError(
+            f"{place} should name 1 to {MOST_SHARDS:,} files, from the smaller number to the larger"
+        )
+    names = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
+    texts = [f"{str(place)[: match.start()]}{name}{str(place)[match.end() :]}" for name in names]
+    return [text if isinstance(place, str) else Path(text) for text in texts]
 
 
 def _asked(section: DataSection, key: str, kind: str) -> tuple[Path | str, ...]:

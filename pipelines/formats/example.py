@@ -34,6 +34,11 @@ def rows(example: Example) -> int:
     return next(len(leaf) for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor))
 
 
+def of_rows(example: Example, count: int) -> Example:
+    """Returns an example of so many samples: its first ones, which repeat where there are fewer."""
+    return mapped(lambda t: t[torch.arange(count) % len(t)] if t.ndim else t, example)
+
+
 def traced_with(example: Example) -> tuple[Any, ...]:
     """Returns arguments of two samples: torch.export takes sizes 0 and 1 as constants.
 
@@ -41,7 +46,7 @@ def traced_with(example: Example) -> tuple[Any, ...]:
     """
     if isinstance(example, Tensor):
         return (torch.zeros((2, *example.shape[1:]), dtype=example.dtype),)
-    return arguments(mapped(lambda t: t[torch.arange(2) % len(t)] if t.ndim else t, example))
+    return arguments(of_rows(example, 2))
 
 
 def by_keyword(model: nn.Module, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:

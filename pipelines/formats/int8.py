@@ -26,6 +26,9 @@ from torch import Tensor
 
 from prunefront.atomic import write_whole
 from prunefront.errors import PrunefrontError
+from prunefront.pipelines.data.samples import Inputs
+from prunefront.pipelines.formats.example import NAMES, Example, arguments, feed
+from prunefront.pipelines.formats.example import rows as rows_of
 from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, onnxruntime, open_session, read_model
 from prunefront.text import one_line
 
@@ -64,6 +67,10 @@ FEW_INPUTS = 32
 takes 1 to 5 times float's time (measured at 4 to 32 inputs). Depthwise convolutions become integer all the same."""
 
 
+Given = Example | Inputs
+"""A batch: by place, or as the data have it, with keyword arguments."""
+
+
 class Int8Error(PrunefrontError):
     """An ONNX file cannot be quantised in this way, or the result is not good enough."""
 
@@ -83,7 +90,7 @@ class Int8Difference:
 
 def quantise_onnx(
     source: Path | bytes,
-    calibration: Iterable[Tensor],
+    calibration: Iterable[Given],
     target: Path,
     *,
     exclude: Collection[str] = (),
@@ -93,10 +100,10 @@ def quantise_onnx(
 ) -> None:
     """Writes the float network `source`, as `onnx_export.export` writes it, in 8-bit integers to `target`.
 
-    calibration: batches (n, ...) of plain, normalised images. exclude: paths of modules whose layers stay float, those
-    below them included; a tensor that only such layers read is not rounded. weights: the network's state dict, needed
-    to find an excluded layer whose weight has another name in the file (torch's exporter transposes that of a linear
-    layer without bias on three axes). reduce_range: see above.
+    calibration: batches (n, ...) of plain, normalised images, or of whatever the network takes. exclude: paths of
+    modules whose layers stay float, those below them included; a tensor that only such layers read is not rounded.
+    weights: the network's state dict, needed to find an excluded layer whose weight has another name in the file
+    (torch's exporter transposes that of a linear layer without bias on three axes). reduce_range: see above.
 
     Batch norms that no convolution took in become 1x1 depthwise convolutions, and products with a constant left matrix
     become convolutions, because these have integer kernels. The output of a last linear layer is not rounded. The batch
@@ -133,8 +140,11 @@ def quantise_onnx(
     _keep_last_sums(written)
     _keep_float(written, staying)
     quantiser.model.topological_sort()
+    names = [(entry.key, entry.value) for entry in written.metadata_props if entry.key == NAMES]
     for field in ("metadata_props", "doc_string"):
         written.ClearField(field)
+    for key, value in names:
+        written.metadata_props.add(key=key, value=value)
     written.producer_name, written.producer_version = "prunefront", ""
     del written.graph.value_info[:]
     result = written.SerializeToString(deterministic=True)
@@ -150,7 +160,7 @@ def holds_integers(onnx_file: bytes) -> bool:
 
 
 def check_int8(
-    source: Path | bytes, target: Path | bytes, images: Iterable[Tensor], *, agreement: float | None = None
+    source: Path | bytes, target: Path | bytes, images: Iterable[Given], *, agreement: float | None = None
 ) -> Int8Difference:
     """Returns the difference of the int8 file's outputs from the float file's on batches (n, ...) of images.
 
@@ -170,7 +180,7 @@ def check_int8(
                 raise Int8Error(f"{name} or the float network gives outputs that are not finite")
             worst = max(worst, float(np.abs(theirs - mine).max(initial=0.0)))
             largest = max(largest, float(np.abs(theirs).max(initial=0.0)))
-        rows = len(batch)
+        rows = _rows(batch)
         chosen = [outputs[0].reshape(rows, -1).argmax(1) for outputs in (expected, actual)]
         same, seen = same + int((chosen[0] == chosen[1]).sum()), seen + rows
     if seen == 0:
@@ -251,7 +261,7 @@ def rewrite_for_integers(model: ModelProto, staying: Collection[str] = ()) -> No
 
 
 def activation_ranges(
-    model: ModelProto, calibration: Iterable[Tensor]
+    model: ModelProto, calibration: Iterable[Given]
 ) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
     """Returns the smallest and largest value of every float tensor that the network computes, its inputs included.
 
@@ -440,16 +450,17 @@ def _constants(model: ModelProto) -> dict[str, NDArray[Any]]:
     }
 
 
-def _run(session: onnxruntime.InferenceSession, batch: Tensor) -> list[NDArray[Any]]:
-    inputs = session.get_inputs()
-    if len(inputs) != 1:
-        raise Int8Error(f"the ONNX model has {len(inputs)} inputs; possible is one")
+def _rows(batch: Given) -> int:
+    return len(batch.tensors()[0]) if isinstance(batch, Inputs) else rows_of(batch)
+
+
+def _run(session: onnxruntime.InferenceSession, batch: Given) -> list[NDArray[Any]]:
+    named = batch if isinstance(batch, Inputs) else Inputs(arguments(batch))
     try:
-        outputs: list[NDArray[Any]] = session.run(None, {inputs[0].name: batch.detach().cpu().numpy()})
+        outputs: list[NDArray[Any]] = session.run(None, feed(session, named.args, named.kwargs))
     except ORT_ERRORS as error:
-        raise Int8Error(
-            f"the ONNX model fails on images {tuple(batch.shape)}: {one_line(error, 300)}"
-        ) from None
+        shapes = ", ".join(str(tuple(t.shape)) for t in named.tensors())
+        raise Int8Error(f"the ONNX model fails on inputs {shapes}: {one_line(error, 300)}") from None
     return outputs
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
 from onnx import numpy_helper
 from torch import nn
 
+from prunefront.pipelines.formats.example import Example, of_rows
 from prunefront.pipelines.formats.onnx_export import export
 from prunefront.pruners.cut.surgery import RemovedPositions, apply, removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph
@@ -53,15 +53,16 @@ def cut(dense: bytes, graph: ChannelGraph, plan: PruningPlan) -> bytes:
     return written
 
 
-def same_as_exported(dense: bytes, model: nn.Module, graph: ChannelGraph, plan: PruningPlan) -> bool:
+def same_as_exported(
+    dense: bytes, model: nn.Module, graph: ChannelGraph, plan: PruningPlan, example: Example
+) -> bool:
     """Tells whether `cut` gives the bytes that an export of the pruned module gives. Takes as long as an export.
 
-    model: network that `dense` was exported from.
+    model: network that `dense` was exported from with an example like this one.
     """
-    size = next(shape for shape in _input_shapes(dense))
     with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
         path = Path(temporary) / "model.onnx"
-        export(apply(model, graph, plan), torch.zeros(2, *size), path)
+        export(apply(model, graph, plan), of_rows(example, 2), path)
         return cut(dense, graph, plan) == path.read_bytes()
 
 
@@ -83,11 +84,3 @@ def flatten_to(
     transposed = any(a.name == "transB" and a.i for a in reader.attribute)
     features = tensors[reader.input[1]].dims[1 if transposed else 0]
     shape.CopyFrom(numpy_helper.from_array(np.array([values[0], features], values.dtype), shape.name))
-
-
-def _input_shapes(model: bytes) -> list[tuple[int, ...]]:
-    """Returns the shape of each input, without its batch axis."""
-    proto = onnx.ModelProto.FromString(model)
-    return [
-        tuple(axis.dim_value for axis in entry.type.tensor_type.shape.dim[1:]) for entry in proto.graph.input
-    ]

@@ -10,10 +10,9 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
-from torch import Tensor
-
 from prunefront.atomic import move_whole
 from prunefront.errors import PrunefrontError
+from prunefront.pipelines.formats.example import Example, feed, of_rows, rows
 from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session, read_model
 from prunefront.pipelines.formats.same_outputs import batch_sizes, largest_difference
 from prunefront.text import one_line
@@ -44,7 +43,7 @@ def export(source: Path | bytes, path: Path) -> None:
             move_whole(written.with_suffix(suffix), path.with_suffix(suffix))
 
 
-def check(source: Path | bytes, path: Path, examples: Tensor, tolerance: float = 1e-4) -> float:
+def check(source: Path | bytes, path: Path, examples: Example, tolerance: float = 1e-4) -> float:
     """Returns the largest absolute difference of OpenVINO's outputs from ONNX Runtime's, over batches of 1, 2, n.
 
     source: the ONNX file. examples: (n, ...). Raises PrunefrontError where the difference exceeds `tolerance` times the
@@ -56,9 +55,9 @@ def check(source: Path | bytes, path: Path, examples: Tensor, tolerance: float =
         # on some processors it would round to 16 bits by itself
         compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         worst = 0.0
-        for size in batch_sizes(len(examples)):
-            batch = examples[:size].cpu().numpy()
-            expected = session.run(None, {session.get_inputs()[0].name: batch})
+        for size in batch_sizes(rows(examples)):
+            batch = feed(session, of_rows(examples, size))
+            expected = session.run(None, batch)
             actual = [compiled(batch)[i] for i in range(len(compiled.outputs))]
             worst = max(worst, largest_difference(path, "the ONNX file", expected, actual, tolerance))
     except _RUN_ERRORS as error:

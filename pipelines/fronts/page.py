@@ -72,7 +72,7 @@ def write_html(
 ) -> None:
     """Writes the figure, with dropped fractions under the mouse, and the table below it.
 
-    rows: fastest first. note: a line of text below the title. images: the images that accuracies were measured on; None
+    rows: fastest first. note: a line of text below the title. images: the images that qualities were measured on; None
     = test images. caption: the last words of the page.
     """
     dense, columns = find_dense(rows), headers(rows)

@@ -118,7 +118,7 @@ def digits(metric: Metric) -> str:
 
 
 def quality_header(rows: Sequence[Judged]) -> str:
-    """Returns the name of the column of qualities, with its unit: `accuracy %`."""
+    """Returns the name of the column of qualities, with its unit: `miou %`."""
     metric = rows[0].metric
     return f"{metric.name} {'%' if metric.scale == 'share' else metric.unit}".rstrip()
 

@@ -1,1 +1,1 @@
-"""Accuracy and latency of a network, and the machine they were measured on."""
+"""Quality and latency of a network, and the machine they were measured on."""

@@ -10,6 +10,7 @@ from torch.utils import _pytree
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.data.samples import Samples, laid_out_inputs, map_tensors
+from prunefront.pipelines.measure.dense_outputs import DenseOutputs
 from prunefront.pipelines.tasks import Estimate, Task, TaskError
 from prunefront.pruners.units.eval_mode import eval_mode
 from prunefront.search.outcomes.measurement import NotFinite
@@ -27,6 +28,7 @@ def quality(
     task: Task,
     *,
     teacher: nn.Module | None = None,
+    known: DenseOutputs | None = None,
     batch_size: int = JUDGED_AT_ONCE,
     precision: str = "float32",
     channels_last: bool = False,
@@ -34,13 +36,15 @@ def quality(
 ) -> Mapping[str, Estimate]:
     """Returns the task's metrics on the samples, plain (never augmented), in order.
 
-    teacher: the dense network, whose outputs are the targets of a task without labels. precision: "bfloat16" is faster
+    teacher: the dense network, whose outputs are the targets of a task without labels. known: those outputs on these
+    samples, as far as they were computed before. precision: "bfloat16" is faster
     on some machines, but moves single samples across a border, and so candidates past each other: rank in float32.
     yield_point: context of each batch. The modules' modes are put back afterwards. Raises NotFinite where an output is
     NaN: the largest of such outputs means nothing.
     """
     device = next(model.parameters()).device
     noted: list[Noted] = []
+    seen = 0
     broken = torch.zeros((), dtype=torch.bool, device=device)
     with eval_mode(model):
         for batch in samples.batches(batch_size, device=device):
@@ -51,7 +55,10 @@ def quality(
             ):
                 inputs = laid_out_inputs(batch.inputs, channels_last)
                 outputs = inputs.call(model)
-                targets = targets_of(task, batch.targets, teacher, inputs.call)
+                targets = None if known is None else known.beside(outputs, seen, batch.count)
+                if targets is None:
+                    targets = targets_of(task, batch.targets, teacher, inputs.call)
+                seen += batch.count
                 for leaf in _pytree.tree_leaves(outputs):
                     if isinstance(leaf, Tensor) and leaf.is_floating_point():
                         broken |= leaf.isnan().any()

@@ -11,6 +11,7 @@ from rich.text import Text
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import DataSection, GoalSection, TaskSection
 from prunefront.pipelines.data import open_data
+from prunefront.pipelines.formats.given_weights import load_given
 from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.checks import NamingSections, check_names, check_per_group
 from prunefront.pipelines.prepare.feasibility import Infeasible, check_bounds, exact_values, least
@@ -18,7 +19,6 @@ from prunefront.pipelines.prepare.misfits import misfits
 from prunefront.pipelines.prepare.network import (
     classes_of,
     example_input,
-    load_given,
     said_of_inputs,
     trace_model,
 )

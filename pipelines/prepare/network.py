@@ -24,12 +24,13 @@ from prunefront.pipelines.config.sections import (
 )
 from prunefront.pipelines.data import DataSet, Part, Parts, Samples, Splits, open_data
 from prunefront.pipelines.data.samples import example_of, positional
+from prunefront.pipelines.formats.given_weights import load_given
 from prunefront.pipelines.formats.weights import load_weights, save_weights
 from prunefront.pipelines.journal.journal import altered_file_error, write_json
 from prunefront.pipelines.journal.layout import PREPARED
 from prunefront.pipelines.measure.quality import judged, targets_of
 from prunefront.pipelines.models import build, expected_inputs
-from prunefront.pipelines.models.libraries import Expected, library_of
+from prunefront.pipelines.models.libraries import Expected
 from prunefront.pipelines.prepare.checks import check_graph
 from prunefront.pipelines.prepare.problem import objectives
 from prunefront.pipelines.prepare.read_prepared import (
@@ -183,21 +184,6 @@ def dense_network(study: NetworkSections, say: Say) -> Network:
     )
 
 
-def load_given(model: nn.Module, section: ModelSection) -> str:
-    """Loads the trained weights that a study file names; returns what was found in the file, "" for plain weights."""
-    if section.weights is None:
-        return ""
-    if section.weights.is_dir():
-        found = library_of(section.factory)
-        if found is None or found[0].load is None:
-            raise PrunefrontError(
-                f"model.weights = {str(section.weights)!r} is a folder, which only networks of transformers have "
-                "(model.factory = 'hf:FOLDER'); give a file"
-            )
-        return found[0].load(model, section.weights)
-    return load_weights(model, section.weights, key=section.weights_key, setting="model.weights_key")
-
-
 def _initial(model: nn.Module, path: Path) -> Mapping[str, NDArray[np.generic]] | None:
     if not path.exists():
         return None
@@ -286,7 +272,7 @@ def classes_of(model: ModelSection, task: Task, splits: Splits | Parts) -> int |
     return splits.classes if isinstance(task, Classification) or ":" not in model.factory else None
 
 
-def example_input(model: nn.Module, splits: Splits | Parts, count: int) -> Any:
+def example_input(model: nn.Module, splits: DataSet, count: int) -> Any:
     """Returns inputs of the network by place: random images of the data's size, or else real samples."""
     if (shape := splits.input_shape) is not None:
         return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))

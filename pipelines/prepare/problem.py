@@ -253,7 +253,7 @@ def _axis(groups: int) -> list[float]:
 def constraints(
     bounds: Sequence[Bound], graph: ChannelGraph, known: Collection[str] = EXACT
 ) -> tuple[Constraint, ...]:
-    """The bounds that hold before training: those on exact costs. Accuracy and latency wait for the networks that were
+    """The bounds that hold before training: those on exact costs. Quality and latency wait for the networks that were
     trained (docs/constraints.md). known: the values that candidates are told with; a predicted latency may be one."""
     return resolve(bounds, exact_values(cost(graph)), known)
 

@@ -22,6 +22,7 @@ from prunefront.pipelines.events.redaction import redact
 from prunefront.pipelines.formats.onnx_export import export
 from prunefront.pipelines.journal.journal import write_json
 from prunefront.pipelines.journal.layout import PREPARED
+from prunefront.pipelines.prepare.dense_targets import dense_targets
 from prunefront.pipelines.prepare.network import Network, Say, dense_recipe
 from prunefront.pipelines.prepare.read_prepared import read_precision
 from prunefront.pipelines.workers.train import Precision, Recipe, faster_precision
@@ -92,6 +93,7 @@ def make_bench(study: BenchSections, network: Network, say: Say = lambda line: N
         train_images=study.scoring.train_images,
         task=study.task,
         repair=study.space.repair,
+        targets=dense_targets(study.path, network, study.scoring.validation_limit, say, device),
     )
 
 

@@ -14,13 +14,20 @@ import numpy as np
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.card import card
 from prunefront.pipelines.artifacts.fetch import fetch_from
-from prunefront.pipelines.artifacts.manifest import PROGRAM
+from prunefront.pipelines.artifacts.manifest import PROGRAM, TARGETS
 from prunefront.pipelines.artifacts.publish import publish
-from prunefront.pipelines.artifacts.verify import CHECKED_INPUTS, onnx_outputs, onnx_quality
+from prunefront.pipelines.artifacts.verify import (
+    CHECKED_INPUTS,
+    onnx_outputs,
+    onnx_quality,
+    onnx_targets,
+)
 from prunefront.pipelines.config.sections import TaskSection
 from prunefront.pipelines.data import Samples
 from prunefront.pipelines.data.samples import example_of
 from prunefront.pipelines.fronts.row import FrontRow, describe_plan, front_objectives
+from prunefront.pipelines.measure.dense_outputs import MOST_BYTES, DenseOutputs
+from prunefront.pipelines.measure.quality import JUDGED_AT_ONCE
 from prunefront.pipelines.stages.program import DenseModel, add_programs
 from prunefront.pipelines.stores.store import ArtifactStore, StoreAway, StoreRefused
 from prunefront.pipelines.tasks import Estimate, make_task
@@ -101,19 +108,66 @@ def standing(
     }
 
 
+MOST_PUBLISHED = 8 << 20
+"""Most bytes of the dense network's outputs that each artifact of a task without labels holds, to be verified with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """The dense network of a task without labels, on test data. known: its outputs there, as many as are kept.
+
+    sample: those that are published, of the first test samples. onnx: the network, for the rest.
+    """
+
+    onnx: bytes
+    known: DenseOutputs
+    sample: DenseOutputs
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """A network on test data. outputs: rows of the first samples. sampled: quality beside what is published, if any."""
+
+    qualities: Mapping[str, Estimate]
+    outputs: list[list[float]]
+    sampled: Estimate | None = None
+
+
+def dense_on_test(onnx: bytes, test: Samples, threads: int) -> Beside | Failure:
+    """Returns what networks are compared with by a task without labels, or why there is nothing."""
+    try:
+        known = onnx_targets(onnx, test, threads=threads, most=MOST_BYTES)
+        first = onnx_targets(onnx, test.first(2), threads=threads, most=MOST_BYTES)
+        row = sum(array.nbytes for arrays in first.batches.values() for array in arrays) // 2
+        few = max(2, min(JUDGED_AT_ONCE, MOST_PUBLISHED // max(1, row)))
+        whole = (
+            test if few == JUDGED_AT_ONCE else test.first(few)
+        )  # outputs so large that a batch is too much
+        return Beside(
+            onnx, known, onnx_targets(onnx, whole, threads=threads, most=max(MOST_PUBLISHED, 2 * row))
+        )
+    except Exception as error:  # noqa: BLE001 - recorded as the dense network's failure, which ends the study
+        return failure(error)
+
+
 def on_test(
-    onnx: bytes, test: Samples, section: TaskSection, dense: bytes | None, threads: int
-) -> tuple[Mapping[str, Estimate], list[list[float]]] | Failure:
+    onnx: bytes, test: Samples, section: TaskSection, beside: Beside | None, threads: int
+) -> Tested | Failure:
     """Returns a network's quality on test data and its outputs for the first of them, or why there are none.
 
-    dense: the dense network, which a task without labels compares it with.
+    beside: the dense network, which a task without labels compares it with.
     """
     try:
         task = make_task(section)
-        return (
-            onnx_quality(onnx, test, task, dense=dense, threads=threads),
-            onnx_outputs(onnx, test.first(CHECKED_INPUTS)),
-        )
+        outputs = onnx_outputs(onnx, test.first(CHECKED_INPUTS))
+        if beside is None:
+            return Tested(onnx_quality(onnx, test, task, threads=threads), outputs)
+        qualities = onnx_quality(onnx, test, task, dense=beside.onnx, known=beside.known, threads=threads)
+        if not beside.sample.samples:
+            return Tested(qualities, outputs)
+        few = test.first(beside.sample.samples)
+        sampled = onnx_quality(onnx, few, task, known=beside.sample, threads=threads)
+        return Tested(qualities, outputs, sampled[task.quality.name])
     except Exception as error:  # noqa: BLE001 - one network's failure is recorded, the others are reported
         return failure(error)
 
@@ -148,9 +202,17 @@ def report(
                 failures[network.name] = failure(error)
         files = [(folder / "model.onnx").read_bytes() for folder in folders.values()]
         task = make_task(section)
-        dense = None if task.labels else files[[*folders].index(DENSE)] if DENSE in folders else None
-        found = dict(zip(folders, workers.each(on_test, files, (test, section, dense, threads)), strict=True))
-        rows, logits = {}, {}
+        beside = None
+        if not task.labels and DENSE in folders:
+            dense = files[[*folders].index(DENSE)]
+            compared = workers.each(dense_on_test, [dense], (test, threads))[0]
+            if isinstance(compared, Failure):
+                return [], {**failures, DENSE: compared}
+            beside = compared
+        found = dict(
+            zip(folders, workers.each(on_test, files, (test, section, beside, threads)), strict=True)
+        )
+        rows, tests = {}, {}
         for network in networks:
             if network.name not in found:
                 continue
@@ -158,14 +220,16 @@ def report(
             if isinstance(tested, Failure):
                 failures[network.name] = tested
                 continue
-            qualities, logits[network.name] = tested
+            tests[network.name] = tested
             latency = json.loads((folders[network.name] / "measurement.json").read_text())["latency"]
-            rows[network.name] = _row(network, graph, task.quality, qualities, latency)
+            rows[network.name] = _row(network, graph, task.quality, tested.qualities, latency)
+            if beside is not None and beside.sample.samples:
+                beside.sample.write(folders[network.name] / TARGETS, {})
         add_programs({n: folders[n] for n in rows}, dense_model, example_of(test, 3), workers, say)
         published = []
         for name, row in _mark(rows).items():
             try:
-                published.append(_publish(store, folders[name], row, logits[name]))
+                published.append(_publish(store, folders[name], row, tests[name]))
             except (StoreAway, StoreRefused):
                 raise
             except PrunefrontError as error:
@@ -234,14 +298,16 @@ def _mark(rows: Mapping[str, FrontRow]) -> dict[str, FrontRow]:
     }
 
 
-def _publish(store: ArtifactStore, folder: Path, row: FrontRow, logits: list[list[float]]) -> FrontRow:
+def _publish(store: ArtifactStore, folder: Path, row: FrontRow, tested: Tested) -> FrontRow:
     path = folder / "measurement.json"
     before: dict[str, Any] = json.loads(path.read_text())
     after = {
         **before,
         **row.to_json(),
-        "outputs": {"inputs": f"test[:{len(logits)}]", "logits": logits},
+        "outputs": {"inputs": f"test[:{len(tested.outputs)}]", "logits": tested.outputs},
     }
+    if tested.sampled is not None:
+        after["sampled"] = {"samples": tested.sampled.samples, "quality": tested.sampled.value}
     path.write_text(json.dumps(after, indent=1, sort_keys=True) + "\n")
     plan: dict[str, Any] = json.loads((folder / "plan.json").read_text())
     (folder / "card.md").write_text(card(plan, after, program=(folder / PROGRAM).exists()), encoding="utf-8")

@@ -19,6 +19,7 @@ from prunefront.pipelines.journal.evaluations import Evaluation
 from prunefront.pipelines.journal.journal import altered_file_error, read_json, write_json
 from prunefront.pipelines.journal.layout import LATENCY_TABLE, PREPARED
 from prunefront.pipelines.prepare.feasibility import OverBudget
+from prunefront.pipelines.prepare.network import example_input
 from prunefront.pipelines.stages.latency_table import (
     LatencyTable,
     PointTimer,
@@ -28,7 +29,6 @@ from prunefront.pipelines.stages.latency_table import (
     device,
     digest,
     empty_table,
-    image_shape,
     measure,
     progress,
     read,
@@ -236,8 +236,9 @@ class TimingWorker:
         """Times a network; see `PointTimer.time`."""
         if self._timer is None:
             bench = self._bench.on_this_machine()
-            shape = image_shape(bench.input_shape)
-            network = Subject(bench.dense_model().cpu(), bench.graph, bench.dense_onnx, shape)
+            model = bench.dense_model().cpu()
+            example = example_input(model, bench.data, max(2, bench.measure.batch_size))
+            network = Subject(model, bench.graph, bench.dense_onnx, example)
             self._timer = PointTimer(network, bench.measure, bench.target)
             self._timer.time({})
         return self._timer.time(kept)

@@ -17,14 +17,21 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prunefront.choice import GroupChoice, pattern
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.connect import check_address, connect
-from prunefront.pipelines.config.sections import ClusterSection, DataSection, MeasureSection, SpaceSection
+from prunefront.pipelines.config.sections import (
+    ClusterSection,
+    DataSection,
+    MeasureSection,
+    SpaceSection,
+    TaskSection,
+)
 from prunefront.pipelines.data import open_data
 from prunefront.pipelines.events.display import Display
+from prunefront.pipelines.formats.example import Example, mapped, of_rows
 from prunefront.pipelines.formats.onnx_cut import cut, same_as_exported
 from prunefront.pipelines.formats.onnx_export import export
 from prunefront.pipelines.journal.journal import write_json
@@ -35,7 +42,8 @@ from prunefront.pipelines.measure.target import Target
 from prunefront.pipelines.measure.timing_lock import exclusive, shared
 from prunefront.pipelines.models import build
 from prunefront.pipelines.prepare.checks import NamingSections, check_names
-from prunefront.pipelines.prepare.network import example_input, trace_model
+from prunefront.pipelines.prepare.network import classes_of, example_input, trace_model
+from prunefront.pipelines.tasks import make_task
 from prunefront.pruners.cut.surgery import apply
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.pruning_plan import PruningPlan
@@ -281,12 +289,16 @@ def design(
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The network that is timed: a module whose weights have no special values, and its ONNX file."""
+    """The network that is timed: a module whose weights have no special values, and its ONNX file.
+
+    example: inputs by place, of any number of samples: those that are timed, repeated or cut to a batch. What has a
+    length of its own, as tokens do, is timed at the length that it has here.
+    """
 
     model: nn.Module
     graph: ChannelGraph
     onnx_file: bytes
-    input_shape: tuple[int, int, int]
+    example: Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +307,7 @@ class TableSections(NamingSections):
 
     seed: int
     path: Path
+    task: TaskSection
     data: DataSection
     cluster: ClusterSection
 
@@ -307,18 +320,17 @@ def subject(study: TableSections) -> Subject:
     """
     check_names(study)
     splits = open_data(study.data)
-    shape = image_shape(splits.input_shape)
-    model = build(study.model, classes=splits.classes, input_shape=shape, seed=study.seed)
-    graph = trace_model(
-        model, study.model.factory, study.space, study.quantisation, example_input(model, splits, 2)
-    )
+    classes = classes_of(study.model, make_task(study.task), splits)
+    model = build(study.model, classes=classes, input_shape=splits.input_shape, seed=study.seed)
+    example = example_input(model, splits, max(2, study.measure.batch_size))
+    graph = trace_model(model, study.model.factory, study.space, study.quantisation, of_rows(example, 2))
     generator = torch.Generator().manual_seed(study.seed)
     with torch.no_grad():
         for tensor in model.state_dict().values():
             # zeros and ones of an untrained network would fold away when it is exported
             if tensor.is_floating_point():
                 tensor.add_(0.01 + 0.01 * torch.rand(tensor.shape, generator=generator))
-    return Subject(model.eval(), graph, exported(model, shape), shape)
+    return Subject(model.eval(), graph, exported(model, example), example)
 
 
 class PointTimer:
@@ -331,11 +343,10 @@ class PointTimer:
         """
         self._network, self._section, self._target = network, section, target
         self._make = runtimes[section.runtime]
-        generator = torch.Generator().manual_seed(0)
-        self._example: Tensor = torch.randn(section.batch_size, *network.input_shape, generator=generator)
+        self._example = of_rows(network.example, section.batch_size)
         halved = {g.name: max(1, g.units // 2) for g in network.graph.groups if g.units > 1}
         self.cuts = same_as_exported(
-            network.onnx_file, network.model, network.graph, planned(network.graph, halved)
+            network.onnx_file, network.model, network.graph, planned(network.graph, halved), network.example
         )
         if target is None:
             with _file(network.onnx_file) as path:
@@ -363,7 +374,7 @@ class PointTimer:
     def _prepared(self, model: nn.Module, onnx_file: bytes) -> Callable[[], Latency]:
         section, target = self._section, self._target
         if target is not None:
-            return lambda: target.time(onnx_file, self._example.numpy()).latency
+            return lambda: target.time(onnx_file, mapped(lambda t: t.numpy(), self._example)).latency
         with _file(onnx_file) as path:
             call = self._make(model, path, self._example, section.threads)
 
@@ -376,24 +387,14 @@ class PointTimer:
     def _onnx(self, model: nn.Module, aim: PruningPlan) -> bytes:
         if self.cuts:
             return cut(self._network.onnx_file, self._network.graph, aim)
-        return exported(model, self._network.input_shape)
+        return exported(model, self._network.example)
 
 
-def image_shape(shape: Sequence[int] | None) -> tuple[int, int, int]:
-    """Returns (c, h, w). Raises PrunefrontError for data that are no images of one size."""
-    if shape is None or len(shape) != 3:
-        raise PrunefrontError(
-            "latency is predicted for networks that take images of one size; take latency off goal.objectives and "
-            "goal.constraints: every trained network is timed all the same"
-        )
-    return shape[0], shape[1], shape[2]
-
-
-def exported(model: nn.Module, input_shape: Sequence[int]) -> bytes:
+def exported(model: nn.Module, example: Example) -> bytes:
     """The module as an ONNX file."""
     with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
         path = Path(temporary) / "model.onnx"
-        export(model, torch.zeros(2, *input_shape), path)
+        export(model, of_rows(example, 2), path)
         return path.read_bytes()
 
 

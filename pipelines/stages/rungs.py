@@ -66,7 +66,7 @@ def event_of(reached: Reached) -> tuple[str, dict[str, Any]]:
 
 
 def rung_line(rung: RungSummary, keep: float, images: int = 0) -> str:
-    """Returns a line that says how well the accuracy at a rung agreed with the final one.
+    """Returns a line that says how well the quality at a rung agreed with the final one.
 
     keep: share that the study file asks a rung to keep; 1 = all. images: number that the first stage trains on.
     """
@@ -93,7 +93,7 @@ def rung_line(rung: RungSummary, keep: float, images: int = 0) -> str:
         and like.value + like.error < TRUSTED
     ):
         parts.append("too low to choose by: raise training.candidates")
-    return f"accuracy {when} compared with the final accuracy: {'; '.join(parts)}"
+    return f"quality {when} compared with the final quality: {'; '.join(parts)}"
 
 
 def metrics(rung: RungSummary) -> dict[str, float]:

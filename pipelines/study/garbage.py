@@ -15,7 +15,7 @@ from typing import Any
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.fetch import read_stored_front
-from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST, is_artifact_id
+from prunefront.pipelines.artifacts.manifest import FILES, MANIFEST, is_artifact_id
 from prunefront.pipelines.journal.journal import StudyRunning, read_events
 from prunefront.pipelines.journal.layout import BOUNDS, EVALUATIONS, FRONT, JOURNAL, LOCK, OWNER, STATE, STUDY
 from prunefront.pipelines.recovery.owner import Owner, load_owner, read_owner
@@ -227,7 +227,7 @@ def find_garbage(
     for identity, objects in sorted(artifacts.items()):
         names = {o.key.partition("/")[2] for o in objects}
         size = sum(o.size_bytes for o in objects)
-        if strange := sorted(names - {*LIMITS, MANIFEST}):
+        if strange := sorted(names - {*FILES, MANIFEST}):
             foreign += [f"{identity}/{name}" for name in strange]
             kind = None  # somebody put a file of their own there
         else:
@@ -365,7 +365,5 @@ def _item(kind: str, what: str, objects: Sequence[StoredObject], now: float) -> 
 def _is_ours(key: str) -> bool:
     folder, _, name = key.partition("/")
     return (
-        key in _OURS
-        or bool(_STATE.fullmatch(key))
-        or (is_artifact_id(folder) and name in {*LIMITS, MANIFEST})
+        key in _OURS or bool(_STATE.fullmatch(key)) or (is_artifact_id(folder) and name in {*FILES, MANIFEST})
     )

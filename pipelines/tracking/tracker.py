@@ -85,7 +85,7 @@ class Tracker(Protocol):
 
     def log_values(self, values: Mapping[str, float], step: int = 0) -> None:
         """Records finite numbers of the whole study, e.g. the errors of predictions, or at a rung of `step` epochs the
-        agreement of its accuracies with the final ones."""
+        agreement of its qualities with the final ones."""
         ...
 
     def log_front(self, rows: Sequence[Row], files: Sequence[Path] = ()) -> None:

@@ -319,6 +319,7 @@ class Evaluator:
             samples,
             self.task,
             teacher=self.dense,
+            known=self.bench.targets,
             precision=recipe.precision,
             channels_last=recipe.channels_last,
         )
@@ -371,7 +372,7 @@ class Evaluator:
             short = {p.layer.module for p in plan.layers if p.choice.bits <= 8}
             gone = removed_blocks(self.bench.graph, plan.stacks)
             left = {layer.module for layer in self.bench.graph.layers if not inside(layer.module, gone)}
-            images = (batch.cpu() for batch, _ in self._calibration if isinstance(batch, Tensor))
+            images = (mapped(lambda t: t.cpu(), batch) for batch, _ in self._calibration)
             quantise_onnx(whole, images, onnx, exclude=left - short, weights=floats.state_dict())
             check_int8(whole, onnx, [self._images(3)])  # refuses outputs that are not finite
             whole.unlink()

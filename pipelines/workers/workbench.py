@@ -13,6 +13,7 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import ArtifactSection, MeasureSection, ModelSection, TaskSection
 from prunefront.pipelines.data import Parts, SearchData
 from prunefront.pipelines.data.samples import map_tensors
+from prunefront.pipelines.measure.dense_outputs import DenseOutputs
 from prunefront.pipelines.measure.target import Target
 from prunefront.pipelines.models import build
 from prunefront.pipelines.stores.spool import Refuge
@@ -61,7 +62,7 @@ class Workbench:
     device: of training and scoring. target: the node that measures for all; None = each worker measures where it is.
     artifact_uri: where workers publish; refuge: where that waits while the store is away, None = nowhere. description:
     goes into every plan.json. repair: what weights are fitted by after a cut; moments: of the dense network, by weight,
-    None = not gathered.
+    None = not gathered. targets: the dense network's outputs on validation data, for a task without labels.
     """
 
     study: str
@@ -92,6 +93,7 @@ class Workbench:
     repair: Literal["moments", "criterion", "none"] = "criterion"
     moments: Mapping[str, NDArray[np.float64]] | None = None
     loop: str | None = None
+    targets: DenseOutputs | None = None
 
     def on_this_machine(self) -> "Workbench":
         """Returns the bench as this process can use it: on the CPU where GPUs were asked for and torch sees none."""

@@ -59,7 +59,7 @@ class _Model:
 
 
 class Emulator:
-    """Accuracy as a function of the ratios of groups, stacks and layers.
+    """Quality as a function of the ratios of groups, stacks and layers.
 
     The emulator does not see units, criteria or bit widths. In log utility, losses of groups add up (they multiply in
     utility). A group's loss is a sum of powers of its ratio with coefficients of at least 0, so that a deeper cut

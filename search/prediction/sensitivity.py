@@ -8,7 +8,7 @@ import numpy as np
 
 from prunefront.search.outcomes.measurement import ACCURACY, Measurement, Metric, Outcome, quality_of
 from prunefront.search.outcomes.utility import utilities, utility
-from prunefront.search.prediction.accuracy_model import AccuracyModel
+from prunefront.search.prediction.quality_model import QualityModel
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.encoding import Encoding, Floats, Rows, error_table
 from prunefront.search.space.heuristics import van_der_corput
@@ -91,7 +91,7 @@ class Sensitivity:
             if found and found[0][0] == self.candidates[0]:  # the dense network
                 rows = np.array([self._encoding.encode(c) for c, _ in found])
                 loss, variance = losses_and_variances([m for _, m in found], self._metric, self._chance)
-                self._losses = AccuracyModel(self._encoding, self._curves).fit(rows, loss, variance).losses
+                self._losses = QualityModel(self._encoding, self._curves).fit(rows, loss, variance).losses
         return self._losses
 
     def suggestions(self, table: Floats, problem: Problem, count: int) -> tuple[Candidate, ...]:

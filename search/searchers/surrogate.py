@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from prunefront.errors import PrunefrontError
 from prunefront.search.outcomes.measurement import Measurement, Outcome, quality_of
 from prunefront.search.outcomes.utility import utilities, utility
-from prunefront.search.prediction.accuracy_model import AccuracyModel, Settings
 from prunefront.search.prediction.acquisition import CostBox
 from prunefront.search.prediction.one_thread import one_thread
+from prunefront.search.prediction.quality_model import QualityModel, Settings
 from prunefront.search.prediction.sensitivity import Sensitivity, losses_and_variances, savings, trade_offs
 from prunefront.search.searchers.ledger import Ledger
 from prunefront.search.searchers.options import option, read_options
@@ -67,7 +67,7 @@ class _FitData:
 class Surrogate:
     """Bayesian optimisation of one uncertain objective, the quality, against known costs.
 
-    It probes each group first (`prediction.sensitivity`), then fits `prediction.accuracy_model` to the measurements and
+    It probes each group first (`prediction.sensitivity`), then fits `prediction.quality_model` to the measurements and
     proposes the candidates of largest expected gain for the front (`prediction.acquisition`). Candidates in flight
     count as if they had their expected quality, so that parallel workers get different ones (Ginsbourger et al. 2010,
     kriging believer). Candidates outside a constraint on a cost are never proposed.
@@ -86,7 +86,7 @@ class Surrogate:
         self._costs = [name for name in names if name != metric.name] or ["macs"]
         self._sensitivity = Sensitivity(problem, self.options.probes)
         self._encoding = Encoding(problem.space)
-        self._model = AccuracyModel(self._encoding, problem.curves)
+        self._model = QualityModel(self._encoding, problem.curves)
         self._queue: list[Candidate] = []
         self._settings: Settings | None = None
         self._settings_at = 0  # number of tells when they were chosen

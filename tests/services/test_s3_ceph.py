@@ -128,17 +128,18 @@ def test_shards_are_read_as_a_stream(bucket: str, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
     store, part = S3Store(f"s3://{bucket}/d"), split(30, size=32)
     for i in range(3):
-        store.put(f"train-{i}.parquet", write_parquet(tmp_path / "shard.parquet", part[10 * i : 10 * i + 10]))
+        store.put(f"train/{i}.parquet", write_parquet(tmp_path / "shard.parquet", part[10 * i : 10 * i + 10]))
     store.put("test.parquet", write_parquet(tmp_path / "test.parquet", split(9, seed=1, size=32)))
-    section = DataSection(
-        source="parquet",
-        train=f"s3://{bucket}/d/train-?.parquet",
-        test=f"s3://{bucket}/d/test.parquet",
-        stream=True,
-    )
-    found = open_data(section, say=lambda line: None)
-    labels = [n for batch in found.part("train").batches(8) for n in batch.targets.tolist()]
-    assert labels == part.labels[:25].tolist()
+    for train in ("train/?.parquet", "train/"):  # a pattern, and all shards below a prefix
+        section = DataSection(
+            source="parquet",
+            train=f"s3://{bucket}/d/{train}",
+            test=f"s3://{bucket}/d/test.parquet",
+            stream=True,
+        )
+        found = open_data(section, say=lambda line: None)
+        labels = [n for batch in found.part("train").batches(8) for n in batch.targets.tolist()]
+        assert labels == part.labels[:25].tolist()
     assert not [*(tmp_path / "cache").glob("*.parquet")]
 
 

@@ -41,10 +41,13 @@ class ImageCache:
                 if len(header) < HEADER.size:
                     return None
                 there, height, width, channels, crc = HEADER.unpack(header)
-                content = os.pread(pixels.fileno(), height * width * channels, begin + HEADER.size)
+                content = bytearray(
+                    height * width * channels
+                )  # read into, so that the image can be written to
+                read = os.preadv(pixels.fileno(), [content], begin + HEADER.size)
         except FileNotFoundError:
             return None
-        if there != row or len(content) != height * width * channels or zlib.crc32(content) != crc:
+        if there != row or read != len(content) or zlib.crc32(content) != crc:
             return None
         return np.frombuffer(content, np.uint8).reshape(height, width, channels)
 

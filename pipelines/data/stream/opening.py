@@ -97,7 +97,7 @@ def open_stream(section: DataSection, say: Say) -> Parts:
     most = _most_cached(section)
 
     def part(held: Encoded, of: NDArray[np.int64], rows: NDArray[np.int64], transform: Transform) -> Streamed:
-        name = f"{held.version}-{fit.resize if fit else 0}.decoded"
+        name = f"{held.version}-{fit.resize if fit else 0}.pixels"  # earlier versions resized otherwise: .decoded
         cache = ImageCache(cache_folder() / name, most) if most else None
         loaders = min(LOADERS, len(os.sched_getaffinity(0))) if section.loaders is None else section.loaders
         return Streamed(held, of, rows, transform, (channels, height, width), fit, cache, loaders)
@@ -225,7 +225,7 @@ def _check_leaks(found: _Found, say: Say) -> None:
             shared += any(found.held.read(other) == content for other in same[:MOST_COMPARED])
         if shared > max(1, LEAK_LIMIT * len(few)):
             raise DataError(
-                f"{shared} of {len(few)} {name} images are also training images, so accuracy would mean nothing; "
+                f"{shared} of {len(few)} {name} images are also training images, so quality would mean nothing; "
                 "give different images"
             )
         if shared:

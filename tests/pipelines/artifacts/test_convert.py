@@ -11,16 +11,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.convert import convert
+from prunefront.pipelines.artifacts.convert import Converted, convert
 from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST
 from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.config.sections import DataSection, ModelSection
-from prunefront.pipelines.data import Split, Splits, Transform
+from prunefront.pipelines.data import Inputs, Parts, Split, Splits, Tensors, Transform
 from prunefront.pipelines.formats import openvino_export
 from prunefront.pipelines.formats.onnx_export import export
+from prunefront.pipelines.formats.onnx_runtime import open_session
 from prunefront.pipelines.stores.memory import MemoryStore
 
 
@@ -193,6 +194,51 @@ def test_a_damaged_artifact_is_not_converted(folder: Path, tmp_path: Path) -> No
     with pytest.raises(PrunefrontError, match="no fetched artifact"):
         convert(tmp_path, "onnx", tmp_path / "a.onnx", splits=never)
     assert not (tmp_path / "a.onnx").exists()
+
+
+class Words(nn.Module):
+    """Tokens and a mask of them, which is given by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.conv = nn.Embedding(9, 16), nn.Conv1d(16, 48, 3, padding=1)
+        self.head = nn.Linear(48, 3)
+
+    def forward(self, tokens: Tensor, scale: float | None = None, mask: Tensor | None = None) -> Tensor:
+        x = torch.relu(self.conv(self.words(tokens).transpose(1, 2)))
+        return self.head(x.mean(2) if mask is None else (x * mask[:, None]).mean(2))
+
+
+def test_a_network_of_tokens_and_a_mask_in_every_format(tmp_path: Path) -> None:
+    model = Words().eval()
+    tokens = torch.randint(9, (200, 6), generator=torch.Generator().manual_seed(0))
+    data = Tensors(Inputs((tokens,), {"mask": (tokens > 2).float()}), torch.zeros(200))
+    folder = tmp_path / "artifact"
+    export(model, (tokens[:2], None, torch.ones(2, 6)), folder / "model.onnx")
+    _seal(folder, {"data": {"source": "digits"}, "onnx": "float32", "task": {"name": "regression"}})
+
+    def convert_to(format: str, name: str, **more: Any) -> Converted:
+        parts = Parts(data, data, None)
+        return convert(
+            folder, format, tmp_path / name, splits=lambda section: parts, network=lambda *_: model, **more
+        )
+
+    made = convert_to("int8", "a.onnx")
+    assert made.difference.startswith("on 200 validation images, outputs within ")
+    held = {t.name: t.data_type for t in onnx.load(made.path).graph.initializer}
+    assert onnx.TensorProto.INT8 in held.values()
+    session = open_session(made.path, threads=1)
+    asked = {"tokens": tokens.numpy(), "mask": (tokens > 2).float().numpy()}
+    expected = model(tokens, mask=(tokens > 2).float()).detach()
+    off = torch.from_numpy(session.run(None, asked)[0]) - expected
+    assert float(off.abs().mean()) < 0.05 * float(expected.abs().max())  # without VNNI, some sums saturate
+    with pytest.raises(PrunefrontError, match="of networks that classify, and this one does not"):
+        convert_to("int8", "b.onnx", agreement=0.9)
+    loaded = torch.export.load(convert_to("pt2", "a.pt2").path).module()
+    assert torch.allclose(loaded(tokens, mask=(tokens > 2).float()), expected, atol=1e-5)
+    if importlib.util.find_spec("openvino") is not None:
+        assert float(convert_to("openvino", "a.xml").difference.rpartition(" ")[2]) < 1e-4
 
 
 def _seal(folder: Path, plan: dict[str, Any]) -> Path:

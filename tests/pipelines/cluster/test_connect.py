@@ -35,6 +35,11 @@ RuntimeError: Starting Ray client server failed. See ray_client_server_23000.err
             RuntimeError("Failed to start GCS.\n.\nUnauthenticated"),
             "on this machine: Failed to start GCS: Unauthenticated",
         ),
+        # of no narrower class: what Ray raises on a machine too busy to start it within 30 s
+        (
+            Exception("The current node timed out during startup."),
+            "on this machine: The current node timed out",
+        ),
     ],
 )
 def test_the_reason_is_the_first_and_the_last_line(

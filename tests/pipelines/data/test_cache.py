@@ -18,6 +18,7 @@ from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data import DataError, cache, load, open_data
 from prunefront.pipelines.data.cache import local_copy
+from prunefront.pipelines.data.source import places_of
 from prunefront.pipelines.stores.s3 import S3Away, S3Error, S3Store, Version
 from tests.pipelines.data.test_sources import split, write_parquet
 
@@ -240,6 +241,23 @@ def test_places_that_are_none(place: object) -> None:
         PrunefrontError, match=r"^s\.toml: data\.train = .*: should be a path or s3://bucket/key$"
     ):
         parse(given, source="s.toml", base=Path())
+
+
+def test_a_range_of_numbers_names_files_as_webdataset_writes_it(tmp_path: Path) -> None:
+    for number in range(8, 12):
+        (tmp_path / f"{number:03}.tar").touch()
+
+    def named(train: str) -> list[str]:
+        section = DataSection(source="webdataset", train=train, test=train)
+        return [Path(place).name for place in places_of(section, "train")]
+
+    assert named(f"{tmp_path}/{{008..011}}.tar") == ["008.tar", "009.tar", "010.tar", "011.tar"]
+    assert named("s3://bucket/a-{9..10}.tar") == ["a-9.tar", "a-10.tar"]
+    with pytest.raises(DataError, match=r"there is no file .*/012\.tar"):
+        named(f"{tmp_path}/{{011..012}}.tar")
+    for wrong in ("{2..1}", "{0..999999}"):
+        with pytest.raises(DataError, match="should name 1 to 100,000 files"):
+            named(f"{tmp_path}/{wrong}.tar")
 
 
 def test_a_folder_of_images_cannot_lie_in_a_bucket() -> None:

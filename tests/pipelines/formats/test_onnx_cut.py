@@ -139,5 +139,5 @@ def test_a_network_that_says_its_width_elsewhere_is_told(tmp_path: Path) -> None
     graph = trace(model, torch.randn(2, 1, 8, 8))
     export(model, torch.zeros(2, 1, 8, 8), tmp_path / "dense.onnx")
     dense = (tmp_path / "dense.onnx").read_bytes()
-    assert not same_as_exported(dense, model, graph, planned(graph, {"first": 5}))
-    assert same_as_exported(dense, model, graph, planned(graph, {"second": 3}))
+    assert not same_as_exported(dense, model, graph, planned(graph, {"first": 5}), torch.randn(2, 1, 8, 8))
+    assert same_as_exported(dense, model, graph, planned(graph, {"second": 3}), torch.randn(2, 1, 8, 8))

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from prunefront.pipelines.config.sections import ModelSection
+from prunefront.pipelines.formats.given_weights import load_given
 from prunefront.pipelines.formats.weights import WeightsError, load_weights, save_weights
-from prunefront.pipelines.prepare.network import load_given
 
 
 def net(width: int = 4) -> nn.Module:

@@ -16,11 +16,12 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.package import PackedSections, pack
 from prunefront.pipelines.config.read import load, parse
 from prunefront.pipelines.config.sections import DataSection, ModelSection
+from prunefront.pipelines.formats.given_weights import load_given
 from prunefront.pipelines.formats.weights import save_weights
 from prunefront.pipelines.models import build
 from prunefront.pipelines.models.libraries import libraries, library_of
 from prunefront.pipelines.prepare.inspection import InspectedSections, inspect
-from prunefront.pipelines.prepare.network import check_normalisation, load_given
+from prunefront.pipelines.prepare.network import check_normalisation
 from prunefront.pruners.trace.tracer import trace
 
 TIMM = """

@@ -275,7 +275,8 @@ class Two(nn.Module):
 
 
 def made(model: nn.Module) -> tuple[ChannelGraph, bytes]:
-    return trace(model, torch.randn(2, 1, 8, 8)), exported(model, (1, 8, 8))
+    example = torch.randn(2, 1, 8, 8)
+    return trace(model, example), exported(model, example)
 
 
 @pytest.mark.slow
@@ -290,7 +291,9 @@ def test_the_digest_knows_shapes_and_operators_but_not_weights() -> None:
 @pytest.mark.parametrize(("model", "cuts"), [(Two(64), True), (Reshapes(), False)])
 def test_a_timer_times_what_it_is_asked_for(model: nn.Module, cuts: bool) -> None:
     graph, onnx_file = made(lively(model))
-    timer = PointTimer(Subject(model.eval(), graph, onnx_file, (1, 8, 8)), MeasureSection(pairs=10))
+    timer = PointTimer(
+        Subject(model.eval(), graph, onnx_file, torch.randn(1, 1, 8, 8)), MeasureSection(pairs=10)
+    )
     assert timer.cuts is cuts
     point, dense_ms = timer.time({"first": 4})
     assert dict(point.kept) == {"first": 4}
@@ -348,3 +351,32 @@ def test_the_command_measures_a_table_on_which_predictions_are_good(tmp_path: Pa
     assert other.returncode == 2
     assert "--replace" in other.stderr
     assert "Traceback" not in other.stderr
+
+
+class Tokens(nn.Module):
+    """Tokens and a mask of theirs, through a convolution over time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.first, self.head = (
+            nn.Embedding(11, 16),
+            nn.Conv1d(16, 64, 3, padding=1),
+            nn.Linear(64, 3),
+        )
+
+    def forward(self, tokens: Tensor, scale: float | None = None, mask: Tensor | None = None) -> Tensor:
+        x = torch.relu(self.first(self.words(tokens).transpose(1, 2)))
+        return self.head((x * mask[:, None]).mean(2) if mask is not None else x.mean(2))
+
+
+def test_tokens_and_several_inputs_are_timed_at_the_length_of_their_example() -> None:
+    torch.manual_seed(0)
+    model = lively(Tokens()).eval()
+    example = (torch.randint(11, (2, 200)), None, torch.ones(2, 200))
+    graph = trace(model, example)
+    group = next(g for g in graph.groups if g.units == 64)
+    timer = PointTimer(Subject(model, graph, exported(model, example), example), MeasureSection(pairs=10))
+    assert timer.cuts
+    point, dense_ms = timer.time({group.name: 4})
+    assert point.ratio < 0.8  # a sixteenth of the convolution is left
+    assert dense_ms > 0

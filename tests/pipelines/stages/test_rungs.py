@@ -70,11 +70,11 @@ def test_a_rung_that_foretells_the_end_says_so() -> None:
     )
     untrained, first = rungs.summary()
     assert rung_line(untrained, rungs.keep) == (
-        "accuracy before training compared with the final accuracy: 6 candidates; "
+        "quality before training compared with the final quality: 6 candidates; "
         "no two of similar cost differ clearly"
     )
     assert rung_line(first, rungs.keep) == (
-        "accuracy after 1 epoch compared with the final accuracy: 6 candidates, 1 stopped; "
+        "quality after 1 epoch compared with the final quality: 6 candidates, 1 stopped; "
         "rank correlation 1.00 over 5 networks, 1.00 ± 0.00 over 10 pairs of similar cost "
         "(1 = same order, 0 = unrelated)"
     )

@@ -10,13 +10,15 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
+from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.artifacts.verify import verify
 from prunefront.pipelines.config.read import parse
-from prunefront.pipelines.config.sections import StudyConfig
+from prunefront.pipelines.config.sections import ModelSection, StudyConfig
 from prunefront.pipelines.data import Inputs, Parts, Tensors
 from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.fronts.row import FrontRow, read_rows
 from prunefront.pipelines.prepare.network import NetworkSections, dense_network
+from prunefront.pipelines.stores.memory import MemoryStore
 from prunefront.pipelines.study.fetch import fetch_best
 from prunefront.pipelines.study.run import run
 
@@ -110,6 +112,40 @@ def test_embedding_needs_no_labels(tmp_path: Path) -> None:
     dense = next(row for row in rows if row.is_dense)
     assert dense.quality == pytest.approx(1.0, abs=1e-5)  # the dense network is its own target
     assert any(row.quality < 1.0 for row in rows)
+
+    row, folder = fetch_best(str(config.path), {}, "macs", None, tmp_path / "best", None)
+    assert row is not None
+    assert row.quality < 1.0
+    checked = verify(folder, factory=config.model, data=config.data, task=config.task)
+    assert checked.ok, checked.to_json()
+    assert checked.skipped == ()
+    names = {check.name for check in checked.checks}
+    assert {
+        "digest of targets.safetensors",
+        "cosine (onnx)",
+        "cosine (torch)",
+        "targets (dense weights)",
+    } <= names
+
+    torch.save(Two().state_dict(), weights)  # other ones: the published targets are not this network's
+    (wrong,) = (
+        c for c in verify(folder, factory=config.model, data=config.data, task=config.task).checks if not c.ok
+    )
+    assert wrong.name == "targets (dense weights)"
+
+    file = folder / "measurement.json"  # a quality that is too good, published by somebody
+    written = json.loads(file.read_text())
+    file.write_text(json.dumps({**written, "cosine": 1.0, "sampled": {"samples": 120, "quality": 1.0}}))
+    publish(MemoryStore(), folder, row.key)
+    told = verify(
+        folder, factory=ModelSection(factory=config.model.factory), data=config.data, task=config.task
+    )
+    assert {c.name for c in told.checks if not c.ok} == {"cosine (onnx)", "cosine (torch)"}
+    (folder / "targets.safetensors").unlink()  # as earlier versions published
+    publish(MemoryStore(), folder, row.key)
+    bare = verify(folder, data=config.data, task=config.task)
+    assert bare.ok
+    assert "holds none; search again to publish them" in bare.skipped[0]
 
     other = study(tmp_path, task, data=options, model=model, space={"criteria": ["taylor"]})
     with pytest.raises(

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.accuracy import accuracy
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data import SearchData, Split, Transform, load
-from prunefront.pipelines.measure.accuracy import accuracy
 from prunefront.pipelines.models import models
 from prunefront.pipelines.tasks import CLASSIFICATION
 from prunefront.pipelines.workers.train import (

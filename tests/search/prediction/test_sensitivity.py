@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunefront.search.outcomes.measurement import ACCURACY, OBJECTIVES, Constraint, Measurement
-from prunefront.search.prediction.accuracy_model import AccuracyModel
+from prunefront.search.prediction.quality_model import QualityModel
 from prunefront.search.prediction.sensitivity import Sensitivity, allocations, least_loss
 from prunefront.search.searchers import searchers
 from prunefront.search.space.candidate import Candidate
@@ -165,7 +165,7 @@ def test_a_handful_of_networks_gives_the_curves_their_scale() -> None:
     truth = np.array([net.measure(encoding.decode(row, ""))["accuracy"] for row in rows])
     guess = -encoding.look_up(table, rows).sum(axis=1)
     assert np.corrcoef(np.argsort(np.argsort(guess)), np.argsort(np.argsort(truth)))[0, 1] > 0.85
-    blind = AccuracyModel(encoding).fit(  # the same networks by the depths of their cuts alone
+    blind = QualityModel(encoding).fit(  # the same networks by the depths of their cuts alone
         np.array([encoding.encode(c) for c in Sensitivity(task, 100).candidates]),
         np.array([np.log(0.9 / told[c.key()]["accuracy"]) for c in Sensitivity(task, 100).candidates]),
         np.full(len(Sensitivity(task, 100).candidates), 1e-4),

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunefront.search.outcomes.measurement import ACCURACY, Constraint, Failure, Measurement
-from prunefront.search.prediction.accuracy_model import AccuracyModel
 from prunefront.search.prediction.acquisition import CostBox
+from prunefront.search.prediction.quality_model import QualityModel
 from prunefront.search.prediction.sensitivity import losses_and_variances, probes, savings, trade_offs
 from prunefront.search.searchers import searchers
 from prunefront.search.searchers.surrogate import Surrogate, fit_regression, most_informative, vary
@@ -67,7 +67,7 @@ def test_cuts_of_single_groups_foretell_joint_ones_where_losses_add_up(seed: int
 
     problem = separable(groups=5, units=16).problem
     alone = np.array([encoding.encode(c) for c in probes(problem, 40)])
-    model = AccuracyModel(encoding)
+    model = QualityModel(encoding)
     fitted = model.fit(alone, loss(alone), np.full(len(alone), 1e-6))
     joint = np.array([encoding.encode(space.sample(rng)) for _ in range(200)])
     mean, deviation = model.predict(fitted, joint)
@@ -86,7 +86,7 @@ def test_a_model_knows_what_it_was_told() -> None:
     encoding, rng = Encoding(space), np.random.default_rng(0)
     rows = np.unique([encoding.encode(space.sample(rng)) for _ in range(30)], axis=0)
     values = rng.random(len(rows))
-    model = AccuracyModel(encoding)
+    model = QualityModel(encoding)
     fitted = model.fit(rows, values, np.full(len(rows), 1e-5))
     mean, deviation = model.predict(fitted, rows)
     assert np.abs(mean - values).max() < 0.1

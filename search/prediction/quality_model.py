@@ -47,7 +47,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Posterior:
-    """A Gaussian process conditioned on n measurements; `AccuracyModel` makes it and reads it.
+    """A Gaussian process conditioned on n measurements; `QualityModel` makes it and reads it.
 
     losses: [G, O], expected loss in log utility of each option of each group by itself; 0 for dense, and never falling
     with the depth of the cut.
@@ -60,7 +60,7 @@ class Posterior:
     factor: Floats
 
 
-class AccuracyModel:
+class QualityModel:
     """Model of log utility = that of the dense network − Σ_g loss of group g's option − interaction of groups.
 
     The losses are a linear model with Gaussian weights on powers of a cut's error where its curve is known, and else of

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from benchmarks.accuracy import Accuracy, accuracy
 from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data import Split, Transform, load
 from prunefront.pipelines.formats.weights import load_weights
-from prunefront.pipelines.measure.accuracy import Accuracy, accuracy
 from prunefront.pipelines.models import models
 from prunefront.pipelines.tasks.estimate import share
 
