@@ -128,7 +128,8 @@ def pack(
 
 def _specs(study: PackedSections) -> tuple[str, ...]:
     """Returns the settings that may be a `module:callable`."""
-    return (study.model.factory, study.data.source, study.task.name, study.training.loop or "")
+    of_task = [value for value in study.task.options.values() if isinstance(value, str)]
+    return (study.model.factory, study.data.source, study.task.name, study.training.loop or "", *of_task)
 
 
 def is_absolute(path: Path | str) -> bool:
