@@ -47,8 +47,8 @@ class Detection(Task, TaskOptions):
     """
 
     KNOWN = (
-        Metric("map", "max", chance=0.0, scale="share"),
-        Metric("map50", "max", chance=0.0, scale="share"),
+        Metric("map", "max", scale="share"),
+        Metric("map50", "max", scale="share"),
     )
 
     def __init__(
