@@ -15,7 +15,11 @@ pytestmark = pytest.mark.slow
 
 def run(name: str, folder: Path, *options: str) -> str:
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *options], cwd=folder, capture_output=True, text=True, timeout=400
+        [sys.executable, str(EXAMPLES / name), *options],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=400,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

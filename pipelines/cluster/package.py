@@ -128,8 +128,7 @@ def pack(
 
 def _specs(study: PackedSections) -> tuple[str, ...]:
     """Returns the settings that may be a `module:callable`."""
-    of_task = [value for value in study.task.options.values() if isinstance(value, str)]
-    return (study.model.factory, study.data.source, study.task.name, study.training.loop or "", *of_task)
+    return (study.model.factory, study.data.source, *study.task.code, study.training.loop or "")
 
 
 def is_absolute(path: Path | str) -> bool:
