@@ -102,7 +102,7 @@ def loss(outputs, targets):
 
 
 QUICK = {
-    "data": {"options": {"train": 256, "validation": 64, "test": 64, "size": 48}},
+    "data": {"options": {"train": 256, "validation": 64, "test": 64, "size": 32}},
     "dense": {"epochs": 10, "batch_size": 16},
     "search": {"candidates": 6},
     "training": {"candidates": 2, "epochs": 1, "batch_size": 16},

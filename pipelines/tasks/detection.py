@@ -163,8 +163,8 @@ class Detection(Task, TaskOptions):
             )
         if not (bool(corners.isfinite().all()) and bool(scores.isfinite().all())):
             raise NotFinite(f"{who} has a box or score that is not finite")
-        corners, scores = (t.detach().cpu().double().numpy() for t in (corners, scores))
-        return Boxes(corners, labels.cpu().numpy().astype(np.int64), scores)
+        numbers = [t.detach().cpu().double().numpy() for t in (corners, scores)]
+        return Boxes(numbers[0], labels.cpu().numpy().astype(np.int64), numbers[1])
 
 
 def matched(said: Boxes, true: Boxes) -> NDArray[np.bool_]:
@@ -189,7 +189,8 @@ def overlap(a: Floats, b: Floats) -> Floats:
     inside = (corner[1] - corner[0]).clip(0).prod(2)
     area_a, area_b = ((boxes[:, 2:] - boxes[:, :2]).clip(0).prod(1) for boxes in (a, b))
     union = area_a[:, None] + area_b - inside
-    return np.divide(inside, union, out=np.zeros_like(inside), where=union > 0)
+    shared: Floats = np.divide(inside, union, out=np.zeros_like(inside), where=union > 0)
+    return shared
 
 
 def mean_precision(noted: Mapping[str, NDArray[Any]], weights: Floats, overlaps: Sequence[int]) -> Floats:
@@ -214,7 +215,8 @@ def mean_precision(noted: Mapping[str, NDArray[Any]], weights: Floats, overlaps:
             ]
             total[rows] += np.where(truths > 0, np.mean(precision, 0), 0.0)
             there[rows] += truths > 0
-    return total / np.maximum(there, 1)
+    found: Floats = total / np.maximum(there, 1)
+    return found
 
 
 def average_precision(counts: Floats, scores: Floats, right: NDArray[np.bool_], truths: Floats) -> Floats:
@@ -229,9 +231,10 @@ def average_precision(counts: Floats, scores: Floats, right: NDArray[np.bool_], 
     if not len(hits):
         return np.zeros(len(counts))
     last = np.searchsorted(-scores, -scores[hits], side="right") - 1
-    found = counts.cumsum(1)[:, last]
+    said = counts.cumsum(1)[:, last]
     right_ones = counts[:, hits].cumsum(1)[:, np.searchsorted(hits, last, side="right") - 1]
-    precision = right_ones / np.maximum(found, 1)
+    precision = right_ones / np.maximum(said, 1)
     best = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
     reached = np.searchsorted(RECALLS, right_ones / np.maximum(truths, 1)[:, None], side="right")
-    return (best * np.diff(reached, axis=1, prepend=0)).sum(1) / len(RECALLS)
+    found: Floats = (best * np.diff(reached, axis=1, prepend=0)).sum(1) / len(RECALLS)
+    return found
