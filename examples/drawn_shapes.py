@@ -77,9 +77,6 @@ def search(file, quick):
     """Searches as a study file beside this one says, with `--quick` in this process, with the sections of `quick`."""
     study = tomllib.loads((Path(__file__).parent / file).read_text())
     if short := "--quick" in sys.argv:
-        study = {
-            key: value | quick.get(key, {}) if isinstance(value, dict) else value
-            for key, value in study.items()
-        }
+        study |= {key: study.get(key, {}) | part for key, part in quick.items()}
         study["name"] += "-quick"
     Console().print(pf.search(study, fresh=True, without_ray=short, quiet=short).table())

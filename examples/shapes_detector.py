@@ -103,9 +103,11 @@ def loss(outputs, targets):
 
 QUICK = {
     "data": {"options": {"train": 256, "validation": 64, "test": 64, "size": 32}},
-    "dense": {"epochs": 10, "batch_size": 16},
-    "search": {"candidates": 6},
-    "training": {"candidates": 2, "epochs": 1, "batch_size": 16},
+    "dense": {"epochs": 6},
+    "search": {"candidates": 4},
+    "training": {"candidates": 1, "epochs": 1},
+    "measure": {"pairs": 10},
+    "goal": {"constraints": ()},
 }
 
 if __name__ == "__main__":

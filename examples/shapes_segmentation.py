@@ -32,10 +32,12 @@ class UNet(nn.Module):
 
 
 QUICK = {
-    "data": {"options": {"train": 192, "validation": 64, "test": 64, "size": 24}},
-    "dense": {"epochs": 6, "batch_size": 16},
-    "search": {"candidates": 6},
-    "training": {"candidates": 2, "epochs": 1, "batch_size": 16},
+    "data": {"options": {"train": 128, "validation": 64, "test": 64, "size": 24}},
+    "dense": {"epochs": 4},
+    "search": {"candidates": 4},
+    "training": {"candidates": 1, "epochs": 1},
+    "measure": {"pairs": 10},
+    "goal": {"constraints": ()},
 }
 
 if __name__ == "__main__":
