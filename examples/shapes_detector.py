@@ -103,7 +103,7 @@ def loss(outputs, targets):
 
 QUICK = {
     "data": {"options": {"train": 256, "validation": 64, "test": 64, "size": 32}},
-    "dense": {"epochs": 6},
+    "dense": {"epochs": 6, "batch_size": 8},
     "search": {"candidates": 4},
     "training": {"candidates": 1, "epochs": 1},
     "measure": {"pairs": 10},

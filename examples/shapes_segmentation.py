@@ -32,8 +32,8 @@ class UNet(nn.Module):
 
 
 QUICK = {
-    "data": {"options": {"train": 128, "validation": 64, "test": 64, "size": 24}},
-    "dense": {"epochs": 4},
+    "data": {"options": {"train": 256, "validation": 64, "test": 64, "size": 24}},
+    "dense": {"epochs": 6, "batch_size": 8},
     "search": {"candidates": 4},
     "training": {"candidates": 1, "epochs": 1},
     "measure": {"pairs": 10},
