@@ -179,6 +179,8 @@ def test_a_study_takes_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert rows(found.train, None)[:, 0].tolist() == list(range(12))
     assert rows(found.part("test"), None)[:, 0].tolist() == list(range(200, 205))
     assert found.part("calibration") is found.train
+    kept = DataSection(source=f"{name}:three").model_dump(mode="json")  # as `verify --study` reads it
+    assert isinstance(open_data(DataSection.model_validate(kept)), Parts)
     with pytest.raises(DataError, match="returned 2 data sets; it must return three"):
         open_data(DataSection(source=f"{name}:two"))
     with pytest.raises(DataError, match=r"data\.mean is for images"):
