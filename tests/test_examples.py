@@ -6,14 +6,20 @@ from pathlib import Path
 
 import pytest
 
+from prunefront import load_front
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 pytestmark = pytest.mark.slow
 
 
-def run(name: str, folder: Path) -> str:
+def run(name: str, folder: Path, *options: str) -> str:
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name)], cwd=folder, capture_output=True, text=True, timeout=400
+        [sys.executable, str(EXAMPLES / name), *options],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=400,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -51,3 +57,13 @@ def test_own_task_searches_a_task_and_a_stream_of_its_own(tmp_path: Path) -> Non
     degrees = {row.split()[-1]: float(row.split("°")[0]) for row in rows}
     assert degrees["dense"] < 15  # by guessing it is 45
     assert len(degrees) > 2
+
+
+@pytest.mark.parametrize(("name", "metric"), [("segmentation", "miou"), ("detector", "map")])
+def test_studies_of_drawn_shapes_run_quickly(name: str, metric: str, tmp_path: Path) -> None:
+    assert f"{metric} %" in run(f"shapes_{name}.py", tmp_path, "--quick")
+    front = load_front(tmp_path / "studies" / f"shapes-{name}-quick")
+    assert len(front) > 1
+    (dense,) = (row for row in front if row.key == "dense")
+    assert (dense.metric.name, dense.images) == (metric, 64)
+    assert 0 < dense.quality_low < dense.quality < dense.quality_high

@@ -99,9 +99,9 @@ def verify(
             "study file that names them"
         )
     asked = task or recorded.task
-    if task is None and ":" in asked.name:
+    if task is None and asked.code:
         raise PrunefrontError(
-            f"networks are judged by {asked.name!r}, code that an artifact may not import; pass the study file that "
+            f"networks are judged by {asked.code[0]!r}, code that an artifact may not import; pass the study file that "
             "names it"
         )
     judge = make_task(asked)

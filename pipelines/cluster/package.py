@@ -128,7 +128,7 @@ def pack(
 
 def _specs(study: PackedSections) -> tuple[str, ...]:
     """Returns the settings that may be a `module:callable`."""
-    return (study.model.factory, study.data.source, study.task.name, study.training.loop or "")
+    return (study.model.factory, study.data.source, *study.task.code, study.training.loop or "")
 
 
 def is_absolute(path: Path | str) -> bool:

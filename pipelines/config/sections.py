@@ -117,6 +117,11 @@ class TaskSection(Section):
     options: dict[str, Any] = {}
     """Options of the task, e.g. { metrics = ["macro_f1"] }."""
 
+    @property
+    def code(self) -> tuple[str, ...]:
+        """Each `module:callable` that the task is or imports: itself, and options such as `decode` of `detection`."""
+        return tuple(v for v in (self.name, *self.options.values()) if isinstance(v, str) and ":" in v)
+
 
 class DataSection(Section):
     """Images and labels in three disjoint parts: train, validation (seen by the search), test (never seen by it)."""

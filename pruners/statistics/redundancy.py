@@ -75,6 +75,8 @@ def _piece_of(target: Any, piece: slice, n: int) -> Any:
     """Returns the part of a target that belongs to some of its images; numbers and None belong to all."""
     if isinstance(target, Tensor) and target.ndim and len(target) == n:
         return target[piece]
+    if isinstance(target, list) and len(target) == n and all(isinstance(t, dict) for t in target):
+        return target[piece]  # one dict an image, as the boxes of detectors come
     if isinstance(target, tuple | list):
         return type(target)(_piece_of(t, piece, n) for t in target)
     if isinstance(target, dict):

@@ -211,6 +211,14 @@ def test_test_images_from_foreign_code(folder: Path, splits: Splits) -> None:
     assert seen == [mine]
 
 
+@pytest.mark.parametrize("name", ["evil:Task", "detection"])
+def test_a_task_that_is_or_imports_foreign_code(name: str, folder: Path, splits: Splits) -> None:
+    task = {"name": name, "options": {"decode": "evil:Task", "loss": "evil:Task", "classes": 1}}
+    _rewrite(folder, lambda plan, row: plan.update(task=task))
+    with pytest.raises(PrunefrontError, match="judged by 'evil:Task', code that an artifact may not import"):
+        verify(folder, splits=lambda section: splits)
+
+
 HOSTILE: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {
     "no accuracy": lambda plan, row: row.pop("accuracy"),
     "no outputs": lambda plan, row: row.pop("outputs"),

@@ -107,6 +107,13 @@ def test_channel_rules_of_ones_own_go_along(tmp_path: Path, rules: str) -> None:
     assert set(pack_file(file, here=tmp_path).files) == {"s.toml", "own/turns.py", "helpers.py"}
 
 
+def test_what_a_task_imports_goes_along(tmp_path: Path) -> None:
+    put(tmp_path / "boxes.py", "import losses\n")
+    put(tmp_path / "losses.py")
+    task = '[task]\nname = "detection"\noptions = { decode = "boxes:decode", loss = "losses:focal", classes = 3 }\n'
+    assert set(pack_file(study(tmp_path, task), here=tmp_path).files) == {"s.toml", "boxes.py", "losses.py"}
+
+
 def test_modules_called_like_our_folders_go_along(tmp_path: Path) -> None:
     put(tmp_path / "search/models.py", "import utils.layers\nimport models\nimport prunefront.search\n")
     put(tmp_path / "pipelines/__init__.py", "from pruners import images\n")

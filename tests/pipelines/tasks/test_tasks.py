@@ -23,10 +23,11 @@ Draw = Callable[[int, int], tuple[Any, Any]]
 
 @dataclass(frozen=True)
 class Case:
-    """A task with samples drawn at random. options: with all its metrics."""
+    """A task with samples drawn at random. options: with all its metrics. many: samples that say what is true."""
 
     draw: Draw
     options: dict[str, Any]
+    many: int = 20_000
 
 
 def _classes(shape: tuple[int, ...], seed: int, axis: int, classes: int = 6) -> tuple[Tensor, Tensor]:
@@ -45,6 +46,34 @@ def _numbers(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return wanted + torch.randn(count, 2, generator=generator), wanted
 
 
+def _boxes(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Returns three boxes (n, 3, 4 corners + 2 classes) an image, and true ones (n, 3, 5), the last perhaps none."""
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 3, 2, generator=generator) * 50
+    size = torch.rand(count, 3, 2, generator=generator) * 10 + 8
+    labels = torch.randint(2, (count, 3, 1), generator=generator)
+    labels[:, 2] = torch.where(torch.rand(count, 1, generator=generator) < 0.5, labels[:, 2], -1)
+    wanted = torch.cat([corner, corner + size, labels], 2)
+    wrong = torch.rand(count, 3, 1, generator=generator) < 0.3
+    said = torch.where(wrong, torch.randint(2, (count, 3, 1), generator=generator), labels.clamp(min=0))
+    corners = wanted[..., :4] + torch.randn(count, 3, 4, generator=generator) * 0.7
+    logits = torch.nn.functional.one_hot(said[..., 0], 2) * 2 + torch.randn(count, 3, 2, generator=generator)
+    return torch.cat([corners, logits], 2), wanted
+
+
+def decode(outputs: Tensor) -> list[dict[str, Tensor]]:
+    scores, labels = outputs[..., 4:].softmax(-1).max(-1)
+    return [
+        {"boxes": b[:, :4], "scores": s, "labels": k} for b, s, k in zip(outputs, scores, labels, strict=True)
+    ]
+
+
+def boxes_loss(outputs: Tensor, targets: Tensor) -> Tensor:
+    there = targets[..., 4] >= 0
+    off = (outputs[..., :4] - targets[..., :4])[there].abs().sum(-1).mean()
+    return off + torch.nn.functional.cross_entropy(outputs[there][:, 4:], targets[there][:, 4].long())
+
+
 CASES: Mapping[str, Case] = {
     "classification": Case(
         lambda n, seed: _classes((n,), seed, 1),
@@ -57,6 +86,9 @@ CASES: Mapping[str, Case] = {
     "language_modelling": Case(lambda n, seed: _classes((n, 5), seed, 2), {}),
     "regression": Case(_numbers, {}),
     "embedding": Case(_numbers, {}),
+    "detection": Case(
+        _boxes, {"decode": f"{__name__}:decode", "loss": f"{__name__}:boxes_loss", "classes": 2}, 5_000
+    ),
 }
 
 NAMES = sorted(tasks)
@@ -118,13 +150,14 @@ class TestContract:
         assert judged(task, outputs, targets) == judged(task, outputs[order], targets[order], 17)
 
     def test_intervals_hold_the_truth_at_their_rate(self, name: str) -> None:
-        """The truth is what twenty thousand samples say. Fewer than 50 of 60 intervals of 95 % is a chance of 0.1 %."""
+        """The truth is what very many samples say. Fewer than 50 of 60 intervals of 95 % is a chance of 0.1 %."""
         names = [
             m.name for m in made(name).metrics if m.name not in MACRO
         ]  # 400 times the library's functions
         options = CASES[name].options | ({"metrics": names} if "metrics" in CASES[name].options else {})
         task = make_task(TaskSection(name=name, options=options))
-        truth = judged(task, *CASES[name].draw(20_000, 99), size=20_000)
+        many = CASES[name].many
+        truth = judged(task, *CASES[name].draw(many, 99), size=many)
         hits = dict.fromkeys(names, 0)
         for seed in range(60):
             for metric, found in judged(task, *CASES[name].draw(80, seed)).items():
