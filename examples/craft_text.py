@@ -161,7 +161,7 @@ def drawn(rng: np.random.Generator, fonts: list[ImageFont.FreeTypeFont]) -> tupl
     return np.asarray(image), np.stack([region, gaps])
 
 
-def words(train: int = 192, validation: int = 64, test: int = 192, fetched: bool = True) -> Parts:
+def words(train: int = 192, validation: int = 48, test: int = 128, fetched: bool = True) -> Parts:
     """Returns images scaled as the weights were trained, and their maps."""
     if fetched:
         (folder,) = fetch(FONTS)
@@ -193,11 +193,12 @@ STUDY = {
     },
     "task": {"name": "regression", "options": {"metrics": ["rmse", "mae"]}},
     "data": {"source": "craft_text:words"},
-    "space": {"round_to": 16, "calibration_images": 48},
-    "search": {"candidates": 12},
+    "space": {"round_to": 16, "calibration_images": 32},
+    "search": {"candidates": 8},
     "training": {
         "candidates": 2,
         "epochs": 1,
+        "precision": "float32",
         "optimizer": "adamw",
         "learning_rate": 0.0005,
         "batch_size": 16,
@@ -220,6 +221,7 @@ QUICK = STUDY | {
     "training": {
         "candidates": 1,
         "epochs": 1,
+        "precision": "float32",
         "optimizer": "adamw",
         "learning_rate": 0.002,
         "batch_size": 16,

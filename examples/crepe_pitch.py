@@ -127,7 +127,7 @@ def frames_of(file: Path) -> np.ndarray:
     return frames[frames.std(1) > 0.02]
 
 
-def speech(train: int = 2000, validation: int = 600, test: int = 2000) -> Parts:
+def speech(train: int = 600, validation: int = 300, test: int = 800) -> Parts:
     """Returns voiced frames and the pitch that the dense network hears. No prompt is in two parts.
 
     Voiced: the dense network's likeliest bin has at least one half.
@@ -175,11 +175,12 @@ STUDY = {
     },
     "task": {"name": "crepe_pitch:Pitch"},
     "data": {"source": "crepe_pitch:speech", "license": "cc-by-sa-3.0"},
-    "space": {"round_to": 4, "calibration_images": 256},
-    "search": {"candidates": 32},
+    "space": {"round_to": 4, "calibration_images": 128},
+    "search": {"candidates": 16},
     "training": {
-        "candidates": 4,
-        "epochs": 2,
+        "candidates": 2,
+        "epochs": 1,
+        "precision": "float32",
         "optimizer": "adamw",
         "learning_rate": 0.002,
         "batch_size": 64,
@@ -195,7 +196,13 @@ QUICK = STUDY | {
     "data": {"source": "crepe_pitch:voices"},
     "space": {"round_to": 4, "calibration_images": 128},
     "search": {"candidates": 6},
-    "training": {"candidates": 1, "epochs": 1, "optimizer": "adamw", "learning_rate": 0.002},
+    "training": {
+        "candidates": 1,
+        "epochs": 1,
+        "precision": "float32",
+        "optimizer": "adamw",
+        "learning_rate": 0.002,
+    },
     "measure": {"pairs": 20},
 }
 

@@ -108,7 +108,7 @@ def trained_on_imagenet() -> EfficientNetLite:
     return made
 
 
-def clothes(train: int = 1500, validation: int = 400, test: int = 1000) -> tuple[Split, Split, Split]:
+def clothes(train: int = 1500, validation: int = 300, test: int = 800) -> tuple[Split, Split, Split]:
     """Returns photos of 64 × 64 pixels, grey in three channels: the first of Fashion-MNIST's two parts."""
     (folder,) = fetch(IMAGES)
 
@@ -157,11 +157,12 @@ STUDY = {
         "std": [128 / 255] * 3,
         "license": "mit",
     },
-    "space": {"round_to": 8, "calibration_images": 256},
-    "search": {"candidates": 24},
+    "space": {"round_to": 8, "calibration_images": 128},
+    "search": {"candidates": 16},
     "training": {
-        "candidates": 3,
+        "candidates": 2,
         "epochs": 1,
+        "precision": "float32",
         "optimizer": "adamw",
         "learning_rate": 0.001,
         "batch_size": 64,
@@ -176,7 +177,13 @@ QUICK = STUDY | {
     },
     "data": {"source": "efficientnet_lite:digits"},
     "search": {"candidates": 6},
-    "training": {"candidates": 1, "epochs": 1, "optimizer": "adamw", "learning_rate": 0.002},
+    "training": {
+        "candidates": 1,
+        "epochs": 1,
+        "precision": "float32",
+        "optimizer": "adamw",
+        "learning_rate": 0.002,
+    },
     "measure": {"pairs": 20},
 }
 

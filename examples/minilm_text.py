@@ -117,7 +117,7 @@ def packages() -> Iterator[tuple[str, str, str]]:
             yield source, fields["Section"].rpartition("/")[2], fields["Description"]
 
 
-def descriptions(each: int = 150, labels: bool = True) -> Parts:
+def descriptions(each: int = 80, labels: bool = True) -> Parts:
     """Returns short descriptions: of each section `each` to train on, half as many for validation and for test.
 
     One package of each source package alone, so that no part holds what another does.
@@ -186,10 +186,11 @@ VECTORS = {
     "task": {"name": "embedding"},
     "data": {"source": "minilm_text:descriptions", "options": {"labels": False}},
     "space": {"criteria": ["l1", "l2"], "round_to": {"*": 16, "*.attention.*": 1}, "calibration_images": 128},
-    "search": {"candidates": 24},
+    "search": {"candidates": 16},
     "training": {
-        "candidates": 3,
+        "candidates": 2,
         "epochs": 1,
+        "precision": "float32",
         "optimizer": "adamw",
         "learning_rate": 0.0003,
         "batch_size": 32,
@@ -209,7 +210,13 @@ SECTIONS_STUDY = VECTORS | {
 }
 SMALLER = {
     "search": {"candidates": 6},
-    "training": {"candidates": 1, "epochs": 1, "optimizer": "adamw", "learning_rate": 0.001},
+    "training": {
+        "candidates": 1,
+        "epochs": 1,
+        "precision": "float32",
+        "optimizer": "adamw",
+        "learning_rate": 0.001,
+    },
     "measure": {"pairs": 20},
 }
 VECTORS_QUICK = VECTORS | {
