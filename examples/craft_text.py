@@ -217,7 +217,7 @@ QUICK = STUDY | {
         "options": {"train": 192, "validation": 48, "test": 48, "fetched": False},
     },
     "space": {"round_to": 4, "calibration_images": 32},
-    "search": {"candidates": 6},
+    "search": {"candidates": 4},
     "training": {
         "candidates": 1,
         "epochs": 1,

@@ -195,7 +195,7 @@ QUICK = STUDY | {
     },
     "data": {"source": "crepe_pitch:voices"},
     "space": {"round_to": 4, "calibration_images": 128},
-    "search": {"candidates": 6},
+    "search": {"candidates": 4},
     "training": {
         "candidates": 1,
         "epochs": 1,
@@ -203,7 +203,7 @@ QUICK = STUDY | {
         "optimizer": "adamw",
         "learning_rate": 0.002,
     },
-    "measure": {"pairs": 20},
+    "measure": {"pairs": 10},
 }
 
 

@@ -176,7 +176,7 @@ QUICK = STUDY | {
         "weights": str(ASSETS / "efficientnet-lite-quick.safetensors"),
     },
     "data": {"source": "efficientnet_lite:digits"},
-    "search": {"candidates": 6},
+    "search": {"candidates": 4},
     "training": {
         "candidates": 1,
         "epochs": 1,
@@ -184,7 +184,7 @@ QUICK = STUDY | {
         "optimizer": "adamw",
         "learning_rate": 0.002,
     },
-    "measure": {"pairs": 20},
+    "measure": {"pairs": 10},
 }
 
 

@@ -40,7 +40,7 @@ WEIGHTS = Package(
 SECTIONS = ("admin", "fonts", "games", "graphics", "math", "net", "science", "sound", "text", "web")
 TOKENS = 24
 """Tokens of a text; longer ones are cut off."""
-SMALL = {"vocab_size": 500, "hidden_size": 64, "layers": 2, "heads": 4}
+SMALL = {"vocab_size": 500, "hidden_size": 64, "layers": 1, "heads": 4}
 
 
 class Texts(nn.Module):
@@ -177,7 +177,7 @@ def made_up(labels: bool = True) -> Parts:
         }
         return Tensors(Inputs(kwargs=inputs), torch.from_numpy(label) if labels else None)
 
-    return Parts(part(600), part(200), part(200), classes=4 if labels else None)
+    return Parts(part(512), part(200), part(200), classes=4 if labels else None)
 
 
 VECTORS = {
@@ -209,7 +209,7 @@ SECTIONS_STUDY = VECTORS | {
     "space": {"round_to": {"*": 16, "*.attention.*": 1}, "calibration_images": 128},
 }
 SMALLER = {
-    "search": {"candidates": 6},
+    "search": {"candidates": 4},
     "training": {
         "candidates": 1,
         "epochs": 1,
@@ -217,7 +217,7 @@ SMALLER = {
         "optimizer": "adamw",
         "learning_rate": 0.001,
     },
-    "measure": {"pairs": 20},
+    "measure": {"pairs": 10},
 }
 VECTORS_QUICK = VECTORS | {
     "name": "minilm-vectors-quick",
