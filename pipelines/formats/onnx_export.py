@@ -122,13 +122,19 @@ def _strip_notes(message: Message) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps back three messages of the exporter that no user can act on, and nothing else."""
+    """Keeps back four messages of the exporter that no user can act on, and nothing else."""
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    # a node that cannot be computed beforehand stays in the file, which `check` compares with the network
+    folding = logging.getLogger("onnxscript.optimizer._constant_folding")
 
     def without_torchvision(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("torchvision is not installed")
 
+    def without_failed_folding(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Evaluation failed")
+
     registration.addFilter(without_torchvision)
+    folding.addFilter(without_failed_folding)
     try:
         with warnings.catch_warnings():
             # torch copies its own tree specification
@@ -138,6 +144,7 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         registration.removeFilter(without_torchvision)
+        folding.removeFilter(without_failed_folding)
 
 
 def _root_cause(error: BaseException) -> str:
