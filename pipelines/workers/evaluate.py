@@ -4,7 +4,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.tasks import Estimate, make_task
 from prunefront.pipelines.workers.calibration import calibration_batches
 from prunefront.pipelines.workers.inheritance import Parent
+from prunefront.pipelines.workers.parallel import Processes
 from prunefront.pipelines.workers.publish import published
 from prunefront.pipelines.workers.train import (
     Keep,
@@ -98,6 +99,7 @@ class Evaluator:
             validation if bench.validation_limit is None else validation.first(bench.validation_limit)
         )
         self._repaired = _repaired(bench)
+        self._crew = Processes(bench.task, bench.processes, bench.device) if bench.processes > 1 else None
         self.timing_seconds = 0.0
         """Seconds that the last latency measurement took, without the wait for its slot."""
 
@@ -198,17 +200,7 @@ class Evaluator:
         phases = procedures[procedure](run, **options)
         if not procedures[procedure].resumes:
             keep = snapshot = None
-        epochs = carry_out(
-            run,
-            phases,
-            bench.data,
-            recipe,
-            task=self.task,
-            teacher=self._teacher(recipe),
-            yield_point=shared,
-            keep=keep,
-            snapshot=snapshot,
-        )
+        epochs = self._carried_out(run, phases, recipe, keep, snapshot)
         yield from self._progress(epochs, lambda: (run.model, run.plan(), run.at_goal), recipe)
         return run.model, run.plan()
 
@@ -265,20 +257,30 @@ class Evaluator:
             run = begin(
                 model, rest, without_channels(job.plan), bench.data, recipe, self._calibration, task=self.task
             )
-        phases = [Phase(run.steps)]
-        epochs = carry_out(
+        epochs = self._carried_out(run, [Phase(run.steps)], recipe, keep, snapshot)
+        yield from self._progress(epochs, lambda: (run.model, job.plan, True), recipe)
+        return run.model, job.plan
+
+    def _carried_out(
+        self, run: Run, phases: Iterable[Phase], recipe: Recipe, keep: Keep | None, snapshot: Snapshot | None
+    ) -> Iterator[EpochReport]:
+        return carry_out(
             run,
             phases,
-            bench.data,
+            self.bench.data,
             recipe,
             task=self.task,
             teacher=self._teacher(recipe),
             yield_point=shared,
             keep=keep,
             snapshot=snapshot,
+            crew=self._crew,
         )
-        yield from self._progress(epochs, lambda: (run.model, job.plan, True), recipe)
-        return run.model, job.plan
+
+    def close(self) -> None:
+        """Ends the processes that share trainings, where there are such."""
+        if self._crew is not None:
+            self._crew.close()
 
     def _progress(
         self,

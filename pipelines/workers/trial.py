@@ -11,7 +11,7 @@ from torch import nn
 
 from prunefront.pipelines.measure.target import machine_fields
 from prunefront.pipelines.workers.evaluate import Evaluator, Progress
-from prunefront.pipelines.workers.failures import failure
+from prunefront.pipelines.workers.failures import ProcessLost, failure
 from prunefront.pipelines.workers.rung_results import EPOCH, MEASURED, OUTCOME
 from prunefront.pipelines.workers.train import Keep
 from prunefront.pipelines.workers.workbench import Job, Workbench
@@ -151,7 +151,23 @@ class Trial:
             "artifact_bytes": artifact.size_bytes,
         }
 
+    def close(self) -> None:
+        """Ends what a trial has started beside this process."""
+        if self._broken is None:
+            self._evaluator.close()
+
     def _trained(self, job: Job) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
+        """Trains, and once more where a process that shared it died, as Tune does where this one dies."""
+        try:
+            return (yield from self._begun_or_resumed(job))
+        except ProcessLost as error:
+            log.warning("%s is trained once more: %s", job.name, error)
+        try:
+            return (yield from self._begun_or_resumed(job))
+        except ProcessLost as error:
+            raise ProcessLost(f"twice, {error}") from error
+
+    def _begun_or_resumed(self, job: Job) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
         """Trains as `Evaluator.train`, from the latest snapshot where the job was begun before."""
         keep = None if self._checkpoints is None else self._checkpoints.keeping(job.name)
         content = None if self._checkpoints is None else self._checkpoints.read(job.name)

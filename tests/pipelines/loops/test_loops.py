@@ -18,7 +18,12 @@ from torch import Tensor, nn
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.package import PackedSections, pack
 from prunefront.pipelines.config.read import load
-from prunefront.pipelines.config.sections import QuantisationSection, ScoringSection, TrainingSection
+from prunefront.pipelines.config.sections import (
+    ClusterSection,
+    QuantisationSection,
+    ScoringSection,
+    TrainingSection,
+)
 from prunefront.pipelines.data import Inputs, Parts, Tensors
 from prunefront.pipelines.loops import Budget, LoopError, loops, make_loop
 from prunefront.pipelines.loops.running import epochs_of
@@ -323,6 +328,11 @@ def test_a_bad_loop_is_the_failure_of_its_candidate_alone() -> None:
         ({"procedure": "iterative"}, {}, r"procedure 'iterative' cuts on the way"),
         ({"ema": 0.9}, {}, r"training\.ema is a setting of our loop"),
         ({}, {"scoring": ScoringSection(train_images=64)}, r"train_images = 64 trains by our loop"),
+        (
+            {},
+            {"cluster": ClusterSection(gpus_per_worker=2)},
+            r"trains in one process, and \[cluster\] asks for 2",
+        ),
         ({}, {"quantisation": QuantisationSection(bits=(8,))}, r"quantisation\.bits has 8"),
         ({"options": {"colour": 3}}, {}, r"cannot be called as loop\(.*colour=3\)"),
         ({"loop": "lightening"}, {}, r"did you mean 'lightning'"),
@@ -334,8 +344,12 @@ def test_what_a_loop_cannot_do_is_refused_before_anything_is_spent(
     training: dict[str, Any], more: dict[str, Any], said: str
 ) -> None:
     def check(section: TrainingSection, **other: Any) -> None:
-        sections = {"quantisation": QuantisationSection(), "scoring": ScoringSection()} | other
-        check_settings(section, sections["quantisation"], sections["scoring"])
+        sections = {
+            "quantisation": QuantisationSection(),
+            "scoring": ScoringSection(),
+            "cluster": ClusterSection(),
+        } | other
+        check_settings(section, sections["quantisation"], sections["scoring"], sections["cluster"])
 
     check(TrainingSection(loop=f"{__name__}:ours", options={"rate": 0.1}))
     with pytest.raises(PrunefrontError, match=said):

@@ -1,0 +1,189 @@
+"""Trainings that several processes share: equal to those of one, whatever is trained, and what happens when one dies."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from prunefront.pipelines.data import Inputs
+from prunefront.pipelines.tasks import TaskError
+from prunefront.pipelines.tasks.classification import Classification
+from prunefront.pipelines.workers.checkpoints import Folder
+from prunefront.pipelines.workers.evaluate import Evaluator
+from prunefront.pipelines.workers.failures import ProcessFailed, ProcessLost, failure
+from prunefront.pipelines.workers.parallel import Processes, parts_of
+from prunefront.pipelines.workers.train import Work
+from prunefront.pipelines.workers.trial import Trial
+from prunefront.pipelines.workers.workbench import DEFAULT_TASK, Job, Workbench
+from prunefront.pruners.procedures import procedures
+from prunefront.search.outcomes.measurement import Failure
+from prunefront.search.space.candidate import Candidate
+from tests.pipelines.workers.test_checkpoints import planned_half, state
+from tests.pipelines.workers.test_failures import bench
+
+EPOCHS = 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Processes]:
+    """This process and another. Who loses the other finds a new one at the next training."""
+    made = Processes(DEFAULT_TASK, 2, "cpu", limit=60.0)
+    yield made
+    made.close()
+
+
+def small(**changes: Any) -> Workbench:
+    """A quarter of the digits: six steps an epoch, the last one with a few samples."""
+    made = bench(None)
+    train = made.data.part("train").first(5 * 64 + 3)
+    recipe = replace(made.recipe, batch_size=64, learning_rate=0.05, seed=1)
+    return replace(made, data=replace(made.data, train=train.split), recipe=recipe, **changes)
+
+
+def job(worker: Evaluator, start: Any = "dense") -> Job:
+    return Job("a", Candidate({}), planned_half(worker.bench.graph), EPOCHS, start=start)
+
+
+def trained(made: Workbench, crew: Processes | None, start: Any = "dense") -> Mapping[str, Tensor]:
+    worker = Evaluator(made)
+    worker._crew = crew
+    return state(worker.train(job(worker, start)))[1]
+
+
+def assert_equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(
+            tensor, theirs[name], rtol=1e-3, atol=2e-5, msg=lambda said: f"{name}: {said}"
+        )
+
+
+@given(st.integers(2, 5), st.integers(1, 40))
+def test_parts_make_the_batch(processes: int, count: int) -> None:
+    x, y = torch.arange(count), [str(i) for i in range(count)]
+    parts = parts_of(Work(Inputs((x, None, {"a": x}), {"scale": torch.tensor(2.0)}), y, 3), processes)
+    assert [p.rank for p in parts] == list(range(processes))
+    assert sum(p.weight for p in parts) == pytest.approx(1.0)
+    if count < 2 * processes:
+        assert all(torch.equal(p.inputs.args[0], x) and p.targets == y for p in parts)
+    else:
+        assert torch.equal(torch.cat([p.inputs.args[0] for p in parts]), x)
+        assert torch.equal(torch.cat([p.inputs.args[2]["a"] for p in parts]), x)
+        assert [t for p in parts for t in p.targets] == y
+        assert [p.weight for p in parts] == [len(p.targets) / count for p in parts]
+
+
+def test_what_cannot_be_shared_out_is_said() -> None:
+    with pytest.raises(TaskError, match=r"a batch of 8 samples holds a tensor of shape \(3, 2\)"):
+        parts_of(Work(Inputs((torch.zeros(8, 2), torch.zeros(3, 2))), None, 0), 2)
+
+
+SETTINGS: dict[str, Callable[[Workbench], Workbench]] = {
+    "distil, mixup, smoothing, clipping, average": lambda b: replace(
+        b,
+        recipe=replace(b.recipe, distill=0.5, mixup=0.2, label_smoothing=0.1, clip_norm=0.5, ema=0.9),
+    ),
+    **{name: lambda b, name=name: replace(b, procedure=name) for name in sorted(procedures)},
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_two_processes_train_what_one_does(case: str, pair: Processes) -> None:
+    """Batch norms included. Every procedure, as each sees gradients of whole batches."""
+    made = SETTINGS[case](small())
+    assert_equal(trained(made, pair), trained(made, None))
+
+
+def test_a_control_from_new_weights_is_shared_too(pair: Processes) -> None:
+    assert_equal(trained(small(), pair, "fresh"), trained(small(), None, "fresh"))
+
+
+def kill(crew: Processes, with_signal: int = signal.SIGKILL) -> None:
+    for pid in crew.pids:
+        os.kill(pid, with_signal)
+
+
+def test_a_process_that_dies_costs_the_steps_since_the_checkpoint_and_a_second_one_the_trial(
+    pair: Processes, tmp_path: Path
+) -> None:
+    made = small()
+    whole = trained(made, None)
+    for deaths in (1, 2):
+        trial = Trial(made, Folder(tmp_path / str(deaths)), 1)
+        trial._evaluator._crew = pair
+        steps = trial._trained(job(trial._evaluator))
+        told = [next(steps).epochs]
+        for _ in range(deaths):
+            kill(pair)
+            if deaths == 1:
+                told.append(next(steps).epochs)
+                assert told == [1, 1], "the epoch that was kept is told again, as after a death of the worker"
+                assert trial._resumed == 6
+                with pytest.raises(StopIteration) as ended:
+                    next(steps)
+                assert_equal(ended.value.value[0].state_dict(), whole)
+            elif told == [1]:
+                told.append(next(steps).epochs)
+            else:
+                with pytest.raises(
+                    ProcessLost, match="twice, a process of this training ended by SIGKILL"
+                ) as lost:
+                    next(steps)
+                found = failure(lost.value)
+                assert (found.kind, "\n" in found.reason) == ("crashed", False)
+
+
+def test_a_process_that_hangs_is_waited_for_no_longer_than_the_limit() -> None:
+    crew = Processes(DEFAULT_TASK, 2, "cpu", limit=20.0)
+    worker = Evaluator(small())
+    worker._crew = crew
+    steps = worker.train(job(worker))
+    next(steps)
+    dist.distributed_c10d._get_default_group()._set_default_timeout(
+        __import__("datetime").timedelta(seconds=1)
+    )
+    kill(crew, signal.SIGSTOP)
+    begun = time.monotonic()
+    with pytest.raises(ProcessLost, match="lost each other"):
+        next(steps)
+    assert time.monotonic() - begun < 10
+    assert crew.pids == []
+
+
+class Fussy(Classification):
+    """A task whose loss only the second process cannot compute."""
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        if dist.is_initialized() and dist.get_rank():
+            raise MemoryError("no room\nfor this")
+        return super().loss(outputs, targets)
+
+
+def test_an_error_of_another_process_is_the_candidates_failure() -> None:
+    crew = Processes(replace_task(f"{__name__}:Fussy"), 2, "cpu")
+    with pytest.raises(ProcessFailed) as caught:
+        trained(small(), crew)
+    assert failure(caught.value) == Failure("out_of_memory", "MemoryError: no room")
+    assert crew.pids == []
+
+
+def replace_task(name: str) -> Any:
+    return DEFAULT_TASK.model_copy(update={"name": name})
