@@ -173,12 +173,9 @@ def parts_of(work: Work, processes: int) -> list[Work]:
     divided by its first axis.
     """
     count = next((len(t) for t in work.inputs.tensors() if t.ndim), 0)
-    if count < 2 * processes:
-        bounds = [(0, count)] * processes
-    else:
-        places = [count * rank // processes for rank in range(processes + 1)]
-        bounds = list(pairwise(places))
-    whole = sum(stop - start for start, stop in bounds)
+    copies = processes if count < 2 * processes else 1
+    places = [count * rank // processes for rank in range(processes + 1)]
+    bounds = [(0, count)] * processes if copies > 1 else list(pairwise(places))
     return [
         Work(
             Inputs(
@@ -189,8 +186,9 @@ def parts_of(work: Work, processes: int) -> list[Work]:
             work.number,
             _target_rows(work.others, start, stop, count),
             work.share,
-            (stop - start) / whole,
+            (stop - start) / (count * copies) if count else 1 / copies,
             rank,
+            copies,
         )
         for rank, (start, stop) in enumerate(bounds)
     ]
@@ -306,7 +304,7 @@ def _join(rank: int, processes: int, kind: str, place: str, limit: float) -> Non
 def _together(model: nn.Module, teacher: nn.Module | None, work: Work, recipe: Recipe, task: Task) -> float:
     """Takes part in a step; the first process has the gradients of all in the end. Returns the loss of all."""
     _hand_out_values(model)
-    with GlobalStatistics():
+    with GlobalStatistics(work.copies):
         loss = work.weight * loss_of(model, teacher, work, recipe, task)
         value = float(_summed(loss.detach().double() if loss.device.type == "cpu" else loss.detach().float()))
         if math.isfinite(value):
@@ -377,6 +375,7 @@ def _moved(work: Work, device: torch.device) -> Work:
         work.share,
         work.weight,
         work.rank,
+        work.copies,
     )
 
 
@@ -386,6 +385,11 @@ class GlobalStatistics(TorchFunctionMode):
     torch's own SyncBatchNorm does that on GPUs alone, and would be another module in the place of the network's.
     """
 
+    def __init__(self, copies: int) -> None:
+        """copies: number of processes that see each sample."""
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._copies = copies
+
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -394,7 +398,7 @@ class GlobalStatistics(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is F.batch_norm and (kwargs or {}).get("training"):
-            return _batch_norm(*args, **(kwargs or {}))
+            return _batch_norm(self._copies, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -411,6 +415,7 @@ class _Sum(torch.autograd.Function):
 
 
 def _batch_norm(
+    copies: int,
     given: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
@@ -434,7 +439,7 @@ def _batch_norm(
         if running_mean is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
         if running_var is not None:
-            unbiased = variance * count / (count - 1)
+            unbiased = variance * count / (count - copies)
             running_var.lerp_(unbiased.to(running_var.dtype), momentum)
     y = centred * torch.rsqrt(variance + eps).view(shape)
     if weight is not None:

@@ -79,7 +79,8 @@ class Work:
     """What a step computes, or one process's part of it.
 
     number: the step's, from which dropout and mixup follow. others, share: targets of the samples that these are mixed
-    with, and the share of their own. weight: of its mean loss in that of the step. rank: the process's.
+    with, and the share of their own. weight: of its mean loss in that of the step. rank: the process's. copies: number
+    of processes that compute each sample.
     """
 
     inputs: Inputs
@@ -89,6 +90,7 @@ class Work:
     share: float = 1.0
     weight: float = 1.0
     rank: int = 0
+    copies: int = 1
 
 
 class Crew(Protocol):
