@@ -3,9 +3,12 @@
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.sections import (
+    ClusterSection,
+    QuantisationSection,
+    ScoringSection,
+    TaskSection,
+    TrainingSection,
+)
 from prunefront.pipelines.data import Inputs
+from prunefront.pipelines.prepare.training import check_settings
 from prunefront.pipelines.tasks import TaskError
 from prunefront.pipelines.tasks.classification import Classification
 from prunefront.pipelines.workers.checkpoints import Folder
@@ -115,8 +127,8 @@ SETTINGS: dict[str, Callable[[Workbench], Workbench]] = {
 
 
 ROUNDING = {"network_slimming": 5e-3, "spectral_radius": math.inf}
-"""How far the weights of procedures may be apart that turn a last digit into more: by the sign of a weight near zero, and
-by ranking units whose scores are almost equal. Noise of 1e-7 in the dense weights does as much to one process."""
+"""How far the weights of procedures may be apart that turn a last digit into more: by the sign of a weight near zero,
+and by ranking units whose scores are almost equal. Noise of 1e-7 in the dense weights does as much to one process."""
 
 
 @pytest.mark.parametrize("case", SETTINGS)
