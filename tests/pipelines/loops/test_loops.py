@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from prunefront.errors import PrunefrontError
@@ -26,6 +28,8 @@ from prunefront.pipelines.config.sections import (
 )
 from prunefront.pipelines.data import Inputs, Parts, Tensors
 from prunefront.pipelines.loops import Budget, LoopError, loops, make_loop
+from prunefront.pipelines.loops.checkpoint import LoopSnapshot
+from prunefront.pipelines.loops.loop import takes_checkpoint
 from prunefront.pipelines.loops.running import epochs_of
 from prunefront.pipelines.prepare.training import check_settings
 from prunefront.pipelines.tasks import CLASSIFICATION
@@ -33,6 +37,7 @@ from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.failures import failure
 from prunefront.pipelines.workers.trial import Trial, outcome_of
 from prunefront.pipelines.workers.workbench import Job
+from prunefront.pruners.procedures.run import SnapshotError
 from prunefront.pruners.shrink import shrink
 from prunefront.search.outcomes.measurement import Failure
 from prunefront.search.space.candidate import Candidate
@@ -122,7 +127,32 @@ def ours(
         on_epoch(epoch)
 
 
-CASES: dict[str, type[Plain]] = {"lightning": Lit, "returns_loss": ReturnsLoss, f"{__name__}:ours": Plain}
+def resuming(
+    model: nn.Module, task: Any, *, data: Any, budget: Budget, on_epoch: Any, checkpoint: Any, **rest: Any
+) -> None:
+    """A person's loop that goes on where it was broken off, and draws from every global generator."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    rng, first = np.random.default_rng(budget.seed), 1
+    if (state := checkpoint.load()) is not None:
+        optimizer.load_state_dict(state["optimizer"])
+        first, rng.bit_generator.state = state["epoch"] + 1, state["rng"]
+    for epoch in range(first, budget.epochs + 1):
+        model.train()
+        for batch in data.part("train").batches(budget.batch_size, rng=rng, smallest=2):
+            optimizer.zero_grad()
+            noise = torch.rand(1) + random.random() + np.random.rand()  # noqa: NPY002
+            (task.loss(batch.inputs.call(model), batch.targets) * (1.0 + 0.01 * float(noise))).backward()
+            optimizer.step()
+        checkpoint.save({"optimizer": optimizer.state_dict(), "epoch": epoch, "rng": rng.bit_generator.state})
+        on_epoch(epoch)
+
+
+CASES: dict[str, type[Plain]] = {
+    "lightning": Lit,
+    "returns_loss": ReturnsLoss,
+    f"{__name__}:ours": Plain,
+    f"{__name__}:resuming": Plain,
+}
 """Network of each loop. A new one needs a case here."""
 
 
@@ -149,7 +179,7 @@ def data() -> Parts:
     return Parts(part(64, 0), part(64, 1), None)
 
 
-def begun(name: str, model: nn.Module, **options: Any) -> Any:
+def begun(name: str, model: nn.Module, keep: Any = None, snapshot: Any = None, **options: Any) -> Any:
     return epochs_of(
         make_loop(name, options),
         name,
@@ -159,6 +189,9 @@ def begun(name: str, model: nn.Module, **options: Any) -> Any:
         teacher=made(Plain),
         budget=BUDGET,
         around=nullcontext,
+        identity="this",
+        keep=keep,
+        snapshot=snapshot,
     )
 
 
@@ -209,6 +242,69 @@ def test_a_loop_learns_calls_back_once_an_epoch_and_repeats(name: str) -> None:
         for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
     )
     assert waiting_threads() == []
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_loop_that_takes_checkpoints_goes_on_as_if_nothing_had_happened(name: str) -> None:
+    """One that takes none begins anew."""
+    whole, kept = pruned(CASES[name]), []
+    trained(name, whole, keep=lambda content: kept.append(content()))
+    if not takes_checkpoint(make_loop(name, {})):
+        assert kept == []
+        return
+    assert len(kept) == EPOCHS
+    for epoch, content in enumerate(kept, 1):
+        model = pruned(CASES[name])
+        again = trained(name, model, snapshot=LoopSnapshot.from_bytes(content))
+        assert again == list(range(epoch, EPOCHS + 1)), (
+            "its own epoch is told first, for who compares at rungs"
+        )
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(model.state_dict().values(), whole.state_dict().values(), strict=True)
+        )
+
+
+@pytest.mark.parametrize("change", [{"identity": "that"}, {"network": {}}, {"draws": [1, 2, 3, 4]}], ids=str)
+def test_a_checkpoint_of_another_training_is_refused(change: dict[str, Any]) -> None:
+    kept: list[bytes] = []
+    trained("lightning", made(Lit), keep=lambda content: kept.append(content()))
+    for content in (b"", kept[0][:-1], kept[0].replace(b"prunefront loop 1", b"prunefront loop 9")):
+        with pytest.raises(SnapshotError, match="this is no snapshot of a loop's training"):
+            LoopSnapshot.from_bytes(content)
+    with pytest.raises(SnapshotError, match="the snapshot is of"):
+        trained("lightning", made(Lit), snapshot=replace(LoopSnapshot.from_bytes(kept[0]), **change))
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner) | st.tuples(inner, inner)
+    ),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=30)
+@given(PLAIN, st.sampled_from([torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8]))
+def test_a_state_comes_back_as_it_was(plain: Any, dtype: torch.dtype) -> None:
+    tensor, array = torch.arange(6).reshape(2, 3).to(dtype).T, np.arange(3, dtype=np.uint32)
+    state = {"plain": plain, 0: [tensor, array, tensor]}
+    snapshot = LoopSnapshot("this", 2, 8, {"w": tensor}, None, state)
+    found = LoopSnapshot.from_bytes(snapshot.to_bytes())
+    assert found.state["plain"] == plain
+    assert torch.equal(found.state[0][0], tensor)
+    assert found.state[0][1].tolist() == array.tolist()
+    assert torch.equal(found.network["w"], tensor)
+    assert (found.identity, found.epoch, found.step) == ("this", 2, 8)
+
+
+def test_a_state_that_cannot_be_kept_is_named() -> None:
+    snapshot = LoopSnapshot("this", 1, 1, {}, None, {"a": [1, {"f": print}]})
+    with pytest.raises(
+        LoopError, match=r"state\['state'\]\['a'\]\[1\]\['f'\] is a builtin_function_or_method"
+    ):
+        snapshot.to_bytes()
 
 
 def test_a_stopped_loop_ends_and_an_error_is_its_own() -> None:
@@ -293,7 +389,8 @@ def test_a_worker_trains_by_a_persons_loop_and_may_stop_it() -> None:
         while True:
             told.append(next(running))
     except StopIteration as ended:
-        model, plan = ended.value
+        model, plan, epochs = ended.value
+    assert epochs == EPOCHS
     assert [(p.epochs, p.whole) for p in told] == [(1, True), (2, True)], "rungs may compare it"
     assert [epoch for epoch, _ in SEEN] == [1, 2, 3]
     assert SEEN[0][1] == {"accuracy": told[0].measurement["accuracy"]}
