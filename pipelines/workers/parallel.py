@@ -34,10 +34,11 @@ from prunefront.pipelines.data.samples import Inputs
 from prunefront.pipelines.tasks import Task, TaskError, make_task
 from prunefront.pipelines.workers.failures import ProcessFailed, ProcessLost, failure
 from prunefront.pipelines.workers.train import Recipe, Work, loss_of
+from prunefront.search.outcomes.measurement import Failure
 from prunefront.text import first_line
 
 LIMIT_SECONDS = 300.0
-"""Most seconds that a process waits for the others within a step, or for their start."""
+"""Most seconds that a process waits for the others within a step."""
 
 LAST_WORDS_SECONDS = 2.0
 """Seconds that a process which fails may take to say why."""
@@ -123,7 +124,14 @@ class Processes:
                 process.start()
                 theirs.close()
                 self._others.append((process, ours))
+            self._guarded(self._ready)
             self._guarded(lambda: _join(0, self.count, self._device, place, self._limit))
+
+    def _ready(self) -> None:
+        """Waits until the others have imported what they need, which takes as long as the machine is busy."""
+        for _, connection in self._others:
+            if isinstance(said := connection.recv(), Failure):
+                raise ProcessFailed(said)
 
     def _tell(self, *message: Any) -> None:
         for _, connection in self._others:
@@ -144,7 +152,7 @@ class Processes:
 
     def _explain(self, error: Exception) -> NoReturn:
         """Raises what was behind an error: that of another process, or its death."""
-        if not isinstance(error, ProcessLost | OSError):
+        if not isinstance(error, ProcessLost | OSError | EOFError):
             raise error
         gone = None
         for process, connection in self._others:
@@ -249,8 +257,9 @@ def _serve(
     torch.set_num_threads(threads)
     try:
         device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
-        _join(rank, processes, kind, place, limit)
         task = make_task(section)
+        connection.send("ready")
+        _join(rank, processes, kind, place, limit)
         recipe: Recipe | None = None
         model: nn.Module | None = None
         teacher: nn.Module | None = None
