@@ -163,6 +163,11 @@ def in_process(section: ClusterSection) -> Iterator[LocalWorkers]:
         raise PrunefrontError(
             f"cluster.gpus_per_worker = {section.gpus_per_worker:g}, but torch sees no CUDA GPU on this machine; set 0"
         )
+    if section.gpus_per_worker > 0 and (seen := torch.cuda.device_count()) < section.processes:
+        raise PrunefrontError(
+            f"cluster.gpus_per_worker = {section.gpus_per_worker:g}, but torch sees {seen} on this "
+            "machine; lower it"
+        )
     threads = torch.get_num_threads()
     try:
         yield LocalWorkers(section)

@@ -1,6 +1,7 @@
 """Loops that are not ours: the contract of all of them, what a bad one is told, and how a worker gets on with them."""
 
 import copy
+import math
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +34,7 @@ from prunefront.pipelines.loops.loop import takes_checkpoint
 from prunefront.pipelines.loops.running import epochs_of
 from prunefront.pipelines.prepare.training import check_settings
 from prunefront.pipelines.tasks import CLASSIFICATION
+from prunefront.pipelines.workers.checkpoints import Folder
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.failures import failure
 from prunefront.pipelines.workers.trial import Trial, outcome_of
@@ -417,6 +419,74 @@ def test_a_bad_loop_is_the_failure_of_its_candidate_alone() -> None:
     outcome, name = outcome_of(last), f"{__name__}:idle"
     assert isinstance(outcome, Failure)
     assert outcome.reason == f"training.loop = {name!r} trained nothing: all weights are as they were"
+
+
+def not_finite(model: nn.Module, task: Any, **given: Any) -> None:
+    """A loop whose loss is NaN."""
+    ours(model, task, **given, rate=math.nan)
+
+
+def not_scalar(model: nn.Module, task: Any, *, data: Any, **rest: Any) -> None:
+    """A loop that goes backward from a loss a sample."""
+    batch = next(iter(data.part("train").batches(8)))
+    batch.inputs.call(model).sum(1).backward()
+
+
+def short(model: nn.Module, task: Any, **given: Any) -> None:
+    """A loop that ends before its budget does."""
+    ours(model, task, **given, calls=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("not_finite", "not_finite", "outputs are not finite"),
+        ("not_scalar", "error", "RuntimeError: grad can be implicitly created only for scalar outputs"),
+    ],
+)
+def test_what_goes_wrong_within_a_loop_is_its_candidates_failure(name: str, kind: str, said: str) -> None:
+    made = bench(None)
+    trial = Trial(replace(made, loop=f"{__name__}:{name}"), None, 1)
+    trial.start(Job("a", Candidate({}), planned_half(made.graph), epochs=EPOCHS))
+    outcome = outcome_of(trial.step())
+    assert isinstance(outcome, Failure)
+    assert outcome.kind == kind
+    assert said in outcome.reason
+    assert "\n" not in outcome.reason
+    assert waiting_threads() == []
+
+
+def test_a_loop_that_ends_early_has_trained_the_epochs_that_it_has() -> None:
+    made = bench(None)
+    worker = Evaluator(replace(made, loop=f"{__name__}:short"))
+    running = worker.train(Job("a", Candidate({}), planned_half(made.graph), epochs=EPOCHS))
+    assert next(running).epochs == 1
+    with pytest.raises(StopIteration) as ended:
+        next(running)
+    assert ended.value.value.epochs == 1
+
+
+def test_a_trial_by_a_loop_is_resumed_by_another_worker(tmp_path: Path) -> None:
+    made = replace(bench(None), loop=f"{__name__}:resuming")
+    job = Job("a", Candidate({}), planned_half(made.graph), epochs=EPOCHS)
+    results = []
+    for folder, broken_off in (("whole", False), ("broken", True)):
+        trial = Trial(made, Folder(tmp_path / folder), 1)
+        steps = trial._trained(job)
+        next(steps)
+        if broken_off:
+            steps.close()
+            trial = Trial(made, Folder(tmp_path / folder), 1)
+            steps = trial._trained(job)
+            assert next(steps).epochs == 1
+            assert trial._resumed > 0
+        while True:
+            try:
+                next(steps)
+            except StopIteration as ended:
+                results.append(ended.value.model.state_dict())
+                break
+    assert all(torch.equal(results[0][n], t) for n, t in results[1].items())
 
 
 @pytest.mark.parametrize(
