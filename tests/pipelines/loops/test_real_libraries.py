@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.data import Inputs, Parts, Tensors
@@ -138,8 +139,8 @@ def test_a_lightning_module_trains_as_lightning_itself_does() -> None:
     """The same weights to the last bit, the same hooks in the same order."""
     ours, theirs = made(Lit), made(Lit)
     trained(ours, Parts(part(COUNT, 0, InOrder), part(64, 1), None))
-    x, y = part(COUNT, 0).inputs.args[0], part(COUNT, 0).targets
-    loader = [(x[i : i + BATCH], y[i : i + BATCH]) for i in range(0, COUNT, BATCH)]
+    given = part(COUNT, 0)
+    loader = DataLoader(TensorDataset(given.inputs.args[0], given.targets), batch_size=BATCH)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lightning.Trainer(

@@ -59,7 +59,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Processes]:
     """This process and another. Who loses the other finds a new one at the next training."""
-    made = Processes(DEFAULT_TASK, 2, "cpu", limit=60.0)
+    made = Processes(DEFAULT_TASK, 2, "cpu")
     yield made
     made.close()
 
