@@ -76,8 +76,8 @@ def lightning(
                 ):  # Lightning's word for the end of the epoch
                     break
                 found = _step(module, call, optimizer, given, index, trainer)
-                call("on_train_batch_end", found, given, index)
                 _advance(module, schedulers, "step", trainer.global_step)
+                call("on_train_batch_end", found, given, index)
             call("on_train_epoch_end")
             _advance(module, schedulers, "epoch", epoch)
             checkpoint.save(
@@ -109,11 +109,8 @@ def _step(
     def passes() -> Tensor | None:
         found = module.training_step(batch) if alone else module.training_step(batch, index)
         outputs.append(found)
-        if found is None:  # the network skips this batch, and a parameter without gradient is left alone
-            optimizer.zero_grad()
-            return None
         loss = found["loss"] if isinstance(found, Mapping) else found
-        if not isinstance(loss, Tensor) or loss.ndim:
+        if loss is not None and (not isinstance(loss, Tensor) or loss.ndim):
             shape = (
                 f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"as a {type(loss).__name__}"
             )
@@ -122,9 +119,10 @@ def _step(
             )
         call("on_before_zero_grad", optimizer)
         optimizer.zero_grad()
-        call("on_before_backward", loss)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        call("on_after_backward")
+        if loss is not None:  # else it skips this batch: nothing has a gradient, so nothing is updated
+            call("on_before_backward", loss)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            call("on_after_backward")
         call("on_before_optimizer_step", optimizer)
         return loss
 
