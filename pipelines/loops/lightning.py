@@ -14,6 +14,9 @@ from prunefront.pipelines.loops.checkpoint import Checkpoint
 from prunefront.pipelines.loops.loop import Budget, LoopError, OnEpoch, loop
 from prunefront.pipelines.tasks import Task
 
+LIGHTNING = ("lightning", "pytorch_lightning")
+"""Names under which Lightning is imported."""
+
 LOGGING = ("log", "log_dict")
 """Methods of a LightningModule that need a Trainer's loggers. What is logged is let go."""
 
@@ -118,12 +121,23 @@ def _step(
                 f"training_step of {type(module).__name__} returned its loss {shape}; return a scalar"
             )
         call("on_before_zero_grad", optimizer)
-        optimizer.zero_grad()
+        if hasattr(module, "optimizer_zero_grad"):
+            module.optimizer_zero_grad(trainer.current_epoch, index, optimizer)
+        else:
+            optimizer.zero_grad()
         if loss is not None:  # else it skips this batch: nothing has a gradient, so nothing is updated
             call("on_before_backward", loss)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            if hasattr(module, "backward"):
+                module.backward(loss)
+            else:
+                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             call("on_after_backward")
         call("on_before_optimizer_step", optimizer)
+        clip = getattr(type(module), "configure_gradient_clipping", None)
+        if (
+            clip is not None and clip.__module__.partition(".")[0] not in LIGHTNING
+        ):  # its own asks the Trainer
+            module.configure_gradient_clipping(optimizer)
         return loss
 
     if hasattr(module, "optimizer_step"):

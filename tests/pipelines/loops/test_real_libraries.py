@@ -84,6 +84,15 @@ class Lit(lightning.LightningModule):
         self.called.append("backward done")
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self.called.append("optimizer")
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        self.called.append(("zero", epoch, batch_idx))
+        optimizer.zero_grad()
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
         nn.utils.clip_grad_norm_(self.parameters(), 0.5)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
