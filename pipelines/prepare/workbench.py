@@ -53,8 +53,8 @@ def make_bench(study: BenchSections, network: Network, say: Say = lambda line: N
     data = network.splits.for_search()
     device = "cuda" if study.cluster.gpus_per_worker > 0 else "cpu"
     if (processes := study.cluster.processes) > 1:
-        each = "one GPU" if device == "cuda" else f"{study.cluster.of_one_process.cpus_per_worker} threads"
-        say(f"each training is shared by {processes} processes, with {each} each")
+        device_of_each = "a GPU of its own" if device == "cuda" else "CPUs of its own"
+        say(f"each training is shared by {processes} processes, each with {device_of_each}")
     path = study.path / PREPARED / "dense.onnx"
     if not path.exists():
         export(network.model, network.example(2), path)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from torch import Tensor
 
 from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import (
     ClusterSection,
     QuantisationSection,
@@ -29,7 +32,9 @@ from prunefront.pipelines.config.sections import (
     TrainingSection,
 )
 from prunefront.pipelines.data import Inputs
+from prunefront.pipelines.events.display import Display
 from prunefront.pipelines.prepare.training import check_settings
+from prunefront.pipelines.study.run import run
 from prunefront.pipelines.tasks import TaskError
 from prunefront.pipelines.tasks.classification import Classification
 from prunefront.pipelines.workers.checkpoints import Folder
@@ -244,3 +249,29 @@ def test_a_worker_scores_as_many_candidates_as_it_has_processes() -> None:
         PrunefrontError, match=r"batch_size = 3 is less than two samples for each of the 2 processes"
     ):
         check_settings(TrainingSection(batch_size=3), QuantisationSection(), ScoringSection(), gpus)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("without_ray", [True, False], ids=["in one process", "on Ray"])
+def test_a_study_whose_trainings_are_shared_runs_to_its_front(without_ray: bool, tmp_path: Path) -> None:
+    """With rungs."""
+    config = parse(
+        {
+            "name": "pair",
+            "folder": str(tmp_path),
+            "model": {"factory": "digits_cnn", "options": {"width": 4}},
+            "dense": {"epochs": 1},
+            "space": {"criteria": ["l1"], "calibration_images": 64},
+            "goal": {"objectives": ["accuracy", "macs"]},
+            "search": {"searcher": "random", "candidates": 3},
+            "training": {"candidates": 2, "epochs": 2, "early_stopping": True, "precision": "float32"},
+            "measure": {"pairs": 10},
+            "cluster": {"cpus_per_worker": 2, "processes_per_worker": 2},
+        },
+        source="test",
+        base=Path(),
+    )
+    out = StringIO()
+    rows = run(config, display=Display(Console(file=out, width=200)), without_ray=without_ray)
+    assert "each training is shared by 2 processes, each with CPUs of its own" in out.getvalue()
+    assert any(not row.is_dense for row in rows)
