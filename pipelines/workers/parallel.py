@@ -13,7 +13,9 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from itertools import pairwise
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
@@ -30,7 +32,7 @@ from torch.utils import _pytree
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import TaskSection
-from prunefront.pipelines.data.samples import Inputs
+from prunefront.pipelines.data.samples import Inputs, map_tensors
 from prunefront.pipelines.tasks import Task, TaskError, make_task
 from prunefront.pipelines.workers.failures import ProcessFailed, ProcessLost, failure
 from prunefront.pipelines.workers.train import Recipe, Work, loss_of
@@ -88,7 +90,8 @@ class Processes:
                 self._tell("network", _packed(model))
                 self._sent = weakref.ref(model), known
             for (_, connection), part in zip(self._others, parts[1:], strict=True):
-                connection.send(("work", part, trained))
+                # memory of its own: a view would take the whole batch along
+                connection.send(("work", _mapped(lambda t: t.cpu().clone(), part), trained))
             return _together(model, self._teacher, parts[0], recipe, self._task)
 
         return self._guarded(step)
@@ -211,8 +214,7 @@ def _rows(value: Any, start: int, stop: int, count: int) -> Any:
                 f"a batch of {count} samples holds a tensor of shape {tuple(leaf.shape)}, which cannot be shared "
                 "by several processes; its first axis must count samples, or set [cluster] processes_per_worker = 1"
             )
-        part = leaf[start:stop]
-        return part if start == 0 else part.cpu().clone()  # it travels; the rest of its storage shall not
+        return leaf[start:stop]
 
     return _pytree.tree_map(taken, value)
 
@@ -277,7 +279,7 @@ def _serve(
                 for parameter, flag in zip(model.parameters(), trained, strict=True):
                     parameter.requires_grad_(flag)
                     parameter.grad = None
-                _together(model, teacher, _moved(work, device), recipe, task)
+                _together(model, teacher, _mapped(partial(_on, device), work), recipe, task)
     except EOFError:
         return
     except ProcessLost:
@@ -372,19 +374,17 @@ def _lost() -> Iterator[None]:
         raise ProcessLost(first_line(error)) from error
 
 
-def _moved(work: Work, device: torch.device) -> Work:
-    def moved(value: Any) -> Any:
-        return _pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, value)
+def _on(device: torch.device, tensor: Tensor) -> Tensor:
+    return tensor.to(device)
 
-    return Work(
-        work.inputs.map(lambda t: t.to(device)),
-        moved(work.targets),
-        work.number,
-        moved(work.others),
-        work.share,
-        work.weight,
-        work.rank,
-        work.copies,
+
+def _mapped(function: Callable[[Tensor], Tensor], work: Work) -> Work:
+    """Returns the work with a function applied to each of its tensors."""
+    return replace(
+        work,
+        inputs=work.inputs.map(function),
+        targets=map_tensors(function, work.targets),
+        others=map_tensors(function, work.others),
     )
 
 
