@@ -467,7 +467,10 @@ class ClusterSection(Section):
     cpus_per_worker: Annotated[int, Field(ge=1)] = 1
     """CPUs and threads of each worker."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs of each worker, or a share of one such as 0.25. Above 0, scoring and training run on the GPU."""
+    """GPUs of each worker, or a share of one such as 0.25. Above 0, scoring and training run on the GPU; above 1, each
+    training runs on all of them (docs/placement.md)."""
+    processes_per_worker: Annotated[int, Field(ge=1)] | None = None
+    """Processes that share each training, and the CPUs of its worker. Default: one for each GPU, or one."""
 
     @model_validator(mode="after")
     def _shares_are_of_one_gpu(self) -> Self:
@@ -477,6 +480,42 @@ class ClusterSection(Section):
                 "give a whole number, or less than 1"
             )
         return self
+
+    @model_validator(mode="after")
+    def _a_device_for_each_process(self) -> Self:
+        count, gpus, cpus = self.processes_per_worker, self.gpus_per_worker, self.cpus_per_worker
+        if count is None:
+            return self
+        if gpus > 0 and count != max(1, gpus):
+            raise ValueError(
+                f"processes_per_worker = {count} with gpus_per_worker = {gpus:g}: each process has one GPU; leave "
+                f"processes_per_worker out, or set gpus_per_worker = {count}"
+            )
+        if cpus % count:
+            raise ValueError(
+                f"cpus_per_worker = {cpus} cannot be shared by processes_per_worker = {count}; set cpus_per_worker = "
+                f"{-(-cpus // count) * count}"
+            )
+        return self
+
+    @property
+    def processes(self) -> int:
+        """Number of processes that share a training, with the default filled in."""
+        return self.processes_per_worker or max(1, int(self.gpus_per_worker))
+
+    @property
+    def of_one_process(self) -> "ClusterSection":
+        """Returns the section with a process of a worker as the worker: what scores candidates, each on one device."""
+        count = self.processes
+        if count == 1:
+            return self
+        update = {
+            "workers": self.workers and self.workers * count,
+            "cpus_per_worker": max(1, self.cpus_per_worker // count),
+            "gpus_per_worker": self.gpus_per_worker / count,
+            "processes_per_worker": None,
+        }
+        return self.model_copy(update=update)
 
 
 class StudyConfig(Section):

@@ -67,9 +67,19 @@ class Loop(Protocol):
         """model: the pruned network, on the device, changed in place: its values, never its shapes.
 
         data: training and validation parts, no test. teacher: a copy of the dense network in eval mode. on_epoch: to be
-        called after each epoch, `budget.epochs` times at the most.
+        called after each epoch, `budget.epochs` times at the most. A loop that has an argument `checkpoint` is given a
+        `checkpoint.Checkpoint` there.
         """
         ...
+
+
+CHECKPOINT = "checkpoint"
+"""Name of the argument for which a loop gets a `checkpoint.Checkpoint`."""
+
+
+def takes_checkpoint(loop: Callable[..., None]) -> bool:
+    """Tells whether a loop can go on where it was broken off."""
+    return CHECKPOINT in inspect.signature(loop).parameters
 
 
 loops: Registry[Callable[..., None]] = Registry("loop")
@@ -92,6 +102,8 @@ def make_loop(name: str, options: Mapping[str, Any]) -> Loop:
     """
     found = import_callable(name, key="training.loop") if ":" in name else loops[name]
     given = dict.fromkeys(("data", "teacher", "budget", "on_epoch", "device"))
+    if takes_checkpoint(found):
+        given[CHECKPOINT] = None
     try:
         inspect.signature(found).bind(None, None, **given, **options)
     except TypeError as error:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunefront.pipelines.data.samples import DataSet
+from prunefront.pipelines.loops.checkpoint import Checkpoint
 from prunefront.pipelines.loops.loop import Budget, LoopError, OnEpoch, loop
 from prunefront.pipelines.tasks import Task
 
@@ -22,6 +23,7 @@ def returns_loss(
     budget: Budget,
     on_epoch: OnEpoch,
     device: torch.device,
+    checkpoint: Checkpoint,
     labels: str = "labels",
     max_grad_norm: float = 1.0,
 ) -> None:
@@ -35,8 +37,12 @@ def returns_loss(
     )
     seen, total = 0, budget.epochs * budget.samples
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1.0 - seen / total))
-    rng = np.random.default_rng(budget.seed)
-    for epoch in range(1, budget.epochs + 1):
+    rng, first = np.random.default_rng(budget.seed), 1
+    if (state := checkpoint.load()) is not None:
+        first, seen, rng.bit_generator.state = state["epoch"] + 1, state["seen"], state["rng"]
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+    for epoch in range(first, budget.epochs + 1):
         model.train()
         for batch in data.part("train").batches(budget.batch_size, rng=rng, device=device, smallest=2):
             optimizer.zero_grad()
@@ -46,6 +52,15 @@ def returns_loss(
             optimizer.step()
             seen += batch.count
             scheduler.step()
+        checkpoint.save(
+            {
+                "epoch": epoch,
+                "seen": seen,
+                "rng": rng.bit_generator.state,
+                "optimizer": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict(),
+            }
+        )
         on_epoch(epoch)
 
 

@@ -14,8 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from prunefront.pipelines.data.samples import DataSet
-from prunefront.pipelines.loops.loop import Budget, Loop, LoopError, TrainingStopped
+from prunefront.pipelines.loops.checkpoint import Checkpoint, LoopSnapshot
+from prunefront.pipelines.loops.loop import (
+    CHECKPOINT,
+    Budget,
+    Loop,
+    LoopError,
+    TrainingStopped,
+    takes_checkpoint,
+)
 from prunefront.pipelines.tasks import Task
+from prunefront.pruners.procedures.run import SnapshotError
+from prunefront.text import first_line
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +33,9 @@ STOP_SECONDS = 60.0
 """Most seconds that a stopped loop may take to end before it is left behind."""
 
 Metrics = Mapping[str, float]
+
+Keep = Callable[[Callable[[], bytes]], None]
+"""Given what makes the bytes of a `LoopSnapshot`; that can be called until the loop goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +55,9 @@ def epochs_of(
     teacher: nn.Module,
     budget: Budget,
     around: Callable[[], AbstractContextManager[object]],
+    identity: str = "",
+    keep: Keep | None = None,
+    snapshot: LoopSnapshot | None = None,
 ) -> Generator[int, Metrics, None]:
     """Yields the number of each epoch that the loop has done, and is sent the metrics that the loop is answered with.
 
@@ -49,6 +65,9 @@ def epochs_of(
     generators are seeded for the loop and put back while it waits. Raises what the loop raises, and LoopError for one
     that never calls back, calls back out of order or more often than the budget says, changes the network's shapes, or
     leaves every weight as it was.
+
+    keep: called after each epoch for which the loop saved its state. identity: of this training, for its snapshots.
+    snapshot: to go on from; its epoch is the first that is yielded. Raises SnapshotError for one of another training.
     """
     parameters = list(model.parameters())
     device, flags = parameters[0].device, [p.requires_grad for p in parameters]
@@ -57,6 +76,12 @@ def epochs_of(
     answers: SimpleQueue[Metrics | None] = SimpleQueue()
     told: SimpleQueue[int | _Ended] = SimpleQueue()
     threads, draws, stopped = torch.get_num_threads(), _Draws(budget.seed), False
+    checkpoint = Checkpoint(None if snapshot is None else snapshot.state)
+    given = {CHECKPOINT: checkpoint} if takes_checkpoint(loop) else {}
+    if snapshot is not None:
+        if snapshot.identity != identity or not given:
+            raise SnapshotError(f"the snapshot is of {snapshot.identity}; this is {identity}")
+        _restore(model, draws, snapshot)
 
     def on_epoch(epoch: int) -> Metrics:
         nonlocal stopped
@@ -71,7 +96,16 @@ def epochs_of(
         torch.set_num_threads(threads)  # it is a thread's own
         ended = _Ended()
         try:
-            loop(model, task, data=data, teacher=frozen, budget=budget, on_epoch=on_epoch, device=device)
+            loop(
+                model,
+                task,
+                data=data,
+                teacher=frozen,
+                budget=budget,
+                on_epoch=on_epoch,
+                device=device,
+                **given,
+            )
         except TrainingStopped:
             pass
         except BaseException as error:  # noqa: BLE001 - raised again where the epochs are taken
@@ -79,7 +113,10 @@ def epochs_of(
         told.put(ended)
 
     thread = Thread(target=work, name=f"loop {name}", daemon=True)
-    done = 0
+    done = 0 if snapshot is None else snapshot.epoch
+    if snapshot is not None:
+        model.eval()
+        yield done
     try:
         with around(), draws.in_place():
             thread.start()
@@ -88,7 +125,7 @@ def epochs_of(
             if what != done + 1:
                 raise LoopError(
                     f"training.loop = {name!r} called on_epoch({what!r}) after {done} epochs; it must count from 1, "
-                    "one call an epoch"
+                    "one call an epoch, and go on after the epochs of a checkpoint that it takes"
                 )
             if what > budget.epochs:
                 raise LoopError(
@@ -96,6 +133,12 @@ def epochs_of(
                 )
             done += 1
             _check_shapes(name, shapes, model)
+            if keep is not None and checkpoint.saved is not None:
+                state, checkpoint.saved = checkpoint.saved, None
+                steps, network = done * -(-budget.samples // budget.batch_size), model.state_dict()
+                kept = LoopSnapshot(identity, done, steps, network, draws.inside, state)
+                with around():
+                    keep(kept.to_bytes)
             answer = yield done
             with around(), draws.in_place():
                 answers.put(answer)
@@ -138,6 +181,16 @@ def _check_shapes(name: str, before: Mapping[str, str], model: nn.Module) -> Non
             )
 
 
+def _restore(model: nn.Module, draws: "_Draws", snapshot: LoopSnapshot) -> None:
+    try:
+        model.load_state_dict(snapshot.network)
+        draws.inside = snapshot.draws
+        with draws.in_place():
+            pass
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise SnapshotError(f"the snapshot is of another network: {first_line(error)}") from None
+
+
 class _Draws:
     """State of the global generators as the loop has them, beside that of everything else in the process."""
 
@@ -146,18 +199,18 @@ class _Draws:
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - for loops that draw from it
         torch.manual_seed(seed)
-        self._inside = _state()
+        self.inside = _state()
         _put(outside)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Gives the process the loop's generators until it is left."""
         outside = _state()
-        _put(self._inside)
+        _put(self.inside)
         try:
             yield
         finally:
-            self._inside = _state()
+            self.inside = _state()
             _put(outside)
 
 

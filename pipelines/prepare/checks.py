@@ -6,6 +6,7 @@ from itertools import chain
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import (
+    ClusterSection,
     ControlsSection,
     GoalSection,
     MeasureSection,
@@ -52,6 +53,7 @@ class NamingSections:
     training: TrainingSection
     controls: ControlsSection
     measure: MeasureSection
+    cluster: ClusterSection
 
 
 def check_names(study: NamingSections) -> None:
@@ -64,7 +66,7 @@ def check_names(study: NamingSections) -> None:
     for name in study.controls.methods:
         controls[name]
     check_space_names(study.space, study.quantisation, study.training.procedure)
-    check_settings(study.training, study.quantisation, study.scoring)
+    check_settings(study.training, study.quantisation, study.scoring, study.cluster)
     searchers[study.search.searcher]
     if "lottery_ticket" in study.controls.methods and study.model.weights and not study.model.initial:
         raise PrunefrontError(

@@ -3,6 +3,7 @@
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.sections import (
     LATER_TRAINING,
+    ClusterSection,
     QuantisationSection,
     ScoringSection,
     TrainingSection,
@@ -16,11 +17,25 @@ OURS = tuple(key for key in LATER_TRAINING if key != "loop")
 
 
 def check_settings(
-    section: TrainingSection, quantisation: QuantisationSection, scoring: ScoringSection
+    section: TrainingSection,
+    quantisation: QuantisationSection,
+    scoring: ScoringSection,
+    cluster: ClusterSection,
 ) -> None:
     """Raises PrunefrontError for options that the procedure or the loop does not have, for a loop that cannot do what
-    the study asks for, and for an average of weights that a procedure or a quantiser changes on the way."""
+    the study asks for, for batches too small for the processes that share them, and for an average of weights that a
+    procedure or a quantiser changes on the way."""
+    if section.epochs and section.batch_size < 2 * cluster.processes:
+        raise PrunefrontError(
+            f"training.batch_size = {section.batch_size} is less than two samples for each of the {cluster.processes} "
+            "processes of a worker; raise it, or lower [cluster] gpus_per_worker or processes_per_worker"
+        )
     if section.loop is not None:
+        if cluster.processes > 1:
+            raise PrunefrontError(
+                f"training.loop = {section.loop!r} trains in one process, and [cluster] asks for {cluster.processes} a "
+                "worker; set gpus_per_worker = 1 or less and leave processes_per_worker out, or leave loop out"
+            )
         _check_loop(section, section.loop, quantisation, scoring)
         return
     procedures[section.procedure].check(section.options)

@@ -53,6 +53,9 @@ def make_bench(study: BenchSections, network: Network, say: Say = lambda line: N
     """Returns what every worker gets. Takes seconds: exports the dense network, finds the faster precision."""
     data = network.splits.for_search()
     device = "cuda" if study.cluster.gpus_per_worker > 0 else "cpu"
+    if (processes := study.cluster.processes) > 1:
+        device_of_each = "a GPU of its own" if device == "cuda" else "CPUs of its own"
+        say(f"each training is shared by {processes} processes, each with {device_of_each}")
     path = study.path / PREPARED / "dense.onnx"
     if not path.exists():
         export(network.model, network.example(2), path)
@@ -73,6 +76,7 @@ def make_bench(study: BenchSections, network: Network, say: Say = lambda line: N
         procedure=study.training.procedure,
         options=study.training.options,
         loop=study.training.loop,
+        processes=study.cluster.processes,
         measure=study.measure,
         dense_onnx=path.read_bytes(),
         artifact_uri=study.artifact_uri,

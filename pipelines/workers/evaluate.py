@@ -5,11 +5,11 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from prunefront.pipelines.formats.onnx_export import check, export
 from prunefront.pipelines.formats.onnx_refill import Refill
 from prunefront.pipelines.formats.weights import unpack_weights
 from prunefront.pipelines.loops import Budget, make_loop
+from prunefront.pipelines.loops.checkpoint import LoopSnapshot
 from prunefront.pipelines.loops.running import epochs_of
 from prunefront.pipelines.measure.environment import environment
 from prunefront.pipelines.measure.latency import LatencyRecord, compare, runtimes
@@ -37,6 +38,7 @@ from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.tasks import Estimate, make_task
 from prunefront.pipelines.workers.calibration import calibration_batches
 from prunefront.pipelines.workers.inheritance import Parent
+from prunefront.pipelines.workers.parallel import Processes
 from prunefront.pipelines.workers.publish import published
 from prunefront.pipelines.workers.train import (
     Keep,
@@ -79,6 +81,14 @@ class Progress:
     whole: bool
 
 
+class Made(NamedTuple):
+    """A trained network, the plan that it follows, and the epochs that it was trained."""
+
+    model: nn.Module
+    plan: PruningPlan
+    epochs: int
+
+
 class Evaluator:
     """Holds the dense network and the calibration batches; every candidate starts from copies of them."""
 
@@ -102,6 +112,7 @@ class Evaluator:
             validation if bench.validation_limit is None else validation.first(bench.validation_limit)
         )
         self._repaired = _repaired(bench)
+        self._crew = Processes(bench.task, bench.processes, bench.device) if bench.processes > 1 else None
         self.timing_seconds = 0.0
         """Seconds that the last latency measurement took, without the wait for its slot."""
         self.exported = ""
@@ -173,21 +184,53 @@ class Evaluator:
         model.load_state_dict(inherit(model, self.bench.graph, parent.plan, unpack_weights(parent.weights)))
         return model
 
+    def snapshot(self, job: Job, content: bytes) -> Snapshot | LoopSnapshot:
+        """Reads what a training of the job kept. Raises SnapshotError for anything else."""
+        return LoopSnapshot.from_bytes(content) if self._by(job) else Snapshot.from_bytes(content)
+
+    def _by(self, job: Job) -> str | None:
+        """Returns the loop that trains a job, None for ours."""
+        return self.bench.loop if job.start == "dense" and job.epochs else None
+
     def train(
-        self, job: Job, keep: Keep | None = None, snapshot: Snapshot | None = None
-    ) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
+        self, job: Job, keep: Keep | None = None, snapshot: Snapshot | LoopSnapshot | None = None
+    ) -> Generator[Progress, None, Made]:
         """Makes a job's network, and yields how it stands after each epoch but the last. Raises Diverged.
 
-        keep: of procedures that resume. snapshot: of this job, to go on from; its epoch is the first that is told.
-        Raises SnapshotError for one of another.
-        Returns the network and the plan that it follows: a procedure may have chosen other units than the job did.
+        keep: of procedures and loops that resume. snapshot: of this job, to go on from; its epoch is the first that is
+        told. Raises SnapshotError for one of another.
+        Returns the network with the plan that it follows: a procedure may have chosen other units than the job did.
         """
+        name = self._by(job)
+        if name is None:
+            assert not isinstance(snapshot, LoopSnapshot)
+            return (yield from self._by_ours(job, keep, snapshot))
+        assert not isinstance(snapshot, Snapshot)
+        return (yield from self._by_loop(job, name, keep, snapshot))
+
+    def _by_ours(
+        self, job: Job, keep: Keep | None, snapshot: Snapshot | None
+    ) -> Generator[Progress, None, Made]:
         if job.start != "dense":
             return (yield from self._from_scratch(job, keep, snapshot))
         bench = self.bench
         recipe = replace(bench.recipe, epochs=job.epochs)
+        run = self._begun(job, recipe)
+        # a network from which nothing goes is the control of further training, and nothing else
+        ours = job.plan.key() == DENSE or bench.loop is not None
+        procedure, options = ("one_shot", {}) if ours else (bench.procedure, bench.options)
+        phases = procedures[procedure](run, **options)
+        if not procedures[procedure].resumes:
+            keep = snapshot = None
+        epochs = self._carried_out(run, phases, recipe, keep, snapshot)
+        yield from self._progress(epochs, lambda: (run.model, run.plan(), run.at_goal), recipe)
+        return Made(run.model, run.plan(), job.epochs)
+
+    def _begun(self, job: Job, recipe: Recipe) -> Run:
+        """Returns the start of a job from the dense network."""
+        bench = self.bench
         with shared():
-            run = begin(
+            return begin(
                 bench.dense_model(),
                 bench.graph,
                 job.plan,
@@ -197,33 +240,13 @@ class Evaluator:
                 task=self.task,
                 repaired=self._repaired,
             )
-        if bench.loop is not None and job.epochs:
-            return (yield from self._by_loop(job, run, bench.loop))
-        # a network from which nothing goes is the control of further training, and nothing else
-        ours = job.plan.key() == DENSE or bench.loop is not None
-        procedure, options = ("one_shot", {}) if ours else (bench.procedure, bench.options)
-        phases = procedures[procedure](run, **options)
-        if not procedures[procedure].resumes:
-            keep = snapshot = None
-        epochs = carry_out(
-            run,
-            phases,
-            bench.data,
-            recipe,
-            task=self.task,
-            teacher=self._teacher(recipe),
-            yield_point=shared,
-            keep=keep,
-            snapshot=snapshot,
-        )
-        yield from self._progress(epochs, lambda: (run.model, run.plan(), run.at_goal), recipe)
-        return run.model, run.plan()
 
     def _by_loop(
-        self, job: Job, run: Run, name: str
-    ) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
-        """Trains as `train`, by a loop that is not ours; it begins anew where another worker was broken off."""
+        self, job: Job, name: str, keep: Keep | None, snapshot: LoopSnapshot | None
+    ) -> Generator[Progress, None, Made]:
+        """Trains as `train`, by a loop that is not ours."""
         recipe, bench = self.bench.recipe, self.bench
+        run = self._begun(job, recipe)
         with shared():
             run.cut()
             run.finish()
@@ -245,10 +268,15 @@ class Evaluator:
                 seed=recipe.seed,
             ),
             around=shared,
+            identity=f"{job.plan.key()} in {job.epochs} epochs by {name}",
+            keep=keep,
+            snapshot=snapshot,
         )
+        done = 0
         with closing(epochs):
             epoch = next(epochs, None)
             while epoch is not None:
+                done = epoch
                 measured = self.measure(run.model, run.plan())
                 if epoch < job.epochs:
                     yield Progress(epoch, measured, whole=True)
@@ -256,11 +284,11 @@ class Evaluator:
                     epoch = epochs.send({m.name: measured[m.name] for m in self.task.metrics})
                 except StopIteration:
                     epoch = None
-        return run.model, run.plan()
+        return Made(run.model, run.plan(), done)
 
     def _from_scratch(
         self, job: Job, keep: Keep | None, snapshot: Snapshot | None
-    ) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
+    ) -> Generator[Progress, None, Made]:
         bench = self.bench
         recipe = replace(bench.scratch, epochs=job.epochs)
         with shared():
@@ -272,20 +300,30 @@ class Evaluator:
             run = begin(
                 model, rest, without_channels(job.plan), bench.data, recipe, self._calibration, task=self.task
             )
-        phases = [Phase(run.steps)]
-        epochs = carry_out(
+        epochs = self._carried_out(run, [Phase(run.steps)], recipe, keep, snapshot)
+        yield from self._progress(epochs, lambda: (run.model, job.plan, True), recipe)
+        return Made(run.model, job.plan, job.epochs)
+
+    def _carried_out(
+        self, run: Run, phases: Iterable[Phase], recipe: Recipe, keep: Keep | None, snapshot: Snapshot | None
+    ) -> Iterator[EpochReport]:
+        return carry_out(
             run,
             phases,
-            bench.data,
+            self.bench.data,
             recipe,
             task=self.task,
             teacher=self._teacher(recipe),
             yield_point=shared,
             keep=keep,
             snapshot=snapshot,
+            crew=self._crew,
         )
-        yield from self._progress(epochs, lambda: (run.model, job.plan, True), recipe)
-        return run.model, job.plan
+
+    def close(self) -> None:
+        """Ends the processes that share trainings, where there are such."""
+        if self._crew is not None:
+            self._crew.close()
 
     def _progress(
         self,

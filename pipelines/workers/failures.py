@@ -17,10 +17,26 @@ PASSING = ("crashed", "out_of_memory", "storage", "device_lost", REFUSED)
 """Kinds of failure that may be gone at another time: they say more of the machine than of the candidate."""
 
 
+class ProcessLost(PrunefrontError):
+    """A process that shares a training is gone, or does not answer any more."""
+
+
+class ProcessFailed(PrunefrontError):
+    """A process that shares a training ended with an error of its own; `reason` records it."""
+
+    def __init__(self, reason: Failure) -> None:
+        super().__init__(reason.reason)
+        self.reason = reason
+
+
 def failure(error: BaseException) -> Failure:
     """The Failure that records `error`: its kind and one line of reason."""
+    if isinstance(error, ProcessFailed):
+        return error.reason
     if isinstance(error, Diverged):
         kind = "diverged"
+    elif isinstance(error, ProcessLost):
+        kind = "crashed"
     elif isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         kind = "out_of_memory"
     elif isinstance(error, StoreRefused):

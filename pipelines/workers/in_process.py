@@ -1,7 +1,7 @@
 """Workers that are the study's own process: no Ray, one thing after another. For notebooks, debuggers and tests."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence, Set
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -130,16 +130,17 @@ class LocalWorkers:
 
     def train(self, training: Training, on_trained: OnTrained, on_rung: OnRung, say: Say) -> None:
         judge = Judge(training.rungs, on_rung) if training.rungs is not None else None
-        trial = Trial(self.bench, training.checkpoints, self._section.cpus_per_worker)
-        for job in training.jobs:
-            trial.start(job)
-            result = trial.step()
-            while OUTCOME not in result and (judge is None or judge.goes_on(job.name, result)):
+        trial = Trial(self.bench, training.checkpoints, self._section.of_one_process.cpus_per_worker)
+        with closing(trial):
+            for job in training.jobs:
+                trial.start(job)
                 result = trial.step()
-            if judge is not None:
-                judge.ended(job.name, result)
-            if OUTCOME in result:  # `on_rung` has had the others
-                on_trained(job.name, outcome_of(result), result)
+                while OUTCOME not in result and (judge is None or judge.goes_on(job.name, result)):
+                    result = trial.step()
+                if judge is not None:
+                    judge.ended(job.name, result)
+                if OUTCOME in result:  # `on_rung` has had the others
+                    on_trained(job.name, outcome_of(result), result)
 
     def each(
         self, function: Callable[..., T], items: Sequence[Any], shared: Sequence[Any]
@@ -161,6 +162,11 @@ def in_process(section: ClusterSection) -> Iterator[LocalWorkers]:
     if section.gpus_per_worker > 0 and not torch.cuda.is_available():
         raise PrunefrontError(
             f"cluster.gpus_per_worker = {section.gpus_per_worker:g}, but torch sees no CUDA GPU on this machine; set 0"
+        )
+    if section.gpus_per_worker > 0 and (seen := torch.cuda.device_count()) < section.processes:
+        raise PrunefrontError(
+            f"cluster.gpus_per_worker = {section.gpus_per_worker:g}, but torch sees {seen} on this "
+            "machine; lower it"
         )
     threads = torch.get_num_threads()
     try:

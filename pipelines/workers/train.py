@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -72,6 +72,37 @@ class Recipe:
     clip_norm: float | None = None
     ema: float | None = None
     mixup: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """What a step computes, or one process's part of it.
+
+    number: the step's, from which dropout and mixup follow. others, share: targets of the samples that these are mixed
+    with, and the share of their own. weight: of its mean loss in that of the step. rank: the process's. copies: number
+    of processes that compute each sample.
+    """
+
+    inputs: Inputs
+    targets: Any
+    number: int
+    others: Any = None
+    share: float = 1.0
+    weight: float = 1.0
+    rank: int = 0
+    copies: int = 1
+
+
+class Crew(Protocol):
+    """Processes, this one included, that share the work of each step; this one holds the network and the optimiser."""
+
+    def begin(self, recipe: Recipe, teacher: nn.Module | None) -> None:
+        """Comes before the first step of a training. teacher: to distil from."""
+        ...
+
+    def backward(self, model: nn.Module, work: Work) -> float:
+        """Adds the gradients of the step to those of the model, where its loss is finite, and returns the loss."""
+        ...
 
 
 NO_GRAPH = ChannelGraph((), (), (), {}, ())
@@ -146,10 +177,12 @@ def carry_out(
     yield_point: YieldPoint | None = None,
     keep: Keep | None = None,
     snapshot: Snapshot | None = None,
+    crew: Crew | None = None,
 ) -> Iterator[EpochReport]:
     """Goes through a procedure's phases on the data; `run.model` is the network in the end. As `train` else.
 
-    snapshot: to go on from. Raises SnapshotError for one of another run.
+    snapshot: to go on from. crew: processes that share the work of each step; None = this one does it alone. Raises
+    SnapshotError for a snapshot of another run.
     """
     if recipe.distill > 0 and teacher is None:
         raise PrunefrontError(f"distill = {recipe.distill} needs a teacher; give one, or set distill = 0")
@@ -157,9 +190,12 @@ def carry_out(
     if teacher is not None and needs_teacher(task, recipe):
         frozen = laid_out(_frozen_copy(teacher), _memory_format(recipe))
     device = next(run.model.parameters()).device
+    if crew is not None:
+        crew.begin(recipe, frozen)
 
     def backward(model: nn.Module, batch: Batch, step: int) -> float:
-        return _backward(model, frozen, batch, recipe, task, run.per_epoch + step)
+        work = work_of(batch, recipe, run.per_epoch + step)
+        return _backward(model, frozen, work, recipe, task) if crew is None else crew.backward(model, work)
 
     generator = np.random.default_rng(recipe.seed)
     if snapshot is not None:
@@ -350,44 +386,40 @@ def _step(
     task: Task,
 ) -> None:
     optimizer.zero_grad()
-    _backward(model, teacher, batch, recipe, task, 0)
+    _backward(model, teacher, work_of(batch, recipe, 0), recipe, task)
     optimizer.step()
 
 
-def _backward(
-    model: nn.Module, teacher: nn.Module | None, batch: Batch, recipe: Recipe, task: Task, number: int
-) -> float:
+def _backward(model: nn.Module, teacher: nn.Module | None, work: Work, recipe: Recipe, task: Task) -> float:
     """Forward and, where the loss is finite, backward; the loss. Raises TaskError for a loss that is no scalar."""
-    inputs = Inputs(batch[0] if isinstance(batch[0], tuple) else (batch[0],))
-    mixed = _mixed(inputs, batch[1], recipe, number) if recipe.mixup else None
-    if mixed is not None:
-        inputs = mixed.inputs
-    device = next(model.parameters()).device
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
-    # dropout draws from torch's global generator: seeded for the step, and put back
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed((recipe.seed << 32) + number)
-        with autocast:
-            outputs = _floats(inputs.call(model))
-            with torch.no_grad():
-                soft = None if teacher is None else _floats(inputs.call(teacher))
-    loss = _loss(task, recipe, outputs, batch[1], soft, mixed)
+    loss = loss_of(model, teacher, work, recipe, task)
     value = loss.item()
     if math.isfinite(value):
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return value
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Mixed:
-    """A batch whose samples are each mixed with another. targets: the others'. share: of the samples themselves."""
+def loss_of(model: nn.Module, teacher: nn.Module | None, work: Work, recipe: Recipe, task: Task) -> Tensor:
+    """Returns the loss of a step's work, a scalar to go backward from. Raises TaskError for a loss that is none."""
+    device = next(model.parameters()).device
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
+    # dropout draws from torch's global generator: seeded for the step, and put back
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed((recipe.seed << 32) + (work.rank << 26) + work.number)
+        with autocast:
+            outputs = _floats(work.inputs.call(model))
+            with torch.no_grad():
+                soft = None if teacher is None else _floats(work.inputs.call(teacher))
+    return _loss(task, recipe, outputs, soft, work)
 
-    inputs: Inputs
-    targets: Any
-    share: float
+
+def work_of(batch: Batch, recipe: Recipe, number: int) -> Work:
+    """Returns the work of a step, its samples mixed where the recipe says so. number: the step's."""
+    inputs = Inputs(batch[0] if isinstance(batch[0], tuple) else (batch[0],))
+    return _mixed(inputs, batch[1], recipe, number) if recipe.mixup else Work(inputs, batch[1], number)
 
 
-def _mixed(inputs: Inputs, targets: Any, recipe: Recipe, number: int) -> _Mixed:
+def _mixed(inputs: Inputs, targets: Any, recipe: Recipe, number: int) -> Work:
     """Returns the batch of a step mixed as Zhang et al. 2018 (1710.09412) do. Raises TaskError for integer inputs."""
     tensors = inputs.tensors()
     if not all(t.is_floating_point() for t in tensors):
@@ -398,23 +430,22 @@ def _mixed(inputs: Inputs, targets: Any, recipe: Recipe, number: int) -> _Mixed:
     share = float(rng.beta(recipe.mixup, recipe.mixup))
     order = torch.from_numpy(rng.permutation(len(tensors[0]))).to(tensors[0].device)
     others = map_tensors(lambda t: t[order], targets)
-    return _Mixed(inputs.map(lambda t: share * t + (1.0 - share) * t[order]), others, share)
+    mixed = inputs.map(lambda t: share * t + (1.0 - share) * t[order])
+    return Work(mixed, targets, number, others, share)
 
 
-def _loss(
-    task: Task, recipe: Recipe, outputs: object, targets: object, soft: object, mixed: _Mixed | None = None
-) -> Tensor:
+def _loss(task: Task, recipe: Recipe, outputs: object, soft: object, work: Work) -> Tensor:
     """(1 - share)·loss + share·loss against the dense network's soft outputs, where the task has both."""
     if not task.labels:
         return scalar(task, task.loss(outputs, soft))
-    own = targets_of(task, targets, None, lambda model: None)
-    if recipe.label_smoothing == 0 and mixed is None:
+    own = targets_of(task, work.targets, None, lambda model: None)
+    if recipe.label_smoothing == 0 and not recipe.mixup:
         hard = scalar(task, task.loss(outputs, own))
     else:
         hard = scalar(task, task.smoothed_loss(outputs, own, recipe.label_smoothing))
-        if mixed is not None:
-            other = scalar(task, task.smoothed_loss(outputs, mixed.targets, recipe.label_smoothing))
-            hard = mixed.share * hard + (1.0 - mixed.share) * other
+        if recipe.mixup:
+            other = scalar(task, task.smoothed_loss(outputs, work.others, recipe.label_smoothing))
+            hard = work.share * hard + (1.0 - work.share) * other
     share = recipe.distill
     if soft is None or share == 0:
         return hard

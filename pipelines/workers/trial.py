@@ -7,17 +7,15 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from prunefront.pipelines.measure.target import machine_fields
-from prunefront.pipelines.workers.evaluate import Evaluator, Progress
-from prunefront.pipelines.workers.failures import failure
+from prunefront.pipelines.workers.evaluate import Evaluator, Made, Progress
+from prunefront.pipelines.workers.failures import ProcessLost, failure
 from prunefront.pipelines.workers.rung_results import EPOCH, MEASURED, OUTCOME
 from prunefront.pipelines.workers.train import Keep
 from prunefront.pipelines.workers.workbench import Job, Workbench
-from prunefront.pruners.graph.pruning_plan import DENSE, PruningPlan
+from prunefront.pruners.graph.pruning_plan import DENSE
 from prunefront.pruners.procedures.run import SnapshotError
-from prunefront.pruners.procedures.snapshot import Snapshot
 from prunefront.search.outcomes.measurement import Failure, Outcome, outcome_from_json
 from prunefront.search.space.candidate import Candidate
 
@@ -122,14 +120,14 @@ class Trial:
     def _run(self, job: Job) -> Iterator[dict[str, Any]]:
         start = time.perf_counter()
         if job.name == DENSE:  # as it was brought
-            model, plan = self._evaluator.bench.dense_model(), job.plan
+            made = Made(self._evaluator.bench.dense_model(), job.plan, job.epochs)
         else:
             epochs = self._trained(job)
             while True:
                 try:
                     progress = next(epochs)
-                except StopIteration as made:
-                    model, plan = made.value
+                except StopIteration as ended:
+                    made = ended.value
                     break
                 report: dict[str, Any] = {
                     QUALITY: self._evaluator.seen(progress.measurement),
@@ -139,31 +137,51 @@ class Trial:
                     report[MEASURED] = json.dumps(progress.measurement.to_json())
                 yield report
         trained = time.perf_counter() - start
-        measured = self._evaluator.measure(model, plan)
+        measured = self._evaluator.measure(made.model, made.plan)
         begun = time.perf_counter()
-        measured, artifact, where = self._evaluator.publish(job.name, model, plan, measured)
+        measured, artifact, where = self._evaluator.publish(job.name, made.model, made.plan, measured)
         published = time.perf_counter() - begun - self._evaluator.timing_seconds
         yield {
             OUTCOME: json.dumps(measured.to_json()),
             "artifact": artifact.uri,
             MEASURED_ON: json.dumps(machine_fields(where)),
             QUALITY: self._evaluator.seen(measured),
-            "epochs": job.epochs,
+            "epochs": made.epochs,
             **({RESUMED: self._resumed} if self._resumed else {}),
-            **({"epoch_seconds": round(trained / job.epochs, 3)} if job.epochs and not self._resumed else {}),
+            **(
+                {"epoch_seconds": round(trained / made.epochs, 3)}
+                if made.epochs and not self._resumed
+                else {}
+            ),
             "latency_seconds": round(self._evaluator.timing_seconds, 3),
             "publish_seconds": round(published, 3),
             "artifact_bytes": artifact.size_bytes,
             **({"exported": self._evaluator.exported} if self._evaluator.exported else {}),
         }
 
-    def _trained(self, job: Job) -> Generator[Progress, None, tuple[nn.Module, PruningPlan]]:
+    def close(self) -> None:
+        """Ends what a trial has started beside this process."""
+        if self._broken is None:
+            self._evaluator.close()
+
+    def _trained(self, job: Job) -> Generator[Progress, None, Made]:
+        """Trains, and once more where a process that shared it died, as Tune does where this one dies."""
+        try:
+            return (yield from self._begun_or_resumed(job))
+        except ProcessLost as error:
+            log.warning("%s is trained once more: %s", job.name, error)
+        try:
+            return (yield from self._begun_or_resumed(job))
+        except ProcessLost as error:
+            raise ProcessLost(f"twice, {error}") from error
+
+    def _begun_or_resumed(self, job: Job) -> Generator[Progress, None, Made]:
         """Trains as `Evaluator.train`, from the latest snapshot where the job was begun before."""
         keep = None if self._checkpoints is None else self._checkpoints.keeping(job.name)
         content = None if self._checkpoints is None else self._checkpoints.read(job.name)
         if content is not None:
             try:
-                snapshot = Snapshot.from_bytes(content)
+                snapshot = self._evaluator.snapshot(job, content)
                 self._resumed = snapshot.step
                 return (yield from self._evaluator.train(job, keep, snapshot))
             except SnapshotError as error:

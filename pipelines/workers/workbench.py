@@ -59,7 +59,8 @@ class Workbench:
     a network is that starts without training.
     initial: the weights before the dense training, where they are known.
     train_images: on how many a candidate is trained before it is scored; 0 = it is scored as it was cut.
-    device: of training and scoring. target: the node that measures for all; None = each worker measures where it is.
+    device: of training and scoring. processes: that share a training, each with a device of its own. target: the node
+    that measures for all; None = each worker measures where it is.
     artifact_uri: where workers publish; refuge: where that waits while the store is away, None = nowhere. description:
     goes into every plan.json. repair: what weights are fitted by after a cut; moments: of the dense network, by weight,
     None = not gathered. targets: the dense network's outputs on validation data, for a task without labels.
@@ -94,6 +95,7 @@ class Workbench:
     moments: Mapping[str, NDArray[np.float64]] | None = None
     loop: str | None = None
     targets: DenseOutputs | None = None
+    processes: int = 1
 
     def on_this_machine(self) -> "Workbench":
         """Returns the bench as this process can use it: on the CPU where GPUs were asked for and torch sees none."""

@@ -157,6 +157,9 @@ class FinetuneTrial(tune.Trainable):
         result = self._made.step()
         return {**result, DONE: True} if OUTCOME in result else result
 
+    def cleanup(self) -> None:
+        self._made.close()
+
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         """Returns nothing for Tune to keep, which would pickle it: see `workers.checkpoints`."""
         return {}
@@ -233,7 +236,7 @@ def _fit(bench_ref: Any, queue: Queue, trials: Trials, on_trained: OnTrained, on
             FinetuneTrial,
             bench=bench_ref,
             queue=queue,
-            threads=cluster.cpus_per_worker,
+            threads=cluster.of_one_process.cpus_per_worker,
             checkpoints=trials.checkpoints,
         ),
         {"cpu": cluster.cpus_per_worker, "gpu": cluster.gpus_per_worker},

@@ -77,8 +77,8 @@ class RayWorkers:
             bench.task,
             batches,
             needs,
-            workers=self.count,
-            cluster=self._section,
+            workers=self.count * self._section.processes,
+            cluster=self._section.of_one_process,
         )
 
     def equip(self, bench: Workbench) -> None:
@@ -89,8 +89,8 @@ class RayWorkers:
     ) -> ScoringPool:
         return ScoringPool(
             self._bench,
-            self.count,
-            self._section,
+            self.count * self._section.processes,  # a score is the work of one device
+            self._section.of_one_process,
             inheritance,
             on_lost=on_lost,
             patience=Patience(self._section, say),
@@ -99,7 +99,9 @@ class RayWorkers:
     @contextmanager
     def process(self, make: Callable[[Workbench], Any]) -> Iterator[Process]:
         actor: Any = (
-            ray.remote(make).options(num_cpus=1, num_gpus=self._section.gpus_per_worker).remote(self._bench)
+            ray.remote(make)
+            .options(num_cpus=1, num_gpus=self._section.of_one_process.gpus_per_worker)
+            .remote(self._bench)
         )
         try:
             yield ActorProcess(actor)

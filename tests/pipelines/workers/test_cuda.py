@@ -136,7 +136,7 @@ def test_every_procedure_trains_there(study: Study, procedure: str) -> None:
         try:
             next(steps)
         except StopIteration as done:
-            model, made = done.value
+            model, made, _ = done.value
             break
     assert {p.device.type for p in model.parameters()} == {DEVICE}
     assert Evaluator(bench).measure(model, made)["macs"] == study.workers["cpu"].score(plan)["macs"]

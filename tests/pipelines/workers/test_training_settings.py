@@ -18,6 +18,7 @@ from prunefront.pipelines.config.differences import differences
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.config.sections import (
     LATER_TRAINING,
+    ClusterSection,
     QuantisationSection,
     ScoringSection,
     TrainingSection,
@@ -171,10 +172,10 @@ def test_an_interrupted_training_goes_on_with_every_setting(asked: dict[str, Any
 def test_what_does_not_go_together_is_refused_by_name() -> None:
     floats, plain = QuantisationSection(), ScoringSection()
     with pytest.raises(PrunefrontError, match=r"training\.ema .* procedure 'iterative'"):
-        check_settings(TrainingSection(ema=0.9, procedure="iterative"), floats, plain)
+        check_settings(TrainingSection(ema=0.9, procedure="iterative"), floats, plain, ClusterSection())
     with pytest.raises(PrunefrontError, match=r"training\.ema .* quantisation\.bits has 8"):
-        check_settings(TrainingSection(ema=0.9), QuantisationSection(bits=(32, 8)), plain)
-    check_settings(TrainingSection(ema=0.9), floats, plain)
+        check_settings(TrainingSection(ema=0.9), QuantisationSection(bits=(32, 8)), plain, ClusterSection())
+    check_settings(TrainingSection(ema=0.9), floats, plain, ClusterSection())
     regression = tasks["regression"]()
     for key in ("label_smoothing", "mixup"):
         asked = TrainingSection.model_validate({key: 0.2})
