@@ -35,7 +35,7 @@ from prunefront.pruners.quantisers import quantisers
 from prunefront.pruners.storage import file as storage
 from prunefront.pruners.storage.sizes import Counts
 from prunefront.pruners.storage.streams import FLOATS, Codec, QuantiserTensors
-from prunefront.strict_json import loads
+from prunefront.reading import check_regular, open_regular, read_json
 
 _Made = TypeVar("_Made")
 
@@ -136,7 +136,7 @@ def check_digests(folder: Path) -> None:
         record = files.get(name) if isinstance(files, dict) else None
         said = record.get("sha256") if isinstance(record, dict) else None
         try:
-            with (folder / name).open("rb") as file:
+            with open_regular(folder / name) as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise PrunefrontError(f"{folder / name} cannot be read: {error.strerror}") from None
@@ -175,13 +175,9 @@ def _checked(path: Path, make: Callable[[Any], _Made]) -> _Made:
 
 def _read_json(path: Path, limit: int) -> Any:
     try:
-        if path.stat().st_size > limit:
-            raise PrunefrontError(f"{path} has more than the {limit} bytes that are read")
-        return loads(path.read_bytes())
+        return read_json(path, limit=limit)
     except OSError as error:
         raise PrunefrontError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise PrunefrontError(f"{path} is not valid JSON: {error!s:.80}") from None
 
 
 def rebuild(
@@ -273,6 +269,7 @@ def _raw(
     paths = (*changed, *_fused(plan))
     parts = {}
     try:
+        check_regular(weights)
         with safe_open(weights, "pt") as file:
             for name in file.keys():  # noqa: SIM118, it is no mapping
                 if name in known and not inside(name, paths):

@@ -18,6 +18,7 @@ from prunefront.pipelines.config.sections import DataSection, ModelSection, Task
 from prunefront.pipelines.data import Batch, Inputs, Parts, Samples, Splits
 from prunefront.pipelines.data import open_data as load_splits
 from prunefront.pipelines.formats.example import feed, outputs_of
+from prunefront.pipelines.formats.onnx_file import read_model
 from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
 from prunefront.pipelines.measure.quality import judged, quality, scored
 from prunefront.pipelines.stores.store import ArtifactError
@@ -83,6 +84,7 @@ def verify(
     files = tuple(_check_files(folder))
     if not all(check.ok for check in files):
         return Verification(files, ("everything else: the files are not those that were published",))
+    read_model(folder / "model.onnx")  # before all, as it may be that no figure is measured again
     recorded = read_record(folder)
     section = data or recorded.data
     if data is None and ":" in section.source:
@@ -209,7 +211,7 @@ def _check_onnx(
     test = splits.part("test")
     if test.count is not None:
         yield Check("test images", str(recorded.images), str(test.count), recorded.images == test.count)
-    onnx = (folder / "model.onnx").read_bytes()
+    onnx = read_model(folder / "model.onnx")
     logits = onnx_outputs(onnx, test.first(len(recorded.logits)))
     yield _compare_logits("outputs (onnx)", recorded, logits)
     measured = onnx_quality(onnx, test, task, threads=torch.get_num_threads())

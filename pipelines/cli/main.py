@@ -10,6 +10,7 @@ import typer
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cli.app import PROGRAM, app, say
+from prunefront.pipelines.cluster.ray_errors import raised_by_ray
 from prunefront.text import one_line
 
 # each module registers its commands when it is imported
@@ -41,6 +42,9 @@ def main() -> None:
         line = f"{what}; check path, permissions and free space (continue a stopped search with --resume)"
         _fail(_traceback() if debug else line, 2)
     except Exception as error:  # noqa: BLE001  # it is shown, and its traceback is kept
+        if raised_by_ray(error):
+            line = f"Ray failed: {one_line(error)}; finished work is kept, continue a search with --resume"
+            _fail(_traceback() if debug else line, 2)
         _fail(
             _traceback() if debug else f"{type(error).__name__}: {one_line(str(error))}; {_where_reported()}",
             1,

@@ -13,6 +13,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data.splits import DataError
+from prunefront.reading import open_regular
 from prunefront.text import one_line
 
 CHUNK = 256
@@ -122,7 +123,10 @@ def upright(source: bytes | Path, name: str, fit: Fit | None = None) -> Picture:
     has more than 8 bits per pixel.
     """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with (
+            io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as opened,
+            Image.open(opened) as image,
+        ):
             width, height = image.size
             if width * height > MOST_PIXELS:
                 raise DataError(f"{name} claims {width}x{height} pixels; at most {MOST_PIXELS:,} are read")

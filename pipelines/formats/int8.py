@@ -26,7 +26,8 @@ from torch import Tensor
 
 from prunefront.atomic import write_whole
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, onnxruntime, open_session, read_model
+from prunefront.pipelines.formats.onnx_file import read_model
+from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, onnxruntime, open_session
 from prunefront.text import one_line
 
 INTEGER_OPS = (

@@ -14,12 +14,16 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.journal import typed_json
 from prunefront.pipelines.journal.event_fields import event_fault
 from prunefront.pipelines.journal.layout import LOCK
+from prunefront.reading import check_regular, read_bytes
 from prunefront.strict_json import loads
 
 T = TypeVar("T")
 
 JSON_LIMIT = 256 << 20
 """Largest JSON file of a study that is read, in bytes."""
+
+JOURNAL_LIMIT = 2 << 30
+"""Largest journal that is read, in bytes."""
 
 LOCK_TRIES = 5
 """Number of tries to take the lock, a tenth of a second apart."""
@@ -45,6 +49,8 @@ def lock(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if (folder / LOCK).exists():
+            check_regular(folder / LOCK)  # a pipe would hold up whoever opens it
         opened = (folder / LOCK).open("a+")
     except OSError as error:
         raise StudyFolderError(
@@ -138,7 +144,7 @@ class Journal:
 
 def _drop_half_line(path: Path) -> None:
     if path.exists():
-        text = path.read_bytes()
+        text = read_bytes(path, limit=JOURNAL_LIMIT)
         if (whole := text.rfind(b"\n") + 1) < len(text):
             with path.open("r+b") as file:
                 file.truncate(whole)
@@ -152,7 +158,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        text = path.read_bytes()
+        text = read_bytes(path, limit=JOURNAL_LIMIT)
     except OSError as error:
         raise JournalError(f"{path} cannot be read: {error.strerror}") from None
     events: list[dict[str, Any]] = []
@@ -194,9 +200,7 @@ def read_record(path: Path, kind: type[T]) -> T:
 
 def _read(path: Path, parse: Callable[[bytes], T]) -> T:
     try:
-        if path.stat().st_size > JSON_LIMIT:
-            raise StudyFolderError(f"{path} has more than the {JSON_LIMIT >> 20} MiB that it may have")
-        return parse(path.read_bytes())
+        return parse(read_bytes(path, limit=JSON_LIMIT))
     except OSError as error:
         raise StudyFolderError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:

@@ -26,6 +26,7 @@ from prunefront.pipelines.prepare.network import Network, Say, dense_recipe
 from prunefront.pipelines.prepare.read_prepared import read_precision
 from prunefront.pipelines.workers.train import Precision, Recipe, faster_precision
 from prunefront.pipelines.workers.workbench import Workbench, arrays
+from prunefront.reading import read_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def make_bench(study: BenchSections, network: Network, say: Say = lambda line: N
         options=study.training.options,
         loop=study.training.loop,
         measure=study.measure,
-        dense_onnx=path.read_bytes(),
+        dense_onnx=read_bytes(path, limit=2 << 30),
         artifact_uri=study.artifact_uri,
         artifacts=study.artifacts,
         description=redact(

@@ -37,6 +37,7 @@ from prunefront.pipelines.stores.store import (
     put_text,
     read_text,
 )
+from prunefront.reading import read_text as read_text_file
 
 HEARTBEAT_SECONDS = 15.0
 """Seconds between two heartbeats of a driver."""
@@ -193,8 +194,8 @@ def load_ended_run(folder: Path) -> Run | None:
     if not path.exists():
         return None
     try:
-        run = Run.parse(path.read_text(), source=str(path))
-    except (OSError, UnicodeDecodeError, ArtifactError):
+        run = Run.parse(read_text_file(path, limit=RECORD_LIMIT), source=str(path))
+    except (OSError, ArtifactError):
         return None  # as good as another machine's: the heartbeat then tells who runs the study
     return run if run.host == _host() else None  # a copied folder proves nothing
 

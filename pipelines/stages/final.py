@@ -18,8 +18,9 @@ from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.artifacts.verify import CHECKED_INPUTS, onnx_outputs, onnx_quality
 from prunefront.pipelines.config.sections import TaskSection
 from prunefront.pipelines.data import Samples
+from prunefront.pipelines.formats.onnx_file import read_model
 from prunefront.pipelines.fronts.row import FrontRow, describe_plan, front_objectives
-from prunefront.pipelines.stores.store import ArtifactStore, StoreAway, StoreRefused
+from prunefront.pipelines.stores.store import ArtifactStore, StoreAway, StoreRefused, read_json_file
 from prunefront.pipelines.tasks import Estimate, make_task
 from prunefront.pipelines.workers.failures import failure
 from prunefront.pipelines.workers.workbench import Job
@@ -141,7 +142,7 @@ def report(
                 raise
             except PrunefrontError as error:
                 failures[network.name] = failure(error)
-        files = [(folder / "model.onnx").read_bytes() for folder in folders.values()]
+        files = [read_model(folder / "model.onnx") for folder in folders.values()]
         task = make_task(section)
         dense = None if task.labels else files[[*folders].index(DENSE)] if DENSE in folders else None
         found = dict(zip(folders, workers.each(on_test, files, (test, section, dense, threads)), strict=True))
@@ -154,7 +155,7 @@ def report(
                 failures[network.name] = tested
                 continue
             qualities, logits[network.name] = tested
-            latency = json.loads((folders[network.name] / "measurement.json").read_text())["latency"]
+            latency = read_json_file(folders[network.name] / "measurement.json")["latency"]
             rows[network.name] = _row(network, graph, task.quality, qualities, latency)
         published = []
         for name, row in _mark(rows).items():
@@ -230,13 +231,13 @@ def _mark(rows: Mapping[str, FrontRow]) -> dict[str, FrontRow]:
 
 def _publish(store: ArtifactStore, folder: Path, row: FrontRow, logits: list[list[float]]) -> FrontRow:
     path = folder / "measurement.json"
-    before: dict[str, Any] = json.loads(path.read_text())
+    before: dict[str, Any] = read_json_file(path)
     after = {
         **before,
         **row.to_json(),
         "outputs": {"inputs": f"test[:{len(logits)}]", "logits": logits},
     }
     path.write_text(json.dumps(after, indent=1, sort_keys=True) + "\n")
-    plan: dict[str, Any] = json.loads((folder / "plan.json").read_text())
+    plan: dict[str, Any] = read_json_file(folder / "plan.json")
     (folder / "card.md").write_text(card(plan, after), encoding="utf-8")
     return replace(row, artifact=publish(store, folder, row.key).uri)

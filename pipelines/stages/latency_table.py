@@ -40,6 +40,7 @@ from prunefront.pruners.cut.surgery import apply
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.plan.decide import keep_counts, plan
+from prunefront.reading import read_bytes, read_json
 from prunefront.search.prediction.latency import (
     Axis,
     LatencyPredictor,
@@ -51,7 +52,6 @@ from prunefront.search.prediction.latency import (
     operator_to_json,
     point_from_json,
 )
-from prunefront.strict_json import loads
 from prunefront.text import first_line
 
 FORMAT = 1
@@ -142,7 +142,7 @@ class LatencyTable:
 def read(path: Path) -> LatencyTable:
     """Raises TableError, in one line, where the file is no latency table."""
     try:
-        return LatencyTable.from_json(loads(path.read_bytes()))
+        return LatencyTable.from_json(read_json(path))
     except FileNotFoundError:
         raise TableError(
             f"there is no latency table {path}; `prunefront latency-table STUDY -o {path}` measures one"
@@ -394,7 +394,7 @@ def exported(model: nn.Module, input_shape: Sequence[int]) -> bytes:
     with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
         path = Path(temporary) / "model.onnx"
         export(model, torch.zeros(2, *input_shape), path)
-        return path.read_bytes()
+        return read_bytes(path, limit=2 << 30)
 
 
 @contextmanager

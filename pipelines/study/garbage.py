@@ -33,6 +33,7 @@ from prunefront.pipelines.stores.store import (
 )
 from prunefront.pipelines.study.find import find
 from prunefront.pipelines.study.status import lock_holder
+from prunefront.reading import read_text as read_text_file
 
 KINDS: Mapping[str, str] = {
     "upload": "an unfinished write",
@@ -180,7 +181,7 @@ def open_study_store(source: str, endpoint_url: str | None = None) -> StudyStore
             )
         journals.append(artifacts_in(read_events(folder / JOURNAL)))
         if (folder / BOUNDS).exists():
-            nearest.add(_nearest((folder / BOUNDS).read_text(), str(folder / BOUNDS)))
+            nearest.add(_nearest(read_text_file(folder / BOUNDS), str(folder / BOUNDS)))
     if owner is not None:
         state = StateStore(store, owner.id)
         if numbers := [number for number, is_snapshot in state.numbers() if is_snapshot]:

@@ -34,6 +34,7 @@ from prunefront.pipelines.study.garbage import (
     parse_age,
 )
 from prunefront.search.outcomes.measurement import Measurement
+from tests.stores import file_of_artifact
 
 DAY = 86400.0
 
@@ -48,7 +49,7 @@ class Published:
 
     def network(self, name: str, version: int = 0) -> Artifact:
         for file in LIMITS:
-            (self.made / file).write_text(f"{name} {version} {file}")
+            (self.made / file).write_bytes(file_of_artifact(file, f"{name} {version} {file}".encode()))
         return publish(self.store, self.made, name)
 
     def age(self, seconds: float, prefix: str = "") -> None:
