@@ -460,6 +460,12 @@ class ClusterSection(Section):
     """CPUs and threads of each worker."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     """GPUs of each worker, or a share of one such as 0.25. Above 0, scoring and training run on the GPU."""
+    score_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Longest time that scoring a candidate may take, in seconds; then it failed. Default: 50 times what the dense
+    network takes, 2 minutes at least."""
+    step_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Longest time of an epoch of a network, or of measuring and publishing it, in seconds; then it failed. Default: 50
+    times what the dense network takes, 10 minutes at least."""
 
     @model_validator(mode="after")
     def _shares_are_of_one_gpu(self) -> Self:

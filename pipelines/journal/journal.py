@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,8 +15,10 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.journal import typed_json
 from prunefront.pipelines.journal.event_fields import event_fault
 from prunefront.pipelines.journal.layout import LOCK
-from prunefront.reading import check_regular, read_bytes
+from prunefront.pipelines.journal.place import place_id
+from prunefront.reading import check_regular, read_bytes, read_text
 from prunefront.strict_json import loads
+from prunefront.text import one_line
 
 T = TypeVar("T")
 
@@ -24,6 +27,9 @@ JSON_LIMIT = 256 << 20
 
 JOURNAL_LIMIT = 2 << 30
 """Largest journal that is read, in bytes."""
+
+LOCK_BYTES = 4096
+"""Most bytes of a lock file that are read."""
 
 LOCK_TRIES = 5
 """Number of tries to take the lock, a tenth of a second apart."""
@@ -42,9 +48,11 @@ class JournalError(PrunefrontError):
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path) -> Iterator[Callable[[], None]]:
     """Holds the study's lock; the kernel frees it when this process ends, however it ends.
 
+    Yields a check that raises StudyRunning where another process has taken the lock all the same, as on a network disk
+    whose locks hold for one machine alone; it is called before each event is written, so that the earlier one ends.
     Raises StudyRunning, which names the process that holds it; StudyFolderError if nothing can be written there.
     """
     try:
@@ -61,13 +69,32 @@ def lock(folder: Path) -> Iterator[None]:
         if not _locked(file):
             file.seek(0)
             raise StudyRunning(
-                f"study {folder.name!r} is already running (process {file.read().strip() or 'unknown'}); wait for "
+                f"study {folder.name!r} is already running (process {_process(file.read(LOCK_BYTES))}); wait for "
                 "it, stop it, or give this one another name"
             )
         file.truncate(0)
-        file.write(str(os.getpid()))
+        mark = f"{os.getpid()} {place_id(folder)}\n{uuid.uuid4().hex}\n"
+        file.write(mark)
         file.flush()
-        yield
+        os.fsync(file.fileno())
+
+        def check() -> None:
+            try:
+                there = read_text(folder / LOCK, limit=LOCK_BYTES)
+            except OSError:
+                there = ""  # the folder is gone, of which the writer says more
+            if there not in ("", mark):
+                raise StudyRunning(
+                    f"study {folder.name!r} is run by another process by now ({_process(there)}, perhaps on another "
+                    "machine that sees this folder); this run ends, and all that it finished is kept"
+                )
+
+        yield check
+
+
+def _process(mark: str) -> str:
+    """Returns the number of the process in a lock file, for a message."""
+    return one_line(mark.partition(" ")[0], 20) if mark.strip() else "unknown"
 
 
 def _locked(file: TextIO) -> bool:

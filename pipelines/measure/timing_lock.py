@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prunefront.errors import PrunefrontError
+from prunefront.pipelines.measure.time_limit import paused
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def _lock(folder: Path, name: str, mode: int) -> int:
         try:
             fcntl.flock(file, mode | fcntl.LOCK_NB)
         except BlockingIOError:
-            with _saying(folder / name):
+            with _saying(folder / name), paused():
                 fcntl.flock(file, mode)
         with suppress(OSError):  # a full disk keeps no process out: the note is only for those that wait long
             os.pwrite(file, _NOTE[os.getpid()], 0)

@@ -20,6 +20,7 @@ from prunefront.pipelines.config.sections import TaskSection
 from prunefront.pipelines.data import Samples
 from prunefront.pipelines.formats.onnx_file import read_model
 from prunefront.pipelines.fronts.row import FrontRow, describe_plan, front_objectives
+from prunefront.pipelines.measure.time_limit import TimedOut, time_limit
 from prunefront.pipelines.stores.store import ArtifactStore, StoreAway, StoreRefused, read_json_file
 from prunefront.pipelines.tasks import Estimate, make_task
 from prunefront.pipelines.workers.failures import failure
@@ -100,19 +101,25 @@ def standing(
 
 
 def on_test(
-    onnx: bytes, test: Samples, section: TaskSection, dense: bytes | None, threads: int
+    onnx: bytes,
+    test: Samples,
+    section: TaskSection,
+    dense: bytes | None,
+    threads: int,
+    seconds: float | None = None,
 ) -> tuple[Mapping[str, Estimate], list[list[float]]] | Failure:
     """Returns a network's quality on test data and its outputs for the first of them, or why there are none.
 
-    dense: the dense network, which a task without labels compares it with.
+    dense: the dense network, which a task without labels compares it with. seconds: most that it may take.
     """
     try:
         task = make_task(section)
-        return (
-            onnx_quality(onnx, test, task, dense=dense, threads=threads),
-            onnx_outputs(onnx, test.first(CHECKED_INPUTS)),
-        )
-    except Exception as error:  # noqa: BLE001 - one network's failure is recorded, the others are reported
+        with time_limit(seconds, "the test"):
+            return (
+                onnx_quality(onnx, test, task, dense=dense, threads=threads),
+                onnx_outputs(onnx, test.first(CHECKED_INPUTS)),
+            )
+    except (Exception, TimedOut) as error:  # noqa: BLE001 - one network's failure is recorded, the others are reported
         return failure(error)
 
 
@@ -125,6 +132,7 @@ def report(
     workers: Workers,
     *,
     threads: int,
+    seconds: float | None = None,
 ) -> tuple[list[FrontRow], dict[str, Failure]]:
     """Scores each network's ONNX file on the test data and publishes it again with that measurement.
 
@@ -145,7 +153,9 @@ def report(
         files = [read_model(folder / "model.onnx") for folder in folders.values()]
         task = make_task(section)
         dense = None if task.labels else files[[*folders].index(DENSE)] if DENSE in folders else None
-        found = dict(zip(folders, workers.each(on_test, files, (test, section, dense, threads)), strict=True))
+        found = dict(
+            zip(folders, workers.each(on_test, files, (test, section, dense, threads, seconds)), strict=True)
+        )
         rows, logits = {}, {}
         for network in networks:
             if network.name not in found:

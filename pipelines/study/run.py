@@ -188,7 +188,8 @@ def _stages(
     with timing.stage("control"):
         front += control(session, second, network, knowledge.scores, front, workers)
     with timing.stage("report"):
-        rows = _report(session, config.task, network, front, workers, threads=config.cluster.cpus_per_worker)
+        limits = (config.cluster.cpus_per_worker, bench.step_seconds)
+        rows = _report(session, config.task, network, front, workers, *limits)
     write_json(
         config.path / TIMING,
         {"seconds": timing.seconds, "busy": timing.busy, "workers": timing.workers},
@@ -220,8 +221,8 @@ def _report(
     network: Network,
     front: list[Trained],
     workers: Workers,
-    *,
     threads: int,
+    seconds: float | None,
 ) -> list[FrontRow]:
     """Last stage: the front on test images, as files, in MLflow and beside the artifacts."""
     folder = session.path
@@ -238,6 +239,7 @@ def _report(
         session.store,
         workers,
         threads=threads,
+        seconds=seconds,
     )
     for name, failure in failures.items():
         session.journal.append("unreported", name=name, outcome=failure.to_json())

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from prunefront.pipelines.measure.target import machine_fields
+from prunefront.pipelines.measure.time_limit import TimedOut, time_limit
 from prunefront.pipelines.workers.evaluate import Evaluator, Progress
 from prunefront.pipelines.workers.failures import failure
 from prunefront.pipelines.workers.rung_results import EPOCH, MEASURED, OUTCOME
@@ -111,8 +112,12 @@ class Trial:
         """
         start = time.perf_counter()
         try:
-            report = next(self._steps) if self._broken is None else _failed(self._broken)
-        except Exception as error:  # noqa: BLE001 - whatever a candidate raises is recorded, and the search continues
+            if self._broken is not None:
+                report = _failed(self._broken)
+            else:
+                with time_limit(self._evaluator.bench.step_seconds, "an epoch, or measuring and publishing,"):
+                    report = next(self._steps)
+        except (Exception, TimedOut) as error:  # noqa: BLE001 - whatever a candidate raises is recorded, and the search continues
             report = _failed(failure(error))
         self._seconds += time.perf_counter() - start
         return {**report, "busy_seconds": self._seconds}

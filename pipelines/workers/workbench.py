@@ -61,7 +61,8 @@ class Workbench:
     device: of training and scoring. target: the node that measures for all; None = each worker measures where it is.
     artifact_uri: where workers publish; refuge: where that waits while the store is away, None = nowhere. description:
     goes into every plan.json. repair: what weights are fitted by after a cut; moments: of the dense network, by weight,
-    None = not gathered.
+    None = not gathered. score_seconds, step_seconds: most seconds of a score, and of an epoch or of measuring and
+    publishing; None = any.
     """
 
     study: str
@@ -92,6 +93,8 @@ class Workbench:
     repair: Literal["moments", "criterion", "none"] = "criterion"
     moments: Mapping[str, NDArray[np.float64]] | None = None
     loop: str | None = None
+    score_seconds: float | None = None
+    step_seconds: float | None = None
 
     def on_this_machine(self) -> "Workbench":
         """Returns the bench as this process can use it: on the CPU where GPUs were asked for and torch sees none."""

@@ -27,6 +27,7 @@ from tests.stores import (
     check_first_come_first_served,
     check_list_and_delete,
     check_two_studies_do_no_harm,
+    file_of_artifact,
 )
 
 pytestmark = pytest.mark.services

@@ -59,6 +59,7 @@ class RayWorkers:
         self.cluster, self._section = cluster, section
         self.count = cluster.workers
         self._bench: Any = None
+        self._limit: float | None = None
 
     def refuge(self, spool: Path) -> Refuge | None:
         if self.cluster.remote:
@@ -83,7 +84,7 @@ class RayWorkers:
         )
 
     def equip(self, bench: Workbench) -> None:
-        self._bench = ray.put(bench)
+        self._bench, self._limit = ray.put(bench), bench.score_seconds
 
     def pool(
         self, inheritance: Inheritance | None, on_lost: Callable[[str, str], None], say: Say
@@ -95,6 +96,7 @@ class RayWorkers:
             inheritance,
             on_lost=on_lost,
             patience=Patience(self._section, say),
+            limit=self._limit,
         )
 
     @contextmanager
