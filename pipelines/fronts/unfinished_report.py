@@ -30,13 +30,14 @@ def partial_table(front: PartialFront) -> "Table":
         return front_table(front.trained_rows)
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     headers, rows = _scored_cells(front)
     drawn = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for header in headers:
-        drawn.add_column(header, justify="left" if header == "key" else "right", no_wrap=True)
+        drawn.add_column(Text(header), justify="left" if header == "key" else "right", no_wrap=True)
     for key, *rest in rows:
-        drawn.add_row(key[:10], *rest, style="bold" if key == DENSE else "")
+        drawn.add_row(*map(Text, (key[:10], *rest)), style="bold" if key == DENSE else "")
     return drawn
 
 

@@ -72,7 +72,7 @@ class Loop(Protocol):
         ...
 
 
-loops: Registry[Callable[..., None]] = Registry("loop")
+loops: Registry[Callable[..., None]] = Registry("loop", own=True)
 
 
 def loop(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
