@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.fronts.page import page_text, row_class, write_html
+from prunefront.pipelines.fronts.page import page_text, row_class, write_html, write_page
 from prunefront.pipelines.fronts.table import (
     format_count,
     format_macs,
@@ -51,7 +51,7 @@ def write_partial_front(front: PartialFront, folder: Path) -> None:
         return
     headers, rows = _scored_cells(front)
     text = page_text(title, headers, [(row_class(row[0] == DENSE), row) for row in rows], note=front.summary)
-    page.write_text(text, encoding="utf-8")
+    write_page(text, page)
 
 
 def remove_partial_front(folder: Path) -> None:

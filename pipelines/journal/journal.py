@@ -1,8 +1,10 @@
 """A study's memory on disk: its journal of events, one JSON object a line; its JSON files; its one writer's lock."""
 
+import errno
 import fcntl
 import json
 import os
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,7 +18,7 @@ from prunefront.pipelines.journal import typed_json
 from prunefront.pipelines.journal.event_fields import event_fault
 from prunefront.pipelines.journal.layout import LOCK
 from prunefront.pipelines.journal.place import place_id
-from prunefront.reading import check_regular, read_bytes, read_text
+from prunefront.reading import read_bytes, read_text
 from prunefront.strict_json import loads
 from prunefront.text import one_line
 
@@ -57,9 +59,13 @@ def lock(folder: Path) -> Iterator[Callable[[], None]]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / LOCK).exists():
-            check_regular(folder / LOCK)  # a pipe would hold up whoever opens it
-        opened = (folder / LOCK).open("a+")
+        # a pipe would hold up whoever opens it, and a link lead to a file that is no lock
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        found = os.open(folder / LOCK, flags, 0o666)
+        opened = os.fdopen(found, "a+", encoding="utf-8", errors="replace")
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            opened.close()
+            raise OSError(errno.EINVAL, f"{LOCK} is not a file")
     except OSError as error:
         raise StudyFolderError(
             f"the study's folder {folder} cannot be written: {error.strerror}; check its permissions, or set another "
