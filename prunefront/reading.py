@@ -13,6 +13,9 @@ from prunefront.text import one_line
 LARGEST = 256 << 20
 """Most bytes that are read at once where a caller names no limit."""
 
+LARGEST_WEIGHTS = 16 << 30
+"""Most bytes of a file of weights."""
+
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a pipe (FIFO)"),

@@ -35,7 +35,7 @@ from prunefront.pruners.quantisers import quantisers
 from prunefront.pruners.storage import file as storage
 from prunefront.pruners.storage.sizes import Counts
 from prunefront.pruners.storage.streams import FLOATS, Codec, QuantiserTensors
-from prunefront.reading import check_regular, open_regular, read_json
+from prunefront.reading import LARGEST_WEIGHTS, check_regular, open_regular, read_bytes, read_json
 
 _Made = TypeVar("_Made")
 
@@ -82,7 +82,8 @@ def save_network(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, folde
     plan_text = json.dumps(plan_document(graph, plan)).encode()
     write_whole(folder / PLAN, lambda file: file.write(plan_text))
     digests = {
-        name: {"sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest()} for name in (WEIGHTS, PLAN)
+        name: {"sha256": hashlib.sha256(read_bytes(folder / name, limit=LARGEST_WEIGHTS)).hexdigest()}
+        for name in (WEIGHTS, PLAN)
     }
     manifest = json.dumps({"files": digests}).encode()
     write_whole(folder / MANIFEST, lambda file: file.write(manifest))

@@ -23,6 +23,7 @@ from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
 from prunefront.pipelines.measure.quality import judged, quality, scored
 from prunefront.pipelines.stores.store import ArtifactError
 from prunefront.pipelines.tasks import Estimate, Task, make_task
+from prunefront.reading import check_regular
 from prunefront.search.outcomes.measurement import Metric
 
 MOST_OUTPUTS = 1000
@@ -242,6 +243,7 @@ def _check_torch(
 def _stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """Returns tensor name -> shape, from the file's header alone. Raises ArtifactError."""
     try:
+        check_regular(file)
         with safetensors.safe_open(file, "pt") as stored:
             names = stored.keys()
             return {name: tuple(stored.get_slice(name).get_shape()) for name in names}

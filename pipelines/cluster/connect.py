@@ -1,7 +1,6 @@
 """Starting Ray on this machine, or joining a cluster."""
 
 import glob
-import json
 import logging
 import os
 import signal
@@ -20,6 +19,7 @@ from prunefront.pipelines.cluster.ray_token import guarded_token
 from prunefront.pipelines.cluster.stopping import keep_handler
 from prunefront.pipelines.config.sections import ClusterSection, MeasureSection
 from prunefront.reading import read_text
+from prunefront.strict_json import loads
 
 ANSWER_SECONDS = 5.0
 """Seconds that a machine may take to accept a connection."""
@@ -232,7 +232,7 @@ def _remote(address: str) -> bool:
 
 def _runtime_env(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        found = loads(text)
     except ValueError:
         found = None
     if not isinstance(found, dict):

@@ -1,4 +1,4 @@
-"""What Ray raises, told from errors of our own."""
+"""Tells errors that Ray raises from our own."""
 
 from types import TracebackType
 

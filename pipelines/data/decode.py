@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data.splits import DataError
-from prunefront.reading import open_regular
+from prunefront.reading import open_regular, read_text
 from prunefront.text import one_line
 
 CHUNK = 256
@@ -154,7 +154,7 @@ def upright(source: bytes | Path, name: str, fit: Fit | None = None) -> Picture:
 def free_memory() -> int:
     """Returns the memory that this machine could give now, in bytes: all of it where the system does not say."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = read_text("/proc/meminfo").splitlines()
     except OSError:
         return machine_memory()
     found = next((line for line in lines if line.startswith("MemAvailable:")), None)

@@ -20,7 +20,7 @@ ASCII = str.maketrans(
         "─": "-", "━": "-", "╺": "-", "╸": "-", "│": "|", "✓": "ok", "⌈": "ceil(", "⌉": ")",
     }
 )  # fmt: skip
-"""What stands for a character where only ASCII can be written."""
+"""Character -> its stand-in where only ASCII can be written."""
 
 
 def write_anywhere(streams: Iterable[TextIO] | None = None) -> None:

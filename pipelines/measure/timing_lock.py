@@ -20,6 +20,7 @@ from pathlib import Path
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.measure.time_limit import paused
+from prunefront.reading import read_bytes
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ def _saying(lock: Path) -> Iterator[None]:
     """Logs one line where the body, which waits for a lock, takes long."""
 
     def say() -> None:
-        number, _, program = lock.read_bytes()[:NOTE_BYTES].decode(errors="replace").partition(" ")
+        number, _, program = read_bytes(lock)[:NOTE_BYTES].decode(errors="replace").partition(" ")
         who = f"process {number or 'unknown'} ({program.strip() or 'unknown'})"
         # any number may be in the room, and only the latest is known
         has = f"it was last taken by {who}" if lock.name.startswith("room") else f"{who} has it"

@@ -31,7 +31,7 @@ from prunefront.pipelines.workers.workbench import Workbench, arrays
 from prunefront.reading import read_bytes
 
 PATIENCE = 50.0
-"""How many times longer than the dense network a candidate may take: machines are busy, and compact layers slow."""
+"""Factor of the dense network's time that a candidate may take: machines are busy, and compact layers slow."""
 PASSES = 3
 """Forwards that training on a sample costs, about."""
 SCORE_SECONDS, STEP_SECONDS = 120.0, 600.0

@@ -40,6 +40,7 @@ from prunefront.pipelines.stores.store import (
     check_key,
     check_limit,
 )
+from prunefront.reading import open_regular, read_bytes
 from prunefront.text import one_line
 
 PROBE = "probe"
@@ -49,7 +50,7 @@ OTHER_ANSWER = (
     "something else may answer in its place, such as a proxy (HTTPS_PROXY, NO_PROXY), a captive portal that wants a "
     "login, or another service at that address"
 )
-"""What to look at where an answer is no S3 server's."""
+"""Hint for an answer that is no S3 server's."""
 
 PART_BYTES = 8 << 20
 """Size of a part, in bytes: files from this size on are sent and read in parts, several at a time."""
@@ -151,7 +152,7 @@ class S3Store:
 
     def put(self, key: str, file: Path) -> str:
         for last in (False, False, True):  # somebody else may write the same key between the two requests
-            with self._clear_errors("write", key), file.open("rb") as stream:
+            with self._clear_errors("write", key), open_regular(file) as stream:
                 self._client.upload_fileobj(stream, self.bucket, self._full(key), Config=_transfer())
             if self._is_stored(key, file, last=last):
                 break
@@ -167,7 +168,7 @@ class S3Store:
             found = self.version(key)
         except ArtifactNotFound:
             found = None
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             size, digest = _etag(stream)
         if found is not None and found.size_bytes == size:
             if found.etag.strip('"') == digest or not self._digests:
@@ -199,7 +200,7 @@ class S3Store:
             self.put(key, file)
             return True
         with self._clear_errors("write", key):
-            created = self._create(self._full(key), file.read_bytes())
+            created = self._create(self._full(key), read_bytes(file))
         if created:
             self._is_stored(key, file)
         return created

@@ -21,6 +21,7 @@ from prunefront.pruners.procedures.run import SnapshotError
 from prunefront.pruners.procedures.snapshot import Snapshot
 from prunefront.search.outcomes.measurement import Failure, Outcome, outcome_from_json
 from prunefront.search.space.candidate import Candidate
+from prunefront.strict_json import loads
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ class Trial:
 
 def outcome_of(result: Mapping[str, Any]) -> Outcome:
     """Returns the outcome of a trial's last result."""
-    return outcome_from_json(json.loads(result[OUTCOME]))
+    return outcome_from_json(loads(result[OUTCOME]))
 
 
 def _failed(reason: Failure) -> dict[str, Any]:
