@@ -399,6 +399,7 @@ MAY_PRINT = {
     "pipelines/events/log.py": "it writes lines of JSON, whose characters are escaped",
     "pipelines/cli/app.py": "it hands streams to the printer, and writes the document of --json, in ASCII",
     "pipelines/cli/main.py": "it hands stderr to the printer, and Python's own warnings to stderr",
+    "pipelines/job.py": "it runs on a cluster before the package can be imported",
     "pipelines/cli/jobs.py": "it copies a job's log, escaped",
 }
 """Sources that may write to a standard stream, and why."""
