@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from prunefront.pipelines.events.printing import write_line
 from prunefront.errors import PrunefrontError
+from prunefront.pipelines.events.printing import write_line
 
 ASK_SECONDS = 3.0
 """Seconds between two looks at the head."""

@@ -58,7 +58,11 @@ def test_what_is_no_file(file: Path, content: bytes, mode: str) -> None:
         answered(lambda read=read: read(path))
 
 
-@given(address=TEXTS | changed({"a": "http://u:p@h:1/x"}).map(str) | st.from_regex(r"\A[a-z+]{1,6}://[\S]{0,12}\Z"))
+@given(
+    address=TEXTS
+    | changed({"a": "http://u:p@h:1/x"}).map(str)
+    | st.from_regex(r"\A[a-z+]{1,6}://[\S]{0,12}\Z")
+)
 @fuzzed
 def test_addresses_of_servers(address: Any) -> None:
     answered(lambda: check_own(address, "key", "say so", Path("folder")))
