@@ -49,9 +49,10 @@ class FoundStudy:
         address = self.config.artifacts.endpoint_url
         if "://" not in self.config.artifact_uri or not address:
             return None
+        check_complete(address, "artifacts.endpoint_url")
         if self.file is None:
             check_own(address, "artifacts.endpoint_url", f"give --endpoint-url {address}", self.folder)
-        return check_complete(address, "artifacts.endpoint_url")
+        return address
 
 
 def find(study: str) -> FoundStudy:

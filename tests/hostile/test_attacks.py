@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -518,6 +519,46 @@ def test_a_module_that_is_a_program_is_said_to_be_one(
     code, _, err = run("inspect", "study.toml")
     assert code == 2
     assert said in one_line(err)
+
+
+NETWORKS = """
+import torch
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+def device():
+    torch.set_default_device("meta")
+    return net()
+"""
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (
+            "net().half()",
+            "is float16, and networks are cut and exported in float32; return the network as .float()",
+        ),
+        ("net().bfloat16()", "is bfloat16"),
+        ("net().double()", "is float64"),
+        ("net().to('meta')", "is on the device 'meta', without numbers"),
+        ("device()", "calls torch.set_default_device('meta')"),
+        ("nn.DataParallel(net())", "trace the network itself, model.module"),
+    ],
+)
+def test_numbers_that_cannot_be_cut_and_exported_are_said_first(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str, said: str
+) -> None:
+    name = f"numbers_{len(made)}_{len(said)}"
+    (tmp_path / f"{name}.py").write_text(f"{NETWORKS}\ndef made():\n    return {made}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "study.toml").write_text(f'name = "x"\n[model]\nfactory = "{name}:made"\n')
+    code, _, err = run("inspect", "study.toml")
+    assert code == 2
+    assert said in one_line(err)
+    assert torch.get_default_device().type == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -305,7 +305,8 @@ def test_a_folder_store_shows_and_drops_what_a_killed_writer_left(tmp_path: Path
     (tmp_path / "elsewhere.txt").write_text("outside")
     for path in root.rglob("*"):
         os.utime(path, (0, 0), follow_symlinks=False)
-    at = StudyStore(store, None, (JournalArtifacts(),), frozenset(), None)
+    owner = Owner("digits", "0" * 32, "here", 0.0)
+    at = StudyStore(store, owner, (JournalArtifacts(),), frozenset(), None)
     found = find_garbage(at, older_than=DAY)
     assert kinds(found) == {
         "dense-0123456789ab": "unfinished",
