@@ -91,14 +91,14 @@ def _check_numbers(section: ModelSection, model: nn.Module) -> None:
     if torch.get_default_device().type == "meta":
         torch.set_default_device(None)  # or nothing could be computed in this process any more
         raise ModelError(
-            f"model.factory = {section.factory!r}: its module calls torch.set_default_device('meta'), so its network has "
-            "no numbers; leave that out"
+            f"model.factory = {section.factory!r}: its module calls torch.set_default_device('meta'), so its network "
+            "has no numbers; leave that out"
         )
     for name, tensor in model.named_parameters():
         if tensor.is_meta:
             raise ModelError(
-                f"model.factory = {section.factory!r}: {name} is on the device 'meta', without numbers; make the network "
-                "on the CPU"
+                f"model.factory = {section.factory!r}: {name} is on the device 'meta', without numbers; make the "
+                "network on the CPU"
             )
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             kind = str(tensor.dtype).removeprefix("torch.")
