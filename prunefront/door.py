@@ -57,15 +57,14 @@ def search(
 
     Raises PrunefrontError for everything that a person can mend, in one line that says how; finished work is kept.
     """
-    from rich.console import Console
-
     from prunefront.pipelines.events.display import Display
+    from prunefront.pipelines.events.printing import people
     from prunefront.pipelines.fronts.front import Front
     from prunefront.pipelines.study.run import run
 
     rows = run(
         load_study(study),
-        display=Display(Console(quiet=quiet)),
+        display=Display(people(quiet=quiet)),
         address=address,
         without_ray=without_ray,
         resume=resume,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from prunefront.errors import UnknownName
-from prunefront.text import did_you_mean
+from prunefront.text import did_you_mean, with_colon
 
 T = TypeVar("T")
 
@@ -13,8 +13,9 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Map from names to entries. A duplicate or an unknown name is an error that lists the known ones."""
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, *, own: bool = False) -> None:
+        """own: where a name is asked for, `module:callable` of one's own is possible too."""
+        self.kind, self.own = kind, own
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -31,7 +32,7 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         """Returns the entry called `name`. Raises UnknownName, which lists the known names."""
         if name not in self._entries:
-            near = did_you_mean(name, self._entries)
+            near = did_you_mean(name, self._entries) or (with_colon(name) if self.own else "")
             raise UnknownName(f"no {self.kind} is called {name!r}; {near}known: {', '.join(sorted(self))}")
         return self._entries[name]
 

@@ -27,9 +27,29 @@ def one_line(said: BaseException | str, limit: int = LONGEST) -> str:
     return f"{line[: head - 3]} … {line[head - limit :]}"
 
 
+def plain(text: str) -> str:
+    """Returns a text of any number of lines as a terminal may show it: other control characters are escaped.
+
+    So are characters that turn the direction of writing, and half surrogate pairs.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in "\n\t\u00a0" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message that is not blank; the name of its type where there is none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def with_colon(name: str) -> str:
+    """Returns "did you mean 'module:name'? " for "module.name", which Python writes otherwise; "" for other texts."""
+    module, dot, last = name.rpartition(".")
+    if not dot or not all(part.isidentifier() for part in (*module.split("."), last)):
+        return ""
+    return f"did you mean '{module}:{last}'? "
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

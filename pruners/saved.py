@@ -35,7 +35,7 @@ from prunefront.pruners.quantisers import quantisers
 from prunefront.pruners.storage import file as storage
 from prunefront.pruners.storage.sizes import Counts
 from prunefront.pruners.storage.streams import FLOATS, Codec, QuantiserTensors
-from prunefront.strict_json import loads
+from prunefront.reading import LARGEST_WEIGHTS, check_regular, open_regular, read_bytes, read_json
 
 _Made = TypeVar("_Made")
 
@@ -82,7 +82,8 @@ def save_network(model: nn.Module, graph: ChannelGraph, plan: PruningPlan, folde
     plan_text = json.dumps(plan_document(graph, plan)).encode()
     write_whole(folder / PLAN, lambda file: file.write(plan_text))
     digests = {
-        name: {"sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest()} for name in (WEIGHTS, PLAN)
+        name: {"sha256": hashlib.sha256(read_bytes(folder / name, limit=LARGEST_WEIGHTS)).hexdigest()}
+        for name in (WEIGHTS, PLAN)
     }
     manifest = json.dumps({"files": digests}).encode()
     write_whole(folder / MANIFEST, lambda file: file.write(manifest))
@@ -136,7 +137,7 @@ def check_digests(folder: Path) -> None:
         record = files.get(name) if isinstance(files, dict) else None
         said = record.get("sha256") if isinstance(record, dict) else None
         try:
-            with (folder / name).open("rb") as file:
+            with open_regular(folder / name) as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise PrunefrontError(f"{folder / name} cannot be read: {error.strerror}") from None
@@ -175,13 +176,9 @@ def _checked(path: Path, make: Callable[[Any], _Made]) -> _Made:
 
 def _read_json(path: Path, limit: int) -> Any:
     try:
-        if path.stat().st_size > limit:
-            raise PrunefrontError(f"{path} has more than the {limit} bytes that are read")
-        return loads(path.read_bytes())
+        return read_json(path, limit=limit)
     except OSError as error:
         raise PrunefrontError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise PrunefrontError(f"{path} is not valid JSON: {error!s:.80}") from None
 
 
 def rebuild(
@@ -273,6 +270,7 @@ def _raw(
     paths = (*changed, *_fused(plan))
     parts = {}
     try:
+        check_regular(weights)
         with safe_open(weights, "pt") as file:
             for name in file.keys():  # noqa: SIM118, it is no mapping
                 if name in known and not inside(name, paths):

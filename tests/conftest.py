@@ -12,6 +12,12 @@ if not os.environ.get("CI"):
     settings.load_profile("unhurried")
 
 
+@pytest.fixture(autouse=True)
+def own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps what prunefront remembers of this person apart from the tests."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.getbasetemp() / "state"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts files with slow tests first, so that no worker is left alone with one at the end."""
     slow: dict[Path, int] = {}

@@ -404,3 +404,158 @@ def test_only_tasks_know_what_networks_are_judged_by() -> None:
     }
     assert not found - MAY_CLASSIFY.keys(), "say quality, or the metric's own name"
     assert not MAY_CLASSIFY.keys() - found, "these mention it no longer: take them off the list"
+
+
+BY_NAME = {
+    "load_file",
+    "safe_open",
+    "safetensors.safe_open",
+    "tarfile.open",
+    "Image.open",
+    "zipfile.ZipFile",
+    "torch.load",
+}
+"""Functions of libraries that open a file by its name; a source that calls them checks the file first."""
+
+CHECKS = {"open_regular", "check_regular", "read_bytes", "is_file"}
+"""Calls that check, one of which such a source must have."""
+
+MAY_READ = {
+    "prunefront/reading.py": "it is the reader",
+    "prunefront/strict_json.py": "it is the parser of JSON",
+    "pipelines/config/read.py": "it is the parser of TOML, of a text that the reader read",
+    "pipelines/stores/store.py": "`read_text` is its own, of an object",
+    "pipelines/journal/journal.py": "the lock is opened with flags of its own, and reads what it has locked",
+    "pipelines/study/status.py": "it opens the lock, checked before, as a lock is held by what is open",
+    "pipelines/measure/timing_lock.py": "locks, in a folder of this user's own",
+    "prunefront/atomic.py": "it writes",
+    "pipelines/workers/evaluate.py": "it reads the header of weights that it has just written",
+    "pipelines/artifacts/publish.py": "`read_text` of a store",
+}
+"""Sources that may read by other means than `prunefront.reading`, and why."""
+
+MAY_PRINT = {
+    "pipelines/events/printing.py": "it is the printer",
+    "pipelines/events/log.py": "it writes lines of JSON, whose characters are escaped",
+    "pipelines/cli/app.py": "it hands streams to the printer, and writes the document of --json, in ASCII",
+    "pipelines/cli/main.py": "it hands stderr to the printer, and Python's own warnings to stderr",
+    "pipelines/job.py": "it runs on a cluster before the package can be imported",
+    "pipelines/cli/jobs.py": "it copies a job's log, escaped",
+}
+"""Sources that may write to a standard stream, and why."""
+
+MAY_WRITE_HTML = {
+    "pipelines/fronts/page.py": "the page, where every text is escaped",
+    "pipelines/fronts/figure.py": "texts of a picture, all through `_text`",
+}
+"""Sources that may put values into HTML, and why."""
+
+TAG = re.compile(r"(?<!\?P)</?[a-zA-Z][a-zA-Z0-9]*(\s[^<>]*)?/?>")
+
+
+def reads_by_itself(name: str, source: str) -> list[str]:
+    """Returns where a source reads a file by other means than `prunefront.reading`."""
+    if name in MAY_READ:
+        return []
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    names = {ast.unparse(call.func).rpartition(".")[2] for call in calls}
+    found = []
+    for call in calls:
+        what, method = ast.unparse(call.func), isinstance(call.func, ast.Attribute)
+        if what in {"json.load", "json.loads", "tomllib.load", "tomllib.loads", "open", "io.open"}:
+            found.append(what)
+        elif what == "os.open":
+            found += [what] * ("O_RDONLY" in ast.unparse(call))
+        elif what in BY_NAME:
+            found += [what] * (not names & CHECKS)
+        elif method and call.func.attr in {"read_text", "read_bytes"} and not call.args:  # type: ignore[attr-defined]
+            found.append(what)
+        elif method and call.func.attr == "open" and what not in BY_NAME:  # type: ignore[attr-defined]
+            mode = ast.unparse(call.args[0]) if call.args else "'r'"
+            found += [what] * ("r" in mode)
+    return [f"{name} reads with {what}" for what in found]
+
+
+def prints_by_itself(name: str, source: str) -> list[str]:
+    """Returns where a source writes to a standard stream, or makes a console, by other means than the printer."""
+    if name in MAY_PRINT:
+        return []
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            what = ast.unparse(node.func)
+            if what in {
+                "print",
+                "typer.echo",
+                "Console",
+                "rich.print",
+                "sys.stdout.write",
+                "sys.stderr.write",
+            }:
+                found.append(f"{name} prints with {what}")
+    return found
+
+
+def html_by_itself(name: str, source: str) -> list[str]:
+    """Returns where a source puts values into HTML."""
+    if name in MAY_WRITE_HTML:
+        return []
+    return [
+        f"{name}:{node.lineno} puts a value into HTML"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.JoinedStr)
+        and any(isinstance(part, ast.Constant) and TAG.search(str(part.value)) for part in node.values)
+    ]
+
+
+def test_there_is_one_reader_and_one_printer() -> None:
+    sources = {path.relative_to(ROOT).as_posix(): path.read_text() for path in SOURCES}
+    faults = [
+        fault
+        for name, text in sources.items()
+        for rule in (reads_by_itself, prints_by_itself, html_by_itself)
+        for fault in rule(name, text)
+    ]
+    assert faults == []
+    assert {*MAY_READ, *MAY_PRINT, *MAY_WRITE_HTML} <= sources.keys(), "exceptions that nobody needs any more"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "path.read_text()",
+        "path.read_bytes()",
+        "path.open()",
+        "path.open('rb')",
+        "open(path)",
+        "os.open(path, os.O_RDONLY)",
+        "json.load(file)",
+        "json.loads(text)",
+        "tomllib.load(file)",
+        "load_file(path)",
+        "Image.open(path)",
+        "print('x')",
+        "typer.echo('x')",
+        "Console().print('[b]x')",
+        "sys.stdout.write(text)",
+        "f'<b>{name}</b>'",
+    ],
+)
+def test_another_reader_or_printer_is_seen(source: str) -> None:
+    rules = (reads_by_itself, prints_by_itself, html_by_itself)
+    assert sum(len(rule("pipelines/x.py", source)) for rule in rules) == 1
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "read_text(path)",
+        "path.open('xb')",
+        "check_regular(path)\nload_file(path)",
+        "people.print(x)",
+        "f'{a} < {b}'",
+    ],
+)
+def test_what_goes_through_them_passes(source: str) -> None:
+    rules = (reads_by_itself, prints_by_itself, html_by_itself)
+    assert sum(len(rule("pipelines/x.py", source)) for rule in rules) == 0

@@ -14,7 +14,8 @@ from torch import nn
 
 from prunefront.atomic import move_whole
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.manifest import FILES, MANIFEST, check_digests
+from prunefront.pipelines.artifacts.fetch import check_artifact
+from prunefront.pipelines.artifacts.manifest import FILES, MANIFEST
 from prunefront.pipelines.artifacts.verify import torch_network
 from prunefront.pipelines.config.sections import DataSection, ModelSection
 from prunefront.pipelines.data import Inputs, Part, Parts, Split, Splits, batches
@@ -22,8 +23,9 @@ from prunefront.pipelines.data import open_data as load_splits
 from prunefront.pipelines.formats import onnx_export, openvino_export, pt2_export
 from prunefront.pipelines.formats.example import NAMES, Example
 from prunefront.pipelines.formats.int8 import check_int8, quantise_onnx
+from prunefront.pipelines.formats.onnx_file import read_model
 from prunefront.pipelines.formats.onnx_runtime import open_session
-from prunefront.pipelines.stores.store import ArtifactError, parse_json
+from prunefront.pipelines.stores.store import ArtifactError, read_json_file
 
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "openvino": ".xml", "int8": ".onnx"}
 """File suffix of each format. OpenVINO's weights lie in a .bin file beside it."""
@@ -73,12 +75,12 @@ def convert(
     if out is None:
         out = Path("model.int8.onnx" if format == "int8" else f"model{SUFFIXES[format]}")
     _check_place(folder, format, out, overwrite)
-    check_digests(folder)
+    check_artifact(folder)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
         draft, source = Path(temporary) / out.name, folder / "model.onnx"
         if format == "onnx":
-            draft.write_bytes(source.read_bytes())
+            draft.write_bytes(read_model(source))
             difference = "the artifact's own file, its digest checked"
         elif format == "openvino":
             openvino_export.export(source, draft)
@@ -149,7 +151,7 @@ def _int8(
 def _plan(folder: Path) -> dict[str, object]:
     """Returns the content of an artifact's plan.json. Raises ArtifactError."""
     file = folder / "plan.json"
-    plan = parse_json(file.read_text(errors="replace"), source=str(file))
+    plan = read_json_file(file)
     if not isinstance(plan, dict):
         raise ArtifactError(f"{file} must hold an object")
     return plan

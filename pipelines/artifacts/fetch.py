@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.manifest import (
     MANIFEST,
     MANIFEST_LIMIT,
@@ -40,6 +41,26 @@ def fetch(uri: str, out: Path, endpoint_url: str | None = None) -> Path:
             "`prunefront front` lists them"
         )
     return fetch_from(open_store(root or ".", endpoint_url), artifact, out)
+
+
+def check_artifact(folder: Path) -> Manifest:
+    """Returns the manifest of a fetched artifact whose files are as it says, and whose ONNX network is whole in itself.
+
+    Raises ArtifactError.
+    """
+    manifest = check_digests(folder)
+    _check_onnx(folder)
+    return manifest
+
+
+def _check_onnx(folder: Path) -> None:
+    # here, not above: an artifact that is there already is listed without it
+    from prunefront.pipelines.formats.onnx_file import read_model
+
+    try:
+        read_model(folder / "model.onnx")
+    except PrunefrontError as error:
+        raise ArtifactError(f"{error}; this is no artifact of prunefront's") from None
 
 
 def fetch_from(store: ArtifactStore, artifact: str, out: Path) -> Path:
@@ -95,7 +116,7 @@ def _holds(out: Path, manifest: Manifest) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        if out.is_dir() and check_digests(out) == manifest:
+        if out.is_dir() and check_artifact(out) == manifest:
             return True
     except ArtifactError as error:
         raise ArtifactError(
@@ -111,3 +132,4 @@ def _download(store: ArtifactStore, artifact: str, manifest: Manifest, part: Pat
             check_file(part / name, record)
         except ArtifactError as error:
             raise type(error)(f"{store.uri}/{artifact}: {error}") from None
+    _check_onnx(part)

@@ -14,7 +14,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from prunefront.pipelines.stores.store import ArtifactError, ArtifactNotFound, check_limit, parse_versioned
+from prunefront.pipelines.stores.store import ArtifactError, ArtifactNotFound, parse_versioned
+from prunefront.reading import open_regular, read_text
 
 FORMAT: Literal["prunefront-artifact"] = "prunefront-artifact"
 VERSION: Literal[2] = 2
@@ -106,20 +107,19 @@ def read_manifest(folder: Path) -> Manifest:
     """Returns the manifest in a local folder, checked for form only. Raises ArtifactError."""
     file = folder / MANIFEST
     try:
-        check_limit(file.stat().st_size, MANIFEST_LIMIT, str(file))
-        text = file.read_bytes().decode()
+        text = read_text(file, limit=MANIFEST_LIMIT)
     except FileNotFoundError:
         raise ArtifactNotFound(
             f"{folder} holds no {MANIFEST}, so it is no fetched artifact; `prunefront fetch` makes one"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{file} cannot be read: {error}") from None
+    except OSError as error:
+        raise ArtifactError(f"{file} cannot be read: {error.strerror}") from None
     return Manifest.parse(text, source=str(file))
 
 
 def measure_file(file: Path) -> FileRecord:
     """Returns digest and size of a file as it is now. Raises OSError."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return FileRecord(digest, stream.tell())
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from prunefront.pipelines.config.sections import DataSection, ModelSection, TaskSection
-from prunefront.pipelines.stores.store import ArtifactError, parse_json
+from prunefront.pipelines.stores.store import ArtifactError, read_json_file
 from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.search.outcomes.measurement import ACCURACY
 from prunefront.text import LONGEST
@@ -102,7 +102,7 @@ class Entries:
 
     def __init__(self, file: Path, data: object = None, prefix: str = "") -> None:
         self.file, self.prefix = file, prefix
-        found = parse_json(file.read_text(errors="replace"), source=str(file)) if data is None else data
+        found = read_json_file(file) if data is None else data
         if not isinstance(found, dict):
             raise ArtifactError(f"{file} must hold an object")
         self.data: dict[str, Any] = found

@@ -19,12 +19,14 @@ from prunefront.pipelines.data import Batch, Inputs, Parts, Samples, Splits
 from prunefront.pipelines.data import open_data as load_splits
 from prunefront.pipelines.formats.example import feed, outputs_of
 from prunefront.pipelines.formats.given_weights import load_given
+from prunefront.pipelines.formats.onnx_file import read_model
 from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
 from prunefront.pipelines.measure.dense_outputs import DenseOutputs
 from prunefront.pipelines.measure.quality import JUDGED_AT_ONCE, judged, quality, scored
 from prunefront.pipelines.stores.store import ArtifactError
 from prunefront.pipelines.tasks import Estimate, Task, make_task
 from prunefront.pipelines.tasks.classification import Classification
+from prunefront.reading import check_regular
 from prunefront.search.outcomes.measurement import Metric
 
 MOST_OUTPUTS = 1000
@@ -86,6 +88,7 @@ def verify(
     files = tuple(_check_files(folder))
     if not all(check.ok for check in files):
         return Verification(files, ("everything else: the files are not those that were published",))
+    read_model(folder / "model.onnx")  # before all, as it may be that no figure is measured again
     recorded = read_record(folder)
     section = data or recorded.data
     if data is None and ":" in section.source:
@@ -262,7 +265,7 @@ def _check_onnx(
     test = splits.part("test")
     if test.count is not None:
         yield Check("test images", str(recorded.images), str(test.count), recorded.images == test.count)
-    onnx = (folder / "model.onnx").read_bytes()
+    onnx = read_model(folder / "model.onnx")
     logits = onnx_outputs(onnx, test.first(len(recorded.logits)))
     yield _compare_logits("outputs (onnx)", recorded, logits)
     judged_on = test if targets is None else test.first(targets.samples)
@@ -326,6 +329,7 @@ def _check_targets(targets: DenseOutputs, dense: nn.Module, samples: Samples) ->
 def _stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """Returns tensor name -> shape, from the file's header alone. Raises ArtifactError."""
     try:
+        check_regular(file)
         with safetensors.safe_open(file, "pt") as stored:
             names = stored.keys()
             return {name: tuple(stored.get_slice(name).get_shape()) for name in names}

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from prunefront.pipelines.cli.complete import studies
+from prunefront.pipelines.events.printing import write_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -158,7 +159,7 @@ def options(
     """
     # `--debug` is read in `main`, where errors end up
     if ctx.invoked_subcommand is None:
-        typer.echo(ctx.get_help(), err=True)
+        say(ctx.get_help(), err=True)
         raise typer.Exit(2)
 
 
@@ -229,14 +230,14 @@ EndpointUrl = Annotated[
 
 def say(line: str, *, err: bool = False) -> None:
     """Prints one line for people; with `--json` it goes to stderr in any case."""
-    typer.echo(line, err=err)
+    write_line(line, sys.stderr if err else sys.stdout)
 
 
 def console() -> "Console":
     """A rich console where people read: stdout, or stderr with `--json`."""
-    from rich.console import Console
+    from prunefront.pipelines.events.printing import people
 
-    return Console()
+    return people()
 
 
 _document: TextIO | None = None

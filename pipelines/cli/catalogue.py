@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunefront.errors import UnknownName
+from prunefront.reading import read_text
 
 Entry = Mapping[str, Any]
 """Fields of one entry: name and summary, and for methods also needs, cost, choose, paper and others."""
@@ -231,4 +232,4 @@ def with_tables(page: str) -> str:
 
 if __name__ == "__main__":  # make docs
     for name in sys.argv[1:]:
-        Path(name).write_text(with_tables(Path(name).read_text()))
+        Path(name).write_text(with_tables(read_text(name)))

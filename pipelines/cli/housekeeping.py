@@ -47,14 +47,13 @@ def latency_table(
     Runs on this machine, or on the study's [measure] device in a Ray cluster. After Ctrl-C the same command continues;
     with --replace it starts again.
     """
-    from rich.console import Console
-
     from prunefront.pipelines.cli.resolve import study_config
     from prunefront.pipelines.events.display import Display
+    from prunefront.pipelines.events.printing import people
     from prunefront.pipelines.journal.layout import LATENCY_TABLE
     from prunefront.pipelines.stages.latency_table import TableSections, measure_for
 
-    config, display = study_config(study), Display(Console(stderr=as_json))
+    config, display = study_config(study), Display(people(stderr=as_json))
     try:
         found = measure_for(
             config.part(TableSections), out, fresh=replace, joint=joint, address=address, display=display

@@ -9,6 +9,7 @@ import typer
 
 from prunefront.pipelines.cli.app import AsJson, Fresh, JobsServer, Resume, Study, command, print_json, say
 from prunefront.pipelines.cli.complete import studies
+from prunefront.text import plain
 
 if TYPE_CHECKING:
     from prunefront.pipelines.cluster import jobs
@@ -112,7 +113,7 @@ def logs(
     if follow_:
         job = follow(server, job)
     else:
-        sys.stdout.write(server.log(job))
+        sys.stdout.write(plain(server.log(job)))
     if as_json:
         print_json({**job.to_json(), "log": server.log(job).splitlines()})
     if follow_:
@@ -144,7 +145,7 @@ def follow(server: "jobs.JobsServer", job: "jobs.Job") -> "jobs.Job":
     """Shows a job's log until it ends; returns it as it is then. Ctrl-C ends the showing, not the job."""
 
     def write(text: str) -> None:
-        sys.stdout.write(text)
+        sys.stdout.write(plain(text))
         sys.stdout.flush()
 
     def tell(line: str) -> None:

@@ -1,5 +1,7 @@
 """The program `prunefront`: its commands, in the order in which `--help` lists them, and how an error ends it."""
 
+import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -10,6 +12,8 @@ import typer
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cli.app import PROGRAM, app, say
+from prunefront.pipelines.cluster.ray_errors import raised_by_ray
+from prunefront.pipelines.events.printing import write_anywhere, write_line
 from prunefront.text import one_line
 
 # each module registers its commands when it is imported
@@ -23,6 +27,7 @@ def main() -> None:
     line, or a refusal by the system. Any other error has exit code 1, and its traceback is kept in a file. `--debug`,
     anywhere on the line, shows the traceback instead.
     """
+    write_anywhere()
     warnings.showwarning = _show_warning
     debug = "--debug" in sys.argv
     if debug:
@@ -34,6 +39,8 @@ def main() -> None:
         text, context = one_line(error.format_message()).removesuffix("."), getattr(error, "ctx", None)
         where = context.command_path if context else PROGRAM
         _fail(f"{text[:1].lower()}{text[1:]}; see: {where} --help", 2)
+    except BrokenPipeError:
+        _end_if_nobody_reads(debug=debug)
     except PrunefrontError as error:
         _fail(_traceback() if debug else str(error), 2)
     except OSError as error:
@@ -41,11 +48,33 @@ def main() -> None:
         line = f"{what}; check path, permissions and free space (continue a stopped search with --resume)"
         _fail(_traceback() if debug else line, 2)
     except Exception as error:  # noqa: BLE001  # it is shown, and its traceback is kept
+        if raised_by_ray(error):
+            line = f"Ray failed: {one_line(error)}; finished work is kept, continue a search with --resume"
+            _fail(_traceback() if debug else line, 2)
         _fail(
             _traceback() if debug else f"{type(error).__name__}: {one_line(str(error))}; {_where_reported()}",
             1,
         )
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _end_if_nobody_reads(debug=debug)
     sys.exit(code or 0)
+
+
+def _end_if_nobody_reads(*, debug: bool) -> NoReturn:
+    """Ends the program as `head` and others expect that close the pipe early: in silence, with the code of SIGPIPE."""
+    closed = False
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            closed = True
+            # the interpreter flushes once more at its end, and would complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if closed:
+        sys.exit(128 + signal.SIGPIPE)
+    _fail(_traceback() if debug else "a connection or a process that was written to has ended; try again", 2)
 
 
 def _show_warning(
@@ -69,7 +98,8 @@ def _fail(line: str, code: int) -> NoReturn:
     """Ends the program; a library's message about an address may hold its password."""
     from prunefront.pipelines.events.redaction import without_secrets
 
-    say(f"{typer.style('error:', fg=typer.colors.RED)} {without_secrets(line)}", err=True)
+    mark = typer.style("error:", fg=typer.colors.RED) if sys.stderr.isatty() else "error:"
+    write_line(without_secrets(line), sys.stderr, prefix=f"{mark} ")
     sys.exit(code)
 
 

@@ -64,19 +64,18 @@ def search(
     Ctrl-C or SIGTERM stops the search: finished work is kept, a partial front is written, and --resume continues. A
     second signal ends it at once.
     """
-    from rich.console import Console
-
     from prunefront.pipelines.cli.resolve import study_config
     from prunefront.pipelines.cluster.stopping import exit_code, stop_on_signal
     from prunefront.pipelines.events.display import Display
     from prunefront.pipelines.events.log import STDOUT, json_lines, log_target
+    from prunefront.pipelines.events.printing import people as console_for
 
     target = log_target(log_json)
     if as_json and target == STDOUT:
         raise PrunefrontError(
             "--json and events cannot both use stdout; give --log-json a file, or unset PRUNEFRONT_LOG"
         )
-    people = Console(stderr=target == STDOUT)
+    people = console_for(stderr=target == STDOUT)
     config = study_config(study)
     if folder is not None:
         config = config.model_copy(update={"folder": Path(folder).expanduser()})

@@ -1,23 +1,46 @@
 """Starting Ray on this machine, or joining a cluster."""
 
-import json
+import glob
 import logging
 import os
+import signal
 import socket
+import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.head_watch import watch_head
+from prunefront.pipelines.cluster.ray_token import guarded_token
 from prunefront.pipelines.cluster.stopping import keep_handler
 from prunefront.pipelines.config.sections import ClusterSection, MeasureSection
+from prunefront.reading import read_text
+from prunefront.strict_json import loads
 
 ANSWER_SECONDS = 5.0
 """Seconds that a machine may take to accept a connection."""
+
+START_SECONDS = 90
+"""Seconds that Ray's own node may take to come up on this machine."""
+
+START_TRIES = 3
+"""Tries to start Ray on this machine."""
+
+START_PAUSE = 5.0
+"""Seconds between two tries."""
+
+SLOW_SIGNS = (
+    "timed out",
+    "timeout",
+    "failed to connect to gcs",
+    "failed to start gcs",
+    "cannot find the node",
+)
+"""Parts of what Ray says of a start that took too long, in small letters."""
 
 CLIENT_PORT = 10001
 """Port on which Ray listens for ray:// unless set otherwise."""
@@ -37,12 +60,16 @@ class Cluster:
 
 @contextmanager
 def connect(
-    address: str | None, section: ClusterSection, metrics_port: int | None = None
+    address: str | None,
+    section: ClusterSection,
+    metrics_port: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Cluster]:
     """Connects to Ray for the length of a study; a cluster that is started here also ends here.
 
     address: as for `cluster_address`. metrics_port: port at which Ray, if it starts here, exports metrics; None = a
-    free one. Raises PrunefrontError within seconds where no cluster answers, or has no room for one worker.
+    free one. say: takes lines for people. Raises PrunefrontError where Ray does not start here in START_TRIES tries,
+    and within seconds where no cluster answers, or has no room for one worker.
     """
     set_up_tune()
     # Ray's warning that it leaves GPUs visible to workers that asked for none
@@ -62,25 +89,19 @@ def connect(
         if _remote(address) and "RAY_RUNTIME_ENV" in os.environ:
             # Ray 2.60 documents the variable and does not read it for ray://
             options["runtime_env"] = _runtime_env(os.environ["RAY_RUNTIME_ENV"])
+    if (line := guarded_token(create=address is None)) != "":
+        say(line)
     try:
         if address is not None:
             _reach(address)
         with warnings.catch_warnings(), keep_handler():
             # what it says is in the error, too
             warnings.filterwarnings("ignore", "Ray Client connection timed out")
-            try:
-                ray.init(**options)
-            except ConnectionAbortedError:
-                # the head could not start this client's process of its own; one that has only just begun may at once
-                ray.shutdown()
-                ray.init(**options)
-    except Exception as error:
-        known = isinstance(error, OSError | RuntimeError | ValueError | ray.exceptions.RayError)
-        if (
-            not known and type(error) is not Exception
-        ):  # as Ray raises it where a busy machine takes over 30 s
-            raise
-        ray.shutdown()  # ends the part of it that did start
+            _start(options, say)
+    except PrunefrontError:
+        raise
+    except Exception as error:  # Ray raises plain Exception, too
+        _shut_down()  # ends the part of it that did start
         if address is None:
             raise PrunefrontError(f"Ray could not be started on this machine: {_why(error)}") from error
         raise PrunefrontError(
@@ -93,7 +114,66 @@ def connect(
         try:
             yield _room(section, remote=remote)
         finally:
-            ray.shutdown()
+            _shut_down()
+
+
+def _start(options: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Starts or joins Ray, which is tried again where it took too long. Raises what Ray raised last."""
+    import ray
+
+    local = options["address"] == "local"
+    if local:  # Ray's own 30 s are too few on a machine with other work
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", str(START_SECONDS))
+    for left in reversed(range(START_TRIES if local else 2)):
+        before = _children()
+        try:
+            ray.init(**options)
+            return
+        except ConnectionAbortedError:
+            # the head could not start this client's process of its own; one that has only just begun may at once
+            if not left:
+                raise
+            _shut_down()
+        except Exception as error:
+            _shut_down()
+            if not (left and local and _slow(error)):
+                raise
+            _end(_children() - before)
+            say(f"Ray did not start in time on this busy machine ({_why(error)}); it is tried again")
+            time.sleep(START_PAUSE)
+
+
+def _slow(error: Exception) -> bool:
+    """Tells whether a start failed for a reason that may be gone in a while."""
+    text = str(error).lower()
+    signs = any(sign in text for sign in SLOW_SIGNS)
+    return isinstance(error, TimeoutError) or (signs and "unauthenticated" not in text)
+
+
+def _shut_down() -> None:
+    """Ends Ray here. What fails in that is no news: something failed before."""
+    import ray
+
+    with suppress(Exception):
+        ray.shutdown()
+
+
+def _children() -> set[int]:
+    """Returns the processes that this one has started and that still live; none where the system does not say."""
+    found: set[int] = set()
+    for task in glob.glob("/proc/self/task/*/children"):
+        with suppress(OSError):
+            found |= {int(number) for number in read_text(task).split()}
+    return found
+
+
+def _end(processes: set[int]) -> None:
+    """Ends what a start of Ray that failed has left, so that the next one has the machine for itself."""
+    for number in processes:
+        with suppress(OSError):
+            name = read_text(f"/proc/{number}/cmdline")
+            if "ray" in name:
+                os.kill(number, signal.SIGKILL)
 
 
 def fewer_workers(section: ClusterSection, cluster: Cluster) -> list[str]:
@@ -152,7 +232,7 @@ def _remote(address: str) -> bool:
 
 def _runtime_env(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        found = loads(text)
     except ValueError:
         found = None
     if not isinstance(found, dict):

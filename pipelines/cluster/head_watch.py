@@ -17,6 +17,7 @@ from types import FrameType
 from typing import NoReturn
 
 from prunefront.errors import PrunefrontError
+from prunefront.pipelines.events.printing import write_line
 
 ASK_SECONDS = 3.0
 """Seconds between two looks at the head."""
@@ -61,8 +62,7 @@ def watch_head(address: str, lost_seconds: float = LOST_SECONDS) -> Iterator[Non
             return
         _thread.interrupt_main(SIGNAL)
         if not over.wait(CLOSING_SECONDS):
-            sys.stderr.write(f"error: {line}\n")
-            sys.stderr.flush()
+            write_line(line, sys.stderr, prefix="error: ")
             os._exit(2)
 
     before = signal.signal(SIGNAL, lost)

@@ -22,6 +22,7 @@ from prunefront.pipelines.config.sections import (
     TrackingSection,
     TrainingSection,
 )
+from prunefront.reading import read_bytes
 
 LIMIT_BYTES = 100 << 20
 """Most bytes of all files together. Ray takes five times as much, and every node that works on the job fetches them."""
@@ -251,7 +252,7 @@ def _goes_along(name: str) -> bool:
 def _imports(source: Path) -> list[str]:
     """Returns the top-level names of the absolute imports in a Python file."""
     try:
-        tree = ast.parse(source.read_bytes(), filename=str(source))
+        tree = ast.parse(read_bytes(source), filename=str(source))
     except (SyntaxError, ValueError) as error:  # ValueError: null bytes
         raise PackageError(f"{source} is no valid Python: {error}") from None
     found = []

@@ -1,12 +1,14 @@
 """`module:callable` from a study file to the callable itself, and modules of rules."""
 
+import argparse
 import importlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from prunefront.errors import PrunefrontError
 
@@ -59,13 +61,39 @@ def module_of(spec: str, *, key: str) -> str:
     return name
 
 
+class _Parsed(SystemExit):
+    """A module parsed the command line, which is ours, and did not like it."""
+
+
+@contextmanager
+def _without_usage() -> Iterator[None]:
+    """Keeps argparse from printing its usage within, which is that of another program."""
+
+    def error(self: argparse.ArgumentParser, message: str) -> NoReturn:
+        raise _Parsed(message)
+
+    before = argparse.ArgumentParser.error
+    argparse.ArgumentParser.error = error  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        argparse.ArgumentParser.error = before  # type: ignore[method-assign]
+
+
 def _imported(module_name: str, *, key: str, spec: str) -> ModuleType:
     """Returns a module, which may lie in the current folder. Raises NotImportable."""
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
     try:
-        return importlib.import_module(module_name)
+        with _without_usage():
+            return importlib.import_module(module_name)
+    except SystemExit as error:
+        what = "parsed the command line" if isinstance(error, _Parsed) else "ended the program"
+        raise NotImportable(
+            f"{key} = {spec!r}: importing {module_name} {what} ({error.code}); put what runs there below "
+            "`if __name__ == '__main__':`, so that the module can be imported"
+        ) from None
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         if module_name == missing or module_name.startswith(f"{missing}."):
@@ -89,7 +117,7 @@ def call(function: Callable[..., Any], options: Mapping[str, Any], *, key: str, 
         return function(**options)
     except PrunefrontError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         given = ", ".join(f"{name}={value!r}" for name, value in options.items())
         raise PrunefrontError(
             f"{key} = {spec!r}: calling it with ({given}) failed: {type(error).__name__}: {one_line(error)}"

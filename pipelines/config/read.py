@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.config.earlier_keys import KeyTwice, MovedKey, under_new_keys
 from prunefront.pipelines.config.sections import Section, StudyConfig
+from prunefront.reading import read_text
 from prunefront.search.outcomes.constraints import Bound
 
 MOST_BYTES = 64 << 10
@@ -53,18 +54,14 @@ def load(path: Path, *, base: Path | None = None) -> StudyConfig:
     what was asked and what is possible.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise ConfigError(f"{path} has more than the {MOST_BYTES >> 10} KiB that a study file may have")
-        text = content.decode()
+        text = read_text(path, limit=MOST_BYTES)
         if _DOTS.search(text):  # tomllib takes the square of their number
             raise ConfigError(f"{path} names a key of more than {DEEPEST} parts")
         data = tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"there is no study file {path}; see examples/digits.toml for one") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except RecursionError:
         raise ConfigError(f"{path} is not valid TOML: it is nested too deeply") from None
     except ValueError as error:  # TOMLDecodeError, and what dates and numbers raise that cannot be

@@ -471,6 +471,12 @@ class ClusterSection(Section):
     training runs on all of them (docs/placement.md)."""
     processes_per_worker: Annotated[int, Field(ge=1)] | None = None
     """Processes that share each training, and the CPUs of its worker. Default: one for each GPU, or one."""
+    score_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Longest time that scoring a candidate may take, in seconds; then it failed. Default: 50 times what the dense
+    network takes, 2 minutes at least."""
+    step_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Longest time of an epoch of a network, or of measuring and publishing it, in seconds; then it failed. Default: 50
+    times what the dense network takes, 10 minutes at least."""
 
     @model_validator(mode="after")
     def _shares_are_of_one_gpu(self) -> Self:

@@ -14,6 +14,7 @@ from prunefront.pipelines.data.splits import DataError, Split, Transform
 from prunefront.pipelines.data.stream.datasets import OwnData, own_part
 from prunefront.pipelines.data.stream.opening import open_stream, wants_stream
 from prunefront.pipelines.data.tensors import Tensors
+from prunefront.text import with_colon
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def _loaded(section: DataSection, say: Say) -> Splits | Parts:
         return _finish(sources[section.source](section, say), section)
     if ":" not in section.source:
         raise DataError(
-            f"data.source = {section.source!r} is unknown; "
+            f"data.source = {section.source!r} is unknown; {with_colon(section.source)}"
             f"possible: {', '.join(sources)}, webdataset, or 'module:callable'"
         )
     return _accept(_returned(section), section)

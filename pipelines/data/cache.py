@@ -14,6 +14,7 @@ from typing import Any
 from prunefront.atomic import move_whole
 from prunefront.pipelines.data.splits import DataError
 from prunefront.pipelines.journal.journal import write_json
+from prunefront.reading import open_regular, read_json
 
 FOLDER_VARIABLE = "PRUNEFRONT_DATA_CACHE"
 """Environment variable that names the folder of copies."""
@@ -88,7 +89,7 @@ def locked(lock: Path) -> Iterator[None]:
 def _is_whole(copy: Path, described: dict[str, Any]) -> bool:
     """Tells whether the copy exists and is as it was after its download."""
     try:
-        record = json.loads(_record_of(copy).read_text())
+        record = read_json(_record_of(copy), limit=1 << 20)
         same = bool(record == {**described, "sha256": _digest(copy)})
     except FileNotFoundError:
         return False
@@ -128,5 +129,5 @@ def _record_of(copy: Path) -> Path:
 
 
 def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

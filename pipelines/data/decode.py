@@ -13,6 +13,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from prunefront.pipelines.config.sections import DataSection
 from prunefront.pipelines.data.splits import DataError
+from prunefront.reading import open_regular, read_text
 from prunefront.text import one_line
 
 CHUNK = 256
@@ -131,7 +132,10 @@ def upright(source: bytes | Path, name: str, fit: Fit | None = None, resize: Res
     than MOST_PIXELS, or has more than 8 bits per pixel.
     """
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with (
+            io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as opened,
+            Image.open(opened) as image,
+        ):
             width, height = image.size
             if width * height > MOST_PIXELS:
                 raise DataError(f"{name} claims {width}x{height} pixels; at most {MOST_PIXELS:,} are read")
@@ -159,7 +163,7 @@ def upright(source: bytes | Path, name: str, fit: Fit | None = None, resize: Res
 def free_memory() -> int:
     """Returns the memory that this machine could give now, in bytes: all of it where the system does not say."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = read_text("/proc/meminfo").splitlines()
     except OSError:
         return machine_memory()
     found = next((line for line in lines if line.startswith("MemAvailable:")), None)

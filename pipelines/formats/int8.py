@@ -29,7 +29,8 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.data.samples import Inputs
 from prunefront.pipelines.formats.example import NAMES, Example, arguments, feed
 from prunefront.pipelines.formats.example import rows as rows_of
-from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, onnxruntime, open_session, read_model
+from prunefront.pipelines.formats.onnx_file import read_model
+from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, onnxruntime, open_session
 from prunefront.text import one_line
 
 INTEGER_OPS = (

@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import onnx
-from google.protobuf.message import DecodeError, Message
-
 from prunefront.errors import PrunefrontError
+from prunefront.pipelines.formats.onnx_file import read_model
 from prunefront.text import one_line
 
-__all__ = ["ORT_ERRORS", "onnxruntime", "open_session", "read_model"]
+__all__ = ["ORT_ERRORS", "onnxruntime", "open_session"]
 
 
 @contextmanager
@@ -58,7 +56,6 @@ def open_session(model: bytes | Path, threads: int) -> onnxruntime.InferenceSess
     """
     name = "the ONNX model" if isinstance(model, bytes) else str(model)
     data = read_model(model)
-    _refuse_external(data, name)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -69,38 +66,3 @@ def open_session(model: bytes | Path, threads: int) -> onnxruntime.InferenceSess
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
         raise PrunefrontError(f"{name} cannot be loaded: {one_line(error, 300)}") from None
-
-
-def read_model(model: bytes | Path) -> bytes:
-    """Returns the bytes of an ONNX file, or those given. Raises PrunefrontError for a file that cannot be read."""
-    if isinstance(model, bytes):
-        return model
-    try:
-        return model.read_bytes()
-    except OSError as error:
-        raise PrunefrontError(f"{model} cannot be read: {error.strerror}") from None
-
-
-def _refuse_external(data: bytes, name: str) -> None:
-    """Raises PrunefrontError for a model that keeps tensors in other files, and for bytes that are no model."""
-    try:
-        proto = onnx.ModelProto.FromString(data)
-    except DecodeError:
-        raise PrunefrontError(f"{name} is not an ONNX model") from None
-    for tensor in _tensors(proto):
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-            raise PrunefrontError(
-                f"{name} keeps its tensor {tensor.name!r} in another file, which is not read; "
-                "embed all weights"
-            )
-
-
-def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
-    """Yields every tensor anywhere in a message: initialisers, attributes, subgraphs, functions, sparse parts."""
-    if isinstance(message, onnx.TensorProto):
-        yield message
-        return
-    for field, value in message.ListFields():
-        if field.message_type is not None:
-            for child in [value] if isinstance(value, Message) else value:
-                yield from _tensors(child)

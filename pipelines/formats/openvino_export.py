@@ -13,7 +13,8 @@ from types import ModuleType
 from prunefront.atomic import move_whole
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.formats.example import Example, feed, of_rows, rows
-from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session, read_model
+from prunefront.pipelines.formats.onnx_file import read_model
+from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
 from prunefront.pipelines.formats.same_outputs import batch_sizes, largest_difference
 from prunefront.text import one_line
 

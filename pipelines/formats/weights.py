@@ -21,6 +21,7 @@ from prunefront.pipelines.formats.read_checkpoint import (
     said,
     state_dicts,
 )
+from prunefront.reading import check_regular
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 """Suffixes of files that `torch.save` wrote."""
@@ -131,6 +132,7 @@ def read_state_dicts(path: Path) -> list[StateDict]:
         raise WeightsError(f"there is no weights file {path}")
     if path.suffix == ".safetensors":
         try:
+            check_regular(path)
             content: object = load_file(path)
         except (SafetensorError, OSError, ValueError, KeyError) as error:  # KeyError: as in `unpack_weights`
             raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error

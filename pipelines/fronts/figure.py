@@ -113,7 +113,9 @@ def figure(rows: Sequence[FrontRow], images: str | None = None) -> "Figure":
         },
         yaxis={
             "title": {
-                "text": f"{rows[0].metric.name} on {images or f'{rows[0].images:,} test images'}{_unit(rows[0])}"
+                "text": _text(
+                    f"{rows[0].metric.name} on {images or f'{rows[0].images:,} test images'}{_unit(rows[0])}"
+                )
             }
         },
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": -0.14, "yanchor": "top"},
@@ -205,20 +207,25 @@ def _scatter(mark: Mark, members: Sequence[FrontRow], biggest: int) -> dict[str,
     }
 
 
+def _text(text: str) -> str:
+    """Returns a text as plotly shows it: it takes some HTML, and `%{…}` for a place to fill in."""
+    return html.escape(text).replace("%{", "%&#123;")
+
+
 def _hover(row: FrontRow) -> str:
     ratios = "".join(
-        f"<br>   {html.escape(group)}  {100 * ratio:.0f} %"
+        f"<br>   {_text(group)}  {100 * ratio:.0f} %"
         for group, ratio in list(row.achieved.items())[:MOST_GROUPS]
     )
     rest = len(row.achieved) - MOST_GROUPS
     share = " %" if row.metric.scale == "share" else ""
     more = f"<br>   … and {rest} more groups" if rest > 0 else ""
     return (
-        f"<b>{html.escape(f'{row.control} of {row.of}' if row.control else row.key)}</b>"
-        f"<br>{row.metric.name} {row.shown[0]:.{digits(row.metric)}}{share} "
+        f"<b>{_text(f'{row.control} of {row.of}' if row.control else row.key)}</b>"
+        f"<br>{_text(row.metric.name)} {row.shown[0]:.{digits(row.metric)}}{share} "
         f"({row.shown[1]:.{digits(row.metric)}} to {row.shown[2]:.{digits(row.metric)}})"
         f"<br>latency {row.latency_ms:.3f} ms, {row.latency_ratio:.3f} × dense"
         f"<br>{format_count(row.macs)} MACs, {format_count(row.params)} params, {format_size(row.size_bytes)}"
-        + (f"<br>{html.escape(row.made)}" if row.made else "")
+        + (f"<br>{_text(row.made)}" if row.made else "")
         + (f"<br>dropped:{ratios}{more}" if ratios else "")
     )

@@ -4,6 +4,7 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from prunefront.atomic import write_whole
 from prunefront.pipelines.fronts.figure import figure
 from prunefront.pipelines.fronts.row import FrontRow
 from prunefront.pipelines.fronts.table import cells, find_dense, headers
@@ -85,7 +86,12 @@ def write_html(
         figure=drawn,
         caption=FIGURES + caption,
     )
-    path.write_text(text, encoding="utf-8")
+    write_page(text, path)
+
+
+def write_page(text: str, path: Path) -> None:
+    """Replaces a page as a whole: what somebody put in its place, such as a link, is not followed. Raises OSError."""
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def row_class(is_dense: bool, on_front: bool = True) -> str:

@@ -16,15 +16,15 @@ def table(rows: Sequence[FrontRow], title: str | None = None) -> "Table":
     The dense network is bold. A network that the test images put behind another one is dim and marked with *.
     """
     from rich.box import SIMPLE_HEAD
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     front = [row for row in rows if not row.control]
     dense = find_dense(front)
     behind = any(not row.on_test_front for row in front if not row.is_dense)
     drawn = Table(
         box=SIMPLE_HEAD,
-        title=title,
+        title=None if title is None else Text(title),
         title_justify="left",
         padding=(0, 1, 0, 0),
         caption="* dominated by another network on the test images" if behind else None,
@@ -33,12 +33,13 @@ def table(rows: Sequence[FrontRow], title: str | None = None) -> "Table":
     columns = headers(front)
     for header in columns:
         left = header in ("key", "made of")
-        drawn.add_column(header, justify="left" if left else "right", no_wrap=header != "made of")
+        drawn.add_column(Text(header), justify="left" if left else "right", no_wrap=header != "made of")
     for row in front:
         key, *rest = cells(row, dense, columns[-1])
-        key = escape(key[:10]) + ("" if row.on_test_front or row.is_dense else "*")
+        # what a front says of itself is text, never markup
+        key = key[:10] + ("" if row.on_test_front or row.is_dense else "*")
         style = "bold" if row.is_dense else "" if row.on_test_front else "dim"
-        drawn.add_row(key, *map(escape, rest), style=style)
+        drawn.add_row(*map(Text, (key, *rest)), style=style)
     return drawn
 
 
@@ -46,6 +47,7 @@ def controls_table(rows: Sequence[FrontRow]) -> "Table | None":
     """Returns each control beside the network that it is compared with; None for a study without controls."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     front = {row.key: row for row in rows}
     controls = [row for row in rows if row.control]
@@ -53,10 +55,12 @@ def controls_table(rows: Sequence[FrontRow]) -> "Table | None":
         return None
     drawn = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title="controls", title_justify="left")
     for header in ("control", "of", quality_header(rows), "points over it", "ms", "MACs", "epochs"):
-        drawn.add_column(header, justify="left" if header in ("control", "of") else "right", no_wrap=True)
+        drawn.add_column(
+            Text(header), justify="left" if header in ("control", "of") else "right", no_wrap=True
+        )
     for row in sorted(controls, key=lambda r: (r.of, -r.metric.sign * r.quality)):
         gain = f"{row.shown[0] - front[row.of].shown[0]:+.{digits(row.metric)}}" if row.of in front else "?"
-        drawn.add_row(
+        cells = (
             row.control,
             row.of[:10],
             format_quality(row),
@@ -65,6 +69,7 @@ def controls_table(rows: Sequence[FrontRow]) -> "Table | None":
             format_count(row.macs),
             str(row.epochs),
         )
+        drawn.add_row(*map(Text, cells))
     return drawn
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.fronts.page import page_text, row_class, write_html
+from prunefront.pipelines.fronts.page import page_text, row_class, write_html, write_page
 from prunefront.pipelines.fronts.table import (
     format_count,
     format_macs,
@@ -30,13 +30,14 @@ def partial_table(front: PartialFront) -> "Table":
         return front_table(front.trained_rows)
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     headers, rows = _scored_cells(front)
     drawn = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for header in headers:
-        drawn.add_column(header, justify="left" if header == "key" else "right", no_wrap=True)
+        drawn.add_column(Text(header), justify="left" if header == "key" else "right", no_wrap=True)
     for key, *rest in rows:
-        drawn.add_row(key[:10], *rest, style="bold" if key == DENSE else "")
+        drawn.add_row(*map(Text, (key[:10], *rest)), style="bold" if key == DENSE else "")
     return drawn
 
 
@@ -50,7 +51,7 @@ def write_partial_front(front: PartialFront, folder: Path) -> None:
         return
     headers, rows = _scored_cells(front)
     text = page_text(title, headers, [(row_class(row[0] == DENSE), row) for row in rows], note=front.summary)
-    page.write_text(text, encoding="utf-8")
+    write_page(text, page)
 
 
 def remove_partial_front(folder: Path) -> None:

@@ -1,9 +1,12 @@
 """A study's memory on disk: its journal of events, one JSON object a line; its JSON files; its one writer's lock."""
 
+import errno
 import fcntl
 import json
 import os
+import stat
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,12 +17,21 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.journal import typed_json
 from prunefront.pipelines.journal.event_fields import event_fault
 from prunefront.pipelines.journal.layout import LOCK
+from prunefront.pipelines.journal.place import place_id
+from prunefront.reading import read_bytes, read_text
 from prunefront.strict_json import loads
+from prunefront.text import one_line
 
 T = TypeVar("T")
 
 JSON_LIMIT = 256 << 20
 """Largest JSON file of a study that is read, in bytes."""
+
+JOURNAL_LIMIT = 2 << 30
+"""Largest journal that is read, in bytes."""
+
+LOCK_BYTES = 4096
+"""Most bytes of a lock file that are read."""
 
 LOCK_TRIES = 5
 """Number of tries to take the lock, a tenth of a second apart."""
@@ -38,14 +50,22 @@ class JournalError(PrunefrontError):
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path) -> Iterator[Callable[[], None]]:
     """Holds the study's lock; the kernel frees it when this process ends, however it ends.
 
+    Yields a check that raises StudyRunning where another process has taken the lock all the same, as on a network disk
+    whose locks hold for one machine alone; it is called before each event is written, so that the earlier one ends.
     Raises StudyRunning, which names the process that holds it; StudyFolderError if nothing can be written there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        opened = (folder / LOCK).open("a+")
+        # a pipe would hold up whoever opens it, and a link lead to a file that is no lock
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        found = os.open(folder / LOCK, flags, 0o666)
+        opened = os.fdopen(found, "a+", encoding="utf-8", errors="replace")
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            opened.close()
+            raise OSError(errno.EINVAL, f"{LOCK} is not a file")
     except OSError as error:
         raise StudyFolderError(
             f"the study's folder {folder} cannot be written: {error.strerror}; check its permissions, or set another "
@@ -55,13 +75,32 @@ def lock(folder: Path) -> Iterator[None]:
         if not _locked(file):
             file.seek(0)
             raise StudyRunning(
-                f"study {folder.name!r} is already running (process {file.read().strip() or 'unknown'}); wait for "
+                f"study {folder.name!r} is already running (process {_process(file.read(LOCK_BYTES))}); wait for "
                 "it, stop it, or give this one another name"
             )
         file.truncate(0)
-        file.write(str(os.getpid()))
+        mark = f"{os.getpid()} {place_id(folder)}\n{uuid.uuid4().hex}\n"
+        file.write(mark)
         file.flush()
-        yield
+        os.fsync(file.fileno())
+
+        def check() -> None:
+            try:
+                there = read_text(folder / LOCK, limit=LOCK_BYTES)
+            except OSError:
+                there = ""  # the folder is gone, of which the writer says more
+            if there not in ("", mark):
+                raise StudyRunning(
+                    f"study {folder.name!r} is run by another process by now ({_process(there)}, perhaps on another "
+                    "machine that sees this folder); this run ends, and all that it finished is kept"
+                )
+
+        yield check
+
+
+def _process(mark: str) -> str:
+    """Returns the number of the process in a lock file, for a message."""
+    return one_line(mark.partition(" ")[0], 20) if mark.strip() else "unknown"
 
 
 def _locked(file: TextIO) -> bool:
@@ -138,7 +177,7 @@ class Journal:
 
 def _drop_half_line(path: Path) -> None:
     if path.exists():
-        text = path.read_bytes()
+        text = read_bytes(path, limit=JOURNAL_LIMIT)
         if (whole := text.rfind(b"\n") + 1) < len(text):
             with path.open("r+b") as file:
                 file.truncate(whole)
@@ -152,7 +191,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        text = path.read_bytes()
+        text = read_bytes(path, limit=JOURNAL_LIMIT)
     except OSError as error:
         raise JournalError(f"{path} cannot be read: {error.strerror}") from None
     events: list[dict[str, Any]] = []
@@ -194,9 +233,7 @@ def read_record(path: Path, kind: type[T]) -> T:
 
 def _read(path: Path, parse: Callable[[bytes], T]) -> T:
     try:
-        if path.stat().st_size > JSON_LIMIT:
-            raise StudyFolderError(f"{path} has more than the {JSON_LIMIT >> 20} MiB that it may have")
-        return parse(path.read_bytes())
+        return parse(read_bytes(path, limit=JSON_LIMIT))
     except OSError as error:
         raise StudyFolderError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:

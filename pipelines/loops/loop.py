@@ -82,7 +82,7 @@ def takes_checkpoint(loop: Callable[..., None]) -> bool:
     return CHECKPOINT in inspect.signature(loop).parameters
 
 
-loops: Registry[Callable[..., None]] = Registry("loop")
+loops: Registry[Callable[..., None]] = Registry("loop", own=True)
 
 
 def loop(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -11,6 +11,7 @@ import torch
 
 from prunefront.pipelines.config.sections import MeasureSection
 from prunefront.pipelines.formats.onnx_runtime import onnxruntime
+from prunefront.reading import read_text
 
 PLACE = ("host", "node", "measured")
 """Fields that name a machine and the day. Two machines that differ in nothing else time alike."""
@@ -44,7 +45,7 @@ def _node() -> str:
 def processor() -> str:
     """Returns the processor's model, as its maker calls it; "" where the system does not say."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = read_text(cpuinfo).splitlines() if cpuinfo.exists() else []
     # systems on ARM name the board and not the processor
     for key in ("model name", "Model", "Hardware"):
         for line in lines:

@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prunefront.errors import PrunefrontError
+from prunefront.pipelines.measure.time_limit import paused
+from prunefront.reading import read_bytes
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +110,7 @@ def _lock(folder: Path, name: str, mode: int) -> int:
         try:
             fcntl.flock(file, mode | fcntl.LOCK_NB)
         except BlockingIOError:
-            with _saying(folder / name):
+            with _saying(folder / name), paused():
                 fcntl.flock(file, mode)
         with suppress(OSError):  # a full disk keeps no process out: the note is only for those that wait long
             os.pwrite(file, _NOTE[os.getpid()], 0)
@@ -136,7 +138,7 @@ def _saying(lock: Path) -> Iterator[None]:
     """Logs one line where the body, which waits for a lock, takes long."""
 
     def say() -> None:
-        number, _, program = lock.read_bytes()[:NOTE_BYTES].decode(errors="replace").partition(" ")
+        number, _, program = read_bytes(lock)[:NOTE_BYTES].decode(errors="replace").partition(" ")
         who = f"process {number or 'unknown'} ({program.strip() or 'unknown'})"
         # any number may be in the room, and only the latest is known
         has = f"it was last taken by {who}" if lock.name.startswith("room") else f"{who} has it"

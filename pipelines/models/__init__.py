@@ -60,6 +60,7 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _make(section, classes, input_shape)
+        _check_numbers(section, model)
         model.eval()
         if input_shape is None:
             return model
@@ -83,6 +84,28 @@ def build(
             f"so (2, {classes}) is needed"
         )
     return model
+
+
+def _check_numbers(section: ModelSection, model: nn.Module) -> None:
+    """Raises ModelError for weights that cannot be trained, compared and exported here, whatever the data are."""
+    if torch.get_default_device().type == "meta":
+        torch.set_default_device(None)  # or nothing could be computed in this process any more
+        raise ModelError(
+            f"model.factory = {section.factory!r}: its module calls torch.set_default_device('meta'), so its network "
+            "has no numbers; leave that out"
+        )
+    for name, tensor in model.named_parameters():
+        if tensor.is_meta:
+            raise ModelError(
+                f"model.factory = {section.factory!r}: {name} is on the device 'meta', without numbers; make the "
+                "network on the CPU"
+            )
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"model.factory = {section.factory!r}: {name} is {kind}, and networks are cut and exported in float32; "
+                "return the network as .float() (training.precision = 'bfloat16' trains in it all the same)"
+            )
 
 
 def _refuse_file(factory: str) -> None:

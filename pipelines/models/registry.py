@@ -6,5 +6,5 @@ from torch import nn
 
 from prunefront.registry import Registry
 
-models: Registry[Callable[..., nn.Module]] = Registry("model")
+models: Registry[Callable[..., nn.Module]] = Registry("model", own=True)
 """Name -> factory. A factory takes `classes`, `channels` (of the input image) and its own options, all by name."""

@@ -16,6 +16,7 @@ from prunefront.pruners.graph.channel_graph import ChannelGraph, check_consisten
 from prunefront.pruners.graph.single_cuts import RATIOS
 from prunefront.pruners.statistics.moments import axes
 from prunefront.pruners.units.readers import Reader
+from prunefront.reading import check_regular
 
 Nested = dict[str, dict[str, NDArray[np.float64]]]
 """name -> group -> array."""
@@ -79,6 +80,7 @@ def read_moments(folder: Path, graph: ChannelGraph) -> dict[str, NDArray[np.floa
     """Reads weight -> moments of its inputs, as the statistic gathers them. Raises as `read_scores`."""
     path = folder / MOMENTS
     try:
+        check_regular(path)
         arrays = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise altered_file_error(path, str(error)) from None
@@ -114,6 +116,7 @@ def _fitting(
 ) -> Nested:
     units = {g.name: g.units for g in graph.groups} | {s.name: len(s.blocks) for s in graph.stacks}
     try:
+        check_regular(path)
         arrays = load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise altered_file_error(path, str(error)) from None

@@ -1,5 +1,6 @@
 """The workbench that every worker gets: dense network, data, recipes."""
 
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from prunefront.pipelines.config.sections import (
 )
 from prunefront.pipelines.data import DataSet
 from prunefront.pipelines.events.redaction import redact
+from prunefront.pipelines.formats.example import forward
 from prunefront.pipelines.formats.onnx_export import export
 from prunefront.pipelines.journal.journal import write_json
 from prunefront.pipelines.journal.layout import PREPARED
@@ -27,6 +29,18 @@ from prunefront.pipelines.prepare.network import Network, Say, dense_recipe
 from prunefront.pipelines.prepare.read_prepared import read_precision
 from prunefront.pipelines.workers.train import Precision, Recipe, faster_precision
 from prunefront.pipelines.workers.workbench import Workbench, arrays
+from prunefront.reading import read_bytes
+
+PATIENCE = 50.0
+"""Factor of the dense network's time that a candidate may take: machines are busy, and compact layers slow."""
+PASSES = 3
+"""Forwards that training on a sample costs, about."""
+SCORE_SECONDS, STEP_SECONDS = 120.0, 600.0
+"""Shortest limits that are set unless the study file gives some, in seconds."""
+TIMED_SAMPLES = 8
+"""Samples of the forward that is timed."""
+UNKNOWN = 1_000_000
+"""Number of samples that a part of unknown length may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +70,7 @@ def make_bench(study: BenchSections, network: Network, say: Say = lambda line: N
     if (processes := study.cluster.processes) > 1:
         device_of_each = "a GPU of its own" if device == "cuda" else "CPUs of its own"
         say(f"each training is shared by {processes} processes, each with {device_of_each}")
+    limits = limits_of(study, network, data)
     path = study.path / PREPARED / "dense.onnx"
     if not path.exists():
         export(network.model, network.example(2), path)
@@ -78,7 +93,7 @@ def make_bench(study: BenchSections, network: Network, say: Say = lambda line: N
         loop=study.training.loop,
         processes=study.cluster.processes,
         measure=study.measure,
-        dense_onnx=path.read_bytes(),
+        dense_onnx=read_bytes(path, limit=2 << 30),
         artifact_uri=study.artifact_uri,
         artifacts=study.artifacts,
         description=redact(
@@ -98,7 +113,43 @@ def make_bench(study: BenchSections, network: Network, say: Say = lambda line: N
         task=study.task,
         repair=study.space.repair,
         targets=dense_targets(study.path, network, study.scoring.validation_limit, say, device),
+        score_seconds=limits.score_seconds,
+        step_seconds=limits.step_seconds,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Longest times, in seconds, see `ClusterSection`."""
+
+    score_seconds: float
+    step_seconds: float
+
+
+def limits_of(study: BenchSections, network: Network, data: DataSet) -> Limits:
+    """Returns the limits that the study file gives, or those that follow from the dense network's time a sample."""
+    cluster, scoring = study.cluster, study.scoring
+    if cluster.score_seconds is not None and cluster.step_seconds is not None:
+        return Limits(cluster.score_seconds, cluster.step_seconds)
+    each = _seconds_a_sample(network) * torch.get_num_threads() / cluster.cpus_per_worker
+    # a stream may not know its length
+    training, validation = (data.part(part).count or UNKNOWN for part in ("train", "validation"))
+    scored = min(validation, scoring.validation_limit or validation) + study.space.calibration_images
+    trained = PASSES * (scored + scoring.train_images)
+    return Limits(
+        cluster.score_seconds or max(SCORE_SECONDS, PATIENCE * each * trained),
+        cluster.step_seconds or max(STEP_SECONDS, PATIENCE * each * PASSES * (training + validation)),
+    )
+
+
+def _seconds_a_sample(network: Network) -> float:
+    """Returns the seconds of a forward of the dense network here, for each of a few samples."""
+    example = network.example(TIMED_SAMPLES)
+    with torch.no_grad():
+        forward(network.model, example)  # the first one allocates
+        begun = time.perf_counter()
+        forward(network.model, example)
+    return (time.perf_counter() - begun) / TIMED_SAMPLES
 
 
 def _recipe(study: BenchSections, network: Network, data: DataSet, device: str, say: Say) -> Recipe:

@@ -29,6 +29,7 @@ from prunefront.pipelines.stores.store import (
     put_text,
     read_text,
 )
+from prunefront.reading import read_text as read_text_file
 
 LIMIT = 64 << 10
 """Largest owner.json, in bytes."""
@@ -94,7 +95,7 @@ def read_owner(store: ObjectStore) -> Owner | None:
 def load_owner(folder: Path) -> Owner | None:
     """Returns the search that a study's folder holds; None where there is none, or an older prunefront's."""
     path = folder / OWNER
-    return Owner.parse(path.read_text(), source=str(path)) if path.exists() else None
+    return Owner.parse(read_text_file(path, limit=LIMIT), source=str(path)) if path.exists() else None
 
 
 def claim_root(

@@ -13,6 +13,7 @@ from prunefront.pipelines.journal.layout import JOURNAL, PREPARED, SUPERSEDED_JO
 from prunefront.pipelines.recovery.snapshot import FILES, Snapshot, digest_of, is_weights
 from prunefront.pipelines.recovery.state_store import StateStore
 from prunefront.pipelines.stores.store import ArtifactError, ArtifactNotFound
+from prunefront.reading import open_regular, read_bytes
 
 
 def is_ahead(folder: Path, snapshot: Snapshot) -> bool:
@@ -25,7 +26,7 @@ def is_ahead(folder: Path, snapshot: Snapshot) -> bool:
         return all((folder / name).exists() for name in snapshot.files)
     if not journal.exists():
         return False
-    with journal.open("rb") as file:
+    with open_regular(journal) as file:
         known = all(digest_of(file.read(r.size_bytes)) == r for r in snapshot.segments)
         tail = snapshot.tail.encode()
         return known and file.read(len(tail)) == tail
@@ -79,7 +80,7 @@ def _fetch_journal(state: StateStore, snapshot: Snapshot, folder: Path) -> list[
     with (folder / JOURNAL).open("wb") as journal:
         for record in snapshot.segments:
             _fetch(state, record, segment)
-            journal.write(segment.read_bytes())
+            journal.write(read_bytes(segment))
         journal.write(snapshot.tail.encode())
     segment.unlink(missing_ok=True)
     return read_events(folder / JOURNAL)

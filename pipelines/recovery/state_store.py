@@ -26,6 +26,7 @@ from pydantic import Field
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.journal.journal import StudyRunning, write_json
 from prunefront.pipelines.journal.layout import RUN, STATE
+from prunefront.pipelines.journal.place import place_id
 from prunefront.pipelines.recovery.owner import Host, Moment, Token, clock_time
 from prunefront.pipelines.recovery.snapshot import Snapshot
 from prunefront.pipelines.stores.store import (
@@ -37,6 +38,7 @@ from prunefront.pipelines.stores.store import (
     put_text,
     read_text,
 )
+from prunefront.reading import read_text as read_text_file
 
 HEARTBEAT_SECONDS = 15.0
 """Seconds between two heartbeats of a driver."""
@@ -57,13 +59,17 @@ class TakenOver(PrunefrontError):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of a study's driver. number: from 1. token: of this run alone. begun: seconds since the epoch."""
+    """One run of a study's driver. number: from 1. token: of this run alone. begun: seconds since the epoch.
+
+    place: of the driver, see `place_id`; "" = an older prunefront's, which is nobody's.
+    """
 
     number: Annotated[int, Field(gt=0, lt=10**6)]
     token: Token
     host: Host
     process: int
     begun: Moment
+    place: Annotated[str, Field(pattern="^([0-9a-f]{32})?$")] = ""
 
     @classmethod
     def parse(cls, text: str, *, source: str) -> Self:
@@ -154,7 +160,7 @@ class StateStore:
 
         Raises StudyRunning where somebody else has begun it; of several drivers at most one gets in.
         """
-        run = Run(number, uuid.uuid4().hex, _host(), os.getpid(), round(time.time(), 3))
+        run = Run(number, uuid.uuid4().hex, _host(), os.getpid(), round(time.time(), 3), place_id(folder))
         # before the store has it: a driver that is killed in between finds its own run
         write_json(folder / RUN, asdict(run))
         put_new_text(self.store, self.run_key(number), json.dumps(asdict(run)) + "\n")
@@ -193,10 +199,11 @@ def load_ended_run(folder: Path) -> Run | None:
     if not path.exists():
         return None
     try:
-        run = Run.parse(path.read_text(), source=str(path))
-    except (OSError, UnicodeDecodeError, ArtifactError):
+        run = Run.parse(read_text_file(path, limit=RECORD_LIMIT), source=str(path))
+    except (OSError, ArtifactError):
         return None  # as good as another machine's: the heartbeat then tells who runs the study
-    return run if run.host == _host() else None  # a copied folder proves nothing
+    # a copied folder proves nothing, also where the other machine has the same name
+    return run if run.place == place_id(folder) else None
 
 
 def refuse_running(stored: StoredState, store: ObjectStore, study: str) -> None:

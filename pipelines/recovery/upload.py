@@ -17,6 +17,7 @@ from prunefront.pipelines.recovery.owner import read_owner
 from prunefront.pipelines.recovery.snapshot import FILES, Snapshot, digest_of, limit_of
 from prunefront.pipelines.recovery.state_store import HEARTBEAT_SECONDS, Run, StateStore, TakenOver
 from prunefront.pipelines.stores.store import ArtifactError, ObjectStore, put_text
+from prunefront.reading import open_regular, read_text
 
 SEGMENT_BYTES = 256 << 10
 """Size, in bytes, at which the end of a journal becomes a segment, which is sent once."""
@@ -107,7 +108,7 @@ class StateUploader:
         path = self._folder / JOURNAL
         if base is None or not path.exists():
             return
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             for record in base.segments:
                 if digest_of(file.read(record.size_bytes)) != record:
                     break
@@ -216,7 +217,7 @@ class StateUploader:
         path = self._folder / JOURNAL
         if not path.exists():
             return
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(self._offset + len(self._tail))
             new = file.read()
         self._tail += new[: new.rfind(b"\n") + 1]
@@ -271,7 +272,7 @@ class StateUploader:
             return record
         with tempfile.TemporaryDirectory() as temporary:
             redacted = Path(temporary) / STUDY
-            redacted.write_text(without_password(path.read_text()))
+            redacted.write_text(without_password(read_text(path)))
             record = measure_file(redacted)
             self._send(record, redacted)
             return record

@@ -25,11 +25,13 @@ from prunefront.pipelines.artifacts.verify import (
 from prunefront.pipelines.config.sections import TaskSection
 from prunefront.pipelines.data import Samples
 from prunefront.pipelines.data.samples import example_of
+from prunefront.pipelines.formats.onnx_file import read_model
 from prunefront.pipelines.fronts.row import FrontRow, describe_plan, front_objectives
 from prunefront.pipelines.measure.dense_outputs import MOST_BYTES, DenseOutputs
 from prunefront.pipelines.measure.quality import JUDGED_AT_ONCE
+from prunefront.pipelines.measure.time_limit import TimedOut, time_limit
 from prunefront.pipelines.stages.program import DenseModel, add_programs
-from prunefront.pipelines.stores.store import ArtifactStore, StoreAway, StoreRefused
+from prunefront.pipelines.stores.store import ArtifactStore, StoreAway, StoreRefused, read_json_file
 from prunefront.pipelines.tasks import Estimate, make_task
 from prunefront.pipelines.workers.failures import failure
 from prunefront.pipelines.workers.workbench import Job
@@ -151,24 +153,30 @@ def dense_on_test(onnx: bytes, test: Samples, threads: int) -> Beside | Failure:
 
 
 def on_test(
-    onnx: bytes, test: Samples, section: TaskSection, beside: Beside | None, threads: int
+    onnx: bytes,
+    test: Samples,
+    section: TaskSection,
+    beside: Beside | None,
+    threads: int,
+    seconds: float | None = None,
 ) -> Tested | Failure:
     """Returns a network's quality on test data and its outputs for the first of them, or why there are none.
 
-    beside: the dense network, which a task without labels compares it with.
+    beside: the dense network, which a task without labels compares it with. seconds: most that it may take.
     """
     try:
         task = make_task(section)
-        outputs = onnx_outputs(onnx, test.first(CHECKED_INPUTS))
-        if beside is None:
-            return Tested(onnx_quality(onnx, test, task, threads=threads), outputs)
-        qualities = onnx_quality(onnx, test, task, dense=beside.onnx, known=beside.known, threads=threads)
-        if not beside.sample.samples:
-            return Tested(qualities, outputs)
-        few = test.first(beside.sample.samples)
-        sampled = onnx_quality(onnx, few, task, known=beside.sample, threads=threads)
-        return Tested(qualities, outputs, sampled[task.quality.name])
-    except Exception as error:  # noqa: BLE001 - one network's failure is recorded, the others are reported
+        with time_limit(seconds, "the test"):
+            outputs = onnx_outputs(onnx, test.first(CHECKED_INPUTS))
+            if beside is None:
+                return Tested(onnx_quality(onnx, test, task, threads=threads), outputs)
+            qualities = onnx_quality(onnx, test, task, dense=beside.onnx, known=beside.known, threads=threads)
+            if not beside.sample.samples:
+                return Tested(qualities, outputs)
+            few = test.first(beside.sample.samples)
+            sampled = onnx_quality(onnx, few, task, known=beside.sample, threads=threads)
+            return Tested(qualities, outputs, sampled[task.quality.name])
+    except (Exception, TimedOut) as error:  # noqa: BLE001 - one network's failure is recorded, the others are reported
         return failure(error)
 
 
@@ -181,6 +189,7 @@ def report(
     workers: Workers,
     *,
     threads: int,
+    seconds: float | None = None,
     dense_model: DenseModel,
     say: Callable[[str], None],
 ) -> tuple[list[FrontRow], dict[str, Failure]]:
@@ -200,7 +209,7 @@ def report(
                 raise
             except PrunefrontError as error:
                 failures[network.name] = failure(error)
-        files = [(folder / "model.onnx").read_bytes() for folder in folders.values()]
+        files = [read_model(folder / "model.onnx") for folder in folders.values()]
         task = make_task(section)
         beside = None
         if not task.labels and DENSE in folders:
@@ -210,7 +219,7 @@ def report(
                 return [], {**failures, DENSE: compared}
             beside = compared
         found = dict(
-            zip(folders, workers.each(on_test, files, (test, section, beside, threads)), strict=True)
+            zip(folders, workers.each(on_test, files, (test, section, beside, threads, seconds)), strict=True)
         )
         rows, tests = {}, {}
         for network in networks:
@@ -221,7 +230,7 @@ def report(
                 failures[network.name] = tested
                 continue
             tests[network.name] = tested
-            latency = json.loads((folders[network.name] / "measurement.json").read_text())["latency"]
+            latency = read_json_file(folders[network.name] / "measurement.json")["latency"]
             rows[network.name] = _row(network, graph, task.quality, tested.qualities, latency)
             if beside is not None and beside.sample.samples:
                 beside.sample.write(folders[network.name] / TARGETS, {})
@@ -300,7 +309,7 @@ def _mark(rows: Mapping[str, FrontRow]) -> dict[str, FrontRow]:
 
 def _publish(store: ArtifactStore, folder: Path, row: FrontRow, tested: Tested) -> FrontRow:
     path = folder / "measurement.json"
-    before: dict[str, Any] = json.loads(path.read_text())
+    before: dict[str, Any] = read_json_file(path)
     after = {
         **before,
         **row.to_json(),
@@ -309,6 +318,6 @@ def _publish(store: ArtifactStore, folder: Path, row: FrontRow, tested: Tested) 
     if tested.sampled is not None:
         after["sampled"] = {"samples": tested.sampled.samples, "quality": tested.sampled.value}
     path.write_text(json.dumps(after, indent=1, sort_keys=True) + "\n")
-    plan: dict[str, Any] = json.loads((folder / "plan.json").read_text())
+    plan: dict[str, Any] = read_json_file(folder / "plan.json")
     (folder / "card.md").write_text(card(plan, after, program=(folder / PROGRAM).exists()), encoding="utf-8")
     return replace(row, artifact=publish(store, folder, row.key).uri)

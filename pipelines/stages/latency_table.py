@@ -48,6 +48,7 @@ from prunefront.pruners.cut.surgery import apply
 from prunefront.pruners.graph.channel_graph import ChannelGraph
 from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.plan.decide import keep_counts, plan
+from prunefront.reading import read_bytes, read_json
 from prunefront.search.prediction.latency import (
     Axis,
     LatencyPredictor,
@@ -59,7 +60,6 @@ from prunefront.search.prediction.latency import (
     operator_to_json,
     point_from_json,
 )
-from prunefront.strict_json import loads
 from prunefront.text import first_line
 
 FORMAT = 1
@@ -150,7 +150,7 @@ class LatencyTable:
 def read(path: Path) -> LatencyTable:
     """Raises TableError, in one line, where the file is no latency table."""
     try:
-        return LatencyTable.from_json(loads(path.read_bytes()))
+        return LatencyTable.from_json(read_json(path))
     except FileNotFoundError:
         raise TableError(
             f"there is no latency table {path}; `prunefront latency-table STUDY -o {path}` measures one"
@@ -395,7 +395,7 @@ def exported(model: nn.Module, example: Example) -> bytes:
     with tempfile.TemporaryDirectory(prefix="prunefront-") as temporary:
         path = Path(temporary) / "model.onnx"
         export(model, of_rows(example, 2), path)
-        return path.read_bytes()
+        return read_bytes(path, limit=2 << 30)
 
 
 @contextmanager

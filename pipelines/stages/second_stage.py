@@ -1,6 +1,5 @@
 """Second stage: the promising candidates and the dense network, each fine-tuned, measured and published by a trial."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +45,7 @@ from prunefront.search.promotion.choose_for_training import promote
 from prunefront.search.promotion.halving import Rungs
 from prunefront.search.space.candidate import Candidate
 from prunefront.search.space.problem import Problem
+from prunefront.strict_json import loads
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +261,7 @@ class Making:
         seconds = float(result.get("busy_seconds", 0.0))
         self._busy += seconds
         resumed = {RESUMED: result[RESUMED]} if RESUMED in result else {}
-        place = {MEASURED_ON: json.loads(result[MEASURED_ON])} if MEASURED_ON in result else {}
+        place = {MEASURED_ON: loads(result[MEASURED_ON])} if MEASURED_ON in result else {}
         session.journal.append(
             "trained",
             name=name,

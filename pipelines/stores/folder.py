@@ -17,6 +17,7 @@ from prunefront.pipelines.stores.store import (
     check_key,
     check_limit,
 )
+from prunefront.reading import open_regular, read_bytes
 
 
 class DirectoryStore:
@@ -35,7 +36,7 @@ class DirectoryStore:
         target = self.root / check_key(key)
         with folder_errors(f"{target} cannot be written"):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("rb") as source:
+            with open_regular(file) as source:
                 write_whole(target, lambda out: shutil.copyfileobj(source, out, CHUNK_BYTES))
         return str(target)
 
@@ -44,7 +45,7 @@ class DirectoryStore:
         with folder_errors(f"{target} cannot be written"):
             target.parent.mkdir(parents=True, exist_ok=True)
             with (
-                file.open("rb") as source,
+                open_regular(file) as source,
                 temporary(target, lambda out: shutil.copyfileobj(source, out, CHUNK_BYTES)) as whole,
             ):
                 try:
@@ -62,7 +63,8 @@ class DirectoryStore:
             if not source.is_file():
                 raise ArtifactNotFound(f"there is no {key} in {self.root}")
             check_limit(source.stat().st_size, limit, str(source))
-            shutil.copyfile(source, file)
+            with open_regular(source) as stored, file.open("wb") as copy:
+                shutil.copyfileobj(stored, copy, CHUNK_BYTES)
 
     def exists(self, key: str) -> bool:
         return (self.root / check_key(key)).is_file()
@@ -120,7 +122,7 @@ def _create(target: Path, source: Path) -> bool:
     """Copies `source`, a small file, to `target`, and returns True; False where that exists."""
     try:
         with target.open("xb") as file:
-            file.write(source.read_bytes())
+            file.write(read_bytes(source))
             os.fsync(file.fileno())
     except FileExistsError:
         return False

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prunefront.pipelines.stores.store import ArtifactNotFound, StoredObject, Upload, check_key, check_limit
+from prunefront.reading import LARGEST_WEIGHTS, read_bytes
 
 
 class MemoryStore:
@@ -20,7 +21,7 @@ class MemoryStore:
         self._lock = threading.Lock()
 
     def put(self, key: str, file: Path) -> str:
-        self.objects[check_key(key)] = file.read_bytes()
+        self.objects[check_key(key)] = read_bytes(file, limit=LARGEST_WEIGHTS)
         self.modified[key] = time.time()
         return f"{self.uri}/{key}"
 

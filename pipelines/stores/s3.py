@@ -1,14 +1,17 @@
 """A store in a bucket of AWS S3, or of any server that speaks its protocol."""
 
 import contextlib
+import filecmp
+import hashlib
 import io
 import os
 import re
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import boto3.session
 from boto3.s3.transfer import TransferConfig
@@ -22,6 +25,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
     ProfileNotFound,
 )
+from botocore.parsers import ResponseParserError
 from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError, S3ValidationError
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_fixed
 
@@ -36,13 +40,23 @@ from prunefront.pipelines.stores.store import (
     check_key,
     check_limit,
 )
+from prunefront.reading import open_regular, read_bytes
 from prunefront.text import one_line
 
 PROBE = "probe"
 """Key of the object that `probe` writes and deletes."""
 
+OTHER_ANSWER = (
+    "something else may answer in its place, such as a proxy (HTTPS_PROXY, NO_PROXY), a captive portal that wants a "
+    "login, or another service at that address"
+)
+"""Hint for an answer that is no S3 server's."""
+
 PART_BYTES = 8 << 20
 """Size of a part, in bytes: files from this size on are sent and read in parts, several at a time."""
+
+_ROOT = re.compile(rb"\A(?:\xef\xbb\xbf)?\s*(?:<\?[^>]*\?>\s*)?<[A-Za-z]+(?:Result|Response|Output)[\s>/]")
+"""Begin of a document that S3 answers with, such as <ListBucketResult; servers differ in the last word."""
 
 _URI = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(/(?P<prefix>.*))?")
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
@@ -75,6 +89,12 @@ _BUSY = {
 
 class S3Error(StoreRefused):
     """A bucket cannot be used. The message says what to do."""
+
+
+class NotS3(BotoCoreError):
+    """An answer that no S3 server gives: of a captive portal, a proxy, or a wrong address."""
+
+    fmt = "{reason}"
 
 
 class S3Away(StoreAway):
@@ -115,6 +135,9 @@ class S3Store:
         endpoint = endpoint_url or next((os.environ[v] for v in variables if os.environ.get(v)), None)
         with self._clear_errors("use", ""):
             self._client = _client(endpoint)
+        self._client.meta.events.register("before-parse.s3", _refuse_other_answers)
+        self._digests = True
+        """False once an object that was read back was right though its ETag was no digest, as with SSE-KMS."""
         self.conditional = True
         """True unless `probe` has found that the server ignores conditions of writes (If-None-Match)."""
 
@@ -128,9 +151,45 @@ class S3Store:
         return without_password(str(self._client.meta.endpoint_url))
 
     def put(self, key: str, file: Path) -> str:
-        with self._clear_errors("write", key), file.open("rb") as stream:
-            self._client.upload_fileobj(stream, self.bucket, self._full(key), Config=_transfer())
+        for last in (False, False, True):  # somebody else may write the same key between the two requests
+            with self._clear_errors("write", key), open_regular(file) as stream:
+                self._client.upload_fileobj(stream, self.bucket, self._full(key), Config=_transfer())
+            if self._is_stored(key, file, last=last):
+                break
         return f"{self.uri}/{key}"
+
+    def _is_stored(self, key: str, file: Path, *, last: bool = True) -> bool:
+        """Asks whether the server has what was just written, whole and unchanged. last: raises S3Away if not.
+
+        An ETag is the content's MD5, or that of its parts' MD5s. Where it is another, as with some kinds of encryption,
+        the first object is read back; after that size and an ETag must do.
+        """
+        try:
+            found = self.version(key)
+        except ArtifactNotFound:
+            found = None
+        with open_regular(file) as stream:
+            size, digest = _etag(stream)
+        if found is not None and found.size_bytes == size:
+            if found.etag.strip('"') == digest or not self._digests:
+                return True
+            if self._same(key, file):
+                self._digests = False
+                return True
+        if last:
+            there = "nothing" if found is None else f"another content ({found.size_bytes:,} bytes)"
+            raise S3Away(
+                f"cannot write {self.uri}/{key}: {self.endpoint} said that {size:,} bytes were stored, and has {there} "
+                f"there; {OTHER_ANSWER}"
+            )
+        return False
+
+    def _same(self, key: str, file: Path) -> bool:
+        """Reads an object back, and tells whether it is the file."""
+        with tempfile.TemporaryDirectory() as folder:
+            back = Path(folder) / "object"
+            self.get(key, back, limit=file.stat().st_size)
+            return filecmp.cmp(back, file, shallow=False)
 
     def put_new(self, key: str, file: Path) -> bool:
         """Does as the protocol says where `conditional`. Elsewhere two writers of the same moment both get True, so a
@@ -141,7 +200,10 @@ class S3Store:
             self.put(key, file)
             return True
         with self._clear_errors("write", key):
-            return self._create(self._full(key), file.read_bytes())
+            created = self._create(self._full(key), read_bytes(file))
+        if created:
+            self._is_stored(key, file)
+        return created
 
     @retry(
         retry=retry_if_exception(_undecided), wait=wait_fixed(0.2), stop=stop_after_attempt(5), reraise=True
@@ -175,8 +237,7 @@ class S3Store:
             with self._clear_errors("read", ""):  # a 404 to HEAD does not say whether the bucket exists
                 self._client.head_bucket(Bucket=self.bucket)
             raise
-        # S3 always has an ETag; a server without one has the next best
-        return Version(str(head.get("ETag") or head.get("LastModified", "")), int(head["ContentLength"]))
+        return Version(str(head["ETag"]), int(head["ContentLength"]))
 
     def exists(self, key: str) -> bool:
         try:
@@ -229,6 +290,8 @@ class S3Store:
         key = self._full(PROBE)
         with self._clear_errors("write", PROBE):
             self._client.upload_fileobj(io.BytesIO(b"prunefront"), self.bucket, key, Config=_transfer())
+            if self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read() != b"prunefront":
+                raise NotS3(reason="what was just written reads otherwise")
             self.conditional = self._keeps_conditions(key)
         self.exists(PROBE)
         with self._clear_errors("list", ""):
@@ -295,6 +358,12 @@ class S3Store:
         except (RetriesExceededError, S3DownloadFailedError, S3ValidationError) as error:
             cause = getattr(error, "last_exception", error)
             raise S3Away(f"{what}: the transfer broke off ({_one_line(cause)}); try again") from None
+        except (NotS3, ResponseParserError, KeyError) as error:
+            # KeyError: what boto3 looks for in an answer that says something else
+            reason = _one_line(error) if isinstance(error, NotS3) else "its answer cannot be understood"
+            raise S3Away(
+                f"{what}: {self.endpoint} does not answer as S3 does: {reason}; {OTHER_ANSWER}"
+            ) from None
         except BotoCoreError as error:
             raise S3Error(f"{what}: {_one_line(error)}") from None
         except OSError as error:
@@ -365,6 +434,45 @@ def _client(endpoint_url: str | None) -> Any:
         return boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
     except ValueError as error:  # what botocore raises for an endpoint that is no URL
         raise S3Error(f"cannot use S3: {_one_line(error)}; it should look like http://host:9000") from None
+
+
+def _refuse_other_answers(operation_model: Any, response_dict: Any, **_: Any) -> None:
+    """Raises NotS3 for an answer that reports success and is not of the form that S3 documents for the request.
+
+    boto3 takes any 200 for success, and an answer without the expected entries for one that lacks them: a web page as a
+    listing is an empty bucket.
+    """
+    if not 200 <= response_dict["status_code"] < 300:
+        return
+    headers, shape = response_dict["headers"], operation_model.output_shape
+    body = b"" if operation_model.has_streaming_output else bytes(response_dict["body"] or b"")
+    page = str(headers.get("Content-Type", "")).lower().startswith("text/html")
+    # some servers call the empty answer to a write so, and none an object that we wrote
+    if page and (body or operation_model.name in ("GetObject", "HeadObject")):
+        raise NotS3(reason="it sent a web page")
+    members = {} if shape is None else shape.members
+    etag = members.get("ETag")
+    if etag is not None and etag.serialization.get("location") == "header" and not headers.get("ETag"):
+        raise NotS3(reason="it sent no ETag")
+    if operation_model.has_streaming_output or not any(
+        member.serialization.get("location") is None for member in members.values()
+    ):
+        return
+    if not _ROOT.match(body):
+        raise NotS3(reason=f"it sent {'another document' if body.strip() else 'nothing'}")
+
+
+def _etag(stream: BinaryIO) -> tuple[int, str]:
+    """Returns the size of a file, and the ETag that S3 gives an object that `_transfer` sends of it."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    if size < PART_BYTES:
+        return size, hashlib.md5(stream.read(), usedforsecurity=False).hexdigest()
+    parts = [
+        hashlib.md5(part, usedforsecurity=False).digest()
+        for part in iter(lambda: stream.read(PART_BYTES), b"")
+    ]
+    return size, f"{hashlib.md5(b''.join(parts), usedforsecurity=False).hexdigest()}-{len(parts)}"
 
 
 def _transfer() -> TransferConfig:

@@ -26,6 +26,10 @@ from prunefront.pipelines.stores.store import (
     check_key,
     check_limit,
 )
+from prunefront.reading import read_text
+
+TEXT_BYTES = 1 << 20
+"""Most bytes of a text beside a waiting object."""
 
 PATIENCE = 600.0
 """Longest wait of a study's end for a store that is away, in seconds."""
@@ -96,7 +100,7 @@ class Spool:
 def read_entry(entry: Path, name: str) -> str | None:
     """Returns the text KEY or WHY of an entry; None for one that was sent in the meantime."""
     try:
-        return (entry / name).read_text()
+        return read_text(entry / name, limit=TEXT_BYTES)
     except FileNotFoundError:
         return None
 
@@ -244,7 +248,7 @@ class SpoolingStore:
                 )
                 waiting = True
             try:
-                self._behind.put((entries[0] / KEY).read_text(), entries[0] / OBJECT)
+                self._behind.put(read_text(entries[0] / KEY, limit=TEXT_BYTES), entries[0] / OBJECT)
                 self.spool.drop(entries[0])
                 sent, pause = sent + 1, self._pause
             except StoreAway:

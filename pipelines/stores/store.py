@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
+from prunefront import reading
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.journal import typed_json
 from prunefront.strict_json import loads
@@ -140,8 +141,8 @@ def read_text(store: ArtifactStore, key: str, *, limit: int = TEXT_LIMIT) -> str
         file = Path(folder) / "object"
         store.get(key, file, limit=limit)
         try:
-            return file.read_bytes().decode()
-        except UnicodeDecodeError:
+            return reading.read_text(file, limit=limit)
+        except reading.NotText:
             raise ArtifactError(f"{store.uri}/{key} is not text") from None
 
 
@@ -182,6 +183,14 @@ def parse_json(text: str, *, source: str) -> Any:
         return loads(text)
     except ValueError as error:
         raise ArtifactError(f"{source} is not valid JSON: {error!s:.120}") from None
+
+
+def read_json_file(path: Path) -> Any:
+    """Returns the data of an artifact's JSON file. Raises ArtifactError for one that cannot be read or is not JSON."""
+    try:
+        return reading.read_json(path, limit=TEXT_LIMIT)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def parse_record(

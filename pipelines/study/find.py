@@ -11,6 +11,7 @@ from prunefront.pipelines.events.redaction import is_redacted
 from prunefront.pipelines.fronts.row import FrontRow, read_rows
 from prunefront.pipelines.journal.journal import StudyFolderError, read_events, read_json
 from prunefront.pipelines.journal.layout import BOUNDS, FRONT, JOURNAL, STUDIES, STUDY
+from prunefront.pipelines.study.servers import check_own
 from prunefront.text import one_line
 
 if TYPE_CHECKING:
@@ -42,11 +43,16 @@ class FoundStudy:
     def endpoint_url(self) -> str | None:
         """Returns the address of the S3 server that has the artifacts; None for AWS, and where they are in a folder.
 
-        Raises PrunefrontError where the address needs a password (`check_complete`).
+        Raises PrunefrontError where the address needs a password (`check_complete`), and where only a folder names it
+        and no search of this person's has used it (`check_own`).
         """
-        if "://" not in self.config.artifact_uri:
+        address = self.config.artifacts.endpoint_url
+        if "://" not in self.config.artifact_uri or not address:
             return None
-        return check_complete(self.config.artifacts.endpoint_url or "", "artifacts.endpoint_url") or None
+        check_complete(address, "artifacts.endpoint_url")
+        if self.file is None:
+            check_own(address, "artifacts.endpoint_url", f"give --endpoint-url {address}", self.folder)
+        return address
 
 
 def find(study: str) -> FoundStudy:
@@ -138,7 +144,11 @@ def tracking_uri(study: str | None) -> str:
     Raises NoStudy where there is no study, and PrunefrontError where the address needs a password (`check_complete`).
     """
     if study is not None:
-        return check_complete(find(study).config.tracking_uri, "tracking.uri")
+        found = find(study)
+        address = check_complete(found.config.tracking_uri, "tracking.uri")
+        if found.file is None:
+            check_own(address, "tracking.uri", "name a study file of your own that has it", found.folder)
+        return address
     searched = sorted(STUDIES.glob(f"*/{STUDY}"), key=lambda p: p.stat().st_mtime)
     if not searched:
         raise NoStudy(f"there is no study in {STUDIES.absolute()}; name one, or search first")

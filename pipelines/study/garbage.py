@@ -33,6 +33,7 @@ from prunefront.pipelines.stores.store import (
 )
 from prunefront.pipelines.study.find import find
 from prunefront.pipelines.study.status import lock_holder
+from prunefront.reading import read_text as read_text_file
 
 KINDS: Mapping[str, str] = {
     "upload": "an unfinished write",
@@ -173,14 +174,16 @@ def open_study_store(source: str, endpoint_url: str | None = None) -> StudyStore
     owner = read_owner(store)
     journals, nearest, snapshot = [], set(), None
     if folder is not None:
-        if owner is not None and (ours := load_owner(folder)) is not None and ours.id != owner.id:
+        ours = load_owner(folder)
+        if owner is not None and (ours is None or ours.id != owner.id):
+            holds = "does not say whose it is" if ours is None else "holds an earlier search"
             raise PrunefrontError(
-                f"{store.uri} belongs to {owner} by now, and {folder} holds an earlier search; give the address of the "
-                "store in the place of the study"
+                f"{store.uri} belongs to {owner}, and {folder} {holds}; give the address of the store in the place of "
+                "the study"
             )
         journals.append(artifacts_in(read_events(folder / JOURNAL)))
         if (folder / BOUNDS).exists():
-            nearest.add(_nearest((folder / BOUNDS).read_text(), str(folder / BOUNDS)))
+            nearest.add(_nearest(read_text_file(folder / BOUNDS), str(folder / BOUNDS)))
     if owner is not None:
         state = StateStore(store, owner.id)
         if numbers := [number for number, is_snapshot in state.numbers() if is_snapshot]:
@@ -251,6 +254,11 @@ def find_garbage(
 def delete_garbage(study: StudyStore, garbage: Garbage) -> None:
     """Deletes garbage. Raises StudyRunning while the study runs, PrunefrontError where the store refuses."""
     store, owner, folder = study.store, study.owner, study.folder
+    if owner is None and garbage.items:
+        raise PrunefrontError(
+            f"{store.uri} has no {OWNER}, so it may be any study's and nothing is deleted; a search with --resume "
+            "claims it for its study"
+        )
     name = owner.study if owner else "of this store"
     if folder is not None and (process := lock_holder(folder / LOCK)[0]):
         raise StudyRunning(f"study {name!r} is running (process {process}); let it end, or stop it, first")

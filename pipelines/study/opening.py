@@ -17,6 +17,7 @@ from prunefront.pipelines.stages.warm_start import Earlier, read
 from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.spool import Spool, spooling
 from prunefront.pipelines.study.folder import kept_config, open_folder
+from prunefront.pipelines.study.servers import remember
 from prunefront.pipelines.tracking.tracker import MlflowTracker, Status
 
 
@@ -29,9 +30,10 @@ def opened(config: StudyConfig, display: Display, *, resume: bool, fresh: bool) 
     cannot be begun as asked.
     """
     with ExitStack() as stack:
-        stack.enter_context(lock(config.path))
+        alone = stack.enter_context(lock(config.path))
         place = config.part(StudyPlace)
         behind = open_store(config.artifact_uri, config.artifacts.endpoint_url)
+        remember(config.artifacts.endpoint_url, config.tracking_uri)
         behind.probe()  # before anything of an earlier run is deleted
         earlier = read_earlier(config) if fresh else None  # also before: it may be what is deleted here
         claim = claim_study(place, behind, display.say, resume=resume, fresh=fresh)
@@ -41,7 +43,12 @@ def opened(config: StudyConfig, display: Display, *, resume: bool, fresh: bool) 
         events = Events(config.name, display.say)
         stack.enter_context(events.attach(to_logging))
         ours = stack.enter_context(keep_ownership(claim, place, behind, display.say))
-        journal = stack.enter_context(Journal(config.path / JOURNAL, events.on_journal, guard=ours.check))
+
+        def guard() -> None:
+            alone()
+            ours.check()
+
+        journal = stack.enter_context(Journal(config.path / JOURNAL, events.on_journal, guard=guard))
         spool = Spool(config.path / SPOOL)
         store = stack.enter_context(spooling(behind, spool, display.say, events.on_outage("artifacts")))
         tracker = _tracker(config, journal, events)

@@ -190,9 +190,8 @@ def _stages(
         front += control(session, second, network, knowledge.scores, front, workers)
     with timing.stage("report"):
         dense = DenseModel(config.model, network.classes, network.input_shape)
-        rows = _report(
-            session, config.task, network, dense, front, workers, threads=config.cluster.cpus_per_worker
-        )
+        limits = (config.cluster.cpus_per_worker, bench.step_seconds)
+        rows = _report(session, config.task, network, dense, front, workers, *limits)
     write_json(
         config.path / TIMING,
         {"seconds": timing.seconds, "busy": timing.busy, "workers": timing.workers},
@@ -225,8 +224,8 @@ def _report(
     dense: DenseModel,
     front: list[Trained],
     workers: Workers,
-    *,
     threads: int,
+    seconds: float | None,
 ) -> list[FrontRow]:
     """Last stage: the front on test images, as files, in MLflow and beside the artifacts."""
     folder = session.path
@@ -243,6 +242,7 @@ def _report(
         session.store,
         workers,
         threads=threads,
+        seconds=seconds,
         dense_model=dense,
         say=session.display.say,
     )

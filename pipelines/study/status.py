@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from prunefront.pipelines.config.sections import StudyConfig
-from prunefront.pipelines.journal.journal import read_events
+from prunefront.pipelines.journal.journal import LOCK_BYTES, read_events
 from prunefront.pipelines.journal.layout import DENSE_NETWORKS, FRONT, JOURNAL, LOCK
 from prunefront.pipelines.study.find import load_config
+from prunefront.reading import check_regular
 
 RECENT_SECONDS = 600.0
 """Seconds over which rates are taken: long enough to be steady, short enough to follow a cluster that grows."""
@@ -141,7 +142,8 @@ def _seconds(event: Mapping[str, Any]) -> float:
 def lock_holder(lock: Path) -> tuple[str, float]:
     """Returns the process that holds a study's lock, "" where none on this machine does, and since when."""
     try:
-        file = lock.open()
+        check_regular(lock)
+        file = lock.open(encoding="utf-8", errors="replace")
     except OSError:
         return "", 0.0
     with file:
@@ -149,5 +151,5 @@ def lock_holder(lock: Path) -> tuple[str, float]:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return file.read().strip() or "unknown", since
+            return file.read(LOCK_BYTES).partition(" ")[0].strip()[:20] or "unknown", since
     return "", since

@@ -83,7 +83,7 @@ class TaskOptions:
 
 
 MakeTask = Callable[..., Task]
-tasks: Registry[MakeTask] = Registry("task")
+tasks: Registry[MakeTask] = Registry("task", own=True)
 
 Made = TypeVar("Made", bound=MakeTask)
 

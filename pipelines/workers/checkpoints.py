@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from prunefront.atomic import write_whole
+from prunefront.reading import LARGEST_WEIGHTS, read_bytes
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class Folder:
     def read(self, name: str) -> bytes | None:
         """Returns the snapshot of a network, None where there is none."""
         file = self._file(name)
-        return file.read_bytes() if file.exists() else None
+        return read_bytes(file, limit=LARGEST_WEIGHTS) if file.exists() else None
 
     def write(self, name: str, content: bytes) -> None:
         """Replaces what was kept, in one step."""

@@ -64,6 +64,7 @@ from prunefront.pruners.procedures.loop import EpochReport
 from prunefront.pruners.procedures.run import Run
 from prunefront.pruners.procedures.snapshot import Snapshot
 from prunefront.pruners.saved import PLAN, WEIGHTS, attributes_of, pack_network, plan_document, rebuild
+from prunefront.reading import read_bytes
 from prunefront.search.outcomes.measurement import Measurement
 from prunefront.text import one_line
 
@@ -465,7 +466,7 @@ class Evaluator:
         example = self._images(section.batch_size)
         if target is not None:
             start = time.perf_counter()
-            timed = target.time(onnx.read_bytes(), mapped(lambda t: t.numpy(), example))
+            timed = target.time(read_bytes(onnx, limit=2 << 30), mapped(lambda t: t.numpy(), example))
             self.timing_seconds = time.perf_counter() - start
             return timed
         make = runtimes[section.runtime]

@@ -8,6 +8,7 @@ from prunefront.atomic import write_whole
 from prunefront.errors import PrunefrontError
 from prunefront.pruners.cut.inherit import can_hand_on
 from prunefront.pruners.graph.pruning_plan import PruningPlan
+from prunefront.reading import LARGEST_WEIGHTS, read_bytes
 from prunefront.search.outcomes.measurement import Measurement, Outcome
 from prunefront.search.space.candidate import Candidate
 
@@ -67,7 +68,7 @@ class Inheritance:
             return None
         path = self._path(start)
         try:
-            return Parent(self._plans[start], path.read_bytes())
+            return Parent(self._plans[start], read_bytes(path, limit=LARGEST_WEIGHTS))
         except OSError as error:
             self.refuse(key, f"{path} cannot be read: {error.strerror}")
             return None

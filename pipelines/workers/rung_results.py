@@ -1,12 +1,12 @@
 """Trials compared at rungs: who goes on, whatever trains them."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from prunefront.search.outcomes.measurement import Failure, Measurement, outcome_from_json
 from prunefront.search.promotion.halving import Rungs, Verdict
+from prunefront.strict_json import loads
 
 EPOCH = "epoch"
 """Key of a result: how many epochs the trial has trained."""
@@ -51,7 +51,7 @@ class Judge:
             return True
         verdict = self.rungs.verdict(epoch, name)
         if verdict is None:
-            measurement = Measurement.from_json(json.loads(result[MEASURED]))
+            measurement = Measurement.from_json(loads(result[MEASURED]))
             verdict = self.rungs.report(epoch, name, measurement)
             seconds = float(result.get("busy_seconds", 0.0))
             self._on_rung(Reached(name, epoch, measurement, verdict, seconds))
@@ -61,7 +61,7 @@ class Judge:
         """Notes a trial's last result; that of a stopped trial has no outcome and changes nothing."""
         if OUTCOME not in result:
             return
-        outcome = outcome_from_json(json.loads(result[OUTCOME]))
+        outcome = outcome_from_json(loads(result[OUTCOME]))
         if isinstance(outcome, Failure):
             self.rungs.withdraw(name)
         else:

@@ -8,6 +8,7 @@ from torch import nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.formats.weights import pack_weights
+from prunefront.pipelines.measure.time_limit import TimedOut, time_limit
 from prunefront.pipelines.workers.evaluate import Evaluator
 from prunefront.pipelines.workers.failures import failure
 from prunefront.pipelines.workers.inheritance import Inheritance, Parent
@@ -62,15 +63,16 @@ class ScoringWorker:
         start = time.perf_counter()
         weights, refused = None, ""
         try:
-            if self._evaluator.bench.train_images:
-                heir, refused = self._heir(parent)
-                measured, model = self._evaluator.score_trained(plan, heir)
-                weights = pack_weights(model) if can_hand_on(plan) else None
-                outcome: Outcome = measured
-            else:
-                outcome = self._evaluator.score(plan)
-        except Exception as error:  # noqa: BLE001 - whatever a candidate raises is recorded, and the search continues
-            outcome = failure(error)
+            with time_limit(self._evaluator.bench.score_seconds, "scoring"):
+                if self._evaluator.bench.train_images:
+                    heir, refused = self._heir(parent)
+                    measured, model = self._evaluator.score_trained(plan, heir)
+                    weights = pack_weights(model) if can_hand_on(plan) else None
+                    outcome: Outcome = measured
+                else:
+                    outcome = self._evaluator.score(plan)
+        except (Exception, TimedOut) as error:  # noqa: BLE001 - whatever a candidate raises is recorded, and the search continues
+            weights, outcome = None, failure(error)
         return Scored(outcome, time.perf_counter() - start, weights, refused)
 
     def _heir(self, parent: Parent | None) -> tuple[nn.Module | None, str]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from prunefront.pipelines.measure.target import machine_fields
+from prunefront.pipelines.measure.time_limit import TimedOut, time_limit
 from prunefront.pipelines.workers.evaluate import Evaluator, Made, Progress
 from prunefront.pipelines.workers.failures import ProcessLost, failure
 from prunefront.pipelines.workers.rung_results import EPOCH, MEASURED, OUTCOME
@@ -18,6 +19,7 @@ from prunefront.pruners.graph.pruning_plan import DENSE
 from prunefront.pruners.procedures.run import SnapshotError
 from prunefront.search.outcomes.measurement import Failure, Outcome, outcome_from_json
 from prunefront.search.space.candidate import Candidate
+from prunefront.strict_json import loads
 
 log = logging.getLogger(__name__)
 
@@ -111,8 +113,12 @@ class Trial:
         """
         start = time.perf_counter()
         try:
-            report = next(self._steps) if self._broken is None else _failed(self._broken)
-        except Exception as error:  # noqa: BLE001 - whatever a candidate raises is recorded, and the search continues
+            if self._broken is not None:
+                report = _failed(self._broken)
+            else:
+                with time_limit(self._evaluator.bench.step_seconds, "an epoch, or measuring and publishing,"):
+                    report = next(self._steps)
+        except (Exception, TimedOut) as error:  # noqa: BLE001 - whatever a candidate raises is recorded, and the search continues
             report = _failed(failure(error))
         self._seconds += time.perf_counter() - start
         return {**report, "busy_seconds": self._seconds}
@@ -192,7 +198,7 @@ class Trial:
 
 def outcome_of(result: Mapping[str, Any]) -> Outcome:
     """Returns the outcome of a trial's last result."""
-    return outcome_from_json(json.loads(result[OUTCOME]))
+    return outcome_from_json(loads(result[OUTCOME]))
 
 
 def _failed(reason: Failure) -> dict[str, Any]:

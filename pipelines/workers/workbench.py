@@ -64,6 +64,7 @@ class Workbench:
     artifact_uri: where workers publish; refuge: where that waits while the store is away, None = nowhere. description:
     goes into every plan.json. repair: what weights are fitted by after a cut; moments: of the dense network, by weight,
     None = not gathered. targets: the dense network's outputs on validation data, for a task without labels.
+    score_seconds, step_seconds: most seconds of a score, and of an epoch or of measuring and publishing; None = any.
     """
 
     study: str
@@ -96,6 +97,8 @@ class Workbench:
     loop: str | None = None
     targets: DenseOutputs | None = None
     processes: int = 1
+    score_seconds: float | None = None
+    step_seconds: float | None = None
 
     def on_this_machine(self) -> "Workbench":
         """Returns the bench as this process can use it: on the CPU where GPUs were asked for and torch sees none."""

@@ -11,6 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from prunefront.pruners.procedures.run import Kept, Run, SnapshotError
+from prunefront.strict_json import loads
 from prunefront.text import first_line
 
 FORMAT = "prunefront training 1"
@@ -60,7 +61,7 @@ class Snapshot:
         """Reads what `to_bytes` made. Raises SnapshotError for anything else."""
         try:
             length = int.from_bytes(content[:8], "little")
-            header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][HEADER])
+            header = loads(loads(content[8 : 8 + length])["__metadata__"][HEADER])
             if header["format"] != FORMAT:
                 raise ValueError(f"its format is {header['format']!r}")
             loss, images, seconds = header["sums"]

@@ -24,6 +24,7 @@ from prunefront.pruners.storage.streams import (
     slots,
     unpack_tensor,
 )
+from prunefront.reading import check_regular
 
 QUANTISER_SUFFIXES = ("scale", "offset")
 """Suffixes of the floats that a quantiser stores for a tensor `weight`: `weight_scale` and so on, in the same state."""
@@ -54,6 +55,7 @@ def load(path: Path, layout: Mapping[str, Part], codec: Codec, *, limit: int) ->
     """
     check_layout(layout, limit)
     try:
+        check_regular(path)
         with safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
             _check_headers({n: (s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()}, layout)

@@ -23,7 +23,12 @@ from prunefront.pipelines.stores.store import ArtifactError, ArtifactNotFound, S
 from tests.pipelines.data.test_sources import split, write_parquet
 from tests.services.ceph import S3Server
 from tests.services.s3_proxy import FAULTS, proxied
-from tests.stores import check_first_come_first_served, check_list_and_delete, check_two_studies_do_no_harm
+from tests.stores import (
+    check_first_come_first_served,
+    check_list_and_delete,
+    check_two_studies_do_no_harm,
+    file_of_artifact,
+)
 
 pytestmark = pytest.mark.services
 
@@ -51,7 +56,8 @@ def made(tmp_path: Path) -> Path:
     folder.mkdir()
     rng = np.random.default_rng(0)
     for name in LIMITS:
-        (folder / name).write_bytes(rng.bytes(3 * PART_BYTES if name == "weights.safetensors" else 1000))
+        content = rng.bytes(3 * PART_BYTES if name == "weights.safetensors" else 1000)
+        (folder / name).write_bytes(file_of_artifact(name, content))
     return folder
 
 

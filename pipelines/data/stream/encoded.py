@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunefront.pipelines.data.splits import DataError
+from prunefront.reading import open_regular
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +75,7 @@ class Encoded:
     def read(self, row: int) -> bytes:
         """Returns the bytes of an image. Raises DataError where they are no longer there."""
         try:
-            with self.path(row).open("rb") as file:
+            with open_regular(self.path(row)) as file:
                 if self.starts is not None:
                     file.seek(self.starts[row])
                 content = file.read(self.lengths[row])

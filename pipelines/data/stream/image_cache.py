@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from prunefront.reading import open_regular
+
 HEADER = struct.Struct("<qHHHxxI")
 """Before each image: its row, height, width, channels, and the CRC-32 of its pixels."""
 
@@ -31,12 +33,12 @@ class ImageCache:
     def get(self, row: int) -> NDArray[np.uint8] | None:
         """Returns an image (h, w, c), or None where the cache does not hold it whole."""
         try:
-            with (self.folder / "index").open("rb") as index:
+            with open_regular(self.folder / "index") as index:
                 entry = os.pread(index.fileno(), ENTRY.size, row * ENTRY.size)
             begin = ENTRY.unpack(entry)[0] - 1 if len(entry) == ENTRY.size else -1
             if begin < 0:
                 return None
-            with (self.folder / "pixels").open("rb") as pixels:
+            with open_regular(self.folder / "pixels") as pixels:
                 header = os.pread(pixels.fileno(), HEADER.size, begin)
                 if len(header) < HEADER.size:
                     return None

@@ -21,6 +21,7 @@ from prunefront.pipelines.data.stream.encoded import Encoded
 from prunefront.pipelines.data.stream.image_cache import ImageCache
 from prunefront.pipelines.data.stream.images import Streamed
 from prunefront.pipelines.data.stream.shards import packed
+from prunefront.reading import read_bytes
 
 SHARE = 0.25
 """Share of the free memory that decoded images may take before they are streamed."""
@@ -165,7 +166,7 @@ def _decoded_bytes(section: DataSection) -> int:
     if section.source == "folder":
         places = folder.find(section, lambda line: None)
         count = sum(map(len, places[:3]))
-        first, name = places[0][0][0].read_bytes(), str(places[0][0][0])
+        first, name = read_bytes(places[0][0][0]), str(places[0][0][0])
     else:
         count, first, name = 0, b"", ""
         for path, shown in (*files_of(section, "test"), *files_of(section, "train")):

@@ -23,6 +23,7 @@ from prunefront.pipelines.data.parquet import BATCH, columns_of, image_bytes, la
 from prunefront.pipelines.data.source import on_this_machine, places_of
 from prunefront.pipelines.data.splits import DataError
 from prunefront.pipelines.data.stream.encoded import Encoded
+from prunefront.reading import open_regular
 from prunefront.text import one_line
 
 Shard = Iterator[tuple[Sequence[bytes], Labels]]
@@ -181,7 +182,7 @@ def _tar(path: Path, name: str, section: DataSection) -> Shard:
         return [image], np.array([int(text)]) if NUMBER.fullmatch(text) else [text]
 
     try:
-        with tarfile.open(path, "r|*") as tar:
+        with open_regular(path) as file, tarfile.open(fileobj=file, mode="r|*") as tar:
             for member in tar:
                 base = os.path.basename(member.name)
                 if not member.isfile() or base.startswith("."):

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunefront import strict_json
 from prunefront.pipelines.config.imported import call, one_line
 from prunefront.pipelines.models.libraries.library import (
     Asked,
@@ -21,6 +20,7 @@ from prunefront.pipelines.models.libraries.library import (
     libraries,
     numbers,
 )
+from prunefront.reading import read_json
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
@@ -128,9 +128,9 @@ def _preprocessor(path: Path) -> dict[str, Any]:
     if not file.is_file() or file.stat().st_size > MOST_BYTES:
         return {}
     try:
-        found = strict_json.loads(file.read_bytes())
-    except ValueError as error:
-        raise LibraryError(f"{file} cannot be read: {error}") from error
+        found = read_json(file)
+    except OSError as error:
+        raise LibraryError(f"{file} cannot be read: {error.strerror}") from error
     return found if isinstance(found, dict) else {}
 
 

@@ -1,5 +1,6 @@
 """Warm Ray actors that score candidates; they hold data, graph and dense weights for a whole study."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.patience import Patience
 from prunefront.pipelines.config.sections import ClusterSection
+from prunefront.pipelines.workers.failures import TIMED_OUT
 from prunefront.pipelines.workers.inheritance import Inheritance, Parent
 from prunefront.pipelines.workers.scoring import Scored, ScoringWorker, hand_on
 from prunefront.pruners.graph.pruning_plan import PruningPlan
@@ -19,16 +21,20 @@ from prunefront.text import first_line
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A candidate. again: its first worker died."""
+    """A candidate. again: its first worker died. begun: when it was handed to a worker, by the monotonic clock."""
 
     name: str
     plan: PruningPlan
     parent: Parent | None
     again: bool = False
+    begun: float = 0.0
 
 
 DIED = (OutOfMemoryError, RayActorError, ObjectLostError)
 """Errors of Ray for a worker that is gone, or its answer with the machine that held it."""
+
+OVERDUE_SECONDS = 300.0
+"""Seconds beside twice the limit after which a worker that has not answered is ended from outside."""
 
 STILLBORN = 3
 """After so many workers in a row that died before they were ready, those that die so are not replaced."""
@@ -53,11 +59,14 @@ class ScoringPool:
         worker: type = ScoringWorker,
         on_lost: Callable[[str, str], None] = lambda name, why: None,
         patience: Patience | None = None,
+        limit: float | None = None,
     ) -> None:
         """inheritance: where candidates are trained, who starts from whom. worker: made from a bench and a number of
         threads, with a method `score` as ScoringWorker's. on_lost: told of a worker that died, with the name of its
-        candidate and a line of why. patience: for how long there may be none."""
+        candidate and a line of why. patience: for how long there may be none. limit: seconds of a score, which the
+        worker keeps; None = any."""
         self._on_lost = on_lost
+        self._limit = limit
         self._inheritance = inheritance
         self._cluster = cluster
         self._make: Any = (
@@ -98,6 +107,7 @@ class ScoringPool:
         None after `timeout` seconds, where a worker became ready, and where one died for the first time. Raises
         PrunefrontError where there is no worker for longer than its patience, or none that stays alive.
         """
+        self._end_overdue()
         done, _ = ray.wait([*self._running, *self._starting], num_returns=1, timeout=timeout)
         if not done:
             if not (self._running or self._free):
@@ -116,6 +126,14 @@ class ScoringPool:
             self._on_lost(name, line)
             ray.kill(worker)  # where only its answer was lost, or its machine may come back
             self._start_worker()
+            if self._is_late(task):
+                return (
+                    name,
+                    Failure(
+                        TIMED_OUT, f"scoring took longer than {self._limit:g} s, and its process was ended"
+                    ),
+                    None,
+                )
             if not task.again:
                 self._again.append(replace(task, again=True))
                 self._hand_out()
@@ -162,10 +180,20 @@ class ScoringPool:
         self._free.append(worker)
         self._hand_out()
 
+    def _is_late(self, task: _Task) -> bool:
+        return self._limit is not None and time.monotonic() - task.begun > self._limit
+
+    def _end_overdue(self) -> None:
+        """Ends workers that neither answer nor end by themselves long after their limit, as one that was stopped."""
+        for task, worker in self._running.values():
+            if self._limit is not None and time.monotonic() - task.begun > 2 * self._limit + OVERDUE_SECONDS:
+                ray.kill(worker)
+
     def _hand_out(self) -> None:
         """Candidates whose worker died come before new ones."""
         while self._again and self._free:
             self._start(self._again.pop(0), self._free.pop())
 
     def _start(self, task: _Task, worker: Any) -> None:
+        task = replace(task, begun=time.monotonic())
         self._running[worker.score.remote(task.plan, task.parent)] = task, worker

@@ -3,7 +3,6 @@
 Tune gets only candidates that deserve training; a trial's config is the per-group ratios and criteria.
 """
 
-import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from prunefront.pipelines.workers.workbench import Workbench
 from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome, outcome_from_json
 from prunefront.search.promotion.halving import Rungs
 from prunefront.search.space.candidate import Candidate
+from prunefront.strict_json import loads
 
 log = logging.getLogger(__name__)
 
@@ -91,9 +91,9 @@ class SearcherAdapter(TuneSearcher):
         if error or not result or (OUTCOME not in result and MEASURED not in result):
             outcome: Outcome = Failure("crashed", "the trial's worker process died or could not be started")
         elif OUTCOME in result:
-            outcome = outcome_from_json(json.loads(result[OUTCOME]))
+            outcome = outcome_from_json(loads(result[OUTCOME]))
         else:  # stopped early
-            outcome = Measurement.from_json(json.loads(result[MEASURED]))
+            outcome = Measurement.from_json(loads(result[MEASURED]))
         self._searcher.tell(candidate, outcome)
         self._on_told(candidate, outcome, result or {})
 

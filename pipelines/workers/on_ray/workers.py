@@ -14,6 +14,7 @@ from prunefront.pipelines.cluster.connect import Cluster, connect, fewer_workers
 from prunefront.pipelines.cluster.device import find_device
 from prunefront.pipelines.cluster.nodes import check_nodes
 from prunefront.pipelines.cluster.patience import Patience
+from prunefront.pipelines.cluster.ray_errors import raised_by_ray
 from prunefront.pipelines.config.sections import ClusterSection, MeasureSection
 from prunefront.pipelines.events.events import Events
 from prunefront.pipelines.events.metrics import export_metrics
@@ -58,6 +59,7 @@ class RayWorkers:
         self.cluster, self._section = cluster, section
         self.count = cluster.workers
         self._bench: Any = None
+        self._limit: float | None = None
 
     def refuge(self, spool: Path) -> Refuge | None:
         if self.cluster.remote:
@@ -82,7 +84,7 @@ class RayWorkers:
         )
 
     def equip(self, bench: Workbench) -> None:
-        self._bench = ray.put(bench)
+        self._bench, self._limit = ray.put(bench), bench.score_seconds
 
     def pool(
         self, inheritance: Inheritance | None, on_lost: Callable[[str, str], None], say: Say
@@ -94,6 +96,7 @@ class RayWorkers:
             inheritance,
             on_lost=on_lost,
             patience=Patience(self._section, say),
+            limit=self._limit,
         )
 
     @contextmanager
@@ -158,7 +161,7 @@ def on_ray(
     place that all machines see. metrics_port: where Ray, started here, exports metrics. Raises PrunefrontError where
     the study cannot run or be measured there, and for whatever fails in Ray afterwards.
     """
-    with _failures_said(), connect(address, section, metrics_port) as cluster:
+    with failures_said(), connect(address, section, metrics_port, say) as cluster:
         _check_storage(local_artifacts, cluster)
         for line in (*fewer_workers(section, cluster), *check_nodes(measure, section)):
             say(line)
@@ -167,7 +170,7 @@ def on_ray(
 
 
 @contextmanager
-def _failures_said() -> Iterator[None]:
+def failures_said() -> Iterator[None]:
     """Turns what Ray raises into one line that says how to go on."""
     try:
         yield
@@ -176,10 +179,18 @@ def _failures_said() -> Iterator[None]:
         raise PrunefrontError(
             f"Ray failed: {first_line(cause)}; finished work is kept, continue with --resume"
         ) from error
+    except PrunefrontError:
+        raise
     except ConnectionError as error:  # of ray://
         raise PrunefrontError(
             f"the connection to the Ray cluster was lost ({error}); finished work is kept: check the cluster, and "
             "continue with --resume"
+        ) from error
+    except Exception as error:
+        if not raised_by_ray(error):
+            raise
+        raise PrunefrontError(
+            f"Ray failed: {first_line(error)}; finished work is kept, continue with --resume"
         ) from error
 
 

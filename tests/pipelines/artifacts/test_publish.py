@@ -44,7 +44,12 @@ from prunefront.pipelines.stores.store import (
     read_text,
 )
 from prunefront.pruners.saved import load_network
-from tests.stores import check_first_come_first_served, check_list_and_delete, check_two_studies_do_no_harm
+from tests.stores import (
+    check_first_come_first_served,
+    check_list_and_delete,
+    check_two_studies_do_no_harm,
+    file_of_artifact,
+)
 
 
 @pytest.fixture
@@ -55,7 +60,7 @@ def made(tmp_path: Path) -> Path:
     save_file({"conv.weight": torch.arange(6.0).reshape(2, 3)}, folder / "weights.safetensors")
     (folder / "plan.json").write_text('{"classes": 10}')
     (folder / "measurement.json").write_text('{"accuracy": 0.5}')
-    (folder / "model.onnx").write_bytes(bytes(range(256)) * 40)
+    (folder / "model.onnx").write_bytes(file_of_artifact("model.onnx", bytes(range(256)) * 40))
     (folder / "model.pt2").write_bytes(bytes(range(256)) * 30)
     (folder / "card.md").write_text("# dense")
     return folder

@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,13 @@ from prunefront.pipelines.artifacts.manifest import LIMITS, MANIFEST, check_dige
 from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.stores.open import open_store
 from prunefront.pipelines.stores.s3 import PART_BYTES, S3Error, S3Store
-from prunefront.pipelines.stores.store import ArtifactError, ArtifactNotFound, Upload
-from tests.stores import check_first_come_first_served, check_list_and_delete, check_two_studies_do_no_harm
+from prunefront.pipelines.stores.store import ArtifactError, ArtifactNotFound, StoreAway, Upload
+from tests.stores import (
+    check_first_come_first_served,
+    check_list_and_delete,
+    check_two_studies_do_no_harm,
+    file_of_artifact,
+)
 
 SECRET = "never-printed"
 
@@ -67,7 +73,7 @@ def made(tmp_path: Path) -> Path:
     folder = tmp_path / "made"
     folder.mkdir()
     for name in LIMITS:
-        (folder / name).write_bytes(name.encode() * 100)
+        (folder / name).write_bytes(file_of_artifact(name, name.encode() * 100))
     return folder
 
 
@@ -320,6 +326,106 @@ def test_a_server_that_stops_in_the_middle(tmp_path: Path) -> None:
         )
 
 
+PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
+XHTML = b"<html><Name>hotel</Name><Contents/></html>"
+SORRY = b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>sorry</Message></Error>"
+
+CALLS: dict[str, Callable[[S3Store, Path], object]] = {
+    "probe": lambda store, file: store.probe(),
+    "put": lambda store, file: store.put("a", file),
+    "put in parts": lambda store, file: store.put("a", _large(file)),
+    "put new": lambda store, file: store.put_new("a", file),
+    "get": lambda store, file: store.get("a", file.with_name("back")),
+    "list": lambda store, file: list(store.list()),
+    "uploads": lambda store, file: list(store.uploads()),
+    "exists": lambda store, file: store.exists("a"),
+}
+
+
+def _large(file: Path) -> Path:
+    file.write_bytes(bytes(PART_BYTES))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (PAGE, {"Content-Type": "text/html"}),
+        (PAGE, {"Content-Type": "text/html; charset=utf-8", "ETag": '"5f-1"'}),
+        (XHTML, {}),
+        (b"", {}),
+        (b"OK", {"Content-Type": "text/plain"}),
+        (SORRY, {"Content-Type": "application/xml"}),
+    ],
+    ids=["page", "page-with-etag", "xhtml", "nothing", "text", "error"],
+)
+def test_a_success_that_is_not_s3s_is_none(
+    body: bytes, headers: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A captive portal or proxy answers everything with 200: nothing may count as stored, absent or listed."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    file = tmp_path / "file"
+    with _answering(lambda request: _said(request, body, headers)) as url:
+        store = S3Store("s3://bucket/p", endpoint_url=url)
+        for call in CALLS.values():
+            file.write_text("{}")
+            with pytest.raises(StoreAway, match=r"captive portal|in trouble or busy") as raised:
+                call(store, file)
+            assert "\n" not in str(raised.value)
+
+
+def _said(request: BaseHTTPRequestHandler, body: bytes, headers: dict[str, str]) -> None:
+    request.rfile.read(int(request.headers.get("Content-Length", 0)))
+    request.send_response(200)
+    for name, value in ({"Content-Length": str(len(body))} | headers).items():
+        request.send_header(name, value)
+    request.end_headers()
+    if request.command != "HEAD":
+        request.wfile.write(body)
+    request.close_connection = True
+
+
+@pytest.mark.parametrize(
+    ("size", "loses"), [(2, "everything"), (2, "the end"), (PART_BYTES + 9, "everything")]
+)
+def test_what_is_not_there_afterwards_was_not_written(
+    bucket: str, tmp_path: Path, size: int, loses: str
+) -> None:
+    """A server, or what stands before it, says 200 to a write that it forgets or cuts short."""
+    file, store = tmp_path / "file", S3Store(f"s3://{bucket}/p")
+    file.write_bytes(bytes(size))
+
+    def lose(**_: object) -> None:
+        client = _client()
+        client.delete_object(Bucket=bucket, Key="p/a")
+        if loses == "the end":
+            client.put_object(Bucket=bucket, Key="p/a", Body=bytes(size - 1))
+
+    for operation in ("PutObject", "CompleteMultipartUpload"):
+        store._client.meta.events.register(f"after-call.s3.{operation}", lose)
+    with pytest.raises(StoreAway, match=r"were stored, and has (nothing|another content)"):
+        store.put("a", file)
+    if size == 2 and loses == "everything":
+        with pytest.raises(StoreAway, match="were stored, and has nothing"):
+            store.put_new("a", file)
+
+
+def test_a_server_whose_etags_are_no_digests_is_read_back_once(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, file, read = S3Store(f"s3://{bucket}/p"), tmp_path / "file", []
+    file.write_text("content")
+    version, get = store.version, store.get
+    monkeypatch.setattr(store, "version", lambda key: replace(version(key), etag='"encrypted"'))
+    monkeypatch.setattr(
+        store, "get", lambda key, out, **options: (read.append(key), get(key, out, **options))
+    )
+    for key in ("a", "b", "c"):
+        store.put(key, file)
+    assert read == ["a"]
+    assert _keys(bucket) == {"p/a", "p/b", "p/c"}
+
+
 def _refusing(code: str, status: int) -> AbstractContextManager[str]:
     """The address of a server that answers every request with one S3 error."""
     body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
@@ -330,6 +436,8 @@ def _answer(request: BaseHTTPRequestHandler, status: int, announced: int, body: 
     request.rfile.read(int(request.headers.get("Content-Length", 0)))
     request.send_response(status)
     request.send_header("Content-Length", str(announced))
+    if status == 200:
+        request.send_header("ETag", '"0"')
     request.end_headers()
     if request.command != "HEAD":
         request.wfile.write(body)
@@ -341,7 +449,7 @@ def _answering(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str
     """The address of a server that answers as told."""
 
     class Handler(BaseHTTPRequestHandler):
-        do_PUT = do_GET = do_HEAD = do_DELETE = lambda self: answer(self)
+        do_PUT = do_GET = do_HEAD = do_DELETE = do_POST = lambda self: answer(self)
 
         def log_message(self, *_: object) -> None:
             """Nothing on the terminal."""

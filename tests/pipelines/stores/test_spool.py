@@ -20,6 +20,7 @@ from prunefront.pipelines.stores.spool import PATIENCE, Spool, SpoolingStore, ad
 from prunefront.pipelines.stores.store import StoreAway, StoreRefused
 from prunefront.pipelines.workers.failures import PASSING, REFUSED, failure
 from prunefront.pipelines.workers.publish import published
+from tests.stores import file_of_artifact
 
 
 class Shaky(MemoryStore):
@@ -196,7 +197,7 @@ def made(tmp_path: Path) -> Path:
     folder = tmp_path / "made"
     folder.mkdir()
     for name in LIMITS:
-        (folder / name).write_bytes(name.encode() * 100)
+        (folder / name).write_bytes(file_of_artifact(name, name.encode() * 100))
     return folder
 
 

@@ -34,6 +34,7 @@ from prunefront.pipelines.study.garbage import (
     parse_age,
 )
 from prunefront.search.outcomes.measurement import Measurement
+from tests.stores import file_of_artifact
 
 DAY = 86400.0
 
@@ -48,7 +49,7 @@ class Published:
 
     def network(self, name: str, version: int = 0) -> Artifact:
         for file in LIMITS:
-            (self.made / file).write_text(f"{name} {version} {file}")
+            (self.made / file).write_bytes(file_of_artifact(file, f"{name} {version} {file}".encode()))
         return publish(self.store, self.made, name)
 
     def age(self, seconds: float, prefix: str = "") -> None:
@@ -304,7 +305,8 @@ def test_a_folder_store_shows_and_drops_what_a_killed_writer_left(tmp_path: Path
     (tmp_path / "elsewhere.txt").write_text("outside")
     for path in root.rglob("*"):
         os.utime(path, (0, 0), follow_symlinks=False)
-    at = StudyStore(store, None, (JournalArtifacts(),), frozenset(), None)
+    owner = Owner("digits", "0" * 32, "here", 0.0)
+    at = StudyStore(store, owner, (JournalArtifacts(),), frozenset(), None)
     found = find_garbage(at, older_than=DAY)
     assert kinds(found) == {
         "dense-0123456789ab": "unfinished",

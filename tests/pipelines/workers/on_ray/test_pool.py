@@ -2,7 +2,9 @@
 
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from ray.cluster_utils import Cluster
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.patience import NoWorkers, Patience
 from prunefront.pipelines.config.sections import ClusterSection
+from prunefront.pipelines.measure import time_limit
+from prunefront.pipelines.workers.failures import failure
 from prunefront.pipelines.workers.on_ray.pool import STILLBORN, ScoringPool
 from prunefront.pipelines.workers.on_ray.trials import WaitForWorkers
 from prunefront.pipelines.workers.scoring import Scored
@@ -64,6 +68,50 @@ def test_a_candidate_whose_worker_died_is_handed_out_once_more_and_then_it_faile
     wait_until(pool, lambda: pool.free == 2)
     assert (pool.lost, pool.busy_seconds) == (3, 0.75)
     pool.close()
+
+
+class Endless:
+    """Takes a name for a plan. Of "sleeps" it waits for ever, of "native" it never gives the interpreter back."""
+
+    def __init__(self, bench: None, threads: int) -> None:
+        time_limit.GRACE_SECONDS = 0.2
+
+    def score(self, plan: Any, parent: None = None) -> Scored:
+        try:
+            with time_limit.time_limit(LIMIT, "scoring"):
+                if plan == "sleeps":
+                    time.sleep(600)
+                if plan == "native":
+                    deque(repeat(0), maxlen=0)
+        except time_limit.TimedOut as error:
+            return Scored(failure(error), LIMIT)
+        return Scored(Measurement({"accuracy": 0.5}), 0.25)
+
+
+LIMIT = 1.0
+
+
+@pytest.mark.usefixtures("two_cpus")
+def test_a_candidate_that_never_ends_costs_its_limit_and_nothing_else() -> None:
+    pool = ScoringPool(ray.put(None), 2, ClusterSection(), worker=Endless, limit=LIMIT)
+    found: dict[str, Outcome] = {}
+    waiting: list[Any] = ["sleeps", "native", "fine", "fine too"]
+    deadline = time.monotonic() + 300
+    while waiting or pool.in_flight:
+        assert time.monotonic() < deadline, "the pool waits for ever"
+        while waiting and pool.free:
+            name = waiting.pop(0)
+            pool.submit(name, name)
+        if (finished := pool.next(timeout=1.0)) is not None:
+            found[finished[0]] = finished[1]
+    pool.close()
+    for name, says in (("sleeps", "scoring took longer than 1 s"), ("native", "and its process was ended")):
+        outcome = found.pop(name)
+        assert isinstance(outcome, Failure)
+        assert outcome.kind == "timed_out"
+        assert says in outcome.reason
+    assert found == dict.fromkeys(("fine", "fine too"), Measurement({"accuracy": 0.5}))
+    assert pool.lost == 1, "the native one is not tried again"
 
 
 class Placed:
