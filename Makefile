@@ -15,7 +15,7 @@ ROWS ?= zoo.jsonl
 STUDY ?= examples/digits.toml
 # Extras of pyproject.toml to install; machines of a cluster need none (scripts/setup-host.sh).
 EXTRAS ?= dev
-# pyproject.toml lets in more: CI tests everything with this one, `make torch-next` what knows torch with the newest.
+# CI tests everything with this one, `make torch-next` what knows torch with the next, before pyproject.toml lets it in.
 TORCH ?= torch==2.13.*
 NEXT_TORCH ?= torch==2.14.*
 NEXT ?= .venv-next
@@ -47,8 +47,9 @@ fuzz: setup  ## 500 hostile inputs for each reader of a file (minutes); N=… fo
 long: services  ## what is too long for CI: whole studies, and every fault once (an hour)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "long or faults"
 
-torch-next:  ## the tests of pruners and search with the newest torch, in .venv-next (6 GB, with CUDA where pip brings it)
-	@scripts/install.sh "$(PYTHON)" "$(NEXT)" "$(EXTRAS)" "$(NEXT_TORCH)"
+torch-next:  ## the tests of pruners and search with the next torch, in .venv-next (6 GB, with CUDA where pip brings it)
+	@scripts/install.sh "$(PYTHON)" "$(NEXT)" "$(EXTRAS)" "$(TORCH)"
+	@$(NEXT)/bin/python -m pip install --quiet "$(NEXT_TORCH)"  # pip says that prunefront asks for less, and goes on
 	@OMP_NUM_THREADS=1 $(NEXT)/bin/python -m pytest -q tests/pruners tests/search tests/corpus
 
 lint: setup  ## ruff and mypy

@@ -22,7 +22,7 @@ pip=("$venv/bin/python" -m pip --quiet --quiet) # errors are still shown
 
 # torch goes first and alone: it is the big one, and pip then takes its CPU build (2.13.0+cpu sorts above 2.13.0) wherever
 # its configuration offers one: find-links, a mirror, or PIP_EXTRA_INDEX_URL set to PyTorch's CPU index. Otherwise the
-# default index decides, which on x86 Linux brings CUDA along. TORCH (Makefile) is narrower than pyproject.toml, which fits it.
+# default index decides, which on x86 Linux brings CUDA along. TORCH is the Makefile's, within what pyproject.toml allows.
 if ! "$venv/bin/python" -c "import torch" 2>/dev/null; then
     echo "setup: installing $torch"
     "${pip[@]}" install "$torch"
