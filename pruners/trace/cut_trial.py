@@ -204,7 +204,7 @@ class Trial:
             return why
         return self._judge((made, observed), (true, record), self._other[precision], bounds)
 
-    def _kept(self, going: surgery.RemovedPositions) -> list[tuple[int, Sequence[int]]]:
+    def _kept(self, going: surgery.RemovedPositions) -> list[tuple[int, tuple[int, ...]]]:
         """Returns size and positions left of every axis that is cut, each once."""
         found = {
             (self.graph.shapes[name][axis], tuple(surgery.left_positions(self.graph, going, name, axis)))

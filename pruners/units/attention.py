@@ -120,7 +120,7 @@ def spell(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.MultiheadAttention:
             module.__class__ = CutAttention
-            module.scale = module.head_dim**-0.5
+            vars(module)["scale"] = module.head_dim**-0.5
             module._qkv_same_embed_dim = False  # keeps the layers around it from torch's fused operator too
         elif isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False
@@ -140,7 +140,7 @@ def spelled(model: nn.Module) -> Iterator[None]:
         for module, same in zip(plain, packed, strict=True):
             module.__class__ = nn.MultiheadAttention
             module._qkv_same_embed_dim = same
-            del module.scale
+            del vars(module)["scale"]
         for encoder, before in zip(encoders, nested, strict=True):
             encoder.use_nested_tensor = before
 

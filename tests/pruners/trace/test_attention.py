@@ -249,3 +249,30 @@ def test_criteria_see_the_products_within_attention() -> None:
     small = shrink(model, batches, kept_macs=0.6, criterion="l1")
     assert small.kept_macs <= 0.6
     assert small.model(x).shape == (2, 5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_gpt2_with_its_packed_projection_and_cache(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        config = transformers.GPT2Config(
+            n_embd=16, n_layer=1, n_head=4, vocab_size=11, n_positions=8, bos_token_id=1, eos_token_id=2
+        )
+        made: nn.Module = transformers.GPT2Model(config)
+        return made.eval()
+
+    model, x = network(), words()
+    graph = trace(model, x)
+    assert {g.name: g.units for g in graph.groups} == {"h.0.attn.c_attn": 4, "h.0.mlp.c_fc": 64}  # heads, MLP
+    assert not graph.inexact
+    assert any("DynamicCache" in note for note in graph.notes)
+    plan = keeping(graph, [[0, 2, 3], range(0, 64, 3)])
+    double = network().double()
+    cut, masked = (make(double, graph, plan)(x) for make in (surgery.apply, surgery.mask))
+    torch.testing.assert_close(cut.last_hidden_state, masked.last_hidden_state, rtol=1e-10, atol=1e-10)
+    assert cut.past_key_values.layers[0].keys.shape[1] == 3
+    small = surgery.apply(model, graph, plan)
+    save_network(small, graph, plan, tmp_path)
+    assert torch.equal(load_network(network(), tmp_path)(x).last_hidden_state, small(x).last_hidden_state)
