@@ -164,7 +164,7 @@ def segformer() -> nn.Module:
     return only(SegformerForSemanticSegmentation(config), "logits")
 
 
-@family((2, 3, 32, 32))
+@family((2, 3, 32, 32), long=True)
 def hiera() -> nn.Module:
     from transformers import HieraConfig, HieraForImageClassification
 
@@ -175,13 +175,13 @@ def hiera() -> nn.Module:
     return only(HieraForImageClassification(config), "logits")
 
 
-@family(IMAGE)
+@family(IMAGE, long=True)
 def mobilevit() -> nn.Module:
     from transformers import MobileViTConfig, MobileViTForImageClassification
 
     config = MobileViTConfig(
         image_size=32, hidden_sizes=[16, 16, 16], neck_hidden_sizes=[8, 8, 12, 16, 16, 16, 24], num_attention_heads=2,
-        mlp_ratio=2.0, expand_ratio=2, num_labels=5,
+        mlp_ratio=2.0, expand_ratio=2.0, num_labels=5,
     )  # fmt: skip
     return only(MobileViTForImageClassification(config), "logits")
 
