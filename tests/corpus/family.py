@@ -28,7 +28,7 @@ class Family:
     """One network of a family.
 
     make: gives the net in eval mode and its inputs. kind: the file that it stands in. locked: share of the MACs that no
-    cut reaches, at most. why: the reason, where that is not near zero. onnx: exported in CI, not only by `make long`.
+    cut reaches, at most. why: the reason, where that is not near zero.
     long: left to `make long`, as it takes more than five seconds.
     """
 
@@ -37,7 +37,6 @@ class Family:
     kind: str
     locked: float = 0.05
     why: str = ""
-    onnx: bool = False
     long: bool = False
 
 
@@ -60,7 +59,7 @@ def family(
                 return randomise(make()), tuple(map(_drawn, inputs))
 
         kind = make.__module__.rpartition(".")[2].replace("_", " ")
-        FAMILIES[make.__name__] = Family(make.__name__, made, kind, locked, why, onnx, long)
+        FAMILIES[make.__name__] = Family(make.__name__, made, kind, locked, why, long)
         return make
 
     return file

@@ -10,7 +10,7 @@ from tests.corpus.family import IMAGE, Graph, Residual, Tokens, classifier, fami
 from tests.nets import conv_bn
 
 
-@family((2, 3, 16, 16), onnx=True)
+@family((2, 3, 16, 16))
 def vision_transformer() -> nn.Module:
     class Block(nn.Module):
         def __init__(self, width: int, heads: int) -> None:
@@ -204,7 +204,7 @@ def levit() -> nn.Module:
     return only(LevitForImageClassification(config), "logits")
 
 
-@family((2, 3, 16, 16), Tokens((2, 6)), long=True)
+@family((2, 3, 16, 16), Tokens((2, 6)))
 def clip() -> nn.Module:
     from transformers import CLIPConfig, CLIPModel
 
@@ -219,7 +219,7 @@ def clip() -> nn.Module:
     )
 
 
-@family(IMAGE, long=True)
+@family(IMAGE)
 def detr() -> nn.Module:
     """Convolutional features, encoder and decoder of nn.Transformer, learned queries, two heads."""
 
