@@ -28,8 +28,8 @@ class Family:
     """One network of a family.
 
     make: gives the net in eval mode and its inputs. kind: the file that it stands in. locked: share of the MACs that no
-    cut reaches, at most. why: the reason, where that is not near zero.
-    long: left to `make long`, as it takes more than five seconds.
+    cut reaches, at most. why: the reason, where that is not near zero. long: left to `make long`,
+    as it takes more than five seconds.
     """
 
     name: str
@@ -47,7 +47,6 @@ def family(
     *inputs: tuple[int, ...] | Tokens,
     locked: float = 0.05,
     why: str = "",
-    onnx: bool = False,
     long: bool = False,
 ) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.Module]]:
     """Files a function that makes a network under its name, with random inputs."""

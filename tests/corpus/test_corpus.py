@@ -1,4 +1,4 @@
-"""One network per family: traced, cut at random, equal to the masked one, trained a step, saved, loaded; `make long` exports it too."""
+"""One network per family: traced, cut, equal to the masked one, trained a step, saved, loaded; ONNX in `make long`."""
 
 from pathlib import Path
 
