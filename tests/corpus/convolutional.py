@@ -26,7 +26,7 @@ def vgg_bn() -> nn.Module:
     )
 
 
-@family(IMAGE, onnx=True)
+@family(IMAGE)
 def resnet_bottleneck() -> nn.Module:
     def block(cin: int, cout: int, stride: int) -> nn.Module:
         body = nn.Sequential(conv_bn(cin, 8, 1), conv_bn(8, 8, 3, stride), bare(8, cout, 1))
@@ -72,7 +72,7 @@ def googlenet() -> nn.Module:
     )
 
 
-@family(IMAGE, onnx=True)
+@family(IMAGE)
 def densenet() -> nn.Module:
     def forward(net: Any, x: Tensor) -> Tensor:
         x = net.stem(x)
@@ -144,7 +144,7 @@ class Response(nn.Module):
         return self.gamma * (x * (size / (size.mean(-1, keepdim=True) + 1e-6))) + self.beta + x
 
 
-@family(IMAGE, onnx=True)
+@family(IMAGE)
 def convnext_v2() -> nn.Module:
     class Block(nn.Module):
         def __init__(self, width: int) -> None:

@@ -10,7 +10,7 @@ from tests.corpus.family import IMAGE, Graph, Residual, classifier, family
 from tests.nets import conv_bn
 
 
-@family(IMAGE, onnx=True)
+@family(IMAGE)
 def unet() -> nn.Module:
     def forward(net: Any, x: Tensor) -> Tensor:
         first = net.first(x)
@@ -90,7 +90,7 @@ def level(layer: nn.Module, x: Tensor) -> Tensor:
     return layer(x).flatten(2).transpose(1, 2)
 
 
-@family(IMAGE, onnx=True)
+@family(IMAGE)
 def yolo() -> nn.Module:
     """Cross-stage partial blocks, pooled pyramid, boxes decoded from distributions."""
 

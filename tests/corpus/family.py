@@ -28,8 +28,8 @@ class Family:
     """One network of a family.
 
     make: gives the net in eval mode and its inputs. kind: the file that it stands in. locked: share of the MACs that no
-    cut reaches, at most. why: the reason, where that is not near zero. onnx: exported in CI, not only by `make long`.
-    long: left to `make long`, as it takes more than five seconds.
+    cut reaches, at most. why: the reason, where that is not near zero. long: left to `make long`,
+    as it takes more than five seconds.
     """
 
     name: str
@@ -37,7 +37,6 @@ class Family:
     kind: str
     locked: float = 0.05
     why: str = ""
-    onnx: bool = False
     long: bool = False
 
 
@@ -48,7 +47,6 @@ def family(
     *inputs: tuple[int, ...] | Tokens,
     locked: float = 0.05,
     why: str = "",
-    onnx: bool = False,
     long: bool = False,
 ) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.Module]]:
     """Files a function that makes a network under its name, with random inputs."""
@@ -60,7 +58,7 @@ def family(
                 return randomise(make()), tuple(map(_drawn, inputs))
 
         kind = make.__module__.rpartition(".")[2].replace("_", " ")
-        FAMILIES[make.__name__] = Family(make.__name__, made, kind, locked, why, onnx, long)
+        FAMILIES[make.__name__] = Family(make.__name__, made, kind, locked, why, long)
         return make
 
     return file

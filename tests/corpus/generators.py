@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations
 from tests.corpus.family import IMAGE, Graph, Residual, classifier, family
 
 
-@family((2, 7), onnx=True)
+@family((2, 7))
 def generator() -> nn.Module:
     return nn.Sequential(
         nn.Linear(7, 16 * 16), nn.Unflatten(1, (-1, 4, 4)), nn.BatchNorm2d(16), nn.ReLU(),

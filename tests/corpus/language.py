@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tests.corpus.family import Graph, Tokens, family, only
 
 
-@family((2, 6, 16), onnx=True)
+@family((2, 6, 16))
 def llama_block() -> nn.Module:
     class Rms(nn.Module):
         def __init__(self, width: int) -> None:

@@ -26,7 +26,7 @@ def crnn() -> nn.Module:
     )
 
 
-@family((2, 9, 6), onnx=True)
+@family((2, 9, 6))
 def gru_tagger() -> nn.Module:
     def forward(net: Any, x: Tensor) -> Tensor:
         return net.head(net.gru(F.relu(net.embed(x)))[0])

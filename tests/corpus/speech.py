@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations
 from tests.corpus.family import Graph, Residual, family, only
 
 
-@family((2, 12, 10), onnx=True)
+@family((2, 12, 10))
 def conformer_block() -> nn.Module:
     def forward(net: Any, x: Tensor) -> Tensor:
         x = net.embed(x)

@@ -24,8 +24,8 @@ from tests.corpus.networks import FAMILIES
 HEAD = """# What can be pruned of which networks
 
 One small network per family (`tests/corpus/`): traced, cut at random, compared with the masked one (the statistics of
-norms held where they change), trained a step, saved and loaded by the tests; ten of them exported to ONNX and compared
-with it, all by `make long`. `make docs` writes this table anew.
+norms held where they change), trained a step, saved and loaded by the tests; `make long` also exports them to ONNX and
+compares. `make docs` writes this table anew.
 
 *Reached* is the share of the multiply-accumulates of convolutions and products that some cut takes part in. *Trace* is
 CPU time, *MiB* what the whole chain added to the peak of its process. What reaches the output always stays, and is left

@@ -10,7 +10,7 @@ from tests.corpus.family import IMAGE, Graph, Residual, Tokens, classifier, fami
 from tests.nets import conv_bn
 
 
-@family((2, 3, 16, 16), onnx=True)
+@family((2, 3, 16, 16))
 def vision_transformer() -> nn.Module:
     class Block(nn.Module):
         def __init__(self, width: int, heads: int) -> None:
@@ -164,7 +164,7 @@ def segformer() -> nn.Module:
     return only(SegformerForSemanticSegmentation(config), "logits")
 
 
-@family((2, 3, 32, 32))
+@family((2, 3, 32, 32), long=True)
 def hiera() -> nn.Module:
     from transformers import HieraConfig, HieraForImageClassification
 
@@ -175,18 +175,18 @@ def hiera() -> nn.Module:
     return only(HieraForImageClassification(config), "logits")
 
 
-@family(IMAGE)
+@family(IMAGE, long=True)
 def mobilevit() -> nn.Module:
     from transformers import MobileViTConfig, MobileViTForImageClassification
 
     config = MobileViTConfig(
         image_size=32, hidden_sizes=[16, 16, 16], neck_hidden_sizes=[8, 8, 12, 16, 16, 16, 24], num_attention_heads=2,
-        mlp_ratio=2.0, expand_ratio=2, num_labels=5,
+        mlp_ratio=2.0, expand_ratio=2.0, num_labels=5,
     )  # fmt: skip
     return only(MobileViTForImageClassification(config), "logits")
 
 
-@family((2, 3, 32, 32))
+@family((2, 3, 32, 32), long=True)
 def levit() -> nn.Module:
     from transformers import LevitConfig, LevitForImageClassification
 
@@ -245,7 +245,12 @@ class Feed(nn.Sequential):
         super().__init__(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
 
-@family((2, 3, 16, 16))
+@family(
+    (2, 3, 16, 16),
+    long=True,
+    locked=0.7,
+    why="heads are mixed, and their width is read off the embedding: not followed yet",
+)
 def cait() -> nn.Module:
     """Heads that talk to each other, a scale a layer, and a class token that looks at the patches late."""
 
@@ -297,7 +302,11 @@ def cait() -> nn.Module:
     )
 
 
-@family((2, 3, 16, 16))
+@family(
+    (2, 3, 16, 16),
+    locked=0.85,
+    why="the width of a head is read off the embedding, and heads cross channels: not followed yet",
+)
 def xcit() -> nn.Module:
     """Attention over channels instead of patches: features of unit length, a temperature a head."""
 
