@@ -8,6 +8,7 @@ such a file compares it with torch all the same (`onnx_export.check`), as the fo
 
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,7 +23,7 @@ from prunefront.pipelines.formats.onnx_cut import flatten_to
 from prunefront.pruners.cut.surgery import first_names
 from prunefront.pruners.units.eval_mode import eval_mode
 
-State = Mapping[str, NDArray[np.generic]]
+State = Mapping[str, NDArray[Any]]
 
 
 class NotRefillable(PrunefrontError):
@@ -37,13 +38,13 @@ class _Norm:
     eps: float
     affine: bool
 
-    def scale(self, state: State) -> NDArray[np.generic]:
+    def scale(self, state: State) -> NDArray[Any]:
         """Returns by what each channel is multiplied (c,)."""
         spread = np.sqrt(state[f"{self.name}.running_var"] + np.float32(self.eps))
         factor = state[f"{self.name}.weight"] if self.affine else np.ones_like(spread)
         return np.asarray(factor / spread)
 
-    def shift(self, state: State, bias: str | None) -> NDArray[np.generic]:
+    def shift(self, state: State, bias: str | None) -> NDArray[Any]:
         """Returns what is added to each channel (c,). bias: of the layer before it."""
         mean = state[f"{self.name}.running_mean"]
         own = np.zeros_like(mean) if bias is None else state[bias]
@@ -70,7 +71,7 @@ class _Source:
     channels: int | None = None
     groups: int = 1
 
-    def values(self, state: State) -> NDArray[np.generic]:
+    def values(self, state: State) -> NDArray[Any]:
         if self.norm is not None and self.channels is None:
             return self.norm.shift(state, self.tensor)
         assert self.tensor is not None
@@ -144,7 +145,7 @@ class Refill:
         return written
 
 
-def _state(model: nn.Module) -> dict[str, NDArray[np.generic]]:
+def _state(model: nn.Module) -> dict[str, NDArray[Any]]:
     """Returns the tensors of a state dict that numpy can hold."""
     return {
         name: tensor.detach().cpu().numpy()
@@ -157,7 +158,7 @@ def _norms_after(model: nn.Module, example: Example) -> dict[str, _Norm]:
     """Returns name of a module -> the batch norm that takes its output as it is. Runs the network once."""
     made: dict[int, tuple[str, Tensor]] = {}  # holds the tensors, so that no other gets the same id meanwhile
     norms: dict[str, _Norm] = {}
-    hooks = []
+    hooks: list[torch.utils.hooks.RemovableHandle] = []
 
     def noting(name: str, module: nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -248,7 +249,7 @@ def _placements(tensor: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[tup
         yield tuple(None if n == 1 else next(places) for n in shape)
 
 
-def _same(written: NDArray[np.generic], computed: NDArray[np.generic]) -> bool:
+def _same(written: NDArray[Any], computed: NDArray[Any]) -> bool:
     """Tells whether both are the same but for the last digits, which the order of a sum decides."""
     return written.shape == computed.shape and np.allclose(
         written.astype(np.float64), computed.astype(np.float64), rtol=1e-5, atol=1e-7
