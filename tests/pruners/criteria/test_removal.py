@@ -136,7 +136,9 @@ def test_mini_batches_are_as_large_as_leaves_thirty_two_of_them():
     assert torch.equal(torch.cat([t["a"][0] for t in cut]), y)
     assert cut[0]["a"][1] is None
     assert cut[0]["b"][1] == 3
-    boxes = [{"boxes": torch.randn(i % 3, 4)} for i in range(64)]  # one target an image, of any number of boxes
+    boxes = [
+        {"boxes": torch.randn(i % 3, 4)} for i in range(64)
+    ]  # one target an image, of any number of boxes
     assert [one for _, t in mini_batches([(x, boxes)]) for one in t] == boxes
     with pytest.raises(PrunefrontError, match="target of type str cannot be divided"):
         list(mini_batches([(x, "all")]))
