@@ -67,10 +67,9 @@ def test_own_task_searches_a_task_and_a_stream_of_its_own(tmp_path: Path) -> Non
 def test_studies_of_drawn_shapes_run_quickly(name: str, metric: str, tmp_path: Path) -> None:
     assert f"{metric} %" in run(f"shapes_{name}.py", tmp_path, "--quick")
     front = pf.load_front(tmp_path / "studies" / f"shapes-{name}-quick")
-    assert len(front) > 1
     (dense,) = (row for row in front if row.key == "dense")
     assert (dense.metric.name, dense.images) == (metric, 64)
-    assert 0 < dense.quality_low < dense.quality < dense.quality_high
+    assert 0 <= dense.quality_low < dense.quality < dense.quality_high
 
 
 @pytest.mark.parametrize(
