@@ -55,6 +55,11 @@ def open_data(section: DataSection, *, say: Say = log.warning) -> Splits | Parts
     return open_stream(section, say) if wants_stream(section) else _loaded(section, say)
 
 
+def _changed(section: DataSection, keys: set[str]) -> list[str]:
+    """Returns those of the keys that are not at their defaults. A study that was kept names every key."""
+    return sorted(key for key in keys if getattr(section, key) != DataSection.model_fields[key].default)
+
+
 def _own_parts(returned: tuple[object, ...], section: DataSection) -> Parts:
     """Returns the parts of a tuple of torch data sets or loaders. Raises DataError for another number of them."""
     if len(returned) != 3:
@@ -66,7 +71,7 @@ def _own_parts(returned: tuple[object, ...], section: DataSection) -> Parts:
         own_part(one, f"the {name} part of {section.source!r}")
         for one, name in zip(returned, names, strict=True)
     ]
-    if ignored := sorted(section.model_fields_set & SETTLED):
+    if ignored := _changed(section, SETTLED):
         raise DataError(
             f"data.{ignored[0]} is for images; data sets of {section.source!r} settle it themselves"
         )
@@ -123,8 +128,7 @@ def _loaded(section: DataSection, say: Say) -> Splits | Parts:
 def _accept(returned: object, section: DataSection) -> Splits | Parts:
     """Returns the checked data of the value that a user's callable returned. Raises DataError for another value."""
     if isinstance(returned, Parts):
-        ignored = sorted(section.model_fields_set & {*SETTLED, "train_limit", "test_limit"})
-        if ignored:
+        if ignored := _changed(section, {*SETTLED, "train_limit", "test_limit"}):
             raise DataError(
                 f"{section.source!r} returns Parts, which settle data.{ignored[0]} themselves; remove that key"
             )
@@ -132,8 +136,7 @@ def _accept(returned: object, section: DataSection) -> Splits | Parts:
             raise DataError(f"{section.source!r} returns Parts without a test part")
         return returned
     if isinstance(returned, Splits):
-        ignored = sorted(section.model_fields_set & SETTLED)
-        if ignored:
+        if ignored := _changed(section, SETTLED):
             raise DataError(
                 f"{section.source!r} returns Splits, which settle data.{ignored[0]} themselves; "
                 "remove that key, or return a tuple of Split"
