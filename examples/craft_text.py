@@ -1,7 +1,7 @@
 """CRAFT, a network that finds text, with its trained weights, searched on rendered words: regression for each pixel.
 
-python craft_text.py            fetches 92 MB; about ten minutes on one core
-python craft_text.py --quick    narrow, with the font that comes with Pillow, fetches nothing; half a minute
+python craft_text.py            fetches 92 MB
+python craft_text.py --quick    narrow, with the font that comes with Pillow, fetches nothing
 """
 
 import string

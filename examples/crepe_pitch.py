@@ -1,7 +1,7 @@
 """CREPE, a pitch tracker for speech and music, with its trained weights, searched on spoken prompts.
 
-python crepe_pitch.py            fetches 91 MB; about ten minutes on one core
-python crepe_pitch.py --quick    narrow, on made-up voices, fetches nothing; half a minute
+python crepe_pitch.py            fetches 91 MB
+python crepe_pitch.py --quick    narrow, on made-up voices, fetches nothing
 
 The labels of real speech are what the dense network hears; those of made-up voices are how they were made.
 """

@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 with ImageNet's weights, trained on photos of clothes and searched.
 
-python efficientnet_lite.py            fetches 48 MB; about ten minutes on one core
-python efficientnet_lite.py --quick    narrow, on scikit-learn's digits, fetches nothing; half a minute
+python efficientnet_lite.py            fetches 48 MB
+python efficientnet_lite.py --quick    narrow, on scikit-learn's digits, fetches nothing
 """
 
 import gzip

@@ -2,7 +2,7 @@
 
 python minilm_text.py vectors            keeps the dense network's vectors; needs no labels
 python minilm_text.py sections           says which section a package is in, trained for it first
-python minilm_text.py vectors --quick    small, random weights, made-up texts, fetches nothing; half a minute
+python minilm_text.py vectors --quick    small, random weights, made-up texts, fetches nothing
 
 Needs `transformers` (pip install transformers). Without --quick it fetches 83 MB and reads what apt knows of packages.
 """
