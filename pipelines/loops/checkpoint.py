@@ -19,7 +19,7 @@ HEADER = "loop"
 
 
 class Checkpoint:
-    """What a loop gets as `checkpoint`, where it takes one: its own state, kept beside the network's weights.
+    """Argument `checkpoint` of a loop that takes one: its own state, kept beside the network's weights.
 
     A loop saves before it calls `on_epoch`, and loads once, before its first epoch. Weights of the network and global
     generators are kept for it.

@@ -149,7 +149,7 @@ def _step(
 
 
 class _Trainer:
-    """What networks read of `self.trainer` while they train."""
+    """Stand-in for `self.trainer`: the part that networks read while they train."""
 
     def __init__(self, budget: Budget) -> None:
         self.current_epoch, self.global_step = 0, 0

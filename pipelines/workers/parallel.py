@@ -3,7 +3,7 @@
 The process that wants the training holds the network, the optimiser and the procedure. The others compute gradients.
 """
 
-import io
+import copy
 import math
 import os
 import signal
@@ -22,7 +22,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
-import cloudpickle
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -226,17 +225,13 @@ def _target_rows(value: Any, start: int, stop: int, count: int) -> Any:
     return _rows(value, start, stop, count)
 
 
-def _packed(model: nn.Module) -> bytes:
-    """The module as bytes, for processes that this one started."""
-    device = next(model.parameters()).device
-    out = io.BytesIO()
-    cloudpickle.dump(model.cpu() if device.type != "cpu" else model, out)
-    model.to(device)
-    return out.getvalue()
+def _packed(model: nn.Module) -> nn.Module:
+    """Returns a copy on the CPU, which travels by the pipe as tensors of batches do."""
+    return copy.deepcopy(model).cpu()
 
 
 def _structure(model: nn.Module) -> object:
-    """What changes when the others need the network anew, beside its values."""
+    """Returns a description that changes when the others need the network anew, beside its values."""
     held = (*model.named_parameters(), *model.named_buffers())
     return (
         [(name, tensor.shape, tensor.dtype) for name, tensor in held],
@@ -269,9 +264,9 @@ def _serve(
             what, *given = connection.recv()
             if what == "begin":
                 recipe = given[0]
-                teacher = None if given[1] is None else cloudpickle.loads(given[1]).to(device)
+                teacher = None if given[1] is None else given[1].to(device)
             elif what == "network":
-                model = cloudpickle.loads(given[0]).to(device)
+                model = given[0].to(device)
             else:
                 assert model is not None
                 assert recipe is not None

@@ -76,7 +76,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
-    """What a step computes, or one process's part of it.
+    """Work of a step, or one process's part of it.
 
     number: the step's, from which dropout and mixup follow. others, share: targets of the samples that these are mixed
     with, and the share of their own. weight: of its mean loss in that of the step. rank: the process's. copies: number
