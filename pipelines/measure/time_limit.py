@@ -57,7 +57,8 @@ def paused() -> Iterator[None]:
 
 
 def _arm(seconds: float) -> None:
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # again every few seconds: an exception that is raised while a finaliser runs is lost
+    signal.setitimer(signal.ITIMER_REAL, seconds, 5.0)
     if _expendable():
         # a thread of C's, which also ends code that never gives the interpreter back
         faulthandler.dump_traceback_later(seconds * GRACE + GRACE_SECONDS, exit=True)
