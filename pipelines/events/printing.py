@@ -57,7 +57,7 @@ def people(*, stderr: bool = False, quiet: bool = False, **options: Any) -> "Con
     from rich.segment import Segment
 
     class People(Console):
-        def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:  # type: ignore[override]
+        def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
             for segment in super().render(renderable, options):
                 # what rich itself says to the terminal is marked as such
                 yield segment if segment.control else segment._replace(text=plain(segment.text))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prunefront.pipelines.loops.loop import LoopError
 from prunefront.pruners.procedures.run import SnapshotError
+from prunefront.strict_json import loads
 
 FORMAT = "prunefront loop 1"
 HEADER = "loop"
@@ -73,7 +74,7 @@ class LoopSnapshot:
         """Reads what `to_bytes` made. Raises SnapshotError for anything else."""
         try:
             length = int.from_bytes(content[:8], "little")
-            header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][HEADER])
+            header = loads(loads(content[8 : 8 + length])["__metadata__"][HEADER])
             if header["format"] != FORMAT:
                 raise ValueError(f"its format is {header['format']!r}")
             held = _restored(header["held"], load(content))

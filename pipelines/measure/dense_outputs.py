@@ -17,6 +17,7 @@ from torch.utils import _pytree
 from prunefront.atomic import write_whole
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.data.samples import Inputs, Samples
+from prunefront.reading import LARGEST_WEIGHTS, check_regular
 
 MOST_BYTES = 256 << 20
 """Most bytes of outputs that are kept: every process of a machine may hold them."""
@@ -91,6 +92,7 @@ class DenseOutputs:
     def read(cls, file: Path, of: Mapping[str, str]) -> Self:
         """Reads what `write` wrote. Raises PrunefrontError with a reason for a damaged file and one of another `of`."""
         try:
+            check_regular(file, limit=LARGEST_WEIGHTS)
             with safe_open(file, "np") as opened:
                 known = opened.metadata() or {}
                 flat = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118

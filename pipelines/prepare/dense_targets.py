@@ -14,6 +14,7 @@ from prunefront.pipelines.measure.dense_outputs import MOST_BYTES, DenseOutputs
 from prunefront.pipelines.measure.quality import JUDGED_AT_ONCE
 from prunefront.pipelines.prepare.network import Network
 from prunefront.pipelines.prepare.read_prepared import read_digests
+from prunefront.reading import open_regular
 
 TARGETS = "targets.safetensors"
 """Name of the file. It stays on its machine: another one computes it anew, in one pass."""
@@ -31,7 +32,7 @@ def dense_targets(
         return None
     folder = study / PREPARED
     path = folder / TARGETS
-    with (folder / "dense.safetensors").open("rb") as weights:
+    with open_regular(folder / "dense.safetensors") as weights:
         of = {
             "weights": hashlib.file_digest(weights, "sha256").hexdigest(),
             "data": read_digests(folder)["validation"],

@@ -13,6 +13,7 @@ from prunefront.pipelines.models import build
 from prunefront.pipelines.workers.failures import failure
 from prunefront.pipelines.workers.workers import Workers
 from prunefront.pruners.saved import PLAN, WEIGHTS, read_attributes, read_plan, rebuild
+from prunefront.reading import LARGEST_WEIGHTS, read_bytes
 from prunefront.search.outcomes.measurement import Failure
 
 
@@ -41,7 +42,7 @@ def program(files: tuple[bytes, bytes], dense: DenseModel, inputs: Inputs) -> by
             example = positional(network, inputs)
             pt2_export.export(network, example, folder / PROGRAM)
             pt2_export.check(network, folder / PROGRAM, example)
-            return (folder / PROGRAM).read_bytes()
+            return read_bytes(folder / PROGRAM, limit=LARGEST_WEIGHTS)
     except Exception as error:  # noqa: BLE001 - the network is published without, and it is said
         return failure(error)
 
@@ -58,7 +59,10 @@ def add_programs(
     folders: by the network's name. inputs: a few samples.
     """
     todo = {name: folder for name, folder in folders.items() if not (folder / PROGRAM).exists()}
-    files = [((folder / WEIGHTS).read_bytes(), (folder / PLAN).read_bytes()) for folder in todo.values()]
+    files = [
+        (read_bytes(folder / WEIGHTS, limit=LARGEST_WEIGHTS), read_bytes(folder / PLAN))
+        for folder in todo.values()
+    ]
     for (name, folder), made in zip(todo.items(), workers.each(program, files, (dense, inputs)), strict=True):
         if isinstance(made, Failure):
             say(f"{name} is published without {PROGRAM}: {made.kind}: {made.reason}")

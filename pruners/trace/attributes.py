@@ -147,7 +147,7 @@ def _axes(
             made = SizeAttribute(path, name, place, value, member.tensor, member.dim)
             found.append((rank, member.tensor.count("."), group.name, made))
     seen: set[str] = set()
-    for _, _, group_name, made in sorted(found, key=lambda row: row[:2]):
+    for _, _, group_name, size_attribute in sorted(found, key=lambda row: row[:2]):
         if group_name not in seen:
             seen.add(group_name)
-            yield made
+            yield size_attribute

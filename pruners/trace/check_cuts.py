@@ -120,9 +120,7 @@ def _merged(
         fake = sizes.of(tried, _choose_drops(tried, np.random.default_rng(0)))
         fails = any(fake.failure([g]) for g in samples)
         if fails and len({module_of(name) for name in sets[0]}) == 1:  # parts of one module
-            setting = find_attributes(
-                model, tried, together, lambda made, g, fake=fake: fake.setting(made).failure([g])
-            )
+            setting = find_attributes(model, tried, together, fake.failure_with)
             kept = [a for a in found.attributes if a not in setting]
             tried = replace(tried, attributes=(*kept, *setting))
             fails = any(fake.setting(tried.attributes).failure([g]) for g in samples)
@@ -136,7 +134,7 @@ def _helpful(
 ) -> Attributes:
     """Returns attributes of modules that let groups pass which fail without: `forward` takes its sizes from them."""
     failing = [g for g in graph.groups if g.name in reasons]
-    return find_attributes(model, graph, failing, lambda found, group: sizes.setting(found).failure([group]))
+    return find_attributes(model, graph, failing, sizes.failure_with)
 
 
 _RANDOM = "forward draws random numbers in eval mode ({}): they were constants while the cuts were tried"
@@ -268,6 +266,10 @@ class _Sizes:
     def failure(self, groups: Sequence[ChannelGroup], sizes: Sequence[int] = (FEW, HALF)) -> str | None:
         """Returns why these groups cannot be cut together, by sizes alone."""
         return next((why for size in sizes if (why := self._try(groups, size)) is not None), None)
+
+    def failure_with(self, attributes: Attributes, group: ChannelGroup) -> str | None:
+        """Returns why a group cannot be cut alone with these numbers set after the cut."""
+        return self.setting(attributes).failure([group])
 
     def _try(self, groups: Sequence[ChannelGroup], size: int) -> str | None:
         if self.dense is None:

@@ -47,7 +47,7 @@ class CutAttention(nn.MultiheadAttention):
         if self.add_zero_attn:
             k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
             more += 1
-        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # type: ignore[no-untyped-call]
         mask = self._mask(attn_mask, key_padding_mask, more, q)
         dropout = self.dropout if self.training else 0.0
         weights = None
@@ -90,7 +90,7 @@ class CutAttention(nn.MultiheadAttention):
     def _parts(self, packed: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the parts of q, k and v. v is split off first: it may be of another width."""
         keys, values = self.widths()
-        both, v = packed.split([2 * keys, values], axis)
+        both, v = torch.split(packed, [2 * keys, values], axis)
         q, k = both.chunk(2, axis)
         return q, k, v
 
@@ -101,7 +101,7 @@ class CutAttention(nn.MultiheadAttention):
         found = None
         if attn_mask is not None:
             found = _added(attn_mask, q)
-            found = found if found.dim() == 2 else found.unflatten(0, (-1, self.num_heads))
+            found = found if found.dim() == 2 else found.unflatten(0, (-1, self.num_heads))  # type: ignore[no-untyped-call]
         if key_padding_mask is not None:
             padding = _added(key_padding_mask, q)[:, None, None]
             found = padding if found is None else found + padding

@@ -46,7 +46,7 @@ def is_probe(candidate: Candidate) -> bool:
 
 
 class Sensitivity:
-    """What is asked first, and the loss of each option of each group by itself once it is measured.
+    """Candidates that are asked first, and the loss of each option of each group by itself once they are measured.
 
     Where error curves are known, a handful of whole networks along them gives their scale; a group without a curve is
     probed by itself. most: largest number of probes. Two cuts of each group are enough, and probes take only part of a
