@@ -3,8 +3,9 @@
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from prunefront import strict_json
 from prunefront.errors import PrunefrontError
@@ -39,7 +40,7 @@ class NotText(UnreadableFile, ValueError):
     """A file is not UTF-8, or not the JSON that it should be."""
 
 
-def open_regular(path: Path | str, *, limit: int | None = None) -> BinaryIO:
+def open_regular(path: Path | str, *, limit: int | None = None) -> BufferedReader:
     """Opens a regular file, or a link to one, for reading. A pipe or a device is never waited for.
 
     limit: most bytes that it may have; None = any number. Raises UnreadableFile, or FileNotFoundError.

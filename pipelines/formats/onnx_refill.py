@@ -83,11 +83,12 @@ class _Source:
         assert self.channels is not None
         scale = self.norm.scale(state)
         if self.groups == 1:
-            return values * scale.reshape([-1 if i == self.channels else 1 for i in range(values.ndim)])
+            shape = [-1 if i == self.channels else 1 for i in range(values.ndim)]
+            return np.asarray(values * scale.reshape(shape))
         inputs, outputs, *kernel = values.shape
         split = values.reshape(self.groups, inputs // self.groups, outputs, *kernel)
         by_group = scale.reshape(self.groups, 1, outputs, *(1 for _ in kernel))
-        return (split * by_group).reshape(values.shape)
+        return np.asarray((split * by_group).reshape(values.shape))
 
     def tensors(self) -> set[str]:
         return {*([self.tensor] if self.tensor else []), *(self.norm.tensors() if self.norm else ())}

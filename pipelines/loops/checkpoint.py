@@ -1,6 +1,7 @@
 """State of a loop that is not ours, kept between epochs: safetensors with a JSON header, never a pickle."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +95,10 @@ class LoopSnapshot:
 
 def _plain(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
     """Returns a structure as JSON, its tensors under names in `tensors`. Each value has its kind beside it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return ["float", repr(value)]  # no number of JSON
+    if isinstance(value, int) and value.bit_length() > 63:
+        return ["int", str(value)]  # as numpy's generators have
     if value is None or isinstance(value, bool | int | float | str):
         return ["value", value]
     if isinstance(value, Tensor | np.ndarray):
@@ -121,6 +126,8 @@ def _restored(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
     kind, value = plain
     if kind == "value":
         return value
+    if kind in ("float", "int"):
+        return float(value) if kind == "float" else int(value)
     if kind == "tensor":
         return tensors[value]
     if kind == "array":

@@ -91,7 +91,7 @@ class S3Error(StoreRefused):
     """A bucket cannot be used. The message says what to do."""
 
 
-class NotS3(BotoCoreError):
+class NotS3(BotoCoreError):  # type: ignore[misc]  # botocore is untyped
     """An answer that no S3 server gives: of a captive portal, a proxy, or a wrong address."""
 
     fmt = "{reason}"

@@ -93,7 +93,8 @@ class Processes:
                 connection.send(("work", _mapped(lambda t: t.cpu().clone(), part), trained))
             return _together(model, self._teacher, parts[0], recipe, self._task)
 
-        return self._guarded(step)
+        loss: float = self._guarded(step)
+        return loss
 
     def close(self) -> None:
         """Ends the other processes."""
@@ -299,7 +300,7 @@ def _join(rank: int, processes: int, kind: str, place: str, limit: float) -> Non
     with _lost():
         dist.init_process_group(
             "nccl" if kind == "cuda" else "gloo",
-            store=dist.FileStore(place, processes),
+            store=dist.FileStore(place, processes),  # type: ignore[attr-defined]  # not in its __all__
             rank=rank,
             world_size=processes,
             timeout=timedelta(seconds=limit),
@@ -331,7 +332,7 @@ def _hand_out_values(model: nn.Module) -> None:
         dist.broadcast(flat, 0)
     if dist.get_rank():
         sizes = [t.numel() * t.element_size() for t in held]
-        for tensor, part in zip(held, flat.split(sizes), strict=True):
+        for tensor, part in zip(held, torch.split(flat, sizes), strict=True):
             tensor.copy_(part.view(tensor.dtype).view(tensor.shape))
 
 
@@ -347,7 +348,7 @@ def _gather_gradients(model: nn.Module) -> None:
     with _lost():
         dist.reduce(flat, 0)
     if dist.get_rank() == 0:
-        *sums, used = flat.split([*(p.numel() for p in trained), len(trained)])
+        *sums, used = torch.split(flat, [*(p.numel() for p in trained), len(trained)])
         for parameter, total, count in zip(trained, sums, used.tolist(), strict=True):
             if count:
                 grad = torch.empty_like(parameter) if parameter.grad is None else parameter.grad
@@ -391,7 +392,7 @@ class GlobalStatistics(TorchFunctionMode):
 
     def __init__(self, copies: int) -> None:
         """copies: number of processes that see each sample."""
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        super().__init__()
         self._copies = copies
 
     def __torch_function__(
@@ -445,7 +446,7 @@ def _batch_norm(
         if running_var is not None:
             unbiased = variance * count / (count - copies)
             running_var.lerp_(unbiased.to(running_var.dtype), momentum)
-    y = centred * torch.rsqrt(variance + eps).view(shape)
+    y: Tensor = centred * torch.rsqrt(variance + eps).view(shape)
     if weight is not None:
         y = y * weight.view(shape)
     if bias is not None:

@@ -145,7 +145,14 @@ def resuming(
             noise = torch.rand(1) + random.random() + np.random.rand()  # noqa: NPY002
             (task.loss(batch.inputs.call(model), batch.targets) * (1.0 + 0.01 * float(noise))).backward()
             optimizer.step()
-        checkpoint.save({"optimizer": optimizer.state_dict(), "epoch": epoch, "rng": rng.bit_generator.state})
+        checkpoint.save(
+            {
+                "optimizer": optimizer.state_dict(),
+                "epoch": epoch,
+                "rng": rng.bit_generator.state,
+                "best": float("-inf"),
+            }
+        )
         on_epoch(epoch)
 
 
