@@ -553,6 +553,15 @@ class Cached(nn.Module):
         return self.two((y + self.body(y))[:, index_of(x.shape[1])])
 
 
+def test_a_cache_that_the_export_fills_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a kind that cannot be told from other code, so that nobody fills it first."""
+    monkeypatch.setattr("prunefront.pruners.trace.tracer._fill_caches", lambda model, inputs: None)
+    index_of.cache_clear()
+    with pytest.raises(NotTraceable, match=r"lru_cache.*run the network once"):
+        trace(Cached(), torch.randn(2, 5, 4))
+    index_of.cache_clear()
+
+
 def test_a_cache_does_no_harm_whether_it_is_full_or_not() -> None:
     index_of.cache_clear()
     assert units(trace(Cached(), torch.randn(2, 5, 4))) == {"one": 6}
