@@ -156,7 +156,9 @@ def read(path: Path) -> LatencyTable:
             f"there is no latency table {path}; `prunefront latency-table STUDY -o {path}` measures one"
         ) from None
     except OSError as error:
-        raise TableError(f"the latency table {path} cannot be read: {error.strerror}") from None
+        raise TableError(
+            f"the latency table {path} cannot be read: {error.strerror}; `prunefront latency-table` measures one"
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, PrunefrontError) as error:
         raise TableError(
             f"{path} is no latency table ({type(error).__name__}: {first_line(error):.200}); measure one with "
