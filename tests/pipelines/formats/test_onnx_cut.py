@@ -34,6 +34,16 @@ def lively(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def retrained(model: nn.Module) -> nn.Module:
+    """With other weights, none far from what it was: sums stay finite in a deep network."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.mul_(1.0 - 0.1 * torch.rand(tensor.shape, generator=generator))
+    return model.eval()
+
+
 def random_plan(graph: ChannelGraph, seed: int) -> PruningPlan:
     rng = np.random.default_rng(seed)
     choices = {}
@@ -73,7 +83,7 @@ def test_cutting_gives_the_bytes_that_exporting_gives(
     small = apply(model, graph, random_plan(graph, 4)).eval()
     (tmp_path / "stale.onnx").write_bytes(refill.file(small))
     check(small, tmp_path / "stale.onnx", torch.randn(3, *shape))
-    trained = lively(small)
+    trained = retrained(small)
     (tmp_path / "trained.onnx").write_bytes(refill.file(trained))
     check(trained, tmp_path / "trained.onnx", torch.randn(3, *shape))
     with pytest.raises(PrunefrontError, match="differs from torch"):

@@ -98,7 +98,7 @@ def test_nothing_failed_and_groups_kept_to_their_criteria(searched: tuple[Path, 
     assert {c["stage1.conv2"]["criterion"] for c in asked} == {"chip"}
     assert {c["stage1.conv1"]["criterion"] for c in asked} <= {"l1", "thinet", "lasso", "sosp_h", "apoz"}
     facts = load_file(folder / "studies" / "methods" / "prepared" / "facts.safetensors")
-    assert {name.partition("/")[0] for name in facts} == {"sensitivity", "gradient_gram"}
+    assert {name.partition("/")[0] for name in facts} == {"sensitivity", "gradient_gram", "error_curve"}
 
 
 def test_a_network_that_a_procedure_chose_units_for_can_be_fetched_and_verified(
