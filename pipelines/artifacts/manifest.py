@@ -25,14 +25,15 @@ LIMITS: Mapping[str, int] = {
     "plan.json": 64 << 20,
     "measurement.json": 64 << 20,
     "model.onnx": 2 << 30,  # the most that one protobuf message can hold
+    "model.pt2": 16 << 30,
     "card.md": 1 << 20,
 }
-"""Every file that an artifact holds, and the most bytes each may have."""
+"""Every file of an artifact, and the most bytes each may have."""
 PROGRAM = "model.pt2"
+"""The one of them that may be missing: only networks of a front have it."""
 TARGETS = "targets.safetensors"
-OPTIONAL: Mapping[str, int] = {PROGRAM: 16 << 30, TARGETS: 64 << 20}
-"""Files that an artifact may hold beside them: the exported program of networks of a front; outputs of the dense
-network, for a task without labels."""
+OPTIONAL: Mapping[str, int] = {TARGETS: 64 << 20}
+"""Files that an artifact may hold beside them: outputs of the dense network, for a task without labels."""
 FILES: Mapping[str, int] = {**LIMITS, **OPTIONAL}
 """All files that an artifact may hold."""
 MANIFEST_LIMIT = 64 << 10
@@ -51,10 +52,11 @@ class FileRecord:
 
 
 def _complete(files: Mapping[str, FileRecord]) -> Mapping[str, FileRecord]:
-    if set(files) - set(OPTIONAL) != set(LIMITS):
+    if {*files, PROGRAM} - set(OPTIONAL) != set(LIMITS):
         listed = ", ".join(f"{name!r:.60}" for name in list(files)[:8]) or "no files"
         raise ValueError(
-            f"it lists {listed}; an artifact is exactly {', '.join(LIMITS)}, and perhaps {', '.join(OPTIONAL)}"
+            f"it lists {listed}; an artifact is exactly {', '.join(LIMITS)}, perhaps without {PROGRAM}, and "
+            f"perhaps with {', '.join(OPTIONAL)}"
         )
     for name, record in files.items():
         check_size(record, FILES[name], name)

@@ -10,6 +10,7 @@ from prunefront.pipelines.artifacts.manifest import (
     MANIFEST,
     MANIFEST_LIMIT,
     OPTIONAL,
+    PROGRAM,
     FileRecord,
     Manifest,
     is_artifact_name,
@@ -44,7 +45,8 @@ def publish(store: ArtifactStore, folder: Path, name: str) -> Artifact:
     """
     if not is_artifact_name(name):
         raise ArtifactError(f"{name!r:.80} cannot name an artifact; possible: letters, digits, '.', '_', '-'")
-    names = [n for n in FILES if n in LIMITS or (folder / n).exists()]
+    may_miss = {PROGRAM, *OPTIONAL}
+    names = [n for n in FILES if n not in may_miss or (folder / n).exists()]
     manifest = Manifest(name, {n: _measure(folder / n, FILES[n]) for n in names})
     local = folder / MANIFEST
     write_whole(local, lambda out: out.write(manifest.text().encode()))
@@ -61,8 +63,8 @@ def _measure(file: Path, limit: int) -> FileRecord:
         return measure_file(file)
     except OSError as error:
         raise ArtifactError(
-            f"{file} cannot be published: {error.strerror}; an artifact is exactly {', '.join(LIMITS)}, and "
-            f"perhaps {', '.join(OPTIONAL)}"
+            f"{file} cannot be published: {error.strerror}; an artifact is exactly {', '.join(LIMITS)}, perhaps "
+            f"without {PROGRAM}, and perhaps with {', '.join(OPTIONAL)}"
         ) from None
 
 
