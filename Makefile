@@ -64,7 +64,7 @@ bench: setup  ## what a search costs beside the work itself
 	@$(BIN)/python -m benchmarks.search_overhead
 
 zoo: setup  ## the corpus' chain over the networks of installed timm and torchvision (hours); ROWS=… keeps the rows
-	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.zoo --rows $(ROWS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.corpus.zoo --rows $(ROWS)
 
 docs: setup  ## the tables of docs/methods.md and docs/networks.md, written anew
 	@$(BIN)/python -m prunefront.pipelines.cli.catalogue docs/methods.md

@@ -320,11 +320,15 @@ def _run(graph: Graph, inputs: Sequence[Value], ledger: Ledger, policy: _Policy)
 
 
 def _live(graph: Graph) -> set[Node]:
-    """Returns the operators whose results reach the output or are written; not those asked for a size alone."""
+    """Returns all operators but checks and views that are asked for a size alone.
+
+    Others whose results nobody takes are run all the same, so their inputs must fit after a cut, too.
+    """
     live: set[Node] = set()
     for node in reversed(graph.nodes):
         checks = node.op == "call_function" and _name(node).startswith("_assert")
-        if node.op == "output" or _name(node).endswith("_") or (node.users.keys() & live and not checks):
+        works = node.op != "call_function" or _name(node) not in _VIEWS
+        if not checks and (works or node.users.keys() & live):
             live.add(node)
     return live
 

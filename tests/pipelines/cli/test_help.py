@@ -148,7 +148,11 @@ print(*sys.modules, file=sys.stderr)
 LIGHT = {
     "prunefront.errors",
     "prunefront.text",
+    "prunefront.reading",
+    "prunefront.strict_json",
     "prunefront.pipelines",
+    "prunefront.pipelines.cluster.ray_errors",
+    "prunefront.pipelines.events.printing",
     "prunefront.pipelines.journal.layout",
 }
 """Modules of ours that help needs, beside those of `cli`."""

@@ -1,4 +1,4 @@
-"""Fronts of finished studies as tables and one picture: `python -m benchmarks.study_fronts STUDY … -o docs/x.png`
+"""Fronts of finished studies as tables and one picture: `python scripts/study_fronts.py STUDY … -o docs/x.png`
 
 STUDY: name or folder of a study, or "NAME=Title" for another title. The tables are printed as Markdown.
 """

@@ -1,6 +1,6 @@
 """The chain of `tests/corpus` over networks of installed timm and torchvision: `make zoo`.
 
-    python -m benchmarks.zoo [--rows FILE] [--seconds N] [NAME …]
+    python -m tests.corpus.zoo [--rows FILE] [--seconds N] [NAME …]
 
 NAME is `timm:…` or `torchvision:…`; without names, those of `NAMES` whose library is installed. Each network has random
 weights, the smallest input that it takes, and a process of its own, which --seconds of CPU time end. A row a
