@@ -192,7 +192,7 @@ def test_fetch_keeps_what_is_in_the_way(store: ArtifactStore, made: Path, tmp_pa
 def test_a_failed_fetch_leaves_nothing(made: Path, tmp_path: Path) -> None:
     store = MemoryStore()
     artifact = publish(store, made, "dense")
-    store.objects[f"{artifact.id}/model.onnx"] = bytes(256 * 40)
+    store.objects[f"{artifact.id}/model.onnx"] = bytes((made / "model.onnx").stat().st_size)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ArtifactError, match=r"model\.onnx has sha256"):
         fetch_from(store, artifact.id, tmp_path / "out")

@@ -91,7 +91,7 @@ def same(a: Any, b: Any) -> bool:
 def test_moments_are_gathered_once_with_the_criteria_and_read_again(tmp_path: Path) -> None:
     study = Prepared(tmp_path)
     first = study.know()
-    assert study.asked == [{"weight", "contribution", "moments"}]
+    assert study.asked == [{"weight", "contribution", "moments", "error_curve"}]
     assert first.moments is not None
     assert first.moments.keys() == reading_axes(study.network.graph).keys()
     again = Prepared(tmp_path)
