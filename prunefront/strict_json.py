@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from typing import Any, NoReturn
 
 MOST_VALUES = 10_000_000
@@ -10,11 +11,11 @@ MOST_VALUES = 10_000_000
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def loads(text: str | bytes) -> Any:
+def loads(text: str | bytes, *, integer_bits: int = 64) -> Any:
     """Returns the document. Raises ValueError, and nothing else, for what is not JSON in UTF-8.
 
     It also refuses what json.loads lets through although we never write it: NaN and infinity, numbers that overflow
-    to them, integers beyond 64 bits, a key twice in one object, half a surrogate pair, nesting without bottom, more
+    to them, integers of more than `integer_bits` with their sign, a key twice in one object, half a surrogate pair, nesting without bottom, more
     than MOST_VALUES values.
     """
     if isinstance(text, bytes):
@@ -26,7 +27,7 @@ def loads(text: str | bytes) -> Any:
             text,
             parse_constant=_no_constant,
             parse_float=_finite,
-            parse_int=_integer,
+            parse_int=partial(_integer, bits=integer_bits),
             object_pairs_hook=_object,
         )
     except RecursionError:
@@ -47,9 +48,10 @@ def _finite(digits: str) -> float:
     return value
 
 
-def _integer(digits: str) -> int:
-    if len(digits) > 20 or not -(1 << 63) <= int(digits) < 1 << 63:
-        raise ValueError(f"{digits:.40} is beyond 64 bits")
+def _integer(digits: str, bits: int) -> int:
+    most = 1 << (bits - 1)
+    if len(digits) > bits // 3 or not -most <= int(digits) < most:
+        raise ValueError(f"{digits:.40} is beyond {bits} bits")
     return int(digits)
 
 

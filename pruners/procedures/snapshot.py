@@ -15,6 +15,8 @@ from prunefront.strict_json import loads
 from prunefront.text import first_line
 
 FORMAT = "prunefront training 1"
+GENERATOR_BITS = 129
+"""Bits of numpy's generators, which count without a sign in 128."""
 HEADER = "training"
 NETWORK, OPTIMIZER = "network/", "optimizer/"
 
@@ -61,7 +63,9 @@ class Snapshot:
         """Reads what `to_bytes` made. Raises SnapshotError for anything else."""
         try:
             length = int.from_bytes(content[:8], "little")
-            header = loads(loads(content[8 : 8 + length])["__metadata__"][HEADER])
+            header = loads(
+                loads(content[8 : 8 + length])["__metadata__"][HEADER], integer_bits=GENERATOR_BITS
+            )
             if header["format"] != FORMAT:
                 raise ValueError(f"its format is {header['format']!r}")
             loss, images, seconds = header["sums"]

@@ -13,7 +13,9 @@ def family(name: str) -> object:
     return pytest.param(name, marks=pytest.mark.long) if FAMILIES[name].long else name
 
 
-@pytest.mark.filterwarnings("ignore:input's size at dim=1 does not match num_features:UserWarning")  # without affine
+@pytest.mark.filterwarnings(
+    "ignore:input's size at dim=1 does not match num_features:UserWarning"
+)  # without affine
 @pytest.mark.parametrize("name", [family(name) for name in FAMILIES])
 def test_family(name: str, tmp_path: Path) -> None:
     it = FAMILIES[name]
