@@ -15,8 +15,8 @@ def loads(text: str | bytes, *, integer_bits: int = 64) -> Any:
     """Returns the document. Raises ValueError, and nothing else, for what is not JSON in UTF-8.
 
     It also refuses what json.loads lets through although we never write it: NaN and infinity, numbers that overflow
-    to them, integers of more than `integer_bits` with their sign, a key twice in one object, half a surrogate pair, nesting without bottom, more
-    than MOST_VALUES values.
+    to them, integers of more than `integer_bits` with their sign, a key twice in one object, half a surrogate pair,
+    nesting without bottom, more than MOST_VALUES values.
     """
     if isinstance(text, bytes):
         text = text.decode()

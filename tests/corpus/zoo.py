@@ -218,8 +218,8 @@ def main() -> None:
         there[name] = alone(name, given.seconds)
         with given.rows.open("a") as file:
             file.write(json.dumps(there[name]) + "\n")
-        print(f"{name}: {there[name].get('error', 'good')} ({time.monotonic() - start:.0f} s)", flush=True)
-    print(f"\n{setting()}\n\n{summary(list(there.values()))}")
+        print(f"{name}: {there[name].get('error', 'good')} ({time.monotonic() - start:.0f} s)", flush=True)  # noqa: T201 - the summary
+    print(f"\n{setting()}\n\n{summary(list(there.values()))}")  # noqa: T201 - the summary
 
 
 def _lines(path: Path) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prunefront.pipelines.artifacts.manifest import LIMITS, PROGRAM
+from prunefront.pipelines.artifacts.manifest import LIMITS
 from tests.commands import command
 
 pytestmark = pytest.mark.slow
@@ -107,7 +107,7 @@ def test_every_network_of_the_front_verifies_and_its_file_is_as_large_as_said(
         out = folder / row["key"]
         prunefront("fetch", "s.toml", "--key", row["key"], "-o", str(out), folder=folder)
         assert (out / "weights.safetensors").stat().st_size == row["size_bytes"]
-        assert {p.name for p in out.iterdir()} == {*LIMITS, PROGRAM, "manifest.json"}
+        assert {p.name for p in out.iterdir()} == {*LIMITS, "manifest.json"}
         found = json.loads(prunefront("verify", str(out), "--study", "s.toml", "--json", folder=folder))
         assert found["ok"], found
         card = (out / "card.md").read_text()
