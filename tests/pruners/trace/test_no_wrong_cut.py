@@ -288,9 +288,11 @@ class Borrowing(nn.Module):
 
 
 @pytest.mark.parametrize("borrows", [False, True])
-def test_a_width_that_is_read_off_another_layer_stays(borrows: bool) -> None:
+def test_layers_whose_widths_depend_on_each_other_are_cut_together(borrows: bool) -> None:
     graph = trace(Borrowing(borrows).eval(), torch.randn(2, 6))
-    assert free(graph) == (set() if borrows else {"one", "two"})
+    assert free(graph) == ({"one"} if borrows else {"one", "two"})
+    rows = {m.tensor: len(m.index[0]) for m in graph.group("one").members if m.role == "out"}
+    assert rows.get("two.weight") == (2 if borrows else None)
 
 
 def test_norm_groups_of_which_one_channel_is_left_are_still_norm_groups() -> None:

@@ -41,6 +41,7 @@ def test_number_types(dtype: torch.dtype, insists: bool) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x.to(dtype)) if insists else super().forward(x)
 
+    torch.manual_seed(0)  # half precision may lose a group that numbers cannot vouch for
     model, x = Insisting().to(dtype).eval(), torch.randn(2, 3, 8, 8, dtype=dtype)
     graph = trace(model, x)
     assert {g.name for g in graph.groups} == {"one.0"}
