@@ -112,7 +112,10 @@ def _plain(value: Any, tensors: dict[str, Tensor], where: str) -> Any:
                 raise LoopError(
                     f"checkpoint.save: {where} has the key {key!r}; keys must be texts or whole numbers"
                 )
-        return ["dict", [[key, _plain(v, tensors, f"{where}[{key!r}]")] for key, v in value.items()]]
+        pairs = [
+            [_plain(key, {}, where), _plain(v, tensors, f"{where}[{key!r}]")] for key, v in value.items()
+        ]
+        return ["dict", pairs]
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
         return [kind, [_plain(v, tensors, f"{where}[{i}]") for i, v in enumerate(value)]]
@@ -133,7 +136,7 @@ def _restored(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "array":
         return tensors[value].numpy()
     if kind == "dict":
-        return {key: _restored(held, tensors) for key, held in value}
+        return {_restored(key, {}): _restored(held, tensors) for key, held in value}
     if kind in ("list", "tuple"):
         found = [_restored(held, tensors) for held in value]
         return found if kind == "list" else tuple(found)
