@@ -113,7 +113,8 @@ def executed(path: Path, folder: Path) -> list[str]:
 def test_computes_in_integers_nearly_what_floats_do(source: Path, target: Path, tmp_path: Path) -> None:
     found = check_int8(source, target, OTHERS)
     assert found.images == 32
-    assert found.relative < 0.1  # without VNNI, sums of two products saturate: 0.056 instead of below 0.05
+    # without VNNI, sums of two products saturate
+    assert found.relative < (0.05 if "vnni" in Path("/proc/cpuinfo").read_text() else 0.06)
     assert found.agreement == 1.0
     ops = executed(target, tmp_path)
     # of the layers only the one with 4 inputs for each conv group is slower in integers
