@@ -309,7 +309,7 @@ def test_a_state_comes_back_as_it_was(plain: Any, dtype: torch.dtype) -> None:
 
 
 def test_a_state_that_cannot_be_kept_is_named() -> None:
-    snapshot = LoopSnapshot("this", 1, 1, {}, None, {"a": [1, {"f": print}]})
+    snapshot = LoopSnapshot("this", 1, 1, {}, None, {"a": [1, {"f": len}]})
     with pytest.raises(
         LoopError, match=r"state\['state'\]\['a'\]\[1\]\['f'\] is a builtin_function_or_method"
     ):
