@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from prunefront.pipelines.cli.complete import studies
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.cli.complete import bounds, objectives, studies
 from prunefront.pipelines.events.printing import write_line
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ COMMANDS = (
     "search",
     "status",
     "front",
+    "report",
+    "pick",
+    "compare",
     "fetch",
     "verify",
     "export",
@@ -185,6 +189,30 @@ Source = Annotated[
         autocompletion=studies,
     ),
 ]
+Under = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=NUMBER",
+        help="Upper bound, such as latency_ms=2 or macs=1e7; repeatable.",
+        autocompletion=bounds,
+    ),
+]
+Require = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="BOUND",
+        help="Bound in words, such as 'accuracy >= -1pt' or 'size_bytes <= 250kB'; repeatable.",
+        show_default=False,
+    ),
+]
+Best = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Quantity to optimise within the bounds; default: the metric.",
+        autocompletion=objectives,
+    ),
+]
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout; text for people on stderr.")
 ]
@@ -257,3 +285,17 @@ def _finite(data: Any) -> Any:
     if isinstance(data, list | tuple):
         return [_finite(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def parse_bounds(texts: Sequence[str]) -> dict[str, float]:
+    """`["latency_ms=2"]` -> `{"latency_ms": 2.0}`. Raises PrunefrontError for anything else."""
+    parsed = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            parsed[name.strip()] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise PrunefrontError(f"--under takes NAME=NUMBER, such as latency_ms=2; got {text!r}")
+    return parsed

@@ -3,7 +3,7 @@
 import os
 import shlex
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -13,16 +13,20 @@ import typer
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cli.app import (
     AsJson,
+    Best,
     EndpointUrl,
     Replace,
+    Require,
     Source,
     TrustedStudy,
+    Under,
     command,
     console,
+    parse_bounds,
     print_json,
     say,
 )
-from prunefront.pipelines.cli.complete import FORMATS, bounds, formats, objectives
+from prunefront.pipelines.cli.complete import FORMATS, formats
 
 Artifact = Annotated[
     Path, typer.Argument(metavar="DIR", help="The folder of a fetched network.", show_default=False)
@@ -33,26 +37,14 @@ Artifact = Annotated[
     "fetch",
     "fetch digits --under latency_ratio=0.5 -o best/",
     "fetch study.toml --key dense -o dense/",
+    "fetch digits --require 'accuracy >= -1pt' --best latency_ms",
     "fetch s3://bucket/prefix --best size_bytes --under macs=1e7",
 )
 def fetch(
     source: Source,
-    under: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=NUMBER",
-            help="Upper bound, such as latency_ms=2 or macs=1e7; repeatable.",
-            autocompletion=bounds,
-        ),
-    ] = None,
-    best: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Quantity to optimise within the bounds; default: the metric.",
-            autocompletion=objectives,
-        ),
-    ] = None,
+    under: Under = None,
+    require: Require = None,
+    best: Best = None,
     key: Annotated[
         str | None, typer.Option(metavar="KEY", help="Key of one row of the front, instead of bounds.")
     ] = None,
@@ -73,10 +65,10 @@ def fetch(
     limits = parse_bounds(under or ())
     if replace:
         with in_place_of(out) as place:
-            row, _ = fetch_best(source, limits, best, key, place, endpoint_url)
+            row, _ = fetch_best(source, limits, best, key, place, endpoint_url, require or ())
         folder = out.resolve()
     else:
-        row, folder = fetch_best(source, limits, best, key, out, endpoint_url)
+        row, folder = fetch_best(source, limits, best, key, out, endpoint_url, require or ())
     if as_json:
         print_json({"row": row and row.to_json(), "folder": str(folder)})
     if row is not None:
@@ -180,20 +172,6 @@ def export(
             }
         )
     say(str(done))
-
-
-def parse_bounds(texts: Sequence[str]) -> dict[str, float]:
-    """`["latency_ms=2"]` -> `{"latency_ms": 2.0}`. Raises PrunefrontError for anything else."""
-    parsed = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        try:
-            parsed[name.strip()] = float(value)
-        except ValueError:
-            equals = ""
-        if not equals:
-            raise PrunefrontError(f"--under takes NAME=NUMBER, such as latency_ms=2; got {text!r}")
-    return parsed
 
 
 @contextmanager

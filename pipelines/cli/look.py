@@ -19,6 +19,7 @@ from prunefront.pipelines.cli.app import (
 )
 from prunefront.pipelines.cli.catalogue import LISTS, catalogue
 from prunefront.pipelines.cli.complete import topics
+from prunefront.pipelines.journal.layout import LOCK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from prunefront.pipelines.fronts.row import FrontRow
     from prunefront.pipelines.fronts.unfinished import PartialFront
+    from prunefront.pipelines.study.find import FoundStudy
     from prunefront.pipelines.study.status import Status
 
 
@@ -118,23 +120,18 @@ def status(
 def front(study: Study, as_json: AsJson = False) -> None:
     """Show the Pareto front of a study.
 
-    Also writes front.html into the study's folder. Before the end of a search this is a partial front of what is
+    Also writes report.html into the study's folder. Before the end of a search this is a partial front of what is
     finished, by validation figures, and says so; its JSON is an object then, and a list of rows afterwards.
     """
-    from prunefront.pipelines.fronts.page import write_html
-    from prunefront.pipelines.journal.layout import FRONT_PAGE
-    from prunefront.pipelines.study.find import find, read_bounds, read_front, read_partial_front
+    from prunefront.pipelines.study.find import find, read_front, read_partial_front
 
-    folder = find(study).searched_folder()
+    found = find(study)
+    folder = found.searched_folder()
     if (partial := read_partial_front(folder)) is not None:
-        print_partial(partial, folder, as_json=as_json)
+        print_partial(partial, found, as_json=as_json)
         return
     rows = read_front(folder)
-    page = f"page: {folder / FRONT_PAGE}"
-    try:
-        write_html(rows, folder / FRONT_PAGE, folder.name, note=read_bounds(folder))
-    except OSError as error:  # somebody else's study can be read all the same
-        page = f"no page was written: {error.filename}: {error.strerror}"
+    page = write_page_of(found)
     people = console()
     if as_json:
         print_json([row.to_json() for row in rows])
@@ -142,6 +139,47 @@ def front(study: Study, as_json: AsJson = False) -> None:
         print_front(rows, people)
     print_bounds(folder, people)
     say(page)
+
+
+@command("report", "report digits --open", "report study.toml")
+def report(
+    study: Study,
+    show: Annotated[
+        bool, typer.Option("--open", help="Open the page in the browser of this machine.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the page that a network is chosen with.
+
+    report.html in the study's folder holds the front, bounds to choose within, comparison, and what the search did. It
+    needs no network. While a search runs, it is written again now and then, and the open page follows.
+    """
+    from prunefront.pipelines.fronts.report import write_report
+    from prunefront.pipelines.fronts.unfinished import FrontSections
+    from prunefront.pipelines.study.find import find
+    from prunefront.pipelines.study.status import lock_holder
+
+    found = find(study)
+    folder = found.searched_folder()
+    running = bool(lock_holder(folder / LOCK)[0])
+    page = write_report(found.config.part(FrontSections), folder, running=running).resolve()
+    opened = show and typer.launch(page.as_uri()) == 0
+    if as_json:
+        print_json({"page": str(page), "opened": opened})
+    say(f"page: {page}")
+    if show and not opened:
+        say("no browser could be opened here; open that file in one")
+
+
+def write_page_of(found: "FoundStudy") -> str:
+    """Writes a study's page, and returns a line that says where it is, or why it is not."""
+    from prunefront.pipelines.fronts.report import write_report
+    from prunefront.pipelines.fronts.unfinished import FrontSections
+
+    try:
+        return f"page: {write_report(found.config.part(FrontSections), found.folder)}"
+    except OSError as error:  # somebody else's study can be read all the same
+        return f"no page was written: {error.filename}: {error.strerror}"
 
 
 def print_front(rows: "Sequence[FrontRow]", people: "Console") -> None:
@@ -153,22 +191,23 @@ def print_front(rows: "Sequence[FrontRow]", people: "Console") -> None:
         people.print(controls)
 
 
-def print_partial(found: "PartialFront", folder: Path, *, as_json: bool) -> None:
-    """Prints a front of what is finished, and writes its page."""
+def print_partial(partial: "PartialFront", found: "FoundStudy", *, as_json: bool) -> None:
+    """Prints a front of what is finished, and writes it and its page."""
+    from prunefront.pipelines.fronts.unfinished import FrontSections
     from prunefront.pipelines.fronts.unfinished_report import partial_table, write_partial_front
-    from prunefront.pipelines.journal.layout import PARTIAL_PAGE
+    from prunefront.pipelines.journal.layout import REPORT
 
-    page = f"page: {folder / PARTIAL_PAGE}"
+    page = f"page: {found.folder / REPORT}"
     try:
-        write_partial_front(found, folder)
+        write_partial_front(partial, found.config.part(FrontSections), found.folder)
     except OSError as error:
         page = f"no page was written: {error.filename}: {error.strerror}"
     if as_json:
-        print_json(found.to_json())
+        print_json(partial.to_json())
     else:
-        console().print(partial_table(found))
-    lines = [found.summary, page]
-    if (network := found.best_artifact) is not None:
+        console().print(partial_table(partial))
+    lines = [partial.summary, page]
+    if (network := partial.best_artifact) is not None:
         lines.append(f"the most accurate so far: prunefront fetch {shlex.quote(network)} -o best/")
     for line in lines:
         say(line)

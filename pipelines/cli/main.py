@@ -17,7 +17,7 @@ from prunefront.pipelines.events.printing import write_anywhere, write_line
 from prunefront.text import one_line
 
 # each module registers its commands when it is imported
-from prunefront.pipelines.cli import look, search, artifact, ui, jobs, housekeeping  # noqa: F401  # isort: skip
+from prunefront.pipelines.cli import look, search, choose, artifact, ui, jobs, housekeeping  # noqa: F401  # isort: skip
 
 
 def main() -> None:

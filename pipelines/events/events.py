@@ -96,7 +96,7 @@ class Events:
 
 def from_journal(record: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """Returns name and data of the event that a journal's record is; None for one that says nothing of the run."""
-    data = {k: v for k, v in record.items() if k not in ("event", "time", "outcome", "key", "name")}
+    data = {k: v for k, v in record.items() if k not in ("event", "time", "outcome", "key", "name", "parts")}
     candidate = record.get("key", record.get("name"))
     if candidate is not None:
         data["candidate"] = candidate
@@ -106,7 +106,7 @@ def from_journal(record: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None
     if "values" in outcome:
         data["values"] = outcome["values"]
     match record["event"]:
-        case "asked":
+        case "asked" | "versions":
             return None
         case "told":
             return "scored", data

@@ -1,6 +1,6 @@
 """A front as one object: what a search returns."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +35,17 @@ class Front:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def best(self, under: Mapping[str, float] | None = None, by: str | None = None) -> FrontRow:
+    def best(
+        self, under: Mapping[str, float] | None = None, by: str | None = None, require: Sequence[str] = ()
+    ) -> FrontRow:
         """Returns the row that is best in the objective `by` among those whose fields are at most as `under` says.
 
-        by: None = the metric.
+        by: None = the metric. require: bounds in words, such as "accuracy >= -1pt".
 
         Raises FrontError for a name that there is not, and where no row is within the bounds; it names the nearest.
+        Raises ConstraintError for words that are no bound.
         """
-        return choice.best_row(self.rows, under or {}, by)
+        return choice.best_row(self.rows, under or {}, by, require)
 
     def table(self) -> "Table":
         """Returns a table for a terminal; see `fronts.table`."""

@@ -146,7 +146,7 @@ def partial_front(study: FrontSections, events: Events) -> PartialFront | None:
 
 def _trained_front(study: FrontSections, metric: Metric, events: Events) -> PartialFront | None:
     trained = {e["name"]: e for e in events if e["event"] == "trained"}
-    measured = {name: m for name, event in trained.items() if (m := _measurement(event)) is not None}
+    measured = {name: m for name, event in trained.items() if (m := measurement_in(event)) is not None}
     controlled = [name for e in events if e["event"] == "controlled" for name in e["names"]]
     controls = {f"{control}-{of}": (control, of) for control in study.controls.methods for of in controlled}
     compared = measured.keys() - controls.keys() - {*DENSE_NETWORKS}
@@ -174,7 +174,7 @@ def _row(
     of: str,
 ) -> FrontRow:
     ratio, half = measured["latency_ratio"], measured.noise.get("latency_ratio", 0.0)
-    low, high = _interval(measured, metric)
+    low, high = interval_of(measured, metric)
     artifact = event.get("artifact")
     return FrontRow(
         key=event["name"],
@@ -201,21 +201,22 @@ def _row(
 
 def _scored_front(study: FrontSections, metric: Metric, events: Events) -> PartialFront | None:
     scored = [e for e in events if e["event"] == "told"]
-    measured = {e["key"]: m for e in scored if (m := _measurement(e)) is not None}
+    measured = {e["key"]: m for e in scored if (m := measurement_in(e)) is not None}
     if not measured.keys() - {DENSE}:
         return None
     dense = measured.get(DENSE)
     bounds = () if dense is None else resolve(study.goal.constraints, dense.values, EXACT)
-    front = ParetoFront(_objectives(study, metric, measured.values()), bounds)
+    front = ParetoFront(first_objectives(study.goal, metric, measured.values()), bounds)
     for key, measurement in measured.items():
         front.add(key, measurement)
     shown = ({DENSE} & measured.keys()) | front.members.keys()
-    rows = sorted((_scored_row(key, measured[key], metric) for key in shown), key=lambda r: (r.macs, r.key))
+    rows = sorted((scored_row(key, measured[key], metric) for key in shown), key=lambda r: (r.macs, r.key))
     return PartialFront(study.name, len(scored), study.search.candidates, scored_rows=tuple(rows))
 
 
-def _scored_row(key: str, measurement: Measurement, metric: Metric) -> ScoredRow:
-    low, high = _interval(measurement, metric)
+def scored_row(key: str, measurement: Measurement, metric: Metric) -> ScoredRow:
+    """Returns the row of a candidate that was scored."""
+    low, high = interval_of(measurement, metric)
     return ScoredRow(
         key=key,
         quality=measurement[metric.name],
@@ -229,23 +230,27 @@ def _scored_row(key: str, measurement: Measurement, metric: Metric) -> ScoredRow
     )
 
 
-def _measurement(event: Mapping[str, Any]) -> Measurement | None:
+def measurement_in(event: Mapping[str, Any]) -> Measurement | None:
+    """Returns what an event of the journal measured; None for a failure."""
     outcome = outcome_from_json(event["outcome"])
     return None if isinstance(outcome, Failure) else outcome
 
 
-def _interval(measured: Measurement, metric: Metric) -> tuple[float, float]:
+def interval_of(measured: Measurement, metric: Metric) -> tuple[float, float]:
+    """Returns the ends of a quality's interval; those of a share lie from 0 to 1."""
     value, half = measured[metric.name], measured.noise.get(metric.name, 0.0)
     if metric.scale == "share":
         return max(value - half, min(0.0, value)), min(value + half, 1.0)
     return value - half, value + half
 
 
-def _objectives(study: FrontSections, metric: Metric, found: Iterable[Measurement]) -> tuple[Objective, ...]:
+def first_objectives(
+    goal: GoalSection, metric: Metric, found: Iterable[Measurement]
+) -> tuple[Objective, ...]:
     """Returns the study's objectives that all these measurements have; predicted latency stands in for latency."""
     common = set.intersection(*(set(m.values) for m in found))
     known = {**COSTS, metric.name: metric, ACCURACY.name: metric}
-    asked: list[Objective] = [known[name] for name in study.goal.objectives]
+    asked: list[Objective] = [known[name] for name in goal.objectives]
     asked = [
         o
         if o.name in common or isinstance(o, Metric)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.fronts.page import page_text, row_class, write_html, write_page
+from prunefront.pipelines.fronts.report import write_report
 from prunefront.pipelines.fronts.table import (
     format_count,
     format_macs,
@@ -15,9 +15,9 @@ from prunefront.pipelines.fronts.table import (
     quality_header,
 )
 from prunefront.pipelines.fronts.table import table as front_table
-from prunefront.pipelines.fronts.unfinished import IMAGES, FrontSections, PartialFront, partial_front
+from prunefront.pipelines.fronts.unfinished import FrontSections, PartialFront, partial_front
 from prunefront.pipelines.journal.journal import read_events, write_json
-from prunefront.pipelines.journal.layout import FRONT, JOURNAL, PARTIAL_FRONT, PARTIAL_PAGE
+from prunefront.pipelines.journal.layout import EARLIER_PAGES, FRONT, JOURNAL, PARTIAL_FRONT, REPORT
 from prunefront.pruners.graph.pruning_plan import DENSE
 
 if TYPE_CHECKING:
@@ -41,22 +41,15 @@ def partial_table(front: PartialFront) -> "Table":
     return drawn
 
 
-def write_partial_front(front: PartialFront, folder: Path) -> None:
-    """Writes a partial front into a study's folder, as JSON and as a page. Raises OSError."""
+def write_partial_front(front: PartialFront, study: FrontSections, folder: Path) -> None:
+    """Writes a partial front into a study's folder, as JSON and in its page. Raises OSError, PrunefrontError."""
     write_json(folder / PARTIAL_FRONT, front.to_json())
-    page, title = folder / PARTIAL_PAGE, f"{front.study}: partial front"
-    if front.trained:
-        caption = f"All figures are those of {IMAGES}: this search has not ended."
-        write_html(front.trained_rows, page, title, note=front.summary, images=IMAGES, caption=caption)
-        return
-    headers, rows = _scored_cells(front)
-    text = page_text(title, headers, [(row_class(row[0] == DENSE), row) for row in rows], note=front.summary)
-    write_page(text, page)
+    write_report(study, folder)
 
 
 def remove_partial_front(folder: Path) -> None:
-    """Deletes the partial front of an earlier run, when there is a front proper."""
-    for name in (PARTIAL_FRONT, PARTIAL_PAGE):
+    """Deletes the partial front of an earlier run, when there is a front proper, and pages of earlier versions."""
+    for name in (PARTIAL_FRONT, *EARLIER_PAGES):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -78,13 +71,13 @@ def partial_front_on_failure(
             try:
                 front = partial_front(study, read_events(folder / JOURNAL))
                 if front is not None:
-                    write_partial_front(front, folder)
+                    write_partial_front(front, study, folder)
             except (OSError, PrunefrontError) as error:  # the reason why the search ended is what is raised
                 say(f"no partial front was written: {error}")
             else:
                 if front is not None:
                     tell("partial_front", rows=len(front.rows), trained=front.trained)
-                    say(f"{front.summary}; {folder / PARTIAL_PAGE}")
+                    say(f"{front.summary}; {folder / REPORT}")
         raise
 
 

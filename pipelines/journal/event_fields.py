@@ -117,9 +117,26 @@ class Place(Event):
     processor: Text
 
 
+class Part(Event):
+    """The part of a plan for a channel group, a stack of blocks or a layer.
+
+    units, kept: of a group or stack, how many there were and are; 0 for a layer. dropped: fraction. criterion,
+    granularity: of its choice, "" where nothing was dropped. bits: of its weights.
+    """
+
+    name: Text
+    units: Count = 0
+    kept: Count = 0
+    dropped: Annotated[float, Field(ge=0, le=1)] = 0.0
+    criterion: Text = ""
+    granularity: Text = ""
+    bits: Annotated[int, Field(ge=1, le=32)] = 32
+
+
 class Trained(Event):
     """Outcome of a network's training in the second stage.
 
+    parts: the network's plan, without the units that stay.
     artifact: id of the published network. publish_seconds: of writing, checking and sending its files. exported: why it
     was exported to ONNX, "" = the dense one's file was filled.
     """
@@ -132,6 +149,14 @@ class Trained(Event):
     measured_on: Place | None = None
     publish_seconds: Number = 0.0
     exported: Text = ""
+    parts: list[Part] = []
+
+
+class Versions(Event):
+    """Versions of what a run of the study was computed with, by name, and the machine that it was started on."""
+
+    versions: dict[Text, Text]
+    machine: Text = ""
 
 
 class Published(Event):
@@ -151,6 +176,7 @@ class Unreported(Event):
 EVENTS: Mapping[str, type[Event]] = {
     "tracking": Tracking,
     "task": Task,
+    "versions": Versions,
     "warm_start": WarmStart,
     "asked": Asked,
     "told": Told,

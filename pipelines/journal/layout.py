@@ -44,13 +44,13 @@ ARTIFACTS = "artifacts"
 FRONT = "front.json"
 """The front, one object a network; also at the root of the store."""
 
-FRONT_PAGE = "front.html"
-"""The front for people."""
+REPORT = "report.html"
+"""The page that people decide with, during a search and after it."""
 
-FRONT_PICTURE = "front.png"
-"""A picture that earlier versions drew."""
+EARLIER_PAGES = ("front.html", "partial-front.html", "front.png")
+"""Pages and a picture that earlier versions wrote."""
 
-PARTIAL_FRONT, PARTIAL_PAGE = "partial-front.json", "partial-front.html"
+PARTIAL_FRONT = "partial-front.json"
 """Front of a search that was cut short."""
 
 BOUNDS = "bounds.json"

@@ -1,9 +1,11 @@
 """Describes the machine and the versions on which a latency depends, beside the network."""
 
+import os
 import platform
 import socket
 import sys
 import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 
 from prunefront.pipelines.config.sections import MeasureSection
 from prunefront.pipelines.formats.onnx_runtime import onnxruntime
+from prunefront.pipelines.journal.journal import Journal
 from prunefront.reading import read_text
 
 PLACE = ("host", "node", "measured")
@@ -34,6 +37,23 @@ def environment(section: MeasureSection) -> dict[str, Any]:
         "node": _node(),
         "measured": time.strftime("%Y-%m-%d"),
     }
+
+
+def record_versions(journal: Journal) -> None:
+    """Appends the versions that this run computes with, and the machine it is on, unless the last run had the same."""
+    names = ("prunefront", "torch", "numpy", "onnxruntime", "ray")
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in names}}
+    machine = ", ".join(filter(None, (socket.gethostname(), processor(), f"{os.cpu_count()} cores")))
+    found = {"versions": versions, "machine": machine}
+    if not [e for e in journal.of("versions")[-1:] if all(e[key] == value for key, value in found.items())]:
+        journal.append("versions", **found)
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "not installed"
 
 
 def _node() -> str:

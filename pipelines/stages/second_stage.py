@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prunefront.choice import GroupChoice
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.manifest import artifact_uri
 from prunefront.pipelines.config.sections import (
@@ -30,7 +31,7 @@ from prunefront.pipelines.workers.rung_results import Reached
 from prunefront.pipelines.workers.trial import COSTS, MEASURED_ON, RESUMED, Checkpoints
 from prunefront.pipelines.workers.workbench import Job
 from prunefront.pipelines.workers.workers import Training, Workers
-from prunefront.pruners.graph.pruning_plan import DENSE, PruningPlan, Scores
+from prunefront.pruners.graph.pruning_plan import DENSE, FLOAT_BITS, PruningPlan, Scores
 from prunefront.search.outcomes.constraints import Bound, describe_violations, resolve
 from prunefront.search.outcomes.front import violation
 from prunefront.search.outcomes.measurement import (
@@ -269,6 +270,7 @@ class Making:
             artifact=str(result.get("artifact", "")).rpartition("/")[2],
             epochs=result.get("epochs", 0),
             seconds=round(seconds, 3),
+            parts=parts_of(self._jobs[name].plan),
             **place,
             **resumed,
             **{name: result[name] for name in COSTS if name in result},
@@ -311,6 +313,20 @@ def _settled(event: dict[str, Any]) -> bool:
     """
     outcome = outcome_from_json(event["outcome"])
     return not (isinstance(outcome, Failure) and (outcome.kind in PASSING or event["name"] == DENSE))
+
+
+def parts_of(plan: PruningPlan) -> list[dict[str, Any]]:
+    """Returns what a plan makes of each group, stack and layer, as the journal keeps it; see `event_fields.Part`."""
+
+    def part(name: str, choice: GroupChoice, dropped: float, **more: int) -> dict[str, Any]:
+        chosen = {"criterion": choice.criterion, "granularity": choice.granularity} if dropped else {}
+        bits = {"bits": choice.bits} if choice.bits < FLOAT_BITS else {}
+        return {"name": name, "dropped": round(dropped, 6), **chosen, **bits, **more}
+
+    return [
+        part(g.name, g.choice, g.achieved, units=g.units, kept=len(g.kept))
+        for g in (*plan.groups, *plan.stacks)
+    ] + [part(layer.name, layer.choice, layer.achieved) for layer in plan.layers]
 
 
 def latest_artifacts(events: Iterable[Mapping[str, Any]]) -> dict[str, str]:

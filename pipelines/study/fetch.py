@@ -1,6 +1,6 @@
 """Fetches the network of a front that is best within bounds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prunefront.errors import PrunefrontError
@@ -21,36 +21,37 @@ def fetch_best(
     key: str | None,
     out: Path,
     endpoint_url: str | None,
+    require: Sequence[str] = (),
 ) -> tuple[FrontRow | None, Path]:
     """Fetches one network into `out`; returns its row (None for a bare artifact URI) and the folder.
 
     source: a study, the root of an artifact store that holds a front.json, or the URI of one artifact. under, best,
-    key: the row with that key, else the one that is best within the bounds. Raises PrunefrontError where there is no
-    such network, and for bounds or a key where `source` is one artifact.
+    key, require: the row with that key, else the one that is best within the bounds, see `fronts.choice`. Raises
+    PrunefrontError where there is no such network, and for bounds or a key where `source` is one artifact.
     """
     if exists(Path(source) / MANIFEST):
-        return None, _fetch_artifact(source, under, key, out, endpoint_url)
+        return None, _fetch_artifact(source, under or require, key, out, endpoint_url)
     if "://" in source or (exists(Path(source) / FRONT) and not exists(Path(source) / STUDY)):
         store = open_store(source, endpoint_url)
         try:
             rows = read_rows(read_stored_front(store))
         except ArtifactNotFound:
-            return None, _fetch_artifact(source, under, key, out, endpoint_url)
+            return None, _fetch_artifact(source, under or require, key, out, endpoint_url)
     else:
         study = find(source)
         rows = read_front(study.searched_folder())
         endpoint_url = endpoint_url or study.endpoint_url()
         store = open_store(study.config.artifact_uri, endpoint_url)
-    row = best_row(rows, under, best) if key is None else find_row(rows, key)
+    row = best_row(rows, under, best, require) if key is None else find_row(rows, key)
     return row, fetch(artifact_uri(store.uri, row.artifact), out, endpoint_url)
 
 
 def _fetch_artifact(
-    source: str, under: Mapping[str, float], key: str | None, out: Path, endpoint_url: str | None
+    source: str, bounded: object, key: str | None, out: Path, endpoint_url: str | None
 ) -> Path:
-    if under or key is not None:
+    if bounded or key is not None:
         raise PrunefrontError(
-            f"{source} is not a front, so --under and --key have nothing to choose from; leave them out, or name a "
-            "study or the root of an artifact store"
+            f"{source} is not a front, so --under, --require and --key have nothing to choose from; leave them out, or "
+            "name a study or the root of an artifact store"
         )
     return fetch(source, out, endpoint_url)

@@ -11,13 +11,15 @@ from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cluster.connect import check_address, check_metrics_port, cluster_address
 from prunefront.pipelines.config.sections import StudyConfig, TaskSection
 from prunefront.pipelines.events.display import Display
-from prunefront.pipelines.fronts.page import write_html
+from prunefront.pipelines.fronts.refreshed import Refreshed
+from prunefront.pipelines.fronts.report import write_report
 from prunefront.pipelines.fronts.row import FrontRow
 from prunefront.pipelines.fronts.unfinished import FrontSections
 from prunefront.pipelines.fronts.unfinished_report import partial_front_on_failure, remove_partial_front
 from prunefront.pipelines.journal.journal import write_json
-from prunefront.pipelines.journal.layout import BOUNDS, FRONT, FRONT_PAGE, SPOOL, TIMING
+from prunefront.pipelines.journal.layout import BOUNDS, FRONT, REPORT, SPOOL, TIMING
 from prunefront.pipelines.journal.metrics import record_metrics
+from prunefront.pipelines.measure.environment import record_versions
 from prunefront.pipelines.prepare.checks import NamingSections, check_names
 from prunefront.pipelines.prepare.knowledge import know
 from prunefront.pipelines.prepare.misfits import misfits
@@ -48,7 +50,6 @@ from prunefront.pipelines.stages.warm_start import (
     publish,
 )
 from prunefront.pipelines.stores.store import put_json
-from prunefront.pipelines.study.find import read_bounds
 from prunefront.pipelines.study.opening import opened
 from prunefront.pipelines.workers.in_process import in_process
 from prunefront.pipelines.workers.workers import Workers
@@ -90,6 +91,7 @@ def run(
         ExitStack() as stack,
         # the partial front comes before Ray's end, which takes a while
         partial_front_on_failure(config.part(FrontSections), config.path, display.say, session.events.report),
+        session.events.attach(Refreshed(config.part(FrontSections), config.path, session.journal.events)),
     ):
 
         def join() -> Workers:
@@ -130,6 +132,7 @@ def _stages(
             conditions(config.part(ScoreSections), fingerprint(network.splits), bench.recipe.precision),
         )
         record_metrics(session.journal, network.task.metrics)
+        record_versions(session.journal)
         check_network(session.earlier, signature)  # before statistics and latencies are paid for
     workers = joined or join()
     timing.workers = workers.count
@@ -196,6 +199,9 @@ def _stages(
         config.path / TIMING,
         {"seconds": timing.seconds, "busy": timing.busy, "workers": timing.workers},
     )
+    write_report(config.part(FrontSections), config.path, rows, events=session.journal.events)
+    pages = [config.path / name for name in (REPORT, FRONT, BOUNDS)]
+    session.tracker.log_front([row.to_json() for row in rows], [page for page in pages if page.exists()])
     return rows
 
 
@@ -261,9 +267,6 @@ def _report(
     remove_partial_front(folder)  # a partial front of an earlier run
     session.ownership.check_now()
     put_json(session.store, FRONT, data)
-    write_html(rows, folder / FRONT_PAGE, session.name, note=read_bounds(folder))
-    pages = [folder / name for name in (FRONT_PAGE, FRONT, BOUNDS)]
-    session.tracker.log_front(data, [page for page in pages if page.exists()])
     return rows
 
 
@@ -279,6 +282,6 @@ def next_steps(config: StudyConfig, study: Path, rows: list[FrontRow]) -> str:
             f"  prunefront ui {file}",
             f"  prunefront fetch {file} --under latency_ratio={bound:g} --best {metric.name} -o best/",
             "  prunefront verify best/",
-            f"page: {config.path / FRONT_PAGE}",
+            f"page: {config.path / REPORT}",
         )
     )

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -24,7 +23,8 @@ from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.artifacts.verify import torch_network, verify
 from prunefront.pipelines.config.sections import ModelSection
 from prunefront.pipelines.data import Split, Splits, Transform
-from prunefront.pipelines.fronts.page import write_html
+from prunefront.pipelines.fronts.page import page
+from prunefront.pipelines.fronts.report import document
 from prunefront.pipelines.fronts.row import FrontRow, read_rows
 from prunefront.pipelines.fronts.table import table
 from prunefront.pipelines.journal.layout import FRONT
@@ -38,7 +38,7 @@ from prunefront.pruners.trace.tracer import trace
 from tests.hostile.strategies import TEXTS, answered, damaged, documents, fuzzed
 from tests.hostile.test_weights import safetensors
 from tests.pipelines.artifacts.test_verify import publish_network
-from tests.pipelines.fronts.test_front import DATA
+from tests.pipelines.fronts.test_front import DATA, SECTIONS
 
 ROW = {**DATA[0], "artifact": None}
 
@@ -80,14 +80,15 @@ def untouched(folder: Path, *but: str) -> Iterator[None]:
     assert found() == before
 
 
-def shown(rows: list[FrontRow], folder: Path) -> None:
+def shown(rows: list[FrontRow]) -> None:
     """A front as a terminal and a browser get it."""
     console = Console(file=StringIO(), width=500)
     console.print(table(rows))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert text.replace("\n", "").isprintable()
-    write_html(rows, folder / "front.html", "s")
-    assert "<script>alert" not in (folder / "front.html").read_text()
+    made = page(document(SECTIONS, (), rows, source="s"))
+    assert "<script>alert" not in made
+    assert made.count("</script>") == 2
 
 
 @given(content=st.data())
@@ -159,7 +160,7 @@ def test_fronts(store: DirectoryStore, tmp_path: Path, content: bytes) -> None:
     front = None if rows is None else answered(lambda: read_rows(rows))
     if front is not None:
         assert all(r.artifact is None or r.artifact.startswith(f"{root}/") for r in front)
-        shown(front, Path(tempfile.mkdtemp(dir=tmp_path)))
+        shown(front)
 
 
 @given(uri=st.one_of(TEXTS, TEXTS.map("s3://{}".format), TEXTS.map("/x/{}-0123456789ab".format)), key=TEXTS)

@@ -19,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prunefront.pipelines.fronts.figure import figure
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.artifacts.convert import convert
@@ -30,11 +31,10 @@ from prunefront.pipelines.cli.main import main
 from prunefront.pipelines.config.read import ConfigError, load, parse
 from prunefront.pipelines.events.printing import people, write_anywhere, write_line
 from prunefront.pipelines.formats.onnx_file import read_model
-from prunefront.pipelines.fronts.figure import figure
 from prunefront.pipelines.fronts.row import read_rows
 from prunefront.pipelines.fronts.table import controls_table, table
 from prunefront.pipelines.journal.journal import StudyRunning, lock, read_events, read_json, write_json
-from prunefront.pipelines.journal.layout import BOUNDS, FRONT, FRONT_PAGE, JOURNAL, LOCK, OWNER, RUN, STUDY
+from prunefront.pipelines.journal.layout import BOUNDS, FRONT, JOURNAL, LOCK, OWNER, REPORT, RUN, STUDY
 from prunefront.pipelines.recovery.owner import Owner
 from prunefront.pipelines.recovery.state_store import StateStore, load_ended_run
 from prunefront.pipelines.stores.folder import DirectoryStore
@@ -266,10 +266,10 @@ def test_what_is_written_into_a_study_from_elsewhere_stays_in_its_folder(
     """A link in the place of the page, or of the lock, would have a file of this person's overwritten."""
     mine = tmp_path / "mine"
     mine.write_text("mine")
-    for name in (LOCK, FRONT_PAGE):
+    for name in (LOCK, REPORT):
         (study / name).symlink_to(mine)
     assert run("front", str(study))[0] == 0
-    assert not (study / FRONT_PAGE).is_symlink()
+    assert not (study / REPORT).is_symlink()
     with pytest.raises(PrunefrontError, match="cannot be written"), lock(study):
         raise AssertionError("it is no lock")
     assert mine.read_text() == "mine"

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from prunefront.pipelines.fronts.page import write_html
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.fronts.report import write_report
 from prunefront.pipelines.fronts.row import read_rows
+from prunefront.pipelines.fronts.unfinished import FrontSections
 from prunefront.pipelines.tracking.tracker import MlflowTracker
 from prunefront.search.outcomes.measurement import Failure, Measurement
 from tests.services.conftest import require
@@ -62,7 +64,8 @@ ROWS = [row("a1", 0.2), row("b2", 0.4), row("c3", 0.6), row("dense", 1.0)]
 def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
     """Tracking address, experiment id and run id of a study with four candidates and a front."""
     folder = tmp_path_factory.mktemp("study")
-    write_html(read_rows(ROWS), folder / "front.html", "digits")
+    config = parse({"name": "digits", "model": {"factory": "digits_cnn"}}, source="s.toml", base=Path())
+    write_report(config.part(FrontSections), folder, read_rows(ROWS))
     uri = f"sqlite:///{folder}/mlflow.db"
     tracker = MlflowTracker(uri, "prunefront", folder)
     run_id = tracker.start({"name": "digits", "seed": 7, "search": {"candidates": 4}})
@@ -72,7 +75,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
         tracker.log(key, params, Measurement(values, {"accuracy": 0.01}), f"artifacts/{key}", seconds=2.5)
         tracker.log_progress(step, 0.2 + kept, step + 1)
     tracker.log("d4", {"criterion": "l1", "ratio/conv1": 0.95}, Failure("diverged", "loss is nan in epoch 1"))
-    tracker.log_front(ROWS, [folder / "front.html"])
+    tracker.log_front(ROWS, [folder / "report.html"])
     assert tracker.finish() == ()
     return uri, tracker._experiment_id, run_id
 
@@ -145,12 +148,13 @@ def test_the_run_shows_params_and_hypervolume(page: Page, address: str, study: t
 
 
 def test_the_front_is_a_page(page: Page, address: str, study: tuple[str, str, str]) -> None:
-    page.goto(f"{address}/#/experiments/{study[1]}/runs/{study[2]}/artifacts/front.html")
+    page.goto(f"{address}/#/experiments/{study[1]}/runs/{study[2]}/artifacts/report.html")
     frame = page.frame_locator("iframe")
-    expect(frame.locator(".scatterlayer .points path").first).to_be_visible()
-    expect(frame.get_by_role("cell", name="dense", exact=True)).to_be_visible()
-    frame.get_by_text("MACs", exact=True).first.click()
-    expect(frame.get_by_text("MACs [million]", exact=True)).to_be_visible()
+    expect(frame.locator("#front .point")).to_have_count(len(ROWS))
+    frame.get_by_role("button", name="MACs", exact=True).click()
+    expect(frame.get_by_text("MACs [thousand]", exact=True).first).to_be_visible()
+    frame.locator('#front .point[data-key="a1"]').press("Enter")
+    expect(frame.get_by_text("prunefront fetch", exact=False).last).to_contain_text("--key a1")
 
 
 def test_the_front_is_a_table(page: Page, address: str, study: tuple[str, str, str]) -> None:

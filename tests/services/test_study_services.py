@@ -222,7 +222,7 @@ def test_the_mlflow_server_holds_the_study_and_its_candidates(searched: Searched
     for run in stages["finetune"]:
         assert run.data.tags["prunefront.artifact"].startswith(f"{searched.artifacts}/")
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert {"front.html", "front.json", "study.json"} <= files
+    assert {"report.html", "front.json", "study.json"} <= files
     front = Path(client.download_artifacts(parent.info.run_id, "front.json", str(tmp_path)))
     assert json.loads(front.read_text()) == searched.rows
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import FrozenInstanceError, replace
 from io import StringIO
 from pathlib import Path
@@ -13,12 +14,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from rich.console import Console
 
-from prunefront.pipelines.fronts.choice import best_row, find_row
-from prunefront.pipelines.fronts.figure import COSTS, figure
+from prunefront.errors import PrunefrontError
+from prunefront.pipelines.config.read import parse
+from prunefront.pipelines.fronts.choice import alike, best_row, broken_by, find_row, knee, named, required_of
 from prunefront.pipelines.fronts.front import Front
-from prunefront.pipelines.fronts.page import write_html
+from prunefront.pipelines.fronts.page import page, write_page
+from prunefront.pipelines.fronts.report import document
 from prunefront.pipelines.fronts.row import FrontError, FrontRow, read_rows
 from prunefront.pipelines.fronts.table import controls_table, table
+from prunefront.pipelines.fronts.unfinished import FrontSections
 from prunefront.search.outcomes.measurement import OBJECTIVES
 
 
@@ -50,6 +54,12 @@ DATA = [
     data("00112233445566ff", 0.6, 0.905, on_test_front=False),
 ]
 ROWS = read_rows(DATA)
+SECTIONS = replace(
+    parse({"name": "s", "model": {"factory": "digits_cnn"}}, source="s.toml", base=Path()).part(
+        FrontSections
+    ),
+    name="a <b> & study",  # of a folder that somebody else made
+)
 
 kept = st.floats(0.01, 1.0)
 fronts = st.lists(st.tuples(kept, st.floats(0, 1)), min_size=1, max_size=12).map(
@@ -153,59 +163,89 @@ def test_a_key_may_be_cut_short() -> None:
         find_row(ROWS, "0")
 
 
-def test_the_page_needs_no_network(tmp_path: Path) -> None:
-    page = tmp_path / "front.html"
-    write_html(ROWS, page, "a <b> & study", note="no network meets macs <= 1%")
-    text = page.read_text(encoding="utf-8")
-    assert "cdn.plot.ly/plotly" not in text
-    assert '"showSendToCloud": false' in text
-    assert "no network meets macs &lt;= 1%" in text
+def read_back(text: str) -> Any:
+    """What a page holds as data, which is all that a study says."""
+    return json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+
+
+def test_what_a_study_says_is_no_markup_in_its_page(tmp_path: Path) -> None:
+    content = document(SECTIONS, (), ROWS, source="s", note="no network meets macs <= 1% {{data}}\u202e")
+    write_page(content, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "no network meets macs &lt;= 1% {{data}}\\u202e" in text
     assert "<title>a &lt;b&gt; &amp; study</title>" in text
-    assert all(r.key in text for r in ROWS)
     assert "<b> group" not in text
-
-
-def test_the_figure_shows_every_row_with_its_interval() -> None:
-    drawn = figure(ROWS)
-    points = {
-        (round(x, 6), round(y, 6)): (up, down)
-        for trace in drawn.data
-        if trace.mode == "markers"
-        for x, y, up, down in zip(
-            trace.x, trace.y, trace.error_y.array, trace.error_y.arrayminus, strict=True
-        )
-    }
-    assert set(points) == {(round(r.latency_ms, 6), round(100 * r.accuracy, 6)) for r in ROWS}
-    assert all(value == pytest.approx((1.0, 1.0)) for value in points.values())
-    stairs = next(trace for trace in drawn.data if trace.mode == "lines")
-    assert list(stairs.y) == pytest.approx([87.1, 91.2, 91.7])
+    assert text.count("<script") == text.count("</script>") == 2
+    assert not set(re.findall(r"https?://[^\s\"']+", text)) - {"http://www.w3.org/2000/svg"}  # a namespace
+    assert "default-src &#x27;none&#x27;" in text
+    assert {row["key"] for row in read_back(text)["rows"]} == {row.key for row in ROWS}
 
 
 @given(fronts)
-def test_each_axis_shows_every_row_at_its_cost(rows: list[FrontRow]) -> None:
-    """A button of the figure puts other numbers into its traces: those of the same networks, in the same order."""
-    drawn = figure(rows)
-    for cost, button in zip(COSTS, drawn.layout.updatemenus[0].buttons, strict=True):
-        changed, layout = button.args
-        assert layout["xaxis.title.text"] == f"{cost.name} [{cost.unit}]"
-        assert len(changed["x"]) == len(changed["y"]) == len(changed["error_x"]) == len(drawn.data)
-        points = [
-            p for x, y in zip(changed["x"][1:], changed["y"][1:], strict=True) for p in zip(x, y, strict=True)
-        ]
-        assert sorted(points) == sorted((cost.value(row), 100 * row.accuracy) for row in rows)
-        steps, best = changed["x"][0], changed["y"][0]
-        assert steps == sorted(steps)
-        assert best == sorted(set(best))
-        assert all(
-            100 * row.accuracy <= max(y for x, y in zip(steps, best, strict=True) if x <= cost.value(row))
-            for row in rows
+def test_intervals_on_the_page_hold_their_value_and_stay_physical(rows: list[FrontRow]) -> None:
+    wide = [replace(row, latency_ratio_low=1e-9, latency_ratio_high=3 * row.latency_ratio) for row in rows]
+    for row in read_back(page(document(SECTIONS, (), wide, source="s")))["rows"]:
+        assert 0 < row["latency_low"] <= row["latency_ms"] <= row["latency_high"]
+        assert 0 <= row["quality_low"] <= row["quality"] <= row["quality_high"] <= 1
+
+
+@given(fronts)
+def test_the_knee_is_where_quality_less_cost_is_largest(rows: list[FrontRow]) -> None:
+    """Against the definition, over all pairs: no network is further above the line from the cheapest to the best."""
+    free = [
+        r
+        for r in rows
+        if not any(
+            (o.macs, -o.quality, o.key) < (r.macs, -r.quality, r.key) and o.quality >= r.quality for o in rows
         )
+    ]
+    found = knee(rows, "macs")
+    if len(free) < 3:
+        assert found is None
+        return
+    low, high = min(free, key=lambda r: r.macs), max(free, key=lambda r: r.macs)
+    above = {
+        r.key: (r.quality - low.quality) / (high.quality - low.quality)
+        - (r.macs - low.macs) / (high.macs - low.macs)
+        for r in free
+    }
+    assert found is not None
+    assert above[found.key] == pytest.approx(max(above.values()))
+
+
+def test_names_and_those_that_cannot_be_told_apart() -> None:
+    assert {name: row.key[:4] for name, row in named(ROWS, "latency_ms").items()} == {
+        "best": "dens",
+        "fastest": "0123",
+        "knee": "fedc",
+    }
+    assert [row.key[:4] for row in alike(ROWS[1], ROWS)] == ["0011", "dens"]
+    assert alike(ROWS[0], ROWS) == []
+
+
+def test_requirements_in_words() -> None:
+    front = Front(tuple(ROWS))
+    assert front.best(require=["accuracy >= -1pt"], by="size_bytes").key == "fedcba9876543210"
+    assert front.best(require=["latency_ms <= 60%"]).key == "fedcba9876543210"  # of the dense network
+    assert front.best({"macs": 21e6}, require=["accuracy >= 90%"]).key == "fedcba9876543210"
+    with pytest.raises(FrontError, match=r"meets accuracy >= 95%; the nearest is dense: accuracy 0.917"):
+        front.best(require=["accuracy >= 95%"])
+    with pytest.raises(FrontError, match=r"smallest macs possible is .*of those that meet accuracy >= 90%"):
+        front.best({"macs": 1}, require=["accuracy >= 90%"])
+    with pytest.raises(FrontError, match="relative to the dense network, which is not among the rows"):
+        Front(tuple(ROWS[:1])).best(require=["accuracy >= -1pt"])
+    with pytest.raises(PrunefrontError, match="no quantity is called 'acuracy'"):
+        front.best(require=["acuracy >= 90%"])
+    assert (
+        broken_by(ROWS[0], required_of(ROWS, ["size_bytes <= 200kB"]))
+        == "size_bytes 275,000 (<= 200,000 was asked)"
+    )
 
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:1], ROWS[1:2]])
-def test_a_page_of_few_networks_is_written(rows: list[FrontRow], tmp_path: Path) -> None:
-    write_html(rows, tmp_path / "front.html")
-    assert all(row.key in (tmp_path / "front.html").read_text() for row in rows)
+def test_a_page_of_few_networks_is_written(rows: list[FrontRow]) -> None:
+    found = read_back(page(document(SECTIONS, (), rows, source="s")))
+    assert [row["key"] for row in found["rows"]] == [row.key for row in rows]
 
 
 def test_rows_from_measurements_may_hold_whole_floats() -> None:
@@ -227,9 +267,9 @@ def test_controls_stand_beside_the_network_that_they_are_compared_with() -> None
     text = console.file.getvalue()  # type: ignore[attr-defined]
     line = next(line for line in text.splitlines() if "scratch_e" in line)
     assert line.split() == ["scratch_e", "fedcba9876", "90.20", "±1.00", "-1.00", "2.000", "20.5", "M", "30"]
-    names = {trace.name for trace in figure(rows).data}
-    assert "control" in names
-    assert "control" not in {trace.name for trace in figure(ROWS).data}
+    kinds = {row["key"]: row["kind"] for row in document(SECTIONS, (), rows, source="s")["rows"]}
+    assert kinds[rival["key"]] == "control"
+    assert "control" not in {name for row in named(rows, "macs").values() for name in [row.control]}
     console = Console(file=StringIO(), width=80)
     console.print(table(rows))
     assert "scratch_e" not in console.file.getvalue()  # type: ignore[attr-defined]

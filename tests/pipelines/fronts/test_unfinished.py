@@ -22,7 +22,7 @@ from prunefront.pipelines.fronts.unfinished_report import (
     write_partial_front,
 )
 from prunefront.pipelines.journal.journal import Journal, write_json
-from prunefront.pipelines.journal.layout import PARTIAL_FRONT, PARTIAL_PAGE
+from prunefront.pipelines.journal.layout import JOURNAL, PARTIAL_FRONT, REPORT
 from prunefront.search.outcomes.dominance import dominance
 from prunefront.search.space.candidate import Candidate
 
@@ -154,16 +154,17 @@ def test_files_and_table_say_that_it_is_partial_and_cannot_be_taken_for_a_front(
     events: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     found = of(events)
-    write_partial_front(found, tmp_path)
+    (tmp_path / JOURNAL).write_text("".join(json.dumps(e) + "\n" for e in events))
+    write_partial_front(found, config().part(FrontSections), tmp_path)
     data = json.loads((tmp_path / PARTIAL_FRONT).read_text())
     assert (data["partial"], data["images"]) == (True, "validation images")
     assert {row["key"] for row in data["rows"]} == {"a", "dense"}
     for claim in (data, [dict(row) for row in data["rows"]]):
         with pytest.raises(FrontError):
             read_rows(claim)
-    page = (tmp_path / PARTIAL_PAGE).read_text()
+    page = (tmp_path / REPORT).read_text()
     assert "partial front: " in page
-    assert "test images." not in page  # the caption of a front proper
+    assert '"partial":true' in page
     out = StringIO()
     Console(file=out, width=80).print(partial_table(found))
     assert [line.split()[0] for line in out.getvalue().splitlines() if "±" in line] == ["a", "dense"]

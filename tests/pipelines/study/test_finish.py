@@ -405,4 +405,4 @@ def stop_while_fine_tuning(folder: Path, *arguments: str) -> None:
         <= {row["key"] for row in kept["rows"]}
         <= trained | {e["name"] for e in journal(folder) if "name" in e}
     )
-    assert "validation images" in (folder / "studies" / "small" / "partial-front.html").read_text()
+    assert "validation images" in (folder / "studies" / "small" / "report.html").read_text()

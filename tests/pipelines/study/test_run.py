@@ -113,7 +113,7 @@ def test_no_secret_is_in_anything_that_a_study_leaves_or_says(searched: Path) ->
         "mlflow.db",
         "card.md",
         "plan.json",
-        "front.html",
+        "report.html",
         "said.txt",
     } <= names
     assert any("raylet" in p.name for p in files)
@@ -134,7 +134,9 @@ def test_the_front_as_json(searched: Path) -> None:
         assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
         assert row["images"] == 400
     pages = searched / "studies" / "small"
-    assert "plotly" in (pages / "front.html").read_text()
+    page = (pages / "report.html").read_text()
+    assert all(row["key"] in page for row in rows)
+    assert all(text in page for text in ("version of torch", "digest of test data", '"kept":'))
 
 
 def test_candidates_were_scored_once_and_told_with_their_noise(searched: Path) -> None:
@@ -185,7 +187,7 @@ def test_mlflow_holds_the_study_its_candidates_and_its_front(searched: Path) -> 
     trained = events(searched, "small", "trained")
     assert len(children) == 12 + len(trained)
     files = {f.path for f in client.list_artifacts(parents[0].info.run_id)}
-    assert {"front.html", "front.json"} <= files
+    assert {"report.html", "front.json"} <= files
     volumes = client.get_metric_history(parents[0].info.run_id, "hypervolume")
     assert [m.value for m in sorted(volumes, key=lambda m: m.step)] == sorted(m.value for m in volumes)
 
@@ -238,7 +240,7 @@ def test_bounds_hold_from_the_first_candidate_and_where_none_meets_them_the_near
     line = next(line for line in said.splitlines() if "no pruned" in line)
     assert line.startswith("no pruned network meets macs <= 50%, accuracy >= 100%; nearest: ")
     assert line in prunefront("front", "small", folder=tmp_path)
-    assert "no pruned network meets macs &lt;= 50%" in (tmp_path / "studies/small/front.html").read_text()
+    assert "no pruned network meets macs &lt;= 50%" in (tmp_path / "studies/small/report.html").read_text()
     assert [row["key"] for row in json.loads(prunefront("front", "small", "--json", folder=tmp_path))] == [
         "dense"
     ]
