@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from prunefront.errors import PrunefrontError
-from prunefront.pipelines.artifacts.manifest import TARGETS, measure_file, read_manifest
+from prunefront.pipelines.artifacts.gate import Requirement, held, read_requirements
+from prunefront.pipelines.artifacts.manifest import TARGETS, check_digests, measure_file, read_manifest
 from prunefront.pipelines.artifacts.record import ArtifactRecord, Entries, read_record
 from prunefront.pipelines.config.sections import DataSection, ModelSection, TaskSection
 from prunefront.pipelines.data import Batch, Inputs, Parts, Samples, Splits
@@ -49,24 +50,43 @@ class Check:
     recorded: str
     measured: str
     ok: bool
+    value: float | None = None
+    """The figure that was measured, of a quality."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The checks of one artifact. skipped: checks that could not be made, each with its reason; they fail nothing."""
+    """The checks of one artifact. skipped: checks that could not be made, each with its reason; they fail nothing.
+
+    required: what it was asked to meet; nothing where the checks failed.
+    """
 
     checks: tuple[Check, ...]
     skipped: tuple[str, ...] = ()
+    required: tuple[Requirement, ...] = ()
 
     @property
     def ok(self) -> bool:
+        """True where the artifact is as it says, whatever was required of it."""
         return all(check.ok for check in self.checks)
+
+    @property
+    def met(self) -> bool:
+        """True where the artifact is as it says and meets all that was required."""
+        return self.ok and all(one.ok for one in self.required)
 
     def to_json(self) -> dict[str, Any]:
         checks = [
             {"name": c.name, "recorded": c.recorded, "measured": c.measured, "ok": c.ok} for c in self.checks
         ]
-        return {"ok": self.ok, "checks": checks, "skipped": list(self.skipped)}
+        required = [{"asked": r.asked, "found": r.found, "ok": r.ok} for r in self.required]
+        return {
+            "ok": self.ok,
+            "met": self.met,
+            "checks": checks,
+            "skipped": list(self.skipped),
+            "required": required,
+        }
 
 
 def verify(
@@ -76,6 +96,8 @@ def verify(
     data: DataSection | None = None,
     task: TaskSection | None = None,
     splits: Callable[[DataSection], Splits | Parts] = load_splits,
+    require: Sequence[str] = (),
+    dense: Path | None = None,
 ) -> Verification:
     """Checks a fetched artifact: its files, its plan against its weights, then outputs and quality.
 
@@ -84,6 +106,9 @@ def verify(
     artifact names is never asked: without `factory` torch is skipped, and without `data` there is an error. Where a
     digest differs, nothing else is checked. Raises PrunefrontError for a folder that holds no artifact, or one
     without figures.
+
+    require: bounds as a study file writes them, which the network is held to once it has passed, see `gate.held`.
+    dense: folder of the fetched dense network that they are relative to. Raises ConstraintError for other text.
     """
     files = tuple(_check_files(folder))
     if not all(check.ok for check in files):
@@ -108,27 +133,52 @@ def verify(
             "names it"
         )
     judge = make_task(asked)
+    bounds = read_requirements(require, judge.quality)
+    if bounds and dense is not None:
+        check_digests(dense)
     targets = None if judge.labels else _targets(folder, recorded)
     if targets is None and not judge.labels:
         why = (
             "outputs and quality: they are beside the dense network's, of which this artifact, made by an earlier "
             "version, holds none; search again to publish them"
         )
+        if bounds:
+            raise PrunefrontError(f"'{bounds[0]}' cannot be checked: {why}")
         return Verification((*files, *_check_plan(folder, recorded)), (why,))
     loaded = splits(section)
     checks = (*files, *_check_plan(folder, recorded), *_check_onnx(folder, recorded, loaded, judge, targets))
+    required: tuple[Requirement, ...] = ()
+    if bounds and all(check.ok for check in checks):
+
+        def measured(other: Path) -> float:
+            onnx, on = read_model(other / "model.onnx"), _judged_on(loaded.part("test"), targets)
+            found = onnx_quality(onnx, on, judge, threads=torch.get_num_threads(), known=targets)
+            return found[judge.quality.name].value
+
+        required = tuple(
+            held(
+                bounds,
+                folder,
+                metric=judge.quality,
+                quality=next((check.value for check in checks if check.value is not None), None),
+                test=loaded.part("test"),
+                dense=dense,
+                measured=measured,
+            )
+        )
     model = factory or _built_in(recorded.model)
     if model is None:
         name = recorded.model.factory
         reason = f"torch: {name!r} is code that an artifact may not import; pass the study file that names it"
-        return Verification(checks, (reason,))
+        return Verification(checks, (reason,), required)
     skipped = ("outputs and quality in torch: the ONNX network computes in integers",) * recorded.integers
     if targets is not None and targets.samples < recorded.images:
         skipped += (
             f"{judge.quality.name} on all {recorded.images} test samples: the dense network's outputs are published "
             f"of the first {targets.samples}",
         )
-    return Verification((*checks, *_check_torch(folder, recorded, loaded, model, judge, targets)), skipped)
+    torch_checks = _check_torch(folder, recorded, loaded, model, judge, targets)
+    return Verification((*checks, *torch_checks), skipped, required)
 
 
 def torch_network(folder: Path, factory: ModelSection | None = None) -> nn.Module:
@@ -268,9 +318,14 @@ def _check_onnx(
     onnx = read_model(folder / "model.onnx")
     logits = onnx_outputs(onnx, test.first(len(recorded.logits)))
     yield _compare_logits("outputs (onnx)", recorded, logits)
-    judged_on = test if targets is None else test.first(targets.samples)
+    judged_on = _judged_on(test, targets)
     measured = onnx_quality(onnx, judged_on, task, threads=torch.get_num_threads(), known=targets)
     yield _compare_quality("onnx", recorded, task.quality, measured)
+
+
+def _judged_on(test: Samples, targets: DenseOutputs | None) -> Samples:
+    """Returns the test samples that qualities are measured on again: those whose targets are published."""
+    return test if targets is None else test.first(targets.samples)
 
 
 def _check_torch(
@@ -296,7 +351,7 @@ def _check_torch(
     test = splits.part("test")
     logits = _torch_outputs(model, test.first(len(recorded.logits)))
     yield _compare_logits("outputs (torch)", recorded, logits)
-    judged_on = test if targets is None else test.first(targets.samples)
+    judged_on = _judged_on(test, targets)
     yield _compare_quality("torch", recorded, task.quality, quality(model, judged_on, task, known=targets))
     if targets is not None and section.weights is not None:
         load_given(dense, section)
@@ -391,7 +446,7 @@ def _compare_quality(
         allowed *= max(abs(stated), measured.noise)
     ok = abs(measured.value - stated) <= allowed + 1e-9
     name = f"{metric.name}{of} ({where})"
-    return Check(name, f"{stated:.4f} ± {allowed:.4f}", f"{measured.value:.4f}", ok)
+    return Check(name, f"{stated:.4f} ± {allowed:.4f}", f"{measured.value:.4f}", ok, measured.value)
 
 
 def _built_in(section: ModelSection) -> ModelSection | None:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +27,9 @@ from prunefront.pipelines.cli.app import (
     say,
 )
 from prunefront.pipelines.cli.complete import FORMATS, formats
+
+if TYPE_CHECKING:
+    from prunefront.pipelines.artifacts.verify import Verification
 
 Artifact = Annotated[
     Path, typer.Argument(metavar="DIR", help="The folder of a fetched network.", show_default=False)
@@ -81,11 +84,31 @@ def fetch(
     say(f"written to {folder}; check it with: prunefront verify {shlex.quote(str(out))}")
 
 
-@command("verify", "verify best/", "verify best/ --study study.toml --json")
-def verify(folder: Artifact, study: TrustedStudy = None, as_json: AsJson = False) -> None:
+@command(
+    "verify",
+    "verify best/",
+    "verify best/ --study study.toml --json",
+    "verify best/ --require 'accuracy >= -1pt' --require 'latency_ms <= 2'",
+    "verify best/ --require 'latency_ms <= 60%' --dense dense/",
+)
+def verify(
+    folder: Artifact,
+    study: TrustedStudy = None,
+    require: Require = None,
+    dense: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the fetched dense network, which relative requirements are beside.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Check a fetched network by measuring it again.
 
-    Digests first, then the recorded quality and outputs. The exit code is 1 if something differs.
+    Digests first, then the recorded quality and outputs. The exit code is 1 if something differs. With --require it is
+    a gate: quality and latency are measured here, and the exit code is 3 if the network does not meet a bound.
     """
     from prunefront.pipelines.artifacts.verify import verify as check
     from prunefront.pipelines.cli.resolve import study_config
@@ -96,23 +119,36 @@ def verify(folder: Artifact, study: TrustedStudy = None, as_json: AsJson = False
         factory=trusted.model if trusted else None,
         data=trusted.data if trusted else None,
         task=trusted.task if trusted else None,
+        require=require or (),
+        dense=dense,
     )
     if as_json:
         print_json(found.to_json())
     else:
-        from rich.table import Table
-        from rich.text import Text
+        print_checks(found)
+    if not found.met:
+        raise typer.Exit(NOT_MET if found.ok else 1)
 
-        table = Table("check", "recorded", "measured", "", box=None, padding=(0, 2, 0, 0))
-        for item in found.checks:
-            mark = Text("ok", style="green") if item.ok else Text("differs", style="red")
-            # what an artifact says of itself is text, not markup
-            table.add_row(item.name, Text(item.recorded), Text(item.measured), mark)
-        console().print(table)
-        for reason in found.skipped:
-            say(f"not checked: {reason}")
-    if not found.ok:
-        raise typer.Exit(1)
+
+NOT_MET = 3
+"""Exit code of `verify` for a network that is as it says, and does not meet a requirement."""
+
+
+def print_checks(found: "Verification") -> None:
+    """Prints each check, and each requirement, for people."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("check", "recorded", "measured", "", box=None, padding=(0, 2, 0, 0))
+    for item in found.checks:
+        mark = Text("ok", style="green") if item.ok else Text("differs", style="red")
+        # what an artifact says of itself is text, not markup
+        table.add_row(item.name, Text(item.recorded), Text(item.measured), mark)
+    console().print(table)
+    for reason in found.skipped:
+        say(f"not checked: {reason}")
+    for required in found.required:
+        say(f"{'met' if required.ok else 'NOT MET'}: {required.asked}: {required.found}")
 
 
 @command("export", "export best/ --format onnx -o best.onnx", "export best/ --format int8 --float fc")

@@ -6,15 +6,16 @@ stays.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.formats.onnx_file import read_model
 from prunefront.text import one_line
 
-__all__ = ["ORT_ERRORS", "onnxruntime", "open_session"]
+__all__ = ["ORT_ERRORS", "bound_call", "onnxruntime", "open_session"]
 
 
 @contextmanager
@@ -66,3 +67,17 @@ def open_session(model: bytes | Path, threads: int) -> onnxruntime.InferenceSess
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except ORT_ERRORS as error:
         raise PrunefrontError(f"{name} cannot be loaded: {one_line(error, 300)}") from None
+
+
+def bound_call(session: onnxruntime.InferenceSession, inputs: Mapping[str, Any]) -> Callable[[], None]:
+    """Returns a call that is one forward of arrays by name: input and outputs are bound once, nothing is converted."""
+    binding = session.io_binding()
+    for name, array in inputs.items():
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+    for output in session.get_outputs():
+        binding.bind_output(output.name, "cpu")
+
+    def call() -> None:
+        session.run_with_iobinding(binding)
+
+    return call

@@ -22,6 +22,7 @@
   const unit = D.metric.unit ? ` ${D.metric.unit}` : "";
   const quality = (value) => figure(inPercent(value)) + unit;
   const points = (value) => `${value > 0 ? "+" : value < 0 ? "−" : "±"}${figure(Math.abs(inPercent(value)))}${D.metric.share ? " pt" : unit}`;
+  const counted = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
   const ms = (value) => `${Number(value.toPrecision(3))} ms`;
   const short = (key) => (key.length > 16 ? `${key.slice(0, 15)}…` : key.length === 16 ? key.slice(0, 10) : key);
   const name = (row) => (row.control ? `${row.control} of ${short(row.of)}` : short(row.key));
@@ -156,6 +157,7 @@
     const names = Object.entries(D.names[state.axis] || {}).filter(([, key]) => key === row.key).map(([word]) => (word === "best" ? `best ${METRIC}` : word));
     return row.kind === "dense" ? ["dense", ...names] : names;
   }
+  const tags = (row) => namesOf(row).filter((word) => word !== row.key).map((word) => el("span", { class: "tag" }, word));
   function showChoice() {
     const row = best(), host = at("choice");
     host.classList.toggle("none", !row);
@@ -163,7 +165,7 @@
       const drop = dense && row !== dense ? `, ${points(row.quality - dense.quality)} beside the dense network` : "";
       const line = command(row);
       host.replaceChildren(
-        el("div", {}, "within these bounds: ", el("b", { id: "chosen", "data-key": row.key, class: "key" }, name(row)), ...namesOf(row).map((word) => el("span", { class: "tag" }, word))),
+        el("div", {}, "within these bounds: ", el("b", { id: "chosen", "data-key": row.key, class: "key" }, name(row)), ...tags(row)),
         el("div", { class: "small" }, summary(row).join(" · ") + drop),
         line ? commandLine(line) : el("div", { class: "small" }, "its artifact was not published"));
     } else {
@@ -290,8 +292,10 @@
         place.drawn.append(mark);
         const names = namesOf(row);
         if (names.length) {
-          const middle = cx > (place.left + place.right) / 2, below = cy < place.top + 20 || labels.some(([lx, ly]) => Math.abs(lx - cx) < 90 && Math.abs(ly - cy + 14) < 14);
-          const ly = below ? cy + 24 : cy - 14;
+          const middle = cx > (place.left + place.right) / 2;
+          const taken = [...labels, ...D.rows.filter((other) => other !== row).map((other) => [place.px(x(other)), place.py(y(other)) + 4])];
+          const free = (ly) => ly > place.top + 10 && ly < place.bottom && !taken.some(([ox, oy]) => Math.abs(ox - cx) < 60 && Math.abs(oy - ly) < 15);
+          const ly = [cy - 14, cy + 24].find(free) ?? (cy < place.top + 24 ? cy + 24 : cy - 14);
           labels.push([cx, ly]);
           place.drawn.append(svg("text", { x: cx + (middle ? 6 : -6), y: ly, "text-anchor": middle ? "end" : "start", class: "named" }, names.join(", ")));
         }
@@ -426,7 +430,7 @@
       ["epochs trained", (row) => String(row.epochs)], ["proposed by", (row) => row.origin || "–"],
     ];
     const groups = [...new Set(rows.flatMap((row) => row.parts.map((part) => part.name)))];
-    const head = ["", ...rows.map((row) => el("th", { class: "key" }, name(row), ...namesOf(row).map((word) => el("span", { class: "tag" }, word))))];
+    const head = ["", ...rows.map((row) => el("th", { class: "key" }, name(row), ...tags(row)))];
     const cells = (row, group) => {
       const part = row.parts.find((one) => one.name === group), cell = el("td", { class: "share" }, partText(part));
       cell.style.setProperty("--kept", part ? 1 - part.dropped : 1);
@@ -451,7 +455,7 @@
     const half = (low, high) => (high - low) / 2;
     const rows = D.rows.map((row) => [`is-${row.kind}${row === chosen ? " is-chosen" : ""}`, [
       el("td", { class: "pick" }, el("input", { type: "checkbox", checked: state.picks.includes(row.key), "aria-label": `compare ${name(row)}`, "data-pick": row.key, onchange: () => { pick(row.key); at("table").querySelector(`[data-pick="${CSS.escape(row.key)}"]`).focus(); } })),
-      el("td", { class: "left key" }, row.control ? name(row) : row.key, ...namesOf(row).filter((word) => word !== row.key).map((word) => el("span", { class: "tag" }, word))),
+      el("td", { class: "left key" }, row.control ? name(row) : row.key, ...tags(row)),
       `${figure(inPercent(row.quality))} ±${figure(half(inPercent(row.quality_low), inPercent(row.quality_high)))}`,
       ms(row.latency_ms), row.kind === "dense" ? "1" : `${row.latency_ratio.toFixed(3)} ±${half(row.ratio_low, row.ratio_high).toFixed(3)}`,
       count(row.macs), size(row.size_bytes), count(row.params), el("td", { class: "left" }, row.made)]]);
@@ -469,7 +473,7 @@
     const mean = (group) => rows.reduce((sum, row) => sum + 1 - (row.parts.find((part) => part.name === group)?.dropped ?? 0), 0) / rows.length;
     const cell = (text, share) => { const made = el("td", { class: "share" }, text); made.style.setProperty("--kept", share); return made; };
     at("kept").replaceChildren(
-      el("p", { class: "small" }, "Darker keeps more. A group that keeps much in every network is a bottleneck; one that keeps little is redundant."),
+      el("p", { class: "small" }, "A stronger colour keeps more. A group that keeps much in every network is a bottleneck; one that keeps little is redundant."),
       table(["group", "mean", ...rows.map((row) => el("th", { class: "key", title: row.key }, name(row)))],
         groups.map((group) => ["", [el("td", { class: "key" }, group), cell(`${Math.round(100 * mean(group))} %`, mean(group)),
           ...rows.map((row) => { const part = row.parts.find((one) => one.name === group); return cell(part?.units ? `${part.kept}/${part.units}` : `${Math.round(100 * (1 - (part?.dropped ?? 0)))} %`, 1 - (part?.dropped ?? 0)); })]])));
@@ -497,7 +501,7 @@
             svg("line", { class: "bar", x1: cx, x2: cx, y1: place.cy(place.py(y[1])), y2: place.cy(place.py(y[2])) }),
             svg("path", { class: "dot", d: SHAPES.front(4), transform: `translate(${cx} ${cy})` }), svg("title", {}, key)));
         }
-      }), el("figcaption", {}, `${found.points.length} networks; ${said(found.correlation)}`));
+      }), el("figcaption", {}, `${counted(found.points.length, "network")}; ${said(found.correlation)}`));
     });
     if (D.volume.length) boxed("Hypervolume", (box) => {
       const last = D.volume.at(-1);
@@ -519,7 +523,7 @@
   function showLeftOut() {
     at("left").hidden = !D.left_out.length;
     const more = D.left_out_more ? el("p", { class: "small" }, `… and ${D.left_out_more} more`) : null;
-    const shown = el("details", { open: D.left_out.length <= 12 }, el("summary", {}, `${D.left_out.length + D.left_out_more} networks, each with its reason`),
+    const shown = el("details", { open: D.left_out.length <= 12 }, el("summary", {}, `${counted(D.left_out.length + D.left_out_more, "network")}, each with its reason`),
       el("div", { class: "scroll" }, table(["network", el("th", { class: "left" }, "left out in"), el("th", { class: "left" }, "reason")],
         D.left_out.map(({ key, where, why }) => ["", [el("td", { class: "key" }, key), el("td", { class: "left" }, where), el("td", { class: "left wrap" }, why)]]))));
     at("reasons").replaceChildren(...[shown, more].filter(Boolean));
@@ -548,7 +552,7 @@
   }
 
   restore();
-  at("state").textContent = `${D.rows.length} networks · written ${D.written}${D.running ? " · the search runs, and this page follows it" : ""}`;
+  at("state").textContent = `${counted(D.rows.length, "network")} · written ${D.written}${D.running ? " · the search runs, and this page follows it" : ""}`;
   at("choose").hidden = !D.rows.length;
   if (D.rows.length) makeBounds();
   update();

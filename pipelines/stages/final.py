@@ -238,7 +238,7 @@ def report(
         published = []
         for name, row in _mark(rows).items():
             try:
-                published.append(_publish(store, folders[name], row, tests[name]))
+                published.append(_publish(store, folders[name], row, tests[name], rows.get(DENSE)))
             except (StoreAway, StoreRefused):
                 raise
             except PrunefrontError as error:
@@ -307,7 +307,9 @@ def _mark(rows: Mapping[str, FrontRow]) -> dict[str, FrontRow]:
     }
 
 
-def _publish(store: ArtifactStore, folder: Path, row: FrontRow, tested: Tested) -> FrontRow:
+def _publish(
+    store: ArtifactStore, folder: Path, row: FrontRow, tested: Tested, dense: FrontRow | None
+) -> FrontRow:
     path = folder / "measurement.json"
     before: dict[str, Any] = read_json_file(path)
     after = {
@@ -315,6 +317,8 @@ def _publish(store: ArtifactStore, folder: Path, row: FrontRow, tested: Tested) 
         **row.to_json(),
         "outputs": {"inputs": f"test[:{len(tested.outputs)}]", "logits": tested.outputs},
     }
+    if dense is not None:
+        after["dense"] = {row.metric.name: dense.quality}  # what a bound such as -1pt is beside
     if tested.sampled is not None:
         after["sampled"] = {"samples": tested.sampled.samples, "quality": tested.sampled.value}
     path.write_text(json.dumps(after, indent=1, sort_keys=True) + "\n")

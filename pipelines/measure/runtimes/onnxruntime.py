@@ -7,7 +7,7 @@ from torch import nn
 
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.formats.example import Example, feed
-from prunefront.pipelines.formats.onnx_runtime import onnxruntime, open_session
+from prunefront.pipelines.formats.onnx_runtime import bound_call, open_session
 from prunefront.pipelines.measure.runtimes import runtime
 
 
@@ -19,13 +19,4 @@ def prepare(model: nn.Module, onnx: Path | None, example: Example, threads: int)
             "runtime 'onnxruntime' times an ONNX file and got none; export the network first"
         )
     session = open_session(onnx, threads)
-    binding = session.io_binding()
-    for name, array in feed(session, example).items():
-        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
-    for output in session.get_outputs():
-        binding.bind_output(output.name, "cpu")
-
-    def call() -> None:
-        session.run_with_iobinding(binding)
-
-    return call
+    return bound_call(session, feed(session, example))
