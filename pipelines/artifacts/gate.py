@@ -60,7 +60,9 @@ def held(
     """
     recorded = Entries(folder / "measurement.json")
     values: dict[str, tuple[float, str]] = {
-        name: (float(recorded.get(name, (int, float))), "as recorded") for name in EXACT
+        name: (float(recorded.get(name, (int, float))), "as recorded")
+        for name in EXACT
+        if any(bound.name == name for bound in bounds)
     }
     if quality is not None:
         values[metric.name] = quality, f"measured on {recorded.get('images', int):,} test samples"

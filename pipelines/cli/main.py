@@ -13,7 +13,7 @@ import typer
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.cli.app import PROGRAM, app, say
 from prunefront.pipelines.cluster.ray_errors import raised_by_ray
-from prunefront.pipelines.events.printing import write_anywhere, write_line
+from prunefront.pipelines.events.printing import colours, write_anywhere, write_line
 from prunefront.text import one_line
 
 # each module registers its commands when it is imported
@@ -98,7 +98,7 @@ def _fail(line: str, code: int) -> NoReturn:
     """Ends the program; a library's message about an address may hold its password."""
     from prunefront.pipelines.events.redaction import without_secrets
 
-    mark = typer.style("error:", fg=typer.colors.RED) if sys.stderr.isatty() else "error:"
+    mark = typer.style("error:", fg=typer.colors.RED) if colours(sys.stderr) else "error:"
     write_line(without_secrets(line), sys.stderr, prefix=f"{mark} ")
     sys.exit(code)
 

@@ -23,11 +23,17 @@ def differences(config: StudyConfig, kept: Mapping[str, object]) -> list[str]:
     [cluster] may differ, and where the study is kept: it may go on elsewhere.
     """
     ours, theirs = _flat(redact(config.to_json())), BEFORE | _flat(under_new_keys(kept)[0])
-    return sorted(
-        k
-        for k in ours.keys() | theirs.keys()
-        if not k.startswith("cluster.") and k not in KEPT_WHERE and ours.get(k) != theirs.get(k)
-    )
+    return sorted(k for k in _differing(ours, theirs) if not k.startswith("cluster.") and k not in KEPT_WHERE)
+
+
+def between(first: StudyConfig, second: StudyConfig) -> dict[str, tuple[object, object]]:
+    """Returns dotted key -> both values, for every key in which two studies differ; passwords are hidden."""
+    ours, theirs = (_flat(redact(config.to_json())) for config in (first, second))
+    return {k: (ours.get(k), theirs.get(k)) for k in sorted(_differing(ours, theirs))}
+
+
+def _differing(ours: Mapping[str, object], theirs: Mapping[str, object]) -> set[str]:
+    return {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)}
 
 
 def as_begun(config: StudyConfig, kept: Mapping[str, object]) -> StudyConfig:

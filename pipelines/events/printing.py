@@ -1,6 +1,7 @@
 """The one place that prints: text of any origin comes out as text, in whatever encoding and into whatever is there."""
 
 import codecs
+import os
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TextIO
@@ -9,6 +10,9 @@ from prunefront.text import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+LONGEST_LINE = 1000
+"""Width of a table, in characters, where there is no window."""
 
 ERRORS = "prunefront-ascii"
 """Name of the handler of characters that an encoding lacks."""
@@ -48,10 +52,16 @@ def write_line(line: str, stream: TextIO, *, prefix: str = "") -> None:
     stream.flush()
 
 
+def colours(stream: TextIO) -> bool:
+    """Tells whether a stream is a terminal that may have colours: NO_COLOR, set to anything, forbids them."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
 def people(*, stderr: bool = False, quiet: bool = False, **options: Any) -> "Console":
     """Returns a console for people, which takes nothing for markup, emoji or commands to a terminal but our styles.
 
-    options: see `rich.console.Console`.
+    options: see `rich.console.Console`. In a pipe or a file, a line is as long as its text, unless COLUMNS says
+    otherwise: nobody looks at it through a window, and a program would read half of a cell.
     """
     from rich.console import Console
     from rich.segment import Segment
@@ -62,4 +72,7 @@ def people(*, stderr: bool = False, quiet: bool = False, **options: Any) -> "Con
                 # what rich itself says to the terminal is marked as such
                 yield segment if segment.control else segment._replace(text=plain(segment.text))
 
-    return People(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False, **options)
+    console = People(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False, **options)
+    if not console.is_terminal and "width" not in options and not os.environ.get("COLUMNS"):
+        console.width = LONGEST_LINE
+    return console

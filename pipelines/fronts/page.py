@@ -8,6 +8,7 @@ import base64
 import hashlib
 import html
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ MARKUP = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 
 def page(content: Mapping[str, Any]) -> str:
-    """Returns the page of what `report.document` returns. Raises ValueError for a number that is not finite."""
+    """Returns the page of what `report.document` returns."""
     style, script = (read_text(HERE / name) for name in ("report.css", "report.js"))
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
@@ -55,9 +56,14 @@ def _digest(text: str) -> str:
 
 
 def _printable(data: Any) -> Any:
-    """Returns JSON whose texts hold nothing that turns the direction of writing, or that no reader sees."""
+    """Returns JSON whose texts hold nothing that turns the direction of writing, or that no reader sees.
+
+    A number that JSON does not know, which only a journal from elsewhere leads to, is null.
+    """
     if isinstance(data, str):
         return plain(data)
     if isinstance(data, Mapping):
         return {plain(key): _printable(value) for key, value in data.items()}
-    return [_printable(value) for value in data] if isinstance(data, list | tuple) else data
+    if isinstance(data, list | tuple):
+        return [_printable(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

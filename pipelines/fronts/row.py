@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from prunefront.errors import PrunefrontError
 from prunefront.pipelines.journal.typed_json import Printable, first_fault
 from prunefront.pruners.graph.pruning_plan import DENSE, PruningPlan
-from prunefront.search.outcomes.measurement import ACCURACY, COSTS, Metric, Objective
+from prunefront.search.outcomes.measurement import ACCURACY, COSTS, Measurement, Metric, Objective
 
 Label = Annotated[Printable, Field(max_length=300)]
 Positive = Annotated[float, Field(gt=0)]
@@ -144,6 +144,21 @@ def read_rows(data: object) -> list[FrontRow]:
     if not isinstance(data, Sequence) or isinstance(data, str):
         raise FrontError("the front must be a list of at least one row")
     return arrange(FrontRow.from_json(row) for row in data)
+
+
+def measurement_of(row: FrontRow) -> Measurement:
+    """Returns a row's objectives with the half-widths of their intervals."""
+    return Measurement(
+        {
+            row.metric.name: row.quality,
+            "latency_ratio": row.latency_ratio,
+            "size_bytes": float(row.size_bytes),
+        },
+        {
+            row.metric.name: (row.quality_high - row.quality_low) / 2,
+            "latency_ratio": (row.latency_ratio_high - row.latency_ratio_low) / 2,
+        },
+    )
 
 
 def arrange(rows: Iterable[FrontRow]) -> list[FrontRow]:

@@ -20,7 +20,7 @@ from prunefront.pipelines.journal.metrics import quality_in
 from prunefront.pruners.graph.pruning_plan import DENSE
 from prunefront.search.outcomes.constraints import EXACT, describe_violations, resolve
 from prunefront.search.outcomes.front import ParetoFront, reference_point
-from prunefront.search.outcomes.measurement import Measurement
+from prunefront.search.outcomes.measurement import COSTS, Measurement, Metric
 from prunefront.search.promotion.rank_correlation import spearman
 
 FEWEST = 3
@@ -65,10 +65,12 @@ class Searched:
 def searched(study: FrontSections, events: Events, shown: Collection[str] = ()) -> Searched:
     """Returns what the events of a journal say. shown: keys of the front's rows, which nothing is left out of."""
     metric = quality_in(events)
-    told = {e["key"]: m for e in events if e["event"] == "told" and (m := measurement_in(e)) is not None}
+    told = {
+        e["key"]: m for e in events if e["event"] == "told" and (m := _whole(e, metric, EXACT)) is not None
+    }
     # a network that failed for a passing reason is trained again: its last outcome counts
     last = {e["name"]: e for e in events if e["event"] == "trained"}
-    trained = {name: m for name, event in last.items() if (m := measurement_in(event)) is not None}
+    trained = {name: m for name, event in last.items() if (m := _whole(event, metric, COSTS)) is not None}
     both = [key for key in told if key in trained and key != DENSE]
     predicted = "predicted_latency_ratio"
 
@@ -100,10 +102,16 @@ def correlation(pairs: Collection[Pair]) -> float | None:
     return spearman(np.array([p.first[0] for p in pairs]), np.array([p.second[0] for p in pairs]))
 
 
+def _whole(event: Mapping[str, Any], metric: Metric, costs: Iterable[str]) -> Measurement | None:
+    """Returns what an event measured, if that is quality and these costs; a journal from elsewhere may hold less."""
+    measured = measurement_in(event)
+    return measured if measured and {metric.name, *costs} <= measured.values.keys() else None
+
+
 def _volume(study: FrontSections, events: Events) -> Iterable[tuple[int, float]]:
     """Yields number of scored candidates and hypervolume, from the dense network's score on."""
     metric = quality_in(events)
-    outcomes = [(e["key"], measurement_in(e)) for e in events if e["event"] == "told"]
+    outcomes = [(e["key"], _whole(e, metric, EXACT)) for e in events if e["event"] == "told"]
     measured = {key: m for key, m in outcomes if m is not None}
     dense = measured.get(DENSE)
     if dense is None:

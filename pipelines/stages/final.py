@@ -26,7 +26,7 @@ from prunefront.pipelines.config.sections import TaskSection
 from prunefront.pipelines.data import Samples
 from prunefront.pipelines.data.samples import example_of
 from prunefront.pipelines.formats.onnx_file import read_model
-from prunefront.pipelines.fronts.row import FrontRow, describe_plan, front_objectives
+from prunefront.pipelines.fronts.row import FrontRow, describe_plan, front_objectives, measurement_of
 from prunefront.pipelines.measure.dense_outputs import MOST_BYTES, DenseOutputs
 from prunefront.pipelines.measure.quality import JUDGED_AT_ONCE
 from prunefront.pipelines.measure.time_limit import TimedOut, time_limit
@@ -285,21 +285,7 @@ def _mark(rows: Mapping[str, FrontRow]) -> dict[str, FrontRow]:
     if not rows:
         return {}
     metric = next(iter(rows.values())).metric
-    measurements = [
-        Measurement(
-            {
-                metric.name: row.quality,
-                "latency_ratio": row.latency_ratio,
-                "size_bytes": float(row.size_bytes),
-            },
-            {
-                metric.name: (row.quality_high - row.quality_low) / 2,
-                "latency_ratio": (row.latency_ratio_high - row.latency_ratio_low) / 2,
-            },
-        )
-        for row in rows.values()
-    ]
-    pairs = [minimised(m, front_objectives(metric)) for m in measurements]
+    pairs = [minimised(measurement_of(row), front_objectives(metric)) for row in rows.values()]
     beats = dominance(np.stack([v for v, _ in pairs]), np.stack([n for _, n in pairs]))
     return {
         name: replace(row, on_test_front=not bool(beats[:, i].any()))

@@ -31,7 +31,7 @@ def fetch_best(
     """
     if exists(Path(source) / MANIFEST):
         return None, _fetch_artifact(source, under or require, key, out, endpoint_url)
-    if "://" in source or (exists(Path(source) / FRONT) and not exists(Path(source) / STUDY)):
+    if is_store(source):
         store = open_store(source, endpoint_url)
         try:
             rows = read_rows(read_stored_front(store))
@@ -44,6 +44,18 @@ def fetch_best(
         store = open_store(study.config.artifact_uri, endpoint_url)
     row = best_row(rows, under, best, require) if key is None else find_row(rows, key)
     return row, fetch(artifact_uri(store.uri, row.artifact), out, endpoint_url)
+
+
+def is_store(source: str) -> bool:
+    """Tells whether a word names an artifact store, or the folder of one, rather than a study."""
+    return "://" in source or (exists(Path(source) / FRONT) and not exists(Path(source) / STUDY))
+
+
+def rows_of(source: str, endpoint_url: str | None = None) -> list[FrontRow]:
+    """Returns a front, fastest first. source: a study, or the root of an artifact store. Raises PrunefrontError."""
+    if is_store(source):
+        return read_rows(read_stored_front(open_store(source, endpoint_url)))
+    return read_front(find(source).searched_folder())
 
 
 def _fetch_artifact(

@@ -291,6 +291,47 @@ def test_an_onnx_file_for_other_images(folder: Path, splits: Splits) -> None:
         verify(folder, splits=lambda section: wide)
 
 
+def test_a_gate_holds_what_is_measured_here_against_its_bounds(
+    folder: Path, splits: Splits, tmp_path: Path
+) -> None:
+    """The recorded accuracy counts for nothing: it is measured again. Latency is timed, beside the dense network."""
+    stated = json.loads((folder / "measurement.json").read_text())
+    accuracy, size = stated["accuracy"], stated["size_bytes"]
+    asked = {
+        f"accuracy >= {accuracy - 0.01:.4f}": True,
+        f"accuracy >= {accuracy + 0.01:.4f}": False,
+        f"size_bytes <= {size}": True,
+        "macs <= 1": False,
+        "latency_ms <= 10s": True,
+        "latency_ms <= 0.01us": False,
+        "latency_ms <= 1000%": True,
+    }
+    dense = Path(shutil.copytree(folder, tmp_path / "dense"))
+    found = verify(folder, splits=lambda section: splits, require=[*asked], dense=dense)
+    assert found.ok
+    assert not found.met
+    assert [required.ok for required in found.required] == [*asked.values()]
+    assert f"{accuracy:.6g}, measured on {IMAGES} test samples" in found.required[0].found
+    assert "timed here, batch 1, 1 thread" in found.required[4].found
+    relative = verify(folder, splits=lambda section: splits, require=["accuracy >= -1pt"], dense=dense)
+    assert relative.met, "it is its own dense network"
+    assert f"(limit {accuracy - 0.01:.6g})" in relative.required[0].found
+
+
+def test_a_gate_says_what_it_lacks(folder: Path, splits: Splits) -> None:
+    for bound in ("latency_ratio <= 0.6", "latency_ms <= 60%", "accuracy >= -1pt"):
+        with pytest.raises(PrunefrontError, match=r"fetch it with\s+--key dense.*--dense"):
+            verify(folder, splits=lambda section: splits, require=[bound])
+    with pytest.raises(PrunefrontError, match="no quantity is called 'miou'"):
+        verify(folder, splits=lambda section: splits, require=["miou >= 0.5"])
+
+
+def test_what_is_not_as_it_says_meets_nothing(folder: Path, splits: Splits) -> None:
+    _rewrite(folder, lambda plan, row: row.update(accuracy=0.999))
+    found = verify(folder, splits=lambda section: splits, require=["accuracy >= 0.0"])
+    assert (found.ok, found.met, found.required) == (False, False, ())
+
+
 def publish_network(folder: Path, model: nn.Module, factory: str, plan: PruningPlan, splits: Splits) -> Path:
     export(model, torch.zeros(2, *splits.input_shape), folder / "model.onnx")
     data = (folder / "model.onnx").read_bytes()
@@ -308,6 +349,9 @@ def publish_network(folder: Path, model: nn.Module, factory: str, plan: PruningP
         "accuracy": measured.value,
         "images": measured.samples,
         "params": sum(p.numel() for p in model.parameters()),
+        "macs": 5_000,
+        "size_bytes": len(data),
+        "environment": {"batch_size": 1, "threads": 1},
         "achieved": plan.achieved_ratios(),
         "outputs": {
             "inputs": f"test[:{CHECKED_INPUTS}]",

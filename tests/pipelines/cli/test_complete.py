@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_commands_and_options(folder: Path) -> None:
-    assert offered("prunefront re", folder) == ["rehearse"]
+    assert offered("prunefront re", folder) == ["report", "rehearse"]
     assert offered("prunefront search --re", folder) == ["--resume"]
     assert offered("prunefront export --over", folder) == [], "an old spelling"
     assert offered("prunefront --show", folder) == ["--show-completion"]
