@@ -91,7 +91,7 @@ def _of_dense(
     entries = Entries(folder / ("measurement.json" if bound.name == metric.name else "plan.json"))
     known = entries.get("dense", dict) if "dense" in entries.data else {}
     value = known.get(bound.name)
-    if type(value) not in (int, float):
+    if not isinstance(value, int | float) or isinstance(value, bool):
         raise PrunefrontError(
             f"'{bound}' is relative to the dense network, of which {folder} records no {bound.name}; fetch it with "
             "--key dense, and name its folder with --dense"

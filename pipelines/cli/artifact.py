@@ -88,7 +88,7 @@ def fetch(
     "verify",
     "verify best/",
     "verify best/ --study study.toml --json",
-    "verify best/ --require 'accuracy >= -1pt' --require 'latency_ms <= 2'",
+    "verify best/ --require 'accuracy >= -1pt' --require 'macs <= 1M'",
     "verify best/ --require 'latency_ms <= 60%' --dense dense/",
 )
 def verify(

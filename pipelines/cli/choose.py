@@ -155,7 +155,7 @@ def compare_two_fronts(first: str, second: str, endpoint_url: str | None, *, as_
     from prunefront.pipelines.study.find import find
 
     names, fronts = (first, second), [rows_of(source, endpoint_url) for source in (first, second)]
-    found = compare_fronts(*fronts)
+    found = compare_fronts(fronts[0], fronts[1])
     behind = [beaten_by(fronts[0], fronts[1]), beaten_by(fronts[1], fronts[0])]
     both_studies = not any(map(is_store, names))
     changed = between(find(first).config, find(second).config) if both_studies else {}
@@ -225,13 +225,13 @@ def compare_artifacts(first: str, second: str, *, as_json: bool) -> None:
     from prunefront.pipelines.stores.store import read_json_file
 
     rows, ratios = [], []
-    for source in map(Path, (first, second)):
-        check_digests(source)
-        rows.append(FrontRow.from_json(read_json_file(source / "measurement.json")))
-        ratios.append(read_record(source).planned)
+    for folder in map(Path, (first, second)):
+        check_digests(folder)
+        rows.append(FrontRow.from_json(read_json_file(folder / "measurement.json")))
+        ratios.append(read_record(folder).planned)
     if rows[0].metric != rows[1].metric:
         raise FrontError(f"the networks are judged by {rows[0].metric.name} and {rows[1].metric.name}")
-    same = overlap(*rows)
+    same = overlap(rows[0], rows[1])
     groups = {name: [r.get(name, 0.0) for r in ratios] for name in sorted({*ratios[0], *ratios[1]})}
     changed = {name: pair for name, pair in groups.items() if pair[0] != pair[1]}
     if as_json:

@@ -44,9 +44,8 @@ def record_versions(journal: Journal) -> None:
     names = ("prunefront", "torch", "numpy", "onnxruntime", "ray")
     versions = {"python": platform.python_version(), **{name: _version(name) for name in names}}
     machine = ", ".join(filter(None, (socket.gethostname(), processor(), f"{os.cpu_count()} cores")))
-    found = {"versions": versions, "machine": machine}
-    if not [e for e in journal.of("versions")[-1:] if all(e[key] == value for key, value in found.items())]:
-        journal.append("versions", **found)
+    if [(e["versions"], e["machine"]) for e in journal.of("versions")[-1:]] != [(versions, machine)]:
+        journal.append("versions", versions=versions, machine=machine)
 
 
 def _version(name: str) -> str:
