@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from prunefront.pipelines.config.sections import StartSection, StudyConfig
+from prunefront.pipelines.fronts.report import write_report
+from prunefront.pipelines.fronts.unfinished import FrontSections
 from prunefront.pipelines.journal.evaluations import Evaluations
 from prunefront.pipelines.journal.journal import Journal, read_events, write_json
 from prunefront.pipelines.journal.layout import EVALUATIONS
@@ -41,7 +43,7 @@ from prunefront.search.space.problem import Problem
 from prunefront.search.space.search_space import GroupSpace, SearchSpace
 from tests.hostile.strategies import answered, damaged, documents, fuzzed
 from tests.hostile.test_weights import safetensors
-from tests.pipelines.fronts.test_front import DATA
+from tests.pipelines.fronts.test_front import DATA, read_back
 from tests.pipelines.stages import test_latency_table as tables
 from tests.pipelines.stages.test_warm_start import HERE, scored
 from tests.pipelines.study.test_rehearsal import config_of, searched
@@ -162,6 +164,7 @@ def test_journals(config: StudyConfig, genuine: StudyConfig, data: st.DataObject
     text = (genuine.path / "journal.jsonl").read_bytes()
     (config.path / "journal.jsonl").write_bytes(data.draw(journals(text)))
     answered(lambda: resumed(config))
+    answered(lambda: paged(config))
 
 
 FILES: dict[str, Callable[[StudyConfig], object]] = {
@@ -174,6 +177,13 @@ FILES: dict[str, Callable[[StudyConfig], object]] = {
     "prepared/precision.json": lambda config: read_precision(config.path / "prepared"),
     "prepared/latency.json": lambda config: predicted(config),
 }
+
+
+def paged(config: StudyConfig) -> None:
+    """What a page holds as data is JSON, and no markup."""
+    made = write_report(config.part(FrontSections), config.path).read_text()
+    assert made.count("<script") == made.count("</script>") == 2
+    assert read_back(made)["study"] == config.name
 
 
 def spaces(config: StudyConfig) -> None:
@@ -195,6 +205,7 @@ def predicted(config: StudyConfig) -> None:
 def test_files(config: StudyConfig, genuine: StudyConfig, name: str, data: st.DataObject) -> None:
     (config.path / name).write_bytes(data.draw(documents(json.loads((genuine.path / name).read_text()))))
     answered(lambda: FILES[name](config))
+    answered(lambda: paged(config))
     # whatever was in it did not end what was finished
     assert (config.path / "journal.jsonl").stat().st_size == (genuine.path / "journal.jsonl").stat().st_size
 
