@@ -23,7 +23,7 @@ from prunefront.pipelines.formats.given_weights import load_given
 from prunefront.pipelines.formats.onnx_file import read_model
 from prunefront.pipelines.formats.onnx_runtime import ORT_ERRORS, open_session
 from prunefront.pipelines.measure.dense_outputs import DenseOutputs
-from prunefront.pipelines.measure.quality import JUDGED_AT_ONCE, judged, quality, scored
+from prunefront.pipelines.measure.quality import JUDGED_AT_ONCE, Noted, judged, quality, scored
 from prunefront.pipelines.stores.store import ArtifactError
 from prunefront.pipelines.tasks import Estimate, Task, make_task
 from prunefront.pipelines.tasks.classification import Classification
@@ -233,8 +233,20 @@ def onnx_quality(
     file, for the rest. Raises PrunefrontError for a model that
     fails on them.
     """
-    noted, seen = [], 0
-    reference = None
+    return scored(task, onnx_notes(onnx, samples, task, threads=threads, dense=dense, known=known))
+
+
+def onnx_notes(
+    onnx: bytes,
+    samples: Samples,
+    task: Task,
+    *,
+    threads: int,
+    dense: bytes | None = None,
+    known: DenseOutputs | None = None,
+) -> Iterator[Noted]:
+    """Yields what the task notes of an ONNX file on each batch of plain samples. Arguments, errors: `onnx_quality`."""
+    seen, reference = 0, None
     for outputs, batch in _run(onnx, samples, threads=threads):
         targets = batch.targets
         if not task.labels:
@@ -247,8 +259,7 @@ def onnx_quality(
                 reference = reference or open_session(dense, threads)
                 targets = _forward(reference, batch.inputs)
         seen += batch.count
-        noted.append(judged(task, outputs, targets, batch.count))
-    return scored(task, noted)
+        yield judged(task, outputs, targets, batch.count)
 
 
 def onnx_targets(dense: bytes, samples: Samples, *, threads: int, most: int) -> DenseOutputs:

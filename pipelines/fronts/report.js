@@ -436,6 +436,18 @@
       cell.style.setProperty("--kept", part ? 1 - part.dropped : 1);
       return cell;
     };
+    // what each newly gets wrong, beside the dense network
+    const newly = (row) => {
+      const found = D.mistakes && D.mistakes.networks[row.key];
+      if (!found) return null;
+      const pictures = found.shown.map((place) => (D.mistakes.pictures[place]
+        ? el("img", { src: D.mistakes.pictures[place], alt: `validation sample ${place}`, title: `validation sample ${place}`, class: "sample" })
+        : el("span", { class: "tag" }, `sample ${place}`)));
+      const more = found.wrong - found.shown.length;
+      return el("div", { class: "newly" },
+        el("b", { class: "key" }, name(row)), ` newly gets ${found.wrong} of ${counted(D.mistakes.samples, "validation sample")} wrong, and ${found.right} right`,
+        el("div", { class: "samples" }, pictures, more > 0 && pictures.length ? `and ${more} more` : null));
+    };
     const verdicts = rows.flatMap((a, i) => rows.slice(i + 1).flatMap((b) => [
       told(a, b, METRIC, "quality_low", "quality_high"), told(a, b, "latency", "latency_low", "latency_high")]));
     host.replaceChildren(
@@ -444,6 +456,7 @@
         ...lines.map(([label, text]) => ["", [label, ...rows.map(text)]]),
         ...groups.map((group) => ["", [el("td", { class: "key" }, group), ...rows.map((row) => cells(row, group))]]),
       ])),
+      ...rows.map(newly).filter(Boolean),
       ...rows.map((row) => commandLine(byKey(row))),
       el("button", { type: "button", onclick: () => { state.picks = []; update(); } }, "compare none"));
   }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunefront.pipelines.fronts.choice import named
+from prunefront.pipelines.fronts.mistakes import Mistakes, of_page, read_mistakes
 from prunefront.pipelines.fronts.page import write_page
 from prunefront.pipelines.fronts.row import FrontRow, read_rows, shown
 from prunefront.pipelines.fronts.searched import (
@@ -50,12 +51,14 @@ def document(
     facts: Sequence[tuple[str, str]] = (),
     note: str | None = None,
     running: bool = False,
+    mistakes: Mistakes | None = None,
 ) -> dict[str, Any]:
     """Returns what the page shows.
 
     rows: the front; None = the search has not ended, and the journal's finished networks stand in for it. source: the
     word that names the study to `prunefront fetch`. settings: the study file's. facts: label and text of what else was
     kept of the study. note: a line below the title. running: the page is written again while it is looked at.
+    mistakes: what networks newly get wrong.
     """
     partial = partial_front(study, events) if rows is None else None
     shown_rows = list(rows or (partial.trained_rows if partial else ()))
@@ -89,6 +92,7 @@ def document(
         "volume": [list(point) for point in found.volume],
         "qualities": _pairs(found.qualities, metric),
         "latencies": _pairs(found.latencies, None),
+        "mistakes": of_page(mistakes),
         "left_out": [_reason(one) for one in found.left_out[:MOST_LEFT_OUT]],
         "left_out_more": max(0, len(found.left_out) - MOST_LEFT_OUT),
         "settings": [[key, value] for key, value in _flat(settings or {})],
@@ -122,6 +126,7 @@ def write_report(
         facts=[*_facts(folder, events)],
         note=_bounds(folder),
         running=running,
+        mistakes=None if rows is None else read_mistakes(folder),
     )
     write_page(content, folder / REPORT)
     return folder / REPORT

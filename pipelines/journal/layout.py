@@ -56,6 +56,9 @@ PARTIAL_FRONT = "partial-front.json"
 BOUNDS = "bounds.json"
 """Comparison of the front's networks with the study's bounds."""
 
+MISTAKES = "mistakes.json"
+"""Validation samples that networks of the front newly get wrong."""
+
 TIMING = "timing.json"
 """Time that each part of a search took."""
 

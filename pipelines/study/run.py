@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from prunefront.pipelines.fronts.row import FrontRow
 from prunefront.pipelines.fronts.unfinished import FrontSections
 from prunefront.pipelines.fronts.unfinished_report import partial_front_on_failure, remove_partial_front
 from prunefront.pipelines.journal.journal import write_json
-from prunefront.pipelines.journal.layout import BOUNDS, FRONT, REPORT, SPOOL, TIMING
+from prunefront.pipelines.journal.layout import BOUNDS, FRONT, MISTAKES, REPORT, SPOOL, TIMING
 from prunefront.pipelines.journal.metrics import record_metrics
 from prunefront.pipelines.measure.environment import record_versions
 from prunefront.pipelines.prepare.checks import NamingSections, check_names
@@ -29,6 +29,7 @@ from prunefront.pipelines.prepare.workbench import BenchSections, make_bench
 from prunefront.pipelines.stages.final import Trained, report
 from prunefront.pipelines.stages.first_stage import FirstStage, FirstStageSections, warm_started
 from prunefront.pipelines.stages.forecast import ForecastSections, forecast, steered
+from prunefront.pipelines.stages.mistakes import mistakes, to_json
 from prunefront.pipelines.stages.program import DenseModel
 from prunefront.pipelines.stages.second_stage import (
     SecondStageSections,
@@ -240,6 +241,13 @@ def _report(
     session.display.say(
         f"measuring {len(front)} networks on {f'{test.count:,} ' if test.count else ''}test {what}"
     )
+
+    def look(files: Mapping[str, bytes]) -> None:
+        validation = network.splits.part("validation")
+        found = mistakes(files, validation, section, workers, threads=threads, seconds=seconds)
+        if found is not None:
+            write_json(folder / MISTAKES, to_json(found))
+
     rows, failures = report(
         front,
         network.graph,
@@ -251,6 +259,7 @@ def _report(
         seconds=seconds,
         dense_model=dense,
         say=session.display.say,
+        look=look,
     )
     for name, failure in failures.items():
         session.journal.append("unreported", name=name, outcome=failure.to_json())
@@ -282,6 +291,7 @@ def next_steps(config: StudyConfig, study: Path, rows: list[FrontRow]) -> str:
             f"  prunefront ui {file}",
             f"  prunefront fetch {file} --under latency_ratio={bound:g} --best {metric.name} -o best/",
             "  prunefront verify best/",
+            f"  prunefront report {file} --open",
             f"page: {config.path / REPORT}",
         )
     )

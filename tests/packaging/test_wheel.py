@@ -178,6 +178,7 @@ def test_the_wheel_holds_one_package_and_its_types(tree: Path, wheel: Path) -> N
     assert info.endswith(".dist-info")
     assert files[f"{info}/top_level.txt"].decode().split() == ["prunefront"]
     assert "prunefront/py.typed" in files
+    assert {f"prunefront/pipelines/fronts/report.{kind}" for kind in ("html", "css", "js")} <= files.keys()
     packed = {name for name in files if name.endswith(".py")}
     ground = {f"prunefront/{path.name}" for path in (tree / "prunefront").glob("*.py")}
     rooms = {

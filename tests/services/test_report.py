@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from prunefront.pipelines.artifacts.manifest import LIMITS
@@ -18,12 +19,14 @@ from prunefront.pipelines.artifacts.publish import publish
 from prunefront.pipelines.cli.main import main
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.fronts.choice import best_row
+from prunefront.pipelines.fronts.mistakes import Changed, Mistakes
 from prunefront.pipelines.fronts.page import write_page
 from prunefront.pipelines.fronts.report import document, write_report
 from prunefront.pipelines.fronts.row import FrontError, FrontRow, read_rows
 from prunefront.pipelines.fronts.unfinished import FrontSections
 from prunefront.pipelines.journal.journal import write_json
-from prunefront.pipelines.journal.layout import FRONT, JOURNAL, STUDY
+from prunefront.pipelines.journal.layout import FRONT, JOURNAL, MISTAKES, STUDY
+from prunefront.pipelines.stages.mistakes import thumbnail, to_json
 from prunefront.pipelines.stores.folder import DirectoryStore
 from tests.services.conftest import require
 from tests.services.test_mlflow_ui import FLAGS
@@ -87,6 +90,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append({**row, "artifact": publish(store, made, row["key"]).uri})
     write_json(study / STUDY, settings[0])
     write_json(study / FRONT, rows)
+    changed = {"wrong": 3, "right": 1, "shown": [7, 9]}
+    picture = thumbnail(torch.eye(8)[None])
+    kept = Mistakes(300, {"quick": Changed(**changed)}, {"7": picture})
+    write_json(study / MISTAKES, to_json(kept))
     failure = {"failure": "crashed", "reason": HOSTILE}
     (study / JOURNAL).write_text(json.dumps({"event": "told", "key": "broken", "outcome": failure}) + "\n")
     return here
@@ -224,6 +231,9 @@ def test_networks_are_compared_by_keyboard_and_those_alike_are_said_to_be(page: 
     compared = page.locator("#compared")
     expect(compared).to_contain_text("accuracy: cannot be told apart: their 95 % intervals overlap")
     expect(compared).to_contain_text("latency: differ: their 95 % intervals do not overlap")
+    expect(compared).to_contain_text("quick newly gets 3 of 300 validation samples wrong, and 1 right")
+    assert compared.locator("img").evaluate_all("all => all.map((one) => one.naturalWidth)") == [8]
+    expect(compared).to_contain_text("sample 9")
     expect(compared.locator("code").first).to_have_text("prunefront fetch studies/known --key quick -o best/")
     page.reload()
     expect(compared.locator("thead th")).to_have_count(3)  # the address keeps what was picked

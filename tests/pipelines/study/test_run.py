@@ -134,6 +134,14 @@ def test_the_front_as_json(searched: Path) -> None:
         assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
         assert row["images"] == 400
     pages = searched / "studies" / "small"
+    kept = json.loads((pages / "mistakes.json").read_text())
+    for row in rows:
+        if row["key"] != "dense":  # the changed samples are the difference of the accuracies
+            changed = kept["networks"][row["key"]]
+            lost = (changed["wrong"] - changed["right"]) / kept["samples"]
+            assert dense["validation_accuracy"] - row["validation_accuracy"] == pytest.approx(lost, abs=0.011)
+            assert len(changed["shown"]) == min(12, changed["wrong"])
+            assert all(str(place) in kept["pictures"] for place in changed["shown"])
     page = (pages / "report.html").read_text()
     assert all(row["key"] in page for row in rows)
     assert all(text in page for text in ("version of torch", "digest of test data", '"kept":'))
