@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from prunefront.pipelines.config.sections import StartSection, StudyConfig
+from prunefront.pipelines.fronts.mistakes import read_mistakes
 from prunefront.pipelines.fronts.report import write_report
 from prunefront.pipelines.fronts.unfinished import FrontSections
 from prunefront.pipelines.journal.evaluations import Evaluations
@@ -83,6 +84,26 @@ def genuine(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
         journal.append(
             "trained", name="dense", outcome=Failure("error", "no").to_json(), artifact="", epochs=1
         )
+        values = {
+            "accuracy": 0.5,
+            "latency_ms": 1.0,
+            "latency_ratio": 0.5,
+            "macs": 9.0,
+            "params": 9.0,
+            "size_bytes": 9.0,
+        }
+        part = {
+            "name": "conv",
+            "units": 4,
+            "kept": 2,
+            "dropped": 0.5,
+            "criterion": "l1",
+            "granularity": "channel",
+        }
+        for name in ("other", "dense-finetuned"):
+            trained = Measurement(values, {"accuracy": 0.1}).to_json()
+            journal.append("trained", name=name, outcome=trained, parts=[part])
+        journal.append("versions", versions={"torch": "2"}, machine="here")
         journal.append("controlled", names=["dense"])
         journal.append("published", name="dense", artifact="dense-0123456789ab")
     folder, prepared = config.path, config.path / "prepared"
@@ -94,6 +115,11 @@ def genuine(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
     write_json(prepared / "precision.json", {"precision": "float32", "channels_last": False})
     write_json(folder / "front.json", DATA)
     write_json(folder / "bounds.json", {"said": "all meet", "met": 2})
+    changed = {"wrong": 1, "right": 0, "shown": [3]}
+    picture = "data:image/png;base64,AAAA"
+    write_json(
+        folder / "mistakes.json", {"samples": 9, "networks": {"a": changed}, "pictures": {"3": picture}}
+    )
     write_json(folder / "timing.json", {"busy": {"screen": 2.0}})
     assert len(task.space.groups) > 1
     return config
@@ -171,6 +197,7 @@ FILES: dict[str, Callable[[StudyConfig], object]] = {
     "study.json": lambda config: (status(config.path), open_folder(config, resume=True, fresh=False)),
     "front.json": lambda config: read_front(config.path),
     "bounds.json": lambda config: read_bounds(config.path),
+    "mistakes.json": lambda config: read_mistakes(config.path),
     "timing.json": lambda config: first_stage_seconds(config.path),
     "table.json": lambda config: read(config.path / "table.json").predictor(),
     "prepared/graph.json": lambda config: spaces(config),
