@@ -190,12 +190,13 @@ def report(
     *,
     threads: int,
     seconds: float | None = None,
-    dense_model: DenseModel,
+    dense_model: DenseModel | None,
     say: Callable[[str], None],
     look: Callable[[Mapping[str, bytes]], None] = lambda files: None,
 ) -> tuple[list[FrontRow], dict[str, Failure]]:
-    """Scores each network's ONNX file on the test data and publishes it again with that measurement, and as `.pt2`.
+    """Scores each network's ONNX file on the test data and publishes it again with that measurement.
 
+    dense_model: what `model.pt2` of each is made of; None = it gets none.
     The set of rows is given: nothing is selected by a test figure. A row that turns out dominated on the test figures
     stays, and says so. look: takes name -> ONNX file of the networks that have test figures. Returns the rows, fastest
     first, and by name the networks that could not be fetched, run or published. Raises StoreAway and StoreRefused, for
@@ -237,7 +238,8 @@ def report(
             if beside is not None and beside.sample.samples:
                 beside.sample.write(folders[network.name] / TARGETS, {})
         look({name: file for name, file in zip(folders, files, strict=True) if name in rows})
-        add_programs({n: folders[n] for n in rows}, dense_model, example_of(test, 3), workers, say)
+        if dense_model is not None:
+            add_programs({n: folders[n] for n in rows}, dense_model, example_of(test, 3), workers, say)
         published = []
         for name, row in _mark(rows).items():
             try:
