@@ -89,7 +89,7 @@ class Tracker(Protocol):
         ...
 
     def log_front(self, rows: Sequence[Row], files: Sequence[Path] = ()) -> None:
-        """Records the front: its rows, and files (front.png, front.html …). The files must stay until `finish`."""
+        """Records the front: its rows, and files (report.html, front.json …). The files must stay until `finish`."""
         ...
 
     def finish(self, status: Status = "FINISHED") -> tuple[str, ...]:
