@@ -97,7 +97,8 @@ def _read(model: nn.Module, inputs: Inputs, policy: "_Policy") -> tuple[ChannelG
     names = {name: first_names[id(t)] for name, t in tensors.items()}
     ledger = Ledger(_batch(inputs))
     _walk(program, names, ledger, policy)
-    rehearsal = rehearse(model, inputs, calls, len(_output_tensors(program)))
+    macs = ledger.batch * sum(op.positions * ledger.elements(op.weight) for op in ledger.ops)
+    rehearsal = rehearse(model, inputs, calls, len(_output_tensors(program)), macs)
     if rehearsal.trains and not rehearsal.trains_alike:
         # a branch that cannot be walked is left to the trial, which freezes what it reads
         with ledger.only_ties("in training mode"), suppress(NotTraceable, UnsupportedOp):
