@@ -81,11 +81,8 @@ def set_attributes(model: nn.Module, attributes: Iterable[SizeAttribute]) -> Non
             number = held[a.place]
         elif a.place != -1:
             number = None
-        if (
-            type(number) is not int
-            or not 0 < a.value <= number
-            or type(module).__module__.startswith("torch.")
-        ):
+        own = not type(module).__module__.startswith("torch.") or norm_width(module) == a.name
+        if type(number) is not int or not 0 < a.value <= number or not own:
             raise PrunefrontError(
                 f"{a.name!r:.60} of module {a.module!r:.60} cannot be set to {a.value!r:.20}: it is no larger whole "
                 "number of the network; load the weights into the network they were cut from"
@@ -94,6 +91,13 @@ def set_attributes(model: nn.Module, attributes: Iterable[SizeAttribute]) -> Non
             setattr(module, a.name, (*held[: a.place], a.value, *held[a.place + 1 :]))
         else:
             setattr(module, a.name, a.value)
+
+
+def norm_width(module: nn.Module | None) -> str | None:
+    """Returns the name of the width that one of torch's norms keeps without a tensor of it; None for other modules."""
+    if not isinstance(module, nn.modules.batchnorm._NormBase):
+        return None
+    return None if module.affine or module.track_running_stats else "num_features"
 
 
 def rebuilt(
@@ -362,20 +366,24 @@ def _with_modules(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
             memo[id(module)] = kind.__new__(kind)
             made.append((module, memo[id(module)]))
     for module, copied in made:
-        vars(copied).update({name: _copied(held, memo) for name, held in vars(module).items()})
+        vars(copied).update(
+            (name, held if type(held) in _ATOMS else _copied(held, memo))
+            for name, held in vars(module).items()
+        )
     return model
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """Returns a deep copy, most of which are small dictionaries, which `copy.deepcopy` is slow at."""
-    kind = type(value)
-    if kind in _ATOMS:
-        return value
+    """Returns a deep copy; most of a module are small containers, which `copy.deepcopy` is slow at."""
     if id(value) in memo:
         return memo[id(value)]
+    kind = type(value)
+    if kind in (tuple, set) and all(type(held) in _ATOMS for held in value):
+        return value if kind is tuple else memo.setdefault(id(value), set(value))
     if kind in (dict, OrderedDict) and all(type(key) in _ATOMS for key in value):
         made = memo[id(value)] = kind()
-        made.update((key, _copied(held, memo)) for key, held in value.items())
+        for key, held in value.items():
+            made[key] = held if type(held) in _ATOMS else _copied(held, memo)
         return made
     return copy.deepcopy(value, memo)
 

@@ -62,8 +62,8 @@ def verify(
         settle(sizes.failure)
         if reasons and (attributes := _helpful(model, graph, sizes, reasons)):
             trial.close()
-            graph = replace(graph, attributes=attributes)
-            sizes, trial = sizes.setting(attributes), Trial(model, graph, part, drops, seed=seed)
+            graph = replace(graph, attributes=(*graph.attributes, *attributes))
+            sizes, trial = sizes.setting(graph.attributes), Trial(model, graph, part, drops, seed=seed)
             reasons.clear()
             settle(sizes.failure)
         if reasons and (merged := _merged(model, graph, sizes, reasons)) is not None:
@@ -248,6 +248,7 @@ class _Sizes:
     ) -> None:
         self.network = SizesNetwork(model, example, values=values, training=training)
         self.graph, self.drops = graph, drops
+        self._widths = graph.attributes
         self._known: dict[tuple[object, ...], str | None] = {}
 
     def of(self, graph: ChannelGraph, drops: Drops) -> "_Sizes":
@@ -267,8 +268,8 @@ class _Sizes:
         return next((why for size in sizes if (why := self._try(groups, size)) is not None), None)
 
     def failure_with(self, attributes: Attributes, group: ChannelGroup) -> str | None:
-        """Returns why a group cannot be cut alone with these numbers set after the cut."""
-        return self.setting(attributes).failure([group])
+        """Returns why a group cannot be cut alone with these numbers, and those known at first, set after the cut."""
+        return self.setting((*self._widths, *attributes)).failure([group])
 
     def _try(self, groups: Sequence[ChannelGroup], size: int) -> str | None:
         plan = plan_of(self.graph, groups, self.drops, size)

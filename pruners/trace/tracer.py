@@ -118,6 +118,7 @@ def _read(model: nn.Module, inputs: Inputs, policy: "_Policy") -> tuple[ChannelG
         layers=layers,
         unlayered=unlayered,
         notes=tuple(map(_STATE.format, state)),
+        attributes=sites.norm_widths(model, ledger),
     )
     return graph, rehearsal
 
@@ -491,7 +492,10 @@ _KEEPS_NUMBERS = frozenset(
 
 
 def _note_uses(node: Node, call: Call, ledger: Ledger) -> None:
-    """Records which stored tensors an operator takes, and where."""
+    """Records which stored tensors an operator takes, and where, and which channels a norm gets."""
+    normed = call["input"] if call.op in ("batch_norm", "instance_norm") else None
+    if isinstance(normed, Labels) and normed.varying() == (1,):
+        ledger.normed.setdefault(_innermost(node), normed.vector(1))
     for tensor in call.tensors():
         if isinstance(tensor, Stored):
             ledger.uses.setdefault(tensor.name, []).append(Use(_innermost(node), _norm_behind(node)))
