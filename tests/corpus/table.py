@@ -33,10 +33,10 @@ out here.
 """
 COSTS = """## What tracing costs
 
-CPU seconds of one thread: the chain of the tests (without ONNX), by part. Two passes over all families on a busy machine
-of two cores (AMD EPYC; n = 1 each; 2026-12-01, Python 3.11.7, torch 2.13.0, transformers 5.24.0), before and after sizes
-were tried on numbers. A busy core counts up to twice the seconds of an idle one; `torch.export`, which is the same in
-both, says that they were equally busy. `python -m tests.corpus.table docs/networks.md` prints the column *trace* anew.
+CPU seconds of one thread for the chain of the tests (without ONNX), by part. Two passes over all families on a busy
+machine of two cores (AMD EPYC; n = 1 each; 2026-12-01, Python 3.11.7, torch 2.13.0, transformers 5.24.0), before and
+after sizes were tried on numbers. A busy core counts up to twice the seconds of an idle one; `torch.export`, which is
+the same in both, says that they were equally busy. `python -m tests.corpus.table FILE` writes the column *trace* anew.
 
 | | before | now |
 |---|---|---|
