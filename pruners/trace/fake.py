@@ -120,14 +120,14 @@ _PEEKS = frozenset({"tolist", "numpy", "__array__", "data_ptr"})
 _DEPENDS = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 
 
-class _Looks(TorchDispatchMode):
+class _Looks(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records what a network sees of values: results that are no tensors, and sizes that depend on values.
 
     earlier: record of another run. Raises ValuesDecide at the first look that shows something else.
     """
 
     def __init__(self, earlier: Sequence[object] | None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[object] = []
         self._earlier = earlier
 
