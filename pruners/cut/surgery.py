@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import chain
 from operator import itemgetter
-from types import CellType, FunctionType
+from types import BuiltinFunctionType, CellType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -81,11 +81,8 @@ def set_attributes(model: nn.Module, attributes: Iterable[SizeAttribute]) -> Non
             number = held[a.place]
         elif a.place != -1:
             number = None
-        if (
-            type(number) is not int
-            or not 0 < a.value <= number
-            or type(module).__module__.startswith("torch.")
-        ):
+        own = not type(module).__module__.startswith("torch.") or norm_width(module) == a.name
+        if type(number) is not int or not 0 < a.value <= number or not own:
             raise PrunefrontError(
                 f"{a.name!r:.60} of module {a.module!r:.60} cannot be set to {a.value!r:.20}: it is no larger whole "
                 "number of the network; load the weights into the network they were cut from"
@@ -94,6 +91,13 @@ def set_attributes(model: nn.Module, attributes: Iterable[SizeAttribute]) -> Non
             setattr(module, a.name, (*held[: a.place], a.value, *held[a.place + 1 :]))
         else:
             setattr(module, a.name, a.value)
+
+
+def norm_width(module: nn.Module | None) -> str | None:
+    """Returns the name of the width that one of torch's norms keeps without a tensor of it; None for other modules."""
+    if not isinstance(module, nn.modules.batchnorm._NormBase):
+        return None
+    return None if module.affine or module.track_running_stats else "num_features"
 
 
 def rebuilt(
@@ -323,12 +327,8 @@ def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """Returns a deep copy. memo: id of a part -> its replacement. Raises PrunefrontError if torch cannot copy it."""
     for _, name, module in _computed_weights(model):
         memo.setdefault(id(getattr(module, name)), getattr(module, name).detach())
-    for module in model.modules():  # most of a module are empty dictionaries, which deepcopy is slow at
-        for held in vars(module).values():
-            if type(held) in (dict, OrderedDict) and not held:
-                memo.setdefault(id(held), type(held)())
     try:
-        copied = copy.deepcopy(model, memo)
+        copied: nn.Module = _copied(_with_modules(model, memo), memo)
     except RuntimeError as error:  # torch refuses tensors with a history
         raise PrunefrontError(
             f"{type(model).__name__} cannot be copied, as it holds a tensor that was computed with gradients: take it "
@@ -339,6 +339,53 @@ def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         _compute_weight(hook, name, module)
     _rebind_hooks(copied, {id(module): memo.get(id(module), module) for module in model.modules()})
     return copied
+
+
+_ATOMS = frozenset(
+    {bool, int, float, complex, str, bytes, type(None), type, FunctionType, BuiltinFunctionType}
+)
+_OWN_WAYS = (
+    "__deepcopy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__", "__getnewargs__",
+    "__getnewargs_ex__", "__slots__",
+)  # fmt: skip
+
+
+def _with_modules(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Adds copies of a model's modules to the memo, but of those that are copied in a way of their own.
+
+    `copy.deepcopy` does the same, in several times the time. Returns the model itself.
+    """
+    plain: dict[type, bool] = {}
+    made: list[tuple[nn.Module, nn.Module]] = []
+    for module in model.modules():
+        kind = type(module)
+        if kind not in plain:
+            classes = [k for k in kind.__mro__ if k not in (object, nn.Module)]
+            plain[kind] = not any(vars(k).get(name) for k in classes for name in _OWN_WAYS)
+        if plain[kind] and id(module) not in memo:
+            memo[id(module)] = kind.__new__(kind)
+            made.append((module, memo[id(module)]))
+    for module, copied in made:
+        vars(copied).update(
+            (name, held if type(held) in _ATOMS else _copied(held, memo))
+            for name, held in vars(module).items()
+        )
+    return model
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """Returns a deep copy; most of a module are small containers, which `copy.deepcopy` is slow at."""
+    if id(value) in memo:
+        return memo[id(value)]
+    kind = type(value)
+    if kind in (tuple, set) and all(type(held) in _ATOMS for held in value):
+        return value if kind is tuple else memo.setdefault(id(value), set(value))
+    if kind in (dict, OrderedDict) and all(type(key) in _ATOMS for key in value):
+        made = memo[id(value)] = kind()
+        for key, held in value.items():
+            made[key] = held if type(held) in _ATOMS else _copied(held, memo)
+        return made
+    return copy.deepcopy(value, memo)
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -397,11 +444,20 @@ def _weights(path: str, names: Mapping[str, str]) -> list[str]:
     return [names[name] for end in ends if (name := f"{path}.{end}".lstrip(".")) in names]
 
 
+_SIZED = (
+    nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm,
+    nn.PReLU, nn.Embedding,
+)  # fmt: skip
+"""Modules that keep sizes of their weight as attributes."""
+
+
 def _sync_one(module: nn.Module, rows: list[int]) -> None:
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         suffix = "_l0" if isinstance(module, nn.RNNBase) else ""
         inner, recurrent = (getattr(module, f"weight_{kind}{suffix}") for kind in ("ih", "hh"))
         module.input_size, module.hidden_size = inner.shape[1], recurrent.shape[1]
+    if not isinstance(module, _SIZED):
+        return
     weight = module._parameters.get("weight")
     if weight is None:
         with eval_mode(module):  # a computed weight may change what it is computed from, in training mode

@@ -4,7 +4,6 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 
 import numpy as np
 from torch import nn
@@ -12,11 +11,12 @@ from torch import nn
 from prunefront.errors import NotTraceable
 from prunefront.pruners.cut.surgery import removed_positions
 from prunefront.pruners.graph.channel_graph import ChannelGraph, ChannelGroup, Frozen
+from prunefront.pruners.graph.pruning_plan import PruningPlan
 from prunefront.pruners.graph.shapes import changed_attributes, shapes
 from prunefront.pruners.trace.arguments import Inputs
 from prunefront.pruners.trace.attributes import Attributes, find_attributes, kinds_of
 from prunefront.pruners.trace.cut_trial import FEW, FIXED, HALF, Drops, Trial, over_channels, plan_of
-from prunefront.pruners.trace.fake import FakeNetwork, Rehearsal, Run
+from prunefront.pruners.trace.fake import Rehearsal, SizesNetwork, ValuesDecide
 from prunefront.pruners.trace.groups import merge, module_of, possible_merges
 from prunefront.pruners.trace.held import WidthError
 from prunefront.text import first_line
@@ -52,16 +52,18 @@ def verify(
         found = _culprits([g for g in graph.groups if g.name not in reasons], failure)
         reasons.update({name: where + why for name, why in found.items()})
 
-    part, small = (example, False) if rehearsal is None else (rehearsal.example, rehearsal.small)
-    sizes = _Sizes(model, graph, part, drops)
+    part, small, cheap = example, False, False
+    if rehearsal is not None:
+        part, small, cheap = rehearsal.example, rehearsal.small, rehearsal.cheap
+    sizes = _Sizes(model, graph, part, drops, values=cheap)
     trial = Trial(model, graph, part, drops, seed=seed)
     failed = trial.failure(graph.groups) is not None
     if failed:
         settle(sizes.failure)
         if reasons and (attributes := _helpful(model, graph, sizes, reasons)):
             trial.close()
-            graph = replace(graph, attributes=attributes)
-            sizes, trial = sizes.setting(attributes), Trial(model, graph, part, drops, seed=seed)
+            graph = replace(graph, attributes=(*graph.attributes, *attributes))
+            sizes, trial = sizes.setting(graph.attributes), Trial(model, graph, part, drops, seed=seed)
             reasons.clear()
             settle(sizes.failure)
         if reasons and (merged := _merged(model, graph, sizes, reasons)) is not None:
@@ -72,7 +74,7 @@ def verify(
             settle(sizes.failure)
         settle(trial.failure)
     if graph.inexact:
-        alone = trial.failure if sizes.dense is None else sizes.failure
+        alone = trial.failure if sizes.network.dense is None else sizes.failure
 
         def exact_failure(groups: Sequence[ChannelGroup]) -> str | None:
             exact = [g for g in groups if g.name not in graph.inexact]
@@ -90,7 +92,7 @@ def verify(
         try:
             trained = Trial(model, graph, part, drops, training=True, seed=seed)
             if trained.failure(left) is not None:
-                fake = _Sizes(model, graph, part, drops, training=True)
+                fake = _Sizes(model, graph, part, drops, values=cheap, training=True)
                 for kind in (fake, trained):
                     # an uncut network that differs from itself would show every group as wrong: then sizes alone count
                     settle(
@@ -229,7 +231,10 @@ def _first_clash(groups: Sequence[ChannelGroup], failure: Failure) -> dict[str, 
 
 
 class _Sizes:
-    """Trials on tensors without values. A network that does not run without values passes them all."""
+    """Trials in which sizes alone count. A network that looks at values passes them all.
+
+    values: whether the network is run on numbers, where that costs less.
+    """
 
     def __init__(
         self,
@@ -238,15 +243,18 @@ class _Sizes:
         example: Inputs,
         drops: Drops,
         *,
+        values: bool,
         training: bool = False,
     ) -> None:
-        self.network, self.graph, self.example, self.drops = FakeNetwork(model), graph, example, drops
-        self.training = training
+        self.network = SizesNetwork(model, example, values=values, training=training)
+        self.graph, self.drops = graph, drops
+        self._widths = graph.attributes
+        self._known: dict[tuple[object, ...], str | None] = {}
 
     def of(self, graph: ChannelGraph, drops: Drops) -> "_Sizes":
         """Returns the same trials of other groups of the network."""
         made = copy.copy(self)
-        made.graph, made.drops = graph, drops
+        made.graph, made.drops, made._known = graph, drops, {}
         return made
 
     def setting(self, attributes: Attributes) -> "_Sizes":
@@ -255,43 +263,45 @@ class _Sizes:
         made.graph = replace(self.graph, attributes=attributes)
         return made
 
-    @cached_property
-    def dense(self) -> Run | None:
-        """The run of the dense network; None if it needs values."""
-        try:
-            return self.network.run(self.example, training=self.training)
-        except Exception:  # forward may look at values, or raise anything: numbers decide then  # noqa: BLE001
-            return None
-
     def failure(self, groups: Sequence[ChannelGroup], sizes: Sequence[int] = (FEW, HALF)) -> str | None:
         """Returns why these groups cannot be cut together, by sizes alone."""
         return next((why for size in sizes if (why := self._try(groups, size)) is not None), None)
 
     def failure_with(self, attributes: Attributes, group: ChannelGroup) -> str | None:
-        """Returns why a group cannot be cut alone with these numbers set after the cut."""
-        return self.setting(attributes).failure([group])
+        """Returns why a group cannot be cut alone with these numbers, and those known at first, set after the cut."""
+        return self.setting((*self._widths, *attributes)).failure([group])
 
     def _try(self, groups: Sequence[ChannelGroup], size: int) -> str | None:
-        if self.dense is None:
-            return None
         plan = plan_of(self.graph, groups, self.drops, size)
-        going, sizes = removed_positions(self.graph, plan), shapes(self.graph, plan)
+        sizes = shapes(self.graph, plan)
+        attributes = changed_attributes(self.graph, sizes)
+        key = (size, *(g.name for g in groups), *attributes)  # other attributes make no difference
+        if key not in self._known:
+            self._known[key] = self._why_not(groups, plan, sizes, attributes)
+        return self._known[key]
+
+    def _why_not(
+        self,
+        groups: Sequence[ChannelGroup],
+        plan: PruningPlan,
+        sizes: Mapping[str, tuple[int, ...]],
+        attributes: Attributes,
+    ) -> str | None:
         try:
-            run = self.network.run(
-                self.example,
-                sizes,
-                going,
-                earlier=self.dense.record,
-                training=self.training,
-                attributes=changed_attributes(self.graph, sizes),
+            run, dense = (
+                self.network.cut(sizes, removed_positions(self.graph, plan), attributes),
+                self.network.dense,
             )
+        except ValuesDecide:
+            return None
         except WidthError as error:
             return f"forward computes with its size: {error}"
         except Exception as error:  # the user's forward may raise anything on the cut network  # noqa: BLE001
-            return f"forward fixes its size: {first_line(error)}"
-        for mine, true in zip(run.outputs, self.dense.outputs, strict=False):
+            return f"{FIXED}{first_line(error)}"
+        assert dense is not None
+        for mine, true in zip(run.outputs, dense.outputs, strict=False):
             if mine != true:
-                return f"forward fixes its size: an output becomes {mine} instead of {true}"
-        if len(run.outputs) != len(self.dense.outputs):
-            return f"forward fixes its size: it gives {len(run.outputs)} tensors instead of {len(self.dense.outputs)}"
+                return f"{FIXED}an output becomes {mine} instead of {true}"
+        if len(run.outputs) != len(dense.outputs):
+            return f"{FIXED}it gives {len(run.outputs)} tensors instead of {len(dense.outputs)}"
         return over_channels(self.graph, groups, run.replayed)

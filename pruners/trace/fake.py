@@ -1,15 +1,17 @@
-"""First runs of a network, on a small input or on tensors without values: they show sizes and calls."""
+"""Runs of a network that show its sizes and calls: on a small input, or on tensors without values."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunefront.pruners.cut import surgery
 from prunefront.pruners.graph.channel_graph import SizeAttribute
@@ -33,40 +35,121 @@ class Run:
     replayed: tuple[str, ...]
 
 
-class FakeNetwork:
-    """A model whose tensors have shapes and no values. The model itself is not touched."""
+class ValuesDecide(Exception):
+    """A network looks at values that a cut changes: what it does is no matter of sizes alone."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.mode = model, FakeTensorMode(allow_non_fake_inputs=True)
 
-    def run(
+class SizesNetwork:
+    """A model that is run to see its sizes, on tensors without values or on a copy. The model itself is not touched.
+
+    values: whether to run on numbers, which takes a tenth of the time where the network is small. Where the network
+    looks at numbers that a cut changes, that is given up.
+    """
+
+    def __init__(self, model: nn.Module, example: Inputs, *, values: bool, training: bool = False) -> None:
+        self.model, self.example, self.values, self.training = model, example, values, training
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._looks: list[object] = []
+
+    @cached_property
+    def dense(self) -> Run | None:
+        """The run of the dense network; None if it needs values, or does not run."""
+        try:
+            return self._run({}, {}, (), None)
+        except ValuesDecide:
+            self.values = False
+        except Exception:  # forward may look at values, or raise anything  # noqa: BLE001
+            return None
+        return _or_none(lambda: self._run({}, {}, (), None))
+
+    def cut(
         self,
-        example: Inputs,
-        sizes: Mapping[str, Shape] | None = None,
-        going: surgery.RemovedPositions | None = None,
-        *,
-        earlier: Record | None = None,
-        training: bool = False,
+        sizes: Mapping[str, Shape],
+        going: surgery.RemovedPositions,
         attributes: Sequence[SizeAttribute] = (),
     ) -> Run:
-        """Runs the network, cut to `sizes` where `going` says which positions are gone.
+        """Runs the network with the statistics of the dense run, cut to `sizes`; `going` says which positions are gone.
 
-        attributes: numbers in modules that are set. earlier: record of a run whose statistics are replayed. Raises
-        whatever the network's forward raises.
+        attributes: numbers in modules that are set. Raises ValuesDecide for a network that needs values, and whatever
+        its forward raises.
         """
-        sizes = sizes or {}
-        network = surgery.rebuilt(
-            self.model, going or {}, lambda name, tensor: self._fake(tensor, sizes.get(name, tensor.shape))
-        )
+        if self.dense is None:
+            raise ValuesDecide
+        try:
+            return self._run(sizes, going, attributes, self.dense.record)
+        except ValuesDecide:
+            self.values = False
+            del self.dense
+        return self.cut(sizes, going, attributes)
+
+    def _run(
+        self,
+        sizes: Mapping[str, Shape],
+        going: surgery.RemovedPositions,
+        attributes: Sequence[SizeAttribute],
+        earlier: Record | None,
+    ) -> Run:
+        def made(name: str, tensor: Tensor) -> Tensor:
+            if self.values:
+                return surgery.cut_tensor(going, name, tensor)
+            return self._fake(tensor, sizes.get(name, tensor.shape))
+
+        network = surgery.rebuilt(self.model, going, made)
         surgery.set_attributes(network, attributes)
-        _set_mode(network, training=training)
-        inputs = _pytree.tree_map_only(Tensor, lambda t: self._fake(t, t.shape), example)
-        with quiet_about_sizes(), self.mode:
-            return _observe(network, inputs, earlier)
+        _set_mode(network, training=self.training)
+        if not self.values:
+            inputs = _pytree.tree_map_only(Tensor, lambda t: self._fake(t, t.shape), self.example)
+            with quiet_about_sizes(), self._mode:
+                return _observe(network, inputs, earlier)
+        looks = _Looks(None if earlier is None else self._looks)
+        with looks:
+            run = _observe(network, _pytree.tree_map_only(Tensor, torch.clone, self.example), earlier)
+        if _PEEKS & set(run.record.called):
+            raise ValuesDecide
+        self._looks = looks.seen if earlier is None else self._looks
+        return run
 
     def _fake(self, tensor: Tensor, shape: Sequence[int]) -> Tensor:
-        with self.mode:
+        with self._mode:
             return torch.empty(tuple(shape), dtype=tensor.dtype, device=tensor.device)
+
+
+_PEEKS = frozenset({"tolist", "numpy", "__array__", "data_ptr"})
+"""Methods that give the values of a tensor without an operator."""
+
+_DEPENDS = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
+
+
+class _Looks(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records what a network sees of values: results that are no tensors, and sizes that depend on values.
+
+    earlier: record of another run. Raises ValuesDecide at the first look that shows something else.
+    """
+
+    def __init__(self, earlier: Sequence[object] | None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[object] = []
+        self._earlier = earlier
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.index.Tensor:
+            depends = any(isinstance(t, Tensor) and not _is_index(t) for t in args[1])
+        else:  # of operators that are not torch's own, nothing is known
+            depends = bool(_DEPENDS.intersection(func.tags)) or func.namespace not in ("aten", "prim")
+        if depends:
+            seen = [v.shape if isinstance(v, Tensor) else v for v in _pytree.tree_leaves(result)]
+            if self._earlier is not None and self._earlier[len(self.seen) : len(self.seen) + 1] != [seen]:
+                raise ValuesDecide
+            self.seen.append(seen)
+        return result
+
+
+def _is_index(tensor: Tensor) -> bool:
+    """Says whether a tensor picks by position rather than as a mask."""
+    return tensor.dtype not in (torch.bool, torch.uint8)
 
 
 def _set_mode(network: nn.Module, *, training: bool) -> None:
@@ -123,46 +206,66 @@ class Rehearsal:
 
     example: a part of the whole one where `small`, on which cuts can be tried. trains_alike: whether training mode
     calls the same modules and operators as eval mode, dropout left out. trains: whether forward runs in training mode.
+    cheap: whether a run on numbers costs less than one on tensors without values.
     """
 
     example: Inputs
     small: bool
     trains_alike: bool
     trains: bool
+    cheap: bool
 
 
-def rehearse(model: nn.Module, example: Inputs, calls: Calls, outputs: int) -> Rehearsal:
-    """Runs a copy of a network in both modes: on a small part of the example, else on the whole without values.
+def rehearse(model: nn.Module, example: Inputs, calls: Calls, outputs: int, macs: int) -> Rehearsal:
+    """Runs a copy of a network in both modes: on a small part of the example, else on the whole.
 
-    calls, outputs: calls and number of output tensors on the whole example. A small part serves if both are the same
-    there.
+    calls, outputs: calls and number of output tensors on the whole example; a small part serves if both are the same
+    there. macs: multiply-accumulates on the whole example. A network that takes many runs on tensors without values.
     """
     small = _small_part(example)
-    if small is not None:
+    part = example if small is None else small
+    cheap = _cheap(model, macs * _elements(part) // max(1, _elements(example)))
+    if small is not None or cheap:
         copied = surgery.rebuilt(model, {}, lambda _, tensor: tensor.clone())
 
         def run(*, training: bool) -> Run:
             _set_mode(copied, training=training)
-            return _observe(copied, _pytree.tree_map_only(Tensor, torch.clone, small))
+            return _observe(copied, _pytree.tree_map_only(Tensor, torch.clone, part))
 
         there = _weighty(model, calls), outputs
         evaluating = _or_none(lambda: run(training=False))
         if evaluating is not None and (_weighty(model, evaluating.calls), len(evaluating.outputs)) == there:
-            return _rehearsal(small, True, evaluating, _or_none(lambda: run(training=True)))
+            training = _or_none(lambda: run(training=True))
+            return Rehearsal(
+                part, small is not None, _alike(evaluating, training), training is not None, cheap
+            )
         del copied
-    network = FakeNetwork(model)
-    evaluating = _or_none(lambda: network.run(example))
-    return _rehearsal(example, False, evaluating, _or_none(lambda: network.run(example, training=True)))
+    evaluating, training = (
+        SizesNetwork(model, example, values=False, training=mode).dense for mode in (False, True)
+    )
+    return Rehearsal(example, False, _alike(evaluating, training), training is not None, _cheap(model, macs))
 
 
-def _rehearsal(example: Inputs, small: bool, evaluating: Run | None, training: Run | None) -> Rehearsal:
-    alike = (
+_CHEAP_MACS, _CHEAP_ELEMENTS = 1 << 29, 1 << 24
+"""Multiply-accumulates of a run, and stored numbers to be copied for it, up to which it takes some 50 ms at most."""
+
+
+def _cheap(model: nn.Module, macs: int) -> bool:
+    return macs <= _CHEAP_MACS and sum(p.numel() for p in model.parameters()) <= _CHEAP_ELEMENTS
+
+
+def _elements(example: Inputs) -> int:
+    return sum(tensor.numel() for tensor in tensors_of(example))
+
+
+def _alike(evaluating: Run | None, training: Run | None) -> bool:
+    """Says whether two runs did the same."""
+    return (
         evaluating is not None
         and training is not None
         and (evaluating.calls, evaluating.outputs, evaluating.record.called)
         == (training.calls, training.outputs, training.record.called)
     )
-    return Rehearsal(example, small, alike, training is not None)
 
 
 def _weighty(model: nn.Module, calls: Calls) -> list[tuple[str, bool]]:

@@ -116,14 +116,20 @@ def _alike(
     sets: dict[bytes, list[int]] = {}
     for one, (start, end) in enumerate(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)):
         sets.setdefault(signature[start:end].tobytes(), []).append(one)
+    shared: dict[
+        tuple[int, bytes], tuple[tuple[int, ...], ...]
+    ] = {}  # most axes of a class have the same positions
     for key, members in sets.items():
         pairs = np.frombuffer(key, np.int64).reshape(-1, 2).tolist()
         found: dict[Axis, tuple[tuple[int, ...], ...]] = {}
         for number, each in pairs:
             ranks, positions = axes[number]
-            mine = positions[np.isin(ranks, members)].reshape(-1, each)
+            mine = positions[np.isin(ranks, members)]
             name, dim, _, _ = ledger.axes[number]
-            found[name, dim] = tuple(map(tuple, mine.tolist()))
+            same = each, mine.tobytes()
+            if same not in shared:
+                shared[same] = tuple(map(tuple, mine.reshape(-1, each).tolist()))
+            found[name, dim] = shared[same]
         yield classes[members].tolist(), found
 
 

@@ -180,6 +180,7 @@ class Ledger:
         self.depthwise: dict[str, None] = {}
         self.ops: list[MacOp] = []
         self.uses: dict[str, list[Use]] = {}
+        self.normed: dict[str, IntArray] = {}  # path of a module -> channels that its norm gets first
         self._parent: IntArray = np.zeros(1, np.int64)
         self._starts: list[int] = []
         self._stored: dict[str, Stored] = {}

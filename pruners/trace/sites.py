@@ -7,6 +7,8 @@ from typing import cast
 import numpy as np
 from torch import nn
 
+from prunefront.pruners.cut.surgery import norm_width
+from prunefront.pruners.graph.channel_graph import SizeAttribute
 from prunefront.pruners.graph.layers import Layer
 from prunefront.pruners.trace.labels import Ledger
 
@@ -111,6 +113,22 @@ def _layer(sites: _Sites, name: str, positions: int, streams: set[tuple[str, int
         reads=writes if name in ledger.depthwise else (name, 1) in streams,
         writes=writes,
     )
+
+
+def norm_widths(model: nn.Module, ledger: Ledger) -> tuple[SizeAttribute, ...]:
+    """Returns the widths that norms keep without a tensor of it, where a single weight makes all of their channels."""
+    roots = ledger.roots()
+    made = {
+        roots[first : first + size].tobytes(): (name, dim)
+        for name, dim, first, size in ledger.axes
+        if (name, dim) in ledger.producers
+    }
+    found = []
+    for path, labels in ledger.normed.items():
+        axis, name = made.get(roots[labels].tobytes()), norm_width(model.get_submodule(path))
+        if axis is not None and name is not None and getattr(model.get_submodule(path), name) == len(labels):
+            found.append(SizeAttribute(path, name, -1, len(labels), *axis))
+    return tuple(found)
 
 
 def _streams(ledger: Ledger) -> set[tuple[str, int]]:

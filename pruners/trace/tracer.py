@@ -74,12 +74,20 @@ def trace(
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Keeps Python from looking for cycles meanwhile: the many small objects of a graph would call for it often."""
-    enabled = gc.isenabled()
+    """Keeps Python from looking for cycles meanwhile: the many small objects of a graph would call for it often.
+
+    In the end it looks once, among the objects that were made meanwhile alone.
+    """
+    enabled, untouched = gc.isenabled(), gc.get_freeze_count() == 0
     gc.disable()
+    if untouched:
+        gc.freeze()
     try:
         yield
     finally:
+        if untouched:
+            gc.collect()
+            gc.unfreeze()
         if enabled:
             gc.enable()
 
@@ -97,7 +105,8 @@ def _read(model: nn.Module, inputs: Inputs, policy: "_Policy") -> tuple[ChannelG
     names = {name: first_names[id(t)] for name, t in tensors.items()}
     ledger = Ledger(_batch(inputs))
     _walk(program, names, ledger, policy)
-    rehearsal = rehearse(model, inputs, calls, len(_output_tensors(program)))
+    macs = ledger.batch * sum(op.positions * ledger.elements(op.weight) for op in ledger.ops)
+    rehearsal = rehearse(model, inputs, calls, len(_output_tensors(program)), macs)
     if rehearsal.trains and not rehearsal.trains_alike:
         # a branch that cannot be walked is left to the trial, which freezes what it reads
         with ledger.only_ties("in training mode"), suppress(NotTraceable, UnsupportedOp):
@@ -117,6 +126,7 @@ def _read(model: nn.Module, inputs: Inputs, policy: "_Policy") -> tuple[ChannelG
         layers=layers,
         unlayered=unlayered,
         notes=tuple(map(_STATE.format, state)),
+        attributes=sites.norm_widths(model, ledger),
     )
     return graph, rehearsal
 
@@ -490,7 +500,10 @@ _KEEPS_NUMBERS = frozenset(
 
 
 def _note_uses(node: Node, call: Call, ledger: Ledger) -> None:
-    """Records which stored tensors an operator takes, and where."""
+    """Records which stored tensors an operator takes, and where, and which channels a norm gets."""
+    normed = call["input"] if call.op in ("batch_norm", "instance_norm") else None
+    if isinstance(normed, Labels) and normed.varying() == (1,):
+        ledger.normed.setdefault(_innermost(node), normed.vector(1))
     for tensor in call.tensors():
         if isinstance(tensor, Stored):
             ledger.uses.setdefault(tensor.name, []).append(Use(_innermost(node), _norm_behind(node)))

@@ -13,9 +13,6 @@ def family(name: str) -> object:
     return pytest.param(name, marks=pytest.mark.long) if FAMILIES[name].long else name
 
 
-@pytest.mark.filterwarnings(
-    "ignore:input's size at dim=1 does not match num_features:UserWarning"
-)  # without affine
 @pytest.mark.parametrize("name", [family(name) for name in FAMILIES])
 def test_family(name: str, tmp_path: Path) -> None:
     it = FAMILIES[name]
@@ -27,4 +24,4 @@ def test_family(name: str, tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("name", FAMILIES)
 def test_family_as_onnx(name: str, tmp_path: Path) -> None:
-    chain(FAMILIES[name].make, tmp_path)
+    chain(FAMILIES[name].make, tmp_path, onnx=True)

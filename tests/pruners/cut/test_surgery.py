@@ -178,3 +178,42 @@ def test_a_module_that_cannot_be_copied_says_what_to_do() -> None:
     net[0].scale = net[0].weight * 2
     with pytest.raises(PrunefrontError, match="off the module first"):
         surgery.apply(net, graph, keeping(graph, [[0]]))
+
+
+class _Kept(nn.Module):
+    """Modules may hold each other, share containers, and be copied in a way of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 2), _Counted()
+        self.shared = {"sizes": [1, 2], 3: (4, 5), "none": {}}
+        self.second.above, self.second.shared = [self], self.shared
+        self.register_buffer("kept", torch.ones(2), persistent=False)
+
+
+class _Counted(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.copies = 0
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "copies": self.copies + 1}
+
+
+def test_a_copy_shares_nothing_and_keeps_who_holds_whom() -> None:
+    model = _Kept()
+    copied = surgery.rebuilt(model, {}, lambda _, tensor: tensor.clone())
+    assert isinstance(copied, _Kept)
+    assert copied.second.copies == 1
+    assert copied.second.above[0] is copied
+    assert copied.second.shared is copied.shared
+    assert copied.shared == model.shared
+    copied.shared["sizes"].append(3)
+    copied.shared["none"]["new"] = 1
+    copied.kept.zero_()
+    copied.first.weight.data.zero_()
+    copied.first.register_forward_hook(lambda *_: None)
+    assert model.shared == {"sizes": [1, 2], 3: (4, 5), "none": {}}
+    assert bool(model.kept.all())
+    assert bool(model.first.weight.all())
+    assert not model.first._forward_hooks

@@ -50,6 +50,7 @@ def units(graph: ChannelGraph) -> dict[str, int]:
 
 # ---- weights that are computed in the forward pass ---------------------------------------------------------------
 
+torch.manual_seed(0)  # the networks below are made when this file is read: the same each time
 normed, spectral = parametrizations.weight_norm, parametrizations.spectral_norm
 
 
