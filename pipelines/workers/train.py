@@ -41,7 +41,7 @@ GAIN_NEEDED = 1.05
 """bfloat16 loses digits, so it must be at least this much faster to be chosen."""
 
 HOPELESS = (4.0, 2.0)
-"""How many times float32's fastest step another setting's may take and still be tried: after its first step, later."""
+"""A setting is given up whose fastest step takes so many times float32's: after the first step, and after later ones."""
 
 
 @dataclass(frozen=True, slots=True)
