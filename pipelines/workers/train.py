@@ -41,7 +41,7 @@ GAIN_NEEDED = 1.05
 """bfloat16 loses digits, so it must be at least this much faster to be chosen."""
 
 HOPELESS = (4.0, 2.0)
-"""A setting is given up whose fastest step takes so many times float32's: after the first step, and after later ones."""
+"""A setting is given up if its fastest step takes so many times float32's: after one step, and after more."""
 
 
 @dataclass(frozen=True, slots=True)
