@@ -4,10 +4,11 @@ import prunefront as pf
 
 STUDY = {
     "name": "one-process",
-    "model": {"factory": "digits_cnn"},  # or "my_package:make_network", with "weights": "trained.safetensors"
+    # or "my_package:make_network", with "weights": "trained.safetensors"
+    "model": {"factory": "digits_cnn", "options": {"width": 16}},
     "data": {"source": "digits"},
     "dense": {"epochs": 6},
-    "search": {"candidates": 24},
+    "search": {"candidates": 16},
     "training": {"candidates": 4, "epochs": 2, "learning_rate": 0.05},
 }
 

@@ -53,12 +53,12 @@ def odd_or_even() -> tuple[Split, Split, Split]:
 # workers import this file by its name, so the study names what is in it as it would name any other module
 STUDY = {
     "name": "own-model",
-    "model": {"factory": "own_model:Network", "options": {"width": 32}},
+    "model": {"factory": "own_model:Network", "options": {"width": 16}},
     "data": {"source": "own_model:odd_or_even", "augment": "crop"},
-    "dense": {"epochs": 8},
-    "search": {"searcher": "random", "candidates": 16},
+    "dense": {"epochs": 6},
+    "search": {"searcher": "random", "candidates": 8},
     "training": {"candidates": 4, "epochs": 2},
-    "measure": {"pairs": 50},
+    "measure": {"pairs": 30},
 }
 
 

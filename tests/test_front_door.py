@@ -14,6 +14,7 @@ import pytest
 import prunefront as pf
 from prunefront.pipelines.journal.layout import FRONT
 from prunefront.pipelines.journal.layout import STUDY as STUDY_FILE
+from tests.prepared import prepare
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = (
@@ -40,6 +41,7 @@ STUDY: dict[str, Any] = {
     "measure": {"pairs": 10},
     "controls": {"methods": ["scratch_e"], "networks": 1},
     "cluster": {"workers": 1},
+    "artifacts": {"pt2": False},
 }
 
 
@@ -63,6 +65,8 @@ def write_searched_study(folder: Path) -> None:
 def run(code: str, folder: Path, **study: Any) -> str:
     """Runs Python in a process of its own, which finds a study in `study.json`, and returns what it prints."""
     (folder / "study.json").write_text(json.dumps({**STUDY, **study}))
+    if not (folder / "studies").exists():
+        prepare(folder / "study.json", **{**STUDY, **study})
     code = f"import json, sys\nimport prunefront as pf\nstudy = json.load(open('study.json'))\n{code}"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False

@@ -27,6 +27,9 @@ ANSWER_SECONDS = 5.0
 START_SECONDS = 90
 """Seconds that Ray's own node may take to come up on this machine."""
 
+KEPT_WARM = 8
+"""Most worker processes that Ray keeps, beside one for each CPU, for the next tasks: importing takes each seconds."""
+
 START_TRIES = 3
 """Tries to start Ray on this machine."""
 
@@ -82,6 +85,9 @@ def connect(
         options |= {"address": "local", "include_dashboard": False}
         if section.workers is not None:
             options["num_cpus"] = max(section.workers * section.cpus_per_worker, 1)
+        cpus = options.get("num_cpus") or os.cpu_count() or 1
+        # those that gathered statistics make the report; Ray would end them while others hold the CPUs
+        options["_system_config"] = {"num_workers_soft_limit": cpus + min(cpus, KEPT_WARM)}
         if metrics_port is not None:
             options["_metrics_export_port"] = metrics_port
     else:

@@ -448,6 +448,9 @@ class ArtifactSection(Section):
     """The folder `uri` lies on storage that all machines of the cluster see."""
     state: bool | None = None
     """Keep the study's state in the store too, so that `--resume` works from any machine. Default: true for S3."""
+    pt2: bool = True
+    """Write the networks of the front as exported torch programs too (model.pt2), about a second each.
+    `prunefront export DIR --format pt2` makes one later."""
 
     @model_validator(mode="after")
     def _elsewhere(self) -> Self:

@@ -190,11 +190,12 @@ def report(
     *,
     threads: int,
     seconds: float | None = None,
-    dense_model: DenseModel,
+    dense_model: DenseModel | None,
     say: Callable[[str], None],
 ) -> tuple[list[FrontRow], dict[str, Failure]]:
-    """Scores each network's ONNX file on the test data and publishes it again with that measurement, and as `.pt2`.
+    """Scores each network's ONNX file on the test data and publishes it again with that measurement.
 
+    dense_model: what `model.pt2` of each is made of; None = it gets none.
     The set of rows is given: nothing is selected by a test figure. A row that turns out dominated on the test figures
     stays, and says so. Returns the rows, fastest first, and by name the networks that could not be fetched, run or
     published. Raises StoreAway and StoreRefused, for a front without what lies in the store would be another.
@@ -234,7 +235,8 @@ def report(
             rows[network.name] = _row(network, graph, task.quality, tested.qualities, latency)
             if beside is not None and beside.sample.samples:
                 beside.sample.write(folders[network.name] / TARGETS, {})
-        add_programs({n: folders[n] for n in rows}, dense_model, example_of(test, 3), workers, say)
+        if dense_model is not None:
+            add_programs({n: folders[n] for n in rows}, dense_model, example_of(test, 3), workers, say)
         published = []
         for name, row in _mark(rows).items():
             try:

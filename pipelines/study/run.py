@@ -189,7 +189,9 @@ def _stages(
     with timing.stage("control"):
         front += control(session, second, network, knowledge.scores, front, workers)
     with timing.stage("report"):
-        dense = DenseModel(config.model, network.classes, network.input_shape)
+        dense = (
+            DenseModel(config.model, network.classes, network.input_shape) if config.artifacts.pt2 else None
+        )
         limits = (config.cluster.cpus_per_worker, bench.step_seconds)
         rows = _report(session, config.task, network, dense, front, workers, *limits)
     write_json(
@@ -221,7 +223,7 @@ def _report(
     session: Session,
     section: TaskSection,
     network: Network,
-    dense: DenseModel,
+    dense: DenseModel | None,
     front: list[Trained],
     workers: Workers,
     threads: int,

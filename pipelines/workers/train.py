@@ -40,6 +40,9 @@ MOMENTUM = 0.9
 GAIN_NEEDED = 1.05
 """bfloat16 loses digits, so it must be at least this much faster to be chosen."""
 
+HOPELESS = (4.0, 2.0)
+"""How many times float32's fastest step another setting's may take and still be tried: after its first step, later."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -329,7 +332,8 @@ def faster_precision(
 ) -> PrecisionChoice:
     """Whichever of float32 and bfloat16 with channels_last trains faster here, by alternating steps on copies.
 
-    The first step of each warms up and does not count. bfloat16 must win by 5 %. The model is left alone.
+    The first step of each warms up and does not count, but where nothing else was timed. bfloat16 must win by 5 %, and
+    is given up early where it is `HOPELESS`, as on processors that emulate it. The model is left alone.
     """
     pause = yield_point or nullcontext
     settings: tuple[tuple[Precision, bool], ...] = (("float32", False), ("bfloat16", True))
@@ -337,13 +341,16 @@ def faster_precision(
     seconds: list[list[float]] = [[] for _ in settings]
     for round_ in range(rounds + 1):
         for step, times in zip(runs, seconds, strict=True):
+            if round_ and min(times) > HOPELESS[round_ > 1] * min(seconds[0]):
+                continue
             with pause():
                 started = time.perf_counter()
                 step()
-                if round_:
-                    times.append(time.perf_counter() - started)
+                times.append(time.perf_counter() - started)
     count = min(batch_size, sample_count(data))
-    speeds = tuple(Speed(*s, count / median(times)) for s, times in zip(settings, seconds, strict=True))
+    speeds = tuple(
+        Speed(*s, count / median(times[1:] or times)) for s, times in zip(settings, seconds, strict=True)
+    )
     plain, short = speeds
     best = short if short.images_per_second >= GAIN_NEEDED * plain.images_per_second else plain
     return PrecisionChoice(best.precision, best.channels_last, speeds)

@@ -38,6 +38,8 @@ epochs = 1
 precision = "float32"
 [measure]
 pairs = 10
+[artifacts]
+pt2 = false
 [cluster]
 workers = 1
 """

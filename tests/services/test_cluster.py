@@ -28,6 +28,7 @@ name = "{name}"
 folder = "{folder}"
 [model]
 factory = "digits_cnn"
+options = {{ width = 8 }}
 [dense]
 epochs = 2
 [space]
@@ -39,8 +40,11 @@ candidates = 6
 [training]
 candidates = 1
 epochs = 1
+precision = "float32"
 [measure]
 pairs = 10
+[artifacts]
+pt2 = false
 [cluster]
 workers = 1
 """

@@ -57,6 +57,7 @@ pairs = 10
 [cluster]
 workers = 2
 [artifacts]
+pt2 = false
 uri = "{artifacts}"
 endpoint_url = "{endpoint}"
 [tracking]

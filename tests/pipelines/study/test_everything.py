@@ -1,8 +1,6 @@
 """A whole study over channels, blocks, granularities within layers and words, and what can be done with its front."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,6 @@ from prunefront.pipelines.artifacts.manifest import LIMITS
 from tests.commands import command
 
 pytestmark = pytest.mark.slow
-
-PROGRAM = str(Path(sys.executable).with_name("prunefront"))
 
 STUDY = """
 name = "everything"
@@ -42,8 +38,6 @@ precision = "float32"
 huffman = true
 [measure]
 pairs = 20
-[cluster]
-workers = 1
 """
 
 NET = """
@@ -66,12 +60,7 @@ def make():
 
 
 def prunefront(*arguments: str, folder: Path, code: int = 0) -> str:
-    if arguments[0] == "search":
-        done: Any = subprocess.run(
-            [PROGRAM, *arguments], cwd=folder, capture_output=True, text=True, timeout=400, check=False
-        )
-    else:
-        done = command(*arguments, folder=folder)
+    done = command(*arguments, folder=folder)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout if "--json" in arguments else done.stdout + done.stderr
 

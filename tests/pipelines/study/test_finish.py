@@ -38,6 +38,7 @@ from prunefront.pipelines.study.run import next_steps
 from prunefront.pipelines.tracking.tracker import MlflowTracker
 from prunefront.pipelines.workers.failures import failure
 from tests.commands import command
+from tests.prepared import prepare
 from tests.services.test_mlflow_server import free_port
 
 # MLflow 3.17 uses an option that SQLAlchemy 2.1 deprecates
@@ -271,6 +272,8 @@ epochs = 2
 precision = "float32"
 [measure]
 pairs = 20
+[artifacts]
+pt2 = false
 [cluster]
 workers = 1
 """
@@ -310,7 +313,7 @@ def journal(folder: Path) -> list[dict[str, Any]]:
 
 
 def prunefront(folder: Path, *arguments: str) -> str:
-    if arguments[0] == "search":
+    if arguments[0] == "search" and "--without-ray" not in arguments:
         done: Any = subprocess.run(
             [PROGRAM, *arguments],
             cwd=folder,
@@ -331,6 +334,7 @@ def test_ctrl_c_while_fine_tuning_leaves_a_partial_front_and_a_lost_network_cost
     tmp_path: Path,
 ) -> None:
     (tmp_path / "s.toml").write_text(STUDY)
+    prepare(tmp_path / "s.toml")
     port = free_port()
     watched = ("--log-json", "log.jsonl", "--metrics-port", str(port))
     with scraped(port) as metrics:

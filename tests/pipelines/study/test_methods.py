@@ -1,8 +1,6 @@
 """A whole study that asks for methods: criteria of all kinds, a procedure, allocators, a bound and controls."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +9,9 @@ from safetensors.numpy import load_file
 
 from prunefront.pruners.controls import controls
 from tests.commands import command
+from tests.prepared import prepare
 
 pytestmark = pytest.mark.slow
-
-PROGRAM = str(Path(sys.executable).with_name("prunefront"))
 
 STUDY = """
 name = "methods"
@@ -43,18 +40,13 @@ procedure = "tick_tock"
 precision = "float32"
 [measure]
 pairs = 20
-[cluster]
-workers = 1
+[artifacts]
+pt2 = false
 """
 
 
 def prunefront(*arguments: str, folder: Path) -> str:
-    if arguments[0] == "search":
-        done: Any = subprocess.run(
-            [PROGRAM, *arguments], cwd=folder, capture_output=True, text=True, timeout=400, check=False
-        )
-    else:
-        done = command(*arguments, folder=folder)
+    done = command(*arguments, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -63,6 +55,7 @@ def prunefront(*arguments: str, folder: Path) -> str:
 def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("methods")
     (folder / "s.toml").write_text(STUDY)
+    prepare(folder / "s.toml")
     return folder, prunefront("search", "s.toml", "--without-ray", folder=folder)
 
 

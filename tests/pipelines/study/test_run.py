@@ -18,6 +18,7 @@ from mlflow.tracking import MlflowClient
 
 from prunefront.search.outcomes.measurement import Measurement, outcome_from_json
 from tests.commands import command
+from tests.prepared import prepare
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +43,7 @@ pairs = 30
 [cluster]
 workers = 2
 [artifacts]
+pt2 = false
 endpoint_url = "http://me:Hx7-endpoint@127.0.0.1:9/?X-Amz-Signature=Hx7-signature"
 """
 
@@ -62,8 +64,8 @@ FIELDS = {
 
 
 def prunefront(*arguments: str, folder: Path, code: int = 0, secrets: dict[str, str] | None = None) -> str:
-    """Runs the program and returns its stdout: a search as a person would, what only reads in this process."""
-    if arguments[0] == "search":
+    """Runs the program and returns its stdout: a search on Ray as a person would, all else in this process."""
+    if arguments[0] == "search" and "--without-ray" not in arguments:
         done: Any = subprocess.run(
             [PROGRAM, *arguments],
             cwd=folder,
@@ -93,6 +95,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("searched")
     ray = Path(tempfile.mkdtemp(prefix="r-"))  # Ray's sockets lie there, so it must be short
     (folder / "s.toml").write_text(STUDY)
+    prepare(folder / "s.toml")
     out = prunefront("search", "s.toml", folder=folder, secrets=SECRETS | {"RAY_TMPDIR": str(ray)})
     shutil.copytree(
         ray, folder / "ray", ignore=lambda _, names: [n for n in names if n == "sockets"], symlinks=True
@@ -207,6 +210,7 @@ def test_a_second_search_does_not_overwrite_the_first(searched: Path) -> None:
 
 def test_a_killed_search_is_resumed_and_repeats_nothing(tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text(STUDY.replace("candidates = 4", "candidates = 1"))
+    prepare(tmp_path / "s.toml")
     first = subprocess.Popen(
         [PROGRAM, "search", "s.toml"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -231,9 +235,10 @@ def test_bounds_hold_from_the_first_candidate_and_where_none_meets_them_the_near
     tmp_path: Path,
 ) -> None:
     asked = '["macs <= 50%", "accuracy >= 100%"]'
-    text = STUDY.replace("candidates = 12", f"candidates = 8\nconstraints = {asked}")
+    text = STUDY.replace("candidates = 12", f"candidates = 8\n[goal]\nconstraints = {asked}")
     text = text.replace("candidates = 4", "candidates = 2").replace("workers = 2", "workers = 1")
     (tmp_path / "s.toml").write_text(text)
+    prepare(tmp_path / "s.toml")
     said = prunefront("search", "s.toml", "--without-ray", folder=tmp_path)
     line = next(line for line in said.splitlines() if "no pruned" in line)
     assert line.startswith("no pruned network meets macs <= 50%, accuracy >= 100%; nearest: ")
@@ -285,6 +290,7 @@ def test_candidates_that_raise_die_or_diverge_are_recorded_and_the_search_goes_o
         'name = "u"\n[model]\nfactory = "unlucky:Unlucky"\n[dense]\nepochs = 1\n'
         '[space]\ncriteria = ["l1"]\n[search]\nsearcher = "random"\ncandidates = 8\n'
         '[training]\ncandidates = 8\nepochs = 1\nprecision = "float32"\n[measure]\npairs = 10\n'
+        "[artifacts]\npt2 = false\n"
     )
     out = prunefront("search", "s.toml", folder=tmp_path)
     told = {e["key"]: e["outcome"] for e in events(tmp_path, "u", "told")}

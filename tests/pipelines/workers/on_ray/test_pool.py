@@ -1,6 +1,5 @@
 """Workers that die, with real processes."""
 
-import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -22,21 +21,7 @@ from prunefront.pipelines.workers.on_ray.pool import STILLBORN, ScoringPool
 from prunefront.pipelines.workers.on_ray.trials import WaitForWorkers
 from prunefront.pipelines.workers.scoring import Scored
 from prunefront.search.outcomes.measurement import Failure, Measurement, Outcome
-
-
-class Mortal:
-    """Takes (name, file) for a plan. Dies of `always`, and of `once` when it sees its file for the first time."""
-
-    def __init__(self, bench: None, threads: int) -> None:
-        self.scored = 0
-
-    def score(self, plan: Any, parent: None = None) -> Scored:
-        name, file = plan
-        if name == "always" or (name == "once" and not Path(file).exists()):
-            Path(file).touch()
-            os._exit(9)
-        self.scored += 1
-        return Scored(Measurement({"accuracy": 0.5}), 0.25)
+from tests.pipelines.workers.on_ray.light_workers import Mortal, Placed, Stillborn
 
 
 @pytest.fixture(scope="module")
@@ -114,20 +99,6 @@ def test_a_candidate_that_never_ends_costs_its_limit_and_nothing_else() -> None:
     assert pool.lost == 1, "the native one is not tried again"
 
 
-class Placed:
-    """Takes (name, folder) for a plan; says there where it works, and waits for a file that lets its node go on."""
-
-    def __init__(self, bench: None, threads: int) -> None:
-        self.node = ray.get_runtime_context().get_node_id()
-
-    def score(self, plan: Any, parent: None = None) -> Scored:
-        name, folder = plan
-        (Path(folder) / f"{name} on {self.node}").touch()
-        while not (Path(folder) / f"go, {self.node}").exists():
-            time.sleep(0.01)
-        return Scored(Measurement({"accuracy": 0.5}), 0.0)
-
-
 def wait_until(pool: ScoringPool, met: Any, seconds: float = 60) -> list[str]:
     """Names of what the pool returned until then."""
     found = []
@@ -138,13 +109,6 @@ def wait_until(pool: ScoringPool, met: Any, seconds: float = 60) -> list[str]:
             assert isinstance(finished[1], Measurement), finished
             found.append(finished[0])
     return found
-
-
-class Stillborn:
-    """Dies before it is ready."""
-
-    def __init__(self, bench: None, threads: int) -> None:
-        os._exit(9)
 
 
 @pytest.mark.usefixtures("two_cpus")
