@@ -43,6 +43,7 @@ def quick_form(
         "search": {"candidates": 4},
         "training": ONE_PASS | {"candidates": 1, "learning_rate": learning_rate, "batch_size": batch},
         "measure": {"pairs": 10},
+        "artifacts": {"pt2": False},  # a third of the time, and `prunefront export` makes one later
     }
 
 
