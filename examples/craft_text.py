@@ -13,10 +13,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fetch_assets import ASSETS, Package, fetch
+from from_trained import ONE_PASS, quick_form, train
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from torch import Tensor, nn
-from train_first import train
 
 import prunefront as pf
 from prunefront.pipelines.data import Inputs, Parts, Tensors
@@ -35,8 +35,8 @@ VGG = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "
 """Convolutions of VGG16 by their channels, each with batch norm and ReLU."""
 SLICES = (0, 12, 19, 29, 39)
 """Where the network branches off VGG16's layers."""
-HEIGHT, WIDTH = 48, 96
-"""Pixels of an image; the maps have half as many each way."""
+NARROWEST = 8
+"""Fewest channels of a convolution: with fewer, all that a narrow network's last ones give may end in their ReLU."""
 
 
 class Up(nn.Module):
@@ -63,7 +63,7 @@ class Craft(nn.Module):
         super().__init__()
 
         def w(channels: int) -> int:
-            return int(channels * width)
+            return max(NARROWEST, int(channels * width))
 
         layers: list[nn.Module] = []
         before = 3
@@ -126,25 +126,31 @@ def trained() -> Craft:
     return made
 
 
-def bell(left: float, top: float, right: float, bottom: float) -> np.ndarray:
-    """Returns CRAFT's label of a box, (h/2, w/2): a bell, 1 in the centre and 0.08 at the middle of its edges."""
-    y, x = (np.arange(side // 2) * 2 + 1.0 for side in (HEIGHT, WIDTH))
+def bell(size: tuple[int, int], left: float, top: float, right: float, bottom: float) -> np.ndarray:
+    """Returns CRAFT's label of a box, (h/2, w/2): a bell, 1 in the centre and 0.08 at the middle of its edges.
+
+    size: (h, w) of the image, in pixels.
+    """
+    y, x = (np.arange(side // 2) * 2 + 1.0 for side in size)
     across = (2 * x - left - right) / max(right - left, 1)
     down = (2 * y - top - bottom) / max(bottom - top, 1)
     return np.exp(-0.5 * (3.34 / 1.5) ** 2 * (across**2 + down[:, None] ** 2))
 
 
-def drawn(rng: np.random.Generator, fonts: list[ImageFont.FreeTypeFont]) -> tuple[np.ndarray, np.ndarray]:
+def drawn(
+    rng: np.random.Generator, fonts: list[ImageFont.FreeTypeFont], size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns a word before a noisy background, uint8 (h, w, 3), and its maps of characters and gaps (2, h/2, w/2)."""
+    height, width = size
     word = "".join(rng.choice(list(string.ascii_letters + string.digits), rng.integers(2, 6)))
     font = fonts[rng.integers(len(fonts))]
     ends = [font.getlength(word[:i]) for i in range(len(word) + 1)]
-    left = rng.uniform(2, max(3, WIDTH - ends[-1] - 2))
-    top = rng.uniform(2, HEIGHT - 1.3 * font.size)
+    left = rng.uniform(2, max(3, width - ends[-1] - 2))
+    top = rng.uniform(2, height - 1.3 * font.size)
     dark, light = rng.integers(0, 90, 3), rng.integers(150, 256, 3)
     ink, paper = (dark, light) if rng.random() < 0.5 else (light, dark)
-    slope = np.linspace(-1, 1, WIDTH)[None, :, None] * rng.uniform(-30, 30)
-    ground = paper + slope + rng.normal(0, rng.uniform(2, 25), (HEIGHT, WIDTH, 3))
+    slope = np.linspace(-1, 1, width)[None, :, None] * rng.uniform(-30, 30)
+    ground = paper + slope + rng.normal(0, rng.uniform(2, 25), (height, width, 3))
     image = Image.fromarray(ground.clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
     draw.text((left, top), word, font=font, fill=tuple(int(v) for v in ink))
@@ -152,30 +158,34 @@ def drawn(rng: np.random.Generator, fonts: list[ImageFont.FreeTypeFont]) -> tupl
     for character, start in zip(word, ends, strict=False):
         x0, y0, x1, y1 = font.getbbox(character)
         boxes.append((left + start + x0, top + y0, left + start + x1, top + y1))
-    region, gaps = np.zeros((2, HEIGHT // 2, WIDTH // 2))
+    region, gaps = np.zeros((2, height // 2, width // 2))
     for box in boxes:
-        region = np.maximum(region, bell(*box))
+        region = np.maximum(region, bell(size, *box))
     for one, other in pairwise(boxes):  # from centre to centre, half as high
-        (a, b), height = ((one[0] + one[2]) / 2, (other[0] + other[2]) / 2), one[3] - one[1]
-        gaps = np.maximum(gaps, bell(a, one[1] + height / 4, b, one[3] - height / 4))
+        (a, b), tall = ((one[0] + one[2]) / 2, (other[0] + other[2]) / 2), one[3] - one[1]
+        gaps = np.maximum(gaps, bell(size, a, one[1] + tall / 4, b, one[3] - tall / 4))
     return np.asarray(image), np.stack([region, gaps])
 
 
-def words(train: int = 192, validation: int = 48, test: int = 128, fetched: bool = True) -> Parts:
-    """Returns images scaled as the weights were trained, and their maps."""
-    if fetched:
+def words(train: int = 192, validation: int = 48, test: int = 128, small: bool = False) -> Parts:
+    """Returns images of 48 × 96 pixels scaled as the weights were trained, and their maps, half as large.
+
+    small: 32 × 64 pixels, in the font that comes with Pillow.
+    """
+    size = (32, 64) if small else (48, 96)
+    if not small:
         (folder,) = fetch(FONTS)
         files = [
             folder / f"usr/share/fonts/truetype/dejavu/DejaVu{name}.ttf"
             for name in ("Sans", "SansMono", "Serif")
         ]
-        fonts = [ImageFont.truetype(file, size) for file in files for size in range(14, 25, 2)]
+        fonts = [ImageFont.truetype(file, points) for file in files for points in range(14, 25, 2)]
     else:
-        fonts = [ImageFont.load_default(size) for size in range(14, 25, 2)]
+        fonts = [ImageFont.load_default(points) for points in range(11, 18, 2)]
     mean, std = np.array([0.485, 0.456, 0.406]) * 255, np.array([0.229, 0.224, 0.225]) * 255
 
     def part(count: int, seed: int) -> Tensors:
-        pairs = [drawn(np.random.default_rng([seed, i]), fonts) for i in range(count)]
+        pairs = [drawn(np.random.default_rng([seed, i]), fonts, size) for i in range(count)]
         images = np.stack([(image - mean) / std for image, _ in pairs]).transpose(0, 3, 1, 2)
         maps = np.stack([target for _, target in pairs])
         return Tensors(
@@ -195,38 +205,16 @@ STUDY = {
     "data": {"source": "craft_text:words"},
     "space": {"round_to": 16, "calibration_images": 32},
     "search": {"candidates": 8},
-    "training": {
-        "candidates": 2,
-        "epochs": 1,
-        "precision": "float32",
-        "optimizer": "adamw",
-        "learning_rate": 0.0005,
-        "batch_size": 16,
-    },
+    "training": ONE_PASS | {"learning_rate": 0.0005, "batch_size": 16},
     "measure": {"pairs": 20},
 }
-QUICK = STUDY | {
-    "name": "craft-text-quick",
-    "model": {
-        "factory": "craft_text:network",
-        "options": {"width": 0.125},
-        "weights": str(ASSETS / "craft-text-quick.safetensors"),
-    },
-    "data": {
-        "source": "craft_text:words",
-        "options": {"train": 192, "validation": 48, "test": 48, "fetched": False},
-    },
-    "space": {"round_to": 4, "calibration_images": 32},
-    "search": {"candidates": 4},
-    "training": {
-        "candidates": 1,
-        "epochs": 1,
-        "precision": "float32",
-        "optimizer": "adamw",
-        "learning_rate": 0.002,
-        "batch_size": 16,
-    },
-}
+QUICK = quick_form(
+    STUDY,
+    {"width": 0.125},
+    {"source": "craft_text:words", "options": {"train": 192, "validation": 48, "test": 48, "small": True}},
+    learning_rate=0.002,
+    batch=16,
+) | {"space": {"round_to": 4, "calibration_images": 32}}
 
 
 def main(quick: bool) -> None:
@@ -234,7 +222,7 @@ def main(quick: bool) -> None:
     study = QUICK if quick else STUDY
     weights = Path(study["model"]["weights"])
     if quick:
-        train(study, network(0.125), weights, epochs=3, learning_rate=0.005, batch=16)
+        train(study, network(0.125), weights, epochs=5, learning_rate=0.01, batch=16)
     elif not weights.exists():
         fetch(WEIGHTS, FONTS)  # together, so that all sizes are said first
         train(study, trained(), weights, epochs=2, learning_rate=0.0003, batch=16)

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fetch_assets import ASSETS, Package, fetch
+from from_trained import ONE_PASS, quick_form, train
 from rich.console import Console
 from scipy.signal import resample_poly
 from torch import Tensor, nn
-from train_first import train
 
 import prunefront as pf
 from prunefront.pipelines.data import Inputs, Parts, Tensors
@@ -152,18 +152,18 @@ def speech(train: int = 600, validation: int = 300, test: int = 800) -> Parts:
 
 
 def voices() -> Parts:
-    """Returns made-up voices of 80 to 400 Hz, ten harmonics each in noise, and their pitch."""
+    """Returns made-up voices of 100 to 150 Hz, ten harmonics each in noise, and their pitch."""
     rng = np.random.default_rng(0)
 
     def part(count: int) -> Tensors:
-        hertz = np.exp(rng.uniform(np.log(80), np.log(400), count))
+        hertz = np.exp(rng.uniform(np.log(100), np.log(150), count))
         time, harmonics = np.arange(FRAME) / RATE, np.arange(1, 11)
         loud = rng.uniform(0.2, 1.0, (count, 10, 1)) / harmonics[:, None]
         turns = hertz[:, None, None] * harmonics[:, None] * time + rng.uniform(0, 1, (count, 10, 1))
-        sound = (loud * np.sin(2 * np.pi * turns)).sum(1) + rng.normal(0, 0.05, (count, FRAME))
+        sound = (loud * np.sin(2 * np.pi * turns)).sum(1) + rng.normal(0, 0.02, (count, FRAME))
         return Tensors(Inputs((scaled(sound),)), torch.from_numpy(1200 * np.log2(hertz / 10)).float())
 
-    return Parts(part(640), part(200), part(200))
+    return Parts(part(512), part(200), part(200))
 
 
 STUDY = {
@@ -177,41 +177,19 @@ STUDY = {
     "data": {"source": "crepe_pitch:speech", "license": "cc-by-sa-3.0"},
     "space": {"round_to": 4, "calibration_images": 128},
     "search": {"candidates": 16},
-    "training": {
-        "candidates": 2,
-        "epochs": 1,
-        "precision": "float32",
-        "optimizer": "adamw",
-        "learning_rate": 0.002,
-        "batch_size": 64,
-    },
+    "training": ONE_PASS | {"learning_rate": 0.002, "batch_size": 64},
 }
-QUICK = STUDY | {
-    "name": "crepe-pitch-quick",
-    "model": {
-        "factory": "crepe_pitch:network",
-        "options": {"channels": [8, 8, 8, 8, 8, 16]},
-        "weights": str(ASSETS / "crepe-pitch-quick.safetensors"),
-    },
-    "data": {"source": "crepe_pitch:voices"},
-    "space": {"round_to": 4, "calibration_images": 128},
-    "search": {"candidates": 4},
-    "training": {
-        "candidates": 1,
-        "epochs": 1,
-        "precision": "float32",
-        "optimizer": "adamw",
-        "learning_rate": 0.002,
-    },
-    "measure": {"pairs": 10},
-}
+QUICK = quick_form(
+    STUDY, {"channels": [8, 8, 8, 8, 8, 16]}, {"source": "crepe_pitch:voices"}, learning_rate=0.005, batch=16
+)
 
 
 def main(quick: bool) -> None:
     """Searches, and prints the front."""
     if quick:
         weights = Path(QUICK["model"]["weights"])
-        train(QUICK, network(**QUICK["model"]["options"]), weights, epochs=8, learning_rate=0.01)
+        made = network(**QUICK["model"]["options"])
+        train(QUICK, made, weights, epochs=4, learning_rate=0.02, batch=16)
     else:
         fetch(WEIGHTS, SPEECH)
     front = pf.search(QUICK if quick else STUDY, without_ray=True, fresh=True, quiet=quick)

@@ -73,10 +73,13 @@ def boxes(train, validation, test, size):
     return tuple(TensorDataset(x, boxes) for x, _, boxes in drawn((train, validation, test), size))
 
 
-def search(file, quick):
-    """Searches as a study file beside this one says, with `--quick` in this process, with the sections of `quick`."""
+def search(file, quick_size):
+    """Searches as a study file beside this one says; with `--quick` in this process, on few images of that size."""
     study = tomllib.loads((Path(__file__).parent / file).read_text())
     if short := "--quick" in sys.argv:
-        study |= {key: study.get(key, {}) | part for key, part in quick.items()}
+        study["data"]["options"] = {"train": 256, "validation": 64, "test": 64, "size": quick_size}
+        study["dense"] |= {"epochs": 6, "batch_size": 8}
+        study["training"] |= {"candidates": 1, "epochs": 1}
+        study |= {"search": {"candidates": 4}, "measure": {"pairs": 10}, "goal": {}}
         study["name"] += "-quick"
     Console().print(pf.search(study, fresh=True, without_ray=short, quiet=short).table())

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from fetch_assets import ASSETS, Package, fetch
+from from_trained import ONE_PASS, quick_form, train
 from rich.console import Console
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from train_first import train
 
 import prunefront as pf
 from prunefront.pipelines.data import Split
@@ -159,33 +159,9 @@ STUDY = {
     },
     "space": {"round_to": 8, "calibration_images": 128},
     "search": {"candidates": 16},
-    "training": {
-        "candidates": 2,
-        "epochs": 1,
-        "precision": "float32",
-        "optimizer": "adamw",
-        "learning_rate": 0.001,
-        "batch_size": 64,
-    },
+    "training": ONE_PASS | {"learning_rate": 0.001, "batch_size": 64},
 }
-QUICK = STUDY | {
-    "name": "efficientnet-lite-quick",
-    "model": {
-        "factory": "efficientnet_lite:network",
-        "options": {"width": 0.25},
-        "weights": str(ASSETS / "efficientnet-lite-quick.safetensors"),
-    },
-    "data": {"source": "efficientnet_lite:digits"},
-    "search": {"candidates": 4},
-    "training": {
-        "candidates": 1,
-        "epochs": 1,
-        "precision": "float32",
-        "optimizer": "adamw",
-        "learning_rate": 0.002,
-    },
-    "measure": {"pairs": 10},
-}
+QUICK = quick_form(STUDY, {"width": 0.25}, {"source": "efficientnet_lite:digits"}, learning_rate=0.002)
 
 
 def main(quick: bool) -> None:

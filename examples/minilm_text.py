@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from fetch_assets import ASSETS, Package, fetch
+from from_trained import ONE_PASS, quick_form, train
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from train_first import train
 
 import prunefront as pf
 from prunefront.pipelines.data import Inputs, Parts, Tensors
@@ -187,14 +187,7 @@ VECTORS = {
     "data": {"source": "minilm_text:descriptions", "options": {"labels": False}},
     "space": {"criteria": ["l1", "l2"], "round_to": {"*": 16, "*.attention.*": 1}, "calibration_images": 128},
     "search": {"candidates": 16},
-    "training": {
-        "candidates": 2,
-        "epochs": 1,
-        "precision": "float32",
-        "optimizer": "adamw",
-        "learning_rate": 0.0003,
-        "batch_size": 32,
-    },
+    "training": ONE_PASS | {"learning_rate": 0.0003, "batch_size": 32},
     "measure": {"pairs": 50},
 }
 SECTIONS_STUDY = VECTORS | {
@@ -208,37 +201,12 @@ SECTIONS_STUDY = VECTORS | {
     "data": {"source": "minilm_text:descriptions"},
     "space": {"round_to": {"*": 16, "*.attention.*": 1}, "calibration_images": 128},
 }
-SMALLER = {
-    "search": {"candidates": 4},
-    "training": {
-        "candidates": 1,
-        "epochs": 1,
-        "precision": "float32",
-        "optimizer": "adamw",
-        "learning_rate": 0.001,
-    },
-    "measure": {"pairs": 10},
-}
-VECTORS_QUICK = VECTORS | {
-    "name": "minilm-vectors-quick",
-    "model": {
-        "factory": "minilm_text:network",
-        "options": SMALL,
-        "weights": str(ASSETS / "minilm-vectors-quick.safetensors"),
-    },
-    "data": {"source": "minilm_text:made_up", "options": {"labels": False}},
-    **SMALLER,
-}
-SECTIONS_QUICK = SECTIONS_STUDY | {
-    "name": "minilm-sections-quick",
-    "model": {
-        "factory": "minilm_text:network",
-        "options": SMALL | {"classes": 4},
-        "weights": str(ASSETS / "minilm-sections-quick.safetensors"),
-    },
-    "data": {"source": "minilm_text:made_up"},
-    **SMALLER,
-}
+VECTORS_QUICK = quick_form(
+    VECTORS, SMALL, {"source": "minilm_text:made_up", "options": {"labels": False}}, learning_rate=0.001
+)
+SECTIONS_QUICK = quick_form(
+    SECTIONS_STUDY, SMALL | {"classes": 4}, {"source": "minilm_text:made_up"}, learning_rate=0.001
+)
 
 
 def main(which: str, quick: bool) -> None:

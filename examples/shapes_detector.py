@@ -101,16 +101,7 @@ def loss(outputs, targets):
     return -focal.sum() / is_centre.sum().clamp(min=1) + off[closest > 0.5].mean()
 
 
-QUICK = {
-    "data": {"options": {"train": 256, "validation": 64, "test": 64, "size": 32}},
-    "dense": {"epochs": 6, "batch_size": 8},
-    "search": {"candidates": 4},
-    "training": {"candidates": 1, "epochs": 1},
-    "measure": {"pairs": 10},
-    "goal": {"constraints": ()},
-}
-
 if __name__ == "__main__":
     from drawn_shapes import search
 
-    search("shapes_detector.toml", QUICK)
+    search("shapes_detector.toml", quick_size=32)

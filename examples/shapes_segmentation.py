@@ -31,16 +31,7 @@ class UNet(nn.Module):
         return self.head(self.up1(torch.cat([whole, self.rise1(half)], 1)))
 
 
-QUICK = {
-    "data": {"options": {"train": 256, "validation": 64, "test": 64, "size": 24}},
-    "dense": {"epochs": 6, "batch_size": 8},
-    "search": {"candidates": 4},
-    "training": {"candidates": 1, "epochs": 1},
-    "measure": {"pairs": 10},
-    "goal": {"constraints": ()},
-}
-
 if __name__ == "__main__":
     from drawn_shapes import search
 
-    search("shapes_segmentation.toml", QUICK)
+    search("shapes_segmentation.toml", quick_size=24)

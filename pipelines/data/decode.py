@@ -53,18 +53,12 @@ class Fit:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded image, grey or RGB. turned: by its EXIF orientation; alpha: it had one; resized: by `Fit`."""
+    """A decoded image (h, w, c), c = 1 or 3. turned: by its EXIF orientation; alpha: it had one; resized: by `Fit`."""
 
-    image: Image.Image
+    pixels: NDArray[np.uint8]
     turned: bool
     alpha: bool
     resized: bool
-
-    @property
-    def pixels(self) -> NDArray[np.uint8]:
-        """The image as (h, w, c), c = 1 or 3."""
-        array = np.asarray(self.image)
-        return array[:, :, None] if array.ndim == 2 else array
 
 
 def decode(
@@ -100,7 +94,7 @@ def decode(
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         found = [one for chunk in pool.map(decode_chunk, range(0, len(images), CHUNK)) for one in chunk]
-    channels = max(len(picture.image.getbands()) for picture in found)
+    channels = max(picture.pixels.shape[2] for picture in found)
     out = np.empty((len(found), channels, *size), np.uint8)
     for row, picture in zip(out, found, strict=True):
         row[:] = picture.pixels.transpose(
@@ -116,13 +110,19 @@ def machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-Resize = Callable[[Image.Image, int, int], Image.Image]
-"""Image, width, height -> the image in that size."""
+Resize = Callable[[Image.Image, int, int], NDArray[np.uint8]]
+"""Image, width, height -> the image in that size (h, w, c)."""
 
 
-def by_pillow(image: Image.Image, width: int, height: int) -> Image.Image:
+def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
+    """Returns a copy of an image's pixels (h, w, c), c = 1 or 3."""
+    array = np.array(image)
+    return array[:, :, None] if array.ndim == 2 else array
+
+
+def by_pillow(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
     """Resizes in fixed point: the same bytes on every machine, on which digests of images in memory rest."""
-    return image.resize((width, height), Image.Resampling.BILINEAR)
+    return pixels_of(image.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def upright(source: bytes | Path, name: str, fit: Fit | None = None, resize: Resize = by_pillow) -> Picture:
@@ -148,16 +148,17 @@ def upright(source: bytes | Path, name: str, fit: Fit | None = None, resize: Res
                 image.draft(mode, (round(width * share), round(height * share)))
             alpha = "A" in image.getbands() or "transparency" in image.info
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-            plain = (ImageOps.exif_transpose(image) if turned else image).convert(mode)
-            if fit is not None and resized:
-                plain = resize(plain, *_shorter_side(plain, fit.resize))
+            plain = ImageOps.exif_transpose(image) if turned else image
+            if plain.mode != mode:
+                plain = plain.convert(mode)
+            pixels = resize(plain, *_shorter_side(plain, fit.resize)) if fit and resized else pixels_of(plain)
     except DataError:
         raise
     except Image.DecompressionBombWarning as error:  # where warnings are errors
         raise DataError(f"{name} cannot be decoded as an image: {error}") from error
     except Exception as error:  # pillow raises many, by format: struct.error, OverflowError, IndexError …
         raise DataError(f"{name} cannot be decoded as an image: {one_line(error)}") from error
-    return Picture(plain, turned, alpha, resized)
+    return Picture(pixels, turned, alpha, resized)
 
 
 def free_memory() -> int:
@@ -170,10 +171,10 @@ def free_memory() -> int:
     return machine_memory() if found is None else int(found.split()[1]) << 10
 
 
-def centre(image: Image.Image, size: int) -> Image.Image:
-    """Returns the centre of an image, `size` x `size` pixels."""
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+def centre(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Returns the centre of an image (h, w, c), `size` x `size` pixels."""
+    top, left = ((side - size) // 2 for side in image.shape[:2])
+    return image[top : top + size, left : left + size]
 
 
 def _shorter_side(image: Image.Image, length: int) -> tuple[int, int]:
@@ -187,8 +188,8 @@ def _of_size(source: bytes | Path, name: str, fit: Fit | None, size: tuple[int, 
     """Returns an image of the size (height, width), which it must have where there is no `fit`."""
     picture = upright(source, name, fit)
     if fit is not None and picture.resized:
-        return replace(picture, image=centre(picture.image, fit.size))
-    width, height = picture.image.size
+        return replace(picture, pixels=centre(picture.pixels, fit.size).copy())  # the rest need not be kept
+    height, width = picture.pixels.shape[:2]
     if (height, width) != size:
         raise DataError(
             f"{name} is {height}x{width} (height x width) and {first} is {size[0]}x{size[1]}; give all images one "

@@ -4,6 +4,8 @@ import fcntl
 import os
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,27 +57,41 @@ class ImageCache:
 
     def put(self, row: int, image: NDArray[np.uint8]) -> bool:
         """Keeps an image (h, w, c). Returns False where it has no place: the bound is reached or the disk is full."""
-        content = np.ascontiguousarray(image).tobytes()
-        if max(image.shape) >= 1 << 16 or len(content) + HEADER.size > self.most:
+        image = np.ascontiguousarray(image)
+        size = HEADER.size + image.nbytes
+        if max(image.shape) >= 1 << 16 or size > self.most:
             return False
+        header = HEADER.pack(row, *image.shape, zlib.crc32(image))
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with (self.folder / "pixels").open("ab") as pixels, (self.folder / "lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel frees it, however this ends
-                begin = os.fstat(pixels.fileno()).st_size
-                if begin + HEADER.size + len(content) > self.most:
+            with (
+                _opened(f"{self.folder}/pixels", os.O_APPEND) as pixels,
+                _opened(f"{self.folder}/index") as index,
+            ):
+                fcntl.flock(pixels, fcntl.LOCK_EX)  # the kernel frees it, however this ends
+                begin = os.fstat(pixels).st_size
+                if begin + size > self.most:
                     return False
-                pixels.write(HEADER.pack(row, *image.shape, zlib.crc32(content)) + content)
-                pixels.flush()
-                descriptor = os.open(self.folder / "index", os.O_WRONLY | os.O_CREAT, 0o600)
-                try:
-                    os.pwrite(
-                        descriptor, ENTRY.pack(begin + 1), row * ENTRY.size
-                    )  # last: it says that the rest is there
-                finally:
-                    os.close(descriptor)
+                if os.writev(pixels, [header, image]) != size:  # the disk is full now
+                    os.ftruncate(pixels, begin)
+                    return False
+                os.pwrite(
+                    index, ENTRY.pack(begin + 1), row * ENTRY.size
+                )  # last: it says that the rest is there
         except (
             OSError
         ):  # a full or read-only disk: the cache is a convenience, and every image can be decoded again
             return False
         return True
+
+
+@contextmanager
+def _opened(path: str, flags: int = 0) -> Iterator[int]:
+    """Opens a file for writing, which is made where it is not there."""
+    # without O_NONBLOCK a pipe of that name would be waited for
+    flags |= os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -172,17 +172,17 @@ def _decoded_bytes(section: DataSection) -> int:
         for path, shown in (*files_of(section, "test"), *files_of(section, "train")):
             rows, first, name = *parquet.glance(path, shown, section), shown
             count += rows
-    image = upright(first, name, Fit.of(section)).image
-    side = (section.size,) * 2 if section.size is not None else image.size
-    return count * side[0] * side[1] * len(image.getbands())
+    height, width, channels = upright(first, name, Fit.of(section)).pixels.shape
+    side = (section.size,) * 2 if section.size is not None else (height, width)
+    return count * side[0] * side[1] * channels
 
 
 def _shape(held: Encoded, rows: NDArray[np.int64], fit: Fit | None) -> tuple[int, int, int]:
     """Returns (c, h, w): three channels where one of a few images has colours; without `fit`, the first one's size."""
     few = rows[:: max(1, -(-len(rows) // CHANNELS_OF))].tolist()
-    images = [upright(held.read(row), held.name(row), fit).image for row in few]
-    width, height = images[0].size if fit is None else (fit.size, fit.size)
-    return max(len(image.getbands()) for image in images), height, width
+    shapes = [upright(held.read(row), held.name(row), fit).pixels.shape for row in few]
+    height, width = shapes[0][:2] if fit is None else (fit.size, fit.size)
+    return max(channels for _, _, channels in shapes), height, width
 
 
 def _transform(train: Streamed, section: DataSection, say: Say) -> Transform:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import resource
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -190,6 +191,24 @@ def test_the_cache_is_bounded_shared_and_checked(tmp_path: Path) -> None:
     assert np.array_equal(kept.get(9), image)
     (tmp_path / "c/pixels").unlink()
     assert kept.get(9) is None
+
+
+def test_a_full_disk_costs_the_cache_one_image(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (10, 9, 3), dtype=np.uint8)
+    kept = ImageCache(tmp_path / "c", most=1 << 20)
+    assert kept.put(0, image)
+    before = (tmp_path / "c/pixels").stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (before + 100, limits[1])
+    )  # the kernel writes 100 bytes of the next one
+    try:
+        assert not kept.put(1, image)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "c/pixels").stat().st_size == before
+    assert kept.put(2, image)
+    assert [row for row in range(3) if np.array_equal(kept.get(row), image)] == [0, 2]
 
 
 def test_the_second_pass_reads_no_file(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Training of the network that a study starts from, where a package's weights are of another task than the study's."""
+"""What the studies of trained networks share: settings, the quick form, and training of the network they start from.
+
+Training comes first where a package's weights are of another task than the study's.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,11 +10,41 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from fetch_assets import ASSETS
 from torch import nn
 
 import prunefront as pf
 from prunefront.pipelines.data import open_data
 from prunefront.pipelines.tasks import make_task
+
+ONE_PASS = {"candidates": 2, "epochs": 1, "precision": "float32", "optimizer": "adamw"}
+"""[training] of all of them, but for learning rate and batch size."""
+
+
+def quick_form(
+    study: Mapping[str, Any],
+    options: Mapping[str, Any],
+    data: Mapping[str, Any],
+    *,
+    learning_rate: float,
+    batch: int = 128,
+) -> dict[str, Any]:
+    """Returns the same study of a narrow network on made-up data: four candidates, of which one is trained.
+
+    options: of the network's factory.
+    """
+    name = f"{study['name']}-quick"
+    weights = str(ASSETS / f"{name}.safetensors")
+    return {
+        **study,
+        "name": name,
+        "model": {"factory": study["model"]["factory"], "options": dict(options), "weights": weights},
+        "data": dict(data),
+        "search": {"candidates": 4},
+        "training": ONE_PASS | {"candidates": 1, "learning_rate": learning_rate, "batch_size": batch},
+        "measure": {"pairs": 10},
+        "artifacts": {"pt2": False},  # a third of the time, and `prunefront export` makes one later
+    }
 
 
 def train(
