@@ -61,7 +61,7 @@ class ImageCache:
         size = HEADER.size + image.nbytes
         if max(image.shape) >= 1 << 16 or size > self.most:
             return False
-        header = HEADER.pack(row, *image.shape, zlib.crc32(image))
+        header = HEADER.pack(row, *image.shape, zlib.crc32(image.data))
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with (
@@ -72,7 +72,7 @@ class ImageCache:
                 begin = os.fstat(pixels).st_size
                 if begin + size > self.most:
                     return False
-                if os.writev(pixels, [header, image]) != size:  # the disk is full now
+                if os.writev(pixels, [header, image.data]) != size:  # the disk is full now
                     os.ftruncate(pixels, begin)
                     return False
                 os.pwrite(

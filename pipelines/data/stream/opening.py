@@ -174,7 +174,7 @@ def _decoded_bytes(section: DataSection) -> int:
             count += rows
     height, width, channels = upright(first, name, Fit.of(section)).pixels.shape
     side = (section.size,) * 2 if section.size is not None else (height, width)
-    return count * side[0] * side[1] * channels
+    return int(count * side[0] * side[1] * channels)
 
 
 def _shape(held: Encoded, rows: NDArray[np.int64], fit: Fit | None) -> tuple[int, int, int]:
