@@ -89,6 +89,7 @@ def test_one_process_searches_without_ray_and_needs_one_import(tmp_path: Path) -
     assert (artifact / "model.onnx").exists()
 
 
+@pytest.mark.long  # tests/packaging searches a network and data of one's own on Ray
 def test_own_model_searches_a_network_and_data_of_its_own(tmp_path: Path) -> None:
     out = run("own_model.py", tmp_path)
     assert "dense" in out

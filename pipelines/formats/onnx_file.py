@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import onnx
 from google.protobuf.message import DecodeError, Message
 
 from prunefront.errors import PrunefrontError
 from prunefront.reading import read_bytes
+
+if TYPE_CHECKING:
+    import onnx
 
 LARGEST = 2 << 30
 """Largest ONNX file that is read, in bytes: the most that one protobuf message can hold."""
@@ -34,6 +37,8 @@ def read_model(model: bytes | Path) -> bytes:
         raise PrunefrontError(
             f"{name} is in ONNX Runtime's own format (ORT), which is not read; export it as ONNX"
         )
+    import onnx  # a second of imports, which processes that read no model are spared
+
     try:
         proto = onnx.ModelProto.FromString(data)
     except DecodeError:
@@ -51,8 +56,10 @@ def read_model(model: bytes | Path) -> bytes:
     return data
 
 
-def _parts(message: Message) -> Iterator[onnx.TensorProto | onnx.NodeProto]:
+def _parts(message: Message) -> "Iterator[onnx.TensorProto | onnx.NodeProto]":
     """Yields every tensor and node anywhere: initialisers, attributes, subgraphs, functions, sparse parts."""
+    import onnx
+
     if isinstance(message, onnx.TensorProto):
         yield message
         return

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +22,6 @@ from prunefront.pipelines.artifacts.card import card
 from prunefront.pipelines.artifacts.publish import Artifact
 from prunefront.pipelines.data.samples import Samples, example_of, positional
 from prunefront.pipelines.formats.example import forward, mapped
-from prunefront.pipelines.formats.int8 import check_int8, quantise_onnx
-from prunefront.pipelines.formats.onnx_export import check, export
-from prunefront.pipelines.formats.onnx_refill import Refill
 from prunefront.pipelines.formats.weights import unpack_weights
 from prunefront.pipelines.loops import Budget, make_loop
 from prunefront.pipelines.loops.checkpoint import LoopSnapshot
@@ -67,6 +64,9 @@ from prunefront.pruners.saved import PLAN, WEIGHTS, attributes_of, pack_network,
 from prunefront.reading import read_bytes
 from prunefront.search.outcomes.measurement import Measurement
 from prunefront.text import one_line
+
+if TYPE_CHECKING:
+    from prunefront.pipelines.formats.onnx_refill import Refill
 
 log = logging.getLogger(__name__)
 
@@ -405,6 +405,8 @@ class Evaluator:
         """Weights and ONNX, each compared with torch before it counts."""
         onnx = folder / "model.onnx"
         if integers(plan):
+            from prunefront.pipelines.formats.int8 import check_int8, quantise_onnx  # see `_write_onnx`
+
             whole = folder / "float.onnx"
             floats = with_float_inputs(model)
             self._write_onnx(floats, whole)
@@ -426,6 +428,9 @@ class Evaluator:
 
     def _write_onnx(self, model: nn.Module, path: Path) -> None:
         """Fills the dense network's file with the model's weights; exports the model where the two then differ."""
+        # onnx takes a second to import, which processes that only score or gather are spared
+        from prunefront.pipelines.formats.onnx_export import check, export
+
         examples = self._images(3)
         try:
             path.write_bytes(self._filled(model))
@@ -441,6 +446,8 @@ class Evaluator:
 
     def _filled(self, model: nn.Module) -> bytes:
         if self._refill is None:
+            from prunefront.pipelines.formats.onnx_refill import Refill  # see `_write_onnx`
+
             try:
                 self._refill = Refill(self.bench.dense_onnx, self.bench.dense_model().cpu(), self._images(2))
             except PrunefrontError as error:

@@ -105,9 +105,7 @@ class LocalWorkers:
         return None
 
     def gather(self, bench: Workbench, batches: Sequence[Batch], needs: Set[str]) -> Statistics:
-        here = bench.on_this_machine()
-        loss = make_task(bench.task).loss
-        return collect(here.dense_model(), bench.graph, on_device(batches, here.device), needs, loss)
+        return gather_here(bench, batches, needs, self._section.cpus_per_worker)
 
     def equip(self, bench: Workbench) -> None:
         self._bench = bench
@@ -146,6 +144,17 @@ class LocalWorkers:
         self, function: Callable[..., T], items: Sequence[Any], shared: Sequence[Any]
     ) -> list[T | Failure]:
         return [function(item, *shared) for item in items]
+
+
+def gather_here(bench: Workbench, batches: Sequence[Batch], needs: Set[str], threads: int) -> Statistics:
+    """Returns the dense network's statistics, gathered in this process with so many threads."""
+    here, before = bench.on_this_machine(), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        loss = make_task(bench.task).loss
+        return collect(here.dense_model(), bench.graph, on_device(batches, here.device), needs, loss)
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

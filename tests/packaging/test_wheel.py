@@ -203,7 +203,10 @@ def test_the_sdist_makes_the_same_wheel(tree: Path, wheel: Path, tmp_path: Path)
     assert contents(build_wheel(unpacked, tmp_path / "again")) == contents(wheel)
 
 
-@pytest.mark.parametrize("packages", [True, False], ids=["packages", "plain folders"])
+@pytest.mark.parametrize(
+    "packages",
+    [pytest.param(True, id="packages"), pytest.param(False, id="plain folders", marks=pytest.mark.long)],
+)
 def test_a_study_runs_beside_modules_of_the_same_names(
     installed: Path, tmp_path: Path, packages: bool
 ) -> None:

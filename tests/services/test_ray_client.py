@@ -132,7 +132,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_a_study_is_driven_through_the_ray_client(head: Head, project: Path) -> None:
-    (project / "s.toml").write_text(STUDY + "[artifacts]\nshared = true\n")
+    (project / "s.toml").write_text(STUDY.replace("pt2 = false", "pt2 = false\nshared = true"))
     environment = head.environment | {"RAY_RUNTIME_ENV": json.dumps({"working_dir": "."})}
     done = search(project, head.address, environment)
     assert done.returncode == 0, done.stdout + done.stderr

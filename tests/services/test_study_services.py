@@ -55,7 +55,7 @@ precision = "float32"
 [measure]
 pairs = 10
 [cluster]
-workers = 2
+workers = 1
 [artifacts]
 pt2 = false
 uri = "{artifacts}"

@@ -21,6 +21,7 @@ from prunefront.pipelines.events.metrics import export_metrics
 from prunefront.pipelines.journal.layout import TUNE
 from prunefront.pipelines.measure.target import Target
 from prunefront.pipelines.stores.spool import Refuge
+from prunefront.pipelines.workers.in_process import gather_here
 from prunefront.pipelines.workers.inheritance import Inheritance
 from prunefront.pipelines.workers.on_ray.checkpoints import kept_in
 from prunefront.pipelines.workers.on_ray.gather import gather
@@ -30,11 +31,16 @@ from prunefront.pipelines.workers.rung_results import OnRung
 from prunefront.pipelines.workers.trial import Checkpoints, OnTrained, Queue
 from prunefront.pipelines.workers.workbench import Workbench
 from prunefront.pipelines.workers.workers import Process, Say, Training
+from prunefront.pruners.plan.cost import cost
 from prunefront.pruners.statistics import Batch, Statistics
 from prunefront.search.outcomes.measurement import Failure
 from prunefront.text import first_line
 
 T = TypeVar("T")
+
+GATHERED_HERE = 10**10
+"""Most MACs of a pass over calibration data whose statistics the driver gathers: a second or two, in which no worker
+process would have imported torch."""
 
 
 class ActorProcess:
@@ -70,6 +76,9 @@ class RayWorkers:
         return find_device(section, dense_onnx)
 
     def gather(self, bench: Workbench, batches: Sequence[Batch], needs: Set[str]) -> Statistics:
+        macs = cost(bench.graph).macs * bench.calibration_images
+        if macs <= GATHERED_HERE and bench.device == "cpu":
+            return gather_here(bench, batches, needs, self._section.cpus_per_worker)
         return gather(
             bench.model,
             bench.classes,

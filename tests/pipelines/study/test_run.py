@@ -219,7 +219,8 @@ def test_a_second_search_does_not_overwrite_the_first(searched: Path) -> None:
 
 
 def test_a_killed_search_is_resumed_and_repeats_nothing(tmp_path: Path) -> None:
-    (tmp_path / "s.toml").write_text(STUDY.replace("candidates = 4", "candidates = 1"))
+    text = STUDY.replace("candidates = 4", "candidates = 1").replace("workers = 2", "workers = 1")
+    (tmp_path / "s.toml").write_text(text)
     prepare(tmp_path / "s.toml")
     first = subprocess.Popen(
         [PROGRAM, "search", "s.toml"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -300,7 +301,7 @@ def test_candidates_that_raise_die_or_diverge_are_recorded_and_the_search_goes_o
         'name = "u"\n[model]\nfactory = "unlucky:Unlucky"\n[dense]\nepochs = 1\n'
         '[space]\ncriteria = ["l1"]\n[search]\nsearcher = "random"\ncandidates = 8\n'
         '[training]\ncandidates = 8\nepochs = 1\nprecision = "float32"\n[measure]\npairs = 10\n'
-        "[artifacts]\npt2 = false\n"
+        "[artifacts]\npt2 = false\n[cluster]\nworkers = 1\n"
     )
     out = prunefront("search", "s.toml", folder=tmp_path)
     told = {e["key"]: e["outcome"] for e in events(tmp_path, "u", "told")}
