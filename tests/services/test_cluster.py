@@ -53,8 +53,8 @@ from torch import nn
 from layers import layer
 
 class Mine(nn.Sequential):
-    def __init__(self):
-        super().__init__(*layer(1, 8), *layer(8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    def __init__(self, width):
+        super().__init__(*layer(1, width), *layer(width, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
 """
 LAYERS = """\
 from torch import nn
