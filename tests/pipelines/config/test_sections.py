@@ -90,6 +90,8 @@ def test_every_part_of_a_study_has_names_and_types_of_the_whole() -> None:
             for call in ast.walk(tree):
                 if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(".part"):
                     name = ast.unparse(call.args[0])
+                    if name.startswith("'"):  # a part of the data
+                        continue
                     asked.add(getattr(importlib.import_module(origin[name] or ""), name))
     assert len(asked) >= 10
     for part in asked:
