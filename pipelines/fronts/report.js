@@ -292,12 +292,19 @@
         place.drawn.append(mark);
         const names = namesOf(row);
         if (names.length) {
-          const middle = cx > (place.left + place.right) / 2;
-          const taken = [...labels, ...D.rows.filter((other) => other !== row).map((other) => [place.px(x(other)), place.py(y(other)) + 4])];
-          const free = (ly) => ly > place.top + 10 && ly < place.bottom && !taken.some(([ox, oy]) => Math.abs(ox - cx) < 60 && Math.abs(oy - ly) < 15);
-          const ly = [cy - 14, cy + 24].find(free) ?? (cy < place.top + 24 ? cy + 24 : cy - 14);
-          labels.push([cx, ly]);
-          place.drawn.append(svg("text", { x: cx + (middle ? 6 : -6), y: ly, "text-anchor": middle ? "end" : "start", class: "named" }, names.join(", ")));
+          const words = names.join(", "), wide = 7 * words.length, middle = cx > (place.left + place.right) / 2;
+          const [near, side] = middle ? [cx + 6, "end"] : [cx - 6, "start"];
+          const places = [[near, cy - 14, side], [near, cy + 24, side], [cx - 12, cy + 4, "end"], [cx + 12, cy + 4, "start"]];
+          const dots = D.rows.filter((other) => other !== row).map((other) => [place.px(x(other)), place.px(x(other)), place.py(y(other)) + 4]);
+          const box = ([lx, , anchor]) => (anchor === "end" ? [lx - wide, lx] : [lx, lx + wide]);
+          const free = (spot) => {
+            const [from, to] = box(spot);
+            return from > place.left && to < place.right && spot[1] > place.top + 10 && spot[1] < place.bottom
+              && ![...labels, ...dots].some(([a, b, ly]) => b > from - 8 && a < to + 8 && Math.abs(ly - spot[1]) < 14);
+          };
+          const spot = places.find(free) ?? places[cy < place.top + 24 ? 1 : 0];
+          labels.push([...box(spot), spot[1]]);
+          place.drawn.append(svg("text", { x: spot[0], y: spot[1], "text-anchor": spot[2], class: "named" }, words));
         }
       }
     });
@@ -363,7 +370,7 @@
     if (!up) stops.reverse();
     if (up) stops.push(null); else stops.unshift(null);  // the loose end: no bound
     const word = cost ? AXES[axis].label : METRIC, units = cost ? AXES[axis].unit : D.metric.unit;
-    const number = el("input", { type: "number", step: "any", id: `number-${axis}`, placeholder: "no bound", "aria-label": `${word} ${up ? "at most" : "at least"}, in ${units || "its own unit"}` });
+    const number = el("input", { type: "number", step: "any", id: `number-${axis}`, placeholder: "any", "aria-label": `${word} ${up ? "at most" : "at least"}, in ${units || "its own unit"}` });
     const slider = el("input", { type: "range", min: 0, max: stops.length - 1, step: 1, id: `range-${axis}`, "aria-label": `${word} ${up ? "at most" : "at least"}` });
     const said = el("div", { class: "small" });
     const set = (shown) => { setBound(axis, shown === null || shown === "" ? NaN : exact(Number(shown) * factor)); update(); };
