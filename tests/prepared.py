@@ -33,7 +33,7 @@ def prepare(file: Path, **settings: Any) -> None:
         open_folder(config, resume=False, fresh=False)
         shutil.copytree(made, config.path / PREPARED)
         if config.tracking.uri is None and not (database := config.folder / "mlflow.db").exists():
-            shutil.copy(_empty_mlflow(), database)
+            shutil.copy(empty_mlflow(), database)
 
 
 def _prepared(config: StudyConfig) -> Path:
@@ -49,7 +49,7 @@ def _prepared(config: StudyConfig) -> Path:
 
 
 @cache
-def _empty_mlflow() -> Path:
+def empty_mlflow() -> Path:
     """A database as MLflow makes it: a hundred migrations, seconds of work, the same for each study."""
     path = Path(tempfile.mkdtemp(prefix="mlflow-")) / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()

@@ -15,6 +15,7 @@ from types import ModuleType
 import pytest
 
 import prunefront as pf
+from tests.prepared import empty_mlflow
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -37,23 +38,13 @@ Here = Callable[..., str]
 """Runs an example as `python NAME ARGUMENTS` does, and returns what it prints."""
 
 
-@pytest.fixture(scope="module")
-def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow store without a study, whose migrations take seconds."""
-    from mlflow.tracking import MlflowClient
-
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
-    return file
-
-
 @pytest.fixture
 def here(
-    tmp_path: Path, fresh_store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Here]:
     """Runs in this process, which has imported already what takes an example longest."""
     (tmp_path / "studies").mkdir()
-    shutil.copy(fresh_store, tmp_path / "studies/mlflow.db")
+    shutil.copy(empty_mlflow(), tmp_path / "studies/mlflow.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(EXAMPLES)
 

@@ -1,7 +1,7 @@
 """Validation samples that each network of the front newly gets wrong, beside the dense network."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from io import BytesIO
 from typing import Any
@@ -62,11 +62,13 @@ def mistakes(
     *,
     threads: int,
     seconds: float | None,
+    say: Callable[[str], None],
 ) -> Mistakes | None:
     """Returns how networks differ from the dense one, sample by sample.
 
     files: name -> ONNX file, the dense network's among them. None for a task without labels, or whose samples are not
-    simply right or wrong, and where the dense network cannot be run on them. A network that cannot is left out.
+    simply right or wrong, and where the dense network cannot be run on them. A network that cannot is left out. What
+    could not be run is said.
     """
     if not make_task(section).labels or DENSE not in files:
         return None
@@ -78,6 +80,9 @@ def mistakes(
             strict=True,
         )
     )
+    for name, right in found.items():
+        if isinstance(right, Failure):
+            say(f"validation samples of {name} are not compared: {right.kind}: {right.reason}")
     dense = found.pop(DENSE)
     if not isinstance(dense, list):
         return None

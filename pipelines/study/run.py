@@ -246,7 +246,9 @@ def _report(
 
     def look(files: Mapping[str, bytes]) -> None:
         validation = network.splits.part("validation")
-        found = mistakes(files, validation, section, workers, threads=threads, seconds=seconds)
+        found = mistakes(
+            files, validation, section, workers, threads=threads, seconds=seconds, say=session.display.say
+        )
         if found is not None:
             write_json(folder / MISTAKES, to_json(found))
 

@@ -5,8 +5,14 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 from tests.services import ceph
+
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
+    "--no-first-run"
+)
 
 
 def require(*programs: str) -> None:
@@ -28,3 +34,15 @@ def ceph_s3() -> Iterator[ceph.S3Server]:
     require(*ceph.PROGRAMS)
     with ceph.running() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium, without a page."""
+    require("chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=FLAGS.split(), timeout=60_000
+        )
+        yield browser
+        browser.close()

@@ -1,7 +1,6 @@
 """`ui.serve` looked at in a real browser: the study, its candidates, the front as page and table."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from prunefront.pipelines.config.read import parse
 from prunefront.pipelines.fronts.report import write_report
@@ -17,7 +16,6 @@ from prunefront.pipelines.fronts.row import read_rows
 from prunefront.pipelines.fronts.unfinished import FrontSections
 from prunefront.pipelines.tracking.tracker import MlflowTracker
 from prunefront.search.outcomes.measurement import Failure, Measurement
-from tests.services.conftest import require
 from tests.services.ports import free_port
 
 pytestmark = [
@@ -28,11 +26,6 @@ pytestmark = [
         "ignore:The ``noload`` loader strategy is deprecated:sqlalchemy.exc.SADeprecationWarning"
     ),
 ]
-
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync "
-    "--no-first-run"
-)
 
 
 def row(key: str, kept: float) -> dict[str, object]:
@@ -108,17 +101,6 @@ def open_socket(port: int) -> None:
     import socket
 
     socket.create_connection(("127.0.0.1", port), timeout=2).close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    require("chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=FLAGS.split(), timeout=60_000
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

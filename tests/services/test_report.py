@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from prunefront.pipelines.artifacts.manifest import LIMITS
 from prunefront.pipelines.artifacts.publish import publish
@@ -28,8 +28,6 @@ from prunefront.pipelines.journal.journal import write_json
 from prunefront.pipelines.journal.layout import FRONT, JOURNAL, MISTAKES, STUDY
 from prunefront.pipelines.stages.mistakes import thumbnail, to_json
 from prunefront.pipelines.stores.folder import DirectoryStore
-from tests.services.conftest import require
-from tests.services.test_mlflow_ui import FLAGS
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
@@ -109,17 +107,6 @@ def onnx_file(here: Path) -> Path:
         graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ends[:1], ends[1:])
         onnx.save(helper.make_model(graph), file)
     return file
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    require("chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=FLAGS.split(), timeout=60_000
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,10 +1,8 @@
 """What networks newly get wrong, against the answers themselves."""
 
 import base64
-from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,19 +10,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from prunefront.pipelines.config.sections import TaskSection
+from prunefront.pipelines.config.sections import ClusterSection, TaskSection
 from prunefront.pipelines.data import Split, Splits, Transform
 from prunefront.pipelines.formats.onnx_export import export
 from prunefront.pipelines.fronts.mistakes import read_mistakes
 from prunefront.pipelines.journal.journal import StudyFolderError, write_json
 from prunefront.pipelines.stages.mistakes import SHOWN, mistakes, thumbnail, to_json
-
-
-class Here:
-    """Workers that are this process."""
-
-    def each(self, function: Callable[..., Any], items: Sequence[Any], shared: Sequence[Any]) -> list[Any]:
-        return [function(item, *shared) for item in items]
+from prunefront.pipelines.workers.in_process import LocalWorkers
 
 
 def network(seed: int, folder: Path) -> tuple[nn.Module, bytes]:
@@ -46,15 +38,19 @@ def test_changed_samples_are_those_whose_answer_changed(tmp_path: Path) -> None:
     )
     made = {name: network(seed, tmp_path) for seed, name in enumerate(("dense", "a"))}
     files = {name: onnx for name, (_, onnx) in made.items()} | {"broken": b"no network"}
+    said: list[str] = []
     found = mistakes(
         files,
         splits.part("validation"),
         TaskSection(),
-        Here(),
+        LocalWorkers(ClusterSection()),
         threads=1,
-        seconds=None,  # type: ignore[arg-type]
+        seconds=None,
+        say=said.append,
     )
     assert found is not None
+    (line,) = said
+    assert line.startswith("validation samples of broken are not compared: ")
     assert (found.samples, found.networks.keys()) == (300, {"a"})
     inputs = (torch.from_numpy(images).float() / 255 - 0.5) / 0.25
     right = {name: (model(inputs).argmax(1).numpy() == labels) for name, (model, _) in made.items()}
@@ -76,8 +72,8 @@ def test_changed_samples_are_those_whose_answer_changed(tmp_path: Path) -> None:
 def test_tasks_without_right_and_wrong_have_none(tmp_path: Path) -> None:
     split = Split(np.zeros((4, 1, 8, 8), np.uint8), np.zeros(4, np.int64))
     splits = Splits(split, split, split, Transform((0.5,), (0.25,)), 3)
-    arguments = (splits.part("validation"), TaskSection(name="embedding"), Here())
-    assert mistakes({"dense": b""}, *arguments, threads=1, seconds=None) is None  # type: ignore[arg-type]
+    arguments = (splits.part("validation"), TaskSection(name="embedding"), LocalWorkers(ClusterSection()))
+    assert mistakes({"dense": b""}, *arguments, threads=1, seconds=None, say=print) is None
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 100, 20)])
